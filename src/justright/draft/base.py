@@ -1,0 +1,90 @@
+"""What a drafter is: something that guesses the next tokens, as a tree, for the engine to verify.
+
+A drafter never decides what is emitted. The engine verifies every guess with the model itself, so a bad
+drafter costs time and never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A tree of guessed tokens below the last verified token.
+
+    Nodes are in topological order: ``parents[i] < i``, and -1 stands for the last verified token. A chain has
+    ``parents == [-1, 0, 1, ...]``. Siblings carry distinct tokens, in the order in which verification tries them.
+
+    Attributes:
+        token_ids: one token per node.
+        parents: index of each node's parent; -1 for a child of the last verified token.
+        probs: the drafter's estimate, per node, that the node will be accepted (the probability of its whole
+            path). Their sum is the expected number of accepted tokens.
+        proposal: for drafts that were *sampled*: row ``i`` is the distribution ``[vocab]`` from which the
+            children of node ``i - 1`` were drawn without replacement (row 0: the children of the last verified
+            token), shape ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each guess).
+    """
+
+    token_ids: Sequence[int] = ()
+    parents: Sequence[int] = ()
+    probs: Sequence[float] = ()
+    proposal: Tensor | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def score(self) -> float:
+        """Expected number of accepted tokens: the sum of the nodes' path probabilities."""
+        return float(sum(self.probs))
+
+    def first(self, count: int) -> Draft:
+        """The tree cut to its first ``count`` nodes (topological order keeps it a tree)."""
+        if count >= len(self):
+            return self
+        proposal = None if self.proposal is None else self.proposal[: count + 1]
+        return Draft(self.token_ids[:count], self.parents[:count], self.probs[:count], proposal)
+
+
+EMPTY_DRAFT = Draft()
+
+
+class Drafter(Protocol):
+    """The interface that the engine drives; one object serves many requests at once.
+
+    Life cycle of one request: ``start`` once, then any number of ``propose`` / ``observe`` pairs, then ``stop``
+    exactly once, also when the request is cancelled or fails. The engine is the only caller, from one thread.
+    """
+
+    name: str
+    needs_hidden: bool
+    """Whether ``observe`` must be given the verifier's last hidden state."""
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        """Begin a request whose prompt is ``prompt_ids``."""
+        ...
+
+    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+        """Take note of newly verified tokens.
+
+        Args:
+            request_id: the request.
+            token_ids: tokens appended to the output since the last call, at least one.
+            hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the last
+                of ``token_ids`` (the state that predicted it); None unless ``needs_hidden``.
+        """
+        ...
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """Guess what follows everything observed so far, with at most ``max_nodes`` nodes (maybe none)."""
+        ...
+
+    def stop(self, request_id: Hashable) -> None:
+        """Forget the request."""
+        ...

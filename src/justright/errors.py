@@ -1,0 +1,55 @@
+"""Every error that justright raises on purpose.
+
+    JustrightError                      exit code
+    ├── UsageError            2         the request itself makes no sense (an option, a prompt, a value)
+    ├── SourceError           3         the model cannot be found or fetched
+    │   └── CheckpointError   3         it was found, and is damaged, incomplete or of a kind we refuse
+    ├── UnsupportedModelError 4         a family, cache kind or layout that justright does not know
+    ├── ResourceError         5         no room: disk, memory, context
+    └── MissingExtraError     6         an optional dependency is needed; the message names the command
+
+A message says what was found, what is allowed and what to do. The CLI prints it without a traceback
+(``--debug`` shows one) and ends with the exit code.
+"""
+
+from __future__ import annotations
+
+
+class JustrightError(Exception):
+    """The root of every error raised on purpose; ``exit_code`` is what the CLI ends with."""
+
+    exit_code = 1
+
+
+class UsageError(JustrightError):
+    """The request makes no sense: a bad option, an empty prompt, an unknown value."""
+
+    exit_code = 2
+
+
+class SourceError(JustrightError):
+    """The model cannot be found or fetched."""
+
+    exit_code = 3
+
+
+class CheckpointError(SourceError):
+    """The checkpoint was found, and is damaged, incomplete, or of a kind we refuse to load."""
+
+
+class UnsupportedModelError(JustrightError):
+    """A model family, cache kind or layout that justright does not support."""
+
+    exit_code = 4
+
+
+class ResourceError(JustrightError):
+    """Not enough of something: disk, memory, context positions."""
+
+    exit_code = 5
+
+
+class MissingExtraError(JustrightError):
+    """An optional dependency is needed and is not installed."""
+
+    exit_code = 6
