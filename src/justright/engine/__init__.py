@@ -1,0 +1,1 @@
+"""The decode engine: our own loop around any transformers causal language model."""

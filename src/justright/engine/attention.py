@@ -1,0 +1,253 @@
+"""Attention over our cache: what transformers' models call instead of their own.
+
+The engine runs every model without a transformers cache and with this function as its attention (transformers'
+``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a `StepPlan` says which
+run of it belongs to which sequence and what each token may see. The function writes the new keys and values into the
+cache and attends each run to its own sequence, so sequences of any length share a batch without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from justright.engine.cache import KVCache
+from justright.models.architectures import Window
+
+ATTENTION_NAME = "justright"
+_GROUPED_QUERIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The tokens of one sequence within a step.
+
+    Attributes:
+        slot: the sequence's row in the cache.
+        start: first token within the flat step.
+        positions: absolute position of each token, ``[tokens]``, int64.
+        tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain chain.
+    """
+
+    slot: int
+    start: int
+    positions: Tensor
+    tree: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What the attention function needs to know of one forward.
+
+    Attributes:
+        cache: where the new keys and values go.
+        runs: the sequences, in the order of the flat step; they cover it without gaps.
+        windows: per decoder layer, its reach; None for full attention.
+        positions: of all tokens of the step, ``[tokens]``.
+        index_scaled: the architecture table's flag, see `rescale_by_position`.
+    """
+
+    cache: KVCache
+    runs: Sequence[Run]
+    windows: Sequence[Window | None]
+    positions: Tensor
+    index_scaled: bool = False
+    _masks: dict[tuple[int, Window | None], tuple[int, Tensor | None]] = field(default_factory=dict)
+
+    def mask(self, index: int, window: Window | None) -> tuple[int, Tensor | None]:
+        """First visible cache entry of run ``index`` and its mask from there, built once a step.
+
+        Returns:
+            ``(first, mask)``: ``mask [tokens, past + tokens - first]`` bool, True = visible; None when all of
+            it is visible.
+        """
+        key = (index, window)
+        if key not in self._masks:
+            run = self.runs[index]
+            self._masks[key] = visible(run, self.cache.lengths[run.slot], window)
+        return self._masks[key]
+
+
+def visible(run: Run, past: int, window: Window | None) -> tuple[int, Tensor | None]:
+    """What the tokens of ``run`` may see, behind ``past`` cached tokens of the same sequence.
+
+    Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a token at
+    position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
+
+    Returns:
+        ``(first, mask)`` as in `StepPlan.mask`.
+    """
+    count = len(run)
+    positions = run.positions
+    first = 0
+    if window is not None:
+        earliest = int(positions.min())
+        size = window.size
+        first = earliest - size + 1 if window.kind == "sliding" else earliest // size * size
+        first = min(max(first, 0), past)
+    if count == 1 and window is None:
+        return 0, None
+    tree = run.tree
+    if tree is None:
+        tree = torch.ones(count, count, dtype=torch.bool, device=positions.device).tril()
+    mask = torch.ones(count, past - first + count, dtype=torch.bool, device=positions.device)
+    mask[:, past - first :] = tree
+    if window is not None:
+        cached = torch.arange(first, past, device=positions.device)
+        keys = torch.cat([cached, positions])[None, :]
+        queries = positions[:, None]
+        if window.kind == "sliding":
+            mask &= keys > queries - window.size
+        else:
+            mask &= keys >= queries // window.size * window.size
+    return first, None if bool(mask.all()) else mask
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    justright_plan: StepPlan,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Write the step's keys and values into the cache and attend (the signature is transformers').
+
+    Args:
+        module: the attention module; ``layer_idx`` names its layer.
+        query: ``[1, heads, tokens, head_dim]``.
+        key: ``[1, kv_heads, tokens, head_dim]``.
+        value: ``[1, kv_heads, tokens, value_head_dim]``.
+        attention_mask: unused; the plan knows better.
+        justright_plan: handed through the model's forward.
+        scaling: factor on the scores; ``head_dim ** -0.5`` if None.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (gemma2).
+        s_aux: ``[heads]`` attention sinks (gpt-oss).
+
+    Returns:
+        ``[1, tokens, heads, value_head_dim]`` and None for the weights.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    plan = justright_plan
+    window = plan.windows[layer]
+    if plan.index_scaled:
+        query = rescale_by_position(module, query, plan.positions)
+    outputs = []
+    for index, run in enumerate(plan.runs):
+        span = slice(run.start, run.start + len(run))
+        keys, values = plan.cache.write(layer, run.slot, key[0, :, span], value[0, :, span])
+        first, mask = plan.mask(index, window)
+        if first:
+            keys, values = keys[:, first:], values[:, first:]
+        outputs.append(attend(query[0, :, span], keys, values, mask, scaling, softcap, s_aux))
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return out.transpose(0, 1)[None], None
+
+
+def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor:
+    """Undo a query scale that the model took from the token's index in the step, and take it from its position.
+
+    Llama 4's layers without rotary embedding scale queries by ``log1p(floor((p + 1) / floor_scale)) * scale + 1``
+    with p counted from the length of a transformers cache, which we do not use.
+
+    Args:
+        module: the attention module.
+        query: ``[1, heads, tokens, head_dim]``.
+        positions: ``[tokens]``.
+    """
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+
+    def scale(p: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((p.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+
+    index = torch.arange(len(positions), device=positions.device)
+    ratio = scale(positions) / scale(index)
+    return (query * ratio[None, None, :, None]).to(query.dtype)
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of one sequence, grouped-query heads included.
+
+    Few queries are stacked by the group that shares a key head, so that each key is read once and not once per
+    query head; many are left to the library's kernel with the key heads repeated by a zero stride.
+
+    Args:
+        query: ``[heads, tokens, head_dim]``.
+        keys: ``[kv_heads, length, head_dim]``.
+        values: ``[kv_heads, length, value_head_dim]``.
+        mask: ``[tokens, length]`` bool, or None.
+        scaling: as in `attention`.
+        softcap: as in `attention`.
+        sinks: as ``s_aux`` in `attention`.
+
+    Returns:
+        ``[heads, tokens, value_head_dim]``.
+    """
+    heads, tokens, head_dim = query.shape
+    kv_heads = keys.shape[0]
+    groups = heads // kv_heads
+    if softcap is not None or sinks is not None:
+        return attend_reference(query, keys, values, mask, scaling, softcap, sinks)
+    if tokens <= _GROUPED_QUERIES:
+        stacked = query.reshape(1, kv_heads, groups * tokens, head_dim)
+        bias = None if mask is None else mask.repeat(groups, 1)
+        out = F.scaled_dot_product_attention(stacked, keys[None], values[None], attn_mask=bias, scale=scaling)
+        return out.reshape(heads, tokens, -1)
+    shape = (kv_heads, groups, -1, -1)
+    out = F.scaled_dot_product_attention(
+        query.reshape(kv_heads, groups, tokens, head_dim),
+        keys[:, None].expand(shape),
+        values[:, None].expand(shape),
+        attn_mask=mask,
+        scale=scaling,
+    )
+    return out.reshape(heads, tokens, -1)
+
+
+def attend_reference(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """The same as `attend`, written out; the only path for soft caps and sinks."""
+    heads, tokens, head_dim = query.shape
+    kv_heads = keys.shape[0]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    scores = query.reshape(kv_heads, -1, head_dim) @ keys.transpose(1, 2) * scale
+    scores = scores.reshape(heads, tokens, -1)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(heads, tokens, 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    return (weights.reshape(kv_heads, -1, weights.shape[-1]) @ values).reshape(heads, tokens, -1)

@@ -1,0 +1,106 @@
+"""What a verification costs on this machine: measured, kept, and corrected while running.
+
+Speculation pays only where verifying n tokens costs less than n times one. That curve differs between machines,
+models and context lengths, so it is measured, once a model and machine, and then follows what the steps really take.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_NEAR = 64
+_FAR = 2048
+_REPEATS = 5
+_LEARNING_RATE = 0.1
+
+TimeStep = Callable[[int, int], float]
+
+
+@dataclass(slots=True)
+class StepCost:
+    """Seconds of one forward over n tokens behind p cached ones: ``near(n) + (p - 64) * slope(n)``.
+
+    ``near`` interpolates what was measured at p = 64; ``slope`` is linear in n, from a second measurement further
+    back. `observe` corrects the curve for each size by what steps really took.
+
+    Attributes:
+        sizes: measured numbers of tokens, ascending, from 1.
+        near_s: seconds at 64 cached tokens, per size.
+        slope_s: extra seconds per cached token: for one token, and for each further one.
+    """
+
+    sizes: tuple[int, ...]
+    near_s: tuple[float, ...]
+    slope_s: tuple[float, float]
+    _factors: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._factors = np.ones(len(self.sizes))
+
+    @classmethod
+    def measure(cls, time_step: TimeStep, *, context: int, largest: int = _SIZES[-1]) -> StepCost:
+        """Measure with ``time_step(tokens, past) -> seconds``; medians of five after a warm-up each.
+
+        Args:
+            time_step: runs one forward.
+            context: the most tokens that the cache holds.
+            largest: the largest step ever run.
+        """
+        near = min(_NEAR, context // 4)
+        far = min(_FAR, context // 2)
+        sizes = tuple(n for n in _SIZES if n <= largest and n + near <= context)
+
+        def median(tokens: int, past: int) -> float:
+            time_step(tokens, past)
+            return statistics.median(time_step(tokens, past) for _ in range(_REPEATS))
+
+        near_s = [median(n, near) for n in sizes]
+        near_s = np.maximum.accumulate(near_s).tolist()
+        probe = max(n for n in sizes if n <= 16)
+        gap = max(far - near, 1)
+        one = max(median(1, far) - near_s[0], 0.0) / gap
+        many = max(median(probe, far) - near_s[sizes.index(probe)], 0.0) / gap
+        per_token = max(many - one, 0.0) / max(probe - 1, 1)
+        return cls(sizes, tuple(near_s), (one, per_token))
+
+    def curve(self, past: int, largest: int) -> NDArray[np.float64]:
+        """Seconds of a step of 1, 2, ..., ``largest`` tokens behind ``past`` cached ones: ``[largest]``."""
+        tokens = np.arange(1, largest + 1)
+        near = np.interp(tokens, self.sizes, np.asarray(self.near_s) * self._factors)
+        beyond = tokens > self.sizes[-1]
+        near[beyond] *= tokens[beyond] / self.sizes[-1]
+        one, more = self.slope_s
+        return near + max(past - _NEAR, 0) * (one + more * (tokens - 1))
+
+    def observe(self, tokens: int, past: int, seconds: float) -> None:
+        """Correct the curve near ``tokens`` by a step that took ``seconds``."""
+        expected = float(self.curve(past, tokens)[-1])
+        ratio = min(max(seconds / max(expected, 1e-9), 0.5), 2.0)
+        nearest = int(np.argmin(np.abs(np.asarray(self.sizes) - tokens)))
+        self._factors[nearest] *= ratio**_LEARNING_RATE
+
+    def save(self, path: Path) -> None:
+        """Write the measured curve as JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        data = {"sizes": self.sizes, "near_s": self.near_s, "slope_s": self.slope_s}
+        partial.write_text(json.dumps(data))
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> StepCost | None:
+        """What `save` wrote, or None if there is nothing usable."""
+        try:
+            data = json.loads(path.read_text())
+            one, more = data["slope_s"]
+            return cls(tuple(data["sizes"]), tuple(data["near_s"]), (float(one), float(more)))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None

@@ -1,0 +1,253 @@
+"""Sampling and verification: which drafted tokens stand, and what comes behind them.
+
+Greedy: a guess stands if it is the model's own argmax. Sampling: speculative sampling, which leaves the model's
+distribution exactly as it is (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). Logits are processed with
+transformers' own processors, node by node and only where the walk comes by, so every option of plain decoding means
+the same here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from justright.draft.base import Draft
+from justright.errors import UsageError
+
+# A top-1 to top-2 gap below this share of the top logit is within what another order of summation can change:
+# some 40 units in the last place of float32 after a few dozen layers (measured: tests/engine/test_packaged.py).
+_TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen; the defaults are greedy.
+
+    Attributes:
+        temperature: 0 = greedy; otherwise divides the logits.
+        top_k: keep the k most likely tokens; 0 = all.
+        top_p: keep the smallest set with at least this probability, in (0, 1].
+        min_p: keep tokens at least this share as likely as the most likely, in [0, 1].
+        repetition_penalty: > 1 makes tokens seen in prompt or output less likely (arXiv:1909.05858).
+        seed: of this request's own generator; None takes one from the system.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0 (1 is off)"),
+            "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),
+        }
+        for field in fields(self):
+            good, allowed = checks[field.name]
+            if not good:
+                raise UsageError(f"{field.name} is {getattr(self, field.name)}; allowed: {allowed}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    def processors(self) -> LogitsProcessorList:
+        """The logits processors, in the order in which transformers' ``generate`` applies them."""
+        chain = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if not self.greedy:
+            if self.temperature != 1:
+                chain.append(TemperatureLogitsWarper(self.temperature))
+            if self.top_k:
+                chain.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                chain.append(TopPLogitsWarper(self.top_p))
+            if self.min_p:
+                chain.append(MinPLogitsWarper(self.min_p))
+        return chain
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verification decided.
+
+    Attributes:
+        path: indices of the accepted nodes in the step, from the root (0) on; what the cache keeps.
+        token_ids: the accepted guesses and one more token, the model's own.
+        near_ties: how many of ``token_ids`` were chosen by a margin within floating-point noise.
+    """
+
+    path: list[int]
+    token_ids: list[int]
+    near_ties: int
+
+
+class Sampler:
+    """Chooses the tokens of one request: its options, its random generator, the tokens so far.
+
+    Stateful: every emitted token advances the generator and joins the context of the repetition penalty.
+    A deterministic draft consumes the generator exactly as plain decoding does, so with one seed the output is the
+    same token for token, whatever was drafted. (A sampled draft keeps the distribution, not the very tokens.)
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.params = params
+        self._processors = params.processors()
+        self._context = list(prompt_ids) if params.repetition_penalty != 1 else None
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def verify(self, draft: Draft, logits: Tensor) -> Verified:
+        """Walk the draft from its root as far as the model agrees, and choose the token behind it.
+
+        Args:
+            draft: nodes 1.. of the step (its parent -1 is the step's node 0).
+            logits: ``[nodes + 1, vocab]``, the model's, behind the root and behind each node.
+        """
+        if self.params.greedy and self._context is None:
+            return self._verify_greedy(draft, logits)
+        children = _children(draft)
+        path, tokens, ties = [0], [], 0
+        while True:
+            node = path[-1]
+            scores = self._process(logits[node])
+            token, accepted, tie = self._choose(scores, children[node], draft, node)
+            tokens.append(token)
+            ties += tie
+            if self._context is not None:
+                self._context.append(token)
+            if accepted is None:
+                return Verified(path, tokens, ties)
+            path.append(accepted)
+
+    def _verify_greedy(self, draft: Draft, logits: Tensor) -> Verified:
+        """`verify` without processors: all argmaxes at once."""
+        values, indices = (t.tolist() for t in logits.topk(2, dim=-1))
+        children = _children(draft)
+        path, tokens, ties = [0], [], 0
+        while True:
+            node = path[-1]
+            token = indices[node][0]
+            tokens.append(token)
+            ties += is_near_tie(values[node][0], values[node][1], logits.dtype)
+            accepted = next((c for c in children[node] if draft.token_ids[c - 1] == token), None)
+            if accepted is None:
+                return Verified(path, tokens, ties)
+            path.append(accepted)
+
+    def _process(self, row: Tensor) -> Tensor:
+        """Processed scores ``[vocab]`` in float32, as ``generate`` would have them."""
+        context = torch.tensor([self._context or []], dtype=torch.long, device=row.device)
+        scores: Tensor = self._processors(context, row[None].float())[0]
+        return scores
+
+    def _choose(
+        self, scores: Tensor, candidates: Sequence[int], draft: Draft, node: int
+    ) -> tuple[int, int | None, bool]:
+        """The next token, the accepted child that carries it (None if no child does), and whether by a hair."""
+        if self.params.greedy or draft.proposal is None:
+            if self.params.greedy:
+                top = scores.topk(2)
+                first, second = top.values.tolist()
+                token, tie = int(top.indices[0]), is_near_tie(first, second, scores.dtype)
+            else:
+                token, tie = draw(torch.softmax(scores, dim=-1), self._uniform())
+            return token, next((c for c in candidates if draft.token_ids[c - 1] == token), None), tie
+        target = torch.softmax(scores, dim=-1)
+        guesses = [draft.token_ids[c - 1] for c in candidates]
+        index, residual = speculative_sample(target, draft.proposal[node], guesses, self._generator)
+        if index is not None:
+            return guesses[index], candidates[index], False
+        token, tie = draw(residual, self._uniform())
+        return token, None, tie
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+
+def speculative_sample(
+    target: Tensor, proposal: Tensor, guesses: Sequence[int], generator: torch.Generator
+) -> tuple[int | None, Tensor]:
+    """Try sibling guesses in turn, so that accepted guess or residual draw together follow ``target`` exactly.
+
+    The guesses were drawn from ``proposal`` one after the other without replacement. Guess x is accepted with
+    probability min(1, p(x) / q(x)); when it is not, p becomes the normalised max(p - q, 0), and q loses x.
+
+    Args:
+        target: p, ``[vocab]``, the model's distribution.
+        proposal: q, ``[vocab]``, the drafter's.
+        guesses: distinct token ids, in the order in which they were drawn.
+        generator: consumes one uniform number a guess tried.
+
+    Returns:
+        Index of the accepted guess, or None; and the distribution ``[vocab]`` to draw from in that case.
+
+    Source: arXiv:2302.01318, Theorem 1; for several guesses arXiv:2305.09781, Algorithm 2, with the
+    proposal renormalised after each guess because ours are drawn without replacement.
+    """
+    p, q = target.double(), proposal.double()
+    for index, token in enumerate(guesses):
+        mass = q.sum()
+        if mass > 0:
+            q = q / mass
+        ratio = float(p[token] / q[token]) if q[token] > 0 else 0.0
+        if float(torch.rand((), generator=generator, dtype=torch.float64)) < ratio:
+            return index, p
+        rest = (p - q).clamp_min(0)
+        total = rest.sum()
+        p = rest / total if total > 0 else p
+        q = q.clone()
+        q[token] = 0
+    return None, p
+
+
+def draw(probabilities: Tensor, uniform: float) -> tuple[int, bool]:
+    """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
+
+    Returns:
+        The token, and whether ``uniform`` lies so near to a border between two tokens that floating-point noise
+        could move it over.
+    """
+    cdf = probabilities.double().cumsum(0)
+    point = uniform * float(cdf[-1])
+    token = int(torch.searchsorted(cdf, point, right=True))
+    token = min(token, len(cdf) - 1)
+    upper = float(cdf[token])
+    lower = upper - float(probabilities[token])
+    noise = _TIE_RELATIVE[torch.float32]
+    return token, min(upper - point, point - lower) < noise and upper - lower < 1 - noise
+
+
+def is_near_tie(first: float, second: float, dtype: torch.dtype) -> bool:
+    """Whether the gap of the two largest logits is within floating-point noise of ``dtype``."""
+    return first - second <= _TIE_RELATIVE.get(dtype, 1e-5) * max(abs(first), 1.0)
+
+
+def _children(draft: Draft) -> list[list[int]]:
+    """Per node of the step (0 = root): its children, in order."""
+    children: list[list[int]] = [[] for _ in range(len(draft) + 1)]
+    for index, parent in enumerate(draft.parents):
+        children[parent + 1].append(index + 1)
+    return children

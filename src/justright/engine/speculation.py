@@ -1,0 +1,125 @@
+"""How much to speculate: as much as pays, by measured cost and by how well this request's drafts have done.
+
+A drafter's own estimate is a guess about its guesses. Here it is calibrated by what came of earlier drafts of the
+same request, those that were verified and those that were not: a draft that was left aside is compared with
+the tokens that plain decoding then emits, so a request that has switched itself off notices for nothing when
+drafts become good again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from justright.draft.base import EMPTY_DRAFT, Draft
+from justright.engine.cost import StepCost
+
+_MARGIN = 1.05
+_MEMORY = 0.8
+_PRIOR = 0.7
+_BINS = 8
+_MAX_SHADOWS = 4
+
+
+@dataclass(slots=True)
+class Speculation:
+    """One request's record of its drafts.
+
+    ``reliability[b]`` is the recent ratio of accepted to expected tokens for drafts with 2**b to 2**(b+1)-1 nodes,
+    an exponential average that starts at ``_PRIOR``. Mutated by `verified`, `set_aside` and `emitted` only.
+    """
+
+    reliability: list[float] = field(default_factory=lambda: [_PRIOR] * _BINS)
+    _shadows: list[_Shadow] = field(default_factory=list)
+
+    def expected(self, draft: Draft) -> np.ndarray:
+        """Expected accepted tokens if the first 1, 2, ... nodes of ``draft`` are verified: ``[nodes]``."""
+        return np.cumsum(np.asarray(draft.probs, dtype=np.float64)) * self.reliability[_bin(draft)]
+
+    def verified(self, draft: Draft, used: int, accepted: int) -> None:
+        """The first ``used`` nodes of ``draft`` were verified and ``accepted`` of them accepted."""
+        score = draft.first(used).score
+        # When the whole of a truncated draft was accepted, what was cut off would have been worth as much.
+        self._learn(_bin(draft), accepted, score)
+
+    def set_aside(self, draft: Draft) -> None:
+        """``draft`` is not verified; remember it, to see whether it would have been right."""
+        if len(draft) and len(self._shadows) < _MAX_SHADOWS:
+            self._shadows.append(_Shadow(draft))
+
+    def emitted(self, token_ids: Sequence[int]) -> None:
+        """Tokens were emitted; compare them with the drafts set aside before."""
+        going = []
+        for shadow in self._shadows:
+            if shadow.follow(token_ids):
+                going.append(shadow)
+            else:
+                self._learn(_bin(shadow.draft), shadow.accepted, shadow.draft.score)
+        self._shadows = going
+
+    def _learn(self, index: int, accepted: float, expected: float) -> None:
+        ratio = min(accepted / max(expected, 1e-6), 1.5)
+        self.reliability[index] = _MEMORY * self.reliability[index] + (1 - _MEMORY) * ratio
+
+
+@dataclass(slots=True)
+class _Shadow:
+    """A draft that was not verified, followed along what was emitted instead."""
+
+    draft: Draft
+    node: int = -1
+    accepted: int = 0
+
+    def follow(self, token_ids: Sequence[int]) -> bool:
+        """Walk on; False once the draft has ended or gone wrong."""
+        for token in token_ids:
+            pairs = enumerate(zip(self.draft.token_ids, self.draft.parents, strict=True))
+            child = next((i for i, (t, parent) in pairs if parent == self.node and t == token), None)
+            if child is None:
+                return False
+            self.node = child
+            self.accepted += 1
+        return self.node in self.draft.parents
+
+
+def choose(
+    drafts: Sequence[Draft], records: Sequence[Speculation], pasts: Sequence[int], cost: StepCost
+) -> list[Draft]:
+    """Cut the drafts of one step so that expected tokens per second are the most; to nothing if none pays.
+
+    Nodes of all sequences compete by calibrated probability for a place in the step. Cutting a draft keeps its
+    first nodes. Speculation must beat the plain step by 5% to be worth its risk.
+
+    Args:
+        drafts: one a sequence, maybe empty.
+        records: the sequences' records.
+        pasts: cached tokens of each sequence.
+        cost: the measured cost of a step.
+
+    Returns:
+        The drafts to verify, cut.
+    """
+    if not any(len(draft) for draft in drafts):
+        return [EMPTY_DRAFT] * len(drafts)
+    gains = [record.expected(draft) for record, draft in zip(records, drafts, strict=True)]
+    steps = [(np.diff(gain, prepend=0.0), index) for index, gain in enumerate(gains)]
+    values = np.concatenate([value for value, _ in steps])
+    owners = np.concatenate([np.full(len(value), index) for value, index in steps])
+    # A node is never taken before one that stands earlier in its draft: stable order over running minima.
+    ranked = np.concatenate([np.minimum.accumulate(value) for value, _ in steps])
+    order = np.argsort(-ranked, kind="stable")
+    batch = len(drafts)
+    past = int(sum(pasts) / batch)
+    seconds = cost.curve(past, batch + len(order))[batch - 1 :]
+    rates = (batch + np.concatenate([[0.0], np.cumsum(values[order])])) / seconds
+    best = int(np.argmax(rates))
+    if rates[best] < _MARGIN * rates[0]:
+        return [EMPTY_DRAFT] * batch
+    counts = np.bincount(owners[order[:best]], minlength=batch)
+    return [draft.first(int(count)) for draft, count in zip(drafts, counts, strict=True)]
+
+
+def _bin(draft: Draft) -> int:
+    return min(max(len(draft), 1).bit_length() - 1, _BINS - 1)

@@ -1,0 +1,62 @@
+"""What one request cost and what speculation bought it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class RequestStats:
+    """Counts and wall-clock seconds of one request; in a batch, a shared step counts in full for each member.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        output_tokens: tokens emitted, the end token included.
+        prefill_s: running the prompt; gives the first token.
+        decode_s: all after it.
+        draft_s: of ``decode_s``: guessing, and learning from what was accepted.
+        verify_s: of ``decode_s``: the model's forwards.
+        verifications: forwards after the prefill, plain ones included.
+        plain_steps: of those, the ones without a draft.
+        drafted: guessed tokens that were verified.
+        accepted: guessed tokens that were emitted.
+        near_ties: tokens chosen by a margin within floating-point noise.
+        steps: per verification: output position at its start, tokens drafted, tokens accepted.
+    """
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    verifications: int = 0
+    plain_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    near_ties: int = 0
+    steps: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens emitted per verification: accepted + 1, on average; 1 for plain decoding."""
+        return (self.accepted + self.verifications) / self.verifications if self.verifications else 1.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens after the first, per second of decoding."""
+        return (self.output_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens per second of prefill."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, derived figures included, for JSON."""
+        return asdict(self) | {
+            "acceptance_length": self.acceptance_length,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+        }

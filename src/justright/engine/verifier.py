@@ -1,0 +1,271 @@
+"""The verifier: one forward of the model over a step's tokens, chains or trees, for several sequences at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from justright.engine import kernels
+from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
+from justright.engine.cache import KVCache
+from justright.errors import ResourceError, UsageError
+from justright.models.architectures import architecture_of, attention_windows, context_length, text_config
+
+CpuKernels = Literal["packed", "plain"]
+CacheKind = Literal["grow", "static"]
+
+AttentionInterface.register(ATTENTION_NAME, attention)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """The tokens of one sequence to run: the last emitted token (not yet in the cache) and a draft below it.
+
+    Attributes:
+        slot: cache row.
+        token_ids: the root and the draft's nodes, in topological order.
+        parents: parent of every node but the root, as indices into ``token_ids``; None for a chain.
+    """
+
+    slot: int
+    token_ids: Sequence[int]
+    parents: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the model says behind each token of a `StepInput`.
+
+    Attributes:
+        logits: ``[tokens, vocab]``.
+        hidden: ``[tokens, hidden_size]``, after the final norm.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class Verifier:
+    """A transformers causal language model, run by us: our cache, our attention, trees.
+
+    Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. A `step` must be followed by a
+    `keep` for each of its slots; what is not kept is forgotten.
+
+    Args:
+        model: loaded with ``attn_implementation="justright"`` (see `Verifier.load`).
+        slots: the largest number of sequences at once.
+        cache: "grow", or "static" (whole context allocated, shapes constant).
+        max_tokens: the longest sequence; the model's context by default.
+        prefill_chunk: tokens per prefill forward.
+
+    Raises:
+        UnsupportedModelError: a family without a row in the architecture table, or one whose state cannot be
+            rolled back.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int = 1,
+        cache: CacheKind = "grow",
+        max_tokens: int | None = None,
+        prefill_chunk: int = 512,
+    ) -> None:
+        self.model = model.eval()
+        self.architecture = architecture_of(model.config)
+        self.config: PretrainedConfig = text_config(model.config)
+        self.context = context_length(model.config)
+        self.windows = attention_windows(model.config)
+        self.prefill_chunk = prefill_chunk
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.cache_kind = cache
+        self.max_tokens = min(max_tokens or self.context, self.context)
+        self.cache = self._new_cache(slots)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        cpu_kernels: CpuKernels | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Verifier:
+        """Load a local checkpoint; ``options`` go to the constructor.
+
+        Args:
+            path: a checkpoint directory.
+            dtype: of the weights and the cache.
+            device: any torch device.
+            cpu_kernels: "packed" or "plain"; None takes packed where it exists.
+            trust_remote_code: run code that the checkpoint brings; never unless asked for by name.
+
+        Raises:
+            UsageError: packed kernels asked for where there are none.
+            UnsupportedModelError: see the class.
+        """
+        device = torch.device(device)
+        packable = kernels.supported(device, dtype)
+        if cpu_kernels == "packed" and not packable:
+            raise UsageError(
+                f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
+                "use --cpu-kernels plain, or --dtype float32"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(device)
+        if packable and cpu_kernels != "plain":
+            kernels.pack(model)
+        return cls(model, **options)
+
+    @property
+    def slots(self) -> int:
+        """Rows of the cache: the most sequences at once."""
+        return self.cache.slots
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; every sequence in the cache is forgotten."""
+        self.cache = self._new_cache(slots)
+
+    def prefill(self, slot: int, token_ids: Sequence[int]) -> Iterator[StepOutput | None]:
+        """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
+
+        Yields:
+            None after each chunk but the last (a place to stop), then the output of the last token.
+
+        Raises:
+            UsageError: an empty prompt.
+            ResourceError: longer than the context.
+        """
+        if not token_ids:
+            raise UsageError("the prompt is empty: give at least one token")
+        total = self.cache.lengths[slot] + len(token_ids)
+        if total > self.max_tokens:
+            raise ResourceError(
+                f"the prompt has {total} tokens and the context holds {self.max_tokens}: shorten the prompt"
+            )
+        for begin in range(0, len(token_ids), self.prefill_chunk):
+            chunk = token_ids[begin : begin + self.prefill_chunk]
+            last = begin + len(chunk) == len(token_ids)
+            [output] = self._forward([StepInput(slot, chunk)], only_last=True)
+            self.cache.keep(slot, range(len(chunk)))
+            yield output if last else None
+
+    def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
+        """Run one step for several sequences; nothing is kept until `keep`."""
+        return self._forward(inputs, only_last=False)
+
+    def keep(self, slot: int, path: Sequence[int]) -> None:
+        """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
+        self.cache.keep(slot, path)
+
+    def clear(self, slot: int) -> None:
+        """Forget slot ``slot``'s sequence."""
+        self.cache.clear(slot)
+
+    def move(self, source: int, target: int) -> None:
+        """Move a sequence to another slot."""
+        self.cache.move(source, target)
+
+    def time_step(self, tokens: int, past: int, slot: int = 0) -> float:
+        """Seconds that a step of ``tokens`` chain tokens takes behind ``past`` cached ones (contents arbitrary).
+
+        Slot ``slot`` must be empty, and is afterwards.
+        """
+        self.cache.reserve(slot, past + tokens)
+        self.cache.lengths[slot] = past
+        try:
+            begin = time.perf_counter()
+            self.step([StepInput(slot, [0] * tokens)])
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter() - begin
+        finally:
+            self.cache.clear(slot)
+
+    def _new_cache(self, slots: int) -> KVCache:
+        layers = self.config.num_hidden_layers
+        return KVCache(layers, slots, self.max_tokens, static=self.cache_kind == "static")
+
+    @torch.inference_mode()
+    def _forward(self, inputs: Sequence[StepInput], *, only_last: bool) -> list[StepOutput]:
+        plan = self._plan(inputs)
+        flat = torch.tensor([[t for one in inputs for t in one.token_ids]], device=self.device)
+        ends = [run.start + len(run) for run in plan.runs]
+        wanted = torch.tensor([end - 1 for end in ends], device=self.device) if only_last else 0
+        with self._head_input() as captured:
+            logits = self.model(
+                input_ids=flat,
+                position_ids=plan.positions[None],
+                use_cache=False,
+                logits_to_keep=wanted,
+                justright_plan=plan,
+            ).logits[0]
+        hidden = captured[0][0]
+        if only_last:
+            return [StepOutput(logits[i : i + 1], hidden[i : i + 1]) for i in range(len(inputs))]
+        return [
+            StepOutput(logits[run.start : end], hidden[run.start : end])
+            for run, end in zip(plan.runs, ends, strict=True)
+        ]
+
+    def _plan(self, inputs: Sequence[StepInput]) -> StepPlan:
+        runs = []
+        start = 0
+        for one in inputs:
+            count = len(one.token_ids)
+            self.cache.reserve(one.slot, count)
+            past = self.cache.lengths[one.slot]
+            if one.parents is None:
+                depths, tree = torch.arange(count), None
+            else:
+                depths, tree = tree_shape(one.parents)
+                tree = tree.to(self.device)
+            runs.append(Run(one.slot, start, (depths + past).to(self.device), tree))
+            start += count
+        positions = torch.cat([run.positions for run in runs])
+        return StepPlan(self.cache, runs, self.windows, positions, self.architecture.index_scaled)
+
+    @contextlib.contextmanager
+    def _head_input(self) -> Iterator[list[Tensor]]:
+        """Catch what goes into the head: the hidden states after the final norm."""
+        captured: list[Tensor] = []
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+
+def tree_shape(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Depths and visibility of a tree given by ``parents`` of nodes 1, 2, ... (node 0 is the root).
+
+    Returns:
+        ``depths [nodes]`` int64 and ``visible [nodes, nodes]`` bool: row sees itself and its ancestors.
+    """
+    count = len(parents) + 1
+    visible = torch.eye(count, dtype=torch.bool)
+    depths = [0] * count
+    for node, parent in enumerate(parents, start=1):
+        assert 0 <= parent < node, "a node's parent comes before it"
+        visible[node] |= visible[parent]
+        depths[node] = depths[parent] + 1
+    return torch.tensor(depths), visible
