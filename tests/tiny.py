@@ -44,6 +44,8 @@ _COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# A random model with tied embeddings tends to repeat one token; smollm3 and ernie4_5_moe stay tied.
+_UNTIED = {"tie_word_embeddings": False}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": WINDOW}
@@ -83,10 +85,11 @@ _DENSE: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN_WINDOW,
     "qwen3": _QWEN_WINDOW | {"head_dim": 16},
     "smollm3": {"use_sliding_window": True, "sliding_window": WINDOW},  # layer 3: no RoPE, slides
-    "gemma2": _GEMMA | {"attn_logit_softcapping": 5.0},
-    "gemma3_text": _GEMMA3,
-    "gemma3": {
-        "text_config": _COMMON | _GEMMA3,
+    "gemma2": _GEMMA | _UNTIED | {"attn_logit_softcapping": 5.0},
+    "gemma3_text": _GEMMA3 | _UNTIED,
+    "gemma3": _UNTIED
+    | {
+        "text_config": _COMMON | _GEMMA3 | _UNTIED,
         "vision_config": _VISION,
         "mm_tokens_per_image": 4,
         "image_token_index": 319,
@@ -100,7 +103,7 @@ _DENSE: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.5,
         "logits_scaling": 0.5,
     },
-    "starcoder2": {"sliding_window": WINDOW},
+    "starcoder2": _UNTIED | {"sliding_window": WINDOW},
 }
 _MOE: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -160,8 +163,8 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     tensors = dict(model.named_parameters()) | {
         name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")
     }
-    # Gemma multiplies its (tied) embeddings: without care each token predicts itself.
-    embedding_std = 0.4 / getattr(model.get_input_embeddings(), "scalar_embed_scale", 2.0)
+    # Gemma multiplies its embeddings: drawn as wide as the rest, they would drown the layers.
+    embedding_std = 0.2 / getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0)
     with torch.no_grad():
         for name in sorted(tensors):
             tensor = tensors[name]

@@ -113,6 +113,8 @@ def test_names_and_counts_on_disk(family: str, tmp_path: Path) -> None:
             expected |= {f"{prefix}.{n}".replace("{e}", str(e)) for n in names for e in range(experts)}
             expected |= {f"{prefix}.{n}" for n in row.moe.router_disk.names}
             assert shapes[f"{prefix}.{row.moe.router_disk.weight}"][0] == experts
+        part_of = {name: arch.parameter_part(row, name) for name in text}
+        assert {n for n in text if part_of[n] in ("experts", "router")} <= expected
         counts = {key: raw[key] for key in row.moe.count_keys if key in raw}
         assert counts
         assert set(counts.values()) == {experts}
@@ -150,6 +152,12 @@ def test_expert_layout_and_router_in_memory(family: str) -> None:
     state = model.state_dict()
     layers = arch.moe_layers(config)
     assert layers
+    listed = {
+        f"{row.memory.layer(layer)}.{name}"
+        for layer in layers
+        for name in (*layout.matrices, *layout.biases, *router.names)
+    }
+    assert listed == {n for n in state if arch.parameter_part(row, n) in ("experts", "router")}
     for layer in range(tiny.LAYERS):
         prefix = row.memory.layer(layer)
         assert (f"{prefix}.{layout.down}" in state) == (layer in layers)
@@ -206,6 +214,7 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
         if family == "gpt_oss":  # (up + 1) * gate * sigmoid(alpha * gate): only a zero gate closes it
             up.zero_()
             assert output().abs().max() > 0
+            up.copy_(kept[1])
         else:  # linear in up, not in gate
             up.mul_(2)
             torch.testing.assert_close(output(), 2 * plain)
