@@ -352,6 +352,10 @@ def test_context_length() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 1e4}
     assert arch.context_length(tiny.tiny_config("qwen2", rope_parameters=yarn)) == 2048
     assert arch.context_length(tiny.tiny_config("gpt_oss")) == 512
+    assert arch.rope_switch_length(tiny.tiny_config("gpt_oss")) is None
+    long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    phi3 = tiny.tiny_config("phi3", rope_parameters=long, original_max_position_embeddings=32)
+    assert arch.rope_switch_length(phi3) == 32
 
 
 def test_groups_count_only_where_routing_uses_them() -> None:

@@ -51,6 +51,7 @@ __all__ = [
     "num_experts",
     "num_layers",
     "parameter_part",
+    "rope_switch_length",
     "supported_families",
     "text_config",
 ]
@@ -106,9 +107,8 @@ def architecture_of(config: Config) -> Architecture:
     family = _get(config, "model_type")
     if not family:
         raise UnsupportedModelError(
-            "The config has no model_type, so the model's family is unknown. Found the keys: "
-            f"{', '.join(sorted(_keys(config))) or 'none'}. Add model_type to config.json; supported: "
-            f"{', '.join(supported_families())}."
+            "The config has no model_type, so the model's family is unknown. Add model_type to config.json; "
+            f"supported: {', '.join(supported_families())}."
         )
     inner = _get(config, "text_config") or config
     if family in RECURRENT or _recurrent_layers(inner):
@@ -173,6 +173,25 @@ def context_length(config: Config) -> int:
         original = rope.get("original_max_position_embeddings") or length
         length = max(length, int(original * rope.get("factor", 1)))
     return length
+
+
+def rope_switch_length(config: Config) -> int | None:
+    """The sequence length above which the rotary frequencies of *all* positions change, or None.
+
+    With LongRoPE ("longrope") and dynamic NTK ("dynamic") scaling, a forward whose largest position reaches
+    this length rotates every token differently: keys cached from shorter forwards are no longer valid.
+
+    Source: ``dynamic_rope_update`` of transformers' ``modeling_rope_utils.py``; ``generate`` recomputes the
+    cache of phi3 at this point (``Phi3ForCausalLM.prepare_inputs_for_generation``).
+    """
+    settings = text_config(config)
+    rope = getattr(settings, "rope_parameters", None) or {}
+    for scaling in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
+        if scaling.get("rope_type") == "longrope":
+            return int(scaling.get("original_max_position_embeddings") or settings.max_position_embeddings)
+        if scaling.get("rope_type") == "dynamic":
+            return int(settings.max_position_embeddings)
+    return None
 
 
 def attention_windows(config: Config) -> tuple[Window | None, ...]:
@@ -362,10 +381,6 @@ def _recurrent_layers(config: Config) -> bool:
 
 def _get(config: Config, key: str, default: Any = None) -> Any:
     return config.get(key, default) if isinstance(config, Mapping) else getattr(config, key, default)
-
-
-def _keys(config: Config) -> list[str]:
-    return [str(key) for key in (config if isinstance(config, Mapping) else vars(config))]
 
 
 def _setting(settings: Any, key: str | None, default: Any = None) -> Any:
