@@ -1,0 +1,43 @@
+"""The files of a checkpoint beside its weights, and writing files so that they survive a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# What a user needs beside the weights; weights, code and pickles are never copied.
+COMPANIONS = """
+    tokenizer.json tokenizer_config.json tekken.json spiece.model tokenizer.model* sentencepiece*.model
+    *.tiktoken vocab.json vocab.txt merges.txt special_tokens_map.json added_tokens.json
+    *.jinja additional_chat_templates/*.jinja chat_template.json generation_config.json
+    preprocessor_config.json processor_config.json LICENSE* LICENCE* NOTICE* USE_POLICY* README*
+""".split()
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizer, templates, generation config, licence and model card from one checkpoint to another."""
+    for pattern in COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file():
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                write_durably(copy, file.read_bytes())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable, where the system lets a directory be synced."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

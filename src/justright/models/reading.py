@@ -1,0 +1,383 @@
+"""Lazy reading of safetensors checkpoints: headers first, one tensor at a time after."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from justright.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+# safetensors' names -> (torch's names, bits). Those without a torch name can be listed, not loaded.
+DTYPES: dict[str, tuple[str | None, int]] = {
+    "F64": ("float64", 64),
+    "F32": ("float32", 32),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F6_E2M3": (None, 6),
+    "F6_E3M2": (None, 6),
+    "F4": (None, 4),
+    "C64": ("complex64", 64),
+    "I64": ("int64", 64),
+    "I32": ("int32", 32),
+    "I16": ("int16", 16),
+    "I8": ("int8", 8),
+    "U64": ("uint64", 64),
+    "U32": ("uint32", 32),
+    "U16": ("uint16", 16),
+    "U8": ("uint8", 8),
+    "BOOL": ("bool", 8),
+}
+TORCH_TO_NAME = {f"torch.{torch_name}": name for name, (torch_name, _) in DTYPES.items() if torch_name}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor; ``start`` and ``end`` are byte offsets in its file's data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """The tensor's size on disk."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """One safetensors file's header: its tensors in the order of their bytes, and its metadata."""
+
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+
+
+def read_header(file: Path) -> Header:
+    """Read and check a safetensors header; no tensor's bytes are read and torch is not imported.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or its header is corrupt.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if prefix == b"version ":
+                raise CheckpointError(
+                    f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
+                )
+            if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
+                raise _damaged(file, f"{size} bytes are too few for its header, or it is no safetensors file")
+            raw = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    try:
+        entries = json.loads(raw, object_pairs_hook=_no_duplicates)
+        metadata = entries.pop("__metadata__", {})
+        tensors = sorted(
+            (_tensor_info(file, *item) for item in entries.items()), key=lambda t: (t.start, t.end)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(file, f"its header is corrupt ({error})") from error
+    _check_extent(file, tensors, data_bytes=size - 8 - length)
+    return Header(tuple(tensors), metadata)
+
+
+class Checkpoint:
+    """A checkpoint directory, or one safetensors file, read one tensor at a time.
+
+    Life cycle: :meth:`open` reads and checks the headers only. :meth:`tensor` maps the tensor's shard into
+    memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Nothing is
+    ever written. Tensors handed out stay valid after closing.
+    """
+
+    def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
+        self.path = path
+        self._infos = {info.name: info for header in headers.values() for info in header.tensors}
+        self._headers = headers
+        self._open: dict[Path, Any] = {}
+        self._config: dict[str, Any] | None = None
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+
+        Raises:
+            CheckpointError: weights are missing, truncated, corrupt, duplicated, at odds with the index,
+                or not safetensors at all. The message says which file and what to do.
+        """
+        path = Path(path)
+        index: dict[str, str] = {}
+        if path.is_file():
+            files = [path]
+        elif (path / SINGLE).exists():
+            files = [path / SINGLE]
+        elif (path / INDEX).exists():
+            index = _read_index(path / INDEX)
+            files = [path / name for name in sorted(set(index.values()))]
+            _check_shards_exist(path, files)
+        else:
+            raise no_weights(path)
+        headers = {file: read_header(file) for file in files}
+        _check_duplicates(headers)
+        _check_index(path, index, headers)
+        return cls(path, headers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def close(self) -> None:
+        """Drop the mapped shards; may be called twice."""
+        self._open.clear()
+
+    def names(self) -> tuple[str, ...]:
+        """Return the tensors' names in the order in which they lie on disk."""
+        return tuple(self._infos)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the safetensors files."""
+        return tuple(self._headers)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return what the header says of ``name``.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        try:
+            return self._infos[name]
+        except KeyError:
+            close = [known for known in self._infos if known.endswith(name.rsplit(".", 2)[-1])][:3]
+            raise CheckpointError(
+                f"{self.path} has no tensor {name!r} among its {len(self._infos)}; similar: {close or 'none'}"
+            ) from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the tensor's shape, without reading it."""
+        return self.info(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype's safetensors name (``F32``, ``BF16``, ...), without reading the tensor."""
+        return self.info(name).dtype
+
+    def tensor(self, name: str, *, copy: bool = False) -> torch.Tensor:
+        """Return one tensor on the CPU; pages of it are read from disk as they are touched.
+
+        Args:
+            name: one of :meth:`names`.
+            copy: False: the tensor shares this process's view of the file, so a change made in place is seen
+                by later reads of ``name`` (never by the file). True: it is the caller's own.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it cannot be read.
+            UnsupportedModelError: its dtype has no counterpart in torch.
+        """
+        info = self.info(name)
+        if DTYPES[info.dtype][0] is None:
+            raise UnsupportedModelError(
+                f"{name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
+            )
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if info.file not in self._open:
+                self._open[info.file] = safe_open(info.file, framework="pt", device="cpu")
+            tensor: torch.Tensor = self._open[info.file].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(info.file, f"{name} cannot be read ({error})") from error
+        return tensor.clone() if copy else tensor
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors on disk."""
+        return sum(info.nbytes for info in self._infos.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of all shards' headers (``{"format": "pt"}`` as a rule)."""
+        return {key: value for header in self._headers.values() for key, value in header.metadata.items()}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.json``; the caller's own copy.
+
+        Raises:
+            CheckpointError: it is missing or not a JSON object.
+        """
+        if self._config is None:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            self._config = read_json(folder / "config.json")
+        return dict(self._config)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object that is part of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or not a JSON object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}: a checkpoint directory needs it; "
+            "copy it from the model's original repository"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not readable JSON ({error}): fetch the file again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(
+            f"{file} holds a JSON {type(data).__name__}, not an object: fetch the file again"
+        )
+    return data
+
+
+def no_weights(path: Path) -> CheckpointError:
+    """Return the error for a directory without ``model.safetensors``, by what it holds instead."""
+    if not path.is_dir():
+        return CheckpointError(f"{path} does not exist: give a checkpoint directory")
+    pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if (path / "adapter_config.json").exists():
+        return CheckpointError(f"{path} is an adapter, not a whole model: give its base model's directory")
+    if others:
+        return CheckpointError(
+            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX}: "
+            f"a single file must be named {SINGLE}, several need their index"
+        )
+    if pickles:
+        return CheckpointError(
+            f"{path} holds only pickled weights ({', '.join(pickles[:4])}), and loading those can run any "
+            "code: justright refuses them. Use a safetensors revision of the model; or, where you trust "
+            "the files, convert them once: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR) (transformers)"
+        )
+    if ggufs:
+        return CheckpointError(
+            f"{path} holds a GGUF model ({', '.join(ggufs[:4])}), justright reads safetensors: "
+            "give the original checkpoint that the GGUF was made from"
+        )
+    return CheckpointError(f"{path} holds no weights: expected {SINGLE}, or {INDEX} with its shards")
+
+
+def _damaged(file: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{file} is damaged: {what}. Fetch or copy the file again")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+    return result
+
+
+def _tensor_info(file: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
+    dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+        raise ValueError(f"{name} has shape {list(shape)} at bytes {start} to {end}")
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} has the unknown dtype {dtype!r}")
+    bits = math.prod(shape) * DTYPES[dtype][1]
+    if bits != (end - start) * 8:
+        raise ValueError(f"{name} of {dtype} {list(shape)} cannot fill {end - start} bytes")
+    return TensorInfo(name, dtype, shape, file, start, end)
+
+
+def _check_extent(file: Path, tensors: list[TensorInfo], *, data_bytes: int) -> None:
+    """Check that the tensors fill the data exactly: no hole, no overlap, no missing or spare byte."""
+    end = 0
+    for info in tensors:
+        if info.start != end:
+            raise _damaged(
+                file, f"{info.name} begins at byte {info.start}, the tensor before it ends at {end}"
+            )
+        end = info.end
+    if end > data_bytes:
+        raise CheckpointError(
+            f"{file} is truncated: its header promises {end} bytes of tensors and {data_bytes} are there. "
+            "Fetch or copy the file again"
+        )
+    if end < data_bytes:
+        raise _damaged(file, f"{data_bytes - end} bytes follow its last tensor")
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{file} has no weight_map: fetch the file again")
+    for shard in set(weight_map.values()):
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{file} names the shard {shard!r}: only files beside it are allowed")
+    return weight_map
+
+
+def _check_shards_exist(path: Path, files: list[Path]) -> None:
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of its {len(files)} shards: {', '.join(missing[:4])}"
+            f"{', ...' if len(missing) > 4 else ''}. Fetch them again, for example with `hf download`"
+        )
+
+
+def _check_duplicates(headers: dict[Path, Header]) -> None:
+    seen: dict[str, Path] = {}
+    for file, header in headers.items():
+        for info in header.tensors:
+            if info.name in seen:
+                both = f"{seen[info.name].name} and {file.name}"
+                raise CheckpointError(
+                    f"the tensor {info.name} is in both {both} of {file.parent}: "
+                    "shards of two versions are mixed; fetch the checkpoint again into an empty directory"
+                )
+            seen[info.name] = file
+
+
+def _check_index(path: Path, index: dict[str, str], headers: dict[Path, Header]) -> None:
+    inside = {file.name: {info.name for info in header.tensors} for file, header in headers.items()}
+    wrong = [(name, shard) for name, shard in index.items() if name not in inside[shard]]
+    if wrong:
+        name, shard = wrong[0]
+        raise CheckpointError(
+            f"{path / INDEX} places {len(wrong)} tensors in shards that lack them, {name} in {shard} first: "
+            "the index and the shards are of two versions; fetch the checkpoint again into an empty directory"
+        )
