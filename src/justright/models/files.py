@@ -6,12 +6,31 @@ import os
 from pathlib import Path
 
 # What a user needs beside the weights; weights, code and pickles are never copied.
-COMPANIONS = """
-    tokenizer.json tokenizer_config.json tekken.json spiece.model tokenizer.model* sentencepiece*.model
-    *.tiktoken vocab.json vocab.txt merges.txt special_tokens_map.json added_tokens.json
-    *.jinja additional_chat_templates/*.jinja chat_template.json generation_config.json
-    preprocessor_config.json processor_config.json LICENSE* LICENCE* NOTICE* USE_POLICY* README*
-""".split()
+COMPANIONS = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tekken.json",
+    "spiece.model",
+    "tokenizer.model*",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "README*",
+]
 
 
 def copy_companions(source: Path, target: Path) -> None:

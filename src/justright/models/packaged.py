@@ -94,7 +94,10 @@ provider = PackagedProvider()
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder: ``$JUSTRIGHT_CACHE``, ``$XDG_CACHE_HOME/justright`` or ``~/.cache/justright``."""
+    """Return the user's cache folder.
+
+    It is ``$JUSTRIGHT_CACHE``, else ``$XDG_CACHE_HOME/justright``, else ``~/.cache/justright``.
+    """
     if own := os.environ.get("JUSTRIGHT_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -134,18 +137,16 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _status(f"{name}: waiting for another process that converts it", progress) as status:
-        with FileLock(target.with_name(target.name + ".lock")):
-            if target.exists():
-                return
-            _say(status, f"{name}: checking the package's file")
-            file = find_file(model)
-            if importlib.util.find_spec("gguf") is None:
-                raise MissingExtraError(
-                    "reading GGUF needs the package gguf: pip install 'justright[packaged]'"
-                )
-            _say(status, f"{name}: converting to safetensors, once, into {target}")
-            _convert(model, file, target)
+    waiting = _status(f"{name}: waiting for another process that converts it", progress)
+    with waiting as status, FileLock(target.with_name(target.name + ".lock")):
+        if target.exists():
+            return
+        _say(status, f"{name}: checking the package's file")
+        file = find_file(model)
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingExtraError("reading GGUF needs the package gguf: pip install 'justright[packaged]'")
+        _say(status, f"{name}: converting to safetensors, once, into {target}")
+        _convert(model, file, target)
 
 
 def _convert(model: PackagedModel, file: Path, target: Path) -> None:
@@ -190,8 +191,8 @@ def _config(model: PackagedModel, config: Any) -> dict[str, Any]:
 def _write_companions(model: PackagedModel, loaded: Any, tokenizer: Any, folder: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    # GGUF names its pre-tokenizer ("smollm": each digit alone, then GPT-2's pattern) and transformers does not
-    # read that name. Without the digits' step "\n\n1" would come out in other tokens than in training.
+    # GGUF names its pre-tokenizer ("smollm": each digit alone, then GPT-2's pattern) and transformers does
+    # not read that name. Without the digits' step "\n\n1" would come out in other tokens than in training.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )

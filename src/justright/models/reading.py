@@ -287,8 +287,9 @@ def no_weights(path: Path) -> CheckpointError:
         return CheckpointError(
             f"{path} holds only pickled weights ({', '.join(pickles[:4])}), and loading those can run any "
             "code: justright refuses them. Use a safetensors revision of the model; or, where you trust "
-            "the files, convert them once: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR) (transformers)"
+            "the files, convert them once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
     if ggufs:
         return CheckpointError(

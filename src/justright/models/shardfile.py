@@ -116,8 +116,8 @@ def _entry_bytes(name: str, tensor: torch.Tensor) -> int:
     return len(json.dumps(name)) + len(json.dumps(list(tensor.shape))) + 100
 
 
-def _raw_bytes(tensor: torch.Tensor) -> memoryview:
+def _raw_bytes(tensor: torch.Tensor) -> Any:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy()

@@ -160,8 +160,8 @@ def _check_directory(path: Path) -> Path:
 def _not_a_directory(path: Path) -> CheckpointError:
     if path.suffix == ".gguf":
         return CheckpointError(
-            f"{path} is a GGUF file and justright reads safetensors directories: give the original checkpoint "
-            "that the GGUF was made from (its hub id is in the GGUF's model card)"
+            f"{path} is a GGUF file and justright reads safetensors directories: give the original "
+            "checkpoint that the GGUF was made from (its hub id is in the GGUF's model card)"
         )
     if path.suffix == ".safetensors":
         return CheckpointError(f"{path} is a single file: give its directory, {path.parent}")
@@ -266,7 +266,11 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _hub_progress(shown: bool) -> Iterator[None]:
     """Silence the hub's progress bars where asked to; leave the user's own setting alone otherwise."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if shown or are_progress_bars_disabled():
         yield
