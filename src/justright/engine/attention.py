@@ -53,6 +53,8 @@ class StepPlan:
         windows: per decoder layer, its reach; None for full attention.
         positions: of all tokens of the step, ``[tokens]``.
         index_scaled: the architecture table's flag, see `rescale_by_position`.
+        static: run number i belongs to slot i and all runs are equally long: attend to the whole cache at once,
+            with shapes that do not depend on the sequences' lengths.
     """
 
     cache: KVCache
@@ -60,7 +62,10 @@ class StepPlan:
     windows: Sequence[Window | None]
     positions: Tensor
     index_scaled: bool = False
+    static: bool = False
     _masks: dict[tuple[int, Window | None], tuple[int, Tensor | None]] = field(default_factory=dict)
+    _static_masks: dict[Window | None, Tensor] = field(default_factory=dict)
+    _static_at: Tensor | None = None
 
     def mask(self, index: int, window: Window | None) -> tuple[int, Tensor | None]:
         """First visible cache entry of run ``index`` and its mask from there, built once a step.
@@ -74,6 +79,27 @@ class StepPlan:
             run = self.runs[index]
             self._masks[key] = visible(run, self.cache.lengths[run.slot], window)
         return self._masks[key]
+
+    def static_mask(self, window: Window | None) -> Tensor:
+        """Masks of all runs over the whole cache, ``[runs, 1, tokens, capacity]`` bool, built once a step."""
+        if window not in self._static_masks:
+            count = len(self.runs[0])
+            device = self.positions.device
+            full = torch.zeros(len(self.runs), 1, count, self.cache.capacity, dtype=torch.bool, device=device)
+            for index, run in enumerate(self.runs):
+                first, mask = self.mask(index, window)
+                span = slice(first, self.cache.lengths[run.slot] + count)
+                full[index, 0, :, span] = True if mask is None else mask
+            self._static_masks[window] = full
+        return self._static_masks[window]
+
+    def static_at(self) -> Tensor:
+        """Where each run's tokens go in their rows of the cache, ``[runs, tokens]`` int64."""
+        if self._static_at is None:
+            starts = torch.tensor([self.cache.lengths[run.slot] for run in self.runs])
+            at = starts[:, None] + torch.arange(len(self.runs[0]))
+            self._static_at = at.to(self.positions.device)
+        return self._static_at
 
 
 def visible(run: Run, past: int, window: Window | None) -> tuple[int, Tensor | None]:
@@ -145,6 +171,8 @@ def attention(
     window = plan.windows[layer]
     if plan.index_scaled:
         query = rescale_by_position(module, query, plan.positions)
+    if plan.static:
+        return _attention_static(plan, layer, query, key, value, scaling, softcap, s_aux), None
     outputs = []
     for index, run in enumerate(plan.runs):
         span = slice(run.start, run.start + len(run))
@@ -155,6 +183,36 @@ def attention(
         outputs.append(attend(query[0, :, span], keys, values, mask, scaling, softcap, s_aux))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return out.transpose(0, 1)[None], None
+
+
+def _attention_static(
+    plan: StepPlan,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """`attention` for a static plan; returns ``[1, tokens, heads, value_head_dim]``."""
+    rows = len(plan.runs)
+
+    def by_row(x: Tensor) -> Tensor:  # [1, heads, rows * tokens, dim] -> [rows, heads, tokens, dim]
+        return x[0].unflatten(1, (rows, -1)).transpose(0, 1)
+
+    keys, values = plan.cache.write_static(layer, plan.static_at(), by_row(key), by_row(value))
+    mask = plan.static_mask(plan.windows[layer])
+    query = by_row(query)
+    if softcap is not None or sinks is not None:
+        parts = [
+            attend_reference(query[i], keys[i], values[i], mask[i, 0], scaling, softcap, sinks)
+            for i in range(rows)
+        ]
+        out = torch.stack(parts)
+    else:
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).flatten(0, 1)[None]
 
 
 def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from justright.errors import ResourceError
 
 _GROWTH_TOKENS = 1024
+STATIC_SLACK = 128
 
 
 class KVCache:
@@ -26,8 +27,9 @@ class KVCache:
         num_layers: decoder layers.
         slots: rows; the largest batch.
         max_tokens: the most tokens that a row may ever hold (the model's context).
-        static: allocate ``max_tokens`` at once, so that shapes and addresses never change (CUDA graphs);
-            otherwise capacity grows in steps of 1,024 tokens or a quarter, whichever is more.
+        static: allocate ``max_tokens`` at once, and room for one padded step, so that shapes and addresses
+            never change (CUDA graphs); otherwise capacity grows in steps of 1,024 tokens or a quarter, whichever
+            is more.
 
     Raises:
         ResourceError: ``reserve`` beyond ``max_tokens``, or no memory for it.
@@ -37,7 +39,7 @@ class KVCache:
         self.slots = slots
         self.max_tokens = max_tokens
         self.static = static
-        self.capacity = max_tokens if static else 0
+        self.capacity = max_tokens + STATIC_SLACK if static else 0
         self.lengths = [0] * slots
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
@@ -47,6 +49,7 @@ class KVCache:
         """Bytes allocated (on a CPU, pages that were never written take no memory)."""
         return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None)
 
+    @torch.inference_mode()
     def reserve(self, slot: int, count: int) -> None:
         """Make room for ``count`` tokens behind row ``slot``'s length, growing all layers when needed."""
         needed = self.lengths[slot] + count
@@ -94,6 +97,25 @@ class KVCache:
         values[slot, :, start:stop] = value
         return keys[slot, :, :stop], values[slot, :, :stop]
 
+    def write_static(self, index: int, at: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """As `write` for the first rows at once, with shapes that do not depend on lengths.
+
+        Args:
+            index: the layer.
+            at: ``[rows, tokens]`` int64, where each token goes.
+            key: ``[rows, kv_heads, tokens, head_dim]``.
+            value: ``[rows, kv_heads, tokens, value_head_dim]``.
+
+        Returns:
+            Views of the rows' whole keys and values, ``[rows, kv_heads, capacity, ...]``.
+        """
+        rows = slice(0, len(at))
+        found = tuple(tensor[rows] for tensor in self.layer(index, key, value))
+        for tensor, new in zip(found, (key, value), strict=True):
+            tensor.scatter_(2, at[:, None, :, None].expand_as(new), new)
+        return found[0], found[1]
+
+    @torch.inference_mode()
     def keep(self, slot: int, path: Sequence[int]) -> None:
         """Accept the new tokens at ``path`` (ascending offsets behind the length) and forget all others."""
         start = self.lengths[slot]
@@ -115,6 +137,7 @@ class KVCache:
         """Empty row ``slot``."""
         self.lengths[slot] = 0
 
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Copy row ``source`` over row ``target`` and empty ``source``, so that live rows stay together."""
         if source == target:

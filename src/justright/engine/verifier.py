@@ -17,10 +17,18 @@ from justright.engine import kernels
 from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
 from justright.engine.cache import KVCache
 from justright.errors import ResourceError, UsageError
-from justright.models.architectures import architecture_of, attention_windows, context_length, text_config
+from justright.models.architectures import (
+    architecture_of,
+    attention_windows,
+    context_length,
+    rope_switch_length,
+    text_config,
+)
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static"]
+
+_STATIC_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 AttentionInterface.register(ATTENTION_NAME, attention)
 
@@ -38,6 +46,12 @@ class StepInput:
     slot: int
     token_ids: Sequence[int]
     parents: Sequence[int] | None = None
+
+    def padded(self, size: int) -> StepInput:
+        """The same with meaningless nodes behind, ``size`` in all; no other node sees them."""
+        extra = size - len(self.token_ids)
+        parents = None if self.parents is None else [*self.parents, *([0] * extra)]
+        return StepInput(self.slot, [*self.token_ids, *([0] * extra)], parents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +103,9 @@ class Verifier:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.cache_kind = cache
-        self.max_tokens = min(max_tokens or self.context, self.context)
+        # Beyond this length some rotary embeddings (LongRoPE, dynamic NTK) change every key computed before.
+        reach = rope_switch_length(model.config) or self.context
+        self.max_tokens = min(max_tokens or self.context, self.context, reach)
         self.cache = self._new_cache(slots)
 
     @classmethod
@@ -169,8 +185,21 @@ class Verifier:
             yield output if last else None
 
     def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
-        """Run one step for several sequences; nothing is kept until `keep`."""
-        return self._forward(inputs, only_last=False)
+        """Run one step for several sequences; nothing is kept until `keep`.
+
+        With a static cache every sequence's tokens are padded to one of a few sizes, so that steps come in few
+        shapes; inputs are then for slots 0, 1, 2, ... in order.
+        """
+        if not self.cache.static:
+            return self._forward(inputs, only_last=False)
+        assert [one.slot for one in inputs] == list(range(len(inputs)))
+        for one in inputs:
+            self.cache.reserve(one.slot, len(one.token_ids))
+        longest = max(len(one.token_ids) for one in inputs)
+        size = next((n for n in _STATIC_SIZES if n >= longest), longest)
+        outputs = self._forward([one.padded(size) for one in inputs], only_last=False)
+        counts = [len(one.token_ids) for one in inputs]
+        return [StepOutput(o.logits[:n], o.hidden[:n]) for o, n in zip(outputs, counts, strict=True)]
 
     def keep(self, slot: int, path: Sequence[int]) -> None:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
@@ -206,7 +235,7 @@ class Verifier:
 
     @torch.inference_mode()
     def _forward(self, inputs: Sequence[StepInput], *, only_last: bool) -> list[StepOutput]:
-        plan = self._plan(inputs)
+        plan = self._plan(inputs, static=self.cache.static and not only_last)
         flat = torch.tensor([[t for one in inputs for t in one.token_ids]], device=self.device)
         ends = [run.start + len(run) for run in plan.runs]
         wanted = torch.tensor([end - 1 for end in ends], device=self.device) if only_last else 0
@@ -226,12 +255,13 @@ class Verifier:
             for run, end in zip(plan.runs, ends, strict=True)
         ]
 
-    def _plan(self, inputs: Sequence[StepInput]) -> StepPlan:
+    def _plan(self, inputs: Sequence[StepInput], *, static: bool) -> StepPlan:
         runs = []
         start = 0
         for one in inputs:
             count = len(one.token_ids)
-            self.cache.reserve(one.slot, count)
+            if not static:
+                self.cache.reserve(one.slot, count)
             past = self.cache.lengths[one.slot]
             if one.parents is None:
                 depths, tree = torch.arange(count), None
@@ -241,7 +271,9 @@ class Verifier:
             runs.append(Run(one.slot, start, (depths + past).to(self.device), tree))
             start += count
         positions = torch.cat([run.positions for run in runs])
-        return StepPlan(self.cache, runs, self.windows, positions, self.architecture.index_scaled)
+        return StepPlan(
+            self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
+        )
 
     @contextlib.contextmanager
     def _head_input(self) -> Iterator[list[Tensor]]:

@@ -1,0 +1,358 @@
+"""`Engine`: a model, its tokenizer and the decode loop behind a few calls.
+
+    engine = Engine.load("packaged:smollm2-135m-instruct", draft="suffix")
+    result = engine.generate(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
+    print(result.text, result.stats.acceptance_length)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from justright import __version__
+from justright.draft.base import Drafter
+from justright.draft.registry import create_drafter
+from justright.engine.cost import StepCost
+from justright.engine.decode import DecodeLoop, Emission, Request
+from justright.engine.sampling import SamplingParams
+from justright.engine.verifier import CacheKind, CpuKernels, Verifier
+from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
+from justright.models.architectures import architecture_of
+from justright.models.sources import cache_dir, check_tokenizer_files, resolve
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+_MAX_DRAFT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How a model is loaded and run.
+
+    Attributes:
+        dtype: "float32" (fp32), "bfloat16" (bf16), "float16" (fp16).
+        device: any torch device, or "auto": the first CUDA device, else the CPU.
+        cpu_kernels: "packed" or "plain"; None takes packed where it exists (float32 on a CPU).
+        slots: sequences decoded at once.
+        cache: "grow", or "static" (the whole context allocated, shapes constant).
+        max_context: cap on the tokens of a sequence; the model's context by default.
+        draft: name of the drafter, "none" for plain decoding.
+        draft_options: the drafter's own options, by name.
+        max_draft: the most draft tokens a sequence and step.
+        adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
+        prefill_chunk: tokens per prefill forward.
+    """
+
+    dtype: str = "float32"
+    device: str = "auto"
+    cpu_kernels: CpuKernels | None = None
+    slots: int = 1
+    cache: CacheKind = "grow"
+    max_context: int | None = None
+    draft: str = "none"
+    draft_options: Mapping[str, Any] = field(default_factory=dict)
+    max_draft: int = _MAX_DRAFT
+    adaptive: bool = True
+    prefill_chunk: int = 512
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, _DTYPES)
+        _one_of("cache", self.cache, ("grow", "static"))
+        if self.cpu_kernels is not None:
+            _one_of("cpu_kernels", self.cpu_kernels, ("packed", "plain"))
+        for name in ("slots", "max_draft", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.max_context is not None and self.max_context < 2:
+            raise UsageError(f"max_context is {self.max_context}; allowed: 2 or more")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch's."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """``device`` as torch's, "auto" resolved.
+
+        Raises:
+            UsageError: torch does not know it or it is not there.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"device {self.device!r} cannot be used ({reason}); try cpu or auto") from error
+        return device
+
+
+class Engine:
+    """A loaded model, ready to generate. Not thread-safe; one generation at a time (of many sequences).
+
+    Args:
+        verifier: the model.
+        tokenizer: None for token ids only.
+        options: as loaded.
+        drafter: what guesses; None decodes plainly.
+        cost: measured step costs; None verifies every draft in full.
+        stop_token_ids: the model's end tokens.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        *,
+        options: EngineOptions | None = None,
+        drafter: Drafter | None = None,
+        cost: StepCost | None = None,
+        stop_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.options = options or EngineOptions()
+        self.verifier = verifier
+        self.tokenizer = tokenizer
+        self.drafter = drafter
+        self.cost = cost
+        self.stop_token_ids = stop_token_ids
+
+    @classmethod
+    def load(cls, model: str, options: EngineOptions | None = None, **changes: Any) -> Engine:
+        """Load a model by directory, hub id or packaged name.
+
+        Args:
+            model: see `justright.models.sources.resolve`.
+            options: defaults to ``EngineOptions(**changes)``.
+            changes: fields of `EngineOptions`, instead of ``options``.
+
+        Raises:
+            JustrightError: any of its kinds; everything cheap is checked before weights are read.
+        """
+        if options is None:
+            options = EngineOptions(**changes)
+        device = options.torch_device
+        drafter = create_drafter(options.draft, **options.draft_options)
+        path = resolve(model).path
+        check_model(path)
+        check_tokenizer_files(path)
+        tokenizer = load_tokenizer(path)
+        verifier = Verifier.load(
+            path,
+            dtype=options.torch_dtype,
+            device=device,
+            cpu_kernels=options.cpu_kernels,
+            slots=options.slots,
+            cache=options.cache,
+            max_tokens=options.max_context,
+            prefill_chunk=options.prefill_chunk,
+        )
+        engine = cls(
+            verifier,
+            tokenizer,
+            options=options,
+            drafter=drafter,
+            stop_token_ids=end_tokens(path, tokenizer),
+        )
+        if drafter is not None and options.adaptive:
+            engine.cost = engine.measured_cost(path)
+        return engine
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
+        """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
+
+        Args:
+            messages: OpenAI-style ``{"role": ..., "content": ...}``.
+            template: further arguments of the template.
+
+        Raises:
+            UsageError: no tokenizer or no template.
+        """
+        tokenizer = self._need_tokenizer()
+        if tokenizer.chat_template is None:
+            raise UsageError("this model has no chat template; give a plain prompt (--raw)")
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
+        )
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
+        return list(self._need_tokenizer()(text)["input_ids"])
+
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Request:
+        """A checked request.
+
+        Args:
+            prompt: text (encoded as it is) or token ids.
+            params: greedy by default.
+            max_tokens: 256 by default; never more than the context has room for.
+            stop: stop strings.
+            ignore_eos: go on behind end tokens (benchmarks).
+
+        Raises:
+            UsageError: an empty prompt, a bad ``max_tokens``, an unknown token.
+            ResourceError: the prompt leaves no room in the context.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise UsageError("the prompt is empty: give at least one token of text")
+        vocab = self.verifier.config.vocab_size
+        if not all(0 <= token < vocab for token in ids):
+            raise UsageError(f"the prompt has token ids outside the vocabulary (0 to {vocab - 1})")
+        room = self.verifier.max_tokens - len(ids)
+        if room < 1:
+            raise ResourceError(
+                f"the prompt has {len(ids)} tokens; the context holds {self.verifier.max_tokens}, with at least "
+                "one for the answer: shorten the prompt"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}; allowed: 1 or more")
+        return Request(
+            ids,
+            params or SamplingParams(),
+            min(max_tokens or 256, room),
+            tuple(stop),
+            frozenset() if ignore_eos else self.stop_token_ids,
+        )
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
+        """Run requests, yielding output as it comes; closing the iterator cancels what is left."""
+        return self._loop().run(requests)
+
+    def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
+    ) -> Request:
+        """Run one prompt to its end; ``options`` as in `request`."""
+        [request] = self.generate_batch([self.request(prompt, params, **options)])
+        return request
+
+    def generate_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Run requests to their end, as many at once as there are slots."""
+        for _ in self.stream(requests):
+            pass
+        return requests
+
+    def with_draft(self, draft: str, *, adaptive: bool = True, **options: Any) -> Engine:
+        """The same loaded model with another drafter (and its options); run one of the engines at a time."""
+        engine = Engine(
+            self.verifier,
+            self.tokenizer,
+            options=self.options,
+            drafter=create_drafter(draft, **options),
+            cost=self.cost,
+            stop_token_ids=self.stop_token_ids,
+        )
+        if not adaptive:
+            engine.cost = None
+        elif engine.drafter is not None and engine.cost is None:
+            engine.cost = engine.measured_cost(None)
+        return engine
+
+    def measured_cost(self, path: Path | None) -> StepCost:
+        """The step costs of this model on this machine: read from the cache folder, or measured and kept there."""
+        kept = None if path is None else self._cost_file(path)
+        cost = None if kept is None else StepCost.read(kept)
+        if cost is None:
+            verifier = self.verifier
+            largest = min(2 * self.options.max_draft, verifier.max_tokens // 4)
+            cost = StepCost.measure(verifier.time_step, context=verifier.max_tokens, largest=largest)
+            if kept is not None:
+                cost.save(kept)
+        return cost
+
+    def _cost_file(self, path: Path) -> Path:
+        stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.glob("*.safetensors"))]
+        device = self.verifier.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{os.cpu_count()}"
+        identity = (str(path), stat, name, str(self.verifier.dtype), self.options.cpu_kernels, self.options.cache)
+        identity += (torch.get_num_threads(), torch.__version__, __version__, self.options.max_draft)
+        digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
+        return cache_dir() / "costs" / f"{digest}.json"
+
+    def _loop(self) -> DecodeLoop:
+        return DecodeLoop(
+            self.verifier,
+            self.tokenizer,
+            drafter=self.drafter,
+            cost=self.cost,
+            max_draft=self.options.max_draft,
+        )
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerFast:
+        if self.tokenizer is None:
+            raise UsageError("this engine has no tokenizer: give token ids")
+        return self.tokenizer
+
+
+def check_model(path: Path) -> None:
+    """Refuse an unsupported or damaged checkpoint by its config and headers, before any weight is read.
+
+    Raises:
+        UnsupportedModelError: see `architecture_of`.
+        CheckpointError: a missing or truncated shard, a broken config.
+    """
+    from justright.models.checkpoint import Checkpoint
+
+    with Checkpoint.open(path) as checkpoint:
+        architecture = architecture_of(checkpoint.config)
+    if not architecture.stock:
+        raise UnsupportedModelError(
+            f"{architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
+        )
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The checkpoint's fast tokenizer.
+
+    Raises:
+        CheckpointError: it cannot be read or is a slow one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # transformers raises many types for damaged tokenizer files
+        raise CheckpointError(f"the tokenizer in {path} cannot be read: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(f"{path} has no fast tokenizer (tokenizer.json); convert it with transformers")
+    return tokenizer
+
+
+def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """End tokens by ``generation_config.json``, else the tokenizer's."""
+    found: Any = None
+    if (path / "generation_config.json").is_file():
+        found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
+
+
+def _one_of(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
