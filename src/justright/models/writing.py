@@ -247,9 +247,7 @@ class CheckpointWriter:
 
     def _take_up(self, resume: bool) -> list[_Shard]:
         """Keep the complete shards that an interrupted run of this job left; remove everything else of it."""
-        lines = _read_lines(self._journal)
-        if not resume:
-            lines = []
+        lines = _read_lines(self._journal) if resume and self._folder.exists() else []
         if lines and lines[0] != self._job:
             raise UsageError(
                 f"{self.partial} holds interrupted work of another job ({_difference(lines[0], self._job)}): "
