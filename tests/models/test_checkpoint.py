@@ -531,6 +531,25 @@ def test_stopped_anywhere_and_repeated_the_bytes_are_the_same(tmp_path, source, 
     assert resumed == ({0, 2, 3, 4} if shard_bytes == 100 else {0, 4})
 
 
+def test_stopped_while_finishing_no_tensor_is_written_again(tmp_path, source):
+    options = {"source": source, "max_shard_bytes": 300, "fingerprint": {"job": 1}}
+
+    def killed(*folders):
+        raise Killed
+
+    # The companions are copied before the shards get their final names, the folder is synced after.
+    for step in ("copy_companions", "sync_folder"):
+        with CheckpointWriter(tmp_path / "out", **options) as writer:
+            for name, tensor in some_tensors().items():
+                writer.add(name, tensor)
+            writer._complete_shard()
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(writing, step, killed)
+                writer.finish(CONFIG)
+        with CheckpointWriter(tmp_path / "out", **options) as writer:
+            assert writer.done() == some_tensors().keys()
+
+
 def write_and_interrupt(out, stop):
     with CheckpointWriter(out, max_shard_bytes=300) as writer:
         for name, tensor in list(some_tensors().items())[:stop]:

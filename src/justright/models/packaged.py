@@ -8,8 +8,8 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,10 @@ def _convert(model: PackagedModel, file: Path, target: Path) -> None:
     """GGUF -> float32 safetensors with everything beside it; the Q4_1 values are kept exactly."""
     from justright.models.checkpoint import CheckpointWriter
 
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".companions-") as folder:
-        companions = Path(folder)
+    companions = target.with_name(target.name + ".companions")
+    shutil.rmtree(companions, ignore_errors=True)  # of a conversion that was killed: the lock is ours
+    companions.mkdir()
+    try:
         fingerprint = {"gguf": model.sha256, "conversion": CONVERSION}
         # The disk is asked before the slow part.
         with CheckpointWriter(
@@ -167,6 +169,8 @@ def _convert(model: PackagedModel, file: Path, target: Path) -> None:
                     writer.add(tensor_name, tensor)
             record = collect(inputs={"gguf": file}, package=f"{model.distribution}=={model.version}")
             writer.finish(_config(model, loaded.config), provenance=record)
+    finally:
+        shutil.rmtree(companions, ignore_errors=True)
 
 
 def _load(file: Path) -> tuple[Any, Any]:
