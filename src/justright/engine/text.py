@@ -11,17 +11,20 @@ from transformers import PreTrainedTokenizerFast
 class TextStream:
     """The text of one output, piece by piece; ends it at a stop string.
 
-    A piece is held back while it could still be the beginning of a stop string, so that nothing behind or of a
-    stop string is ever shown.
+    A piece is held back while it could still be the beginning of a stop string, so that nothing behind or of
+    the stop string is ever shown. How the text falls into tokens makes no difference. A character whose last
+    bytes never came is left out.
 
     Args:
         tokenizer: a fast tokenizer.
-        stop: stop strings; the text ends before the first that appears.
+        stop: stop strings; the text ends before the first that is complete (of several that are complete at
+            the same character, before the longest).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._undecoded: list[int] = []
         self._stop = [s for s in stop if s]
         self._held = ""
         self.text = ""
@@ -31,16 +34,31 @@ class TextStream:
         """Add a token; returns the text that is now certain (maybe none)."""
         if self.stopped_by is not None:
             return ""
-        self._held += self._stream.step(self._backend, token_id) or ""
-        found = [(at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
+        self._held += self._decode(token_id)
+        found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
-            at, self.stopped_by = min(found)
+            _, at, self.stopped_by = min(found)
             return self._release(at, drop_rest=True)
         return self._release(len(self._held) - self._pending())
 
     def finish(self) -> str:
         """No more tokens come; returns what was held back."""
         return self._release(len(self._held))
+
+    def _decode(self, token_id: int) -> str:
+        """The text that ``token_id`` completes."""
+        self._undecoded.append(token_id)
+        try:
+            piece = self._stream.step(self._backend, token_id)
+        except Exception:  # tokenizers raises a bare Exception
+            # Decoders with byte fallback take back a character that is already out when bytes follow that are
+            # no text. What is out stays; decoding goes on behind it.
+            piece = self._backend.decode(self._undecoded)
+            self._stream = DecodeStream(self._undecoded, skip_special_tokens=True)
+        if piece is None:
+            return ""
+        self._undecoded = []
+        return piece
 
     def _pending(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""

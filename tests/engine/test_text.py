@@ -1,0 +1,170 @@
+"""Text comes out as it becomes certain, and never a character of a stop string or behind it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from justright.engine.text import TextStream
+from tiny import tiny_tokenizer
+
+ALPHABET = "ab€ \n"
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Token ``i`` is byte ``i``, decoded as GPT-2's descendants do."""
+    vocab = {char: byte for byte, char in _byte_characters().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Token ``i`` is byte ``i``, 256 is "x", 257 is " y", decoded as Llama 2 and its kin do."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"x": 256, "▁y": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for every byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+BYTES = byte_tokenizer()
+FALLBACK = fallback_tokenizer()
+
+
+def push_all(stream: TextStream, tokens: list[int] | bytes) -> list[str]:
+    return [*(stream.push(token) for token in tokens), stream.finish()]
+
+
+def expected(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """By definition: character by character, until a stop string is complete; the longest if several are."""
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if stop and text[:end].endswith(stop):
+                return text[: end - len(stop)], stop
+    return text, None
+
+
+@given(st.text(min_size=0, max_size=40))
+def test_pieces_concatenate_to_the_text_and_whole_characters_come_at_once(text: str) -> None:
+    stream = TextStream(BYTES)
+    shown = ""
+    data = text.encode()
+    for index, byte in enumerate(data):
+        piece = stream.push(byte)
+        shown += piece
+        if index + 1 == len(data) or (data[index + 1] & 0xC0) != 0x80:
+            done = data[: index + 1].decode()
+            assert shown == done or done.endswith("\ufffd"), "a complete character is not held back"
+    shown += stream.finish()
+    assert shown == stream.text
+    assert text.startswith(shown)
+    assert set(text[len(shown) :]) <= {"\ufffd"}
+
+
+@given(
+    st.text(ALPHABET, max_size=20),
+    st.lists(st.text(ALPHABET, min_size=0, max_size=4), max_size=3),
+    st.data(),
+)
+def test_stop_strings_whatever_the_tokens(text: str, stops: list[str], data: st.DataObject) -> None:
+    """Any split of the text into tokens gives the same text, and each step shows all that is certain."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(text) - 1, 1)), max_size=len(text))))
+    bounds = [0, *(c for c in cuts if c < len(text)), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(bounds) if a < b]
+    want, by = expected(text, stops)
+    stream = TextStream(BYTES, stops)
+    stream._backend, stream._stream = None, _Pieces(pieces)  # type: ignore[assignment]
+    seen = ""
+    shown = ""
+    for index, piece in enumerate(pieces):
+        shown += stream.push(index)
+        seen += piece
+        certain, stopped = expected(seen, stops)
+        if stopped is None:
+            longest = max((n for s in stops for n in range(len(s)) if seen.endswith(s[:n])), default=0)
+            certain = seen[: len(seen) - longest]
+        assert shown == certain
+        assert want.startswith(shown)
+    shown += stream.finish()
+    assert (shown, stream.stopped_by) == (want, by)
+    assert stream.text == want
+
+
+class _Pieces:
+    """Stands for a decode stream: token ``i`` is piece ``i``."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces = pieces
+
+    def step(self, _: object, token: int) -> str:
+        return self.pieces[token]
+
+
+def test_a_stop_string_inside_multi_byte_characters() -> None:
+    stream = TextStream(BYTES, ["€!"])
+    pieces = push_all(stream, "1 €, 2 €! 3".encode())
+    assert "".join(pieces) == stream.text == "1 €, 2 "
+    assert stream.stopped_by == "€!"
+    assert stream.push(ord("x")) == "", "nothing comes behind a stop string"
+
+
+def test_held_back_text_is_released_at_the_end() -> None:
+    stream = TextStream(BYTES, ["abcd"])
+    assert [stream.push(byte) for byte in b"xabc"] == ["x", "", "", ""]
+    assert stream.finish() == "abc"
+    assert stream.stopped_by is None
+
+
+def test_a_character_cut_off_by_the_end_is_left_out() -> None:
+    stream = TextStream(BYTES)
+    assert push_all(stream, "a€".encode()[:-1]) == ["a", "", "", ""]
+
+
+@pytest.mark.parametrize(("tokenizer", "x"), [(BYTES, 0x78), (FALLBACK, 256)], ids=["level", "fallback"])
+@given(data=st.data())
+def test_bytes_that_are_no_text_never_fail(
+    tokenizer: PreTrainedTokenizerFast, x: int, data: st.DataObject
+) -> None:
+    """A model may emit any bytes; what is text among them comes out."""
+    token = st.sampled_from([x, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xFF])
+    tokens = [*data.draw(st.lists(token, max_size=12)), x]
+    stream = TextStream(tokenizer)
+    shown = "".join(push_all(stream, tokens))
+    assert shown.endswith("x")
+    assert shown.count("x") == tokens.count(x)
+
+
+def test_decoding_goes_on_behind_bytes_that_are_no_text() -> None:
+    stream = TextStream(FALLBACK)
+    pieces = [stream.push(token) for token in [256, 0xE2, 0x82, 0xAC, 0xE2, 256, 257, 0xE2, 0x82, 0xAC, 257]]
+    assert pieces == ["x", "", "", "€", "", "�x", " y", "", "", "€", " y"]
+
+
+def test_special_tokens_are_no_text() -> None:
+    tokenizer = tiny_tokenizer()
+    [end] = tokenizer("<|im_end|>")["input_ids"]
+    stream = TextStream(tokenizer)
+    assert push_all(stream, [*tokenizer("fox")["input_ids"], end])[-2:] == ["", ""]
+    assert stream.text == "fox"
+
+
+@given(st.text(max_size=30))
+def test_the_text_is_what_the_tokenizer_decodes(text: str) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    stream = TextStream(tokenizer)
+    push_all(stream, ids)
+    assert stream.text == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
