@@ -27,7 +27,8 @@ from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import CacheKind, CpuKernels, Verifier
 from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
-from justright.models.sources import cache_dir, check_tokenizer_files, resolve
+from justright.models.packaged import cache_folder
+from justright.models.sources import check_tokenizer_files, resolve
 
 _DTYPES = {
     "float32": torch.float32,
@@ -292,7 +293,7 @@ class Engine:
         identity = (str(path), stat, name, str(self.verifier.dtype), self.options.cpu_kernels, self.options.cache)
         identity += (torch.get_num_threads(), torch.__version__, __version__, self.options.max_draft)
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
-        return cache_dir() / "costs" / f"{digest}.json"
+        return cache_folder() / "costs" / f"{digest}.json"
 
     def _loop(self) -> DecodeLoop:
         return DecodeLoop(
