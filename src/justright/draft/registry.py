@@ -1,0 +1,91 @@
+"""Drafters by name: the built-in ones, and those that other distributions bring.
+
+A distribution adds a drafter with an entry point in the group ``justright.drafters``: a callable that takes
+the options as keywords and returns a ``Drafter``. The name of the entry point is the drafter's name. Built-in
+names cannot be taken over.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+from justright.draft.base import Drafter
+from justright.errors import UsageError
+
+GROUP = "justright.drafters"
+
+
+def _none() -> None:
+    return None
+
+
+def _suffix(**options: object) -> Drafter:
+    from justright.draft.suffix import SuffixDrafter, SuffixOptions
+
+    _check_options("suffix", SuffixOptions, options)
+    return SuffixDrafter(SuffixOptions(**options))  # type: ignore[arg-type]  # SuffixOptions checks each
+
+
+BUILT_IN: dict[str, Callable[..., Drafter | None]] = {"none": _none, "suffix": _suffix}
+
+
+def drafter_names() -> list[str]:
+    """The names that ``create_drafter`` knows, the built-in ones first."""
+    return [*BUILT_IN, *sorted(_third_party())]
+
+
+def create_drafter(name: str, **options: object) -> Drafter | None:
+    """Make the drafter called ``name``.
+
+    Args:
+        name: ``none``, ``suffix``, or the name of an entry point in the group ``justright.drafters``.
+        options: the drafter's own options (for ``suffix``: the fields of ``SuffixOptions``).
+
+    Returns:
+        The drafter; None for ``none``: decode without drafts.
+
+    Raises:
+        UsageError: no such drafter, an option that it does not have or a value out of range, or a third-party
+            drafter that does not import or is no drafter.
+        MissingExtraError: the drafter needs an optional dependency that is not installed.
+    """
+    if name in BUILT_IN:
+        _check_options(name, BUILT_IN[name], options)
+        return BUILT_IN[name](**options)
+    third_party = _third_party()
+    if name not in third_party:
+        raise UsageError(f"no drafter is called {name!r}; there are: {', '.join(drafter_names())}")
+    entry_point = third_party[name]
+    try:
+        factory = cast(Callable[..., object], entry_point.load())
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"drafter {name!r} ({entry_point.value}) cannot be loaded: {error}") from error
+    _check_options(name, factory, options)
+    drafter = factory(**options)
+    wanted = ("name", "needs_hidden", "start", "observe", "propose", "stop")
+    lacking = [attribute for attribute in wanted if not hasattr(drafter, attribute)]
+    if lacking:
+        raise UsageError(
+            f"drafter {name!r} ({entry_point.value}) is no justright.draft.base.Drafter: it lacks"
+            f" {', '.join(lacking)}"
+        )
+    return cast(Drafter, drafter)
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    found = sorted(entry_points(group=GROUP), key=lambda entry_point: entry_point.value, reverse=True)
+    return {entry_point.name: entry_point for entry_point in found if entry_point.name not in BUILT_IN}
+
+
+def _check_options(name: str, factory: Callable[..., object], options: dict[str, object]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:
+        return  # some compiled callables have none: the call itself will tell
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise UsageError(f"drafter {name!r} does not take these options: {error}") from error
