@@ -6,13 +6,13 @@ import random
 from collections.abc import Hashable, Sequence
 
 import torch
-from tiny import VOCAB_SIZE, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from justright.draft.base import Draft
 from justright.engine.attention import ATTENTION_NAME
 from justright.engine.verifier import Verifier
+from tiny import VOCAB_SIZE, tiny_model
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -55,7 +55,9 @@ class ScriptedDrafter:
     name = "scripted"
     needs_hidden = False
 
-    def __init__(self, truth: dict[tuple[int, ...], Sequence[int]], seed: int = 0, *, chain: bool = False) -> None:
+    def __init__(
+        self, truth: dict[tuple[int, ...], Sequence[int]], seed: int = 0, *, chain: bool = False
+    ) -> None:
         self.truth = truth
         self.rng = random.Random(seed)
         self.chain = chain

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_helpers import ScriptedDrafter, prompt_of, reference
-from tiny import ALL, tiny_model
 
+from engine_helpers import ScriptedDrafter, prompt_of, reference
 from justright.engine.attention import ATTENTION_NAME
 from justright.engine.decode import DecodeLoop, Request
 from justright.engine.verifier import Verifier
+from tiny import ALL, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

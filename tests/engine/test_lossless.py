@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
-from tiny import ALL, tiny_model
 
+from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
 from justright.draft.suffix import SuffixDrafter, SuffixOptions
 from justright.engine import kernels
 from justright.engine.decode import DecodeLoop, Request
 from justright.engine.verifier import Verifier
+from tiny import ALL, tiny_model
 
 PROMPT = prompt_of(37)
 TOKENS = 40
@@ -49,7 +49,9 @@ def test_speculation_changes_no_token(family: str, cache: str, chain: bool) -> N
 
 
 @pytest.mark.parametrize("cache", ["grow", "static"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"]
+)
 def test_batch_of_different_lengths(family: str, cache: str) -> None:
     """Sequences join and leave between steps; each gets what it gets alone."""
     model = tiny_model(family)

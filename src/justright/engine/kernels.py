@@ -25,7 +25,7 @@ _MADV_DONTNEED = 4
 
 def supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether packed kernels exist for this device and dtype (oneDNN, float32 on a CPU)."""
-    return device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and dtype == torch.float32 and torch._C._has_mkldnn
 
 
 class PackedLinear(nn.Module):
@@ -54,7 +54,9 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """As `nn.Linear`'s."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
 
 class FusedProjections:
@@ -151,7 +153,9 @@ def _release(weight: Tensor) -> None:
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if length > 0 and _file_backed(first, length):
-        ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_DONTNEED)
+        ctypes.CDLL(None, use_errno=True).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_DONTNEED
+        )
 
 
 def _file_backed(begin: int, length: int) -> bool:

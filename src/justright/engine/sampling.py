@@ -133,7 +133,7 @@ class Sampler:
         while True:
             node = path[-1]
             scores = self._process(logits[node])
-            token, accepted, tie = self._choose(scores, children[node], draft, node)
+            token, accepted, tie = self._choose(scores, children[node], draft, node, logits.dtype)
             tokens.append(token)
             ties += tie
             if self._context is not None:
@@ -149,9 +149,11 @@ class Sampler:
         path, tokens, ties = [0], [], 0
         while True:
             node = path[-1]
-            token = indices[node][0]
+            first, second = values[node]
+            # Of equal logits topk may name any, argmax (and so `generate`) the first.
+            token = indices[node][0] if first > second else int(logits[node].argmax())
             tokens.append(token)
-            ties += is_near_tie(values[node][0], values[node][1], logits.dtype)
+            ties += is_near_tie(first, second, logits.dtype)
             accepted = next((c for c in children[node] if draft.token_ids[c - 1] == token), None)
             if accepted is None:
                 return Verified(path, tokens, ties)
@@ -164,23 +166,25 @@ class Sampler:
         return scores
 
     def _choose(
-        self, scores: Tensor, candidates: Sequence[int], draft: Draft, node: int
+        self, scores: Tensor, candidates: Sequence[int], draft: Draft, node: int, dtype: torch.dtype
     ) -> tuple[int, int | None, bool]:
-        """The next token, the accepted child that carries it (None if no child does), and whether by a hair."""
+        """The next token, the accepted child that carries it (None if no child does), and whether by a hair.
+
+        ``dtype`` is the model's, whose noise counts.
+        """
         if self.params.greedy or draft.proposal is None:
             if self.params.greedy:
-                top = scores.topk(2)
-                first, second = top.values.tolist()
-                token, tie = int(top.indices[0]), is_near_tie(first, second, scores.dtype)
+                first, second = scores.topk(2).values.tolist()
+                token, tie = int(scores.argmax()), is_near_tie(first, second, dtype)
             else:
-                token, tie = draw(torch.softmax(scores, dim=-1), self._uniform())
+                token, tie = draw(torch.softmax(scores, dim=-1), self._uniform(), dtype)
             return token, next((c for c in candidates if draft.token_ids[c - 1] == token), None), tie
         target = torch.softmax(scores, dim=-1)
         guesses = [draft.token_ids[c - 1] for c in candidates]
         index, residual = speculative_sample(target, draft.proposal[node], guesses, self._generator)
         if index is not None:
             return guesses[index], candidates[index], False
-        token, tie = draw(residual, self._uniform())
+        token, tie = draw(residual, self._uniform(), dtype)
         return token, None, tie
 
     def _uniform(self) -> float:
@@ -223,21 +227,22 @@ def speculative_sample(
     return None, p
 
 
-def draw(probabilities: Tensor, uniform: float) -> tuple[int, bool]:
+def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float32) -> tuple[int, bool]:
     """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
 
     Returns:
-        The token, and whether ``uniform`` lies so near to a border between two tokens that floating-point noise
+        The token, and whether ``uniform`` lies so near to a border between two tokens that the noise of ``dtype``
         could move it over.
     """
     cdf = probabilities.double().cumsum(0)
-    point = uniform * float(cdf[-1])
-    token = int(torch.searchsorted(cdf, point, right=True))
-    token = min(token, len(cdf) - 1)
+    total = float(cdf[-1])
+    point = uniform * total
+    token = min(int(torch.searchsorted(cdf, point, right=True)), len(cdf) - 1)
     upper = float(cdf[token])
-    lower = upper - float(probabilities[token])
-    noise = _TIE_RELATIVE[torch.float32]
-    return token, min(upper - point, point - lower) < noise and upper - lower < 1 - noise
+    lower = float(cdf[token - 1]) if token else 0.0
+    # 0 and the total are no borders: nothing lies beyond them.
+    borders = [border for border in (lower, upper) if 0 < border < total]
+    return token, any(abs(point - border) < _TIE_RELATIVE.get(dtype, 1e-5) for border in borders)
 
 
 def is_near_tie(first: float, second: float, dtype: torch.dtype) -> bool:
