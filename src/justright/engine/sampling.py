@@ -1,9 +1,9 @@
 """Sampling and verification: which drafted tokens stand, and what comes behind them.
 
-Greedy: a guess stands if it is the model's own argmax. Sampling: speculative sampling, which leaves the model's
-distribution exactly as it is (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). Logits are processed with
-transformers' own processors, node by node and only where the walk comes by, so every option of plain decoding means
-the same here.
+Greedy: a guess stands if it is the model's own argmax. Sampling: speculative sampling, which leaves the
+model's distribution exactly as it is (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). Logits are
+processed with transformers' own processors, node by node and only where the walk comes by, so every option of
+plain decoding means the same here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from transformers import (
 from justright.draft.base import Draft
 from justright.errors import UsageError
 
-# A top-1 to top-2 gap below this share of the top logit is within what another order of summation can change:
-# some 40 units in the last place of float32 after a few dozen layers (measured: tests/engine/test_packaged.py).
+# A top-1 to top-2 gap below this share of the top logit is within what another order of summation can
+# change: some 40 units in the last place of float32 after a few dozen layers (measured:
+# tests/engine/test_packaged.py).
 _TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
@@ -105,8 +106,9 @@ class Sampler:
     """Chooses the tokens of one request: its options, its random generator, the tokens so far.
 
     Stateful: every emitted token advances the generator and joins the context of the repetition penalty.
-    A deterministic draft consumes the generator exactly as plain decoding does, so with one seed the output is the
-    same token for token, whatever was drafted. (A sampled draft keeps the distribution, not the very tokens.)
+    A deterministic draft consumes the generator exactly as plain decoding does, so with one seed the output is
+    the same token for token, whatever was drafted. (A sampled draft keeps the distribution, not the very tokens,
+    and only if nothing that depends on the drawn tokens decided which nodes to verify.)
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
@@ -194,7 +196,7 @@ class Sampler:
 def speculative_sample(
     target: Tensor, proposal: Tensor, guesses: Sequence[int], generator: torch.Generator
 ) -> tuple[int | None, Tensor]:
-    """Try sibling guesses in turn, so that accepted guess or residual draw together follow ``target`` exactly.
+    """Try sibling guesses in turn; accepted guess or residual draw together follow ``target`` exactly.
 
     The guesses were drawn from ``proposal`` one after the other without replacement. Guess x is accepted with
     probability min(1, p(x) / q(x)); when it is not, p becomes the normalised max(p - q, 0), and q loses x.
@@ -231,8 +233,8 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
 
     Returns:
-        The token, and whether ``uniform`` lies so near to a border between two tokens that the noise of ``dtype``
-        could move it over.
+        The token, and whether ``uniform`` lies so near to a border between two tokens that the noise of
+        ``dtype`` could move it over.
     """
     cdf = probabilities.double().cumsum(0)
     total = float(cdf[-1])
