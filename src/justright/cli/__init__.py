@@ -1,0 +1,78 @@
+"""The command line. Thin: it parses, calls, prints; ``main`` turns every error into a message and a code.
+
+No module here imports torch or transformers while it is imported, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from justright.cli.output import Output
+from justright.errors import JustrightError, ResourceError
+
+INTERRUPTED = 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Args:
+        argv: the arguments, by default those of the process.
+    """
+    from justright.cli.app import app
+
+    # transformers reads these when it is imported; what the user has set counts.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    output = Output()
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            app(args=None if argv is None else list(argv), prog_name="justright", obj=output)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            _fail(error, output)
+    sys.exit(0)
+
+
+def _fail(error: Exception, output: Output) -> NoReturn:
+    """Report an error: a message on stderr, with ``--json`` an object on stdout as well; then exit."""
+    known = as_known(error)
+    if output.debug:
+        traceback.print_exception(error)
+    if known is not None:
+        message, code, kind = str(known), known.exit_code, type(known).__name__
+    else:
+        message = f"this is a bug in justright: {type(error).__name__}: {error}"
+        code, kind = 1, "Bug"
+    hint = "" if known is not None or output.debug else " (run `justright --debug ...` for the traceback)"
+    print(f"error: {message}{hint}", file=sys.stderr, flush=True)
+    if output.json:
+        output.object({"error": {"type": kind, "message": message, "exit_code": code}})
+    sys.exit(code)
+
+
+def as_known(error: Exception) -> JustrightError | None:
+    """The `JustrightError` that an error amounts to: itself, or a lack of disk or memory; None for others."""
+    if isinstance(error, JustrightError):
+        return error
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        where = f" at {error.filename}" if error.filename else ""
+        return ResourceError(f"no space is left on the disk{where}: make room and repeat the command")
+    # torch is not imported for the sake of its error's class.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return ResourceError(
+            "not enough memory: use a smaller --max-context, fewer prompts at once (--batch), a smaller "
+            "--dtype or a smaller model (`justright inspect` says what a model needs)"
+        )
+    return None

@@ -1,0 +1,49 @@
+"""The command line's shape; what a command does is in its own module."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from justright import __version__
+from justright.cli import bench, chat, generate, model
+from justright.cli.output import output_of
+
+app = typer.Typer(
+    name="justright",
+    help="Open-weight language models, made just right: not too big, not too slow, not lost in thought.",
+    epilog="MODEL is a checkpoint directory, a hub id org/name, or packaged:NAME. Exit codes: 0 done, "
+    "1 a bug, 2 usage, 3 model not found or damaged, 4 model not supported, 5 no room (disk, memory, "
+    "context), 6 a package is missing, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"justright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="JUSTRIGHT_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    output_of(ctx).debug = debug
+
+
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("inspect")(model.inspect)
+app.command("path")(model.path)
+app.add_typer(bench.app, name="bench")
+app.command("demo")(bench.demo)

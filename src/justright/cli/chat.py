@@ -1,0 +1,256 @@
+"""``justright chat``: a conversation, with a person or with a script."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from justright.cli import options as opt
+from justright.cli.output import Output, output_of
+from justright.errors import JustrightError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from justright.cli.prepare import Message, Prepared
+    from justright.engine.api import Engine
+    from justright.engine.decode import Request
+    from justright.engine.sampling import SamplingParams
+
+_HELP = """\
+/help         this list
+/reset        forget the conversation (the system message stays)
+/system TEXT  set the system message; without TEXT, remove it
+/stats        speed and acceptance of the last answer
+/exit         leave, as Ctrl-D does
+Ctrl-C stops an answer. Anything else is said to the model."""
+
+
+def chat(
+    ctx: typer.Context,
+    model: opt.Model,
+    system: opt.System = None,
+    as_json: opt.Json = False,
+    stats: opt.Stats = True,
+    max_tokens: opt.MaxTokens = 1024,
+    temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    draft: opt.Draft = "suffix",
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = "auto",
+    cpu_kernels: opt.CpuKernels = None,
+    max_context: opt.MaxContext = None,
+    cache: opt.Cache = "grow",
+) -> None:
+    """Talk with a model, turn by turn; /help lists the commands.
+
+    Without a terminal every line of stdin is one turn, and only answers go to stdout.
+
+    When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
+    """
+    from justright.cli.prepare import prepare
+
+    output = output_of(ctx)
+    engine_options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "cpu_kernels": cpu_kernels,
+        "cache": cache,
+    }
+    ready = prepare(model, output, engine_options | {"max_context": max_context, "draft": draft})
+
+    from justright.engine.sampling import SamplingParams
+
+    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if not ready.has_template:
+        raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
+    conversation = Conversation(ready, max_tokens, system)
+    conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now
+    session = _Session(ready.load(), conversation, params, tuple(stop or ()), output)
+    interactive = sys.stdin.isatty() and not output.json
+    if interactive:
+        output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
+    session.run(interactive=interactive)
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The turns so far, as many of them as the context holds.
+
+    `fit` adds what the user says, `answered` what the model said; `withdraw` takes back an unanswered turn.
+
+    Attributes:
+        ready: tokenizer, template and context.
+        max_tokens: room wanted for an answer (at most a quarter of the context is kept free for it).
+        system: the system message.
+        turns: alternately the user's and the assistant's.
+    """
+
+    ready: Prepared
+    max_tokens: int
+    system: str | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    def fit(self, text: str, *, keep: bool = True) -> tuple[list[int], int]:
+        """Add what the user says, forgetting oldest turns until it fits.
+
+        Args:
+            text: what the user says.
+            keep: False: only see what it would be.
+
+        Returns:
+            The prompt's tokens, and how many exchanges (a question and its answer) were forgotten.
+
+        Raises:
+            ResourceError: it does not fit even alone; the conversation is as before.
+            UsageError: the template refuses it.
+        """
+        reserve = min(self.max_tokens, self.ready.context // 4)
+        turns = [*self.turns, {"role": "user", "content": text}]
+        forgotten = 0
+        while True:
+            ids = self.ready.tokens([*self._start(), *turns])
+            if len(ids) + reserve <= self.ready.context or len(turns) == 1:
+                break
+            turns = turns[2:]
+            forgotten += 1
+        self.ready.check_room(ids, "this message")
+        if keep:
+            self.turns = turns
+        return ids, forgotten
+
+    def answered(self, text: str) -> None:
+        """Add what the model said."""
+        self.turns.append({"role": "assistant", "content": text})
+
+    def withdraw(self) -> None:
+        """Take back what the user said last."""
+        self.turns.pop()
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.turns.clear()
+
+    def _start(self) -> list[Message]:
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+
+@dataclass(slots=True)
+class _Session:
+    """Reads lines, runs commands, prints answers."""
+
+    engine: Engine
+    conversation: Conversation
+    params: SamplingParams
+    stop: tuple[str, ...]
+    output: Output
+    last: Request | None = None
+    answers: int = 0
+
+    def run(self, *, interactive: bool) -> None:
+        """Until the input ends or /exit."""
+        for line in _lines(interactive=interactive):
+            text = line.strip()
+            if not text:
+                continue
+            if text == "/exit":
+                return
+            try:
+                if text.startswith("/"):
+                    self._command(text)
+                else:
+                    self._say(text)
+            except (ResourceError, UsageError) as error:
+                if not interactive:
+                    raise
+                self._error(error)
+
+    def _command(self, text: str) -> None:
+        from justright.cli.running import stats_line
+
+        name, _, argument = text.partition(" ")
+        say = self.output.console(stderr=True).print
+        if name == "/help":
+            say(_HELP, markup=False)
+        elif name == "/reset":
+            self.conversation.reset()
+            say("the conversation is forgotten")
+        elif name == "/system":
+            self._set_system(argument.strip() or None)
+            say("the system message is set" if argument.strip() else "the system message is removed")
+        elif name == "/stats":
+            say(stats_line(self.last) if self.last else "no answer yet", markup=False, soft_wrap=True)
+        else:
+            raise UsageError(f"no command {name}; there are /help, /reset, /system, /stats, /exit")
+
+    def _set_system(self, system: str | None) -> None:
+        before, self.conversation.system = self.conversation.system, system
+        try:
+            self.conversation.fit("Hello", keep=False)
+        except JustrightError:
+            self.conversation.system = before
+            raise
+
+    def _say(self, text: str) -> None:
+        """One turn; an answer that Ctrl-C stops stays in the conversation as far as it came."""
+        from justright.cli.running import as_object, cancel_on_interrupt, until
+
+        ids, forgotten = self.conversation.fit(text)
+        if forgotten:
+            self.output.note(
+                f"(the conversation is longer than the context of {self.conversation.ready.context:,} "
+                f"tokens: the oldest {forgotten} turn{'s' if forgotten > 1 else ''} forgotten)"
+            )
+        request = self.engine.request(
+            ids, self.params, max_tokens=self.conversation.max_tokens, stop=self.stop
+        )
+        with cancel_on_interrupt([request]) as interrupt:
+            emissions = self.engine.stream([request])
+            for emission in until(interrupt, emissions):
+                if not self.output.json and emission.text:
+                    self.output.text(emission.text, end="")
+        self.last = request
+        if request.text or request.finish_reason != "cancelled":
+            self.conversation.answered(request.text)
+        else:
+            self.conversation.withdraw()
+        self.answers += 1
+        if self.output.json:
+            turn = {"turn": self.answers, "prompt": text, "forgotten_turns": forgotten}
+            self.output.object(turn | as_object(request))
+        else:
+            self.output.text("" if request.text.endswith("\n") else "\n", end="")
+        if interrupt.seen and not sys.stdin.isatty():
+            raise typer.Exit(130)
+
+    def _error(self, error: Exception) -> None:
+        self.output.console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def _lines(*, interactive: bool) -> Iterator[str]:
+    """Lines of stdin; from a terminal with a prompt and, where there is one, readline's editing."""
+    if not interactive:
+        yield from sys.stdin
+        return
+    import contextlib
+
+    from rich.console import Console
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # input() then edits and remembers lines
+    console = Console()
+    while True:
+        try:
+            yield console.input("[bold cyan]you>[/] ")
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print("\n(Ctrl-D or /exit leaves)", style="dim")

@@ -1,0 +1,191 @@
+"""``justright generate``: prompts in, answers out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from justright.cli import options as opt
+from justright.cli.output import Output, output_of
+from justright.errors import UsageError
+
+if TYPE_CHECKING:
+    from justright.cli.prepare import Message, Prepared
+    from justright.engine.api import Engine
+    from justright.engine.decode import Request
+
+_MAX_BATCH = 4
+
+
+def generate(
+    ctx: typer.Context,
+    model: opt.Model,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--prompt",
+            help="A prompt; - reads stdin. Repeat it for several prompts.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
+    ] = None,
+    system: opt.System = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Prompts as they are, without the model's chat template.")
+    ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream/--no-stream", help="Show text as it comes (one prompt) or only when whole."),
+    ] = True,
+    as_json: opt.Json = False,
+    stats: opt.Stats = True,
+    max_tokens: opt.MaxTokens = 256,
+    temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    draft: opt.Draft = "suffix",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = "auto",
+    cpu_kernels: opt.CpuKernels = None,
+    max_context: opt.MaxContext = None,
+    cache: opt.Cache = "grow",
+) -> None:
+    """Answer one or several prompts.
+
+    Text goes to stdout as it comes, statistics to stderr.
+
+    Several prompts run as a batch; their answers are printed in order, each under its number.
+
+    Ctrl-C prints what came and ends with exit code 130.
+    """
+    from justright.cli.prepare import prepare
+
+    output = output_of(ctx)
+    texts = _read_prompts(prompt or [], file or [], raw=raw)
+    engine_options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "cpu_kernels": cpu_kernels,
+        "cache": cache,
+    }
+    engine_options |= {"max_context": max_context, "draft": draft}
+    ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
+
+    from justright.engine.sampling import SamplingParams
+
+    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    prompts = _tokens(ready, texts, system, raw=raw)
+    engine = ready.load()
+    requests = [engine.request(ids, params, max_tokens=max_tokens, stop=stop or ()) for ids in prompts]
+    report: dict[str, Any] = {
+        "model": model,
+        "options": asdict(ready.options) | {"raw": raw, "system": system},
+    }
+    report["options"] |= asdict(params) | {"max_tokens": max_tokens, "stop": stop or []}
+    _run(engine, requests, texts, report, output, stream=stream)
+
+
+def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -> list[str]:
+    """The texts of all prompts: ``-p`` first, then ``-f``."""
+    if not prompts and not files:
+        raise UsageError("no prompt: give -p TEXT, -p - (stdin) or -f FILE")
+    if prompts.count("-") > 1:
+        raise UsageError("-p - was given twice, and stdin can be read once")
+    texts = [sys.stdin.read() if text == "-" else text for text in prompts]
+    for file in files:
+        try:
+            texts.append(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the prompt file {file} cannot be read as UTF-8 text: {error}") from error
+    for number, text in enumerate(texts, start=1):
+        if not (text if raw else text.strip()):
+            which = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
+            raise UsageError(f"{which} is empty: give at least one token of text")
+    return texts
+
+
+def _tokens(ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool) -> list[list[int]]:
+    """The prompts' tokens, each checked against the context."""
+    templated = ready.has_template and not raw
+    if system is not None and not templated:
+        raise UsageError("--system needs a model with a chat template, and no --raw")
+    start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    result = []
+    for number, text in enumerate(texts, start=1):
+        ids = ready.tokens([*start, {"role": "user", "content": text}] if templated else text)
+        ready.check_room(ids, "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}")
+        result.append(ids)
+    return result
+
+
+def _run(
+    engine: Engine,
+    requests: Sequence[Request],
+    texts: Sequence[str],
+    report: dict[str, Any],
+    output: Output,
+    *,
+    stream: bool,
+) -> None:
+    """Run the requests, writing each answer once all before it are out."""
+    from justright.cli.running import cancel_on_interrupt, until
+
+    live = stream and len(requests) == 1 and not output.json
+    shown = 0
+    with cancel_on_interrupt(requests) as interrupt:
+        for emission in until(interrupt, engine.stream(requests)):
+            if live and emission.text:
+                output.text(emission.text, end="")
+            while shown < len(requests) and requests[shown].finish_reason is not None:
+                _show(shown, requests, texts, report, output, live=live)
+                shown += 1
+        for index in range(shown, len(requests)):
+            _show(index, requests, texts, report, output, live=live)
+    if interrupt.seen:
+        raise typer.Exit(130)
+
+
+def _show(
+    index: int,
+    requests: Sequence[Request],
+    texts: Sequence[str],
+    report: dict[str, Any],
+    output: Output,
+    *,
+    live: bool,
+) -> None:
+    """Write one finished answer and its statistics."""
+    from justright.cli.running import as_object, stats_line
+
+    request = requests[index]
+    if output.json:
+        output.object({"index": index, "prompt": texts[index], **as_object(request), **report})
+        return
+    if len(requests) > 1:
+        output.text(f"{'' if index == 0 else chr(10)}==> {index + 1} of {len(requests)} <==")
+    text = "" if live else request.text
+    whole = request.text
+    output.text(text, end="" if whole.endswith("\n") else "\n")
+    output.note(stats_line(request))

@@ -1,0 +1,117 @@
+"""The options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from justright.cli.output import output_of
+
+
+def _set_json(ctx: typer.Context, value: bool) -> bool:
+    output_of(ctx).json |= value
+    return value
+
+
+def _set_quiet(ctx: typer.Context, value: bool) -> bool:
+    output_of(ctx).quiet |= not value
+    return value
+
+
+_LOADING = "Loading and running"
+_SAMPLING = "Sampling"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint directory, a hub id org/name or org/name@revision, or packaged:NAME.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=_set_json,
+        is_eager=True,
+        expose_value=True,
+        help="Results as JSON on stdout, one object a line; an error as {'error': {...}}.",
+    ),
+]
+Stats = Annotated[
+    bool,
+    typer.Option(
+        "--stats/--quiet",
+        callback=_set_quiet,
+        is_eager=True,
+        help="Speed and acceptance on stderr; --quiet: neither that nor progress.",
+    ),
+]
+
+Draft = Annotated[
+    str,
+    typer.Option(
+        help="Who guesses ahead: suffix, none. Never changes greedy output; stops by itself where it does "
+        "not pay.",
+        rich_help_panel=_LOADING,
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_LOADING)]
+Device = Annotated[
+    str, typer.Option(help="A torch device; auto: CUDA if there is one.", rich_help_panel=_LOADING)
+]
+CpuKernels = Annotated[
+    str | None,
+    typer.Option(
+        help="packed or plain.  (default: packed on a CPU in float32)",
+        rich_help_panel=_LOADING,
+        show_default=False,
+    ),
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        help="Most tokens of a sequence.  (default: the model's context)",
+        rich_help_panel=_LOADING,
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    str, typer.Option(help="grow, or static (whole context allocated at once).", rich_help_panel=_LOADING)
+]
+
+MaxTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.", rich_help_panel=_SAMPLING)
+]
+Temperature = Annotated[
+    float, typer.Option(help="0: always the most likely token.", rich_help_panel=_SAMPLING)
+]
+TopK = Annotated[int, typer.Option(help="Keep the K most likely tokens; 0: all.", rich_help_panel=_SAMPLING)]
+TopP = Annotated[
+    float,
+    typer.Option(help="Keep the fewest tokens with this probability together.", rich_help_panel=_SAMPLING),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        help="Keep tokens at least this share as likely as the likeliest.", rich_help_panel=_SAMPLING
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(help="Above 1: tokens seen before become less likely.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of the sampling.  (default: random)", rich_help_panel=_SAMPLING, show_default=False),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End before this text; repeatable.", rich_help_panel=_SAMPLING, show_default=False),
+]
+System = Annotated[
+    str | None,
+    typer.Option(help="The system message; needs a chat template.", show_default=False),
+]

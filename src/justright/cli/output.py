@@ -1,0 +1,92 @@
+"""Where output goes: results to stdout, everything else to stderr; text for people or JSON for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+@dataclass(slots=True)
+class Output:
+    """How one run of the program talks; made by ``main`` and handed to every command as ``ctx.obj``.
+
+    Attributes:
+        json: results are JSON objects, one a line; set by ``--json``.
+        debug: errors show their traceback; set by ``--debug``.
+        quiet: no progress and no statistics; set by ``--quiet``.
+    """
+
+    json: bool = False
+    debug: bool = False
+    quiet: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress is shown (on stderr)."""
+        return not (self.quiet or self.json) and sys.stderr.isatty()
+
+    def text(self, text: str, *, end: str = "\n") -> None:
+        """Write a piece of the result to stdout, at once."""
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+
+    def object(self, value: Any) -> None:
+        """Write a JSON object to stdout, on one line."""
+        self.text(json.dumps(value, ensure_ascii=False))
+
+    def note(self, text: str) -> None:
+        """Write a line to stderr, for people; nothing with ``--quiet``."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def table(self, *parts: RenderableType) -> None:
+        """Print rich tables and texts to stdout."""
+        for part in parts:
+            self.console().print(part)
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """A rich console on stdout or stderr, as they are now."""
+        from rich.console import Console
+
+        return Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
+
+    @contextlib.contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Show ``text`` on stderr with a spinner while the block runs, where progress is shown."""
+        if not self.progress:
+            yield
+            return
+        with self.console(stderr=True).status(text):
+            yield
+
+
+def output_of(ctx: typer.Context) -> Output:
+    """The run's `Output`, made here where ``main`` did not start the program (completion, tests)."""
+    return ctx.ensure_object(Output)
+
+
+def readable_bytes(count: float) -> str:
+    """``1536`` -> ``1.5 KiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def readable_count(count: float) -> str:
+    """``134515008`` -> ``134.5M``."""
+    for unit in ("", "K", "M", "B"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
+        count /= 1000
+    return f"{count:.1f}T"

@@ -1,0 +1,140 @@
+"""A model made ready in two steps: everything that can fail cheaply first, the weights after.
+
+ready = prepare("packaged:smollm2-135m-instruct", output, {"dtype": "float32"})
+ids = ready.tokens([{"role": "user", "content": "Hello"}])   # checked against the context
+engine = ready.load()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from justright.cli.output import Output
+from justright.errors import ResourceError, UsageError
+from justright.models.architectures import (
+    architecture_of,
+    context_length,
+    rope_switch_length,
+)
+from justright.models.checkpoint import Checkpoint
+from justright.models.sources import Source, check_tokenizer_files, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from justright.engine.api import Engine, EngineOptions
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked model whose tokenizer is loaded and whose weights are not.
+
+    Attributes:
+        source: where it lies.
+        options: how it will be loaded.
+        tokenizer: its tokenizer.
+        context: the most tokens of a sequence, prompt and answer.
+        output: how the program talks.
+    """
+
+    source: Source
+    options: EngineOptions
+    tokenizer: PreTrainedTokenizerFast
+    context: int
+    output: Output
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.tokenizer.chat_template is not None
+
+    def tokens(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Tokens of a plain prompt, or of a conversation by the chat template.
+
+        Raises:
+            UsageError: no tokens, no template, or the template refuses the conversation.
+        """
+        from jinja2 import TemplateError
+
+        if isinstance(prompt, str):
+            ids = list(self.tokenizer(prompt)["input_ids"])
+        elif not self.has_template:
+            raise UsageError(f"{self.source.name} has no chat template: give plain prompts (--raw)")
+        else:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:
+                raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise UsageError("the prompt is empty: give at least one token of text")
+        return ids
+
+    def check_room(self, ids: Sequence[int], what: str = "the prompt") -> None:
+        """Check that a prompt leaves room for at least one token of answer.
+
+        Raises:
+            ResourceError: it does not.
+        """
+        if len(ids) >= self.context:
+            raise ResourceError(
+                f"{what} has {len(ids)} tokens; the context holds {self.context}, with at least one for the "
+                "answer: shorten it, or use a model with a longer context"
+            )
+
+    def load(self) -> Engine:
+        """Load the weights.
+
+        Raises:
+            JustrightError: any of its kinds.
+        """
+        from justright.engine.api import Engine
+
+        with self.output.status(f"loading {self.source.name}"):
+            return Engine.load(str(self.source.path), self.options)
+
+
+def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
+    """Find a model, and check it and the options without reading a weight; the cheapest checks come first.
+
+    Args:
+        model: as `justright.models.sources.resolve` takes it.
+        output: how the program talks.
+        options: fields of `EngineOptions`.
+
+    Raises:
+        JustrightError: any of its kinds.
+    """
+    from justright.draft.registry import create_drafter
+
+    create_drafter(options.get("draft", "none"))
+    source = resolve(model, progress=not (output.quiet or output.json))
+    with Checkpoint.open(source.path) as checkpoint:
+        config = checkpoint.config
+    architecture_of(config)
+    check_tokenizer_files(source.path)
+    with output.status("starting torch"):
+        _quiet_libraries(output)
+        from justright.engine.api import EngineOptions, check_model, load_tokenizer
+    checked = EngineOptions(**options)
+    _ = checked.torch_device
+    check_model(source.path)
+    context = min(context_length(config), rope_switch_length(config) or context_length(config))
+    context = min(context, checked.max_context or context)
+    return Prepared(source, checked, load_tokenizer(source.path), context, output)
+
+
+def _quiet_libraries(output: Output) -> None:
+    """Keep the libraries' progress bars off, unless somebody watches."""
+    from transformers.utils import logging
+
+    if output.progress:
+        logging.enable_progress_bar()
+    else:
+        logging.disable_progress_bar()

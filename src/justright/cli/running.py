@@ -1,0 +1,77 @@
+"""What `generate` and `chat` share: Ctrl-C that ends requests in order, and what a request cost."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from justright.engine.decode import Emission, Request
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    seen: bool = False
+
+
+@contextlib.contextmanager
+def cancel_on_interrupt(requests: Sequence[Request]) -> Iterator[Interrupt]:
+    """Let the first Ctrl-C cancel the requests at their next step, so that what came so far is whole.
+
+    A second Ctrl-C raises KeyboardInterrupt as usual. To be used on the main thread.
+    """
+    interrupt = Interrupt()
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if interrupt.seen:
+            raise KeyboardInterrupt
+        interrupt.seen = True
+        for request in requests:
+            request.cancel()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def until(interrupt: Interrupt, emissions: Iterator[Emission]) -> Iterator[Emission]:
+    """The emissions; after an interrupt, up to the first end (what has not started yet never does)."""
+    for emission in emissions:
+        yield emission
+        if interrupt.seen and emission.finish_reason is not None:
+            break
+
+
+def stats_line(request: Request) -> str:
+    """One line on a finished request: speed of both phases, what speculation brought, near ties."""
+    stats = request.stats
+    parts = [
+        f"prompt {stats.prompt_tokens} tokens, {stats.prefill_tokens_per_s:.0f}/s",
+        f"answer {stats.output_tokens} tokens, {stats.decode_tokens_per_s:.1f}/s",
+    ]
+    if stats.drafted:
+        guesses = f"{stats.accepted} of {stats.drafted} guesses accepted"
+        parts.append(f"{stats.acceptance_length:.2f} tokens a step ({guesses})")
+    if stats.near_ties:
+        parts.append(f"{stats.near_ties} near tie{'s' if stats.near_ties > 1 else ''}")
+    parts.append(f"ended by {request.finish_reason or 'cancelled'}")
+    return " | ".join(parts)
+
+
+def as_object(request: Request) -> dict[str, Any]:
+    """A finished request for JSON."""
+    return {
+        "text": request.text,
+        "token_ids": request.token_ids,
+        "finish_reason": request.finish_reason or "cancelled",
+        "stopped_by": request.stopped_by,
+        "stats": request.stats.to_dict(),
+    }

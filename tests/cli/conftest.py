@@ -1,0 +1,57 @@
+"""Running the command line in this process, and tiny checkpoints to run it on."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import Result, Run
+from justright.cli import main
+from tiny import save_tiny
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """Call ``main`` with arguments (and stdin), as the installed script does."""
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*argv: object, stdin: str = "") -> Result:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dense model with 512 positions; to be left as it is."""
+    return save_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def broken(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+
+
+@pytest.fixture
+def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if weights are loaded."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded before the error was found")
+
+    monkeypatch.setattr("justright.engine.verifier.Verifier.load", refuse)

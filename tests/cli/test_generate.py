@@ -1,0 +1,114 @@
+"""`justright generate` on a tiny model: the same tokens as the engine, in every way of asking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import Run
+from justright.cli.output import Output
+from justright.cli.prepare import prepare
+from justright.engine.api import Engine
+
+
+def objects(out: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama: Path) -> Engine:
+    return Engine.load(str(tiny_llama))
+
+
+def test_text_is_the_engines(run: Run, tiny_llama: Path, engine: Engine) -> None:
+    prompt = engine.chat_prompt([{"role": "user", "content": "hello"}])
+    expected = engine.generate(prompt, max_tokens=24)
+    result = run("generate", tiny_llama, "-p", "hello", "--max-tokens", 24)
+    assert result.code == 0
+    assert result.out.removesuffix("\n") == expected.text.removesuffix("\n")
+    assert f"answer {len(expected.token_ids)} tokens" in result.err
+
+
+def test_raw_and_system_change_the_prompt(run: Run, tiny_llama: Path, engine: Engine) -> None:
+    [raw] = objects(run("generate", tiny_llama, "-p", "hello", "--raw", "--json").out)
+    assert raw["stats"]["prompt_tokens"] == len(engine.encode("hello"))  # type: ignore[index]
+    [told] = objects(run("generate", tiny_llama, "-p", "hello", "--system", "be kind", "--json").out)
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    assert told["stats"]["prompt_tokens"] == len(engine.chat_prompt(messages))  # type: ignore[index]
+
+
+def test_prompts_come_from_options_stdin_and_files_in_order(
+    run: Run, tiny_llama: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("third", encoding="utf-8")
+    argv = ["generate", tiny_llama, "-p", "first", "-p", "-", "-f", file, "--max-tokens", 8]
+    found = objects(run(*argv, "--batch", 2, "--json", stdin="second").out)
+    assert [one["prompt"] for one in found] == ["first", "second", "third"]
+    assert [one["index"] for one in found] == [0, 1, 2]
+    alone = [objects(run(*argv[:2], "-p", p, "--max-tokens", 8, "--json").out)[0] for p in ("first", "third")]
+    assert [found[0]["token_ids"], found[2]["token_ids"]] == [one["token_ids"] for one in alone]
+    text = run(*argv, stdin="second").out
+    assert [line for line in text.splitlines() if line.startswith("==>")] == [
+        f"==> {number} of 3 <==" for number in (1, 2, 3)
+    ]
+
+
+def test_json_has_all_of_it(run: Run, tiny_llama: Path) -> None:
+    result = run(
+        "generate", tiny_llama, "-p", "hello", "--json", "--max-tokens", 6, "--temperature", 1, "--seed", 3
+    )
+    [found] = objects(result.out)
+    assert result.err == ""
+    assert set(found) == {
+        *("index", "prompt", "text", "token_ids", "finish_reason", "stopped_by", "stats", "model", "options")
+    }
+    assert found["model"] == str(tiny_llama)
+    assert found["options"]["seed"] == 3  # type: ignore[index]
+    assert found["stats"]["output_tokens"] == len(found["token_ids"])  # type: ignore[arg-type, index]
+    again = run(
+        "generate", tiny_llama, "-p", "hello", "--json", "--max-tokens", 6, "--temperature", 1, "--seed", 3
+    )
+    assert objects(again.out)[0]["token_ids"] == found["token_ids"]
+
+
+def test_drafts_kernels_caches_and_streaming_do_not_change_the_text(run: Run, tiny_llama: Path) -> None:
+    base = ["generate", tiny_llama, "-p", "the quick brown fox the quick brown fox", "--max-tokens", 32]
+    texts = {
+        run(*base, *more).out
+        for more in (
+            ["--draft", "none"],
+            ["--draft", "suffix"],
+            ["--draft", "suffix", "--no-stream"],
+            ["--draft", "suffix", "--cpu-kernels", "plain", "--cache", "static"],
+        )
+    }
+    assert len(texts) == 1
+
+
+def test_stop_ends_before_the_text(run: Run, tiny_llama: Path) -> None:
+    whole = run("generate", tiny_llama, "-p", "hello", "--max-tokens", 24, "--quiet")
+    assert whole.err == ""
+    stop = whole.out[5:7]
+    [cut] = objects(
+        run("generate", tiny_llama, "-p", "hello", "--max-tokens", 24, "--json", "--stop", stop).out
+    )
+    assert cut["text"] == whole.out[: whole.out.index(stop)]
+    assert cut["stopped_by"] == stop
+    assert cut["finish_reason"] == "stop"
+
+
+def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Path, engine: Engine) -> None:
+    (broken / "chat_template.jinja").unlink()
+    [found] = objects(run("generate", broken, "-p", "hello", "--json", "--max-tokens", 4).out)
+    assert found["stats"]["prompt_tokens"] == len(engine.encode("hello"))  # type: ignore[index]
+
+
+def test_prepared_tokens_are_the_engines(tiny_llama: Path, engine: Engine) -> None:
+    ready = prepare(str(tiny_llama), Output(quiet=True), {})
+    messages = [{"role": "user", "content": "hello"}]
+    assert ready.tokens(messages) == engine.chat_prompt(messages)
+    assert ready.tokens("hello") == engine.encode("hello")
+    assert ready.context == engine.verifier.max_tokens

@@ -1,0 +1,119 @@
+"""The program as a whole: quick help, one place for errors, the version, Ctrl-C and broken pipes."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import justright
+from cli_helpers import Run
+from justright.cli import as_known
+from justright.errors import ResourceError, UnsupportedModelError
+
+COMMANDS = ["generate", "chat", "inspect", "path", "bench", "demo"]
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    program = (
+        "import contextlib, io, sys\n"
+        "from justright.cli import main\n"
+        f"for words in [[], *([name] for name in {COMMANDS})]:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main([*words, '--help'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_help_lists_the_commands(run: Run) -> None:
+    result = run("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"justright {justright.__version__}\n"
+
+
+def test_a_bug_is_one_line_and_says_how_to_see_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("justright.models.sources.resolve", fail)
+    result = run("path", "anything")
+    assert result.code == 1
+    assert result.err.startswith("error: this is a bug in justright: ZeroDivisionError: oops")
+    assert "--debug" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "environment":
+        monkeypatch.setenv("JUSTRIGHT_DEBUG", "1")
+    result = run(*(["--debug"] if way == "option" else []), "path", "no-such-model")
+    assert result.code == 3
+    assert "Traceback" in result.err
+    assert "error: no model" in result.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/somewhere/model.safetensors"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+    ids=["disk", "memory", "torch's memory"],
+)
+def test_a_lack_of_room_is_a_resource_error(error: Exception) -> None:
+    known = as_known(error)
+    assert isinstance(known, ResourceError)
+    assert known.exit_code == 5
+
+
+def test_known_errors_stay_and_unknown_ones_are_none() -> None:
+    error = UnsupportedModelError("x")
+    assert as_known(error) is error
+    assert as_known(ValueError("x")) is None
+
+
+def test_interrupt_prints_what_came_and_ends_with_130(tiny_llama: Path) -> None:
+    # A tiny model would be done before the signal comes: a step is made slow.
+    program = (
+        "import time\n"
+        "from justright.engine.verifier import Verifier\n"
+        "step = Verifier.step\n"
+        "Verifier.step = lambda self, inputs: (time.sleep(0.05), step(self, inputs))[1]\n"
+        "from justright.cli import main\n"
+        f"main(['generate', {str(tiny_llama)!r}, '-p', 'hello', '--draft', 'none', '--max-tokens', '400'])\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert first + out
+    assert b"ended by cancelled" in err
+    assert b"Traceback" not in err
+
+
+def test_a_broken_pipe_is_quiet(tiny_llama: Path) -> None:
+    argv = ["generate", str(tiny_llama), "-p", "hello", "-p", "again", "--json", "--draft", "none"]
+    command = [sys.executable, "-m", "justright", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        code = process.wait(timeout=60)
+    assert code == 1
+    assert err == ""
