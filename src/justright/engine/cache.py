@@ -18,7 +18,7 @@ class KVCache:
 
     Life cycle: ``reserve`` room for new tokens, the attention function writes them with ``write`` during the
     forward, then ``keep`` makes the accepted ones part of the sequence and forgets the rest. Only ``keep``,
-    ``clear`` and ``move`` change ``lengths``. Entries at or behind a row's length are garbage.
+    ``rewind``, ``clear`` and ``move`` change ``lengths``. Entries at or behind a row's length are garbage.
 
     Layers are allocated at their first write, since only the model knows the shapes: ``[slots, kv_heads,
     capacity, head_dim]``; heads and head sizes may differ between layers and between keys and values.
@@ -61,11 +61,13 @@ class KVCache:
         if needed <= self.capacity:
             return
         grown = max(needed, self.capacity + max(_GROWTH_TOKENS, self.capacity // 4))
-        self.capacity = min(grown, self.max_tokens)
+        capacity = min(grown, self.max_tokens)
         for tensors in (self._keys, self._values):
             for layer, old in enumerate(tensors):
                 if old is not None:
-                    tensors[layer] = self._grown(old)
+                    tensors[layer] = self._grown(old, capacity)
+        # Last, so that a cache that found no memory half-way stays usable: a layer too large does no harm.
+        self.capacity = capacity
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value storage of a layer, ``[slots, kv_heads, capacity, head_dim]``, allocated if need be.
@@ -74,8 +76,8 @@ class KVCache:
         """
         keys, values = self._keys[index], self._values[index]
         if keys is None or values is None:
-            keys = self._keys[index] = self._allocate(key)
-            values = self._values[index] = self._allocate(value)
+            keys = self._keys[index] = self._allocate(key, self.capacity)
+            values = self._values[index] = self._allocate(value, self.capacity)
         return keys, values
 
     def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +151,8 @@ class KVCache:
         self.lengths[target] = length
         self.lengths[source] = 0
 
-    def _allocate(self, like: Tensor) -> Tensor:
-        shape = (self.slots, like.shape[-3], self.capacity, like.shape[-1])
+    def _allocate(self, like: Tensor, capacity: int) -> Tensor:
+        shape = (self.slots, like.shape[-3], capacity, like.shape[-1])
         # A static cache is attended to as a whole, so what was never written must be finite.
         make: Callable[..., Tensor] = torch.zeros if self.static else torch.empty
         try:
@@ -161,8 +163,8 @@ class KVCache:
                 f"no memory for {size:.0f} MiB of key/value cache a layer: use a smaller batch or context"
             ) from error
 
-    def _grown(self, old: Tensor) -> Tensor:
-        new = self._allocate(old)
+    def _grown(self, old: Tensor, capacity: int) -> Tensor:
+        new = self._allocate(old, capacity)
         for slot, length in enumerate(self.lengths):
             new[slot, :, :length] = old[slot, :, :length]
         return new
