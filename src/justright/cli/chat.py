@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def chat(
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now
     session = _Session(ready.load(), conversation, params, tuple(stop or ()), output)
-    interactive = sys.stdin.isatty() and not output.json
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
     if interactive:
         output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
     session.run(interactive=interactive)
@@ -239,18 +240,15 @@ def _lines(*, interactive: bool) -> Iterator[str]:
     if not interactive:
         yield from sys.stdin
         return
-    import contextlib
-
-    from rich.console import Console
-
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # input() then edits and remembers lines
-    console = Console()
     while True:
         try:
-            yield console.input("[bold cyan]you>[/] ")
+            line = input("you> ")
         except EOFError:
-            console.print()
+            print()
             return
         except KeyboardInterrupt:
-            console.print("\n(Ctrl-D or /exit leaves)", style="dim")
+            print("\n(Ctrl-D or /exit leaves)")
+            continue
+        yield line
