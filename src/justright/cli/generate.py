@@ -21,31 +21,39 @@ if TYPE_CHECKING:
 
 _MAX_BATCH = 4
 
+_Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p", "--prompt", help="A prompt; - reads stdin. Repeat it for several prompts.", show_default=False
+    ),
+]
+_Files = Annotated[
+    list[Path] | None,
+    typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
+]
+_Raw = Annotated[bool, typer.Option("--raw", help="Prompts as they are, without the model's chat template.")]
+_Stream = Annotated[
+    bool, typer.Option("--stream/--no-stream", help="Show text as it comes (one prompt) or only when whole.")
+]
+_Batch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
+        show_default=False,
+    ),
+]
+
 
 def generate(
     ctx: typer.Context,
     model: opt.Model,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-p",
-            "--prompt",
-            help="A prompt; - reads stdin. Repeat it for several prompts.",
-            show_default=False,
-        ),
-    ] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
-    ] = None,
+    prompt: _Prompts = None,
+    file: _Files = None,
     system: opt.System = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Prompts as they are, without the model's chat template.")
-    ] = False,
-    stream: Annotated[
-        bool,
-        typer.Option("--stream/--no-stream", help="Show text as it comes (one prompt) or only when whole."),
-    ] = True,
+    raw: _Raw = False,
+    stream: _Stream = True,
     as_json: opt.Json = False,
     stats: opt.Stats = True,
     max_tokens: opt.MaxTokens = 256,
@@ -57,15 +65,7 @@ def generate(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     draft: opt.Draft = "suffix",
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
-            show_default=False,
-        ),
-    ] = None,
+    batch: _Batch = None,
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
