@@ -158,7 +158,7 @@ class DecodeLoop:
         """One verification for all active sequences."""
         batch = list(self._active)
         begin = time.perf_counter()
-        drafts = self._draft(batch)
+        proposals, drafts = self._draft(batch)
         drafted = time.perf_counter()
         outputs = self.verifier.step(
             [_step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
@@ -168,11 +168,13 @@ class DecodeLoop:
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)
         checked = time.perf_counter()
-        for active, draft, output, one in zip(batch, drafts, outputs, verified, strict=True):
+        for active, proposal, draft, output, one in zip(
+            batch, proposals, drafts, outputs, verified, strict=True
+        ):
             accepted = len(one.path) - 1
             active.record.emitted(one.token_ids)
             if len(draft):
-                active.record.verified(draft, len(draft), accepted)
+                active.record.verified(proposal, len(draft), accepted)
             self._observe(active, one.token_ids, output, one.path[-1])
             stats = active.request.stats
             stats.verifications += 1
@@ -189,10 +191,11 @@ class DecodeLoop:
             stats.decode_s += end - begin
             yield self._emit(active, one.token_ids, len(one.path) - 1)
 
-    def _draft(self, batch: Sequence[_Active]) -> list[Draft]:
-        """Proposals of the drafter, cut to what pays."""
+    def _draft(self, batch: Sequence[_Active]) -> tuple[list[Draft], list[Draft]]:
+        """Proposals of the drafter, and the same cut to what pays."""
         if self.drafter is None:
-            return [EMPTY_DRAFT] * len(batch)
+            nothing = [EMPTY_DRAFT] * len(batch)
+            return nothing, nothing
         proposals = []
         for slot, active in enumerate(batch):
             left = active.request.max_tokens - len(active.request.token_ids) - 1
@@ -200,13 +203,13 @@ class DecodeLoop:
             limit = min(self.max_draft, left, room)
             proposals.append(self.drafter.propose(active.request.id, limit) if limit > 0 else EMPTY_DRAFT)
         if self.cost is None:
-            return proposals
+            return proposals, proposals
         records = [active.record for active in batch]
         chosen = choose(proposals, records, self.verifier.cache.lengths[: len(batch)], self.cost)
         for active, proposal, draft in zip(batch, proposals, chosen, strict=True):
             if not len(draft):
                 active.record.set_aside(proposal)
-        return chosen
+        return proposals, chosen
 
     def _observe(self, active: _Active, token_ids: list[int], output: StepOutput, node: int) -> None:
         if self.drafter is not None:
