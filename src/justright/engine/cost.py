@@ -1,15 +1,19 @@
 """What a verification costs on this machine: measured, kept, and corrected while running.
 
-Speculation pays only where verifying n tokens costs less than n times one. That curve differs between machines,
-models and context lengths, so it is measured, once a model and machine, and then follows what the steps really take.
+Speculation pays only where verifying n tokens costs less than n times one. That curve differs between
+machines, models and context lengths, so it is measured, once a model and machine, and then follows what the
+steps really take.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +33,16 @@ TimeStep = Callable[[int, int], float]
 class StepCost:
     """Seconds of one forward over n tokens behind p cached ones: ``near(n) + (p - 64) * slope(n)``.
 
-    ``near`` interpolates what was measured at p = 64; ``slope`` is linear in n, from a second measurement further
-    back. `observe` corrects the curve for each size by what steps really took.
+    ``near`` interpolates what was measured at p = 64; ``slope`` is linear in n, from a second measurement
+    further back. `observe` corrects the curve for each size by what steps really took.
 
     Attributes:
         sizes: measured numbers of tokens, ascending, from 1.
         near_s: seconds at 64 cached tokens, per size.
         slope_s: extra seconds per cached token: for one token, and for each further one.
+
+    Raises:
+        ValueError: sizes that do not ascend from 1, or times that are none.
     """
 
     sizes: tuple[int, ...]
@@ -44,6 +51,15 @@ class StepCost:
     _factors: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
+        good = (
+            len(self.sizes) == len(self.near_s) > 0
+            and self.sizes[0] == 1
+            and all(a < b for a, b in pairwise(self.sizes))
+            and all(isfinite(s) and s > 0 for s in self.near_s)
+            and all(isfinite(s) and s >= 0 for s in self.slope_s)
+        )
+        if not good:
+            raise ValueError(f"no costs of steps: {self.sizes}, {self.near_s}, {self.slope_s}")
         self._factors = np.ones(len(self.sizes))
 
     @classmethod
@@ -66,7 +82,7 @@ class StepCost:
             time_step(tokens, past)
             return min(time_step(tokens, past) for _ in range(_REPEATS))
 
-        wanted = [n for n in _SIZES if n <= largest and n + near <= context]
+        wanted = [n for n in _SIZES if n <= max(largest, 1) and n + far <= context]
         measured: dict[int, float] = {}
         slopes = (0.0, 0.0)
         for n in wanted:
@@ -98,7 +114,7 @@ class StepCost:
     def save(self, path: Path) -> None:
         """Write the measured curve as JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         data = {"sizes": self.sizes, "near_s": self.near_s, "slope_s": self.slope_s}
         partial.write_text(json.dumps(data))
         partial.replace(path)
@@ -109,7 +125,8 @@ class StepCost:
         try:
             data = json.loads(path.read_text())
             one, more = data["slope_s"]
-            return cls(tuple(data["sizes"]), tuple(data["near_s"]), (float(one), float(more)))
+            sizes, near_s = data["sizes"], data["near_s"]
+            return cls(tuple(map(int, sizes)), tuple(map(float, near_s)), (float(one), float(more)))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

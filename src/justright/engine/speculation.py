@@ -1,7 +1,7 @@
 """How much to speculate: as much as pays, by measured cost and by how well this request's drafts have done.
 
-A drafter's own estimate is a guess about its guesses. Here it is calibrated by what came of earlier drafts of the
-same request, those that were verified and those that were not: a draft that was left aside is compared with
+A drafter's own estimate is a guess about its guesses. Here it is calibrated by what came of earlier drafts of
+the same request, those that were verified and those that were not: a draft that was left aside is compared with
 the tokens that plain decoding then emits, so a request that has switched itself off notices for nothing when
 drafts become good again.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from justright.draft.base import EMPTY_DRAFT, Draft
+from justright.draft.base import Draft
 from justright.engine.cost import StepCost
 
 _MARGIN = 1.05
@@ -27,8 +27,9 @@ _MAX_SHADOWS = 4
 class Speculation:
     """One request's record of its drafts.
 
-    ``reliability[b]`` is the recent ratio of accepted to expected tokens for drafts with 2**b to 2**(b+1)-1 nodes,
-    an exponential average that starts at ``_PRIOR``. Mutated by `verified`, `set_aside` and `emitted` only.
+    ``reliability[b]`` is the recent ratio of accepted to expected tokens for drafts proposed with 2**b to
+    2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. Mutated by `verified`, `set_aside` and
+    `emitted` only.
     """
 
     reliability: list[float] = field(default_factory=lambda: [_PRIOR] * _BINS)
@@ -36,13 +37,12 @@ class Speculation:
 
     def expected(self, draft: Draft) -> np.ndarray:
         """Expected accepted tokens if the first 1, 2, ... nodes of ``draft`` are verified: ``[nodes]``."""
-        return np.cumsum(np.asarray(draft.probs, dtype=np.float64)) * self.reliability[_bin(draft)]
+        probs = np.asarray(draft.probs, dtype=np.float64) * self.reliability[_bin(draft)]
+        return np.cumsum(np.minimum(probs, 1.0))
 
     def verified(self, draft: Draft, used: int, accepted: int) -> None:
-        """The first ``used`` nodes of ``draft`` were verified and ``accepted`` of them accepted."""
-        score = draft.first(used).score
-        # When the whole of a truncated draft was accepted, what was cut off would have been worth as much.
-        self._learn(_bin(draft), accepted, score)
+        """Of ``draft`` as it was proposed, the first ``used`` nodes were verified, ``accepted`` accepted."""
+        self._learn(_bin(draft), accepted, draft.first(used).score)
 
     def set_aside(self, draft: Draft) -> None:
         """``draft`` is not verified; remember it, to see whether it would have been right."""
@@ -92,6 +92,9 @@ def choose(
     Nodes of all sequences compete by calibrated probability for a place in the step. Cutting a draft keeps its
     first nodes. Speculation must beat the plain step by 5% to be worth its risk.
 
+    Sampled drafts are verified in full: to drop a guess because of what was drawn would change the distribution
+    of what is emitted. Their drafter must limit itself before it draws.
+
     Args:
         drafts: one a sequence, maybe empty.
         records: the sequences' records.
@@ -101,23 +104,27 @@ def choose(
     Returns:
         The drafts to verify, cut.
     """
-    if not any(len(draft) for draft in drafts):
-        return [EMPTY_DRAFT] * len(drafts)
+    if not any(len(draft) and draft.proposal is None for draft in drafts):
+        return list(drafts)
     gains = [record.expected(draft) for record, draft in zip(records, drafts, strict=True)]
-    steps = [(np.diff(gain, prepend=0.0), index) for index, gain in enumerate(gains)]
-    values = np.concatenate([value for value, _ in steps])
-    owners = np.concatenate([np.full(len(value), index) for value, index in steps])
-    # A node is never taken before one that stands earlier in its draft: stable order over running minima.
-    ranked = np.concatenate([np.minimum.accumulate(value) for value, _ in steps])
-    order = np.argsort(-ranked, kind="stable")
     batch = len(drafts)
+    fixed = [index for index, draft in enumerate(drafts) if draft.proposal is not None]
+    free = [index for index, draft in enumerate(drafts) if draft.proposal is None]
+    values = [np.diff(gains[index], prepend=0.0) for index in free]
+    owners = np.repeat(free, [len(drafts[index]) for index in free]).astype(np.int64)
+    # A node is never taken before one that stands earlier in its draft: stable order over running minima.
+    ranked = np.concatenate([np.minimum.accumulate(value) for value in values])
+    order = np.argsort(-ranked, kind="stable")
+    least = batch + sum(len(drafts[index]) for index in fixed)
+    certain = batch + sum(float(gains[index][-1]) for index in fixed if len(drafts[index]))
     past = int(sum(pasts) / batch)
-    seconds = cost.curve(past, batch + len(order))[batch - 1 :]
-    rates = (batch + np.concatenate([[0.0], np.cumsum(values[order])])) / seconds
+    seconds = cost.curve(past, least + len(order))[least - 1 :]
+    rates = (certain + np.concatenate([[0.0], np.cumsum(np.concatenate(values)[order])])) / seconds
     best = int(np.argmax(rates))
     if rates[best] < _MARGIN * rates[0]:
-        return [EMPTY_DRAFT] * batch
+        best = 0
     counts = np.bincount(owners[order[:best]], minlength=batch)
+    counts[fixed] = [len(drafts[index]) for index in fixed]
     return [draft.first(int(count)) for draft, count in zip(drafts, counts, strict=True)]
 
 
