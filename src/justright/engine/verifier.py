@@ -268,7 +268,9 @@ class Verifier:
             else:
                 depths, tree = tree_shape(one.parents)
                 tree = tree.to(self.device)
-            runs.append(Run(one.slot, start, (depths + past).to(self.device), tree))
+            # Only padding could lie beyond the context, where some rotary embeddings change for all tokens.
+            positions = (depths + past).clamp(max=self.max_tokens - 1)
+            runs.append(Run(one.slot, start, positions.to(self.device), tree))
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
