@@ -159,12 +159,13 @@ def _release(weight: Tensor) -> None:
 
 
 def _file_backed(begin: int, length: int) -> bool:
-    """Whether ``[begin, begin + length)`` lies in one mapping of a safetensors file."""
+    """Whether ``[begin, begin + length)`` lies in one mapping of a file, of any name (the hub's are hashes)."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             low, high = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
             if low <= begin and begin + length <= high:
-                return line.rstrip().endswith(".safetensors")
+                inode, *path = line.split(maxsplit=5)[4:]
+                return inode != "0" and not path[0].rstrip().endswith(" (deleted)")
     return False
 
 
