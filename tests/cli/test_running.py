@@ -47,7 +47,14 @@ def test_after_an_interrupt_waiting_requests_do_not_start() -> None:
 
 def test_stats_line() -> None:
     stats = RequestStats(
-        100, 41, prefill_s=0.5, decode_s=4, verifications=20, drafted=30, accepted=20, near_ties=2
+        prompt_tokens=100,
+        output_tokens=41,
+        prefill_s=0.5,
+        decode_s=4,
+        verifications=20,
+        drafted=30,
+        accepted=20,
+        near_ties=2,
     )
     request = Request([1], stats=stats, finish_reason="stop")
     assert stats_line(request) == (

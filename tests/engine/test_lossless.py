@@ -89,3 +89,24 @@ def test_repetition_penalty_equals_generate() -> None:
         pass
     assert request.token_ids == expected
     assert request.stats.accepted > 0
+
+
+def test_reused_prefix_changes_no_token() -> None:
+    """A second turn runs only what is new, and answers as if it had run all."""
+    verifier = verifier_of("gemma3_text", prefill_chunk=16)
+    loop = DecodeLoop(verifier, reuse_prefix=True)
+    first = Request(PROMPT, max_tokens=12)
+    for _ in loop.run([first]):
+        pass
+    turn = [*PROMPT, *first.token_ids, *prompt_of(9, seed=3)]
+    second = Request(turn, max_tokens=TOKENS)
+    for _ in loop.run([second]):
+        pass
+    # The last emitted token was never run, so the cache does not hold it.
+    assert second.stats.reused_tokens == len(PROMPT) + 11
+    assert second.token_ids == reference(tiny_model("gemma3_text"), turn, TOKENS)
+    other = Request(prompt_of(20, seed=4), max_tokens=4)
+    for _ in loop.run([other]):
+        pass
+    assert other.stats.reused_tokens == 0
+    assert other.token_ids == reference(tiny_model("gemma3_text"), prompt_of(20, seed=4), 4)

@@ -1,18 +1,163 @@
-"""``justright bench`` and ``justright demo``."""
+"""``justright bench decode`` and ``justright demo``: the engine measured, and shown."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer(help="Measure speed, side by side.", no_args_is_help=True)
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model
+from justright.cli.output import Output, output_of
+
+if TYPE_CHECKING:
+    from justright.bench.decode import Progress, Results
+    from justright.bench.demo import Demo
+
+app = typer.Typer(name="bench", help="Measure the engine, beside transformers' own.", no_args_is_help=True)
+
+_DEMO_MODEL = "packaged:smollm2-135m-instruct"
+
+
+@app.callback()
+def _bench() -> None:
+    """Keeps `decode` a command of its own while it is the only one."""
 
 
 @app.command("decode")
-def decode(ctx: typer.Context) -> None:
-    """Compare ways to decode."""
-    raise NotImplementedError
+def decode(
+    ctx: typer.Context,
+    model: Model,
+    context: Annotated[str, typer.Option(help="Prompt tokens, one or several.")] = "1024,4096",
+    tasks: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    contenders: Annotated[
+        str,
+        typer.Option(
+            help="plain, a drafter's name, transformers, transformers-lookup.  (default: all, with --draft)",
+            show_default=False,
+        ),
+    ] = "",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per task and contender, interleaved.")] = 3,
+    draft: Annotated[str, typer.Option(help="The drafter among the default contenders.")] = "suffix",
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory too, each contender in its own process.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="1,024 tokens of context, 32 of output, one repeat.")
+    ] = False,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    cpu_kernels: CpuKernels = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep results in this JSON file as they come; go on from it.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode the same prompts in several ways: speeds, ratios, and whether the outputs agree.
+
+    Exit code 1 if an output is wrong by more than floating-point noise.
+    """
+    output = output_of(ctx)
+    names = contenders or f"plain,{draft},transformers,transformers-lookup"
+    if quick:
+        context, tokens, repeats = "1024", 32, 1
+    with output.status("starting torch"):
+        from justright.bench.decode import DecodeSetting
+        from justright.bench.demo import refuse_mismatches
+        from justright.bench.running import Plan, numbers, run_plan, words
+        from justright.bench.tasks import KINDS
+
+    engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
+    setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
+    plan = Plan(model, tuple(words(tasks)) or KINDS, numbers(context), setting, memory)
+    with _progress(output) as progress:
+        results = run_plan(plan, out, progress)
+    if output.json:
+        output.object(results.to_dict())
+    else:
+        _show(output, results)
+    refuse_mismatches(results)
 
 
-def demo(ctx: typer.Context) -> None:
-    """Show the main job on real texts."""
-    raise NotImplementedError
+def demo(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="Any model with a chat template.")
+    ] = _DEMO_MODEL,
+    out: Annotated[Path, typer.Option(help="Where the results and the picture go.")] = Path("demo-out"),
+    context: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 112,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per task.")] = 1,
+    draft: Annotated[str, typer.Option(help="The drafter.")] = "suffix",
+    picture: Annotated[bool, typer.Option(help="Draw the picture (needs matplotlib).")] = True,
+    as_json: Json = False,
+) -> None:
+    """Four long-context tasks, decoded plainly and with drafts: the same tokens, in less time.
+
+    Exit code 1 if an output is wrong by more than floating-point noise.
+    """
+    from justright.bench.picture import need_matplotlib
+
+    output = output_of(ctx)
+    if picture:
+        need_matplotlib()
+    with output.status("starting torch"):
+        from justright.bench.demo import DemoSetting, refuse_mismatches, run_demo
+
+    setting = DemoSetting(model, context, tokens, repeats, draft)
+    with _progress(output) as progress:
+        done = run_demo(setting, out, picture=picture, progress=progress)
+    if output.json:
+        files = [str(file) for file in done.files]
+        summary = {
+            "speed_ratio": done.speed_ratio,
+            "acceptance_length": done.acceptance_length,
+            "files": files,
+        }
+        output.object(summary | done.results.to_dict())
+    else:
+        _show(output, done.results)
+        _conclude(output, done)
+    refuse_mismatches(done.results)
+
+
+def _show(output: Output, results: Results) -> None:
+    from justright.bench.report import HEADER, cost_rows, machine_line, rich_table, rows
+
+    output.table(rich_table("Decoding", HEADER, rows(results), left=2))
+    if results.cost is not None:
+        header, body = cost_rows(results.cost)
+        output.table(rich_table("Cost of verifying n tokens", header, body))
+    output.table(machine_line(results.machine))
+
+
+def _conclude(output: Output, done: Demo) -> None:
+    verdicts = [str(cell.agreement) for row in done.results.cells.values() for cell in row.values()]
+    same = "identical on every task" if set(verdicts) == {"identical"} else "compared as above"
+    output.text(
+        f"Outputs: {same}. Medians over the tasks: {done.acceptance_length:.2f} tokens a verification, "
+        f"{done.speed_ratio:.2f}x the speed of plain decoding."
+    )
+    output.text(f"Written: {', '.join(str(file) for file in done.files)}")
+
+
+@contextlib.contextmanager
+def _progress(output: Output) -> Iterator[Progress | None]:
+    """A progress bar on stderr, where progress is shown."""
+    if not output.progress:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
+        row = bar.add_task("loading", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(row, description=what, completed=done, total=total)
+
+        yield tell

@@ -65,7 +65,9 @@ def chat(
         "cpu_kernels": cpu_kernels,
         "cache": cache,
     }
-    ready = prepare(model, output, engine_options | {"max_context": max_context, "draft": draft})
+    ready = prepare(
+        model, output, engine_options | {"max_context": max_context, "draft": draft, "reuse_prefix": True}
+    )
 
     from justright.engine.sampling import SamplingParams
 

@@ -58,20 +58,12 @@ class Prepared:
         Raises:
             UsageError: no tokens, no template, or the template refuses the conversation.
         """
-        from jinja2 import TemplateError
+        from justright.engine.api import chat_tokens
 
         if isinstance(prompt, str):
             ids = list(self.tokenizer(prompt)["input_ids"])
-        elif not self.has_template:
-            raise UsageError(f"{self.source.name} has no chat template: give plain prompts (--raw)")
         else:
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
-                )
-            except TemplateError as error:
-                raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
-            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = chat_tokens(self.tokenizer, prompt)
         if not ids:
             raise UsageError("the prompt is empty: give at least one token of text")
         return ids
@@ -97,7 +89,7 @@ class Prepared:
         from justright.engine.api import Engine
 
         with self.output.status(f"loading {self.source.name}"):
-            return Engine.load(str(self.source.path), self.options)
+            return Engine.load(str(self.source.path), self.options, tokenizer=self.tokenizer)
 
 
 def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from justright import __version__
@@ -57,6 +58,7 @@ class EngineOptions:
         max_draft: the most draft tokens a sequence and step.
         adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
         prefill_chunk: tokens per prefill forward.
+        reuse_prefix: run only what is new of a prompt that begins like the sequence before it in the same slot.
     """
 
     dtype: str = "float32"
@@ -70,6 +72,7 @@ class EngineOptions:
     max_draft: int = _MAX_DRAFT
     adaptive: bool = True
     prefill_chunk: int = 512
+    reuse_prefix: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, _DTYPES)
@@ -135,12 +138,20 @@ class Engine:
         self.stop_token_ids = stop_token_ids
 
     @classmethod
-    def load(cls, model: str, options: EngineOptions | None = None, **changes: Any) -> Engine:
+    def load(
+        cls,
+        model: str,
+        options: EngineOptions | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        **changes: Any,
+    ) -> Engine:
         """Load a model by directory, hub id or packaged name.
 
         Args:
             model: see `justright.models.sources.resolve`.
             options: defaults to ``EngineOptions(**changes)``.
+            tokenizer: the model's, if it is loaded already.
             changes: fields of `EngineOptions`, instead of ``options``.
 
         Raises:
@@ -152,8 +163,9 @@ class Engine:
         drafter = create_drafter(options.draft, **options.draft_options)
         path = resolve(model).path
         check_model(path)
-        check_tokenizer_files(path)
-        tokenizer = load_tokenizer(path)
+        if tokenizer is None:
+            check_tokenizer_files(path)
+            tokenizer = load_tokenizer(path)
         verifier = Verifier.load(
             path,
             dtype=options.torch_dtype,
@@ -176,22 +188,8 @@ class Engine:
         return engine
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
-        """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
-
-        Args:
-            messages: OpenAI-style ``{"role": ..., "content": ...}``.
-            template: further arguments of the template.
-
-        Raises:
-            UsageError: no tokenizer or no template.
-        """
-        tokenizer = self._need_tokenizer()
-        if tokenizer.chat_template is None:
-            raise UsageError("this model has no chat template; give a plain prompt (--raw)")
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
-        )
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        """`chat_tokens` with the engine's tokenizer."""
+        return chat_tokens(self._need_tokenizer(), messages, **template)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
@@ -304,6 +302,7 @@ class Engine:
             drafter=self.drafter,
             cost=self.cost,
             max_draft=self.options.max_draft,
+            reuse_prefix=self.options.reuse_prefix,
         )
 
     def _need_tokenizer(self) -> PreTrainedTokenizerFast:
@@ -327,6 +326,30 @@ def check_model(path: Path) -> None:
         raise UnsupportedModelError(
             f"{architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
         )
+
+
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
+) -> list[int]:
+    """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
+
+    Args:
+        tokenizer: the model's.
+        messages: OpenAI-style ``{"role": ..., "content": ...}``.
+        template: further arguments of the template.
+
+    Raises:
+        UsageError: no template, or one that refuses the conversation.
+    """
+    if tokenizer.chat_template is None:
+        raise UsageError("this model has no chat template; give a plain prompt (--raw)")
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
+        )
+    except TemplateError as error:
+        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:

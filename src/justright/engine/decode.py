@@ -99,6 +99,8 @@ class DecodeLoop:
         drafter: what guesses; None decodes plainly.
         cost: what a step costs on this machine; None speculates at every chance (for tests and measurements).
         max_draft: the most draft tokens a sequence and step.
+        reuse_prefix: keep a finished sequence in its slot, and run only what is new of a prompt that begins
+            alike (chats).
     """
 
     def __init__(
@@ -109,12 +111,14 @@ class DecodeLoop:
         drafter: Drafter | None = None,
         cost: StepCost | None = None,
         max_draft: int = 32,
+        reuse_prefix: bool = False,
     ) -> None:
         self.verifier = verifier
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.cost = cost
         self.max_draft = max_draft
+        self.reuse_prefix = reuse_prefix
         self._active: list[_Active] = []
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
@@ -128,29 +132,37 @@ class DecodeLoop:
                     yield from self._step()
         finally:
             for active in list(self._active):
-                self._finish(active, "cancelled")
+                active.request.text += self._finish(active, "cancelled")
 
     def _admit(self, request: Request) -> Iterator[Emission]:
         """Prefill a request into the next free slot and emit its first token."""
+        if request.cancelled:
+            request.finish_reason = "cancelled"
+            yield Emission(request, [], "", 0, "cancelled")
+            return
         slot = len(self._active)
-        request.stats.prompt_tokens = len(request.prompt_ids)
+        stats = request.stats
+        stats.prompt_tokens = len(request.prompt_ids)
         stream = TextStream(self.tokenizer, request.stop) if self.tokenizer is not None else None
         active = _Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream)
-        self.verifier.clear(slot)
+        if self.reuse_prefix:
+            stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids)
+        else:
+            self.verifier.clear(slot)
         self._active.append(active)
         if self.drafter is not None:
             self.drafter.start(request.id, request.prompt_ids)
         begin = time.perf_counter()
         output: StepOutput | None = None
-        for chunk in self.verifier.prefill(slot, request.prompt_ids):
+        for chunk in self.verifier.prefill(slot, request.prompt_ids[stats.reused_tokens :]):
             output = chunk
             if request.cancelled:
                 yield self._emit(active, [], 0)
                 return
         assert output is not None
         verified = active.sampler.verify(EMPTY_DRAFT, output.logits)
-        request.stats.prefill_s = time.perf_counter() - begin
-        request.stats.near_ties += verified.near_ties
+        stats.prefill_s = time.perf_counter() - begin
+        stats.near_ties += verified.near_ties
         self._observe(active, verified.token_ids, output, 0)
         yield self._emit(active, verified.token_ids, 0)
 
@@ -260,7 +272,7 @@ class DecodeLoop:
         if slot != last:
             self._active[slot] = self._active[last]
             self.verifier.move(last, slot)
-        else:
+        elif not self.reuse_prefix:
             self.verifier.clear(slot)
         self._active.pop()
         if self.drafter is not None:

@@ -12,6 +12,7 @@ class RequestStats:
 
     Attributes:
         prompt_tokens: tokens of the prompt.
+        reused_tokens: of those, the ones that were in the cache already.
         output_tokens: tokens emitted, the end token included.
         prefill_s: running the prompt; gives the first token.
         decode_s: all after it.
@@ -26,6 +27,7 @@ class RequestStats:
     """
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     output_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -50,8 +52,8 @@ class RequestStats:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens per second of prefill."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+        """Prompt tokens that were run, per second of prefill."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, derived figures included, for JSON."""

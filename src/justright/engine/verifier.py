@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 from justright.engine import kernels
 from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
 from justright.engine.cache import KVCache
-from justright.errors import ResourceError, UsageError
+from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models.architectures import (
     architecture_of,
     attention_windows,
@@ -107,6 +107,8 @@ class Verifier:
         reach = rope_switch_length(model.config) or self.context
         self.max_tokens = min(max_tokens or self.context, self.context, reach)
         self.cache = self._new_cache(slots)
+        self._held: list[list[int]] = [[] for _ in range(slots)]
+        self._last: dict[int, Sequence[int]] = {}
 
     @classmethod
     def load(
@@ -139,14 +141,19 @@ class Verifier:
                 f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-        ).to(device)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=ATTENTION_NAME,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+            ).to(device)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"transformers cannot load {path}: {error}") from error
         if packable and cpu_kernels != "plain":
             kernels.pack(model)
         return cls(model, **options)
@@ -159,6 +166,23 @@ class Verifier:
     def resize(self, slots: int) -> None:
         """Change the number of slots; every sequence in the cache is forgotten."""
         self.cache = self._new_cache(slots)
+        self._held = [[] for _ in range(slots)]
+
+    def reuse(self, slot: int, token_ids: Sequence[int]) -> int:
+        """Cut slot ``slot`` to what it has in common with a new prompt, leaving at least one token to run.
+
+        Returns:
+            How many tokens of ``token_ids`` the slot holds now; run `prefill` on the rest.
+        """
+        held = self._held[slot]
+        shared = 0
+        for shared, (mine, new) in enumerate(zip(held, token_ids[:-1], strict=False), start=1):
+            if mine != new:
+                shared -= 1
+                break
+        self.cache.rewind(slot, shared)
+        del held[shared:]
+        return shared
 
     def prefill(self, slot: int, token_ids: Sequence[int]) -> Iterator[StepOutput | None]:
         """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
@@ -181,7 +205,7 @@ class Verifier:
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
             [output] = self._forward([StepInput(slot, chunk)], only_last=True)
-            self.cache.keep(slot, range(len(chunk)))
+            self.keep(slot, range(len(chunk)))
             yield output if last else None
 
     def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
@@ -204,14 +228,18 @@ class Verifier:
     def keep(self, slot: int, path: Sequence[int]) -> None:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
         self.cache.keep(slot, path)
+        tokens = self._last.pop(slot)
+        self._held[slot] += [tokens[node] for node in path]
 
     def clear(self, slot: int) -> None:
         """Forget slot ``slot``'s sequence."""
         self.cache.clear(slot)
+        self._held[slot] = []
 
     def move(self, source: int, target: int) -> None:
-        """Move a sequence to another slot."""
+        """Move a sequence to another slot, over whatever that one holds."""
         self.cache.move(source, target)
+        self._held[target], self._held[source] = self._held[source], []
 
     def time_step(self, tokens: int, past: int, slot: int = 0) -> float:
         """Seconds that a step of ``tokens`` chain tokens takes behind ``past`` cached ones (contents arbitrary).
@@ -227,7 +255,7 @@ class Verifier:
                 torch.cuda.synchronize(self.device)
             return time.perf_counter() - begin
         finally:
-            self.cache.clear(slot)
+            self.clear(slot)
 
     def _new_cache(self, slots: int) -> KVCache:
         layers = self.config.num_hidden_layers
@@ -268,6 +296,7 @@ class Verifier:
             else:
                 depths, tree = tree_shape(one.parents)
                 tree = tree.to(self.device)
+            self._last[one.slot] = one.token_ids
             # Only padding could lie beyond the context, where some rotary embeddings change for all tokens.
             positions = (depths + past).clamp(max=self.max_tokens - 1)
             runs.append(Run(one.slot, start, positions.to(self.device), tree))
