@@ -131,6 +131,8 @@ class DecodeLoop:
                 if self._active:
                     yield from self._step()
         finally:
+            for request in waiting:
+                request.finish_reason = "cancelled"
             for active in list(self._active):
                 active.request.text += self._finish(active, "cancelled")
 
@@ -149,9 +151,9 @@ class DecodeLoop:
             stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids)
         else:
             self.verifier.clear(slot)
-        self._active.append(active)
         if self.drafter is not None:
             self.drafter.start(request.id, request.prompt_ids)
+        self._active.append(active)  # behind the start: what was not started is not stopped
         begin = time.perf_counter()
         output: StepOutput | None = None
         for chunk in self.verifier.prefill(slot, request.prompt_ids[stats.reused_tokens :]):
