@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Sequence
+from itertools import islice, product
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from justright.draft.base import Draft
 from justright.engine.attention import ATTENTION_NAME
@@ -21,15 +25,24 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     return [rng.randrange(8, VOCAB_SIZE - 8) for _ in range(length)]
 
 
+def letters_tokenizer() -> PreTrainedTokenizerFast:
+    """Every token is three letters, so that the text of random tokens can be searched."""
+    letters = "abcdefg"
+    vocab = {"".join(t): i for i, t in enumerate(islice(product(letters, repeat=3), VOCAB_SIZE))}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="aaa"))
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def reference(model: PreTrainedModel, prompt: Sequence[int], tokens: int, **options: object) -> list[int]:
     """Greedy output of transformers' own ``generate`` with its own eager attention and cache."""
     before = model.config._attn_implementation
+    model.generation_config.eos_token_id = None
     model.set_attn_implementation("eager")
     out = model.generate(
         torch.tensor([list(prompt)]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         max_new_tokens=tokens,
-        min_new_tokens=tokens,
         do_sample=False,
         pad_token_id=0,
         **options,
