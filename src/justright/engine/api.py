@@ -159,6 +159,8 @@ class Engine:
         """
         if options is None:
             options = EngineOptions(**changes)
+        elif changes:
+            raise UsageError(f"give options or {', '.join(changes)}, not both")
         device = options.torch_device
         drafter = create_drafter(options.draft, **options.draft_options)
         path = resolve(model).path
@@ -201,7 +203,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Request:
         """A checked request.
@@ -210,11 +212,12 @@ class Engine:
             prompt: text (encoded as it is) or token ids.
             params: greedy by default.
             max_tokens: 256 by default; never more than the context has room for.
-            stop: stop strings.
+            stop: a stop string or several.
             ignore_eos: go on behind end tokens (benchmarks).
 
         Raises:
-            UsageError: an empty prompt, a bad ``max_tokens``, an unknown token.
+            UsageError: an empty prompt, a bad ``max_tokens``, an unknown token, stop strings without a
+                tokenizer.
             ResourceError: the prompt leaves no room in the context.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -231,11 +234,14 @@ class Engine:
             )
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; allowed: 1 or more")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if stop:
+            self._need_tokenizer()
         return Request(
             ids,
             params or SamplingParams(),
             min(max_tokens or 256, room),
-            tuple(stop),
+            stop,
             frozenset() if ignore_eos else self.stop_token_ids,
         )
 
@@ -307,7 +313,7 @@ class Engine:
 
     def _need_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.tokenizer is None:
-            raise UsageError("this engine has no tokenizer: give token ids")
+            raise UsageError("this engine has no tokenizer: give token ids, and no stop strings")
         return self.tokenizer
 
 
