@@ -90,8 +90,8 @@ def demo(
     ] = _DEMO_MODEL,
     out: Annotated[Path, typer.Option(help="Where the results and the picture go.")] = Path("demo-out"),
     context: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 2048,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 112,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs per task.")] = 1,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per task and decoder, interleaved.")] = 2,
     draft: Annotated[str, typer.Option(help="The drafter.")] = "suffix",
     picture: Annotated[bool, typer.Option(help="Draw the picture (needs matplotlib).")] = True,
     as_json: Json = False,
@@ -126,13 +126,13 @@ def demo(
 
 
 def _show(output: Output, results: Results) -> None:
-    from justright.bench.report import HEADER, cost_rows, machine_line, rich_table, rows
+    from justright.bench.report import HEADER, cost_rows, machine_line, rich_table, rows, steadiness_line
 
     output.table(rich_table("Decoding", HEADER, rows(results), left=2))
     if results.cost is not None:
         header, body = cost_rows(results.cost)
         output.table(rich_table("Cost of verifying n tokens", header, body))
-    output.table(machine_line(results.machine))
+    output.table(machine_line(results.machine), steadiness_line(results))
 
 
 def _conclude(output: Output, done: Demo) -> None:

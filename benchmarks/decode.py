@@ -1,0 +1,47 @@
+"""The README's decode table: four contenders, five tasks, 1K, 4K and 7K tokens of context, one run.
+
+python benchmarks/decode.py --out decode.json        about an hour on two cores; interrupted, it goes on
+python benchmarks/decode.py --quick                  two minutes, to see that it works
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from justright.bench.decode import DecodeSetting
+from justright.bench.report import HEADER, cost_rows, machine_line, markdown_table, rows, steadiness_line
+from justright.bench.running import Plan, run_plan
+from justright.bench.tasks import COPY_HEAVY, KINDS
+
+CONTENDERS = ("plain", "suffix", "transformers", "transformers-lookup")
+CONTEXTS = (1024, 4096, 7168)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", default="packaged:smollm2-135m-instruct")
+    parser.add_argument("--out", type=Path, help="JSON file: results as they come, and where to go on from")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="1K only, 32 tokens, one repeat, no memory")
+    chosen = parser.parse_args()
+    quick = chosen.quick
+    setting = DecodeSetting(CONTENDERS, 32 if quick else chosen.tokens, 1 if quick else chosen.repeats)
+    plan = Plan(chosen.model, KINDS, CONTEXTS[:1] if quick else CONTEXTS, setting, memory=not quick)
+    results = run_plan(plan, chosen.out, lambda what, done, of: print(f"{done}/{of} {what}", file=sys.stderr))
+    print(markdown_table(HEADER, rows(results)))
+    if results.cost is not None:
+        print(markdown_table(*cost_rows(results.cost)))
+    print(f"{machine_line(results.machine)}; copy-heavy tasks: {', '.join(COPY_HEAVY)}")
+    print(steadiness_line(results))
+    for mismatch in results.mismatches:
+        print(f"MISMATCH: {mismatch}", file=sys.stderr)
+    return 1 if results.mismatches else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Who is measured: our loop with and without drafts, transformers' ``generate`` with and without prompt lookup.
+
+Every contender decodes greedily, goes on behind end tokens, and emits the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from justright.draft.registry import drafter_names
+from justright.engine.api import Engine
+from justright.engine.verifier import StepInput
+from justright.errors import UsageError
+
+PLAIN = "plain"
+TRANSFORMERS = "transformers"
+LOOKUP = "transformers-lookup"
+LOOKUP_TOKENS = 10
+"""Prompt lookup's ``prompt_lookup_num_tokens``: what transformers' documentation uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One generation.
+
+    Attributes:
+        token_ids: what was emitted.
+        prefill_s: until the first tokens were there.
+        first_tokens: how many they were (prompt lookup drafts already then).
+        decode_s: from then on to the end.
+        verifications: forwards after the first.
+        near_ties: tokens chosen within floating-point noise; None where the contender cannot tell.
+        steps: per verification: output position, tokens drafted, tokens accepted; ours only.
+    """
+
+    token_ids: list[int]
+    prefill_s: float
+    first_tokens: int
+    decode_s: float
+    verifications: int
+    near_ties: int | None = None
+    steps: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens behind the first ones, per second of decoding."""
+        return (len(self.token_ids) - self.first_tokens) / max(self.decode_s, 1e-9)
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per verification: accepted + 1."""
+        return (len(self.token_ids) - self.first_tokens) / max(self.verifications, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the derived figures."""
+        return asdict(self)
+
+
+class Contender(Protocol):
+    """One way to decode."""
+
+    name: str
+
+    def run(self, prompt_ids: Sequence[int], tokens: int) -> Run:
+        """Emit exactly ``tokens`` tokens behind a prompt, greedily."""
+        ...
+
+
+class EngineContender:
+    """Our engine; ``name`` is the drafter's, or ``plain``."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        self.engine = engine
+
+    def run(self, prompt_ids: Sequence[int], tokens: int) -> Run:
+        """See `Contender`."""
+        request = self.engine.generate(prompt_ids, max_tokens=tokens, ignore_eos=True)
+        stats = request.stats
+        return Run(
+            request.token_ids,
+            stats.prefill_s,
+            1,
+            stats.decode_s,
+            stats.verifications,
+            stats.near_ties,
+            list(stats.steps),
+        )
+
+
+class TransformersContender:
+    """transformers' own ``generate``: SDPA attention, dynamic cache, end tokens ignored.
+
+    Args:
+        name: ``transformers`` or ``transformers-lookup``.
+        model: see `load_transformers`.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel) -> None:
+        self.name = name
+        self.model = model
+        self._options: dict[str, Any] = {}
+        if name == LOOKUP:
+            self._options["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
+
+    def run(self, prompt_ids: Sequence[int], tokens: int) -> Run:
+        """See `Contender`."""
+        ids = torch.tensor([list(prompt_ids)], device=self.model.device)
+        clock = _Clock()
+        hook = self.model.register_forward_hook(clock.on_forward)
+        begin = time.perf_counter()
+        try:
+            output = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=tokens,
+                use_cache=True,
+                streamer=clock,
+                **self._options,
+            )
+        finally:
+            hook.remove()
+        end = time.perf_counter()
+        emitted = output[0, ids.shape[1] :].tolist()
+        return Run(
+            emitted, clock.first_s - begin, clock.first_tokens, end - clock.first_s, clock.forwards - 1
+        )
+
+
+class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here
+    """Notes when the first tokens come, how many they are, and how many forwards there were."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.first_s = 0.0
+        self.first_tokens = 0
+        self._prompt = True
+
+    def on_forward(self, *_: Any) -> None:
+        """A forward hook of the model."""
+        self.forwards += 1
+
+    def put(self, value: Tensor) -> None:
+        """New tokens; the first call has the prompt."""
+        if self._prompt:
+            self._prompt = False
+        elif self.forwards == 1:
+            self.first_s = time.perf_counter()
+            self.first_tokens += value.numel()
+
+    def end(self) -> None:
+        """No more come."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse unknown contenders.
+
+    Raises:
+        UsageError: none at all, one twice, or an unknown one.
+    """
+    known = [PLAIN, *(name for name in drafter_names() if name != "none"), TRANSFORMERS, LOOKUP]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no contender is called {name!r}; there are: {', '.join(known)}")
+    if not names or len(set(names)) != len(names):
+        raise UsageError("name each contender once, and at least one")
+
+
+def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model as transformers runs it by default, with end tokens that do not end anything."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    ).to(device)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def engine_contender(name: str, engine: Engine) -> EngineContender:
+    """The contender ``name`` (``plain`` or a drafter) on a loaded engine."""
+    if name == PLAIN:
+        return EngineContender(name, engine.with_draft("none"))
+    if engine.drafter is not None and engine.options.draft == name:
+        return EngineContender(name, engine)
+    return EngineContender(name, engine.with_draft(name))
+
+
+@torch.inference_mode()
+def transformers_logits(
+    model: PreTrainedModel, prompt_ids: Sequence[int], output_ids: Sequence[int]
+) -> Tensor:
+    """What the model says before each output token, in one forward of transformers: ``[output, vocab]``."""
+    ids = torch.tensor([[*prompt_ids, *output_ids]], device=model.device)
+    logits: Tensor = model(ids, use_cache=False, logits_to_keep=len(output_ids) + 1).logits[0, :-1]
+    return logits
+
+
+@torch.inference_mode()
+def engine_logits(engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Tensor:
+    """The same by our verifier: a prefill, then the output in one step."""
+    verifier = engine.verifier
+    *_, prefilled = verifier.prefill(0, prompt_ids)
+    try:
+        assert prefilled is not None
+        if len(output_ids) == 1:
+            return prefilled.logits
+        [output] = verifier.step([StepInput(0, output_ids[:-1])])
+        return torch.cat([prefilled.logits, output.logits])
+    finally:
+        verifier.clear(0)

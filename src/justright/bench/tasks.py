@@ -1,0 +1,178 @@
+"""What is decoded in benchmarks: prompts of an exact length, made from the texts that travel with the package.
+
+Copying is what long contexts are often for, and what suffix drafts are good at. A small model copies only when it is
+led to: where a task says so, the assistant's turn already begins with a few words (its *steering*), and the model
+goes on from there. The same prompt goes to every contender, so this decides what is measured, never who wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from justright.data import read_text
+from justright.errors import UsageError
+
+_ROUNDS = 12
+_PASSAGE = "Such was Catherine Morland"
+_QUOTE_SENTENCES = 2
+_QUOTE_START_WORDS = 8
+
+
+class Tokenizer(Protocol):
+    """What is needed of a transformers tokenizer."""
+
+    chat_template: Any
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+        """Encode; ``["input_ids"]`` are the tokens."""
+        ...
+
+    def decode(self, token_ids: list[int]) -> Any:
+        """The text of tokens."""
+        ...
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
+        """The text of a conversation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt to go on from.
+
+    Attributes:
+        kind: one of `KINDS`.
+        context: the length asked for.
+        copy_heavy: whether the right answer is mostly text of the prompt.
+        steering: the words with which the assistant's turn already begins; "" for none.
+        prompt_ids: the prompt.
+    """
+
+    kind: str
+    context: int
+    copy_heavy: bool
+    steering: str
+    prompt_ids: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Kind and length, such as ``quote-and-answer@4096``."""
+        return f"{self.kind}@{self.context}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What stands around a body of text: conversation and steering; whether the text has what is asked for."""
+
+    messages: list[dict[str, str]]
+    steering: str = ""
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    source: str
+    copy_heavy: bool
+    frame: Callable[[str], _Frame]
+
+
+def build(kind: str, tokenizer: Tokenizer, context: int) -> Task:
+    """A prompt of ``kind`` with ``context`` tokens, or a few less: the source text is cut to fit.
+
+    Args:
+        kind: one of `KINDS`.
+        tokenizer: the model's. Without a chat template, turns are laid out as plain text.
+        context: tokens of the prompt.
+
+    Raises:
+        UsageError: an unknown kind; a length that the instructions alone exceed or that the text does not fill.
+    """
+    if kind not in _KINDS:
+        raise UsageError(f"no task is called {kind!r}; there are: {', '.join(_KINDS)}")
+    made = _KINDS[kind]
+    source = list(tokenizer(read_text(made.source), add_special_tokens=False)["input_ids"])
+    take, best = context, None
+    for _ in range(_ROUNDS):
+        take = min(take, len(source))
+        if take < 1:
+            break
+        frame = made.frame(str(tokenizer.decode(source[:take])))
+        ids = _encode(frame, tokenizer)
+        if frame.complete and len(ids) <= context and (best is None or len(ids) > len(best[0])):
+            best = ids, frame.steering
+        if len(ids) == context:
+            break
+        take += context - len(ids)
+    if best is None:
+        raise UsageError(
+            f"the task {kind} cannot have {context} tokens: it needs more for its instructions and text"
+        )
+    if context - len(best[0]) > max(8, context // 50):
+        raise UsageError(f"the task {kind} cannot have {context} tokens: its text ends at {len(best[0])}")
+    return Task(kind, context, made.copy_heavy, best[1], tuple(best[0]))
+
+
+def _encode(frame: _Frame, tokenizer: Tokenizer) -> list[int]:
+    if len(frame.messages) == 1 and frame.messages[0]["role"] == "text":
+        return list(tokenizer(frame.messages[0]["content"])["input_ids"])
+    if tokenizer.chat_template is None:
+        turns = [f"### {message['role'].title()}:\n{message['content']}" for message in frame.messages]
+        text = "\n\n".join([*turns, "### Assistant:\n"])
+    else:
+        text = cast(
+            str,
+            tokenizer.apply_chat_template(frame.messages, tokenize=False, add_generation_prompt=True),
+        )
+    return list(tokenizer(text + frame.steering, add_special_tokens=False)["input_ids"])
+
+
+def _summarise(text: str) -> _Frame:
+    ask = f"Here is the beginning of a novel.\n\n{text}\n\nSummarise it in one paragraph: who is who, and what happens."
+    return _Frame([{"role": "user", "content": ask}])
+
+
+def _quote(text: str) -> _Frame:
+    ask = (
+        f"Here is the beginning of a novel.\n\n{text}\n\nQuote what it says about the heroine when she "
+        "grew older, word for word. Then say in one sentence how she changed."
+    )
+    if _PASSAGE not in text:
+        return _Frame([{"role": "user", "content": ask}], complete=False)
+    before, _, passage = text.partition(_PASSAGE)
+    start = " ".join((_PASSAGE + passage).split()[:_QUOTE_START_WORDS])
+    sentences = before.rstrip().rsplit(". ", _QUOTE_SENTENCES)[1:]
+    return _Frame([{"role": "user", "content": ask}], f"{'. '.join(sentences)}\n\n{start}")
+
+
+def _rewrite(text: str) -> _Frame:
+    ask = (
+        f"Here is a Python file.\n\n```python\n{text}\n```\n\n"
+        "Write out the whole file again, with `_GROWTH_TOKENS` renamed to `_GROWTH_STEP`."
+    )
+    start = " ".join(text.split(" ")[:4])
+    return _Frame([{"role": "user", "content": ask}], f"Here is the whole file:\n\n```python\n{start}")
+
+
+def _multi_turn(text: str) -> _Frame:
+    turns = json.loads(read_text("conversation.json"))
+    messages = [{**turn, "content": turn["content"].replace("{text}", text)} for turn in turns]
+    return _Frame(messages, "Here is the list again:\n\n1. **Emma Woodhouse**")
+
+
+def _continue(text: str) -> _Frame:
+    return _Frame([{"role": "text", "content": text}])
+
+
+_KINDS = {
+    "summarise": _Kind("emma.txt", False, _summarise),
+    "quote-and-answer": _Kind("northanger_abbey.txt", True, _quote),
+    "rewrite-code": _Kind("engine.py.txt", True, _rewrite),
+    "multi-turn": _Kind("emma.txt", True, _multi_turn),
+    "continue": _Kind("northanger_abbey.txt", False, _continue),
+}
+
+KINDS: tuple[str, ...] = tuple(_KINDS)
+COPY_HEAVY: tuple[str, ...] = tuple(kind for kind, made in _KINDS.items() if made.copy_heavy)
