@@ -132,7 +132,7 @@ def test_stop_strings_across_tokens_and_drafts(
     tokens = truth[tuple(PROMPT)]
     whole = text_of(tokens)
     loop = DecodeLoop(verifier, LETTERS, drafter=drafter and drafter(truth))
-    for begin in range(2, len(whole) - 4, 5):
+    for begin in range(2, len(whole) - 4, 8):
         stop = whole[begin : begin + 4]
         request = Request(PROMPT, max_tokens=TOKENS, stop=(stop, "never in it"))
         emissions = collect(loop, request)
@@ -155,7 +155,7 @@ def test_text_held_back_comes_out_at_the_end(
     assert request.stopped_by is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_cancelling_at_any_time(
     data: st.DataObject, verifier: Verifier, truth: dict[tuple[int, ...], list[int]]

@@ -20,7 +20,7 @@ from justright.engine.sampling import Sampler, SamplingParams, speculative_sampl
 
 VOCAB = 4
 HORIZON = 3  # tokens whose joint distribution is compared
-TRIALS = 1500
+TRIALS = 1000
 # Seeds are fixed, so a right rule passes always; a broken one must be far off, not a little.
 RIGHT, BROKEN = 1e-3, 1e-7
 
@@ -79,7 +79,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return p, q, draw(st.integers(1, min(2, int((q > 0).sum()))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases())
 def test_one_step_emits_the_target_exactly(case: tuple[Tensor, Tensor, int]) -> None:
     p, q, count = case

@@ -101,6 +101,14 @@ def test_a_batch_gives_its_places_to_the_likeliest() -> None:
     assert [len(d) for d in chosen] == [2, 0, 1]
 
 
+def test_a_likely_node_behind_an_unlikely_one_does_not_count_as_the_first() -> None:
+    """Cutting keeps the first nodes, so that the one behind comes only with those before it."""
+    siblings = Draft([10, 11], [-1, -1], [0.2, 0.9])
+    one_more = StepCost((1, 2, 3, 4), (1.0, 1.0, 1.0, 9.0), (0.0, 0.0))
+    assert [len(d) for d in choose([siblings, chain(0.5)], [sure()] * 2, [0, 0], one_more)] == [0, 1]
+    assert [len(d) for d in choose([siblings], [sure()], [0], one_more)] == [2]
+
+
 def test_sampled_drafts_are_never_cut_by_what_was_drawn() -> None:
     """A guess dropped because it is unlikely would not come out as often as its probability says."""
     proposal = torch.full((3, 4), 0.25)
