@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         token_ids: what was emitted.
-        prefill_s: until the first tokens were there.
+        prefill_s: until the first tokens were there; None if the prompt was in the cache already.
         first_tokens: how many they were (prompt lookup drafts already then).
         decode_s: from then on to the end.
         verifications: forwards after the first.
@@ -43,7 +43,7 @@ class Run:
     """
 
     token_ids: list[int]
-    prefill_s: float
+    prefill_s: float | None
     first_tokens: int
     decode_s: float
     verifications: int
@@ -70,8 +70,12 @@ class Contender(Protocol):
 
     name: str
 
-    def run(self, prompt_ids: Sequence[int], tokens: int) -> Run:
-        """Emit exactly ``tokens`` tokens behind a prompt, greedily."""
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
+        """Emit exactly ``tokens`` tokens behind a prompt, greedily.
+
+        ``again`` takes the prompt from the cache of an earlier run where it is there, so that repeats measure
+        decoding alone; without it the prompt is run anew.
+        """
         ...
 
 
@@ -82,13 +86,15 @@ class EngineContender:
         self.name = name
         self.engine = engine
 
-    def run(self, prompt_ids: Sequence[int], tokens: int) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
         """See `Contender`."""
+        if not again:
+            self.engine.verifier.clear(0)
         request = self.engine.generate(prompt_ids, max_tokens=tokens, ignore_eos=True)
         stats = request.stats
         return Run(
             request.token_ids,
-            stats.prefill_s,
+            None if stats.reused_tokens else stats.prefill_s,
             1,
             stats.decode_s,
             stats.verifications,
@@ -109,12 +115,15 @@ class TransformersContender:
         self.name = name
         self.model = model
         self._options: dict[str, Any] = {}
+        self._kept: tuple[tuple[int, ...], Any] | None = None
         if name == LOOKUP:
             self._options["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
 
-    def run(self, prompt_ids: Sequence[int], tokens: int) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
         """See `Contender`."""
         ids = torch.tensor([list(prompt_ids)], device=self.model.device)
+        cache = self._cache(prompt_ids) if again else None
+        self._kept = None
         clock = _Clock()
         hook = self.model.register_forward_hook(clock.on_forward)
         begin = time.perf_counter()
@@ -125,16 +134,30 @@ class TransformersContender:
                 do_sample=False,
                 max_new_tokens=tokens,
                 use_cache=True,
+                past_key_values=cache,
+                return_dict_in_generate=True,
                 streamer=clock,
                 **self._options,
             )
         finally:
             hook.remove()
         end = time.perf_counter()
-        emitted = output[0, ids.shape[1] :].tolist()
+        self._kept = (tuple(prompt_ids), output.past_key_values)
         return Run(
-            emitted, clock.first_s - begin, clock.first_tokens, end - clock.first_s, clock.forwards - 1
+            output.sequences[0, ids.shape[1] :].tolist(),
+            None if cache is not None else clock.first_s - begin,
+            clock.first_tokens,
+            end - clock.first_s,
+            clock.forwards - 1,
         )
+
+    def _cache(self, prompt_ids: Sequence[int]) -> Any:
+        """The last run's cache cut back to this prompt but for its last token, if it was the same prompt."""
+        if self._kept is None or self._kept[0] != tuple(prompt_ids):
+            return None
+        cache = self._kept[1]
+        cache.crop(len(prompt_ids) - 1)
+        return cache
 
 
 class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here

@@ -88,7 +88,8 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
     model: PreTrainedModel | None = None
     if ours:
         draft = next((name for name in ours if name != PLAIN), "none")
-        engine = Engine.load(str(path), EngineOptions(**setting.engine, draft=draft))
+        options = EngineOptions(**setting.engine, draft=draft, reuse_prefix=True)
+        engine = Engine.load(str(path), options)
     if len(ours) < len(setting.contenders):
         options = engine.options if engine else EngineOptions(**setting.engine)
         model = load_transformers(path, options.torch_dtype, options.torch_device)
@@ -126,12 +127,16 @@ class Cell:
 
     def median(self, name: str) -> float:
         """Median over the runs of a figure of `Run`."""
-        return float(statistics.median(getattr(run, name) for run in self.runs))
+        return float(statistics.median(self._values(name)))
 
     def spread(self, name: str) -> tuple[float, float]:
         """Smallest and largest."""
-        values = [getattr(run, name) for run in self.runs]
+        values = self._values(name)
         return min(values), max(values)
+
+    def _values(self, name: str) -> list[float]:
+        values = (getattr(run, name) for run in self.runs)
+        return [value for value in values if value is not None] or [0.0]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with the medians for readers."""
@@ -244,7 +249,8 @@ def measure(
                 if len(cell.runs) <= repeat:
                     if progress is not None:
                         progress(f"{task.name}: {contender.name}", done, total)
-                    cell.runs.append(contender.run(task.prompt_ids, setting.tokens))
+                    run = contender.run(task.prompt_ids, setting.tokens, again=bool(cell.runs))
+                    cell.runs.append(run)
                     cell.agreement = None
                     results.save()
                 done += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from justright.bench.contenders import PLAIN, Run
-from justright.bench.report import steadiness_line
+from justright.bench.report import machine_line, steadiness_line
 from justright.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -47,15 +47,13 @@ def save_picture(results: Results, draft: str, file: Path) -> Path:
         _speeds(right, row, draft, fastest)
     grid[-1][0].set_xlabel("position in the output (tokens)")
     grid[-1][1].set_xlabel("decode speed (tokens/s)")
-    versions = results.machine["versions"]
     figure.suptitle(
         f"Plain decoding and {draft} drafts: the same tokens, verified several at a time",
         fontsize=13,
         weight="bold",
     )
     figure.supxlabel(
-        f"{results.machine['processor']}, {results.machine['threads']} threads, "
-        f"{results.machine['created'][:10]}, torch {versions.get('torch')}. {steadiness_line(results)}",
+        f"{machine_line(results.machine)}\n{steadiness_line(results)}",
         fontsize=8,
         color=_GREY,
     )

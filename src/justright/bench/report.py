@@ -77,9 +77,8 @@ def unsteadiness(results: Results) -> float:
     worst = 1.0
     for row in results.cells.values():
         groups = [[run.tokens_per_s for run in cell.runs] for cell in row.values()]
-        groups += [[run.prefill_s for run in cell.runs] for cell in row.values()]
         ours = [cell for name, cell in row.items() if name not in (TRANSFORMERS, LOOKUP)]
-        groups.append([run.prefill_s for cell in ours for run in cell.runs])
+        groups.append([run.prefill_s for cell in ours for run in cell.runs if run.prefill_s is not None])
         worst = max([worst, *(max(group) / max(min(group), 1e-9) for group in groups if group)])
     return worst
 
@@ -103,6 +102,19 @@ def cost_rows(cost: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
     return header, found
 
 
+def fitted(
+    header: Sequence[str], body: Sequence[Sequence[str]], width: int
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for a terminal: no empty columns, each task's name once, the least needed left out if narrow."""
+    dropped = ("min-max", "prefill s") if width < 120 else ()
+    used = [i for i, name in enumerate(header) if name not in dropped and any(row[i] for row in body)]
+    kept = [[row[i] for i in used] for row in body]
+    for index in range(len(kept) - 1, 0, -1):
+        if kept[index][0] == kept[index - 1][0]:
+            kept[index][0] = ""
+    return [header[i] for i in used], kept
+
+
 def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A terminal table whose first ``left`` columns and last one are text and the others numbers."""
     from rich.box import SIMPLE_HEAD
@@ -112,7 +124,7 @@ def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]],
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
         text = index < left or (index == len(header) - 1 and left > 1)
-        table.add_column(name, justify="left" if text else "right", overflow="fold")
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=index < left)
     for row in body:
         table.add_row(*(escape(cell) for cell in row))
     return table
@@ -127,10 +139,12 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def machine_line(machine: dict[str, Any]) -> str:
     """One line for under a table."""
     versions = machine["versions"]
-    place = (
-        machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
-    )
+    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {_threads(machine)}"
     return (
         f"{place}; {machine['created'][:10]}; justright {machine['justright']}, torch {versions.get('torch')}, "
         f"transformers {versions.get('transformers')}, Python {versions.get('python')}"
     )
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"

@@ -126,12 +126,20 @@ def demo(
 
 
 def _show(output: Output, results: Results) -> None:
-    from justright.bench.report import HEADER, cost_rows, machine_line, rich_table, rows, steadiness_line
+    from justright.bench.report import (
+        HEADER,
+        cost_rows,
+        fitted,
+        machine_line,
+        rich_table,
+        rows,
+        steadiness_line,
+    )
 
-    output.table(rich_table("Decoding", HEADER, rows(results), left=2))
+    header, body = fitted(HEADER, rows(results), output.console().width)
+    output.table(rich_table("Decoding", header, body, left=2))
     if results.cost is not None:
-        header, body = cost_rows(results.cost)
-        output.table(rich_table("Cost of verifying n tokens", header, body))
+        output.table(rich_table("Cost of verifying n tokens", *cost_rows(results.cost)))
     output.table(machine_line(results.machine), steadiness_line(results))
 
 
