@@ -26,9 +26,10 @@ TOKENS = 48
 
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(
-        resolve(MODEL).path, dtype=torch.float32, local_files_only=True
-    )
+    path = resolve(MODEL).path
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    model.generation_config.eos_token_id = None  # go on behind the end, as `ignore_eos` does
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +55,8 @@ def prompts(engine: Engine) -> list[list[int]]:
 
 def generate(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
     ids = torch.tensor([list(prompt)])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=TOKENS,
-        min_new_tokens=TOKENS,
-        do_sample=False,
-    )
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False)
     return out[0, len(prompt) :].tolist()
 
 

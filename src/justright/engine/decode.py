@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.draft.base import EMPTY_DRAFT, Draft, Drafter
@@ -18,6 +19,7 @@ from justright.engine.speculation import Speculation, choose
 from justright.engine.stats import RequestStats
 from justright.engine.text import TextStream
 from justright.engine.verifier import StepInput, StepOutput, Verifier
+from justright.errors import ResourceError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -122,8 +124,14 @@ class DecodeLoop:
         self._active: list[_Active] = []
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
-        """Run ``requests``, yielding output as it comes; closing the iterator early cancels what is left."""
+        """Run ``requests``, yielding output as it comes; closing the iterator early cancels what is left.
+
+        Raises:
+            ResourceError: a request that the cache can never hold, before any of them runs.
+        """
         waiting = deque(requests)
+        for request in waiting:
+            self._check_room(request)
         try:
             while waiting or self._active:
                 while waiting and len(self._active) < self.verifier.slots:
@@ -159,14 +167,13 @@ class DecodeLoop:
         for chunk in self.verifier.prefill(slot, request.prompt_ids[stats.reused_tokens :]):
             output = chunk
             if request.cancelled:
-                yield self._emit(active, [], 0)
+                yield self._emit(active, [], 0, None)
                 return
         assert output is not None
         verified = active.sampler.verify(EMPTY_DRAFT, output.logits)
         stats.prefill_s = time.perf_counter() - begin
         stats.near_ties += verified.near_ties
-        self._observe(active, verified.token_ids, output, 0)
-        yield self._emit(active, verified.token_ids, 0)
+        yield self._emit(active, verified.token_ids, 0, output.hidden[0])
 
     def _step(self) -> Iterator[Emission]:
         """One verification for all active sequences."""
@@ -182,28 +189,24 @@ class DecodeLoop:
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)
         checked = time.perf_counter()
-        for active, proposal, draft, output, one in zip(
-            batch, proposals, drafts, outputs, verified, strict=True
-        ):
+        for active, proposal, draft, one in zip(batch, proposals, drafts, verified, strict=True):
             accepted = len(one.path) - 1
             active.record.emitted(one.token_ids)
             if len(draft):
                 active.record.verified(proposal, len(draft), accepted)
-            self._observe(active, one.token_ids, output, one.path[-1])
             stats = active.request.stats
             stats.verifications += 1
             stats.plain_steps += not len(draft)
             stats.drafted += len(draft)
-            stats.accepted += accepted
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
-        for active, one in zip(batch, verified, strict=True):
+        for active, output, one in zip(batch, outputs, verified, strict=True):
             stats = active.request.stats
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
-            yield self._emit(active, one.token_ids, len(one.path) - 1)
+            yield self._emit(active, one.token_ids, len(one.path) - 1, output.hidden[one.path[-1]])
 
     def _draft(self, batch: Sequence[_Active]) -> tuple[list[Draft], list[Draft]]:
         """Proposals of the drafter, and the same cut to what pays."""
@@ -215,7 +218,8 @@ class DecodeLoop:
             left = active.request.max_tokens - len(active.request.token_ids) - 1
             room = self.verifier.max_tokens - self.verifier.cache.lengths[slot] - 1
             limit = min(self.max_draft, left, room)
-            proposals.append(self.drafter.propose(active.request.id, limit) if limit > 0 else EMPTY_DRAFT)
+            draft = self.drafter.propose(active.request.id, limit) if limit > 0 else EMPTY_DRAFT
+            proposals.append(draft.first(max(limit, 0)))
         if self.cost is None:
             return proposals, proposals
         records = [active.record for active in batch]
@@ -225,20 +229,23 @@ class DecodeLoop:
                 active.record.set_aside(proposal)
         return proposals, chosen
 
-    def _observe(self, active: _Active, token_ids: list[int], output: StepOutput, node: int) -> None:
-        if self.drafter is not None:
-            hidden = output.hidden[node] if self.drafter.needs_hidden else None
-            self.drafter.observe(active.request.id, token_ids, hidden)
-        active.last_token = token_ids[-1]
-
     def _learn_cost(self, batch: Sequence[_Active], drafts: Sequence[Draft], seconds: float) -> None:
         if self.cost is not None:
             tokens = sum(len(draft) + 1 for draft in drafts)
             past = sum(self.verifier.cache.lengths[: len(batch)]) // len(batch)
             self.cost.observe(tokens, past, seconds)
 
-    def _emit(self, active: _Active, token_ids: Sequence[int], accepted: int) -> Emission:
-        """Append tokens up to the first that ends the request, and end it if one does."""
+    def _emit(
+        self, active: _Active, token_ids: Sequence[int], accepted: int, hidden: Tensor | None
+    ) -> Emission:
+        """Append tokens up to the first that ends the request, and end it if one does.
+
+        Args:
+            active: whose they are.
+            token_ids: verified tokens.
+            accepted: how many of them, from the first, were drafted.
+            hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
+        """
         request = active.request
         kept: list[int] = []
         pieces: list[str] = []
@@ -254,16 +261,48 @@ class DecodeLoop:
                 reason = "length"
             if reason is not None:
                 break
+        accepted = min(accepted, len(kept))
         request.token_ids += kept
-        request.stats.accepted -= accepted - min(accepted, len(kept))
-        request.stats.output_tokens = len(request.token_ids)
+        stats = request.stats
+        stats.accepted += accepted
+        stats.output_tokens = len(request.token_ids)
+        if stats.steps and kept:
+            position, drafted, _ = stats.steps[-1]
+            stats.steps[-1] = (position, drafted, accepted)
         if reason is None and request.cancelled:
             reason = "cancelled"
+        if kept:
+            self._observe(active, kept, hidden)
         if reason is not None:
             pieces.append(self._finish(active, reason))
         text = "".join(pieces)
         request.text += text
-        return Emission(request, kept, text, min(accepted, len(kept)), reason)
+        return Emission(request, kept, text, accepted, reason)
+
+    def _observe(self, active: _Active, token_ids: list[int], hidden: Tensor | None) -> None:
+        """Tell the drafter what was emitted."""
+        active.last_token = token_ids[-1]
+        if self.drafter is None:
+            return
+        begin = time.perf_counter()
+        self.drafter.observe(active.request.id, token_ids, hidden if self.drafter.needs_hidden else None)
+        seconds = time.perf_counter() - begin
+        if active.request.stats.verifications:
+            active.request.stats.draft_s += seconds
+            active.request.stats.decode_s += seconds
+
+    def _check_room(self, request: Request) -> None:
+        """Refuse what the cache can never hold, before the request has any slot.
+
+        Raises:
+            ResourceError: prompt and output together exceed the cache.
+        """
+        total = len(request.prompt_ids) + request.max_tokens
+        if total > self.verifier.max_tokens + 1:
+            raise ResourceError(
+                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones do not fit "
+                f"the {self.verifier.max_tokens} tokens of context: shorten the prompt or lower max_tokens"
+            )
 
     def _finish(self, active: _Active, reason: FinishReason) -> str:
         """Free the request's slot, keeping live slots together; returns text that was held back."""

@@ -60,7 +60,8 @@ class Speculation:
         self._shadows = going
 
     def _learn(self, index: int, accepted: float, expected: float) -> None:
-        ratio = min(accepted / max(expected, 1e-6), 1.5)
+        # A drafter may be modest: a suffix seen once before and once now has probability 1/2 a token.
+        ratio = min(accepted / max(expected, 1e-6), 2.0)
         self.reliability[index] = _MEMORY * self.reliability[index] + (1 - _MEMORY) * ratio
 
 

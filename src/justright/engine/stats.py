@@ -43,7 +43,7 @@ class RequestStats:
     @property
     def acceptance_length(self) -> float:
         """Tokens emitted per verification: accepted + 1, on average; 1 for plain decoding."""
-        return (self.accepted + self.verifications) / self.verifications if self.verifications else 1.0
+        return (self.output_tokens - 1) / self.verifications if self.verifications else 1.0
 
     @property
     def decode_tokens_per_s(self) -> float:

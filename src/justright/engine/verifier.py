@@ -74,7 +74,7 @@ class Verifier:
     `keep` for each of its slots; what is not kept is forgotten.
 
     Args:
-        model: loaded with ``attn_implementation="justright"`` (see `Verifier.load`).
+        model: a stock causal language model; its attention becomes ours.
         slots: the largest number of sequences at once.
         cache: "grow", or "static" (whole context allocated, shapes constant).
         max_tokens: the longest sequence; the model's context by default.
@@ -94,6 +94,8 @@ class Verifier:
         max_tokens: int | None = None,
         prefill_chunk: int = 512,
     ) -> None:
+        if model.config._attn_implementation != ATTENTION_NAME:
+            model.set_attn_implementation(ATTENTION_NAME)
         self.model = model.eval()
         self.architecture = architecture_of(model.config)
         self.config: PretrainedConfig = text_config(model.config)
@@ -246,6 +248,7 @@ class Verifier:
 
         Slot ``slot`` must be empty, and is afterwards.
         """
+        assert self.cache.lengths[slot] == 0, "timing would overwrite a sequence"
         self.cache.reserve(slot, past + tokens)
         self.cache.lengths[slot] = past
         try:
