@@ -142,7 +142,8 @@ class TransformersContender:
         finally:
             hook.remove()
         end = time.perf_counter()
-        self._kept = (tuple(prompt_ids), output.past_key_values)
+        if self.name != LOOKUP:
+            self._kept = (tuple(prompt_ids), output.past_key_values)
         return Run(
             output.sequences[0, ids.shape[1] :].tolist(),
             None if cache is not None else clock.first_s - begin,
@@ -152,11 +153,17 @@ class TransformersContender:
         )
 
     def _cache(self, prompt_ids: Sequence[int]) -> Any:
-        """The last run's cache cut back to this prompt but for its last token, if it was the same prompt."""
-        if self._kept is None or self._kept[0] != tuple(prompt_ids):
+        """The last run's cache cut back to this prompt but for its last token, if it was the same prompt.
+
+        Never for prompt lookup: given a filled cache, assisted ``generate`` (5.23) runs the whole prompt
+        behind it once more, and its output is wrong.
+        """
+        if self.name == LOOKUP or self._kept is None or self._kept[0] != tuple(prompt_ids):
             return None
         cache = self._kept[1]
-        cache.crop(len(prompt_ids) - 1)
+        surplus = cache.get_seq_length() - (len(prompt_ids) - 1)
+        if surplus > 0:
+            cache.crop(-surplus)
         return cache
 
 
@@ -231,6 +238,7 @@ def transformers_logits(
 def engine_logits(engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Tensor:
     """The same by our verifier: a prefill, then the output in one step."""
     verifier = engine.verifier
+    verifier.clear(0)
     *_, prefilled = verifier.prefill(0, prompt_ids)
     try:
         assert prefilled is not None

@@ -19,7 +19,7 @@ def verify_cost(
     Rounds are interleaved over the sizes, after one warm-up each.
 
     Args:
-        verifier: with slot 0 empty.
+        verifier: what slot 0 holds is forgotten.
         contexts: cached tokens.
         sizes: tokens of the step.
         repeats: timings per figure.
@@ -27,6 +27,7 @@ def verify_cost(
     Returns:
         ``{"sizes": [...], "contexts": [...], "ms": [[...], ...]}``, one row a context.
     """
+    verifier.clear(0)
     rows = []
     kept = [context for context in contexts if context + max(sizes) <= verifier.max_tokens]
     for context in kept:

@@ -39,6 +39,7 @@ from justright.errors import ResourceError, UsageError
 from justright.provenance import collect
 
 FORMAT = 1
+_SAME_MACHINE = ("processor", "cores", "threads", "gpu", "versions")
 WARM_UP_PROMPT, WARM_UP_TOKENS = 64, 8
 
 Progress = Callable[[str, int, int], None]
@@ -170,6 +171,7 @@ class Results:
         self.file = file
         self.cells: dict[str, dict[str, Cell]] = {}
         self.machine = describe_machine()
+        """Of the process that began the measurement."""
         self.cost: dict[str, Any] | None = None
         if file is not None and file.exists():
             self._read(file)
@@ -215,10 +217,17 @@ class Results:
                 for task, row in cells.items()
             }
             self.cost = data["verify_cost"]
+            earlier = data["machine"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file} holds no measurement of justright: give another --out") from error
         if not same:
             raise UsageError(f"{file} holds another measurement (its setting differs): give another --out")
+        changed = [name for name in _SAME_MACHINE if earlier.get(name) != self.machine[name]]
+        if changed:
+            raise UsageError(
+                f"{file} was measured under other circumstances ({', '.join(changed)}): give another --out"
+            )
+        self.machine = earlier
 
 
 def measure(

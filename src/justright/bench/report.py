@@ -78,7 +78,8 @@ def unsteadiness(results: Results) -> float:
     for row in results.cells.values():
         groups = [[run.tokens_per_s for run in cell.runs] for cell in row.values()]
         ours = [cell for name, cell in row.items() if name not in (TRANSFORMERS, LOOKUP)]
-        groups.append([run.prefill_s for cell in ours for run in cell.runs if run.prefill_s is not None])
+        prefills = [run.prefill_s for cell in ours for run in cell.runs]
+        groups.append([seconds for seconds in prefills if seconds is not None])
         worst = max([worst, *(max(group) / max(min(group), 1e-9) for group in groups if group)])
     return worst
 
