@@ -87,6 +87,9 @@ def unsteadiness(results: Results) -> float:
 def steadiness_line(results: Results) -> str:
     """How far to trust the ratios."""
     worst = unsteadiness(results)
+    repeats = max((len(cell.runs) for row in results.cells.values() for cell in row.values()), default=0)
+    if worst < STEADY and repeats < 2:
+        return "One repeat: whether the machine was steady while decoding is not known."
     if worst < STEADY:
         return f"The machine was steady: the same work took the same time within {worst:.2f}x."
     return f"THE MACHINE WAS BUSY: the same work differed by up to {worst:.1f}x in time. Measure again alone."

@@ -64,6 +64,7 @@ class StepPlan:
     index_scaled: bool = False
     static: bool = False
     _masks: dict[tuple[int, Window | None], tuple[int, Tensor | None]] = field(default_factory=dict)
+    _stacked: dict[tuple[int, Window | None], Tensor] = field(default_factory=dict)
     _static_masks: dict[Window | None, Tensor] = field(default_factory=dict)
     _static_at: Tensor | None = None
 
@@ -79,6 +80,18 @@ class StepPlan:
             run = self.runs[index]
             self._masks[key] = visible(run, self.cache.lengths[run.slot], window)
         return self._masks[key]
+
+    def stacked_mask(
+        self, index: int, window: Window | None, groups: int, dtype: torch.dtype
+    ) -> Tensor | None:
+        """`mask` as `attend` uses it for few tokens, made once a step: see `stack_mask`."""
+        _, mask = self.mask(index, window)
+        if mask is None or len(mask) > _GROUPED_QUERIES:
+            return None
+        key = (index, window)
+        if key not in self._stacked:
+            self._stacked[key] = stack_mask(mask, groups, dtype)
+        return self._stacked[key]
 
     def static_mask(self, window: Window | None) -> Tensor:
         """Masks of all runs over the whole cache, ``[runs, 1, tokens, capacity]`` bool, built once a step."""
@@ -180,7 +193,8 @@ def attention(
         first, mask = plan.mask(index, window)
         if first:
             keys, values = keys[:, first:], values[:, first:]
-        outputs.append(attend(query[0, :, span], keys, values, mask, scaling, softcap, s_aux))
+        stacked = plan.stacked_mask(index, window, query.shape[1] // keys.shape[0], query.dtype)
+        outputs.append(attend(query[0, :, span], keys, values, mask, scaling, softcap, s_aux, stacked))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return out.transpose(0, 1)[None], None
 
@@ -249,6 +263,7 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    stacked_mask: Tensor | None = None,
 ) -> Tensor:
     """Attention of one sequence, grouped-query heads included.
 
@@ -263,6 +278,7 @@ def attend(
         scaling: as in `attention`.
         softcap: as in `attention`.
         sinks: as ``s_aux`` in `attention`.
+        stacked_mask: ``mask`` by `stack_mask`, if it was made before.
 
     Returns:
         ``[heads, tokens, value_head_dim]``.
@@ -274,8 +290,11 @@ def attend(
         return attend_reference(query, keys, values, mask, scaling, softcap, sinks)
     if tokens <= _GROUPED_QUERIES:
         stacked = query.reshape(1, kv_heads, groups * tokens, head_dim)
-        bias = None if mask is None else mask.repeat(groups, 1)
-        out = F.scaled_dot_product_attention(stacked, keys[None], values[None], attn_mask=bias, scale=scaling)
+        if mask is not None and stacked_mask is None:
+            stacked_mask = stack_mask(mask, groups, query.dtype)
+        out = F.scaled_dot_product_attention(
+            stacked, keys[None], values[None], attn_mask=stacked_mask, scale=scaling
+        )
         return out.reshape(heads, tokens, -1)
     shape = (kv_heads, groups, -1, -1)
     out = F.scaled_dot_product_attention(
@@ -286,6 +305,21 @@ def attend(
         scale=scaling,
     )
     return out.reshape(heads, tokens, -1)
+
+
+def stack_mask(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """A mask for the queries of all heads that share a key head, one below the other.
+
+    Args:
+        mask: ``[tokens, length]`` bool, True = visible.
+        groups: query heads a key head.
+        dtype: of the scores.
+
+    Returns:
+        ``[groups * tokens, length]``: 0 where visible, -inf elsewhere.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    return bias.repeat(groups, 1)
 
 
 def attend_reference(
