@@ -73,12 +73,27 @@ def test_a_slow_machine_measures_few_sizes(monkeypatch: pytest.MonkeyPatch) -> N
     assert cost.curve(64, 8)[-1] == pytest.approx(linear(8, 64), rel=1e-6)
 
 
-def test_observing_moves_the_curve_to_what_steps_take() -> None:
+def test_a_slower_machine_moves_the_whole_curve() -> None:
+    """Sizes that were not run lately do not keep the cost of another time."""
     cost = StepCost.measure(linear, context=4096)
-    for _ in range(60):
+    for _ in range(120):
+        cost.observe(1, 500, 3 * linear(1, 500))
+    assert cost.curve(500, 1)[-1] == pytest.approx(3 * linear(1, 500), rel=0.05)
+    assert cost.curve(500, 32)[-1] > 2 * linear(32, 500)
+
+
+def test_one_size_bends_the_curve_there() -> None:
+    cost = StepCost.measure(linear, context=4096)
+    for _ in range(400):
+        cost.observe(1, 500, linear(1, 500))
         cost.observe(8, 500, 3 * linear(8, 500))
-    assert cost.curve(500, 8)[-1] == pytest.approx(3 * linear(8, 500), rel=0.05)
-    assert cost.curve(500, 1)[-1] == pytest.approx(linear(1, 500)), "other sizes stay"
+    ratio = cost.curve(500, 8)[-1] / cost.curve(500, 1)[-1]
+    assert ratio == pytest.approx(3 * linear(8, 500) / linear(1, 500), rel=0.2)
+
+
+def test_more_tokens_never_cost_more_than_as_many_steps() -> None:
+    cost = StepCost((1, 8), (0.01, 1.0), (0.0, 0.0))
+    assert cost.curve(64, 8)[-1] == pytest.approx(0.08)
 
 
 def test_one_strange_step_changes_little() -> None:

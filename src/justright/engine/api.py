@@ -286,7 +286,7 @@ class Engine:
             verifier = self.verifier
             largest = min(2 * self.options.max_draft, verifier.max_tokens // 4)
             cost = StepCost.measure(verifier.time_step, context=verifier.max_tokens, largest=largest)
-            if kept is not None:
+            if kept is not None and cost.complete:
                 cost.save(kept)
         return cost
 

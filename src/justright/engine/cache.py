@@ -130,6 +130,15 @@ class KVCache:
                     row[:, start + first : start + len(path)] = row.index_select(1, source.to(row.device))
         self.lengths[slot] = start + len(path)
 
+    @torch.inference_mode()
+    def fill(self, slot: int, count: int) -> None:
+        """Make row ``slot`` hold ``count`` tokens of zeros, in memory that is really there (for measurements)."""
+        self.reserve(slot, count)
+        for tensor in (*self._keys, *self._values):
+            if tensor is not None:
+                tensor[slot, :, :count] = 0
+        self.lengths[slot] = count
+
     def rewind(self, slot: int, length: int) -> None:
         """Cut row ``slot`` to its first ``length`` tokens."""
         assert 0 <= length <= self.lengths[slot]

@@ -24,7 +24,8 @@ _NEAR = 64
 _FAR = 2048
 _REPEATS = 3
 _BUDGET_S = 6.0
-_LEARNING_RATE = 0.1
+_SCALE_RATE = 0.1
+_SIZE_RATE = 0.03
 
 TimeStep = Callable[[int, int], float]
 
@@ -34,12 +35,15 @@ class StepCost:
     """Seconds of one forward over n tokens behind p cached ones: ``near(n) + (p - 64) * slope(n)``.
 
     ``near`` interpolates what was measured at p = 64; ``slope`` is linear in n, from a second measurement
-    further back. `observe` corrects the curve for each size by what steps really took.
+    further back. `observe` corrects the curve by what steps really took: a machine that is slower or faster than
+    when it was measured moves the whole curve at once, and what is left over bends it, slowly, near that size.
+    A step of n tokens never counts for more than n steps of one.
 
     Attributes:
         sizes: measured numbers of tokens, ascending, from 1.
         near_s: seconds at 64 cached tokens, per size.
         slope_s: extra seconds per cached token: for one token, and for each further one.
+        complete: all sizes were measured within the time allowed, so that the curve is worth keeping.
 
     Raises:
         ValueError: sizes that do not ascend from 1, or times that are none.
@@ -48,6 +52,8 @@ class StepCost:
     sizes: tuple[int, ...]
     near_s: tuple[float, ...]
     slope_s: tuple[float, float]
+    complete: bool = True
+    _scale: float = field(init=False, default=1.0)
     _factors: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +99,7 @@ class StepCost:
                 slopes = _slopes({m: (measured[m], least(m, far)) for m in measured}, max(far - near, 1))
         sizes = tuple(sorted(measured))
         near_s = np.maximum.accumulate([measured[n] for n in sizes])
-        return cls(sizes, tuple(float(s) for s in near_s), slopes)
+        return cls(sizes, tuple(float(s) for s in near_s), slopes, complete=len(sizes) == len(wanted))
 
     def curve(self, past: int, largest: int) -> NDArray[np.float64]:
         """Seconds of a step of 1, 2, ..., ``largest`` tokens behind ``past`` cached ones: ``[largest]``."""
@@ -102,14 +108,17 @@ class StepCost:
         beyond = tokens > self.sizes[-1]
         near[beyond] *= tokens[beyond] / self.sizes[-1]
         one, more = self.slope_s
-        return near + max(past - _NEAR, 0) * (one + more * (tokens - 1))
+        seconds = self._scale * (near + max(past - _NEAR, 0) * (one + more * (tokens - 1)))
+        bounded: NDArray[np.float64] = np.minimum(seconds, seconds[0] * tokens)
+        return bounded
 
     def observe(self, tokens: int, past: int, seconds: float) -> None:
-        """Correct the curve near ``tokens`` by a step that took ``seconds``."""
+        """Correct the curve by a step of ``tokens`` behind ``past`` cached ones that took ``seconds``."""
         expected = float(self.curve(past, tokens)[-1])
         ratio = min(max(seconds / max(expected, 1e-9), 0.5), 2.0)
         nearest = int(np.argmin(np.abs(np.asarray(self.sizes) - tokens)))
-        self._factors[nearest] *= ratio**_LEARNING_RATE
+        self._scale *= ratio**_SCALE_RATE
+        self._factors[nearest] *= ratio**_SIZE_RATE
 
     def save(self, path: Path) -> None:
         """Write the measured curve as JSON, whole or not at all."""

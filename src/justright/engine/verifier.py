@@ -250,7 +250,7 @@ class Verifier:
         """
         assert self.cache.lengths[slot] == 0, "timing would overwrite a sequence"
         self.cache.reserve(slot, past + tokens)
-        self.cache.lengths[slot] = past
+        self.cache.fill(slot, past)
         try:
             begin = time.perf_counter()
             self.step([StepInput(slot, [0] * tokens)])
