@@ -112,3 +112,14 @@ def test_prepared_tokens_are_the_engines(tiny_llama: Path, engine: Engine) -> No
     assert ready.tokens(messages) == engine.chat_prompt(messages)
     assert ready.tokens("hello") == engine.encode("hello")
     assert ready.context == engine.verifier.max_tokens
+
+
+def test_drafter_options_reach_the_drafter(run: Run, tiny_llama: Path) -> None:
+    argv = ["generate", tiny_llama, "-p", "a b a b a b", "--max-tokens", 24, "--json"]
+    tree = run(*argv, "--draft-option", "tree=true", "--draft-option", "backend=python")
+    assert objects(tree.out)[0]["options"]["draft_options"] == {"tree": True, "backend": "python"}  # type: ignore[index]
+    assert objects(tree.out)[0]["token_ids"] == objects(run(*argv, "--draft", "none").out)[0]["token_ids"]
+    for pair, word in (("tree", "KEY=VALUE"), ("tree=3", "tree must be"), ("color=red", "does not take")):
+        refused = run(*argv, "--draft-option", pair)
+        assert refused.code == 2
+        assert word in refused.err

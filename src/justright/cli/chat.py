@@ -44,6 +44,7 @@ def chat(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     draft: opt.Draft = "suffix",
+    draft_option: opt.DraftOption = None,
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
@@ -56,7 +57,7 @@ def chat(
 
     When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
     """
-    from justright.cli.prepare import prepare
+    from justright.cli.prepare import drafter_options, prepare
 
     output = output_of(ctx)
     engine_options: dict[str, Any] = {
@@ -66,7 +67,15 @@ def chat(
         "cache": cache,
     }
     ready = prepare(
-        model, output, engine_options | {"max_context": max_context, "draft": draft, "reuse_prefix": True}
+        model,
+        output,
+        engine_options
+        | {
+            "max_context": max_context,
+            "draft": draft,
+            "draft_options": drafter_options(draft_option or []),
+            "reuse_prefix": True,
+        },
     )
 
     from justright.engine.sampling import SamplingParams

@@ -65,6 +65,7 @@ def generate(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     draft: opt.Draft = "suffix",
+    draft_option: opt.DraftOption = None,
     batch: _Batch = None,
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
@@ -80,7 +81,7 @@ def generate(
 
     Ctrl-C prints what came and ends with exit code 130.
     """
-    from justright.cli.prepare import prepare
+    from justright.cli.prepare import drafter_options, prepare
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
@@ -90,7 +91,11 @@ def generate(
         "cpu_kernels": cpu_kernels,
         "cache": cache,
     }
-    engine_options |= {"max_context": max_context, "draft": draft}
+    engine_options |= {
+        "max_context": max_context,
+        "draft": draft,
+        "draft_options": drafter_options(draft_option or []),
+    }
     ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
 
     from justright.engine.sampling import SamplingParams

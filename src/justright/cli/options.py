@@ -58,6 +58,16 @@ Draft = Annotated[
         rich_help_panel=_LOADING,
     ),
 ]
+DraftOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--draft-option",
+        metavar="KEY=VALUE",
+        help="An option of the drafter, such as tree=true; repeatable.",
+        rich_help_panel=_LOADING,
+        show_default=False,
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_LOADING)]
 Device = Annotated[
     str, typer.Option(help="A torch device; auto: CUDA if there is one.", rich_help_panel=_LOADING)

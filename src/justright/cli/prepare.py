@@ -7,6 +7,7 @@ engine = ready.load()
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     """
     from justright.draft.registry import create_drafter
 
-    create_drafter(options.get("draft", "none"))
+    create_drafter(options.get("draft", "none"), **options.get("draft_options", {}))
     source = resolve(model, progress=not (output.quiet or output.json))
     with Checkpoint.open(source.path) as checkpoint:
         config = checkpoint.config
@@ -120,6 +121,26 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     context = min(context_length(config), rope_switch_length(config) or context_length(config))
     context = min(context, checked.max_context or context)
     return Prepared(source, checked, load_tokenizer(source.path), context, output)
+
+
+def drafter_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """The drafter's options from ``KEY=VALUE`` texts; values are read as JSON where they are JSON.
+
+    Raises:
+        UsageError: a text without a key and a value, or a key twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"--draft-option {pair!r}: give KEY=VALUE, such as tree=true")
+        if key in found:
+            raise UsageError(f"--draft-option {key} is given twice")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def _quiet_libraries(output: Output) -> None:
