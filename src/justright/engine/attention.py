@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from justright.engine.cache import KVCache
+from justright.engine.split_keys import attend_split, count_parts, split_bias
 from justright.models.architectures import Window
 
 ATTENTION_NAME = "justright"
@@ -64,7 +65,9 @@ class StepPlan:
     index_scaled: bool = False
     static: bool = False
     _masks: dict[tuple[int, Window | None], tuple[int, Tensor | None]] = field(default_factory=dict)
-    _stacked: dict[tuple[int, Window | None], Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int, Window | None, int, bool], tuple[int, Tensor | None]] = field(
+        default_factory=dict
+    )
     _static_masks: dict[Window | None, Tensor] = field(default_factory=dict)
     _static_at: Tensor | None = None
 
@@ -81,17 +84,32 @@ class StepPlan:
             self._masks[key] = visible(run, self.cache.lengths[run.slot], window)
         return self._masks[key]
 
-    def stacked_mask(
-        self, index: int, window: Window | None, groups: int, dtype: torch.dtype
-    ) -> Tensor | None:
-        """`mask` as `attend` uses it for few tokens, made once a step: see `stack_mask`."""
-        _, mask = self.mask(index, window)
-        if mask is None or len(mask) > _GROUPED_QUERIES:
-            return None
-        key = (index, window)
-        if key not in self._stacked:
-            self._stacked[key] = stack_mask(mask, groups, dtype)
-        return self._stacked[key]
+    def bias(
+        self, index: int, window: Window | None, query: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[int, Tensor | None]:
+        """Into how many parts run ``index`` cuts its keys, and its mask as `attend_few` adds it, made once a step.
+
+        Args:
+            index: the run.
+            window: the layer's.
+            query: ``[heads, tokens, head_dim]``; shape and dtype count.
+            keys: ``[kv_heads, length, head_dim]``.
+            values: ``[kv_heads, length, value_head_dim]``.
+        """
+        kv_heads, length, _ = keys.shape
+        # The library's kernel wants one size of head. A window may hide a whole part from a query; without one,
+        # all that is hidden is in the step itself, which is shorter than a part.
+        whole = window is not None or values.shape[-1] != keys.shape[-1]
+        key = (index, window, kv_heads, whole)
+        if key not in self._biases:
+            _, mask = self.mask(index, window)
+            groups = len(query) // kv_heads
+            parts = 1 if whole else count_parts(kv_heads, length, keys.device)
+            bias = None if mask is None else stack_mask(mask, groups, query.dtype)
+            if parts > 1:
+                bias = split_bias(bias, groups * query.shape[1], length, parts, query.dtype)
+            self._biases[key] = (parts, bias)
+        return self._biases[key]
 
     def static_mask(self, window: Window | None) -> Tensor:
         """Masks of all runs over the whole cache, ``[runs, 1, tokens, capacity]`` bool, built once a step."""
@@ -193,8 +211,12 @@ def attention(
         first, mask = plan.mask(index, window)
         if first:
             keys, values = keys[:, first:], values[:, first:]
-        stacked = plan.stacked_mask(index, window, query.shape[1] // keys.shape[0], query.dtype)
-        outputs.append(attend(query[0, :, span], keys, values, mask, scaling, softcap, s_aux, stacked))
+        part = query[0, :, span]
+        if len(run) > _GROUPED_QUERIES or softcap is not None or s_aux is not None:
+            outputs.append(attend(part, keys, values, mask, scaling, softcap, s_aux))
+        else:
+            parts, bias = plan.bias(index, window, part, keys, values)
+            outputs.append(attend_few(part, keys, values, bias, parts, scaling))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return out.transpose(0, 1)[None], None
 
@@ -263,12 +285,8 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    stacked_mask: Tensor | None = None,
 ) -> Tensor:
     """Attention of one sequence, grouped-query heads included.
-
-    Few queries are stacked by the group that shares a key head, so that each key is read once and not once per
-    query head; many are left to the library's kernel with the key heads repeated by a zero stride.
 
     Args:
         query: ``[heads, tokens, head_dim]``.
@@ -278,24 +296,18 @@ def attend(
         scaling: as in `attention`.
         softcap: as in `attention`.
         sinks: as ``s_aux`` in `attention`.
-        stacked_mask: ``mask`` by `stack_mask`, if it was made before.
 
     Returns:
         ``[heads, tokens, value_head_dim]``.
     """
+    if softcap is not None or sinks is not None:
+        return attend_reference(query, keys, values, mask, scaling, softcap, sinks)
     heads, tokens, head_dim = query.shape
     kv_heads = keys.shape[0]
     groups = heads // kv_heads
-    if softcap is not None or sinks is not None:
-        return attend_reference(query, keys, values, mask, scaling, softcap, sinks)
     if tokens <= _GROUPED_QUERIES:
-        stacked = query.reshape(1, kv_heads, groups * tokens, head_dim)
-        if mask is not None and stacked_mask is None:
-            stacked_mask = stack_mask(mask, groups, query.dtype)
-        out = F.scaled_dot_product_attention(
-            stacked, keys[None], values[None], attn_mask=stacked_mask, scale=scaling
-        )
-        return out.reshape(heads, tokens, -1)
+        bias = None if mask is None else stack_mask(mask, groups, query.dtype)
+        return attend_few(query, keys, values, bias, 1, scaling)
     shape = (kv_heads, groups, -1, -1)
     out = F.scaled_dot_product_attention(
         query.reshape(kv_heads, groups, tokens, head_dim),
@@ -304,6 +316,33 @@ def attend(
         attn_mask=mask,
         scale=scaling,
     )
+    return out.reshape(heads, tokens, -1)
+
+
+def attend_few(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, parts: int, scaling: float | None
+) -> Tensor:
+    """`attend` for few tokens: queries stacked by the group that shares a key head, so that each key is read once.
+
+    Args:
+        query: ``[heads, tokens, head_dim]``.
+        keys: ``[kv_heads, length, head_dim]``.
+        values: ``[kv_heads, length, value_head_dim]``.
+        bias: by `StepPlan.bias`: stacked, and split if ``parts`` is more than 1.
+        parts: how many the keys are cut into.
+        scaling: as in `attention`.
+
+    Returns:
+        ``[heads, tokens, value_head_dim]``.
+    """
+    heads, tokens, head_dim = query.shape
+    stacked = query.reshape(keys.shape[0], -1, head_dim)
+    if parts > 1:
+        out = attend_split(stacked, keys, values, bias, parts, scaling)
+    else:
+        out = F.scaled_dot_product_attention(
+            stacked[None], keys[None], values[None], attn_mask=bias, scale=scaling
+        )
     return out.reshape(heads, tokens, -1)
 
 
