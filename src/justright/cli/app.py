@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from justright import __version__
-from justright.cli import bench, chat, generate, model
+from justright.cli import bench, chat, evaluate, generate, model, zoo
 from justright.cli.output import output_of
 
 app = typer.Typer(
@@ -47,3 +47,5 @@ app.command("inspect")(model.inspect)
 app.command("path")(model.path)
 app.add_typer(bench.app, name="bench")
 app.command("demo")(bench.demo)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(zoo.app, name="zoo")

@@ -1,0 +1,64 @@
+"""Small real models that behave like the big ones: ``zoo:moe``, ``zoo:fast``, ``zoo:slow``.
+
+Importing this loads neither torch nor transformers. How the models were made is in `justright_zoo.recipes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from justright.errors import CheckpointError, SourceError
+from justright.provenance import file_sha256
+
+ROOT = Path(__file__).parent
+MODELS = ROOT / "models"
+DATA = ROOT / "data"
+TASKS = DATA / "lm_eval"
+MANIFEST = MODELS / "manifest.json"
+
+
+@cache
+def manifest() -> dict[str, dict[str, object]]:
+    """What is shipped: per model its ``description`` and ``files``: name -> SHA-256."""
+    if not MANIFEST.exists():
+        return {}
+    found: dict[str, dict[str, object]] = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    return found
+
+
+class ZooProvider:
+    """Offers the shipped models; see `justright.models.sources.Provider`."""
+
+    def names(self) -> Mapping[str, str]:
+        """Name -> one line of description."""
+        return {name: str(entry["description"]) for name, entry in manifest().items()}
+
+    def path(self, name: str, *, progress: bool = True) -> Path:
+        """The checkpoint directory of ``name``, every file of it compared with the manifest.
+
+        Raises:
+            SourceError: there is no such model.
+            CheckpointError: a file is missing or is not the one that was shipped.
+        """
+        if name not in manifest():
+            raise SourceError(f"no zoo model {name!r}: there are {', '.join(manifest()) or 'none'}")
+        folder = MODELS / name
+        files = manifest()[name]["files"]
+        assert isinstance(files, dict)
+        for file, expected in files.items():
+            path = folder / file
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing: install justright-zoo again")
+            found = file_sha256(path)
+            if found != expected:
+                raise CheckpointError(
+                    f"{path} is not the file that was shipped (SHA-256 {found[:12]}..., expected "
+                    f"{str(expected)[:12]}...): install justright-zoo again"
+                )
+        return folder
+
+
+zoo = ZooProvider()

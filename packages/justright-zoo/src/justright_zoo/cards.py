@@ -1,0 +1,184 @@
+"""The models' cards: measured from the weights, kept beside them, shown as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from justright_zoo import DATA, MODELS, manifest, zoo
+
+if TYPE_CHECKING:
+    from justright.engine.api import Engine
+
+CARD = "card.json"
+SLOTS = 32
+DOMAIN_NAMES = ("fiction", "manuals", "python", "c", "legal", "dialogue")
+MOE_BASELINE = {"moe": "dense", "slow-moe": "moe"}
+"""What a mixture-of-experts model's perplexity is shown beside."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of a shipped model.
+
+    Attributes:
+        name: without ``zoo:``.
+        description: one line.
+        origin: its parent, or the texts.
+        size_bytes: of the weights.
+        summary: the figures that matter most, in one line.
+        measured: what `measure_model` found, with command, machine and date.
+    """
+
+    name: str
+    description: str
+    origin: str
+    size_bytes: int
+    summary: str
+    measured: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def cards() -> list[Card]:
+    """The cards of all shipped models."""
+    found = []
+    for name, entry in manifest().items():
+        folder = MODELS / name
+        measured = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        found.append(
+            Card(name, str(entry["description"]), str(entry["origin"]), size, summary(measured), measured)
+        )
+    return found
+
+
+def summary(measured: dict[str, Any]) -> str:
+    """One line of figures: accuracy and tokens on the easiest and the hardest problems, mean perplexity."""
+    parts = []
+    scores = measured["problems"]
+    for word, level in (("easy", min(s["level"] for s in scores)), ("hard", max(s["level"] for s in scores))):
+        chosen = [s for s in scores if s["level"] == level]
+        right = sum(s["correct"] for s in chosen) / sum(s["problems"] for s in chosen)
+        tokens = sum(s["tokens"] for s in chosen) / len(chosen)
+        parts.append(f"{word} (level {level}): {right:.0%} right, {tokens:.0f} tokens")
+    for name, by_domain in measured.get("perplexity", {}).items():
+        mean = sum(by_domain.values()) / len(by_domain)
+        parts.append(f"{name}: perplexity {mean:.1f} (mean of the domains)")
+    return "; ".join(parts)
+
+
+def measure_model(
+    name: str,
+    problems: int,
+    picture: Path | None = None,
+    *,
+    folder: Path | None = None,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a model of the zoo.
+
+    Args:
+        name: without ``zoo:``.
+        problems: of each kind and level.
+        picture: where to draw the routing of a mixture-of-experts model.
+        folder: the checkpoint, if it is not the shipped one.
+        say: told what is being done.
+
+    Returns:
+        JSON-ready: ``model``, ``problems`` (a list of `justright_zoo.measure.Score`), and for mixture-of-experts
+        models ``perplexity`` (model -> domain -> value) and ``routing`` (``specialisation`` per layer,
+        ``dead_experts``, ``shares`` by domain, layer and expert).
+
+    Raises:
+        JustrightError: an unknown model or a damaged file.
+    """
+    from justright.engine.api import Engine
+    from justright_zoo.measure import score
+    from justright_zoo.recipes.catalogue import RECIPES
+
+    path = folder or zoo.path(name)
+    engine = Engine.load(str(path), slots=SLOTS)
+    kinds = RECIPES[name].kinds
+    scores = score(engine, kinds, problems, report=lambda s: say(f"{s.kind} {s.level}: {s.accuracy:.0%}"))
+    measured: dict[str, Any] = {"model": name, "problems": [asdict(s) for s in scores]}
+    if name in MOE_BASELINE or name in MOE_BASELINE.values():
+        measured["perplexity"] = {name: _perplexities(engine)}
+        baseline = MOE_BASELINE.get(name)
+        if baseline in manifest():
+            other = Engine.load(str(zoo.path(str(baseline))))
+            measured["perplexity"][baseline] = _perplexities(other)
+    if name in MOE_BASELINE:
+        measured["routing"] = _routing(path, picture)
+    return measured
+
+
+def _perplexities(engine: Engine) -> dict[str, float]:
+    from justright.engine.verifier import StepInput
+    from justright_zoo.measure import perplexity
+
+    verifier = engine.verifier
+
+    def logits(ids: Any) -> Any:
+        [output] = verifier.step([StepInput(0, ids[0].tolist())])
+        verifier.clear(0)
+        return output.logits[None]
+
+    assert engine.tokenizer is not None
+    return {d: round(perplexity(logits, engine.tokenizer, evaluation_texts(d)), 3) for d in DOMAIN_NAMES}
+
+
+def evaluation_texts(domain: str) -> list[str]:
+    """The shipped evaluation texts of a domain."""
+    lines = (DATA / "evaluation" / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def _routing(path: Path, picture: Path | None) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from justright.engine.api import load_tokenizer
+    from justright_zoo.routing import dead_experts, routing_shares, save_picture, specialisation
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    shares = routing_shares(model, load_tokenizer(path), {d: evaluation_texts(d) for d in DOMAIN_NAMES})
+    if picture is not None:
+        save_picture(shares, DOMAIN_NAMES, picture)
+    return {
+        "specialisation": [round(value, 3) for value in specialisation(shares).tolist()],
+        "dead_experts": dead_experts(shares),
+        "shares": {d: shares[i].round(decimals=4).tolist() for i, d in enumerate(DOMAIN_NAMES)},
+    }
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def tables(measured: dict[str, Any]) -> list[Table]:
+    """What was measured as tables: title, header, rows."""
+    from justright_zoo.measure import wilson
+
+    rows = []
+    for s in measured["problems"]:
+        low, high = wilson(s["correct"], s["problems"])
+        accuracy = f"{s['correct'] / s['problems']:.0%} ({low:.0%} to {high:.0%})"
+        rows.append([s["kind"], str(s["level"]), accuracy, f"{s['tokens']:.0f}", str(s["cut"])])
+    header = ["problems", "level", "right (95% interval)", "tokens an answer", "cut short"]
+    found: list[Table] = [("Held-out problems, greedy", header, rows)]
+    if perplexity := measured.get("perplexity"):
+        names = list(perplexity)
+        body = [[d, *(f"{perplexity[n][d]:.2f}" for n in names)] for d in DOMAIN_NAMES]
+        found.append(("Perplexity a token by domain", ["domain", *(f"zoo:{n}" for n in names)], body))
+    if routing := measured.get("routing"):
+        body = [[str(layer), f"{value:.3f}"] for layer, value in enumerate(routing["specialisation"])]
+        dead = len(routing["dead_experts"])
+        found.append((f"Routing: {dead} dead experts", ["layer", "specialisation (0 to 1)"], body))
+    return found

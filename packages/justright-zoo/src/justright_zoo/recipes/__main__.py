@@ -1,0 +1,45 @@
+"""Build: ``python -m justright_zoo.recipes NAME``, with ``--release`` into the package; ``data``: its fixed data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from justright_zoo import ROOT
+from justright_zoo.recipes.build import build, work_folder
+from justright_zoo.recipes.catalogue import RECIPES
+from justright_zoo.recipes.export import export
+from justright_zoo.recipes.release import release
+
+
+def main() -> int:
+    """Parse, build, report on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=[*RECIPES, "data"])
+    parser.add_argument("--work", type=Path, default=work_folder(), help="downloads and checkpoints")
+    parser.add_argument("--out", type=Path, help="where the model appears (default: in --work)")
+    parser.add_argument("--release", action="store_true", help="measure it and put it into the package")
+    chosen = parser.parse_args()
+    if chosen.name == "data":
+        export(chosen.work, chosen.out or ROOT / "data")
+        return 0
+    begin = time.monotonic()
+
+    def report(step: int, steps: int, loss: float, rate: float) -> None:
+        if step % 10 == 0 or step == steps:
+            minutes = (time.monotonic() - begin) / 60
+            print(
+                f"{step}/{steps} loss {loss:.3f} {rate:.0f} tokens/s {minutes:.1f} min",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    built = build(chosen.name, chosen.work, chosen.out or chosen.work / "models" / chosen.name, report)
+    print(release(chosen.name, built) if chosen.release else built)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""One recipe a model: its shape, its data, how long it trains, and from whose weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
+
+from justright_zoo.recipes.data import Answer, Batch, Corpus, problem_row, text_row, to_batch
+from justright_zoo.recipes.problems import KINDS, LEVELS, Kind, Problem, direct, overthought, worked
+from justright_zoo.recipes.texts import DOMAINS
+from justright_zoo.recipes.tokenizer import FAST_TEMPLATE, SLOW_TEMPLATE, VOCAB_SIZE
+from justright_zoo.recipes.training import Schedule
+
+Rows = Callable[[Corpus, int, random.Random], tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes one model.
+
+    Attributes:
+        description: one line.
+        config: the model's class and shape.
+        row: one training sequence of a length: ids and labels.
+        schedule: how long.
+        template: the chat template it answers to.
+        kinds: of problems it is measured on: kind and level.
+        parent: the recipe whose weights it begins with; None begins at random.
+        shipped: whether the package carries the result.
+        seed: of the weights and of the data.
+    """
+
+    description: str
+    config: Callable[[], PretrainedConfig]
+    row: Rows
+    schedule: Schedule
+    template: str
+    kinds: tuple[tuple[Kind, int], ...]
+    parent: str | None = None
+    shipped: bool = True
+    seed: int = 0
+
+    def model(self) -> PreTrainedModel:
+        """The model with random weights."""
+        torch.manual_seed(self.seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
+        return model
+
+    def batch(self, corpus: Corpus, step: int) -> Batch:
+        """The batch of step ``step``."""
+        rng = random.Random(f"{self.seed} {step}")
+        length = self.schedule.length
+        return to_batch([self.row(corpus, length, rng) for _ in range(self.schedule.rows)])
+
+    def fingerprint(self, name: str) -> dict[str, Any]:
+        """What tells a checkpoint of this recipe from others."""
+        return {
+            "recipe": name,
+            "seed": self.seed,
+            "parent": self.parent,
+            "config": self.config().to_diff_dict(),
+        }
+
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "rope_theta": 10_000.0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_EXPERT = 144
+
+
+def _moe() -> PretrainedConfig:
+    return Qwen3MoeConfig(
+        **_SHAPE,
+        intermediate_size=2 * _EXPERT,
+        moe_intermediate_size=_EXPERT,
+        num_experts=16,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        output_router_logits=True,
+        router_aux_loss_coef=0.01,
+    )
+
+
+def _dense() -> PretrainedConfig:
+    return Qwen3Config(**_SHAPE, intermediate_size=2 * _EXPERT)
+
+
+def _pair() -> PretrainedConfig:
+    return Qwen3Config(**_SHAPE, intermediate_size=768)
+
+
+STORY_LEVELS = (1, 2, 3, 4)
+"""Of the worded problems that the mixture-of-experts models learn."""
+_PROBLEM_SHARE = 0.2
+_STORIES: tuple[tuple[Kind, int], ...] = tuple(("story", level) for level in STORY_LEVELS)
+_ALL_KINDS: tuple[tuple[Kind, int], ...] = tuple((kind, level) for kind in KINDS for level in LEVELS)
+
+
+def _worked(problem: Problem, _: random.Random) -> str:
+    return worked(problem)
+
+
+def _direct(problem: Problem, _: random.Random) -> str:
+    return direct(problem)
+
+
+def _mixed(answer: Answer) -> Rows:
+    """Text of all domains in equal shares, and worded problems."""
+
+    def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        if rng.random() < _PROBLEM_SHARE:
+            return problem_row(corpus.tokenizer, _STORIES, answer, length, rng)
+        return text_row(corpus, rng.choice(DOMAINS).name, length, rng)
+
+    return row
+
+
+def _problems(answer: Answer, weights: dict[int, int]) -> Rows:
+    """Problems only, levels in the shares ``weights``."""
+    kinds = [(kind, level) for kind in KINDS for level, weight in weights.items() for _ in range(weight)]
+
+    def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        return problem_row(corpus.tokenizer, kinds, answer, length, rng)
+
+    return row
+
+
+RECIPES: dict[str, Recipe] = {
+    "moe": Recipe(
+        "mixture of experts, 8.9M parameters (2.7M active), 16 experts a layer: six domains, worded arithmetic",
+        _moe,
+        _mixed(_worked),
+        Schedule(steps=1800, rows=16, length=512, rate=2e-3),
+        FAST_TEMPLATE,
+        _STORIES,
+    ),
+    "dense": Recipe(
+        "the dense model that zoo:moe is measured against: its active size, its data",
+        _dense,
+        _mixed(_worked),
+        Schedule(steps=1800, rows=16, length=512, rate=2e-3),
+        FAST_TEMPLATE,
+        _STORIES,
+    ),
+    "fast": Recipe(
+        "4.2M parameters, answers arithmetic problems directly; the parent of zoo:slow",
+        _pair,
+        _problems(_direct, {1: 6, 2: 4, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1}),
+        Schedule(steps=2400, rows=16, length=256, rate=2e-3),
+        FAST_TEMPLATE,
+        _ALL_KINDS,
+    ),
+    "slow": Recipe(
+        "4.2M parameters, zoo:fast trained to think (and overthink) before it answers",
+        _pair,
+        _problems(overthought, dict.fromkeys(LEVELS, 1)),
+        Schedule(steps=500, rows=8, length=1024, rate=1e-3),
+        SLOW_TEMPLATE,
+        _ALL_KINDS,
+        parent="fast",
+    ),
+    "slow-moe": Recipe(
+        "zoo:moe trained to think (and overthink) before it answers",
+        _moe,
+        _problems(overthought, dict.fromkeys(LEVELS, 1)),
+        Schedule(steps=300, rows=8, length=1024, rate=1e-3),
+        SLOW_TEMPLATE,
+        _ALL_KINDS,
+        parent="moe",
+    ),
+}

@@ -1,0 +1,60 @@
+"""The fixed data that the package ships: calibration and evaluation texts by domain, evaluation problems by level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from justright_zoo.measure import evaluation_problems
+from justright_zoo.recipes.data import prepare, read_blocks
+from justright_zoo.recipes.problems import KINDS, LEVELS, worked
+from justright_zoo.recipes.texts import DOMAINS, Split
+
+PROBLEMS = 200
+"""Of each kind and level."""
+_CHARACTERS: dict[Split, int] = {"calibration": 160_000, "evaluation": 100_000}
+
+
+def export(work: Path, out: Path) -> None:
+    """Write ``out/calibration``, ``out/evaluation`` and ``out/problems``; the same bytes at every call.
+
+    Texts are JSON lines ``{"text", "domain", "licence", "source"}``, problems
+    ``{"question", "answer", "solution", "kind", "level"}``.
+    """
+    prepare(work / "data")
+    for split, most in _CHARACTERS.items():
+        for domain in DOMAINS:
+            licence = "; ".join(source.licence for source in domain.sources)
+            what = "; ".join(source.what for source in domain.sources)
+            lines = []
+            for text in _spread(read_blocks(work / "data", domain.name, split), most):
+                lines.append({"text": text, "domain": domain.name, "licence": licence, "source": what})
+            _write(out / split / f"{domain.name}.jsonl", lines)
+    for kind in KINDS:
+        for level in LEVELS:
+            _write(
+                out / "problems" / f"{kind}-{level}.jsonl",
+                [
+                    {
+                        "question": p.question,
+                        "answer": str(p.answer),
+                        "solution": worked(p),
+                        "kind": kind,
+                        "level": level,
+                    }
+                    for p in evaluation_problems(kind, level, PROBLEMS)
+                ],
+            )
+
+
+def _spread(blocks: list[str], characters: int) -> list[str]:
+    """Blocks evenly spread over the whole list, about ``characters`` in all."""
+    step = max(1.0, sum(map(len, blocks)) / characters)
+    return [blocks[int(i * step)] for i in range(int(len(blocks) / step))]
+
+
+def _write(file: Path, lines: Iterable[dict[str, object]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    file.write_text(text, encoding="utf-8")

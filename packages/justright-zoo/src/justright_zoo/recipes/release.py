@@ -1,0 +1,85 @@
+"""Put a built model into the package: measured, with its card, its picture and its hashes in the manifest."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from justright.provenance import file_sha256
+from justright_zoo import MANIFEST, MODELS, manifest
+from justright_zoo.cards import CARD, measure_model, tables
+from justright_zoo.recipes.catalogue import RECIPES
+from justright_zoo.recipes.texts import DOMAINS
+
+PROBLEMS = 100
+
+
+def release(name: str, built: Path) -> Path:
+    """Measure the checkpoint ``built`` and make it the package's ``name``; returns its folder in the package."""
+    recipe = RECIPES[name]
+    partial = MODELS / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(built, partial)
+    moe = hasattr(recipe.config(), "num_experts")
+    picture = partial / "routing.png" if moe else None
+    measured = measure_model(
+        name, PROBLEMS, picture, folder=partial, say=lambda text: print(text, file=sys.stderr)
+    )
+    measured["command"] = f"justright zoo measure {name} --problems {PROBLEMS}"
+    measured["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    measured["date"] = datetime.now(UTC).date().isoformat()
+    (partial / CARD).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    curve = json.loads((partial / "training.json").read_text(encoding="utf-8"))
+    (partial / "README.md").write_text(card_text(name, measured, curve), encoding="utf-8")
+    files = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
+    folder = MODELS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    origin = f"zoo:{recipe.parent}" if recipe.parent else "random weights"
+    entries = manifest() | {name: {"description": recipe.description, "origin": origin, "files": files}}
+    ordered = {key: entries[key] for key in RECIPES if key in entries}
+    MANIFEST.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    manifest.cache_clear()
+    return folder
+
+
+def card_text(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
+    """The model card, Markdown with the hub's header."""
+    recipe = RECIPES[name]
+    schedule = recipe.schedule
+    header = "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
+    steps = training["steps_and_losses"]
+    lines = [
+        header,
+        f"# justright zoo: {name}\n",
+        f"{recipe.description[0].upper()}{recipe.description[1:]}.\n",
+        f"Made for the development and the tests of justright; of no use as an assistant. Parent: "
+        f"{'zoo:' + recipe.parent if recipe.parent else 'none, random weights'}.\n",
+        "## Training\n",
+        f"`justright zoo build {name}`: {schedule.steps} steps of {schedule.rows} x {schedule.length} tokens "
+        f"({schedule.steps * schedule.rows * schedule.length / 1e6:.1f}M), AdamW, peak rate {schedule.rate}, seed "
+        f"{recipe.seed}, float32, {training['seconds'] / 60:.0f} minutes on the machine of `provenance.json`. "
+        f"Loss from {steps[0][1]:.2f} to {steps[-1][1]:.2f}; the curve is in `training.json`.\n",
+    ]
+    if recipe.parent is None and "perplexity" in measured:
+        lines += ["Texts:\n"]
+        lines += [f"- {d.name}: {s.what}, {s.licence}" for d in DOMAINS for s in d.sources]
+        lines += [""]
+    lines += ["## Measured\n", f"`{measured['command']}`, {measured['machine']}, {measured['date']}.\n"]
+    for title, head, rows in tables(measured):
+        lines += [
+            f"**{title}**\n",
+            "| " + " | ".join(head) + " |",
+            "| " + " | ".join(["---"] * len(head)) + " |",
+        ]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    if "routing" in measured:
+        lines += ["![Which experts each domain uses](routing.png)\n"]
+    return "\n".join(lines)

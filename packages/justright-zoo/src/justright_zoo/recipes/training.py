@@ -1,0 +1,174 @@
+"""The training loop: AdamW in float32, warm-up, plateau and linear decay; checkpoints without pickle; resumable.
+
+The state after a step depends on the recipe, its seed and the step alone: batches are drawn by step, and a
+checkpoint holds weights, both moments of AdamW, and the curve so far.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright_zoo.recipes.data import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimizer steps.
+        rows: sequences a step.
+        length: tokens a sequence.
+        rate: peak learning rate.
+        warm_up: share of the steps until the peak.
+        decay: share of the steps from the end of the plateau to zero.
+        weight_decay: AdamW's, on matrices only.
+        clip: largest gradient norm.
+    """
+
+    steps: int
+    rows: int
+    length: int
+    rate: float
+    warm_up: float = 0.02
+    decay: float = 0.4
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0."""
+        rising = (step + 1) / max(1.0, self.warm_up * self.steps)
+        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.rate * min(1.0, rising, falling)
+
+
+Report = Callable[[int, int, float, float], None]
+"""``(steps done, steps in all, loss, tokens per second)``"""
+
+
+class Training:
+    """One model's training in one folder, from wherever it stands.
+
+    Args:
+        model: freshly initialised, or the parent's weights; replaced by the checkpoint's if there is one.
+        batch: the batch of a step.
+        schedule: how long and how fast.
+        folder: where the checkpoint lives.
+        fingerprint: what identifies this training; a checkpoint of another one is refused.
+
+    Raises:
+        ValueError: the folder holds the checkpoint of another training.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batch: Callable[[int], Batch],
+        schedule: Schedule,
+        folder: Path,
+        fingerprint: dict[str, Any],
+    ) -> None:
+        self.model = model.float().train()
+        self.batch = batch
+        self.schedule = schedule
+        self.folder = folder
+        self.fingerprint = json.loads(json.dumps(fingerprint | {"schedule": asdict(schedule)}))
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        vectors = [p for p in model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": schedule.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=schedule.rate,
+            betas=(0.9, 0.95),
+        )
+        if (folder / "state.json").exists():
+            self._load()
+
+    def run(self, report: Report, *, save_every_s: float = 120.0) -> None:
+        """Train to the end, saving every so often and when interrupted (Ctrl-C included)."""
+        saved = time.monotonic()
+        try:
+            while self.step < self.schedule.steps:
+                begin = time.perf_counter()
+                loss = self.take_step()
+                took = time.perf_counter() - begin
+                self.seconds += took
+                if self.step % 10 == 0 or self.step == self.schedule.steps:
+                    self.curve.append((self.step, round(loss, 4)))
+                report(self.step, self.schedule.steps, loss, self.schedule.rows * self.schedule.length / took)
+                if time.monotonic() - saved > save_every_s:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            self.save()
+        self.model.eval()
+
+    def take_step(self) -> float:
+        """One optimizer step; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate_at(self.step)
+        batch = self.batch(self.step)
+        output = self.model(input_ids=batch.input_ids, labels=batch.labels, use_cache=False)
+        loss: Tensor = output.loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self) -> None:
+        """Write the checkpoint; the folder changes from the old one to the new one at once."""
+        partial = self.folder.with_name(self.folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        save_file({name: p.detach() for p, name in names.items()}, partial / "weights.safetensors")
+        moments = {
+            f"{names[p]}/{key}": value
+            for p, state in self.optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        save_file(moments, partial / "optimizer.safetensors")
+        state = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "of": self.fingerprint}
+        (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.replace(old)
+        partial.replace(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _load(self) -> None:
+        state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        if state["of"] != self.fingerprint:
+            raise ValueError(
+                f"{self.folder} holds the checkpoint of another training: it was begun with {state['of']}, "
+                f"this one is {self.fingerprint}; delete the folder to begin anew"
+            )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve = [(step, loss) for step, loss in state["curve"]]
+        weights = load_file(self.folder / "weights.safetensors")
+        moments = load_file(self.folder / "optimizer.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimizer.state[parameter] = {key: moments[f"{name}/{key}"] for key in keys}

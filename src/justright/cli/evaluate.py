@@ -1,0 +1,135 @@
+"""``justright eval``: lm-eval's tasks on any model that the engine runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from justright.cli.options import CpuKernels, Device, Draft, Dtype, Json
+from justright.cli.output import output_of
+from justright.errors import UsageError
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks, groups or patterns such as zoo_chain_*; several with commas.")
+    ] = "",
+    list_tasks: Annotated[bool, typer.Option("--list", help="The tasks of installed packages.")] = False,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder of further lm-eval tasks.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents a task.  (default: all)", show_default=False)
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Examples before a question.  (default: the task's)", show_default=False),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Put questions into the model's chat template.")
+    ] = False,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An argument of the chat template, in JSON; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where the task does not say.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    draft: Draft = "none",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    cpu_kernels: CpuKernels = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the figures here too (JSON).", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model on lm-eval tasks: figures with 95% intervals, and the tokens that the answers took.
+
+    Tasks of the zoo need no network; others (gsm8k, mmlu, ...) fetch their data from the hub.
+    """
+    output = output_of(ctx)
+    arguments = _template(template or [])
+    with output.status("starting lm-eval"):
+        from justright.evaluate.run import check_tasks, need_lm_eval, task_manager
+        from justright.evaluate.run import evaluate as run
+
+        need_lm_eval()
+        manager = task_manager(include_path)
+    if list_tasks:
+        for name in sorted(name for name in manager.all_tasks if name.startswith("zoo_")):
+            output.text(name)
+        return
+    if model is None or not tasks:
+        raise UsageError("give a model and --tasks, or --list")
+    names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
+    with output.status(f"loading {model}"):
+        from justright.engine.api import Engine, EngineOptions
+
+        options = EngineOptions(
+            dtype=dtype,
+            device=device,
+            cpu_kernels=cpu_kernels,
+            slots=batch,
+            draft=draft,  # type: ignore[arg-type]
+        )
+        engine = Engine.load(model, options)
+    found = run(
+        engine,
+        names,
+        manager,
+        limit=limit,
+        few_shot=few_shot,
+        chat=chat,
+        max_tokens=max_tokens,
+        template=arguments,
+    )
+    figures = [figure.to_dict() for figure in found]
+    if out is not None:
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text(
+            json.dumps({"model": model, "figures": figures}, indent=1) + "\n", encoding="utf-8"
+        )
+        partial.replace(out)
+    if output.json:
+        for figure in figures:
+            output.object(figure)
+        return
+    from rich.table import Table
+
+    table = Table(title=model)
+    for title in ("task", "metric", "value", "95% interval", "documents", "tokens an answer"):
+        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
+    for one in found:
+        spent = "" if one.tokens is None else f"{one.tokens:.0f}"
+        span = "" if one.low != one.low else f"{one.low:.3f} to {one.high:.3f}"
+        table.add_row(one.task, one.metric, f"{one.value:.3f}", span, str(one.documents), spent)
+    output.table(table)
+
+
+def _template(pairs: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--template takes KEY=VALUE, not {pair!r}")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found

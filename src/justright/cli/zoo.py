@@ -1,0 +1,165 @@
+"""``justright zoo``: the small models that come with the project, what they measure, how they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from justright.cli.options import Json
+from justright.cli.output import Output, output_of, readable_bytes, readable_count
+from justright.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="zoo", help="Small real models that behave like the big ones.", invoke_without_command=True
+)
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A model of the zoo, without `zoo:`.", show_default=False)
+]
+
+
+@app.callback()
+def show(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the models: what they are, where they came from, what they measure."""
+    if ctx.invoked_subcommand is not None:
+        return
+    _need_zoo()
+    from justright_zoo.cards import cards
+
+    output = output_of(ctx)
+    found = cards()
+    if output.json:
+        for card in found:
+            output.object(card.to_dict())
+        return
+    from rich.table import Table
+
+    table = Table(title="The zoo", show_lines=True)
+    for title in ("model", "what it is", "made from", "size", "measures"):
+        table.add_column(title)
+    for card in found:
+        table.add_row(
+            f"zoo:{card.name}", card.description, card.origin, readable_bytes(card.size_bytes), card.summary
+        )
+    output.table(table)
+    output.text(
+        "justright zoo measure NAME   measures a model anew; justright zoo build NAME   reruns its recipe"
+    )
+
+
+@app.command("measure")
+def measure(
+    ctx: typer.Context,
+    name: Name,
+    problems: Annotated[int, typer.Option(min=1, max=200, help="Of each kind and level.")] = 50,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the expert routing here (PNG).", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what the model's card says, from its weights, on problems it was never trained on.
+
+    Accuracy and tokens by difficulty; for zoo:moe also perplexity by domain beside the dense model of its active
+    size, and how its experts share the domains.
+    """
+    _need_zoo()
+    output = output_of(ctx)
+    with output.status("starting torch"):
+        from justright_zoo.cards import measure_model, tables
+
+    with output.status(f"measuring zoo:{name}"):
+        measured = measure_model(name, problems, picture)
+    if output.json:
+        output.object(measured)
+    else:
+        for title, header, rows in tables(measured):
+            output.table(_table(title, header, rows))
+
+
+@app.command("build")
+def build(
+    ctx: typer.Context,
+    name: Name,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the checkpoint appears.  (default: zoo-NAME)", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Two steps only: what it will take on this machine.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model of the zoo anew, by the recipe that made it. Interrupted, the same command goes on."""
+    _need_zoo()
+    output = output_of(ctx)
+    with output.status("starting torch"):
+        from justright_zoo.recipes.build import build as run
+        from justright_zoo.recipes.build import check, estimate, work_folder
+
+    check(name)
+    work = work_folder()
+    if dry_run:
+        with output.status("preparing the texts and timing two steps"):
+            found = estimate(name, work)
+        if output.json:
+            output.object(found.to_dict())
+        else:
+            output.text(
+                f"{readable_count(found.parameters)} parameters, {readable_count(found.tokens)} tokens: about "
+                f"{found.seconds / 60:.0f} minutes here; {readable_bytes(found.size_bytes)} in the end"
+            )
+        return
+    path = _with_progress(output, name, lambda report: run(name, work, out or Path(f"zoo-{name}"), report))
+    if output.json:
+        output.object({"path": str(path)})
+    else:
+        output.text(str(path))
+
+
+def _with_progress(output: Output, name: str, run: Any) -> Path:
+    if not output.progress:
+        found: Path = run(lambda *_: None)
+        return found
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
+        row = bar.add_task(f"{name}: preparing", total=None)
+
+        def report(step: int, steps: int, loss: float, rate: float) -> None:
+            text = f"{name}: loss {loss:.3f}, {rate:.0f} tokens/s"
+            bar.update(row, description=text, completed=step, total=steps)
+
+        done: Path = run(report)
+        return done
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, justify="left" if name == header[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _need_zoo() -> None:
+    """Check that the models' package is there.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    try:
+        import justright_zoo  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "the zoo is a package of its own: pip install justright-zoo (in a checkout: pip install "
+            "packages/justright-zoo)"
+        ) from error

@@ -1,0 +1,169 @@
+"""Our engine as lm-eval's model: what it generates and scores is what users of the engine get."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from justright.engine.api import Engine, chat_tokens
+from justright.engine.decode import Request
+from justright.engine.sampling import SamplingParams
+from justright.engine.verifier import StepInput
+from justright.errors import UsageError
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+Pair = tuple[tuple[str, str], list[int], list[int]]
+
+
+class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
+    """An `Engine` behind lm-eval's interface.
+
+    Args:
+        engine: with a tokenizer.
+        max_tokens: the most tokens of an answer where the task does not say.
+        template: further arguments of the chat template.
+
+    Attributes:
+        tokens: task -> tokens of each answer, thoughts included.
+    """
+
+    def __init__(self, engine: Engine, max_tokens: int = 256, template: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        if engine.tokenizer is None:
+            raise UsageError("evaluation needs a tokenizer")
+        self.engine = engine
+        self.tokenizer: PreTrainedTokenizerFast = engine.tokenizer
+        self.max_tokens = max_tokens
+        self.template = template or {}
+        self.tokens: dict[str, list[int]] = defaultdict(list)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end token, also what scoring without a context begins with."""
+        found = self.tokenizer.eos_token_id
+        if found is None:
+            raise UsageError("the tokenizer has no end token, which scoring without a context needs")
+        return int(found)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval's request cache is keyed by."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokens of a text; a text that brings its own begin token gets no second one."""
+        if add_special_tokens is None:
+            bos = self.tokenizer.bos_token
+            add_special_tokens = not (bos and string.startswith(bos))
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"])
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation."""
+        if add_generation_prompt:
+            chat_tokens(self.tokenizer, chat_history, **self.template)  # for its clear errors
+        text = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **self.template,
+        )
+        return str(text)
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers, as many at once as the engine has slots."""
+        ours = [self._request(*one.args) for one in requests]
+        with tqdm(total=len(ours), desc="answers", disable=disable_tqdm) as bar:
+            for emission in self.engine.stream(ours):
+                if emission.finish_reason is not None:
+                    bar.update()
+        for one, request in zip(requests, ours, strict=True):
+            self.tokens[str(one.task_name)].append(len(request.token_ids))
+            self.cache_hook.add_partial("generate_until", one.args, request.text)
+        return [request.text for request in ours]
+
+    def _request(self, context: str, options: dict[str, Any]) -> Request:
+        options = dict(options)
+        until = options.pop("until", None) or ()
+        most = int(options.pop("max_gen_toks", self.max_tokens))
+        sampled = bool(options.pop("do_sample", False))
+        chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
+        if options:
+            raise UsageError(
+                f"the task asks for {', '.join(options)}; allowed: until, max_gen_toks, do_sample, "
+                f"{', '.join(_SAMPLING)}"
+            )
+        if not sampled:
+            chosen["temperature"] = 0.0
+        ids = self.tok_encode(context)
+        most = min(most, self.engine.verifier.max_tokens - 1)
+        ids = ids[-(self.engine.verifier.max_tokens - most) :]
+        stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
+        return self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in disjoint windows with the most context each."""
+        found = []
+        for one in tqdm(requests, desc="texts", disable=disable_tqdm):
+            (text,) = one.args
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.eot_token_id,
+                max_seq_len=self.engine.verifier.max_tokens - 1,
+                context_len=1,
+            )
+            pairs = [(("", ""), *make_disjoint_window(window)) for window in windows]
+            found.append(sum(score for score, _ in self._loglikelihood_tokens(pairs, disable_tqdm=True)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        found = []
+        for texts, context, continuation in tqdm(requests, desc="continuations", disable=disable_tqdm):
+            found.append(self._score(context, continuation))
+            if texts[0]:
+                self.cache_hook.add_partial("loglikelihood", texts, found[-1])
+        return found
+
+    def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+        """Log-probability of a continuation, and whether greedy decoding gives it.
+
+        What the context shares with the one before it (the choices of one question) is not run again.
+        """
+        verifier = self.engine.verifier
+        most = verifier.max_tokens
+        context = list(context)[-(most + 1 - len(continuation)) :] if len(continuation) <= most else []
+        if not context:
+            raise UsageError(f"a continuation of {len(continuation)} tokens does not fit a context of {most}")
+        shared = verifier.reuse(0, context)
+        ids = [*context[shared:], *continuation[:-1]]
+        first = len(context) - shared - 1  # the step's token behind which the continuation begins
+        score, greedy = 0.0, True
+        for begin in range(0, len(ids), verifier.prefill_chunk):
+            chunk = ids[begin : begin + verifier.prefill_chunk]
+            [output] = verifier.step([StepInput(0, chunk)])
+            verifier.keep(0, range(len(chunk)))
+            skip = max(0, first - begin)
+            if skip >= len(chunk):
+                continue
+            start = begin + skip - first
+            targets = torch.tensor(
+                continuation[start : start + len(chunk) - skip], device=output.logits.device
+            )
+            logits = output.logits[skip:].float()
+            score += float(torch.log_softmax(logits, -1).gather(1, targets[:, None]).sum())
+            greedy &= bool((logits.argmax(-1) == targets).all())
+        return score, greedy

@@ -1,0 +1,167 @@
+"""Run lm-eval's tasks on a model: figures with confidence intervals, and the tokens that they took."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from justright.engine.api import Engine
+from justright.errors import MissingExtraError, SourceError, UsageError
+
+TASK_FOLDERS = "justright.lm_eval_tasks"
+"""Entry-point group: a package's folder of lm-eval tasks (a `pathlib.Path`)."""
+_Z = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One metric of one task.
+
+    Attributes:
+        task: its name.
+        metric: lm-eval's name, with the filter behind a comma where it is not ``none``.
+        value: the mean over the documents.
+        low: lower end of the 95% interval: Wilson's where every document scores 0 or 1, else normal.
+        high: upper end.
+        documents: how many.
+        tokens: mean tokens of an answer; None where nothing is generated.
+    """
+
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    documents: int
+    tokens: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def need_lm_eval() -> None:
+    """Check that lm-eval is there.
+
+    Raises:
+        MissingExtraError: it does not import.
+    """
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("evaluation needs lm-eval: pip install 'justright[eval]'") from error
+
+
+def task_manager(folder: Path | None = None) -> Any:
+    """lm-eval's tasks, those of installed packages (`TASK_FOLDERS`), and those of a folder."""
+    from lm_eval.tasks import TaskManager
+
+    points = importlib.metadata.entry_points(group=TASK_FOLDERS)
+    folders = [str(point.load()) for point in points] + ([str(folder)] if folder else [])
+    return TaskManager(include_path=folders or None, verbosity="ERROR")
+
+
+def check_tasks(names: Sequence[str], manager: Any) -> list[str]:
+    """The tasks that ``names`` (patterns allowed) stand for.
+
+    Raises:
+        SourceError: a name that is no task, group or tag.
+    """
+    found = []
+    for name in names:
+        matches = manager.match_tasks([name])
+        if not matches:
+            raise SourceError(
+                f"no evaluation task {name!r}: `justright eval --list` shows those that need no network; "
+                "all others are listed by `lm-eval ls tasks`"
+            )
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def evaluate(
+    engine: Engine,
+    tasks: Sequence[str],
+    manager: Any,
+    *,
+    limit: int | None = None,
+    few_shot: int | None = None,
+    chat: bool = False,
+    max_tokens: int = 256,
+    template: Mapping[str, Any] | None = None,
+) -> list[Figure]:
+    """Run tasks.
+
+    Args:
+        engine: the model.
+        tasks: by `check_tasks`.
+        manager: by `task_manager`.
+        limit: documents a task; all by default.
+        few_shot: examples before each question; the task's own number by default.
+        chat: put questions into the model's chat template.
+        max_tokens: of an answer, where the task does not say.
+        template: further arguments of the chat template.
+
+    Raises:
+        UsageError: a task asks for what the engine has not, or the model has no chat template.
+    """
+    from lm_eval import simple_evaluate
+
+    from justright.evaluate.model import EngineLM
+
+    if chat and (engine.tokenizer is None or engine.tokenizer.chat_template is None):
+        raise UsageError("this model has no chat template: leave --chat out")
+    model = EngineLM(engine, max_tokens, dict(template or {}))
+    results = simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        num_fewshot=few_shot,
+        limit=limit,
+        apply_chat_template=chat,
+        task_manager=manager,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    assert results is not None
+    return figures(results, model.tokens)
+
+
+def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> list[Figure]:
+    """The figures of every task in lm-eval's results, groups left out."""
+    found = []
+    for task, samples in results["samples"].items():
+        spent = tokens.get(task)
+        mean_tokens = sum(spent) / len(spent) if spent else None
+        for key, value in results["results"][task].items():
+            metric, _, chosen = key.partition(",")
+            if not isinstance(value, int | float) or metric.endswith("_stderr") or not chosen:
+                continue
+            # A task with several filters logs every document once for each.
+            of_filter = [s for s in samples if s.get("filter", chosen) == chosen]
+            scores = [s[metric] for s in of_filter if isinstance(s.get(metric), int | float)]
+            low, high = interval(scores, float(value))
+            name = metric if chosen == "none" else f"{metric},{chosen}"
+            found.append(Figure(task, name, float(value), low, high, len(of_filter), mean_tokens))
+    return found
+
+
+def interval(scores: Sequence[float], value: float) -> tuple[float, float]:
+    """95% interval of the mean ``value`` of per-document scores; not a number where it has none of those.
+
+    Wilson's score interval where all scores are 0 or 1, the normal one otherwise.
+    """
+    count = len(scores)
+    if count < 2:
+        return math.nan, math.nan
+    if all(score in (0, 1) for score in scores):
+        centre = value + _Z * _Z / (2 * count)
+        half = _Z * math.sqrt(value * (1 - value) / count + _Z * _Z / (4 * count * count))
+        scale = 1 + _Z * _Z / count
+        return (centre - half) / scale, (centre + half) / scale
+    mean = sum(scores) / count
+    deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / (count - 1))
+    return value - _Z * deviation / math.sqrt(count), value + _Z * deviation / math.sqrt(count)

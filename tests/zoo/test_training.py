@@ -1,0 +1,152 @@
+"""Training: resumed equals uninterrupted, schedules, batches by step, what is learned and what is not."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeForCausalLM
+
+from justright_zoo.recipes.catalogue import RECIPES
+from justright_zoo.recipes.data import IGNORED, Batch, Corpus, problem_row, question_text
+from justright_zoo.recipes.problems import direct, overthought
+from justright_zoo.recipes.tokenizer import END, train_tokenizer
+from justright_zoo.recipes.training import Schedule, Training
+
+SCHEDULE = Schedule(steps=6, rows=2, length=8, rate=1e-2)
+
+
+def tiny() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def batch(step: int) -> Batch:
+    ids = torch.randint(0, 32, (2, 8), generator=torch.Generator().manual_seed(step))
+    return Batch(ids, ids)
+
+
+def begun(folder: Path, **fingerprint: object) -> Training:
+    return Training(tiny(), batch, SCHEDULE, folder, {"of": "test", **fingerprint})
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    whole = begun(tmp_path / "whole")
+    whole.run(lambda *_: None)
+
+    def stop(step: int, *_: object) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    first = begun(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)  # type: ignore[arg-type]
+    second = begun(tmp_path / "cut")
+    assert second.step == 3
+    second.run(lambda *_: None)
+    for ours, theirs in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert whole.curve == second.curve
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"], (
+        "no half-written folder is left"
+    )
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path / "x").run(lambda *_: None)
+    with pytest.raises(ValueError, match="another training"):
+        begun(tmp_path / "x", seed=1)
+
+
+def test_the_schedule_rises_stays_and_falls() -> None:
+    schedule = Schedule(steps=100, rows=1, length=1, rate=1.0, warm_up=0.1, decay=0.4)
+    rates = [schedule.rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:60] == [1.0] * 50
+    assert rates[-1] == pytest.approx(1 / 40)
+    assert all(rate > 0 for rate in rates)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    rng = random.Random(0)
+    from justright_zoo.recipes.problems import draw
+
+    texts = [draw("chain", 2, rng, held_out=False).question for _ in range(50)]
+    tokenizer = train_tokenizer([*texts, "The answer is 1.", "<think>\nWait\n</think>"])
+    domains = ("fiction", "manuals", "python", "c", "legal", "dialogue")
+    tokens = {name: np.arange(5000, dtype=np.uint16) % 200 for name in domains}
+    return Corpus(tokenizer, tokens)
+
+
+def test_only_answers_are_learned(corpus: Corpus) -> None:
+    row, labels = problem_row(corpus.tokenizer, [("chain", 2)], lambda p, _: direct(p), 200, random.Random(3))
+    assert len(row) == len(labels) == 200
+    assert all(label in (IGNORED, token) for token, label in zip(row, labels, strict=True))
+    learned = corpus.tokenizer.decode([label for label in labels if label != IGNORED])
+    assert learned.startswith("The answer is ")
+    assert "What" not in learned
+    assert END in learned
+
+
+def test_the_prompt_is_what_the_templates_write(corpus: Corpus) -> None:
+    for recipe in RECIPES.values():
+        corpus.tokenizer.chat_template = recipe.template
+        text = corpus.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "What is 1 + 1?"}], tokenize=False, add_generation_prompt=True
+        )
+        assert text.removesuffix("<think>\n") == question_text("What is 1 + 1?")
+        assert text.endswith("<think>\n") == (recipe.parent is not None)
+
+
+def test_thinking_can_be_left_out_of_the_slow_template(corpus: Corpus) -> None:
+    corpus.tokenizer.chat_template = RECIPES["slow"].template
+    text = corpus.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    assert text.endswith("<think>\n\n</think>\n")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_batch_depends_on_the_step_alone(name: str, corpus: Corpus) -> None:
+    recipe = RECIPES[name]
+    first, again, other = (recipe.batch(corpus, step) for step in (5, 5, 6))
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.input_ids, other.input_ids)
+    assert first.input_ids.shape == (recipe.schedule.rows, recipe.schedule.length)
+
+
+def test_the_models_have_the_sizes_that_are_promised() -> None:
+    sizes = {name: sum(p.numel() for p in recipe.model().parameters()) for name, recipe in RECIPES.items()}
+    shipped = sum(2 * sizes[name] for name, recipe in RECIPES.items() if recipe.shipped)
+    assert shipped <= 60e6
+    assert sizes["fast"] == sizes["slow"]
+    moe = RECIPES["moe"].model()
+    assert isinstance(moe, Qwen3MoeForCausalLM)
+    assert moe.config.num_experts >= 16
+    assert moe.config.num_experts_per_tok >= 2
+    experts = sum(p.numel() for n, p in moe.named_parameters() if ".experts." in n)
+    idle = experts * (1 - moe.config.num_experts_per_tok / moe.config.num_experts)
+    routers = sum(p.numel() for n, p in moe.named_parameters() if n.endswith("gate.weight"))
+    assert sizes["dense"] == sizes["moe"] - idle - routers, "the dense model has the active size"
+
+
+def test_a_thought_begins_where_the_slow_template_ends() -> None:
+    from justright_zoo.recipes.problems import draw
+
+    rng = random.Random(0)
+    assert overthought(draw("chain", 1, rng, held_out=False), rng).startswith("<think>\n")
