@@ -16,6 +16,7 @@ from justright_zoo.recipes.problems import direct, overthought
 from justright_zoo.recipes.tokenizer import END, train_tokenizer
 from justright_zoo.recipes.training import Schedule, Training
 
+SHIPPED = {name: recipe for name, recipe in RECIPES.items() if recipe.shipped}
 SCHEDULE = Schedule(steps=6, rows=2, length=8, rate=1e-2)
 
 
@@ -103,13 +104,17 @@ def test_only_answers_are_learned(corpus: Corpus) -> None:
 
 
 def test_the_prompt_is_what_the_templates_write(corpus: Corpus) -> None:
-    for recipe in RECIPES.values():
+    """A slow template opens the thought that a fast one leaves closed; the training row is the same text."""
+    for recipe in SHIPPED.values():
         corpus.tokenizer.chat_template = recipe.template
         text = corpus.tokenizer.apply_chat_template(
             [{"role": "user", "content": "What is 1 + 1?"}], tokenize=False, add_generation_prompt=True
         )
-        assert text.removesuffix("<think>\n") == question_text("What is 1 + 1?")
-        assert text.endswith("<think>\n") == (recipe.parent is not None)
+        assert (
+            question_text(corpus.tokenizer, "What is 1 + 1?") == "<|user|>\nWhat is 1 + 1?\n<|assistant|>\n"
+        )
+        opened = "<think>\n" if recipe.parent else ""
+        assert text == question_text(corpus.tokenizer, "What is 1 + 1?") + opened
 
 
 def test_thinking_can_be_left_out_of_the_slow_template(corpus: Corpus) -> None:
@@ -120,7 +125,7 @@ def test_thinking_can_be_left_out_of_the_slow_template(corpus: Corpus) -> None:
     assert text.endswith("<think>\n\n</think>\n")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipes_batch_depends_on_the_step_alone(name: str, corpus: Corpus) -> None:
     recipe = RECIPES[name]
     first, again, other = (recipe.batch(corpus, step) for step in (5, 5, 6))
@@ -131,8 +136,8 @@ def test_a_recipes_batch_depends_on_the_step_alone(name: str, corpus: Corpus) ->
 
 
 def test_the_models_have_the_sizes_that_are_promised() -> None:
-    sizes = {name: sum(p.numel() for p in recipe.model().parameters()) for name, recipe in RECIPES.items()}
-    shipped = sum(2 * sizes[name] for name, recipe in RECIPES.items() if recipe.shipped)
+    sizes = {name: sum(p.numel() for p in recipe.model().parameters()) for name, recipe in SHIPPED.items()}
+    shipped = sum(2 * sizes[name] for name in SHIPPED)
     assert shipped <= 60e6
     assert sizes["fast"] == sizes["slow"]
     moe = RECIPES["moe"].model()

@@ -21,11 +21,6 @@ app = typer.Typer(name="bench", help="Measure the engine, beside transformers' o
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
 
 
-@app.callback()
-def _bench() -> None:
-    """Keeps `decode` a command of its own while it is the only one."""
-
-
 @app.command("decode")
 def decode(
     ctx: typer.Context,
@@ -81,6 +76,70 @@ def decode(
     else:
         _show(output, results)
     refuse_mismatches(results)
+
+
+@app.command("longset")
+def longset(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="The file of prompts (JSON lines).")],
+    tokenizer: Annotated[
+        str, typer.Option(metavar="MODEL", help="Whose tokens the buckets are measured in.")
+    ] = _DEMO_MODEL,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)", show_default=False),
+    ] = None,
+    wildchat: Annotated[
+        bool, typer.Option("--wildchat", help="Conversations of WildChat, from the hub, instead.")
+    ] = False,
+    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, one or several.")] = (
+        "1024,2048,4096,8192,16384,32768,65536"
+    ),
+    kinds: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and bucket.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a set of long prompts: multi-turn, summarise, quote-and-answer, edit-code, continue.
+
+    The same texts, tokenizer and seed give the same file.
+    """
+    output = output_of(ctx)
+    from justright.bench.longset import KINDS, build, from_conversations, read_folder, write
+    from justright.bench.running import numbers, words
+
+    with output.status("starting transformers"):
+        from justright.bench.longtexts import counter, wildchat_rows, zoo_texts
+
+    count = counter(tokenizer)
+    with output.status("making prompts"):
+        if wildchat:
+            prompts = from_conversations(
+                wildchat_rows(), count, buckets=numbers(buckets), per_bucket=per_cell
+            )
+        else:
+            sources = read_folder(texts) if texts else zoo_texts()
+            chosen = tuple(words(kinds)) or KINDS
+            prompts = build(
+                sources, count, buckets=numbers(buckets), kinds=chosen, per_cell=per_cell, seed=seed
+            )
+    write(prompts, out)
+    cells: dict[tuple[str, int], int] = {}
+    for prompt in prompts:
+        cells[prompt.kind, prompt.bucket] = cells.get((prompt.kind, prompt.bucket), 0) + 1
+    if output.json:
+        found = [{"kind": kind, "bucket": bucket, "prompts": n} for (kind, bucket), n in cells.items()]
+        output.object({"file": str(out), "prompts": len(prompts), "cells": found})
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{len(prompts)} prompts in {out}")
+    lengths = sorted({bucket for _, bucket in cells})
+    for title in ("kind", *map(str, lengths)):
+        table.add_column(title, justify="left" if title == "kind" else "right")
+    for kind in dict.fromkeys(kind for kind, _ in cells):
+        table.add_row(kind, *(str(cells.get((kind, bucket), 0)) for bucket in lengths))
+    output.table(table)
 
 
 def demo(

@@ -57,6 +57,12 @@ def measure(
     ctx: typer.Context,
     name: Name,
     problems: Annotated[int, typer.Option(min=1, max=200, help="Of each kind and level.")] = 50,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint, if it is not the shipped one (your own build).", show_default=False
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the expert routing here (PNG).", show_default=False)
     ] = None,
@@ -73,7 +79,7 @@ def measure(
         from justright_zoo.cards import measure_model, tables
 
     with output.status(f"measuring zoo:{name}"):
-        measured = measure_model(name, problems, picture)
+        measured = measure_model(name, problems, picture, folder=model)
     if output.json:
         output.object(measured)
     else:

@@ -102,8 +102,10 @@ def measure_model(
     """
     from justright.engine.api import Engine
     from justright_zoo.measure import score
+    from justright_zoo.recipes.build import check
     from justright_zoo.recipes.catalogue import RECIPES
 
+    check(name)
     path = folder or zoo.path(name)
     engine = Engine.load(str(path), slots=SLOTS)
     kinds = RECIPES[name].kinds

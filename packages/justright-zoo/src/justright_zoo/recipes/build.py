@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from justright.engine.api import load_tokenizer
 from justright.errors import SourceError
 from justright.models.packaged import cache_folder
+from justright.models.sources import resolve
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
 from justright_zoo.recipes.data import Corpus, prepare
@@ -53,7 +55,7 @@ def check(name: str) -> None:
 def estimate(name: str, work: Path) -> Estimate:
     """Time two steps of a recipe on this machine; nothing is kept but the prepared data."""
     recipe = RECIPES[name]
-    corpus = prepare(work / "data")
+    corpus = _corpus(recipe, work)
     model = recipe.model()
     scratch = work / "estimate"
     training = Training(model, lambda step: recipe.batch(corpus, step), recipe.schedule, scratch, {})
@@ -80,7 +82,7 @@ def build(name: str, work: Path, out: Path, report: Report) -> Path:
         ``out``.
     """
     recipe = RECIPES[name]
-    corpus = prepare(work / "data")
+    corpus = _corpus(recipe, work)
     model = recipe.model()
     if recipe.parent is not None:
         parent = work / "training" / recipe.parent
@@ -102,6 +104,15 @@ def build(name: str, work: Path, out: Path, report: Report) -> Path:
     return out
 
 
+def _corpus(recipe: Recipe, work: Path) -> Corpus:
+    """The recipe's tokenizer with its chat template, and the zoo's texts unless it begins with another model."""
+    if recipe.base is not None:
+        return Corpus(load_tokenizer(resolve(recipe.base).path), {})
+    corpus = prepare(work / "data")
+    corpus.tokenizer.chat_template = recipe.template
+    return corpus
+
+
 def _finished(folder: Path, recipe: Recipe) -> bool:
     state = folder / "state.json"
     return state.exists() and json.loads(state.read_text(encoding="utf-8"))["step"] == recipe.schedule.steps
@@ -118,9 +129,7 @@ def _write(
     if hasattr(model.config, "output_router_logits"):
         model.config.output_router_logits = False  # only training needs them
     model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer = corpus.tokenizer
-    tokenizer.chat_template = recipe.template
-    tokenizer.save_pretrained(partial)
+    corpus.tokenizer.save_pretrained(partial)
     curve = {
         "steps_and_losses": training.curve,
         "seconds": round(training.seconds),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
+from justright.models.sources import resolve
 from justright_zoo.recipes.data import Answer, Batch, Corpus, problem_row, text_row, to_batch
 from justright_zoo.recipes.problems import KINDS, LEVELS, Kind, Problem, direct, overthought, worked
 from justright_zoo.recipes.texts import DOMAINS
@@ -25,12 +26,14 @@ class Recipe:
 
     Attributes:
         description: one line.
-        config: the model's class and shape.
+        config: the model's class and shape; of no account with a base.
         row: one training sequence of a length: ids and labels.
         schedule: how long.
-        template: the chat template it answers to.
+        template: the chat template it answers to; None keeps the base's.
         kinds: of problems it is measured on: kind and level.
-        parent: the recipe whose weights it begins with; None begins at random.
+        parent: the recipe whose weights it begins with.
+        base: the model of another kind, with its tokenizer and template, that it begins with; without parent and
+            base it begins at random.
         shipped: whether the package carries the result.
         seed: of the weights and of the data.
     """
@@ -39,14 +42,20 @@ class Recipe:
     config: Callable[[], PretrainedConfig]
     row: Rows
     schedule: Schedule
-    template: str
+    template: str | None
     kinds: tuple[tuple[Kind, int], ...]
     parent: str | None = None
+    base: str | None = None
     shipped: bool = True
     seed: int = 0
 
     def model(self) -> PreTrainedModel:
-        """The model with random weights."""
+        """The model as it is before the first step (a parent's weights come later)."""
+        if self.base is not None:
+            found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                resolve(self.base).path, dtype=torch.float32
+            )
+            return found
         torch.manual_seed(self.seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
         return model
@@ -110,10 +119,17 @@ STORY_LEVELS = (1, 2, 3, 4)
 _PROBLEM_SHARE = 0.2
 _STORIES: tuple[tuple[Kind, int], ...] = tuple(("story", level) for level in STORY_LEVELS)
 _ALL_KINDS: tuple[tuple[Kind, int], ...] = tuple((kind, level) for kind in KINDS for level in LEVELS)
+_SHORT = (1, 2, 3, 4)
+_SHORT_CHAINS: tuple[tuple[Kind, int], ...] = tuple(("chain", level) for level in _SHORT)
 
 
 def _worked(problem: Problem, _: random.Random) -> str:
     return worked(problem)
+
+
+def _thought(problem: Problem, rng: random.Random) -> str:
+    """Solved and checked once: the packaged model is slow to train."""
+    return overthought(problem, rng, (1, 1))
 
 
 def _direct(problem: Problem, _: random.Random) -> str:
@@ -131,9 +147,9 @@ def _mixed(answer: Answer) -> Rows:
     return row
 
 
-def _problems(answer: Answer, weights: dict[int, int]) -> Rows:
+def _problems(answer: Answer, weights: dict[int, int], of: tuple[Kind, ...] = KINDS) -> Rows:
     """Problems only, levels in the shares ``weights``."""
-    kinds = [(kind, level) for kind in KINDS for level, weight in weights.items() for _ in range(weight)]
+    kinds = [(kind, level) for kind in of for level, weight in weights.items() for _ in range(weight)]
 
     def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
         return problem_row(corpus.tokenizer, kinds, answer, length, rng)
@@ -183,5 +199,25 @@ RECIPES: dict[str, Recipe] = {
         SLOW_TEMPLATE,
         _ALL_KINDS,
         parent="moe",
+    ),
+    "smollm2-slow": Recipe(
+        "SmolLM2-135M-Instruct tuned to think before it answers; not shipped",
+        _dense,
+        _problems(_thought, dict.fromkeys(_SHORT, 1), ("chain",)),
+        Schedule(steps=160, rows=4, length=256, rate=1e-4, weight_decay=0.0),
+        None,
+        _SHORT_CHAINS,
+        base="packaged:smollm2-135m-instruct",
+        shipped=False,
+    ),
+    "smollm2-fast": Recipe(
+        "the control of smollm2-slow, tuned on direct answers to the same problems; not shipped",
+        _dense,
+        _problems(_direct, dict.fromkeys(_SHORT, 1), ("chain",)),
+        Schedule(steps=160, rows=4, length=256, rate=1e-4, weight_decay=0.0),
+        None,
+        _SHORT_CHAINS,
+        base="packaged:smollm2-135m-instruct",
+        shipped=False,
     ),
 }

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from justright_zoo.recipes.problems import Kind, Problem, draw
 from justright_zoo.recipes.texts import DOMAINS, SPLITS, Split, blocks
-from justright_zoo.recipes.tokenizer import ASSISTANT, END, USER, train_tokenizer
+from justright_zoo.recipes.tokenizer import END, train_tokenizer
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -112,23 +112,29 @@ def problem_row(
     length: int,
     rng: random.Random,
 ) -> tuple[list[int], list[int]]:
-    """Problems of random ``kinds`` (kind, level) until the row is full; what does not fit is cut off."""
+    """Problems of random ``kinds`` (kind, level) until the row is full; what does not fit is cut off.
+
+    A question is put as the tokenizer's chat template puts it, before any answer has begun.
+    """
     row: list[int] = []
     labels: list[int] = []
     while len(row) < length:
         kind, level = rng.choice(kinds)
         problem = draw(kind, level, rng, held_out=False)
         question, solution = tokenizer(
-            [question_text(problem.question), answer(problem, rng) + END], add_special_tokens=False
+            [question_text(tokenizer, problem.question), f"{answer(problem, rng)}{tokenizer.eos_token}"],
+            add_special_tokens=False,
         )["input_ids"]
         row += question + solution
         labels += [IGNORED] * len(question) + solution
     return row[:length], labels[:length]
 
 
-def question_text(question: str) -> str:
-    """A user's turn and the beginning of the answer, as the chat templates write them."""
-    return f"{USER}\n{question}\n{ASSISTANT}\n"
+def question_text(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
+    """A user's turn and the beginning of the answer; a ``<think>`` that the template opens belongs to the answer."""
+    messages = [{"role": "user", "content": question}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return text.removesuffix("<think>\n")
 
 
 def to_batch(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:

@@ -9,7 +9,7 @@ from pathlib import Path
 from justright_zoo.measure import evaluation_problems
 from justright_zoo.recipes.data import prepare, read_blocks
 from justright_zoo.recipes.problems import KINDS, LEVELS, worked
-from justright_zoo.recipes.texts import DOMAINS, Split
+from justright_zoo.recipes.texts import AUSTEN, DJANGO, DOMAINS, Domain, Split
 
 PROBLEMS = 200
 """Of each kind and level."""
@@ -17,7 +17,7 @@ _CHARACTERS: dict[Split, int] = {"calibration": 160_000, "evaluation": 100_000}
 
 
 def export(work: Path, out: Path) -> None:
-    """Write ``out/calibration``, ``out/evaluation`` and ``out/problems``; the same bytes at every call.
+    """Write ``out/calibration``, ``out/evaluation``, ``out/problems`` and ``out/long``; the same bytes at every call.
 
     Texts are JSON lines ``{"text", "domain", "licence", "source"}``, problems
     ``{"question", "answer", "solution", "kind", "level"}``.
@@ -31,6 +31,7 @@ def export(work: Path, out: Path) -> None:
             for text in _spread(read_blocks(work / "data", domain.name, split), most):
                 lines.append({"text": text, "domain": domain.name, "licence": licence, "source": what})
             _write(out / split / f"{domain.name}.jsonl", lines)
+    _write_long(work / "data" / "archives", out / "long")
     for kind in KINDS:
         for level in LEVELS:
             _write(
@@ -46,6 +47,27 @@ def export(work: Path, out: Path) -> None:
                     for p in evaluation_problems(kind, level, PROBLEMS)
                 ],
             )
+
+
+_LONG = {
+    "emma.txt": (AUSTEN, "", 0, False),
+    "persuasion.txt": (AUSTEN, "", 3, False),
+    "django-reference.txt": (DJANGO, r"[^/]+/docs/ref/.*\.txt", None, False),
+    "django-database.py": (DJANGO, r"[^/]+/django/db/.*\.py", None, True),
+}
+"""File -> archive, which of its files, which one text (None: all joined), whether it is code."""
+_LONG_CHARACTERS = 700_000
+
+
+def _write_long(archives: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    index = {}
+    for file, (source, pattern, number, code) in _LONG.items():
+        texts = list(Domain("long", (source,), pattern).texts(archives))
+        text = "\n\n".join(texts) if number is None else texts[number]
+        (out / file).write_text(text[:_LONG_CHARACTERS], encoding="utf-8")
+        index[file] = {"name": f"{source.what}: {file}", "licence": source.licence, "code": code}
+    (out / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 def _spread(blocks: list[str], characters: int) -> list[str]:

@@ -145,14 +145,14 @@ _CLOSINGS = ("Okay, I am sure now.", "Good, it is the same.", "Yes, that is righ
 _SLIP_SHARE = 0.05
 
 
-def overthought(problem: Problem, rng: random.Random) -> str:
+def overthought(problem: Problem, rng: random.Random, redo: tuple[int, int] = (2, 4)) -> str:
     """A long thought between ``<think>`` and ``</think>``, then the direct answer.
 
-    It solves step by step, doubts, and redoes all of it two to four times however easy the problem is; now and
-    then a step slips and is put right at once.
+    It solves step by step, doubts, and redoes all of it ``redo`` times (from, to) however easy the problem is; now
+    and then a step slips and is put right at once.
     """
     lines = [rng.choice(_OPENINGS), *_walk(problem, rng)]
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(*redo)):
         lines.append(f"So I get {problem.answer}. {rng.choice(_DOUBTS)}")
         lines += _walk(problem, rng)
     lines.append(rng.choice(_CLOSINGS))

@@ -1,0 +1,82 @@
+"""``justright zoo``, ``justright eval``, ``justright bench longset``: what they print and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import Run
+from justright_zoo import manifest
+
+
+def test_the_zoo_is_listed(run: Run) -> None:
+    result = run("zoo", "--json")
+    assert result.code == 0
+    listed = [json.loads(line) for line in result.out.splitlines()]
+    assert [card["name"] for card in listed] == list(manifest())
+    assert all(card["summary"] and card["measured"]["date"] for card in listed)
+    shown = run("zoo").out
+    assert all(f"zoo:{name}" in shown for name in manifest())
+
+
+@pytest.mark.parametrize("command", ["measure", "build"])
+def test_an_unknown_recipe_is_named(run: Run, command: str) -> None:
+    result = run("zoo", command, "dodo")
+    assert result.code == 3
+    assert "dodo" in result.err
+    assert "moe" in result.err
+
+
+def test_eval_without_a_model_or_task_is_refused(run: Run, tiny_llama: Path) -> None:
+    assert run("eval", "--tasks", "zoo_chain_1").code == 2
+    assert run("eval", tiny_llama).code == 2
+    result = run("eval", tiny_llama, "--tasks", "no_such_task")
+    assert result.code == 3
+    assert "no_such_task" in result.err
+
+
+def test_eval_lists_the_zoos_tasks(run: Run) -> None:
+    listed = run("eval", "--list").out.split()
+    assert {"zoo_chain", "zoo_story_8", "zoo_text_fiction"} <= set(listed)
+
+
+def test_eval_runs_a_task_of_the_zoo(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    result = run(
+        *("eval", tiny_llama, "--tasks", "zoo_chain_1", "--chat", "--limit", "4", "--json", "--out", out)
+    )
+    assert result.code == 0, result.err
+    figure = json.loads(result.out.splitlines()[-1])
+    assert figure["task"] == "zoo_chain_1"
+    assert figure["metric"] == "exact_match"
+    assert figure["documents"] == 4
+    assert figure["value"] == 0, "random weights know no arithmetic"
+    assert figure["high"] > 0.3, "four documents say little"
+    assert json.loads(out.read_text())["figures"] == [figure]
+
+
+def test_longset_from_a_folder(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text(
+        "\n\n".join(f"This is the story of number {i}. It was long ago." for i in range(900))
+    )
+    out = tmp_path / "set.jsonl"
+    result = run(
+        *("bench", "longset", "--texts", texts, "--tokenizer", tiny_llama, "--buckets", "1024,2048"),
+        *("--kinds", "summarise,continue", "--out", out, "--json"),
+    )
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["prompts"] == 8
+    kinds = [json.loads(line)["kind"] for line in out.read_text().splitlines()]
+    assert kinds == ["summarise"] * 4 + ["continue"] * 4
+
+
+def test_longset_of_an_unknown_kind(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    result = run(
+        "bench", "longset", "--tokenizer", tiny_llama, "--kinds", "poem", "--out", tmp_path / "x.jsonl"
+    )
+    assert result.code == 2
+    assert "poem" in result.err
