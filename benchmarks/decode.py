@@ -11,7 +11,15 @@ import sys
 from pathlib import Path
 
 from justright.bench.decode import DecodeSetting
-from justright.bench.report import HEADER, cost_rows, machine_line, markdown_table, rows, steadiness_line
+from justright.bench.report import (
+    HEADER,
+    cost_rows,
+    machine_line,
+    markdown_table,
+    rows,
+    steadiness_line,
+    wide_rows,
+)
 from justright.bench.running import Plan, run_plan
 from justright.bench.tasks import COPY_HEAVY, KINDS
 
@@ -33,6 +41,8 @@ def main() -> int:
     setting = DecodeSetting(CONTENDERS, 32 if quick else chosen.tokens, 1 if quick else chosen.repeats)
     plan = Plan(chosen.model, KINDS, CONTEXTS[:1] if quick else CONTEXTS, setting, memory=not quick)
     results = run_plan(plan, chosen.out, lambda what, done, of: print(f"{done}/{of} {what}", file=sys.stderr))
+    print("Tokens per second, medians:\n")
+    print(markdown_table(*wide_rows(results)))
     print(markdown_table(HEADER, rows(results)))
     if results.cost is not None:
         print(markdown_table(*cost_rows(results.cost)))

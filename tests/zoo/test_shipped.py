@@ -1,4 +1,4 @@
-"""What the package ships: found by the door, checked by hash, loaded by plain transformers, as good as its card says."""
+"""What the package ships: found by name, checked by hash, loaded by plain transformers, able to do sums."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_model_is_found_by_name(fake: Path) -> None:
     assert ZooProvider().path("one") == fake
     assert dict(ZooProvider().names()) == {"one": "a model"}
-    with pytest.raises(SourceError, match="two.*one"):
+    with pytest.raises(SourceError, match=r"two.*one"):
         ZooProvider().path("two")
 
 

@@ -117,6 +117,13 @@ def test_the_prompt_is_what_the_templates_write(corpus: Corpus) -> None:
         assert text == question_text(corpus.tokenizer, "What is 1 + 1?") + opened
 
 
+def test_tags_are_tokens_that_show(corpus: Corpus) -> None:
+    ids = corpus.tokenizer("<think>\nWait\n</think>\n3", add_special_tokens=False)["input_ids"]
+    assert sum(token in corpus.tokenizer.convert_tokens_to_ids(["<think>", "</think>"]) for token in ids) == 2
+    assert corpus.tokenizer.decode(ids, skip_special_tokens=True) == "<think>\nWait\n</think>\n3"
+    assert len(corpus.tokenizer("12345", add_special_tokens=False)["input_ids"]) == 5
+
+
 def test_thinking_can_be_left_out_of_the_slow_template(corpus: Corpus) -> None:
     corpus.tokenizer.chat_template = RECIPES["slow"].template
     text = corpus.tokenizer.apply_chat_template(

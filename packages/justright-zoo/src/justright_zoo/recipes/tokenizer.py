@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 4096
@@ -26,19 +26,23 @@ SLOW_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on ``texts``; its chat template is `FAST_TEMPLATE`."""
+    """A tokenizer trained on ``texts``; its chat template is `FAST_TEMPLATE`.
+
+    The thinking tags are tokens of their own but not special ones, so that they show in decoded text (as Qwen3's).
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE - 2,
         special_tokens=[END, USER, ASSISTANT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
+    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (THINK, END_THINK)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=END,
