@@ -19,6 +19,9 @@ DOMAIN_NAMES = ("fiction", "manuals", "python", "c", "legal", "dialogue")
 MOE_BASELINE = {"moe": "dense", "slow-moe": "moe"}
 """What a mixture-of-experts model's perplexity is shown beside."""
 
+PARENT = {"slow": "fast", "slow-moe": "moe"}
+"""Whose answers a model's own are shown beside."""
+
 Say = Callable[[str], None]
 
 
@@ -93,7 +96,8 @@ def measure_model(
         say: told what is being done.
 
     Returns:
-        JSON-ready: ``model``, ``problems`` (a list of `justright_zoo.measure.Score`), and for mixture-of-experts
+        JSON-ready: ``model``, ``problems`` (a list of `justright_zoo.measure.Score`), for a model with a shipped
+        parent ``parent`` (its name and ``problems``), and for mixture-of-experts
         models ``perplexity`` (model -> domain -> value) and ``routing`` (``specialisation`` per layer,
         ``dead_experts``, ``shares`` by domain, layer and expert).
 
@@ -111,6 +115,10 @@ def measure_model(
     kinds = RECIPES[name].kinds
     scores = score(engine, kinds, problems, report=lambda s: say(f"{s.kind} {s.level}: {s.accuracy:.0%}"))
     measured: dict[str, Any] = {"model": name, "problems": [asdict(s) for s in scores]}
+    parent = PARENT.get(name)
+    if parent in manifest():
+        fast = Engine.load(str(zoo.path(str(parent))), slots=SLOTS)
+        measured["parent"] = {"model": parent, "problems": [asdict(s) for s in score(fast, kinds, problems)]}
     if name in MOE_BASELINE or name in MOE_BASELINE.values():
         measured["perplexity"] = {name: _perplexities(engine)}
         baseline = MOE_BASELINE.get(name)
@@ -168,12 +176,20 @@ def tables(measured: dict[str, Any]) -> list[Table]:
     """What was measured as tables: title, header, rows."""
     from justright_zoo.measure import wilson
 
+    header = ["problems", "level", "right (95% interval)", "tokens an answer", "cut short"]
+    parent = measured.get("parent")
+    if parent:
+        header += [f"zoo:{parent['model']}: right", "tokens", "times the tokens"]
     rows = []
-    for s in measured["problems"]:
+    for index, s in enumerate(measured["problems"]):
         low, high = wilson(s["correct"], s["problems"])
         accuracy = f"{s['correct'] / s['problems']:.0%} ({low:.0%} to {high:.0%})"
-        rows.append([s["kind"], str(s["level"]), accuracy, f"{s['tokens']:.0f}", str(s["cut"])])
-    header = ["problems", "level", "right (95% interval)", "tokens an answer", "cut short"]
+        row = [s["kind"], str(s["level"]), accuracy, f"{s['tokens']:.0f}", str(s["cut"])]
+        if parent:
+            other = parent["problems"][index]
+            share = other["correct"] / other["problems"]
+            row += [f"{share:.0%}", f"{other['tokens']:.0f}", f"{s['tokens'] / other['tokens']:.1f}"]
+        rows.append(row)
     found: list[Table] = [("Held-out problems, greedy", header, rows)]
     if perplexity := measured.get("perplexity"):
         names = list(perplexity)
