@@ -84,9 +84,9 @@ def evaluate(
         options = EngineOptions(
             dtype=dtype,
             device=device,
-            cpu_kernels=cpu_kernels,
+            cpu_kernels=cpu_kernels,  # type: ignore[arg-type]
             slots=batch,
-            draft=draft,  # type: ignore[arg-type]
+            draft=draft,
         )
         engine = Engine.load(model, options)
     found = run(

@@ -62,7 +62,7 @@ def task_manager(folder: Path | None = None) -> Any:
 
     points = importlib.metadata.entry_points(group=TASK_FOLDERS)
     folders = [str(point.load()) for point in points] + ([str(folder)] if folder else [])
-    return TaskManager(include_path=folders or None, verbosity="ERROR")
+    return TaskManager(include_path=folders or None)
 
 
 def check_tasks(names: Sequence[str], manager: Any) -> list[str]:

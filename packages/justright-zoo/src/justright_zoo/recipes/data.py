@@ -53,8 +53,8 @@ def prepare(folder: Path) -> Corpus:
             found = blocks(domain, folder / "archives")
             _write(file, json.dumps(found, ensure_ascii=False))
     if not (tokenizer_folder / "tokenizer.json").exists():
-        texts = (block for domain in DOMAINS for block in read_blocks(folder, domain.name, "train"))
-        train_tokenizer([*texts, *_problem_texts()]).save_pretrained(tokenizer_folder)
+        learned = (block for domain in DOMAINS for block in read_blocks(folder, domain.name, "train"))
+        train_tokenizer([*learned, *_problem_texts()]).save_pretrained(tokenizer_folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     tokens = {}
     for domain in DOMAINS:

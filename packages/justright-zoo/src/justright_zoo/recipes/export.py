@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from justright_zoo.measure import evaluation_problems
@@ -76,7 +76,7 @@ def _spread(blocks: list[str], characters: int) -> list[str]:
     return [blocks[int(i * step)] for i in range(int(len(blocks) / step))]
 
 
-def _write(file: Path, lines: Iterable[dict[str, object]]) -> None:
+def _write(file: Path, lines: Iterable[Mapping[str, object]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     file.write_text(text, encoding="utf-8")

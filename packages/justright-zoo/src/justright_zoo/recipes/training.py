@@ -127,7 +127,7 @@ class Training:
         output = self.model(input_ids=batch.input_ids, labels=batch.labels, use_cache=False)
         loss: Tensor = output.loss
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
         self.optimizer.step()
         self.step += 1
