@@ -53,7 +53,7 @@ _LONG = {
     "emma.txt": (AUSTEN, "", 0, False),
     "persuasion.txt": (AUSTEN, "", 3, False),
     "django-reference.txt": (DJANGO, r"[^/]+/docs/ref/.*\.txt", None, False),
-    "django-database.py": (DJANGO, r"[^/]+/django/db/.*\.py", None, True),
+    "django-database.py.txt": (DJANGO, r"[^/]+/django/db/.*\.py", None, True),
 }
 """File -> archive, which of its files, which one text (None: all joined), whether it is code."""
 _LONG_CHARACTERS = 700_000
