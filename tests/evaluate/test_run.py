@@ -92,7 +92,8 @@ def test_a_task_runs_to_its_figures(kind: str, engine: Engine, tmp_path: Path) -
     if kind == "generate_until":
         assert figure.tokens is not None
         assert 1 <= figure.tokens <= 5
-        assert figure.low <= figure.value <= figure.high
+        assert figure.low is not None
+        assert figure.low <= figure.value
     else:
         assert figure.tokens is None
 
@@ -113,12 +114,10 @@ def test_intervals() -> None:
         pytest.approx(0.4038, abs=1e-4),
         pytest.approx(0.5962, abs=1e-4),
     )
-    low, high = interval([1.0] * 20, 1.0)
-    assert 0.8 < low < 0.9
-    assert high == pytest.approx(1)
-    low, high = interval([0.1, 0.5, 0.9], 0.5)
-    assert low == pytest.approx(0.5 - 1.96 * 0.4 / math.sqrt(3))
-    assert math.isnan(interval([], 1.0)[0])
+    assert interval([1.0] * 20, 1.0) == (pytest.approx(0.8389, abs=1e-4), pytest.approx(1))
+    half = 1.96 * 0.4 / math.sqrt(3)
+    assert interval([0.1, 0.5, 0.9], 0.5) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert interval([], 1.0) == (None, None)
 
 
 def test_each_filter_counts_its_own_documents() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeForCausalLM
 
 from justright_zoo.recipes.catalogue import RECIPES
-from justright_zoo.recipes.data import IGNORED, Batch, Corpus, problem_row, question_text
-from justright_zoo.recipes.problems import direct, overthought
+from justright_zoo.recipes.data import IGNORED, Batch, Corpus, fact_row, problem_row, question_text
+from justright_zoo.recipes.problems import Problem, Step, direct, overthought
 from justright_zoo.recipes.tokenizer import END, train_tokenizer
 from justright_zoo.recipes.training import Schedule, Training
 
@@ -101,6 +102,18 @@ def test_only_answers_are_learned(corpus: Corpus) -> None:
     assert learned.startswith("The answer is ")
     assert "What" not in learned
     assert END in learned
+
+
+def test_facts_are_no_held_out_problem_and_only_results_are_learned(corpus: Corpus) -> None:
+    row, labels = fact_row(corpus.tokenizer, 3000, random.Random(0))
+    facts = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)\.", corpus.tokenizer.decode(row))
+    assert len(facts) > 100
+    for before, operation, operand, after in facts:
+        step = Step(int(before), operation, int(operand))
+        assert step.after == int(after)
+        assert not Problem("chain", "", (step,)).held_out
+    learned = corpus.tokenizer.decode([label for label in labels if label != IGNORED])
+    assert re.fullmatch(r"( \d+\.\n)+( \d*\.?)?", learned)
 
 
 def test_the_prompt_is_what_the_templates_write(corpus: Corpus) -> None:

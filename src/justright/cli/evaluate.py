@@ -66,10 +66,11 @@ def evaluate(
     output = output_of(ctx)
     arguments = _template(template or [])
     with output.status("starting lm-eval"):
-        from justright.evaluate.run import check_tasks, need_lm_eval, task_manager
+        from justright.evaluate.run import check_tasks, need_lm_eval, quieten, task_manager
         from justright.evaluate.run import evaluate as run
 
         need_lm_eval()
+        quieten()
         manager = task_manager(include_path)
     if list_tasks:
         for name in sorted(name for name in manager.all_tasks if name.startswith("zoo_")):
@@ -98,6 +99,7 @@ def evaluate(
         chat=chat,
         max_tokens=max_tokens,
         template=arguments,
+        progress=output.progress,
     )
     figures = [figure.to_dict() for figure in found]
     if out is not None:
@@ -110,16 +112,21 @@ def evaluate(
         for figure in figures:
             output.object(figure)
         return
-    from rich.table import Table
+    from justright.bench.report import rich_table
 
-    table = Table(title=model)
-    for title in ("task", "metric", "value", "95% interval", "documents", "tokens an answer"):
-        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
-    for one in found:
-        spent = "" if one.tokens is None else f"{one.tokens:.0f}"
-        span = "" if one.low != one.low else f"{one.low:.3f} to {one.high:.3f}"
-        table.add_row(one.task, one.metric, f"{one.value:.3f}", span, str(one.documents), spent)
-    output.table(table)
+    header = ("task", "metric", "value", "95% interval", "documents", "tokens an answer")
+    rows = [
+        (
+            one.task,
+            one.metric,
+            f"{one.value:.3f}",
+            "" if one.low is None else f"{one.low:.3f} to {one.high:.3f}",
+            str(one.documents),
+            "" if one.tokens is None else f"{one.tokens:.0f}",
+        )
+        for one in found
+    ]
+    output.table(rich_table(model, header, rows, left=2))
 
 
 def _template(pairs: list[str]) -> dict[str, Any]:

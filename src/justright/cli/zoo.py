@@ -37,6 +37,9 @@ def show(ctx: typer.Context, as_json: Json = False) -> None:
         for card in found:
             output.object(card.to_dict())
         return
+    if not found:
+        output.text("This copy of justright-zoo ships no model yet; `justright zoo build NAME` trains one.")
+        return
     from rich.table import Table
 
     table = Table(title="The zoo", show_lines=True)

@@ -31,12 +31,20 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         engine: with a tokenizer.
         max_tokens: the most tokens of an answer where the task does not say.
         template: further arguments of the chat template.
+        progress: show bars on stderr.
 
     Attributes:
         tokens: task -> tokens of each answer, thoughts included.
     """
 
-    def __init__(self, engine: Engine, max_tokens: int = 256, template: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_tokens: int = 256,
+        template: dict[str, Any] | None = None,
+        *,
+        progress: bool = True,
+    ) -> None:
         super().__init__()
         if engine.tokenizer is None:
             raise UsageError("evaluation needs a tokenizer")
@@ -44,6 +52,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.tokenizer: PreTrainedTokenizerFast = engine.tokenizer
         self.max_tokens = max_tokens
         self.template = template or {}
+        self.progress = progress
         self.tokens: dict[str, list[int]] = defaultdict(list)
 
     @property
@@ -84,7 +93,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, as many at once as the engine has slots."""
         ours = [self._request(*one.args) for one in requests]
-        with tqdm(total=len(ours), desc="answers", disable=disable_tqdm) as bar:
+        with tqdm(total=len(ours), desc="answers", disable=disable_tqdm or not self.progress) as bar:
             for emission in self.engine.stream(ours):
                 if emission.finish_reason is not None:
                     bar.update()
@@ -115,7 +124,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in disjoint windows with the most context each."""
         found = []
-        for one in tqdm(requests, desc="texts", disable=disable_tqdm):
+        for one in tqdm(requests, desc="texts", disable=disable_tqdm or not self.progress):
             (text,) = one.args
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text, add_special_tokens=False),
@@ -132,7 +141,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         found = []
-        for texts, context, continuation in tqdm(requests, desc="continuations", disable=disable_tqdm):
+        hidden = disable_tqdm or not self.progress
+        for texts, context, continuation in tqdm(requests, desc="continuations", disable=hidden):
             found.append(self._score(context, continuation))
             if texts[0]:
                 self.cache_hook.add_partial("loglikelihood", texts, found[-1])

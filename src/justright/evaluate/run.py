@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ class Figure:
         task: its name.
         metric: lm-eval's name, with the filter behind a comma where it is not ``none``.
         value: the mean over the documents.
-        low: lower end of the 95% interval: Wilson's where every document scores 0 or 1, else normal.
+        low: lower end of the 95% interval: Wilson's where every document scores 0 or 1, else normal; None for a
+            metric that is no mean over documents (perplexity).
         high: upper end.
         documents: how many.
         tokens: mean tokens of an answer; None where nothing is generated.
@@ -34,8 +36,8 @@ class Figure:
     task: str
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     documents: int
     tokens: float | None
 
@@ -54,6 +56,14 @@ def need_lm_eval() -> None:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("evaluation needs lm-eval: pip install 'justright[eval]'") from error
+
+
+def quieten() -> None:
+    """Leave out lm-eval's and datasets' remarks and bars about loading tasks; errors stay."""
+    import datasets
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
 
 
 def task_manager(folder: Path | None = None) -> Any:
@@ -93,6 +103,7 @@ def evaluate(
     chat: bool = False,
     max_tokens: int = 256,
     template: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> list[Figure]:
     """Run tasks.
 
@@ -105,6 +116,7 @@ def evaluate(
         chat: put questions into the model's chat template.
         max_tokens: of an answer, where the task does not say.
         template: further arguments of the chat template.
+        progress: show bars on stderr.
 
     Raises:
         UsageError: a task asks for what the engine has not, or the model has no chat template.
@@ -115,7 +127,7 @@ def evaluate(
 
     if chat and (engine.tokenizer is None or engine.tokenizer.chat_template is None):
         raise UsageError("this model has no chat template: leave --chat out")
-    model = EngineLM(engine, max_tokens, dict(template or {}))
+    model = EngineLM(engine, max_tokens, dict(template or {}), progress=progress)
     results = simple_evaluate(
         model=model,
         tasks=list(tasks),
@@ -149,14 +161,14 @@ def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> 
     return found
 
 
-def interval(scores: Sequence[float], value: float) -> tuple[float, float]:
-    """95% interval of the mean ``value`` of per-document scores; not a number where it has none of those.
+def interval(scores: Sequence[float], value: float) -> tuple[float, float] | tuple[None, None]:
+    """95% interval of the mean ``value`` of per-document scores; None with fewer than two of them.
 
     Wilson's score interval where all scores are 0 or 1, the normal one otherwise.
     """
     count = len(scores)
     if count < 2:
-        return math.nan, math.nan
+        return None, None
     if all(score in (0, 1) for score in scores):
         centre = value + _Z * _Z / (2 * count)
         half = _Z * math.sqrt(value * (1 - value) / count + _Z * _Z / (4 * count * count))

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 from justright.models.sources import resolve
-from justright_zoo.recipes.data import Answer, Batch, Corpus, problem_row, text_row, to_batch
+from justright_zoo.recipes.data import Answer, Batch, Corpus, fact_row, problem_row, text_row, to_batch
 from justright_zoo.recipes.problems import KINDS, LEVELS, Kind, Problem, direct, overthought, worked
 from justright_zoo.recipes.texts import DOMAINS
 from justright_zoo.recipes.tokenizer import FAST_TEMPLATE, SLOW_TEMPLATE, VOCAB_SIZE
@@ -147,11 +147,15 @@ def _mixed(answer: Answer) -> Rows:
     return row
 
 
-def _problems(answer: Answer, weights: dict[int, int], of: tuple[Kind, ...] = KINDS) -> Rows:
-    """Problems only, levels in the shares ``weights``."""
+def _problems(
+    answer: Answer, weights: dict[int, int], of: tuple[Kind, ...] = KINDS, *, facts: float = 0.0
+) -> Rows:
+    """Problems, levels in the shares ``weights``, and rows of single operations in the share ``facts``."""
     kinds = [(kind, level) for kind in of for level, weight in weights.items() for _ in range(weight)]
 
     def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        if facts and rng.random() < facts:
+            return fact_row(corpus.tokenizer, length, rng)
         return problem_row(corpus.tokenizer, kinds, answer, length, rng)
 
     return row
@@ -177,7 +181,7 @@ RECIPES: dict[str, Recipe] = {
     "fast": Recipe(
         "4.2M parameters, answers arithmetic problems directly; the parent of zoo:slow",
         _pair,
-        _problems(_direct, {1: 6, 2: 4, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1}),
+        _problems(_direct, {1: 6, 2: 4, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1}, facts=0.3),
         Schedule(steps=2400, rows=16, length=256, rate=2e-3),
         FAST_TEMPLATE,
         _ALL_KINDS,

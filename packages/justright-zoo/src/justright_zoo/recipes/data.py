@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from justright_zoo.recipes.problems import Kind, Problem, draw
+from justright_zoo.recipes.problems import KINDS, Kind, Problem, draw
 from justright_zoo.recipes.texts import DOMAINS, SPLITS, Split, blocks
 from justright_zoo.recipes.tokenizer import END, train_tokenizer
 
@@ -127,6 +127,23 @@ def problem_row(
         )["input_ids"]
         row += question + solution
         labels += [IGNORED] * len(question) + solution
+    return row[:length], labels[:length]
+
+
+def fact_row(
+    tokenizer: PreTrainedTokenizerFast, length: int, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Single operations, ``23 + 45 = 68.``, none of them a problem that is held out; results are learned."""
+    row: list[int] = []
+    labels: list[int] = []
+    while len(row) < length:
+        [step] = draw(rng.choice(KINDS), 1, rng, held_out=False).steps
+        asked, result = tokenizer(
+            [f"{step.before} {step.operation} {step.operand} =", f" {step.after}.\n"],
+            add_special_tokens=False,
+        )["input_ids"]
+        row += asked + result
+        labels += [IGNORED] * len(asked) + result
     return row[:length], labels[:length]
 
 

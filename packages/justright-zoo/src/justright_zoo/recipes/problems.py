@@ -66,9 +66,9 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What makes it this problem and no other: its kind and its operations."""
+        """What makes it this problem and no other, however it is told: its operations."""
         first = self.steps[0].before
-        return f"{self.kind} {first} " + " ".join(f"{step.operation}{step.operand}" for step in self.steps)
+        return f"{first} " + " ".join(f"{step.operation}{step.operand}" for step in self.steps)
 
     @property
     def held_out(self) -> bool:
