@@ -116,7 +116,8 @@ def _pair() -> PretrainedConfig:
 
 STORY_LEVELS = (1, 2, 3, 4)
 """Of the worded problems that the mixture-of-experts models learn."""
-_PROBLEM_SHARE = 0.2
+_STORY_SHARE = 0.25
+_FACT_SHARE = 0.1
 _STORIES: tuple[tuple[Kind, int], ...] = tuple(("story", level) for level in STORY_LEVELS)
 _ALL_KINDS: tuple[tuple[Kind, int], ...] = tuple((kind, level) for kind in KINDS for level in LEVELS)
 _SHORT = (1, 2, 3, 4)
@@ -137,11 +138,14 @@ def _direct(problem: Problem, _: random.Random) -> str:
 
 
 def _mixed(answer: Answer) -> Rows:
-    """Text of all domains in equal shares, and worded problems."""
+    """Text of all domains in equal shares, worded problems, and single operations."""
 
     def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
-        if rng.random() < _PROBLEM_SHARE:
+        chance = rng.random()
+        if chance < _STORY_SHARE:
             return problem_row(corpus.tokenizer, _STORIES, answer, length, rng)
+        if chance < _STORY_SHARE + _FACT_SHARE:
+            return fact_row(corpus.tokenizer, length, rng)
         return text_row(corpus, rng.choice(DOMAINS).name, length, rng)
 
     return row
@@ -166,7 +170,7 @@ RECIPES: dict[str, Recipe] = {
         "mixture of experts, 8.9M parameters (2.7M active), 16 experts a layer: six domains, worded arithmetic",
         _moe,
         _mixed(_worked),
-        Schedule(steps=1800, rows=16, length=512, rate=2e-3),
+        Schedule(steps=2000, rows=8, length=512, rate=2e-3),
         FAST_TEMPLATE,
         _STORIES,
     ),
@@ -174,7 +178,7 @@ RECIPES: dict[str, Recipe] = {
         "the dense model that zoo:moe is measured against: its active size, its data",
         _dense,
         _mixed(_worked),
-        Schedule(steps=1800, rows=16, length=512, rate=2e-3),
+        Schedule(steps=2000, rows=8, length=512, rate=2e-3),
         FAST_TEMPLATE,
         _STORIES,
     ),
@@ -182,7 +186,7 @@ RECIPES: dict[str, Recipe] = {
         "4.2M parameters, answers arithmetic problems directly; the parent of zoo:slow",
         _pair,
         _problems(_direct, {1: 6, 2: 4, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1}, facts=0.3),
-        Schedule(steps=2400, rows=16, length=256, rate=2e-3),
+        Schedule(steps=3000, rows=8, length=256, rate=2e-3),
         FAST_TEMPLATE,
         _ALL_KINDS,
     ),
@@ -190,7 +194,7 @@ RECIPES: dict[str, Recipe] = {
         "4.2M parameters, zoo:fast trained to think (and overthink) before it answers",
         _pair,
         _problems(overthought, dict.fromkeys(LEVELS, 1)),
-        Schedule(steps=500, rows=8, length=1024, rate=1e-3),
+        Schedule(steps=600, rows=4, length=1024, rate=1e-3),
         SLOW_TEMPLATE,
         _ALL_KINDS,
         parent="fast",
@@ -199,7 +203,7 @@ RECIPES: dict[str, Recipe] = {
         "zoo:moe trained to think (and overthink) before it answers",
         _moe,
         _problems(overthought, dict.fromkeys(LEVELS, 1)),
-        Schedule(steps=300, rows=8, length=1024, rate=1e-3),
+        Schedule(steps=400, rows=4, length=1024, rate=1e-3),
         SLOW_TEMPLATE,
         _ALL_KINDS,
         parent="moe",
@@ -208,7 +212,7 @@ RECIPES: dict[str, Recipe] = {
         "SmolLM2-135M-Instruct tuned to think before it answers; not shipped",
         _dense,
         _problems(_thought, dict.fromkeys(_SHORT, 1), ("chain",)),
-        Schedule(steps=160, rows=4, length=256, rate=1e-4, weight_decay=0.0),
+        Schedule(steps=100, rows=4, length=256, rate=1e-4, weight_decay=0.0),
         None,
         _SHORT_CHAINS,
         base="packaged:smollm2-135m-instruct",
@@ -218,7 +222,7 @@ RECIPES: dict[str, Recipe] = {
         "the control of smollm2-slow, tuned on direct answers to the same problems; not shipped",
         _dense,
         _problems(_direct, dict.fromkeys(_SHORT, 1), ("chain",)),
-        Schedule(steps=160, rows=4, length=256, rate=1e-4, weight_decay=0.0),
+        Schedule(steps=100, rows=4, length=256, rate=1e-4, weight_decay=0.0),
         None,
         _SHORT_CHAINS,
         base="packaged:smollm2-135m-instruct",
