@@ -28,7 +28,7 @@ from justright.bench.report import (
 )
 from justright.bench.running import Plan, numbers, run_plan
 from justright.bench.tasks import Task, build
-from justright.engine.api import load_tokenizer
+from justright.models.tokenizers import load_tokenizer
 from justright.errors import JustrightError, ResourceError, UsageError
 
 ALL = (PLAIN, "suffix", TRANSFORMERS, LOOKUP)

@@ -19,7 +19,7 @@ from justright.bench.decode import (
 from justright.bench.picture import need_matplotlib, save_picture
 from justright.bench.report import median_ratio
 from justright.bench.tasks import build
-from justright.engine.api import load_tokenizer
+from justright.models.tokenizers import load_tokenizer
 from justright.errors import JustrightError, UsageError
 from justright.models.sources import resolve
 

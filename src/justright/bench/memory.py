@@ -59,7 +59,7 @@ def own_peak_bytes() -> int:
 def _run(job: dict[str, Any]) -> None:
     from justright.bench.decode import DecodeSetting, open_contenders
     from justright.bench.tasks import build
-    from justright.engine.api import load_tokenizer
+    from justright.models.tokenizers import load_tokenizer
 
     path = Path(job["model"])
     setting = DecodeSetting(

@@ -17,7 +17,7 @@ from justright.bench.decode import (
     open_contenders,
 )
 from justright.bench.tasks import build
-from justright.engine.api import load_tokenizer
+from justright.models.tokenizers import load_tokenizer
 from justright.errors import UsageError
 from justright.models.sources import resolve
 

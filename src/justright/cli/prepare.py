@@ -114,7 +114,8 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     check_tokenizer_files(source.path)
     with output.status("starting torch"):
         _quiet_libraries(output)
-        from justright.engine.api import EngineOptions, check_model, load_tokenizer
+        from justright.engine.api import EngineOptions, check_model
+        from justright.models.tokenizers import load_tokenizer
     checked = EngineOptions(**options)
     _ = checked.torch_device
     check_model(source.path)

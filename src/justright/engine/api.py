@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from justright import __version__
 from justright.draft.base import Drafter
@@ -30,6 +30,7 @@ from justright.errors import CheckpointError, ResourceError, UnsupportedModelErr
 from justright.models.architectures import architecture_of
 from justright.models.packaged import cache_folder
 from justright.models.sources import check_tokenizer_files, resolve
+from justright.models.tokenizers import load_tokenizer
 
 _DTYPES = {
     "float32": torch.float32,
@@ -356,21 +357,6 @@ def chat_tokens(
     except TemplateError as error:
         raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The checkpoint's fast tokenizer.
-
-    Raises:
-        CheckpointError: it cannot be read or is a slow one.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # transformers raises many types for damaged tokenizer files
-        raise CheckpointError(f"the tokenizer in {path} cannot be read: {error}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"{path} has no fast tokenizer (tokenizer.json); convert it with transformers")
-    return tokenizer
 
 
 def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent
 MODELS = ROOT / "models"
 DATA = ROOT / "data"
 TASKS = DATA / "lm_eval"
+CALIBRATION = DATA / "calibration"
 MANIFEST = MODELS / "manifest.json"
 
 

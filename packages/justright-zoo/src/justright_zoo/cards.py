@@ -155,7 +155,7 @@ def _routing(path: Path, picture: Path | None) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from justright.engine.api import load_tokenizer
+    from justright.models.tokenizers import load_tokenizer
     from justright_zoo.routing import dead_experts, routing_shares, save_picture, specialisation
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

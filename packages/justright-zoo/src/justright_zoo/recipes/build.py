@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from justright.engine.api import load_tokenizer
+from justright.models.tokenizers import load_tokenizer
 from justright.errors import SourceError
 from justright.models.packaged import cache_folder
 from justright.models.sources import resolve

@@ -116,8 +116,8 @@ def _pair() -> PretrainedConfig:
 
 STORY_LEVELS = (1, 2, 3, 4)
 """Of the worded problems that the mixture-of-experts models learn."""
-_STORY_SHARE = 0.25
-_FACT_SHARE = 0.1
+_STORY_SHARE = 0.3
+_FACT_SHARE = 0.15
 _STORIES: tuple[tuple[Kind, int], ...] = tuple(("story", level) for level in STORY_LEVELS)
 _ALL_KINDS: tuple[tuple[Kind, int], ...] = tuple((kind, level) for kind in KINDS for level in LEVELS)
 _SHORT = (1, 2, 3, 4)
@@ -170,7 +170,7 @@ RECIPES: dict[str, Recipe] = {
         "mixture of experts, 8.9M parameters (2.7M active), 16 experts a layer: six domains, worded arithmetic",
         _moe,
         _mixed(_worked),
-        Schedule(steps=2000, rows=8, length=512, rate=2e-3),
+        Schedule(steps=1700, rows=8, length=512, rate=2e-3),
         FAST_TEMPLATE,
         _STORIES,
     ),
@@ -178,14 +178,14 @@ RECIPES: dict[str, Recipe] = {
         "the dense model that zoo:moe is measured against: its active size, its data",
         _dense,
         _mixed(_worked),
-        Schedule(steps=2000, rows=8, length=512, rate=2e-3),
+        Schedule(steps=1700, rows=8, length=512, rate=2e-3),
         FAST_TEMPLATE,
         _STORIES,
     ),
     "fast": Recipe(
         "4.2M parameters, answers arithmetic problems directly; the parent of zoo:slow",
         _pair,
-        _problems(_direct, {1: 6, 2: 4, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1}, facts=0.3),
+        _problems(_direct, {1: 8, 2: 5, 3: 3, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}, facts=0.5),
         Schedule(steps=3000, rows=8, length=256, rate=2e-3),
         FAST_TEMPLATE,
         _ALL_KINDS,

@@ -19,6 +19,8 @@ LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 _EVALUATION_SHARE = 8
 _LARGEST = 99
+_OPERAND = 9
+"""The largest number that is added or taken away: what four layers can learn to do at sight."""
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo")
 THINGS = ("apples", "books", "coins", "cards", "shells", "stamps", "marbles", "pencils", "eggs", "stones")
@@ -80,7 +82,7 @@ class Problem:
 def draw(kind: Kind, level: int, rng: random.Random, *, held_out: bool) -> Problem:
     """A random problem of one side of the split.
 
-    Totals stay within 1 and 99; a chain adds and subtracts, a story also multiplies.
+    Totals stay within 1 and 99; a chain adds and takes away numbers up to 9, a story also doubles and triples.
     """
     while True:
         total = rng.randint(2, _LARGEST - 1)
@@ -100,8 +102,8 @@ def _step(total: int, kind: Kind, rng: random.Random) -> Step:
         return Step(total, "*", 3 if total * 3 <= _LARGEST and rng.random() < 0.5 else 2)
     grows = total < 2 or (total < _LARGEST and rng.random() < 0.5)
     if grows:
-        return Step(total, "+", rng.randint(1, min(_LARGEST - total, 60)))
-    return Step(total, "-", rng.randint(1, min(total - 1, 60)))
+        return Step(total, "+", rng.randint(1, min(_LARGEST - total, _OPERAND)))
+    return Step(total, "-", rng.randint(1, min(total - 1, _OPERAND)))
 
 
 def _chain(steps: list[Step], _: random.Random) -> str:

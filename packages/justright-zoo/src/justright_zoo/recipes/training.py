@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from justright_zoo.recipes.data import Batch
+from justright_zoo.recipes.data import IGNORED, Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,25 @@ class Schedule:
         rising = (step + 1) / max(1.0, self.warm_up * self.steps)
         falling = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.rate * min(1.0, rising, falling)
+
+
+def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the learned tokens, plus the experts' load-balancing loss where the config asks for it.
+
+    The head, a third of a small model, runs on what is learned alone; otherwise transformers' own loss.
+    """
+    config = model.config
+    balanced = bool(getattr(config, "output_router_logits", False))
+    asked = {"output_router_logits": True} if balanced else {}
+    output = model.base_model(input_ids=batch.input_ids, use_cache=False, **asked)
+    targets = batch.labels[:, 1:]
+    learned = targets != IGNORED
+    logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][learned])
+    loss = torch.nn.functional.cross_entropy(logits, targets[learned])
+    if balanced:
+        aux = load_balancing_loss_func(output.router_logits, config.num_experts, config.num_experts_per_tok)
+        loss = loss + config.router_aux_loss_coef * aux
+    return loss
 
 
 Report = Callable[[int, int, float, float], None]
@@ -123,9 +143,7 @@ class Training:
         """One optimizer step; returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate_at(self.step)
-        batch = self.batch(self.step)
-        output = self.model(input_ids=batch.input_ids, labels=batch.labels, use_cache=False)
-        loss: Tensor = output.loss
+        loss = loss_of(self.model, self.batch(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)

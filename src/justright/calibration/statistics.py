@@ -1,0 +1,144 @@
+"""What is counted while a layer runs: inputs of every matrix, who routes where, what experts put out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from justright.calibration.stream import LayerStream
+from justright.calibration.watch import Routing, Watch, Watched
+from justright.models.architectures import architecture_of, experts_per_token, linear_modules, moe_layers
+from justright.models.layout import Moe
+
+
+@dataclass(slots=True)
+class LayerStatistics:
+    """Sums over all calibration tokens of one layer; on the CPU.
+
+    Attributes:
+        tokens: how many tokens the layer saw.
+        squares: per matrix the sum of squares of each input, ``[in]``, for experts ``[num_experts, in]``, float64.
+        counts: tokens sent to each expert, ``[num_experts]`` int64; None for a layer without experts.
+        coactivation: tokens sent to both of two experts, ``[num_experts, num_experts]`` int64, zero diagonal.
+        output_norms: sum over an expert's tokens of the norm of its output, ``[num_experts]`` float64.
+        gated_norms: the same, each norm times the token's gate weight.
+    """
+
+    tokens: int = 0
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    counts: Tensor | None = None
+    coactivation: Tensor | None = None
+    output_norms: Tensor | None = None
+    gated_norms: Tensor | None = None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For a safetensors file."""
+        out = {"tokens": torch.tensor(self.tokens)}
+        out |= {f"squares/{name}": tensor for name, tensor in self.squares.items()}
+        for name in ("counts", "coactivation", "output_norms", "gated_norms"):
+            if (tensor := getattr(self, name)) is not None:
+                out[name] = tensor
+        return out
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> LayerStatistics:
+        """The inverse of `to_tensors`."""
+        return cls(
+            int(tensors["tokens"]),
+            {k.removeprefix("squares/"): v for k, v in tensors.items() if k.startswith("squares/")},
+            *(tensors.get(name) for name in ("counts", "coactivation", "output_norms", "gated_norms")),
+        )
+
+
+class Collector:
+    """Counts while a materialised layer runs; use it in a ``with`` block around `LayerStream.measure` or `advance`.
+
+    Args:
+        config: of the model that runs, the content of a ``config.json``.
+        stream: what runs it.
+        index: which layer.
+        layer: as `LayerStream.materialise` returned it.
+    """
+
+    def __init__(self, config: dict[str, Any], stream: LayerStream, index: int, layer: nn.Module) -> None:
+        row = architecture_of(config)
+        self.statistics = LayerStatistics(tokens=stream.ids.numel())
+        self._layer = layer
+        self._moe: Moe | None = row.moe if index in moe_layers(config) else None
+        prefix = row.memory.layer(index) + "."
+        parameters = dict(layer.named_parameters())
+        names = [m.name.removeprefix(prefix) + ".weight" for m in linear_modules(config) if m.layer == index]
+        weights = [Watched(name, parameters[name], stacked=False) for name in names]
+        self._routing: Routing | None = None
+        if self._moe is not None:
+            memory = self._moe.memory
+            weights += [Watched(name, parameters[name], stacked=True) for name in memory.matrices]
+            count = len(parameters[memory.down])
+            self._zero(count)
+            self._routing = Routing(
+                layer, memory.module, self._moe.router.module, experts_per_token(config), self._routed
+            )
+        self._watch = Watch(weights, self._seen)
+
+    def __enter__(self) -> LayerStatistics:
+        if self._routing is not None:
+            self._routing.__enter__()
+        self._watch.__enter__()
+        return self.statistics
+
+    def __exit__(self, *error: Any) -> None:
+        self._watch.__exit__(*error)
+        if self._routing is not None:
+            self._routing.__exit__()
+
+    def _zero(self, count: int) -> None:
+        found = self.statistics
+        found.counts = torch.zeros(count, dtype=torch.int64)
+        found.coactivation = torch.zeros(count, count, dtype=torch.int64)
+        found.output_norms = torch.zeros(count, dtype=torch.float64)
+        found.gated_norms = torch.zeros(count, dtype=torch.float64)
+
+    def _routed(self, chosen: Tensor, weights: Tensor) -> None:
+        found = self.statistics
+        assert found.counts is not None
+        assert found.coactivation is not None
+        self._chosen, self._gates = chosen, weights
+        hot = torch.zeros(len(chosen), len(found.counts), device=chosen.device).scatter_(1, chosen, 1.0)
+        together = (hot.T @ hot).long().cpu()
+        found.counts += together.diagonal()
+        found.coactivation += together.fill_diagonal_(0)
+
+    def _seen(self, name: str, expert: int | None, inputs: Tensor, outputs: Tensor) -> None:
+        squares = inputs.float().square().sum(0).double().cpu()
+        sums = self.statistics.squares
+        if expert is None:
+            sums[name] = sums.get(name, 0) + squares
+            return
+        assert self._moe is not None
+        if name not in sums:
+            assert self.statistics.counts is not None
+            sums[name] = torch.zeros(len(self.statistics.counts), len(squares), dtype=torch.float64)
+        sums[name][expert] += squares
+        if name == self._moe.memory.down:
+            self._put_out(expert, outputs)
+
+    def _put_out(self, expert: int, outputs: Tensor) -> None:
+        """Norms of an expert's outputs, its bias included, and the same times the gate."""
+        assert self._moe is not None
+        found = self.statistics
+        assert found.output_norms is not None
+        assert found.gated_norms is not None
+        if (bias := self._moe.memory.down_bias) is not None:
+            outputs = outputs + self._layer.get_parameter(bias)[expert]
+        mine = self._chosen == expert
+        gates = self._gates.T[mine.T]  # by place, then token: the order in which transformers gathers them
+        if len(outputs) != len(gates):
+            # Llama 4 runs all tokens, multiplied by their gates beforehand: the output has the gate in it.
+            outputs, gates = outputs[mine.any(1)], torch.ones_like(gates)
+        norms = outputs.double().norm(dim=1)
+        found.output_norms[expert] += norms.sum().cpu()
+        found.gated_norms[expert] += (norms * gates.double()).sum().cpu()

@@ -1,0 +1,247 @@
+"""A checkpoint's decoder layers one at a time, in order, with the hidden states of all calibration sequences.
+
+The model never is in memory: its skeleton (transformers' own classes, without weights) tells what each layer is and
+what it is called with; a layer's weights are read when its turn comes. Hidden states lie on disk between layers (the
+system's page cache keeps them in memory while there is room), which is also what an interrupted run goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.models.architectures import architecture_of
+from justright.models.decoder_layers import State
+from justright.models.reading import Checkpoint
+from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile
+
+
+class LayerStream:
+    """Runs decoder layers one at a time over all sequences.
+
+    Life cycle: for each layer in order `materialise` it, call `measure` any number of times, then `advance` once.
+    After `advance` the layer's outputs are safely in ``folder``; a new stream on the same folder begins at
+    `position`.
+
+    Args:
+        checkpoint: open; its embedding is read.
+        config: the content of a ``config.json``; the checkpoint's, or one with fewer experts.
+        ids: ``[sequences, length]`` int64.
+        folder: for the hidden states, ``2 * sequences * length * hidden_size * 4`` bytes at most.
+        device: where layers run.
+        dtype: in which they run.
+        rows: sequences at once.
+
+    Raises:
+        UnsupportedModelError: transformers has no class for the family.
+        UsageError: sequences longer than the context, or none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: dict[str, Any],
+        ids: Tensor,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        rows: int = 1,
+    ) -> None:
+        self.architecture = architecture_of(config)
+        if not self.architecture.stock:
+            raise UnsupportedModelError(
+                f"transformers has no class for {self.architecture.family}, so it cannot be calibrated: "
+                "use a criterion that needs no calibration (--criterion router, --weights magnitude)"
+            )
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise UsageError("no calibration sequence: give texts")
+        self.ids, self.rows = ids, rows
+        self.device, self.dtype = torch.device(device), dtype
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._layers, self._calls = self._skeleton(checkpoint, config)
+        self.position = self._resume(checkpoint)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def materialise(self, index: int, state: State) -> nn.Module:
+        """Decoder layer ``index`` with the weights of ``state``, on the device, without gradients.
+
+        Raises:
+            CheckpointError: a weight is missing or has another shape.
+        """
+        layer = self._layers[index]
+        names = {name for name, _ in layer.named_parameters()}
+        names |= {name for name in layer.state_dict() if name in state}
+        for name in names:
+            if name not in state:
+                raise CheckpointError(f"decoder layer {index} lacks {name}")
+            place(layer, name, state[name].to(self.device, self.dtype, copy=True))
+        for name, buffer in layer.named_buffers():
+            if buffer.device != self.device:
+                place(layer, name, buffer.to(self.device))
+        return layer.eval()
+
+    def release(self, index: int) -> None:
+        """Forget the layer's weights."""
+        self._layers[index].to("meta")
+
+    @torch.inference_mode()
+    def measure(self, index: int, *, at: int | None = None) -> None:
+        """Run layer ``index`` over all sequences and throw its outputs away (hooks see everything).
+
+        Args:
+            index: of the layer.
+            at: take the inputs of layer ``at`` instead of its own, to time it.
+        """
+        for hidden in self._inputs(index if at is None else at):
+            self._call(index, hidden)
+
+    @torch.inference_mode()
+    def advance(self, index: int, before: Callable[[], None] = lambda: None) -> None:
+        """Run layer ``index`` over all sequences; its outputs are the next layer's inputs.
+
+        Args:
+            index: of the layer, which must be `position`.
+            before: called when all have run, before the layer counts as done: what is saved here is there whenever
+                a resumed stream goes on behind it.
+        """
+        self._store(index + 1, (self._call(index, hidden) for hidden in self._inputs(index)), before)
+        self._file(index).unlink(missing_ok=True)
+        self.position = index + 1
+
+    def discard(self) -> None:
+        """Remove the hidden states from disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _call(self, index: int, hidden: Tensor) -> Tensor:
+        args, kwargs = self._calls[len(hidden)][index]
+        out = self._layers[index](hidden, *args, **kwargs)
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found
+
+    def _inputs(self, index: int) -> Iterator[Tensor]:
+        with safe_open(self._file(index), framework="pt", device="cpu") as file:
+            for number in range(-(-len(self.ids) // self.rows)):
+                yield file.get_tensor(str(number)).to(self.device)
+
+    def _store(self, index: int, batches: Iterator[Tensor], before: Callable[[], None]) -> None:
+        """Write ``hidden-INDEX``, whole or not at all."""
+        partial = self.folder / "partial"
+        file = ShardFile(partial, room=MAX_HEADER_ROOM, metadata={})
+        try:
+            for number, batch in enumerate(batches):
+                file.append(str(number), batch)
+            file.complete()
+        except BaseException:
+            file.abandon()
+            raise
+        before()
+        partial.replace(self._file(index))
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"hidden-{index:05d}.safetensors"
+
+    def _resume(self, checkpoint: Checkpoint) -> int:
+        """The layer to go on with; embeds the sequences if nothing is there yet."""
+        found = sorted(self.folder.glob("hidden-*.safetensors"))
+        if not found:
+            self._store(0, self._embedded, lambda: None)
+            found = [self._file(0)]
+        del self._embedded
+        return int(found[-1].stem.removeprefix("hidden-"))
+
+    def _skeleton(
+        self, checkpoint: Checkpoint, config: dict[str, Any]
+    ) -> tuple[list[nn.Module], dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
+        """The layers without weights, and for each number of sequences at once what each layer is called with."""
+        settings = {key: value for key, value in config.items() if key != "model_type"}
+        parsed = AutoConfig.for_model(config["model_type"], **settings)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(parsed, dtype=self.dtype)
+        if self.architecture.is_moe:
+            model.set_experts_implementation("eager")  # one product an expert, which can be watched
+        decoder = model.get_submodule(self.architecture.memory.stem)
+        longest = parsed.get_text_config().max_position_embeddings
+        if self.ids.shape[1] > longest:
+            raise UsageError(
+                f"calibration sequences of {self.ids.shape[1]} tokens, and a context of {longest}: shorten them"
+            )
+        layers = list(decoder.layers)
+        recorders = [_Recorder(layer) for layer in layers]
+        decoder.layers = nn.ModuleList(recorders)
+        decoder.norm = nn.Identity()
+        embedding = checkpoint.tensor(self.architecture.disk.embedding)
+        place(decoder.embed_tokens, "weight", embedding.to(self.device, self.dtype))
+        for name, buffer in decoder.named_buffers():
+            if not buffer.is_meta:
+                place(decoder, name, buffer.to(self.device))
+
+        def embed(batch: Tensor) -> Tensor:
+            with torch.inference_mode():
+                out: Tensor = decoder(input_ids=batch.to(self.device), use_cache=False).last_hidden_state
+            return out
+
+        calls = {}
+        rest = len(self.ids) % self.rows
+        for count in {min(self.rows, len(self.ids))} | ({rest} if rest else set()):
+            embed(self.ids[:count])
+            calls[count] = [recorder.call for recorder in recorders]
+        self._embedded = (embed(batch) for batch in self.ids.split(self.rows))
+        return layers, calls
+
+
+class _Recorder(nn.Module):
+    """Stands where a layer was, notes what it is called with, and hands on what it is given."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # Some models look at their layers while they prepare masks and positions.
+        for name, value in vars(layer).items():
+            if not name.startswith("_") and name not in vars(self):
+                object.__setattr__(self, name, value)
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.call = (args, kwargs)
+        return hidden
+
+
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where ``module`` has the parameter or buffer ``name``.
+
+    Raises:
+        CheckpointError: another shape.
+    """
+    path, _, last = name.rpartition(".")
+    owner = module.get_submodule(path)
+    old = getattr(owner, last)
+    if old.shape != tensor.shape:
+        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, the model expects {list(old.shape)}")
+    if last in owner._parameters:
+        owner._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[last] = tensor.to(old.dtype)
+
+
+def job_folder(folder: Path, job: dict[str, Any]) -> Path:
+    """``folder``, emptied if what lies in it belongs to another job."""
+    text = json.dumps(job, sort_keys=True)
+    file = folder / "job.json"
+    if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return folder

@@ -1,0 +1,200 @@
+"""Calibration sets: by name to texts to token windows, mixed in shares.
+
+A source is a text file, JSON lines with a field ``text``, a folder of such files, a set that a package carries (found
+through entry points: ``zoo``, or one domain of it, ``zoo:python``), or ``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. Behind any
+of them ``=SHARE`` gives its share of the sequences; by default all sources count alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from justright.errors import CheckpointError, MissingExtraError, SourceError, UsageError
+
+CARRIED = "justright.calibration"
+"""Entry-point group: a package's folder of calibration texts, a file for each domain (a `pathlib.Path`)."""
+_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".py", ".c", ".h")
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Token windows to run a model on.
+
+    Attributes:
+        ids: ``[sequences, length]`` int64.
+        sources: source -> sequences.
+        fingerprint: SHA-256 of the ids: tokenizer, texts, shares and lengths in one.
+    """
+
+    ids: Tensor
+    sources: dict[str, int]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source and its share (before all shares are made to sum to 1)."""
+
+    name: str
+    share: float
+
+
+def parse(names: Sequence[str]) -> list[Source]:
+    """``NAME`` or ``NAME=SHARE`` each; a carried set's name alone stands for all of its domains.
+
+    Raises:
+        UsageError: a share that is no positive number.
+    """
+    found = []
+    for text in names:
+        name, equals, share = text.rpartition("=")
+        if not equals or Path(text).exists():
+            name, share = text, "1"
+        try:
+            value = float(share)
+        except ValueError:
+            value = -1.0
+        if not (0 < value < float("inf")) or not name:
+            raise UsageError(f"calibration {text!r}: give NAME or NAME=SHARE, the share a positive number")
+        domains = [f"{name}:{file.stem}" for file in _files(folder)] if (folder := _carried(name)) else [name]
+        found += [Source(domain, value / len(domains)) for domain in domains]
+    return found
+
+
+def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int) -> CalibrationSet:
+    """``sequences`` windows of ``length`` tokens, spread evenly over each source.
+
+    Args:
+        tokenizer: of the model that will run.
+        names: as `parse` takes them.
+        sequences: in all; each source gets its share, rounded so that the sum is right.
+        length: tokens a window.
+
+    Raises:
+        SourceError: a source that cannot be found.
+        UsageError: a source with fewer tokens than its windows need.
+    """
+    if sequences < 1 or length < 2:
+        raise UsageError(f"{sequences} sequences of {length} tokens: give at least 1 of at least 2")
+    sources = parse(names)
+    counts = _divide([s.share for s in sources], sequences)
+    windows = []
+    for source, count in zip(sources, counts, strict=True):
+        if count:
+            windows.append(_windows(tokenizer, source.name, count, length))
+    ids = torch.cat(windows)
+    digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+    named = {source.name: count for source, count in zip(sources, counts, strict=True)}
+    return CalibrationSet(ids, named, digest)
+
+
+def read_texts(name: str) -> Iterator[str]:
+    """The texts of one source.
+
+    Raises:
+        SourceError: it cannot be found or read.
+        CheckpointError: a line of JSON without a text.
+    """
+    if name.startswith("hub:"):
+        yield from _hub(name.removeprefix("hub:"))
+        return
+    path = Path(name).expanduser()
+    carrier, _, domain = name.partition(":")
+    folder = _carried(carrier)
+    if folder is not None and not path.exists():
+        path = folder / f"{domain}.jsonl" if domain else folder
+        if not path.exists():
+            raise SourceError(
+                f"{carrier} carries no calibration texts {domain!r}: there are "
+                f"{', '.join(f.stem for f in _files(folder))}"
+            )
+    if path.is_dir():
+        files = _files(path)
+        if not files:
+            raise SourceError(f"{path} has no texts; looked for {', '.join(_SUFFIXES)}")
+        for file in files:
+            yield from _file_texts(file)
+    elif path.is_file():
+        yield from _file_texts(path)
+    else:
+        carried = sorted(point.name for point in importlib.metadata.entry_points(group=CARRIED))
+        raise SourceError(
+            f"no calibration texts {name!r}: give a file, a folder, hub:OWNER/NAME, or one of "
+            f"{', '.join(carried) or '(no package carries any)'}"
+        )
+
+
+def _divide(shares: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in proportion to ``shares`` that sum to ``total`` (largest remainders first)."""
+    exact = [share / sum(shares) * total for share in shares]
+    counts = [int(value) for value in exact]
+    order = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _windows(tokenizer: Any, name: str, count: int, length: int) -> Tensor:
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ids: list[int] = []
+    for text in read_texts(name):
+        if text.strip():
+            ids += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
+        if name.startswith("hub:") and len(ids) >= count * length:
+            break
+    available = len(ids) // length
+    if available < count:
+        raise UsageError(
+            f"the calibration texts {name} have {len(ids):,} tokens, enough for {available} sequences of {length}; "
+            f"{count} are wanted: give more text, or fewer or shorter sequences"
+        )
+    starts = [int(i * available / count) * length for i in range(count)]
+    return torch.tensor([ids[start : start + length] for start in starts])
+
+
+def _carried(name: str) -> Path | None:
+    for point in importlib.metadata.entry_points(group=CARRIED):
+        if point.name == name:
+            return Path(point.load())
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in _SUFFIXES)
+
+
+def _file_texts(file: Path) -> Iterator[str]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.suffix != ".jsonl":
+        yield text
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if not isinstance(found, str):
+            raise CheckpointError(f'line {number} of {file} is not {{"text": ...}}')
+        yield found
+
+
+def _hub(name: str) -> Iterable[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtraError("datasets from the hub need: pip install 'justright[train]'") from error
+    dataset, split, column = (*name.split(":"), "", "")[:3]
+    try:
+        for row in load_dataset(dataset, split=split or "train", streaming=True):
+            yield str(row[column or "text"])
+    except Exception as error:  # datasets raises many types for a hub out of reach
+        raise SourceError(f"hub:{name} cannot be read ({error}): give a file or a folder") from error

@@ -1,0 +1,152 @@
+"""One decoder layer's tensors: from a checkpoint's names and layout to those in memory, and back, bit for bit.
+
+Checkpoints keep experts one by one, transformers stacks them; routers have other names. The architecture table says
+which; here the tensors are moved. Nothing is computed, so reading and writing back gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from justright.errors import CheckpointError, UnsupportedModelError
+from justright.models.architectures import architecture_of, moe_layers, num_layers
+from justright.models.layout import ExpertLayout
+from justright.models.reading import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
+"""Tensors by their names in memory, relative to the layer: ``mlp.experts.down_proj``."""
+
+
+class LayerFormat:
+    """How one checkpoint lays out its decoder layers.
+
+    Args:
+        checkpoint: open; of a family in the architecture table.
+
+    Raises:
+        UnsupportedModelError: an unknown family, or quantised weights.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.architecture = architecture_of(self.config)
+        self.layers = num_layers(self.config)
+        self.moe_layers = frozenset(moe_layers(self.config))
+        self._names: dict[int, list[str]] = {index: [] for index in range(self.layers)}
+        refuse_quantised(checkpoint)
+        stem = f"{self.architecture.disk.stem}.layers."
+        for name in checkpoint:
+            if name.startswith(stem):
+                number = name.removeprefix(stem).split(".", 1)[0]
+                if number.isdigit() and int(number) in self._names:
+                    self._names[int(number)].append(name)
+
+    def disk_names(self, index: int) -> list[str]:
+        """The names of layer ``index``'s tensors on disk, in their order there."""
+        return self._names[index]
+
+    def other_names(self) -> list[str]:
+        """The names of all tensors that belong to no decoder layer."""
+        of_layers = {name for names in self._names.values() for name in names}
+        return [name for name in self.checkpoint if name not in of_layers]
+
+    def read(self, index: int) -> State:
+        """Layer ``index`` as it is in memory, in the checkpoint's dtype.
+
+        Raises:
+            CheckpointError: a tensor is missing or cannot be read.
+        """
+        prefix = self.architecture.disk.layer(index) + "."
+        state = {
+            name.removeprefix(prefix): self.checkpoint.tensor(name) for name in self.disk_names(index)
+        }
+        if index not in self.moe_layers:
+            return state
+        moe = self.architecture.moe
+        assert moe is not None
+        for disk, memory in zip(moe.router_disk.names, moe.router.names, strict=True):
+            if disk in state:
+                state[memory] = state.pop(disk)
+        if self._one_by_one(state, moe.disk) and moe.memory.stacked:
+            _stack(state, moe.disk, moe.memory, self.checkpoint.path)
+        return state
+
+    def write(self, index: int, state: State) -> State:
+        """The inverse of `read`: full names on disk; the number of experts may have changed."""
+        prefix = self.architecture.disk.layer(index)
+        out = dict(state)
+        if index in self.moe_layers:
+            moe = self.architecture.moe
+            assert moe is not None
+            own = set(self.disk_names(index))
+            stacked = f"{prefix}.{moe.memory.down}" in own
+            if moe.memory.stacked and not moe.disk.stacked and not stacked:
+                _unstack(out, moe.memory, moe.disk)
+            for disk, memory in zip(moe.router_disk.names, moe.router.names, strict=True):
+                if memory in out and f"{prefix}.{memory}" not in own:
+                    out[disk] = out.pop(memory)
+        return {f"{prefix}.{name}": tensor for name, tensor in out.items()}
+
+    @staticmethod
+    def _one_by_one(state: State, layout: ExpertLayout) -> bool:
+        return not layout.stacked and layout.down.format(e=0) in state
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Refuse what cannot be pruned or decomposed as it is.
+
+    Raises:
+        UnsupportedModelError: the weights are quantised.
+    """
+    method = (checkpoint.config.get("quantization_config") or {}).get("quant_method")
+    packed = next((name for name in checkpoint if not checkpoint.dtype(name).startswith(("F16", "F32", "F64", "BF16"))
+                   and name.endswith(("weight", "_blocks", "weight_packed", "qweight"))), None)  # fmt: skip
+    if method is None and packed is None:
+        return
+    what = f"quantised ({method})" if method else f"quantised ({packed} is {checkpoint.dtype(packed or '')})"
+    raise UnsupportedModelError(
+        f"the weights of {checkpoint.path} are {what}; allowed: float32, bfloat16, float16. Give the checkpoint "
+        "that it was quantised from, or dequantise it first (transformers: from_pretrained(DIR, "
+        "quantization_config=...(dequantize=True)).save_pretrained(NEW_DIR))"
+    )
+
+
+def _stack(state: State, disk: ExpertLayout, memory: ExpertLayout, path: object) -> None:
+    """Replace experts stored one by one by transformers' stacked tensors, in place."""
+    import torch
+
+    count = 0
+    while disk.down.format(e=count) in state:
+        count += 1
+
+    def take(name: str, expert: int) -> Tensor:
+        try:
+            return state.pop(name.format(e=expert))
+        except KeyError:
+            raise CheckpointError(f"{path} has no {name.format(e=expert)} in a layer of {count} experts") from None
+
+    gates = [take(disk.gate, e) for e in range(count)]
+    if disk.fused:
+        state[memory.gate] = torch.stack(gates)
+    else:
+        ups = [take(disk.up, e) for e in range(count)]
+        pairs = [torch.cat(pair) for pair in zip(gates, ups, strict=True)]
+        state[memory.gate] = torch.stack(pairs)
+    state[memory.down] = torch.stack([take(disk.down, e) for e in range(count)])
+
+
+def _unstack(state: State, memory: ExpertLayout, disk: ExpertLayout) -> None:
+    """The inverse of `_stack`, in place."""
+    gate_up, down = state.pop(memory.gate), state.pop(memory.down)
+    for expert in range(len(down)):
+        if disk.fused:
+            state[disk.gate.format(e=expert)] = gate_up[expert]
+        else:
+            gate, up = gate_up[expert].chunk(2)
+            state[disk.gate.format(e=expert)] = gate
+            state[disk.up.format(e=expert)] = up
+        state[disk.down.format(e=expert)] = down[expert]

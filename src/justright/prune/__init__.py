@@ -1,0 +1,1 @@
+"""Pruning, structured then unstructured (STUN, arXiv:2409.06211): experts first, single weights second."""

@@ -1,0 +1,85 @@
+"""Which experts behave alike: agglomerative clustering, complete linkage, to a fixed number of clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+from justright.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Experts by behaviour.
+
+    Attributes:
+        members: the experts of each cluster, ascending; clusters in the order of their first expert.
+        merges: SciPy's linkage matrix ``[num_experts - 1, 4]`` for a dendrogram, one per routing group.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    merges: tuple[NDArray[np.float64], ...]
+
+
+def cluster(similarity: Tensor, count: int, groups: int = 1) -> Clusters:
+    """Cut ``num_experts`` experts into ``count`` clusters of the most alike.
+
+    Args:
+        similarity: ``[num_experts, num_experts]``, larger is more alike; the diagonal is not looked at.
+        count: of clusters.
+        groups: of group-limited routing: consecutive experts, of which none leaves its group; each gets the same
+            number of clusters.
+
+    Raises:
+        UsageError: a count that is not between 1 and the number of experts, or does not divide into the groups.
+
+    Source: arXiv:2409.06211, section 4.1; the distance is ``-similarity``.
+    Differs: exact complete linkage (the authors' loop is greedy, and its number of clusters does not fall with the
+        threshold); a fixed number instead of a threshold, since stock models hold the same number in every layer.
+    """
+    experts = len(similarity)
+    if not 1 <= count <= experts or count % groups or experts % groups:
+        raise UsageError(
+            f"{count} clusters of {experts} experts in {groups} routing groups: allowed are 1 to {experts}"
+            + (f", in multiples of {groups}" if groups > 1 else "")
+        )
+    size, each = experts // groups, count // groups
+    members: list[tuple[int, ...]] = []
+    merges = []
+    for group in range(groups):
+        span = slice(group * size, (group + 1) * size)
+        tree = merge_tree(similarity[span, span])
+        merges.append(tree)
+        labels = fcluster_exactly(tree, each)
+        found = [tuple(int(e) + span.start for e in np.flatnonzero(labels == one)) for one in np.unique(labels)]
+        members += sorted(found)
+    return Clusters(tuple(members), tuple(merges))
+
+
+def merge_tree(similarity: Tensor) -> NDArray[np.float64]:
+    """SciPy's complete linkage of a similarity matrix; ``[experts - 1, 4]``."""
+    if len(similarity) < 2:
+        return np.zeros((0, 4))
+    distance = -similarity.double()
+    distance = (distance + distance.T) / 2
+    distance = (distance - distance[~torch.eye(len(distance), dtype=torch.bool)].min()).clamp(min=0)
+    distance.fill_diagonal_(0)
+    found: NDArray[np.float64] = linkage(squareform(distance.numpy(), checks=False), method="complete")
+    return found
+
+
+def fcluster_exactly(tree: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Labels after all but the last ``count - 1`` merges: exactly ``count`` clusters, ties in height included."""
+    experts = len(tree) + 1
+    heights = tree.copy()
+    heights[:, 2] = np.arange(1, experts)  # by order of the merges, so that equal heights cut apart too
+    if experts == 1:
+        return np.ones(1, dtype=np.int64)
+    found: NDArray[np.int64] = fcluster(heights, experts - count, criterion="distance").astype(np.int64)
+    return found

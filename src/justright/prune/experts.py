@@ -1,0 +1,126 @@
+"""Which experts stay: a representative of each cluster (STUN), or the highest by a criterion of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from justright.calibration.statistics import LayerStatistics
+from justright.errors import UsageError
+from justright.prune.clusters import Clusters
+
+RECONSTRUCT_BELOW = 3
+"""Clusters a layer, below which a representative becomes the average of its cluster (the authors' kappa)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What stays of one layer's experts.
+
+    Attributes:
+        kept: the experts that stay, ascending.
+        clusters: for each of ``kept`` the experts that it stands for, itself included; only itself where experts
+            are ranked, not clustered.
+        averaged: whether each kept expert, and its router row, becomes the average of those.
+    """
+
+    kept: tuple[int, ...]
+    clusters: tuple[tuple[int, ...], ...]
+    averaged: bool = False
+
+
+def representatives(clusters: Clusters, experts: Tensor) -> Choice:
+    """In each cluster the expert nearest to the cluster's mean.
+
+    Args:
+        clusters: by `justright.prune.clusters.cluster`.
+        experts: all weights of each expert in one row, ``[num_experts, parameters]``.
+
+    Source: arXiv:2409.06211, section 4.2; section 4.3 for averaging with fewer than three clusters.
+    """
+    pairs = []
+    for members in clusters.members:
+        rows = experts[list(members)].double()
+        distance = (rows - rows.mean(0)).norm(dim=1)
+        pairs.append((members[int(distance.argmin())], members))
+    pairs.sort()
+    averaged = len(pairs) < RECONSTRUCT_BELOW
+    return Choice(tuple(kept for kept, _ in pairs), tuple(members for _, members in pairs), averaged)
+
+
+def highest(scores: Tensor, count: int, groups: int = 1) -> Choice:
+    """The ``count`` experts of the highest score, the same number in each routing group; ties go to the lower index.
+
+    Args:
+        scores: ``[num_experts]``.
+        count: how many stay.
+        groups: of group-limited routing.
+    """
+    size = len(scores) // groups
+    kept: list[int] = []
+    for group in range(groups):
+        order = scores[group * size : (group + 1) * size].double().sort(descending=True, stable=True).indices
+        kept += [group * size + int(i) for i in order[: count // groups]]
+    kept.sort()
+    return Choice(tuple(kept), tuple((e,) for e in kept))
+
+
+def reap_scores(statistics: LayerStatistics) -> Tensor:
+    """Mean over an expert's tokens of gate weight times output norm; 0 for one that has none.
+
+    Source: arXiv:2510.13999, Eq. 9 (router-weighted expert activation pruning).
+    """
+    return _mean(statistics.gated_norms, statistics.counts)
+
+
+def output_norm_scores(statistics: LayerStatistics) -> Tensor:
+    """Mean over an expert's tokens of its output norm; 0 for one that has none."""
+    return _mean(statistics.output_norms, statistics.counts)
+
+
+def frequency_scores(statistics: LayerStatistics) -> Tensor:
+    """Tokens that an expert gets."""
+    assert statistics.counts is not None
+    return statistics.counts.double()
+
+
+def random_scores(statistics: LayerStatistics, seed: int, layer: int) -> Tensor:
+    """Random, the same for the same seed and layer."""
+    assert statistics.counts is not None
+    generator = torch.Generator().manual_seed(seed * 100_003 + layer)
+    return torch.rand(len(statistics.counts), generator=generator, dtype=torch.float64)
+
+
+RANKED: dict[str, Callable[[LayerStatistics], Tensor]] = {
+    "reap": reap_scores,
+    "frequency": frequency_scores,
+    "output_norm": output_norm_scores,
+}
+"""Criteria that rank experts by what calibration saw."""
+
+CRITERIA: tuple[str, ...] = ("stun", "router", *RANKED, "random")
+"""``stun``: clusters by router and coactivation; ``router``: by the router alone, without calibration."""
+
+
+def check_criterion(name: str) -> None:
+    """Refuse an unknown criterion.
+
+    Raises:
+        UsageError: it is not one of `CRITERIA`.
+    """
+    if name not in CRITERIA:
+        raise UsageError(f"no criterion {name!r}: there are {', '.join(CRITERIA)}")
+
+
+def unrouted(statistics: Sequence[LayerStatistics]) -> int:
+    """Experts, over all layers, that calibration never sent a token to."""
+    return sum(int((s.counts == 0).sum()) for s in statistics if s.counts is not None)
+
+
+def _mean(sums: Tensor | None, counts: Tensor | None) -> Tensor:
+    assert sums is not None
+    assert counts is not None
+    return sums / counts.clamp(min=1)

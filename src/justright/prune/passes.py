@@ -1,0 +1,222 @@
+"""The two passes over the calibration texts, layer by layer, each of which goes on where it was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from justright.calibration.statistics import Collector, LayerStatistics
+from justright.calibration.stream import LayerStream
+from justright.models.decoder_layers import LayerFormat, State
+from justright.models.expert_views import keep_experts, replace_expert
+from justright.prune.experts import Choice
+from justright.prune.plan import Plan
+from justright.prune.settings import Settings
+from justright.prune.targets import Matrix, expand, matrices
+from justright.prune.weights import magnitude_scores, n_of_m_mask, row_mask, wanda_scores
+
+Tick = Callable[[str, int, int], None]
+"""``(stage, layers done, layers in all)``"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where and how layers run: the token ids ``[sequences, length]``, device, dtype, sequences at once."""
+
+    ids: Tensor
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    rows: int = 1
+
+
+def collect(layers: LayerFormat, run: Run, folder: Path, tick: Tick) -> list[LayerStatistics]:
+    """Statistics of the unpruned model's layers: one pass, each layer's file in ``folder`` when it is done."""
+    hidden = folder / "hidden"
+    done = _finished(folder, layers.layers)
+    if done < layers.layers:
+        stream = LayerStream(layers.checkpoint, layers.config, run.ids, hidden, device=run.device,
+                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+        for index in range(stream.position, layers.layers):
+            tick("calibrating", index, layers.layers)
+            layer = stream.materialise(index, layers.read(index))
+            with Collector(layers.config, stream, index, layer) as found:
+                stream.advance(index, before=lambda: _save(found, folder, index))  # noqa: B023
+            stream.release(index)
+        stream.discard()
+    tick("calibrating", layers.layers, layers.layers)
+    return [LayerStatistics.from_tensors(load_file(_file(folder, i))) for i in range(layers.layers)]
+
+
+def prune_experts(layers: LayerFormat, index: int, choice: Choice | None) -> State:
+    """Layer ``index``'s state with the experts of ``choice`` only; as it is without one."""
+    state = layers.read(index)
+    if choice is None:
+        return state
+    moe = layers.architecture.moe
+    assert moe is not None
+    if choice.averaged:
+        for expert, members in zip(choice.kept, choice.clusters, strict=True):
+            if len(members) > 1:
+                replace_expert(state, moe, expert, members)
+    return keep_experts(state, moe, choice.kept)
+
+
+def layer_masks(
+    state: State,
+    found: Sequence[Matrix],
+    settings: Settings,
+    sparsity: float,
+    statistics: LayerStatistics | None,
+) -> tuple[dict[str, Tensor], int]:
+    """Which weights of a layer stay.
+
+    Args:
+        state: the layer.
+        found: its prunable matrices, expanded.
+        settings: criterion, pattern and ``min_tokens``.
+        sparsity: of each row.
+        statistics: of the same layer with the same experts; None scores by magnitude.
+
+    Returns:
+        ``(masks, uncalibrated)``: by matrix name ``[..., out, in]`` bool, and how many experts were scored by
+        magnitude because they saw too few tokens.
+    """
+    masks = {}
+    uncalibrated: set[int] = set()
+    for matrix in found:
+        weight = matrix.rows(state[matrix.name])
+        if statistics is None or settings.weights == "magnitude":
+            scores = magnitude_scores(weight)
+        else:
+            norms = statistics.squares[matrix.name].sqrt().float()
+            scores = wanda_scores(weight, norms[:, None] if matrix.stacked else norms)
+            if matrix.stacked:
+                assert statistics.counts is not None
+                few = statistics.counts < settings.min_tokens
+                uncalibrated |= set(few.nonzero().flatten().tolist())
+                scores[few] = magnitude_scores(weight[few])
+        if settings.pattern is not None:
+            masks[matrix.name] = n_of_m_mask(scores, *settings.n_of_m())
+        else:
+            masks[matrix.name] = row_mask(scores, sparsity)
+    return masks, len(uncalibrated)
+
+
+def apply_masks(state: State, found: Sequence[Matrix], masks: Mapping[str, Tensor]) -> State:
+    """The state with zeros where masks are False."""
+    out = dict(state)
+    for matrix in found:
+        kept = matrix.rows(masks[matrix.name])
+        out[matrix.name] = torch.where(kept, state[matrix.name], torch.zeros((), dtype=state[matrix.name].dtype))
+    return out
+
+
+def prune_weights(
+    layers: LayerFormat,
+    plan: Plan,
+    config: dict[str, Any],
+    settings: Settings,
+    run: Run | None,
+    folder: Path,
+    tick: Tick,
+) -> int:
+    """Masks of every layer, each in a file of ``folder`` when it is done; returns the number of uncalibrated experts.
+
+    Layers are taken in order, and each sees the outputs of the pruned layers before it.
+
+    Args:
+        layers: the unpruned checkpoint.
+        plan: which experts stay, and the sparsity of each layer.
+        config: ``config.json`` for those experts.
+        settings: how to score.
+        run: None scores without calibration.
+        folder: of masks and hidden states.
+        tick: told of progress.
+
+    Source: arXiv:2306.11695, section 3.
+    """
+    stream = None
+    done = _finished(folder, layers.layers)
+    if run is not None and done < layers.layers:
+        stream = LayerStream(layers.checkpoint, config, run.ids, folder / "hidden", device=run.device,
+                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+        done = stream.position
+    for index in range(done, layers.layers):
+        tick("weights", index, layers.layers)
+        state = prune_experts(layers, index, plan.experts.get(index))
+        found = expand(matrices(config, index, settings.parts), state)
+        statistics = None
+        if stream is not None:
+            layer = stream.materialise(index, state)
+            with Collector(config, stream, index, layer) as statistics:
+                stream.measure(index)
+        masks, few = layer_masks(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
+        packed = {name: pack(mask) for name, mask in masks.items()} | {"uncalibrated": torch.tensor([few])}
+        if stream is None:
+            _write(packed, _file(folder, index))
+        else:
+            stream.materialise(index, apply_masks(state, found, masks))
+            stream.advance(index, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
+            stream.release(index)
+    if stream is not None:
+        stream.discard()
+    tick("weights", layers.layers, layers.layers)
+    return sum(int(load_file(_file(folder, i))["uncalibrated"]) for i in range(layers.layers))
+
+
+def masked_layer(layers: LayerFormat, plan: Plan, config: dict[str, Any], settings: Settings,
+                 folder: Path, index: int) -> State:  # fmt: skip
+    """Layer ``index`` as it is after both stages."""
+    state = prune_experts(layers, index, plan.experts.get(index))
+    if not any(plan.sparsity.values()):
+        return state
+    found = expand(matrices(config, index, settings.parts), state)
+    packed = load_file(_file(folder, index))
+    masks = {m.name: unpack(packed[m.name], m.rows(state[m.name]).shape) for m in found}
+    return apply_masks(state, found, masks)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A mask as bits, eight a byte, uint8."""
+    import numpy as np
+
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `pack`."""
+    import math
+
+    import numpy as np
+
+    flat = np.unpackbits(bits.numpy(), count=math.prod(shape))
+    return torch.from_numpy(flat).bool().reshape(tuple(shape))
+
+
+def _finished(folder: Path, count: int) -> int:
+    """How many layers' files are there, from the first on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = 0
+    while done < count and _file(folder, done).exists():
+        done += 1
+    return done
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"layer-{index:05d}.safetensors"
+
+
+def _save(statistics: LayerStatistics, folder: Path, index: int) -> None:
+    _write(statistics.to_tensors(), _file(folder, index))
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(file)

@@ -1,0 +1,347 @@
+"""Prune a checkpoint: check, calibrate, choose experts, prune weights, write; each step resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from justright.calibration import texts
+from justright.calibration.statistics import Collector, LayerStatistics
+from justright.calibration.stream import LayerStream, job_folder
+from justright.errors import UsageError
+from justright.models.architectures import num_experts, num_layers, text_config
+from justright.models.decoder_layers import LayerFormat
+from justright.models.reading import Checkpoint
+from justright.models.writing import CheckpointWriter
+from justright.prune.decide import choose_experts, layer_sparsity
+from justright.prune.experts import unrouted
+from justright.prune.kurtosis import Kurtosis
+from justright.prune.passes import Run, collect, masked_layer, prune_experts, prune_weights
+from justright.prune.plan import FILE_NAME as PLAN
+from justright.prune.plan import Plan, patched_config
+from justright.prune.preflight import Sizes, check_weights, kept_experts, sizes
+from justright.prune.settings import Settings
+from justright.prune.targets import expand, matrices
+from justright.provenance import collect as collect_provenance
+
+REPORT = "prune.json"
+
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run will take and give.
+
+    Attributes:
+        parameters: of the checkpoint.
+        prunable: parameters that may be pruned.
+        experts_before: routed experts a layer; 0 for a dense model.
+        experts_after: those that stay.
+        second_stage_sparsity: of the rest, in stage 2.
+        passes: over the calibration texts, through all layers.
+        size_bytes: of the output, on disk.
+        work_bytes: on disk while it runs: hidden states and masks.
+        memory_bytes: of the largest layer, as it lies there and as it runs, with one batch of hidden states.
+    """
+
+    parameters: int
+    prunable: int
+    experts_before: int
+    experts_after: int
+    second_stage_sparsity: float
+    passes: int
+    size_bytes: int
+    work_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a run did; also ``prune.json`` beside the weights.
+
+    Attributes:
+        path: the new checkpoint.
+        plan: what stays.
+        sizes: parameters before and after stage 1.
+        sparsity: of the prunable parameters, reached in all.
+        zeros_by_layer: share of zeros among the prunable parameters that each layer still has.
+        uncalibrated: experts whose weights were pruned by magnitude, having seen too few tokens.
+        unrouted: experts that calibration never sent a token to.
+        kurtosis: of the prunable weights that are not zero: before, after stage 1, after stage 2.
+    """
+
+    path: Path
+    plan: Plan
+    sizes: Sizes
+    sparsity: float
+    zeros_by_layer: tuple[float, ...]
+    uncalibrated: int
+    unrouted: int
+    kurtosis: tuple[float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"path": str(self.path), "plan": json.loads(self.plan.to_json())}
+
+
+class Pruning:
+    """One checkpoint to be pruned in one way; everything is checked before any work.
+
+    Args:
+        model: a checkpoint directory.
+        settings: how.
+        plan: what stays, instead of deciding it; then nothing is calibrated and single weights go by magnitude,
+            unless ``settings`` name calibration texts.
+        device: where layers run.
+        dtype: in which they run.
+        rows: sequences at once.
+        statistics: a folder to keep the first pass's statistics in, or to take them from.
+
+    Raises:
+        JustrightError: bad settings, a checkpoint that cannot be pruned, texts that are too short.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        settings: Settings,
+        *,
+        plan: Plan | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        rows: int = 1,
+        statistics: Path | None = None,
+    ) -> None:
+        self.model, self.settings, self.given, self.statistics = model, settings, plan, statistics
+        self.device, self.dtype, self.rows = device, dtype, rows
+        self.checkpoint = Checkpoint.open(model)
+        self.layers = LayerFormat(self.checkpoint)
+        self.config = self.layers.config
+        if plan is None:
+            self.kept = kept_experts(self.layers, settings)
+        else:
+            plan.check(self.config)
+            self.kept = plan.kept
+        self.sizes = sizes(self.layers, settings, self.kept)
+        self.calibration: texts.CalibrationSet | None = None
+        if self._first_pass or self._second_pass:
+            self.calibration = self._texts()
+
+    @property
+    def _removes(self) -> bool:
+        return self.kept < num_experts(self.config)
+
+    @property
+    def _sparse(self) -> bool:
+        values = self.given.sparsity.values() if self.given else [self.sizes.second]
+        return any(value > 0 for value in values)
+
+    @property
+    def _first_pass(self) -> bool:
+        if self.given is not None:
+            return False
+        by_scores = self._removes and self.settings.criterion not in ("router", "random")
+        outliers = self.settings.ratios == "outlier_weighed" and self.settings.weights == "wanda"
+        return by_scores or (outliers and self._sparse)
+
+    @property
+    def _second_pass(self) -> bool:
+        if not self._sparse or self.settings.weights == "magnitude":
+            return False
+        return self.given is None or bool(self.settings.calibration)
+
+    def estimate(self) -> Estimate:
+        """Sizes and memory, from the headers and the settings alone."""
+        settings, hidden = self.settings, self._hidden_bytes()
+        largest = max(
+            sum(self.checkpoint.info(name).nbytes for name in self.layers.disk_names(i))
+            for i in range(self.layers.layers)
+        )
+        gone = self.sizes.removed / self.sizes.total
+        width = torch.empty((), dtype=self.dtype).element_size()
+        parameters = largest / (self.checkpoint.nbytes / self.sizes.total)
+        calibrated = self.calibration is not None
+        return Estimate(
+            parameters=self.sizes.total,
+            prunable=self.sizes.prunable,
+            experts_before=num_experts(self.config),
+            experts_after=self.kept,
+            second_stage_sparsity=self.sizes.second,
+            passes=self._first_pass + 2 * self._second_pass,
+            size_bytes=round(self.checkpoint.nbytes * (1 - gone)),
+            work_bytes=(2 * hidden if calibrated else 0) + self.sizes.prunable // 8,
+            memory_bytes=round(largest + parameters * width + 4 * hidden * self.rows / max(1, settings.sequences)),
+        )
+
+    def seconds(self) -> float:
+        """Seconds that all passes will take here, by running one batch through one layer of each kind."""
+        passes = self._first_pass + 2 * self._second_pass
+        if not passes or self.calibration is None:
+            return 0.0
+        kinds = {index in self.layers.moe_layers: index for index in range(self.layers.layers)}
+        batches = -(-self.settings.sequences // self.rows)
+        total = 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            ids = self.calibration.ids[: self.rows]
+            stream = LayerStream(
+                self.checkpoint, self.config, ids, Path(folder), device=self.device, dtype=self.dtype, rows=self.rows
+            )
+            for has_experts, index in kinds.items():
+                layer = stream.materialise(index, self.layers.read(index))
+                begin = time.perf_counter()
+                with Collector(self.config, stream, index, layer):
+                    stream.measure(index, at=0)
+                took = time.perf_counter() - begin
+                stream.release(index)
+                count = len(self.layers.moe_layers)
+                total += took * (count if has_experts else self.layers.layers - count)
+        return total * batches * passes
+
+    def run(self, out: Path, tick: Tick = lambda *_: None) -> Pruned:
+        """Do it; interrupted, the same call goes on at the last finished layer.
+
+        Args:
+            out: the directory to create.
+            tick: told of progress: stage, layers done, layers in all.
+
+        Raises:
+            JustrightError: ``out`` exists, no room, or damaged weights.
+        """
+        fingerprint = {"settings": self.settings.to_dict(), "plan": self.given and self.given.to_json()}
+        expected = self.estimate().size_bytes
+        tick("checking weights", 0, 1)
+        with CheckpointWriter(
+            out, fingerprint=fingerprint, source=self.model, expected_bytes=expected
+        ) as writer:
+            model = check_weights(self.checkpoint)
+            work = writer.partial / "work"
+            found = self._first(work, model, tick)
+            plan = self.given or self._decide(found, model)
+            (job := {"model": model, "plan": plan.to_json(), **self._job()}).update(fingerprint)
+            masks = job_folder(work / "masks", job)
+            config = patched_config(self.config, plan.kept) if self._removes else self.config
+            uncalibrated = 0
+            if self._sparse:
+                run = self._run() if self._second_pass else None
+                uncalibrated = prune_weights(self.layers, plan, config, self.settings, run, masks, tick)
+            return self._write(writer, plan, config, masks, uncalibrated, unrouted(found or []), tick)
+
+    def _texts(self) -> texts.CalibrationSet:
+        from justright.models.tokenizers import load_tokenizer
+
+        settings = self.settings
+        if not settings.calibration:
+            raise UsageError(
+                "calibration texts are needed: give a file, a folder, zoo, or hub:OWNER/NAME; or prune by "
+                "criteria that need none (criterion router, weights magnitude)"
+            )
+        tokenizer = load_tokenizer(self.model)
+        return texts.build(tokenizer, settings.calibration, settings.sequences, settings.length)
+
+    def _run(self) -> Run:
+        assert self.calibration is not None
+        return Run(self.calibration.ids, self.device, self.dtype, self.rows)
+
+    def _job(self) -> dict[str, Any]:
+        ids = self.calibration.fingerprint if self.calibration else None
+        return {"calibration": ids, "dtype": str(self.dtype), "device": self.device, "rows": self.rows}
+
+    def _hidden_bytes(self) -> int:
+        width = torch.empty((), dtype=self.dtype).element_size()
+        hidden = int(text_config(self.config).hidden_size)
+        return self.settings.sequences * self.settings.length * hidden * width
+
+    def _first(self, work: Path, model: str, tick: Tick) -> list[LayerStatistics] | None:
+        if not self._first_pass:
+            return None
+        job = {"model": model, **self._job()}
+        folder = self.statistics
+        if folder is None:
+            folder = job_folder(work / "statistics", job)
+        elif folder.exists() and not _same_job(folder, job):
+            raise UsageError(
+                f"{folder} holds statistics of another model, other texts or another device: choose another folder"
+            )
+        else:
+            job_folder(folder, job)
+        return collect(self.layers, self._run(), folder, tick)
+
+    def _decide(self, found: list[LayerStatistics] | None, model: str) -> Plan:
+        choices = {}
+        if self._removes:
+            for index in sorted(self.layers.moe_layers):
+                statistics = found[index] if found else LayerStatistics(
+                    counts=torch.zeros(num_experts(self.config), dtype=torch.int64)
+                )  # fmt: skip
+                choices[index] = choose_experts(self.layers, index, self.kept, self.settings, statistics)
+        sparsity = layer_sparsity(self.layers, choices, self.sizes, self.settings, found) if self._sparse else {}
+        made_from = {"settings": self.settings.to_dict(), "model": model, **self._job()}
+        return Plan(
+            self.layers.architecture.family,
+            num_layers(self.config),
+            num_experts(self.config) if self.layers.moe_layers else 0,
+            choices,
+            sparsity,
+            made_from,
+        )
+
+    def _write(
+        self, writer: CheckpointWriter, plan: Plan, config: dict[str, Any], masks: Path,
+        uncalibrated: int, unrouted_experts: int, tick: Tick,
+    ) -> Pruned:  # fmt: skip
+        """The new checkpoint, layer by layer, and what became of it."""
+        kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
+        zeros = []
+        for name in self.layers.other_names():
+            writer.add(name, self.checkpoint.tensor(name))
+        for index in range(self.layers.layers):
+            tick("writing", index, self.layers.layers)
+            before = self.layers.read(index)
+            middle = prune_experts(self.layers, index, plan.experts.get(index))
+            after = masked_layer(self.layers, plan, config, self.settings, masks, index)
+            gone = count = 0
+            found = matrices(config, index, self.settings.parts)
+            for moment, state in zip(kurtosis, (before, middle, after), strict=True):
+                for matrix in expand(found, state):
+                    moment.add(state[matrix.name])
+            for matrix in expand(found, after):
+                gone += int((after[matrix.name] == 0).sum())
+                count += after[matrix.name].numel()
+            zeros.append(gone / max(1, count))
+            for name, tensor in self.layers.write(index, after).items():
+                writer.add(name, tensor)
+        stay = sum(self.sizes.by_layer)
+        nonzero = sum(n * (1 - z) for n, z in zip(self.sizes.by_layer, zeros, strict=True))
+        assert stay <= self.sizes.prunable
+        done = Pruned(
+            writer.out, plan, self.sizes, 1 - nonzero / self.sizes.prunable, tuple(zeros), uncalibrated,
+            unrouted_experts, tuple(k.value for k in kurtosis),  # type: ignore[arg-type]
+        )  # fmt: skip
+        files = {PLAN: plan.to_json(), REPORT: json.dumps(done.to_dict(), indent=1, default=_finite) + "\n"}
+        provenance = collect_provenance(
+            inputs={"model": self.model}, seed=self.settings.seed, hash_inputs=False,
+            settings=self.settings.to_dict(), model_fingerprint=plan.made_from.get("model"),
+        )  # fmt: skip
+        writer.finish(config, provenance=provenance, files=files)
+        tick("writing", self.layers.layers, self.layers.layers)
+        return done
+
+
+def _same_job(folder: Path, job: dict[str, Any]) -> bool:
+    file = folder / "job.json"
+    return not any(folder.iterdir()) or (
+        file.is_file() and file.read_text(encoding="utf-8") == json.dumps(job, sort_keys=True)
+    )
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else str(value)

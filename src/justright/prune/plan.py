@@ -1,0 +1,175 @@
+"""The plan: what stays, as a file that can be read, edited, shared, and applied to another checkpoint.
+
+It holds which experts stay in every layer, whom they stand for, and how sparse each layer's matrices become. Which
+single weights stay follows from scores when the plan is applied: by calibration, or by magnitude without one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from justright.errors import CheckpointError, UsageError
+from justright.models.architectures import (
+    architecture_of,
+    expert_groups,
+    experts_per_token,
+    moe_layers,
+    num_experts,
+    num_layers,
+)
+from justright.prune.experts import Choice
+
+FORMAT = 1
+FILE_NAME = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What stays of a checkpoint.
+
+    Attributes:
+        family: the ``model_type`` that it was made for.
+        num_layers: decoder layers.
+        num_experts: routed experts a layer, before; 0 for a dense model.
+        experts: layer -> what stays of its experts; empty where all do.
+        sparsity: layer -> fraction of each row of its matrices that goes.
+        made_from: criterion, settings, and the fingerprints of model, calibration and statistics.
+    """
+
+    family: str
+    num_layers: int
+    num_experts: int
+    experts: Mapping[int, Choice] = field(default_factory=dict)
+    sparsity: Mapping[int, float] = field(default_factory=dict)
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Experts that stay in every layer."""
+        return len(next(iter(self.experts.values())).kept) if self.experts else self.num_experts
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        data = {
+            "format": FORMAT,
+            "family": self.family,
+            "num_layers": self.num_layers,
+            "num_experts": self.num_experts,
+            "experts": {str(layer): asdict(choice) for layer, choice in sorted(self.experts.items())},
+            "sparsity": {str(layer): value for layer, value in sorted(self.sparsity.items())},
+            "made_from": dict(self.made_from),
+        }
+        return json.dumps(data, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, file: Path) -> Plan:
+        """Read what `to_json` wrote, edited or not.
+
+        Raises:
+            CheckpointError: no such file, or no plan.
+        """
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']}, known is {FORMAT}")
+            experts = {
+                int(layer): Choice(
+                    tuple(map(int, choice["kept"])),
+                    tuple(tuple(map(int, members)) for members in choice["clusters"]),
+                    bool(choice["averaged"]),
+                )
+                for layer, choice in data["experts"].items()
+            }
+            sparsity = {int(layer): float(value) for layer, value in data["sparsity"].items()}
+            return cls(
+                *(str(data["family"]), int(data["num_layers"]), int(data["num_experts"])),
+                *(experts, sparsity, dict(data["made_from"])),
+            )
+        except OSError as error:
+            raise CheckpointError(f"the plan {file} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} is not a pruning plan: {error!r}") from error
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse a plan that does not fit the model, or that it could not run with.
+
+        Raises:
+            UsageError: another family or shape, an expert that is not there, fewer experts than a token needs,
+                layers with different numbers, or a sparsity outside [0, 1).
+        """
+        mine = (architecture_of(config).family, num_layers(config), num_experts(config))
+        theirs = (self.family, self.num_layers, self.num_experts)
+        if mine != theirs:
+            raise UsageError(
+                f"the plan is for {theirs[0]} with {theirs[1]} layers of {theirs[2]} experts, the model is "
+                f"{mine[0]} with {mine[1]} layers of {mine[2]}"
+            )
+        for layer, value in self.sparsity.items():
+            if not 0 <= value < 1 or not 0 <= layer < self.num_layers:
+                raise UsageError(f"the plan has sparsity {value} in layer {layer}: allowed is [0, 1)")
+        if not self.experts:
+            return
+        if set(self.experts) != set(moe_layers(config)):
+            raise UsageError(
+                f"the plan says what stays of layers {sorted(self.experts)}, the model has experts in "
+                f"{list(moe_layers(config))}"
+            )
+        check_count(config, self.kept)
+        groups = expert_groups(config)[0]
+        size = self.num_experts // groups
+        for layer, choice in self.experts.items():
+            good = (
+                list(choice.kept) == sorted(set(choice.kept))
+                and len(choice.kept) == len(choice.clusters) == self.kept
+                and all(0 <= e < self.num_experts for members in choice.clusters for e in members)
+                and all(e in members for e, members in zip(choice.kept, choice.clusters, strict=True))
+            )
+            per_group = [sum(e // size == g for e in choice.kept) for g in range(groups)]
+            if not good or len(set(per_group)) > 1:
+                raise UsageError(
+                    f"layer {layer} of the plan: `kept` must be {self.kept} different experts of 0 to "
+                    f"{self.num_experts - 1}, ascending, as many in each of the {groups} routing groups, with the "
+                    "cluster of each, itself included, at the same place of `clusters`"
+                )
+
+
+def check_count(config: dict[str, Any], count: int) -> None:
+    """Refuse a number of experts that the model's routing cannot work with.
+
+    Raises:
+        UsageError: fewer than a token is sent to, or not the same number in each routing group.
+    """
+    top_k, (groups, chosen) = experts_per_token(config), expert_groups(config)
+    if count % groups:
+        raise UsageError(
+            f"{count} experts do not divide into the {groups} groups of this model's routing: keep a multiple "
+            f"of {groups}"
+        )
+    moe = architecture_of(config).moe
+    assert moe is not None
+    # With a correction bias a group is scored by its two best experts (deepseek_v3), so each needs two.
+    pair = 2 if moe.group_keys is not None and moe.router.correction_bias is not None else 1
+    least = max(top_k, groups * max(pair, -(-top_k // chosen)))
+    if count < least:
+        raise UsageError(
+            f"{count} experts would stay, and each token is sent to {top_k}"
+            + (f" out of {chosen} of {groups} groups" if groups > 1 else "")
+            + f": keep at least {least} (a lower --expert-sparsity)"
+        )
+
+
+def patched_config(config: dict[str, Any], count: int) -> dict[str, Any]:
+    """``config.json`` for ``count`` experts a layer: every key that counts them, wherever it stands."""
+    moe = architecture_of(config).moe
+    out: dict[str, Any] = json.loads(json.dumps(config))
+    if moe is None:
+        return out
+    for settings in (out, out.get("text_config") or {}):
+        for key in moe.count_keys:
+            if settings.get(key) is not None:
+                settings[key] = count
+    return out

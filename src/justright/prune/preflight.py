@@ -1,0 +1,132 @@
+"""Before any work: does the model fit the request, how much goes where, what will it take."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from justright.errors import CheckpointError, UsageError
+from justright.models.architectures import num_experts, parameter_part
+from justright.models.decoder_layers import LayerFormat
+from justright.models.reading import Checkpoint
+from justright.prune.allocation import second_stage_sparsity
+from justright.prune.plan import check_count
+from justright.prune.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Parameters, and what the target makes of them.
+
+    Attributes:
+        total: of the whole checkpoint.
+        prunable: of the parts that may be pruned (P).
+        by_layer: prunable parameters of each layer that stay after stage 1.
+        removed: prunable parameters of the experts that go.
+        second: sparsity of stage 2 among those that stay.
+    """
+
+    total: int
+    prunable: int
+    by_layer: tuple[int, ...]
+    removed: int
+    second: float
+
+
+def kept_experts(layers: LayerFormat, settings: Settings) -> int:
+    """Experts that stay in every layer; 0 for a dense model.
+
+    Raises:
+        UsageError: experts to go from a dense model or from parts without experts, or fewer than routing needs.
+    """
+    config = layers.config
+    count = num_experts(config) if layers.moe_layers else 0
+    asked = settings.expert_sparsity
+    if count == 0:
+        if asked:
+            raise UsageError(
+                f"{layers.architecture.family} here is a dense model, it has no experts to remove: leave "
+                "--expert-sparsity out; --sparsity prunes its single weights"
+            )
+        return 0
+    if asked and "experts" not in settings.parts:
+        raise UsageError("--expert-sparsity removes experts, and --parts leaves them out: name experts there")
+    if asked is not None:
+        kept = round(count * (1 - asked))
+        check_count(config, kept)
+        return kept
+    if "experts" not in settings.parts:
+        return count
+    for kept in range(round(count * (1 - settings.sparsity / 2)), count + 1):
+        try:
+            check_count(config, kept)
+        except UsageError:
+            continue
+        return kept
+    raise AssertionError(f"all {count} experts do not fit their own routing")
+
+
+def sizes(layers: LayerFormat, settings: Settings, kept: int) -> Sizes:
+    """Parameters by what happens to them.
+
+    Raises:
+        UsageError: the experts alone are more than the overall target, or nothing may be pruned.
+    """
+    checkpoint, count = layers.checkpoint, num_experts(layers.config) or 1
+    stay, removed, prunable = [], 0, 0
+    for index in range(layers.layers):
+        of_layer = gone = 0
+        for name in layers.disk_names(index):
+            part = parameter_part(layers.architecture, name, layers.layers)
+            if part in settings.parts and _is_matrix(layers, name):
+                numel = math.prod(checkpoint.shape(name))
+                of_layer += numel
+                gone += numel * (count - kept) if part == "experts" else 0
+        gone //= count
+        prunable += of_layer
+        removed += gone
+        stay.append(of_layer - gone)
+    if prunable == 0:
+        raise UsageError(f"nothing to prune: the model has none of the parts {', '.join(settings.parts)}")
+    if settings.pattern is not None:
+        n, m = settings.n_of_m()
+        second = 1 - n / m
+    else:
+        second = second_stage_sparsity(settings.sparsity, prunable, removed)
+    total = sum(math.prod(checkpoint.shape(name)) for name in checkpoint)
+    return Sizes(total, prunable, tuple(stay), removed, second)
+
+
+def _is_matrix(layers: LayerFormat, name: str) -> bool:
+    moe = layers.architecture.moe
+    biases = (*moe.memory.biases, *moe.disk.biases) if moe else ()
+    return len(layers.checkpoint.shape(name)) >= 2 and not name.endswith(biases or ("\0",))
+
+
+def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None) -> str:
+    """Read every weight once; returns a fingerprint of all of them.
+
+    Args:
+        checkpoint: open.
+        tick: told the bytes of each tensor read.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint):
+        tensor = checkpoint.tensor(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                f"{bad} of the {tensor.numel()} values of {name} in {checkpoint.path} are NaN or infinite: such a "
+                "model cannot be pruned; fetch it again, or repair it first"
+            )
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        tick(tensor.nbytes)
+    return digest.hexdigest()

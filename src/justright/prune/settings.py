@@ -1,0 +1,86 @@
+"""What a user asks for, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from justright.errors import UsageError
+from justright.prune.experts import check_criterion
+from justright.prune.targets import check_parts
+from justright.prune.weights import WEIGHT_CRITERIA
+
+Ratios = Literal["uniform", "outlier_weighed"]
+RATIOS: tuple[Ratios, ...] = ("uniform", "outlier_weighed")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to prune.
+
+    Attributes:
+        sparsity: the fraction of the prunable parameters that goes in all, in [0, 1).
+        expert_sparsity: the fraction of each layer's experts that goes in stage 1; None takes half of ``sparsity``,
+            as far as routing allows.
+        criterion: which experts go: `justright.prune.experts.CRITERIA`.
+        router_weight: lambda 1 of ``stun``.
+        coactivation_weight: lambda 2 of ``stun``.
+        weights: which single weights go: ``wanda`` or ``magnitude``.
+        ratios: ``uniform``, or ``outlier_weighed`` by layer.
+        pattern: ``n:m`` instead of a free choice in each row; its sparsity is then ``1 - n / m``.
+        parts: of `justright.prune.targets.PARTS`.
+        calibration: sources, see `justright.calibration.texts`.
+        sequences: calibration sequences in all.
+        length: tokens of each.
+        min_tokens: an expert that saw fewer is pruned by magnitude.
+        seed: of the ``random`` criterion.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+
+    sparsity: float = 0.4
+    expert_sparsity: float | None = None
+    criterion: str = "stun"
+    router_weight: float = 1.0
+    coactivation_weight: float = 1.0
+    weights: str = "wanda"
+    ratios: Ratios = "uniform"
+    pattern: str | None = None
+    parts: tuple[str, ...] = ("experts", "shared_experts", "attention", "mlp")
+    calibration: tuple[str, ...] = ()
+    sequences: int = 128
+    length: int = 2048
+    min_tokens: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "expert_sparsity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"{name} {value}: allowed is 0 to below 1, the fraction that goes")
+        check_criterion(self.criterion)
+        check_parts(self.parts)
+        if self.weights not in WEIGHT_CRITERIA:
+            raise UsageError(f"weights {self.weights!r}: there are {', '.join(WEIGHT_CRITERIA)}")
+        if self.ratios not in RATIOS:
+            raise UsageError(f"ratios {self.ratios!r}: there are {', '.join(RATIOS)}")
+        if self.pattern is not None:
+            self.n_of_m()
+            if self.ratios != "uniform":
+                raise UsageError("a pattern has the same sparsity in every layer: leave the ratios uniform")
+
+    def n_of_m(self) -> tuple[int, int]:
+        """The pattern's numbers.
+
+        Raises:
+            UsageError: it is none.
+        """
+        n, colon, m = (self.pattern or "").partition(":")
+        if not colon or not n.isdigit() or not m.isdigit() or not 0 < int(n) < int(m):
+            raise UsageError(f"pattern {self.pattern!r}: give N:M with 0 < N < M, as in 2:4")
+        return int(n), int(m)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -1,0 +1,63 @@
+"""Who stays: the representative of each cluster, or the highest scores, as many in each routing group."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from justright.calibration.statistics import LayerStatistics
+from justright.errors import UsageError
+from justright.prune import experts
+from justright.prune.clusters import Clusters
+from justright.prune.experts import highest, representatives
+
+
+def test_the_representative_is_nearest_the_mean() -> None:
+    weights = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.2, 0.0], [9.0, 9.0], [5.0, 5.0], [5.0, 6.0]])
+    found = representatives(Clusters(((0, 1, 2), (3,), (4, 5)), ()), weights)
+    assert found.kept == (1, 3, 4)
+    assert found.clusters == ((0, 1, 2), (3,), (4, 5))
+    assert not found.averaged
+
+
+def test_fewer_than_three_clusters_are_averaged() -> None:
+    found = representatives(Clusters(((0, 2), (1,)), ()), torch.eye(3))
+    assert found.averaged
+    assert found.kept == (0, 1)
+
+
+@settings(deadline=None)
+@given(st.sampled_from([1, 2, 4]), st.integers(1, 4), st.data(), st.integers(0, 999))
+def test_the_highest_of_each_group(groups: int, size: int, data: st.DataObject, seed: int) -> None:
+    each = data.draw(st.integers(1, size))
+    scores = torch.randint(0, 4, (groups * size,), generator=torch.Generator().manual_seed(seed)).double()
+    found = highest(scores, groups * each, groups)
+    assert list(found.kept) == sorted(set(found.kept))
+    for group in range(groups):
+        kept = [e for e in found.kept if e // size == group]
+        gone = [e for e in range(group * size, (group + 1) * size) if e not in kept]
+        assert len(kept) == each
+        assert all(scores[k] > scores[g] or (scores[k] == scores[g] and k < g) for k in kept for g in gone)
+
+
+def test_scores_are_means_over_an_experts_tokens() -> None:
+    found = LayerStatistics(
+        tokens=9,
+        counts=torch.tensor([4, 0, 2]),
+        output_norms=torch.tensor([8.0, 0.0, 6.0], dtype=torch.float64),
+        gated_norms=torch.tensor([2.0, 0.0, 5.0], dtype=torch.float64),
+    )
+    assert experts.output_norm_scores(found).tolist() == [2.0, 0.0, 3.0]
+    assert experts.reap_scores(found).tolist() == [0.5, 0.0, 2.5]
+    assert experts.frequency_scores(found).tolist() == [4.0, 0.0, 2.0]
+    assert experts.unrouted([found, LayerStatistics()]) == 1
+    one, other = experts.random_scores(found, 0, 0), experts.random_scores(found, 0, 1)
+    assert torch.equal(one, experts.random_scores(found, 0, 0))
+    assert not torch.equal(one, other)
+
+
+def test_an_unknown_criterion_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'best'.*stun"):
+        experts.check_criterion("best")
