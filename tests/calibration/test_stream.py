@@ -70,9 +70,9 @@ def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tm
     seen: list[torch.Tensor] = []
     for module in linear_modules(model.config):
         model.get_submodule(module.name).register_forward_pre_hook(
-            lambda _, args, name=module.name: squares.__setitem__(name, args[0].double().square().sum((0, 1)))
-            if args[0].ndim == 3
-            else squares.__setitem__(name, args[0].double().square().sum(0))
+            lambda _, args, name=module.name: squares.__setitem__(
+                name, args[0].flatten(0, -2).double().square().sum(0)
+            )
         )
     decoder = model.get_submodule(layers.architecture.memory.stem)
     decoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -82,5 +82,5 @@ class Settings:
         return int(n), int(m)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """As JSON has it."""
+        return asdict(self) | {"parts": list(self.parts), "calibration": list(self.calibration)}

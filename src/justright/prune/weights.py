@@ -44,10 +44,14 @@ def row_mask(scores: Tensor, sparsity: float) -> Tensor:
     """
     if not 0 <= sparsity < 1:
         raise UsageError(f"sparsity {sparsity} of a matrix: allowed is [0, 1)")
-    kept = scores.shape[-1] - int(scores.shape[-1] * sparsity)
+    return keep_highest(scores, scores.shape[-1] - int(scores.shape[-1] * sparsity))
+
+
+def keep_highest(scores: Tensor, count: int) -> Tensor:
+    """True for the ``count`` highest of the last axis; of equal ones the earlier stay."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    return mask.scatter_(-1, order[..., :kept], True)
+    return mask.scatter_(-1, order[..., :count], True)
 
 
 def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
@@ -65,5 +69,4 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
         raise UsageError(f"the pattern {n}:{m} keeps {n} of {m}: allowed is 0 < n < m, as in 2:4")
     if scores.shape[-1] % m:
         raise UsageError(f"the pattern {n}:{m} needs rows of a multiple of {m}, not {scores.shape[-1]}")
-    grouped = scores.unflatten(-1, (-1, m))
-    return row_mask(grouped, 1 - (n + 0.5) / m).flatten(-2)
+    return keep_highest(scores.unflatten(-1, (-1, m)), n).flatten(-2)

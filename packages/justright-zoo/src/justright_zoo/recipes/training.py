@@ -1,7 +1,7 @@
-"""The training loop: AdamW in float32, warm-up, plateau and linear decay; checkpoints without pickle; resumable.
+"""The training loop: Muon and AdamW, warm-up, plateau and linear decay; checkpoints without pickle; resumable.
 
 The state after a step depends on the recipe, its seed and the step alone: batches are drawn by step, and a
-checkpoint holds weights, both moments of AdamW, and the curve so far.
+checkpoint holds weights, the optimizers' moments, and the curve so far.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Schedule:
         rate: peak learning rate.
         warm_up: share of the steps until the peak.
         decay: share of the steps from the end of the plateau to zero.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: on matrices only.
         clip: largest gradient norm.
+        muon: Muon for the decoder's matrices (Jordan 2024; torch's), AdamW for the rest; False: AdamW for all.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Schedule:
     decay: float = 0.4
     weight_decay: float = 0.1
     clip: float = 1.0
+    muon: bool = True
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step ``step``, counted from 0."""
@@ -57,20 +59,50 @@ class Schedule:
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean cross-entropy of the learned tokens, plus the experts' load-balancing loss where the config asks for it.
 
-    The head, a third of a small model, runs on what is learned alone; otherwise transformers' own loss.
+    The head, a third of a small model, runs on what is learned alone; otherwise transformers' own loss. Products are
+    taken in bfloat16 where the processor has instructions for them (weights and sums stay in float32).
     """
     config = model.config
     balanced = bool(getattr(config, "output_router_logits", False))
     asked = {"output_router_logits": True} if balanced else {}
-    output = model.base_model(input_ids=batch.input_ids, use_cache=False, **asked)
     targets = batch.labels[:, 1:]
     learned = targets != IGNORED
-    logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][learned])
-    loss = torch.nn.functional.cross_entropy(logits, targets[learned])
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
+        output = model.base_model(input_ids=batch.input_ids, use_cache=False, **asked)
+        logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][learned])
+    loss = torch.nn.functional.cross_entropy(logits.float(), targets[learned])
     if balanced:
         aux = load_balancing_loss_func(output.router_logits, config.num_experts, config.num_experts_per_tok)
         loss = loss + config.router_aux_loss_coef * aux
     return loss
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices by instructions of its own (without, it is much slower)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def matrices_of(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The decoder's matrices but the routers, each stacked expert by itself: a view, given its gradient by hand."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if ".layers." not in name or parameter.ndim < 2 or name.endswith(".gate.weight"):
+            continue
+        if parameter.ndim == 2:
+            found[name] = parameter
+        else:
+            for expert in range(len(parameter)):
+                found[f"{name}.{expert}"] = torch.nn.Parameter(parameter.data[expert])
+    return found
+
+
+def share_gradients(model: PreTrainedModel, matrices: dict[str, torch.nn.Parameter]) -> None:
+    """Give every expert's view (see `matrices_of`) its part of the stacked tensor's gradient."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3 and parameter.grad is not None:
+            for expert in range(len(parameter)):
+                if (view := matrices.get(f"{name}.{expert}")) is not None:
+                    view.grad = parameter.grad[expert]
 
 
 Report = Callable[[int, int, float, float], None]
@@ -107,16 +139,34 @@ class Training:
         self.step = 0
         self.curve: list[tuple[int, float]] = []
         self.seconds = 0.0
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        vectors = [p for p in model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": schedule.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=schedule.rate,
-            betas=(0.9, 0.95),
-        )
+        self.matrices = matrices_of(model) if schedule.muon else {}
+        self.others = {
+            name: p
+            for name, p in model.named_parameters()
+            if name not in self.matrices and f"{name}.0" not in self.matrices
+        }
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [
+                    {
+                        "params": [p for p in self.others.values() if p.ndim >= 2],
+                        "weight_decay": schedule.weight_decay,
+                    },
+                    {"params": [p for p in self.others.values() if p.ndim < 2], "weight_decay": 0.0},
+                ],
+                lr=schedule.rate,
+                betas=(0.9, 0.95),
+            )
+        ]
+        if schedule.muon:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    self.matrices.values(),
+                    lr=schedule.rate,
+                    weight_decay=schedule.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
         if (folder / "state.json").exists():
             self._load()
 
@@ -141,13 +191,16 @@ class Training:
 
     def take_step(self) -> float:
         """One optimizer step; returns its loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate_at(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.rate_at(self.step)
         loss = loss_of(self.model, self.batch(self.step))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
-        self.optimizer.step()
+        share_gradients(self.model, self.matrices)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         return float(loss.detach())
 
@@ -156,11 +209,13 @@ class Training:
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        save_file({name: p.detach() for p, name in names.items()}, partial / "weights.safetensors")
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        save_file(weights, partial / "weights.safetensors")
+        names = {p: name for name, p in (self.others | self.matrices).items()}
         moments = {
             f"{names[p]}/{key}": value
-            for p, state in self.optimizer.state.items()
+            for optimizer in self.optimizers
+            for p, state in optimizer.state.items()
             for key, value in state.items()
             if isinstance(value, Tensor)
         }
@@ -188,5 +243,10 @@ class Training:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[parameter] = {key: moments[f"{name}/{key}"] for key in keys}
+        adamw, *muon = self.optimizers
+        for name, parameter in self.others.items():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            adamw.state[parameter] = {key: moments[f"{name}/{key}"] for key in keys}
+        for optimizer in muon:
+            for name, parameter in self.matrices.items():
+                optimizer.state[parameter] = {"momentum_buffer": moments[f"{name}/momentum_buffer"]}

@@ -1,0 +1,104 @@
+"""The plan as a file: read back as written, refused where it does not fit, and the settings' own refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from justright.errors import CheckpointError, UsageError
+from justright.prune.experts import Choice
+from justright.prune.plan import Plan, check_count, patched_config
+from justright.prune.settings import Settings
+from tiny import tiny_config
+
+CHOICE = Choice((1, 3, 5), ((0, 1), (2, 3, 7), (4, 5, 6)))
+CONFIG = tiny_config("olmoe").to_dict()
+PLAN = Plan("olmoe", 4, 8, dict.fromkeys(range(4), CHOICE), dict.fromkeys(range(4), 0.25), {"criterion": "stun"})
+
+
+def test_it_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(PLAN.to_json())
+    assert Plan.read(tmp_path / "plan.json") == PLAN
+    PLAN.check(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"family": "mixtral"},
+        {"num_layers": 3},
+        {"num_experts": 6},
+        {"sparsity": {0: 1.0}},
+        {"sparsity": {9: 0.5}},
+        {"experts": {0: CHOICE}},
+        {"experts": dict.fromkeys(range(4), Choice((3, 1, 5), CHOICE.clusters))},
+        {"experts": dict.fromkeys(range(4), Choice((1, 3, 8), CHOICE.clusters))},
+        {"experts": dict.fromkeys(range(4), Choice((1, 3, 5), ((0, 1), (2, 7), (4, 5, 6))))},
+        {"experts": dict.fromkeys(range(3), CHOICE) | {3: Choice((1, 3), ((1,), (3,)))}},
+        {"experts": dict.fromkeys(range(4), Choice((1,), ((1,),)))},
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        replace(PLAN, **changes).check(CONFIG)  # type: ignore[arg-type]
+
+
+def test_each_routing_group_keeps_as_many() -> None:
+    config = tiny_config("deepseek_v2").to_dict()
+    uneven = Choice((0, 1, 2, 4), ((0,), (1,), (2, 3), (4, 5)))
+    layers = dict.fromkeys((1, 2, 3), uneven)
+    with pytest.raises(UsageError, match="as many in each of the 4 routing groups"):
+        Plan("deepseek_v2", 4, 8, layers).check(config)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1}'])
+def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a pruning plan"):
+        Plan.read(tmp_path / "plan.json")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Plan.read(tmp_path / "none.json")
+
+
+def test_routing_sets_the_least_number() -> None:
+    check_count(CONFIG, 2)
+    with pytest.raises(UsageError, match="at least 2"):
+        check_count(CONFIG, 1)
+    grouped = tiny_config("deepseek_v3").to_dict()
+    with pytest.raises(UsageError, match="multiple of 4"):
+        check_count(grouped, 6)
+    with pytest.raises(UsageError, match="at least 8"):
+        check_count(grouped, 4)  # a group is scored by its two best
+
+
+def test_every_key_that_counts_experts_is_patched() -> None:
+    config = {"model_type": "qwen3_moe", "num_experts": 8, "num_local_experts": 8, "hidden_size": 8}
+    assert patched_config(config, 4) == config | {"num_experts": 4, "num_local_experts": 4}
+    nested = {"model_type": "llama4", "text_config": {"num_local_experts": 16}}
+    assert patched_config(nested, 4)["text_config"] == {"num_local_experts": 4}
+    assert nested["text_config"] == {"num_local_experts": 16}, "the original is left alone"
+    assert json.loads(json.dumps(config)) == config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sparsity": 1.0},
+        {"sparsity": -0.1},
+        {"expert_sparsity": 1.5},
+        {"criterion": "best"},
+        {"weights": "luck"},
+        {"ratios": "some"},
+        {"pattern": "4:2"},
+        {"pattern": "2-4"},
+        {"pattern": "2:4", "ratios": "outlier_weighed"},
+        {"parts": ()},
+        {"parts": ("router",)},
+    ],
+)
+def test_settings_refuse_what_is_not_allowed(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Settings(**changes)  # type: ignore[arg-type]
