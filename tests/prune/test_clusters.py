@@ -39,9 +39,7 @@ def test_it_is_complete_linkage(experts: int, data: st.DataObject, seed: int) ->
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.sampled_from([1, 2, 3]), st.integers(1, 5), st.data(), st.integers(0, 10_000), st.booleans()
-)
+@given(st.sampled_from([1, 2, 3]), st.integers(1, 5), st.data(), st.integers(0, 10_000), st.booleans())
 def test_the_count_is_exact_and_no_expert_leaves_its_group(
     groups: int, size: int, data: st.DataObject, seed: int, ties: bool
 ) -> None:

@@ -16,7 +16,9 @@ from tiny import tiny_config
 
 CHOICE = Choice((1, 3, 5), ((0, 1), (2, 3, 7), (4, 5, 6)))
 CONFIG = tiny_config("olmoe").to_dict()
-PLAN = Plan("olmoe", 4, 8, dict.fromkeys(range(4), CHOICE), dict.fromkeys(range(4), 0.25), {"criterion": "stun"})
+PLAN = Plan(
+    "olmoe", 4, 8, dict.fromkeys(range(4), CHOICE), dict.fromkeys(range(4), 0.25), {"criterion": "stun"}
+)
 
 
 def test_it_is_read_back(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,15 +86,15 @@ class Collector:
         self._watch = Watch(weights, self._seen)
 
     def __enter__(self) -> LayerStatistics:
-        if self._routing is not None:
-            self._routing.__enter__()
-        self._watch.__enter__()
+        with contextlib.ExitStack() as stack:
+            if self._routing is not None:
+                stack.enter_context(self._routing)
+            stack.enter_context(self._watch)
+            self._entered = stack.pop_all()
         return self.statistics
 
     def __exit__(self, *error: Any) -> None:
-        self._watch.__exit__(*error)
-        if self._routing is not None:
-            self._routing.__exit__()
+        self._entered.__exit__(*error)
 
     def _zero(self, count: int) -> None:
         found = self.statistics

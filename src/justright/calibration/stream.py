@@ -44,7 +44,7 @@ class LayerStream:
 
     Raises:
         UnsupportedModelError: transformers has no class for the family.
-        UsageError: sequences longer than the context, or none.
+        UsageError: no sequences.
     """
 
     def __init__(
@@ -174,11 +174,6 @@ class LayerStream:
         if self.architecture.is_moe:
             model.set_experts_implementation("eager")  # one product an expert, which can be watched
         decoder = model.get_submodule(self.architecture.memory.stem)
-        longest = parsed.get_text_config().max_position_embeddings
-        if self.ids.shape[1] > longest:
-            raise UsageError(
-                f"calibration sequences of {self.ids.shape[1]} tokens, and a context of {longest}: shorten them"
-            )
         layers = list(decoder.layers)
         recorders = [_Recorder(layer) for layer in layers]
         decoder.layers = nn.ModuleList(recorders)
@@ -199,7 +194,7 @@ class LayerStream:
         for count in {min(self.rows, len(self.ids))} | ({rest} if rest else set()):
             embed(self.ids[:count])
             calls[count] = [recorder.call for recorder in recorders]
-        self._embedded = (embed(batch) for batch in self.ids.split(self.rows))
+        self._embedded = (embed(batch) for batch in torch.split(self.ids, self.rows))
         return layers, calls
 
 

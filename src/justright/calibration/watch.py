@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_PRODUCTS = (F.linear, torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm)
+_PRODUCTS = (
+    F.linear,
+    torch.matmul,
+    torch.bmm,
+    torch.mm,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.bmm,
+    Tensor.mm,
+)
 
 Seen = Callable[[str, int | None, Tensor, Tensor], None]
 """``(name, expert, inputs [tokens, in], outputs [tokens, out])``; expert is None for a plain matrix."""
@@ -46,9 +55,7 @@ class Watch(TorchFunctionMode):
             w.tensor[e].data_ptr(): (w, e) for w in weights if w.stacked for e in range(len(w.tensor))
         }
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         if function in _PRODUCTS:
             weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")

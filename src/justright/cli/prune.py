@@ -25,7 +25,9 @@ def prune(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
     ] = None,
-    sparsity: Annotated[float, typer.Option(help="Fraction of the prunable parameters that goes in all.")] = 0.4,
+    sparsity: Annotated[
+        float, typer.Option(help="Fraction of the prunable parameters that goes in all.")
+    ] = 0.4,
     expert_sparsity: Annotated[
         float | None,
         typer.Option(
@@ -71,9 +73,7 @@ def prune(
     ] = "experts,shared_experts,attention,mlp",
     min_tokens: Annotated[
         int,
-        typer.Option(
-            min=0, help="Experts that saw fewer are pruned by magnitude.", rich_help_panel=_WEIGHTS
-        ),
+        typer.Option(min=0, help="Experts that saw fewer are pruned by magnitude.", rich_help_panel=_WEIGHTS),
     ] = 32,
     calibration: Annotated[
         list[str] | None,
@@ -220,9 +220,13 @@ def _show(output: Output, found: Pruned, estimate: Estimate) -> None:
         table.add_row(str(layer), experts, f"{zeros:.1%}")
     output.table(table)
     before, middle, after = found.kurtosis
-    output.text(f"kurtosis of the weights: {before:.2f}, after the experts {middle:.2f}, after both {after:.2f}")
+    output.text(
+        f"kurtosis of the weights: {before:.2f}, after the experts {middle:.2f}, after both {after:.2f}"
+    )
     if found.unrouted:
-        output.note(f"note: {found.unrouted} experts got no token of the calibration texts: give more, or others")
+        output.note(
+            f"note: {found.unrouted} experts got no token of the calibration texts: give more, or others"
+        )
     if found.uncalibrated:
         output.note(f"note: {found.uncalibrated} experts saw too few tokens and were pruned by magnitude")
 

@@ -61,9 +61,7 @@ class LayerFormat:
             CheckpointError: a tensor is missing or cannot be read.
         """
         prefix = self.architecture.disk.layer(index) + "."
-        state = {
-            name.removeprefix(prefix): self.checkpoint.tensor(name) for name in self.disk_names(index)
-        }
+        state = {name.removeprefix(prefix): self.checkpoint.tensor(name) for name in self.disk_names(index)}
         if index not in self.moe_layers:
             return state
         moe = self.architecture.moe
@@ -127,7 +125,9 @@ def _stack(state: State, disk: ExpertLayout, memory: ExpertLayout, path: object)
         try:
             return state.pop(name.format(e=expert))
         except KeyError:
-            raise CheckpointError(f"{path} has no {name.format(e=expert)} in a layer of {count} experts") from None
+            raise CheckpointError(
+                f"{path} has no {name.format(e=expert)} in a layer of {count} experts"
+            ) from None
 
     gates = [take(disk.gate, e) for e in range(count)]
     if disk.fused:

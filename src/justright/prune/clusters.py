@@ -57,7 +57,9 @@ def cluster(similarity: Tensor, count: int, groups: int = 1) -> Clusters:
         tree = merge_tree(similarity[span, span])
         merges.append(tree)
         labels = fcluster_exactly(tree, each)
-        found = [tuple(int(e) + span.start for e in np.flatnonzero(labels == one)) for one in np.unique(labels)]
+        found = [
+            tuple(int(e) + span.start for e in np.flatnonzero(labels == one)) for one in np.unique(labels)
+        ]
         members += sorted(found)
     return Clusters(tuple(members), tuple(merges))
 

@@ -113,7 +113,9 @@ def apply_masks(state: State, found: Sequence[Matrix], masks: Mapping[str, Tenso
     out = dict(state)
     for matrix in found:
         kept = matrix.rows(masks[matrix.name])
-        out[matrix.name] = torch.where(kept, state[matrix.name], torch.zeros((), dtype=state[matrix.name].dtype))
+        out[matrix.name] = torch.where(
+            kept, state[matrix.name], torch.zeros((), dtype=state[matrix.name].dtype)
+        )
     return out
 
 

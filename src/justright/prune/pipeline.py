@@ -21,16 +21,16 @@ from justright.models.architectures import num_experts, num_layers, text_config
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
 from justright.models.writing import CheckpointWriter
+from justright.provenance import collect as collect_provenance
 from justright.prune.decide import choose_experts, layer_sparsity
 from justright.prune.experts import unrouted
 from justright.prune.kurtosis import Kurtosis
 from justright.prune.passes import Run, collect, masked_layer, prune_experts, prune_weights
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan, patched_config
-from justright.prune.preflight import Sizes, check_weights, kept_experts, sizes
+from justright.prune.preflight import Sizes, check_length, check_weights, kept_experts, sizes
 from justright.prune.settings import Settings
 from justright.prune.targets import expand, matrices
-from justright.provenance import collect as collect_provenance
 
 REPORT = "prune.json"
 
@@ -131,9 +131,10 @@ class Pruning:
         else:
             plan.check(self.config)
             self.kept = plan.kept
-        self.sizes = sizes(self.layers, settings, self.kept)
+        self.sizes = sizes(self.layers, settings, self.kept, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
+            check_length(self.config, settings.length)
             self.calibration = self._texts()
 
     @property
@@ -179,7 +180,9 @@ class Pruning:
             passes=self._first_pass + 2 * self._second_pass,
             size_bytes=round(self.checkpoint.nbytes * (1 - gone)),
             work_bytes=(2 * hidden if calibrated else 0) + self.sizes.prunable // 8,
-            memory_bytes=round(largest + parameters * width + 4 * hidden * self.rows / max(1, settings.sequences)),
+            memory_bytes=round(
+                largest + parameters * width + 4 * hidden * self.rows / max(1, settings.sequences)
+            ),
         )
 
     def seconds(self) -> float:
@@ -193,7 +196,13 @@ class Pruning:
         with tempfile.TemporaryDirectory() as folder:
             ids = self.calibration.ids[: self.rows]
             stream = LayerStream(
-                self.checkpoint, self.config, ids, Path(folder), device=self.device, dtype=self.dtype, rows=self.rows
+                self.checkpoint,
+                self.config,
+                ids,
+                Path(folder),
+                device=self.device,
+                dtype=self.dtype,
+                rows=self.rows,
             )
             for has_experts, index in kinds.items():
                 layer = stream.materialise(index, self.layers.read(index))
@@ -283,7 +292,9 @@ class Pruning:
                     counts=torch.zeros(num_experts(self.config), dtype=torch.int64)
                 )  # fmt: skip
                 choices[index] = choose_experts(self.layers, index, self.kept, self.settings, statistics)
-        sparsity = layer_sparsity(self.layers, choices, self.sizes, self.settings, found) if self._sparse else {}
+        sparsity = (
+            layer_sparsity(self.layers, choices, self.sizes, self.settings, found) if self._sparse else {}
+        )
         made_from = {"settings": self.settings.to_dict(), "model": model, **self._job()}
         return Plan(
             self.layers.architecture.family,

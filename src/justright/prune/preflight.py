@@ -6,9 +6,10 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from justright.errors import CheckpointError, UsageError
-from justright.models.architectures import num_experts, parameter_part
+from justright.models.architectures import context_length, num_experts, parameter_part
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
 from justright.prune.allocation import second_stage_sparsity
@@ -68,8 +69,14 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     raise AssertionError(f"all {count} experts do not fit their own routing")
 
 
-def sizes(layers: LayerFormat, settings: Settings, kept: int) -> Sizes:
+def sizes(layers: LayerFormat, settings: Settings, kept: int, *, planned: bool = False) -> Sizes:
     """Parameters by what happens to them.
+
+    Args:
+        layers: the checkpoint.
+        settings: what may be pruned, and the target.
+        kept: experts that stay in every layer.
+        planned: a plan says how sparse each layer becomes; the target of the settings does not count.
 
     Raises:
         UsageError: the experts alone are more than the overall target, or nothing may be pruned.
@@ -90,13 +97,28 @@ def sizes(layers: LayerFormat, settings: Settings, kept: int) -> Sizes:
         stay.append(of_layer - gone)
     if prunable == 0:
         raise UsageError(f"nothing to prune: the model has none of the parts {', '.join(settings.parts)}")
-    if settings.pattern is not None:
+    if planned:
+        second = 0.0
+    elif settings.pattern is not None:
         n, m = settings.n_of_m()
         second = 1 - n / m
     else:
         second = second_stage_sparsity(settings.sparsity, prunable, removed)
     total = sum(math.prod(checkpoint.shape(name)) for name in checkpoint)
     return Sizes(total, prunable, tuple(stay), removed, second)
+
+
+def check_length(config: dict[str, Any], length: int) -> None:
+    """Refuse calibration sequences longer than the context.
+
+    Raises:
+        UsageError: they are.
+    """
+    context = context_length(config)
+    if length > context:
+        raise UsageError(
+            f"calibration sequences of {length} tokens, and a context of {context}: shorten them"
+        )
 
 
 def _is_matrix(layers: LayerFormat, name: str) -> bool:

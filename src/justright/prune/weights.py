@@ -69,4 +69,5 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
         raise UsageError(f"the pattern {n}:{m} keeps {n} of {m}: allowed is 0 < n < m, as in 2:4")
     if scores.shape[-1] % m:
         raise UsageError(f"the pattern {n}:{m} needs rows of a multiple of {m}, not {scores.shape[-1]}")
-    return keep_highest(scores.unflatten(-1, (-1, m)), n).flatten(-2)
+    grouped = scores.reshape(*scores.shape[:-1], -1, m)
+    return keep_highest(grouped, n).flatten(-2)

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from justright.models.tokenizers import load_tokenizer
 from justright.errors import SourceError
 from justright.models.packaged import cache_folder
 from justright.models.sources import resolve
+from justright.models.tokenizers import load_tokenizer
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
 from justright_zoo.recipes.data import Corpus, prepare

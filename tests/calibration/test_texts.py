@@ -1,0 +1,77 @@
+"""Calibration sets: where texts are found, how shares become sequences, what is too short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from justright.calibration.texts import _divide, build, parse, read_texts
+from justright.errors import CheckpointError, SourceError, UsageError
+from tiny import tiny_tokenizer
+
+WORDS = "the quick brown fox jumps over the lazy dog. "
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(1, 500))
+def test_shares_become_whole_sequences(shares: list[float], total: int) -> None:
+    counts = _divide(shares, total)
+    assert sum(counts) == total
+    for count, share in zip(counts, shares, strict=True):
+        assert abs(count - share / sum(shares) * total) < 1 + 1e-9
+
+
+def test_files_folders_and_carried_sets(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n{"text": "three"}\n')
+    assert list(read_texts(str(tmp_path))) == ["one", "two", "three"]
+    assert list(read_texts(str(tmp_path / "b.jsonl"))) == ["two", "three"]
+    assert [s.name for s in parse(["zoo"])] == [
+        f"zoo:{d}" for d in ("c", "dialogue", "fiction", "legal", "manuals", "python")
+    ]
+    assert sum(s.share for s in parse(["zoo=3"])) == pytest.approx(3)
+    assert any("def " in text for text in read_texts("zoo:python"))
+
+
+def test_windows_are_spread_and_mixed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} {WORDS}" * 200)
+    names = [f"{tmp_path / 'a.txt'}=3", str(tmp_path / "b.txt")]
+    found = build(tiny_tokenizer(), names, 8, 32)
+    assert found.ids.shape == (8, 32)
+    assert list(found.sources.values()) == [6, 2]
+    assert torch.equal(found.ids, build(tiny_tokenizer(), names, 8, 32).ids)
+    assert found.fingerprint == build(tiny_tokenizer(), names, 8, 32).fingerprint
+    assert found.fingerprint != build(tiny_tokenizer(), names, 8, 31).fingerprint
+    whole = tiny_tokenizer()(f"a {WORDS}" * 200, add_special_tokens=False)["input_ids"]
+    assert found.ids[0].tolist() == whole[:32]
+
+
+def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
+    file = tmp_path / "a=2"
+    file.write_text(WORDS)
+    assert parse([str(file)])[0].share == 1
+
+
+@pytest.mark.parametrize("line", ["{", '{"words": 1}', "[]", '{"text": 3}'])
+def test_a_line_without_a_text_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n" + line)
+    with pytest.raises(CheckpointError, match="line 2"):
+        list(read_texts(str(tmp_path / "a.jsonl")))
+
+
+def test_what_is_missing_or_too_short_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no calibration texts"):
+        list(read_texts(str(tmp_path / "none")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="has no texts"):
+        list(read_texts(str(tmp_path / "empty")))
+    (tmp_path / "short.txt").write_text(WORDS)
+    with pytest.raises(UsageError, match=r"short.txt have \d+ tokens, enough for 0 sequences of 4096"):
+        build(tiny_tokenizer(), [str(tmp_path / "short.txt")], 1, 4096)
+    with pytest.raises(UsageError, match="at least 1"):
+        build(tiny_tokenizer(), [str(tmp_path / "short.txt")], 0, 8)

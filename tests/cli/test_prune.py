@@ -1,0 +1,89 @@
+"""``justright prune``: a dry run that writes nothing, a run, its JSON, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import Run
+from justright.models.architectures import num_experts
+from justright.models.reading import Checkpoint
+from tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("qwen3_moe", tmp_path_factory.mktemp("moe") / "model")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "words.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 60)
+    return file
+
+
+SMALL = ("--sequences", 4, "--length", 40, "--min-tokens", 2)
+
+
+def test_a_dry_run_tells_and_writes_nothing(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
+    result = run("prune", moe, "--dry-run", "--json", "--calibration", texts, *SMALL)
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert found["experts_before"] == 8
+    assert found["experts_after"] == 6
+    assert found["passes"] == 3
+    assert found["seconds"] > 0
+    text = run("prune", moe, "--dry-run", "--calibration", texts, *SMALL).out
+    assert "8 experts a layer become 6" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_prunes(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("prune", moe, "-o", out, "--sparsity", 0.5, "--calibration", f"{texts}=2", "--json", *SMALL)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found == json.loads((out / "prune.json").read_text())
+    assert 0.47 < found["sparsity"] <= 0.5
+    assert num_experts(Checkpoint.open(out).config) == 6
+    for name in ("plan.json", "provenance.json", "tokenizer.json", "chat_template.jinja"):
+        assert (out / name).is_file(), name
+    shown = run("generate", out, "-p", "the quick", "--max-tokens", 2, "--json")
+    assert shown.code == 0
+    again = run("prune", moe, "-o", tmp_path / "two", "--plan", out / "plan.json")
+    assert again.code == 0
+    assert "experts" in again.out
+
+
+def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
+    result = run("prune", moe, "--dry-run", "--sequences", 6, "--length", 40)
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "--out"),
+        (("-o", "OUT", "--sparsity", "1"), 2, "allowed is 0 to below 1"),
+        (("-o", "OUT", "--criterion", "best"), 2, "stun"),
+        (("-o", "OUT", "--calibration", "nowhere.txt"), 3, "no calibration texts"),
+        (("-o", "OUT", "--calibration", "zoo:poetry"), 3, "fiction"),
+        (("-o", "OUT", "--calibration", "zoo=none"), 2, "SHARE"),
+        (("-o", "OUT", "--expert-sparsity", "0.9", "--sparsity", "0.95"), 2, "at least 2"),
+        (("-o", "OUT", "--plan", "nowhere.json"), 3, "cannot be read"),
+        (("-o", "OUT", "--dtype", "int8"), 2, "int8"),
+        (("-o", "."), 2, "exists already"),
+    ],
+)
+def test_bad_input(
+    run: Run, moe: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    words = [str(tmp_path / "out") if word == "OUT" else word for word in arguments]
+    result = run("prune", moe, *words)
+    assert result.code == code, result.err
+    assert message in result.err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
