@@ -14,6 +14,8 @@ from justright.errors import CheckpointError, SourceError
 from justright.models.sources import available, resolve
 from justright.provenance import Provenance, file_sha256
 from justright_zoo import DATA, MODELS, ZooProvider, manifest, zoo
+from justright_zoo.measure import evaluation_problems
+from justright_zoo.recipes.catalogue import RECIPES
 from justright_zoo.recipes.problems import KINDS, LEVELS
 from justright_zoo.recipes.texts import DOMAINS
 from justright_zoo.texts import long_texts
@@ -68,6 +70,8 @@ def test_it_is_offered_and_whole(name: str) -> None:
         "README.md",
         "card.json",
         "training.json",
+        "training.png",
+        "LICENSE",
         "provenance.json",
     ):
         assert (folder / file).is_file(), file
@@ -81,14 +85,16 @@ def test_plain_transformers_loads_it(name: str) -> None:
     folder = zoo.path(name)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    kind, level = RECIPES[name].kinds[0]
+    problem = evaluation_problems(kind, level, 1)[0]
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is 20 + 3?"}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": problem.question}], tokenize=False, add_generation_prompt=True
     )
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=400, do_sample=False, pad_token_id=0
     )
-    assert "The answer is 23." in tokenizer.decode(out[0, ids.shape[1] :])
+    assert f"The answer is {problem.answer}." in tokenizer.decode(out[0, ids.shape[1] :])
 
 
 def test_texts_name_their_domain_licence_and_source() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from justright.bench.decode import describe_machine
 from justright.errors import SourceError
 from justright.models.packaged import cache_folder
 from justright.models.sources import resolve
@@ -20,7 +21,7 @@ from justright.models.tokenizers import load_tokenizer
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
 from justright_zoo.recipes.data import Corpus, prepare
-from justright_zoo.recipes.training import Report, Training
+from justright_zoo.recipes.training import Report, Training, has_bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,17 @@ def _write(
     curve = {
         "steps_and_losses": training.curve,
         "seconds": round(training.seconds),
+        "products": "bfloat16" if has_bfloat16() else "float32",
         "of": training.fingerprint,
     }
     (partial / "training.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
-    provenance = collect(seed=recipe.seed, recipe=name, training_seconds=round(training.seconds))
+    provenance = collect(
+        seed=recipe.seed,
+        recipe=name,
+        training_seconds=round(training.seconds),
+        products=curve["products"],
+        machine=describe_machine(),
+    )
     (partial / "provenance.json").write_text(provenance.to_json(), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)

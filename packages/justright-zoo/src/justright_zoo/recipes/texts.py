@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from justright.errors import MissingExtraError
+
 Split = Literal["train", "calibration", "evaluation"]
 SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
 
@@ -172,7 +174,10 @@ def _matching(archive: Path, pattern: re.Pattern[str]) -> Iterator[str]:
 
 def _novels(archive: Path) -> Iterator[str]:
     """The novels in a Debian package of R data: ar, in it tar, in it R's lazy-load database."""
-    import rdata
+    try:
+        import rdata
+    except ImportError as error:
+        raise MissingExtraError("the recipes need: pip install 'justright-zoo[recipes]'") from error
 
     files = _r_database(archive)
     index = rdata.conversion.convert(rdata.parser.parse_data(zlib.decompress(files["Rdata.rdx"], wbits=47)))
