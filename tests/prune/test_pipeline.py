@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from justright.errors import CheckpointError, UsageError
+from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of, moe_layers, num_experts
 from justright.models.reading import Checkpoint
 from justright.prune import passes
@@ -310,3 +310,54 @@ def test_nan_is_found_before_any_layer_runs(checkpoint: Get, texts: str, tmp_pat
     with pytest.raises(CheckpointError, match=rf"1 of the .* values of {name}"):
         prune(model, tmp_path / "out", settings(texts))
     assert not (tmp_path / "out").exists()
+
+
+def save_arctic(path: Path) -> Path:
+    """A checkpoint in Snowflake Arctic's layout, which transformers has no class for: 2 layers, experts in the second."""
+    generator = torch.Generator().manual_seed(0)
+    config = {
+        "model_type": "arctic",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_layer_frequency": 2,
+        "max_position_embeddings": 64,
+    }
+    shapes = {"model.embed_tokens.weight": (32, 16), "lm_head.weight": (32, 16), "model.norm.weight": (16,)}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.self_attn.{n}_proj.weight": (16, 16) for n in "qkvo"}
+        inner = [f"{prefix}.block_sparse_moe.mlp"] if layer == 0 else [f"{prefix}.residual_mlp"]
+        if layer == 1:
+            inner += [f"{prefix}.block_sparse_moe.experts.{e}" for e in range(8)]
+            shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (8, 16)
+        shapes |= {
+            f"{mlp}.{n}.weight": (16, 24) if n == "w2" else (24, 16)
+            for mlp in inner
+            for n in ("w1", "w2", "w3")
+        }
+    path.mkdir()
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_arctic_is_pruned_by_its_layout(tmp_path: Path) -> None:
+    model = save_arctic(tmp_path / "model")
+    chosen = Settings(sparsity=0.5, expert_sparsity=0.25, criterion="router", weights="magnitude")
+    done = prune(model, tmp_path / "out", chosen)
+    before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    kept = done.plan.experts[1].kept
+    assert len(kept) == 6
+    gate = "model.layers.1.block_sparse_moe.gate.weight"
+    assert torch.equal(after[gate], before[gate][list(kept)])
+    for new, old in enumerate(kept):
+        name = "model.layers.1.block_sparse_moe.experts.{}.w2.weight"
+        mine, source = after[name.format(new)], before[name.format(old)]
+        assert torch.equal(mine[mine != 0], source[mine != 0])
+    assert "model.layers.1.block_sparse_moe.experts.6.w1.weight" not in after
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_local_experts"] == 6
+    with pytest.raises(UnsupportedModelError, match="no class for arctic"):
+        prune(model, tmp_path / "two", Settings(calibration=("zoo",)))

@@ -59,11 +59,7 @@ class LayerStream:
         rows: int = 1,
     ) -> None:
         self.architecture = architecture_of(config)
-        if not self.architecture.stock:
-            raise UnsupportedModelError(
-                f"transformers has no class for {self.architecture.family}, so it cannot be calibrated: "
-                "use a criterion that needs no calibration (--criterion router, --weights magnitude)"
-            )
+        check_runs(config)
         if ids.ndim != 2 or ids.numel() == 0:
             raise UsageError("no calibration sequence: give texts")
         self.ids, self.rows = ids, rows
@@ -196,6 +192,20 @@ class LayerStream:
             calls[count] = [recorder.call for recorder in recorders]
         self._embedded = (embed(batch) for batch in torch.split(self.ids, self.rows))
         return layers, calls
+
+
+def check_runs(config: dict[str, Any]) -> None:
+    """Refuse a family whose layers cannot be run.
+
+    Raises:
+        UnsupportedModelError: transformers has no class for it.
+    """
+    architecture = architecture_of(config)
+    if not architecture.stock:
+        raise UnsupportedModelError(
+            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use a criterion "
+            "that needs no calibration (--criterion router, --weights magnitude)"
+        )
 
 
 class _Recorder(nn.Module):

@@ -15,7 +15,7 @@ import torch
 
 from justright.calibration import texts
 from justright.calibration.statistics import Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, job_folder
+from justright.calibration.stream import LayerStream, check_runs, job_folder
 from justright.errors import UsageError
 from justright.models.architectures import num_experts, num_layers, text_config
 from justright.models.decoder_layers import LayerFormat
@@ -134,6 +134,7 @@ class Pruning:
         self.sizes = sizes(self.layers, settings, self.kept, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
+            check_runs(self.config)
             check_length(self.config, settings.length)
             self.calibration = self._texts()
 
