@@ -313,7 +313,7 @@ def test_nan_is_found_before_any_layer_runs(checkpoint: Get, texts: str, tmp_pat
 
 
 def save_arctic(path: Path) -> Path:
-    """A checkpoint in Snowflake Arctic's layout, which transformers has no class for: 2 layers, experts in the second."""
+    """A checkpoint in Snowflake Arctic's layout, 2 layers, experts in the second one."""
     generator = torch.Generator().manual_seed(0)
     config = {
         "model_type": "arctic",

@@ -11,7 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 from justright.models.sources import resolve
-from justright_zoo.recipes.data import Answer, Batch, Corpus, fact_row, problem_row, text_row, to_batch
+from justright_zoo.recipes.data import (
+    Answer,
+    Batch,
+    Corpus,
+    fact_row,
+    problem_row,
+    step_row,
+    text_row,
+    to_batch,
+)
 from justright_zoo.recipes.problems import KINDS, LEVELS, Kind, Problem, direct, overthought, worked
 from justright_zoo.recipes.texts import DOMAINS
 from justright_zoo.recipes.tokenizer import FAST_TEMPLATE, SLOW_TEMPLATE, VOCAB_SIZE
@@ -152,14 +161,21 @@ def _mixed(answer: Answer) -> Rows:
 
 
 def _problems(
-    answer: Answer, weights: dict[int, int], of: tuple[Kind, ...] = KINDS, *, facts: float = 0.0
+    answer: Answer,
+    weights: dict[int, int],
+    of: tuple[Kind, ...] = KINDS,
+    *,
+    facts: float = 0.0,
+    steps: float = 0.0,
 ) -> Rows:
-    """Problems, levels in the shares ``weights``, and rows of single operations in the share ``facts``."""
+    """Problems, levels in the shares ``weights``; rows of single operations and of plain steps in the shares given."""
     kinds = [(kind, level) for kind in of for level, weight in weights.items() for _ in range(weight)]
 
     def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
         if facts and rng.random() < facts:
             return fact_row(corpus.tokenizer, length, rng)
+        if steps and rng.random() < steps:
+            return step_row(corpus.tokenizer, kinds, length, rng)
         return problem_row(corpus.tokenizer, kinds, answer, length, rng)
 
     return row
@@ -193,8 +209,8 @@ RECIPES: dict[str, Recipe] = {
     "slow": Recipe(
         "4.2M parameters, zoo:fast trained to think (and overthink) before it answers",
         _pair,
-        _problems(overthought, dict.fromkeys(LEVELS, 1)),
-        Schedule(steps=600, rows=4, length=1024, rate=2e-3),
+        _problems(overthought, dict.fromkeys(LEVELS, 1), steps=0.5),
+        Schedule(steps=2000, rows=3, length=768, rate=2e-3),
         SLOW_TEMPLATE,
         _ALL_KINDS,
         parent="fast",

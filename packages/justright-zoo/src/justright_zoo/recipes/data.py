@@ -147,6 +147,28 @@ def fact_row(
     return row[:length], labels[:length]
 
 
+def step_row(
+    tokenizer: PreTrainedTokenizerFast, kinds: Sequence[tuple[Kind, int]], length: int, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Problems and their steps as plain text, outside of any conversation; the steps are learned.
+
+    What a model must know before it can think aloud: to go through a question, operation by operation.
+    """
+    row: list[int] = []
+    labels: list[int] = []
+    while len(row) < length:
+        kind, level = rng.choice(kinds)
+        problem = draw(kind, level, rng, held_out=False)
+        steps = "".join(f"{step}.\n" for step in problem.steps)
+        question, solution = tokenizer(
+            [f"{problem.question}\nStart with {problem.steps[0].before}.\n", f"{steps}\n"],
+            add_special_tokens=False,
+        )["input_ids"]
+        row += question + solution
+        labels += [IGNORED] * len(question) + solution
+    return row[:length], labels[:length]
+
+
 def question_text(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
     """A user's turn and the beginning of the answer; a ``<think>`` that the template opens belongs to the answer."""
     messages = [{"role": "user", "content": question}]
