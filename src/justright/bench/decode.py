@@ -36,6 +36,7 @@ from justright.bench.memory import peak_bytes
 from justright.bench.tasks import Task
 from justright.engine.api import Engine, EngineOptions
 from justright.errors import ResourceError, UsageError
+from justright.models.files import write_whole
 from justright.provenance import collect
 
 FORMAT = 1
@@ -203,9 +204,7 @@ class Results:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(self.file.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.file)
+        write_whole(self.file, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def _read(self, file: Path) -> None:
         try:

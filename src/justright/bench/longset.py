@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.errors import CheckpointError, SourceError, UsageError
+from justright.models.files import write_whole
 
 BUCKETS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CODE_SUFFIXES = (".py", ".c", ".h", ".js", ".ts", ".go", ".rs", ".java", ".cpp", ".hpp")
@@ -289,11 +290,7 @@ def read_folder(folder: Path) -> list[SourceText]:
 
 def write(prompts: Iterable[Prompt], file: Path) -> None:
     """Write a file of JSON lines, whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(
-        "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in prompts), encoding="utf-8"
-    )
-    partial.replace(file)
+    write_whole(file, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in prompts))
 
 
 def read(file: Path) -> Iterator[Prompt]:
