@@ -99,3 +99,24 @@ def test_longset_of_an_unknown_kind(run: Run, tiny_llama: Path, tmp_path: Path) 
     )
     assert result.code == 2
     assert "poem" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--buckets", "10"], "the buckets are 10; allowed"),
+        (["--buckets", "-5"], "the buckets are -5; allowed"),
+        (["--buckets", ","], "the buckets are none; allowed"),
+        (["--out", "no/such/folder/x.jsonl"], "there is no folder no/such/folder"),
+        (["--out", "."], ". is a folder"),
+        (["--wildchat", "--texts", "."], "give one of them"),
+    ],
+)
+def test_longset_refuses_with_the_reason(
+    run: Run, tiny_llama: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    start = ["bench", "longset", "--tokenizer", tiny_llama, "--out", tmp_path / "x.jsonl"]
+    result = run(*start, *options)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert message in result.err

@@ -11,6 +11,8 @@ import typer
 
 from justright.cli.options import CpuKernels, Device, Dtype, Json, Model
 from justright.cli.output import Output, output_of
+from justright.errors import UsageError
+from justright.models.files import check_output
 
 if TYPE_CHECKING:
     from justright.bench.decode import Progress, Results
@@ -105,6 +107,9 @@ def longset(
     The same texts, tokenizer and seed give the same file.
     """
     output = output_of(ctx)
+    check_output(out)
+    if wildchat and texts:
+        raise UsageError("--wildchat and --texts name two sources: give one of them")
     from justright.bench.longset import KINDS, build, from_conversations, read_folder, write
     from justright.bench.running import numbers, words
 
