@@ -45,6 +45,14 @@ def task(tiny_path: Path) -> Task:
     return build("summarise", load_tokenizer(tiny_path), 400)
 
 
+def test_a_contender_alone_is_compared_with_nothing(tiny_path: Path, task: Task) -> None:
+    setting = DecodeSetting((PLAIN,), TOKENS, 1)
+    results = Results({})
+    measure(open_contenders(tiny_path, setting), [task], setting, results)
+    assert results.to_dict()["cells"][task.name][PLAIN]["agreement"] is None
+    assert rows(results)[0][-1] == "-"
+
+
 class Broken:
     """Wraps a contender and changes one token."""
 

@@ -97,6 +97,24 @@ def test_texts_too_short_for_a_bucket_leave_it_out() -> None:
         build(SOURCES, count, buckets=[65536])
 
 
+def test_what_is_asked_for_twice_is_made_once() -> None:
+    prompts = build(SOURCES, count, buckets=[1024, 1024], kinds=["summarise", "summarise"], per_cell=2)
+    assert [p.id for p in prompts] == ["summarise-1024-0", "summarise-1024-1"]
+
+
+@pytest.mark.parametrize("bucket", [-5, 0, 10, 63])
+def test_buckets_too_small_for_any_task_are_refused(bucket: int) -> None:
+    with pytest.raises(UsageError, match=f"buckets are 1024, {bucket}; allowed"):
+        build(SOURCES, count, buckets=[1024, bucket])
+    with pytest.raises(UsageError, match="allowed"):
+        from_conversations([], count, buckets=[bucket])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_buckets_are_filled_or_left_out(kind: str) -> None:
+    assert {p.bucket for p in build(SOURCES, count, buckets=[64, 1024], kinds=[kind])} <= {64, 1024}
+
+
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(UsageError, match=r"poem.*multi-turn"):
         build(SOURCES, count, kinds=["poem"])

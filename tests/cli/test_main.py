@@ -13,7 +13,7 @@ import pytest
 import justright
 from cli_helpers import Run
 from justright.cli import as_known
-from justright.errors import ResourceError, UnsupportedModelError
+from justright.errors import ResourceError, UnsupportedModelError, UsageError
 
 COMMANDS = ["generate", "chat", "inspect", "path", "bench", "demo"]
 
@@ -76,6 +76,15 @@ def test_a_lack_of_room_is_a_resource_error(error: Exception) -> None:
     known = as_known(error)
     assert isinstance(known, ResourceError)
     assert known.exit_code == 5
+
+
+def test_a_path_that_does_not_work_is_no_bug(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "no" / "file"):
+        with pytest.raises(OSError) as raised:  # noqa: PT011  # which kind does not matter
+            path.write_text("x")
+        known = as_known(raised.value)
+        assert isinstance(known, UsageError)
+        assert str(path) in str(known)
 
 
 def test_known_errors_stay_and_unknown_ones_are_none() -> None:

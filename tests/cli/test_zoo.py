@@ -49,13 +49,31 @@ def test_eval_runs_a_task_of_the_zoo(run: Run, tiny_llama: Path, tmp_path: Path)
     )
     assert result.code == 0, result.err
     figure, loose = (json.loads(line) for line in result.out.splitlines())
+    kept = json.loads(out.read_text())
+    for made in (figure, loose, kept):
+        assert made["model"] == str(tiny_llama)
+        assert made["tasks"] == ["zoo_chain_1"]
+        assert made["options"]["dtype"] == "float32"
+        assert made["options"]["draft"] == "none"
+        assert made["options"]["limit"] == 4
+        assert made["options"]["chat"] is True
+        assert {"torch", "lm_eval"} <= set(made["made_by"]["versions"])
     assert loose["metric"] == "exact_match,last-number"
     assert figure["task"] == "zoo_chain_1"
     assert figure["metric"] == "exact_match,strict"
     assert figure["documents"] == 4
     assert figure["value"] == 0, "random weights know no arithmetic"
     assert figure["high"] > 0.3, "four documents say little"
-    assert json.loads(out.read_text())["figures"] == [figure, loose]
+    assert kept["figures"] == [{k: one[k] for k in one if k not in kept} for one in (figure, loose)]
+
+
+@pytest.mark.parametrize("out", ["", "no/such/folder/figures.json"])
+def test_eval_refuses_a_file_that_cannot_be_written_before_it_loads(
+    run: Run, tiny_llama: Path, tmp_path: Path, no_weights_loaded: None, out: str
+) -> None:
+    result = run("eval", tiny_llama, "--tasks", "zoo_chain_1", "--out", tmp_path / out)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {tmp_path / out} ")
 
 
 def test_longset_from_a_folder(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
@@ -81,3 +99,24 @@ def test_longset_of_an_unknown_kind(run: Run, tiny_llama: Path, tmp_path: Path) 
     )
     assert result.code == 2
     assert "poem" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--buckets", "10"], "the buckets are 10; allowed"),
+        (["--buckets", "-5"], "the buckets are -5; allowed"),
+        (["--buckets", ","], "the buckets are none; allowed"),
+        (["--out", "no/such/folder/x.jsonl"], "there is no folder no/such/folder"),
+        (["--out", "."], ". is a folder"),
+        (["--wildchat", "--texts", "."], "give one of them"),
+    ],
+)
+def test_longset_refuses_with_the_reason(
+    run: Run, tiny_llama: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    start = ["bench", "longset", "--tokenizer", tiny_llama, "--out", tmp_path / "x.jsonl"]
+    result = run(*start, *options)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert message in result.err

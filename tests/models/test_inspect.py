@@ -123,6 +123,15 @@ def test_weights_of_another_model_are_refused(llama: Path, tmp_path: Path) -> No
         inspect(other)
 
 
+def test_a_layer_too_few_is_refused(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(
+        CheckpointError, match=r"lacks 7 of the 35 matrices.*layers\.4\.self_attn\.q_proj\.weight first"
+    ):
+        inspect(llama)
+
+
 def test_unknown_family(llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))

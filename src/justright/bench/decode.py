@@ -36,6 +36,7 @@ from justright.bench.memory import peak_bytes
 from justright.bench.tasks import Task
 from justright.engine.api import Engine, EngineOptions
 from justright.errors import ResourceError, UsageError
+from justright.models.files import write_whole
 from justright.provenance import collect
 
 FORMAT = 1
@@ -118,7 +119,7 @@ class Cell:
 
     Attributes:
         runs: one per repeat.
-        agreement: with the reference; None until judged.
+        agreement: with the reference; None until judged, and where there is nothing to compare with.
         peak_bytes: memory of a process of its own; None if not asked for.
     """
 
@@ -203,9 +204,7 @@ class Results:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(self.file.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.file)
+        write_whole(self.file, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def _read(self, file: Path) -> None:
         try:
@@ -270,7 +269,10 @@ def measure(
 
 
 def judge(task: Task, opened: Opened, setting: DecodeSetting, results: Results) -> None:
-    """Compare all runs on a task with the reference: transformers' ``generate``, else the first contender."""
+    """Compare all runs on a task with the reference: transformers' ``generate``, else the first contender.
+
+    A contender alone whose runs agree stays unjudged: there is nothing to compare it with.
+    """
     names = [contender.name for contender in opened.contenders]
     reference = TRANSFORMERS if TRANSFORMERS in names else names[0]
     expected = results.cell(task.name, reference).runs[0].token_ids
@@ -282,7 +284,9 @@ def judge(task: Task, opened: Opened, setting: DecodeSetting, results: Results) 
         found = [compare(task.prompt_ids, expected, output, opened.logits) for output in outputs]
         short = [Agreement("mismatch", len(output)) for output in outputs if len(output) != setting.tokens]
         order = ("mismatch", "tie", "identical")
-        cell.agreement = min([*short, *found], key=lambda one: order.index(one.verdict))
+        verdict = min([*short, *found], key=lambda one: order.index(one.verdict))
+        if len(names) > 1 or verdict.verdict != "identical":
+            cell.agreement = verdict
 
 
 def measure_memory(

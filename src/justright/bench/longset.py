@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from justright.errors import CheckpointError, SourceError, UsageError
+from justright.models.files import write_whole
 
 BUCKETS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CODE_SUFFIXES = (".py", ".c", ".h", ".js", ".ts", ".go", ".rs", ".java", ".cpp", ".hpp")
 TEXT_SUFFIXES = (".txt", ".md", ".rst", *CODE_SUFFIXES)
+LEAST_BUCKET = 64
 _LEAST_FILL = 0.9
 _TURNS = 4
 
@@ -162,15 +164,16 @@ def build(
         seed: of the places.
 
     Raises:
-        UsageError: an unknown kind, or nothing that any text is long enough for.
+        UsageError: an unknown kind, a bucket too small, or nothing that any text is long enough for.
     """
+    _check_buckets(buckets)
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
         raise UsageError(f"no kind is called {', '.join(unknown)}; there are: {', '.join(KINDS)}")
     prompts = []
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):
         fitting = [s for s in sources if kind == "continue" or s.code == (kind == "edit-code")]
-        for bucket in buckets:
+        for bucket in dict.fromkeys(buckets):
             rng = random.Random(f"{seed} {kind} {bucket}")
             for number in range(per_cell):
                 made = _one(kind, bucket, fitting, count, rng)
@@ -190,6 +193,12 @@ def build(
     return prompts
 
 
+def _check_buckets(buckets: Sequence[int]) -> None:
+    if not buckets or min(buckets) < LEAST_BUCKET:
+        given = ", ".join(map(str, buckets)) or "none"
+        raise UsageError(f"the buckets are {given}; allowed: one or more of {LEAST_BUCKET} tokens and up")
+
+
 def _one(
     kind: str, bucket: int, sources: Sequence[SourceText], count: CountTokens, rng: random.Random
 ) -> tuple[_Frame, SourceText] | None:
@@ -200,7 +209,7 @@ def _one(
             body = source.text[start:]
             characters = bucket * 4
             for _ in range(6):
-                if characters > len(body) * 1.5:
+                if not 0 < characters <= len(body) * 1.5:
                     break
                 frame = _KINDS[kind](body[:characters], random.Random(bucket))
                 if frame is None:
@@ -233,7 +242,11 @@ def from_conversations(
         count: tokens of a text.
         buckets: the most tokens of a prompt; a prompt is longer than the next smaller bucket.
         per_bucket: prompts a bucket.
+
+    Raises:
+        UsageError: no bucket, or one too small.
     """
+    _check_buckets(buckets)
     found: dict[int, list[Prompt]] = {bucket: [] for bucket in sorted(buckets)}
     for row in rows:
         if row.get("language") != "English" or row.get("toxic"):
@@ -289,11 +302,7 @@ def read_folder(folder: Path) -> list[SourceText]:
 
 def write(prompts: Iterable[Prompt], file: Path) -> None:
     """Write a file of JSON lines, whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(
-        "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in prompts), encoding="utf-8"
-    )
-    partial.replace(file)
+    write_whole(file, "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in prompts))
 
 
 def read(file: Path) -> Iterator[Prompt]:

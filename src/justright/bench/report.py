@@ -40,7 +40,7 @@ def wide_rows(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     for task, row in results.cells.items():
         speeds = [f"{row[name].median('tokens_per_s'):.1f}" if name in row else "" for name in names]
         ratios = [ratio(row[name], row.get(TRANSFORMERS)) if name in row else "" for name in against]
-        verdicts = sorted({str(cell.agreement or "not compared yet") for cell in row.values()})
+        verdicts = sorted({str(cell.agreement or "-") for cell in row.values()})
         found.append((task, *speeds, *ratios, "; ".join(verdicts)))
     return header, found
 
@@ -56,7 +56,7 @@ def _row(task: str, name: str, cell: Cell, others: dict[str, Cell]) -> tuple[str
         ratio(cell, others.get(PLAIN)),
         f"{cell.median('acceptance_length'):.2f}",
         f"{cell.median('prefill_s'):.2f}",
-        str(cell.agreement or "not compared yet"),
+        str(cell.agreement or "-"),
     ]
     if cell.peak_bytes is not None:
         cells[-1] += f"; peak {cell.peak_bytes / 2**20:.0f} MiB"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from justright.cli.output import Output
-from justright.errors import JustrightError, ResourceError
+from justright.errors import JustrightError, ResourceError, UsageError
 
 INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,12 +62,14 @@ def _fail(error: Exception, output: Output) -> NoReturn:
 
 
 def as_known(error: Exception) -> JustrightError | None:
-    """The `JustrightError` that an error amounts to: itself, or a lack of disk or memory; None for others."""
+    """The `JustrightError` that an error amounts to: itself, no room, a path that does not work; None for others."""
     if isinstance(error, JustrightError):
         return error
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = f" at {error.filename}" if error.filename else ""
         return ResourceError(f"no space is left on the disk{where}: make room and repeat the command")
+    if isinstance(error, OSError) and error.filename:
+        return UsageError(f"{error.filename} cannot be used: {error.strerror}")
     # torch is not imported for the sake of its error's class.
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
+from justright.errors import UsageError
+from justright.models.files import check_output
 
 if TYPE_CHECKING:
     from justright.bench.decode import Progress, Results
@@ -41,7 +43,8 @@ def decode(
         bool, typer.Option("--memory", help="Peak memory too, each contender in its own process.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="1,024 tokens of context, 32 of output, one repeat.")
+        bool,
+        typer.Option("--quick", help="Other defaults: 1,024 tokens of context, 32 of output, one repeat."),
     ] = False,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -59,7 +62,8 @@ def decode(
     output = output_of(ctx)
     names = contenders or f"plain,{draft},transformers,transformers-lookup"
     if quick:
-        context, tokens, repeats = "1024", 32, 1
+        context = chosen(ctx, "context", context, "1024")
+        tokens, repeats = chosen(ctx, "tokens", tokens, 32), chosen(ctx, "repeats", repeats, 1)
     with output.status("starting torch"):
         from justright.bench.decode import DecodeSetting
         from justright.bench.demo import refuse_mismatches
@@ -105,6 +109,9 @@ def longset(
     The same texts, tokenizer and seed give the same file.
     """
     output = output_of(ctx)
+    check_output(out)
+    if wildchat and texts:
+        raise UsageError("--wildchat and --texts name two sources: give one of them")
     from justright.bench.longset import KINDS, build, from_conversations, read_folder, write
     from justright.bench.running import numbers, words
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from justright.cli.options import CpuKernels, Device, Draft, Dtype, Json
-from justright.cli.output import output_of
+from justright.cli.output import Output, output_of
 from justright.errors import UsageError
+from justright.models.files import check_output, write_whole
+from justright.provenance import collect
+
+if TYPE_CHECKING:
+    from justright.evaluate.run import Figure
 
 
 def evaluate(
@@ -65,6 +72,10 @@ def evaluate(
     """
     output = output_of(ctx)
     arguments = _template(template or [])
+    if not list_tasks and (model is None or not tasks):
+        raise UsageError("give a model and --tasks, or --list")
+    if out is not None:
+        check_output(out)
     with output.status("starting lm-eval"):
         from justright.evaluate.run import check_tasks, need_lm_eval, quieten, task_manager
         from justright.evaluate.run import evaluate as run
@@ -76,8 +87,7 @@ def evaluate(
         for name in sorted(name for name in manager.all_tasks if name.startswith("zoo_")):
             output.text(name)
         return
-    if model is None or not tasks:
-        raise UsageError("give a model and --tasks, or --list")
+    assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
         from justright.engine.api import Engine, EngineOptions
@@ -90,28 +100,26 @@ def evaluate(
             draft=draft,
         )
         engine = Engine.load(model, options)
-    found = run(
-        engine,
-        names,
-        manager,
-        limit=limit,
-        few_shot=few_shot,
-        chat=chat,
-        max_tokens=max_tokens,
-        template=arguments,
-        progress=output.progress,
-    )
+    asked = {
+        "limit": limit,
+        "few_shot": few_shot,
+        "chat": chat,
+        "max_tokens": max_tokens,
+        "template": arguments,
+    }
+    found = run(engine, names, manager, **asked, progress=output.progress)
+    made = {"model": model, "tasks": names, "options": asdict(options) | asked, "made_by": _made_by()}
     figures = [figure.to_dict() for figure in found]
     if out is not None:
-        partial = out.with_name(out.name + ".partial")
-        partial.write_text(
-            json.dumps({"model": model, "figures": figures}, indent=1) + "\n", encoding="utf-8"
-        )
-        partial.replace(out)
+        write_whole(out, json.dumps(made | {"figures": figures}, indent=1) + "\n")
     if output.json:
         for figure in figures:
-            output.object(figure)
-        return
+            output.object(figure | made)
+    else:
+        _show(output, model, found)
+
+
+def _show(output: Output, model: str, found: list[Figure]) -> None:
     from justright.bench.report import rich_table
 
     header = ("task", "metric", "value", "95% interval", "documents", "tokens an answer")
@@ -127,6 +135,13 @@ def evaluate(
         for one in found
     ]
     output.table(rich_table(model, header, rows, left=2))
+
+
+def _made_by() -> dict[str, Any]:
+    """The code and the versions that decide figures."""
+    record = asdict(collect())
+    kept = {name: record[name] for name in ("argv", "justright", "git_revision", "platform", "created")}
+    return kept | {"versions": record["versions"] | {"lm_eval": version("lm_eval")}}
 
 
 def _template(pairs: list[str]) -> dict[str, Any]:

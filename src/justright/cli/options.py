@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from justright.cli.output import output_of
+
+T = TypeVar("T")
 
 
 def _set_json(ctx: typer.Context, value: bool) -> bool:
@@ -17,6 +19,12 @@ def _set_json(ctx: typer.Context, value: bool) -> bool:
 def _set_quiet(ctx: typer.Context, value: bool) -> bool:
     output_of(ctx).quiet |= not value
     return value
+
+
+def chosen(ctx: typer.Context, name: str, value: T, default: T) -> T:
+    """What the user gave for option ``name``; ``default`` where its value is only the option's own default."""
+    source = ctx.get_parameter_source(name)
+    return default if source is None or source.name == "DEFAULT" else value
 
 
 _LOADING = "Loading and running"

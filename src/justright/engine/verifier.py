@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from justright.engine import kernels
 from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
 from justright.engine.cache import KVCache
-from justright.errors import CheckpointError, ResourceError, UsageError
+from justright.engine.loading import load_model
+from justright.errors import ResourceError, UsageError
 from justright.models.architectures import (
     architecture_of,
     attention_windows,
@@ -135,6 +136,8 @@ class Verifier:
         Raises:
             UsageError: packed kernels asked for where there are none.
             UnsupportedModelError: see the class.
+            CheckpointError: see `load_model`.
+            ResourceError: see `load_model`.
         """
         device = torch.device(device)
         packable = kernels.supported(device, dtype)
@@ -143,19 +146,13 @@ class Verifier:
                 f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                attn_implementation=ATTENTION_NAME,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                local_files_only=True,
-            ).to(device)
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"transformers cannot load {path}: {error}") from error
+        model = load_model(
+            path,
+            dtype=dtype,
+            device=device,
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=trust_remote_code,
+        )
         if packable and cpu_kernels != "plain":
             kernels.pack(model)
         return cls(model, **options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from justright.errors import UsageError
+
 # What a user needs beside the weights; weights, code and pickles are never copied.
 COMPANIONS = [
     "tokenizer.json",
@@ -60,3 +62,28 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_output(file: Path) -> None:
+    """Refuse a file that cannot be written, before the work that fills it.
+
+    Raises:
+        UsageError: it is a folder, or its folder does not exist or may not be written to.
+    """
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder, and a file is to be written: give the file's name too")
+    if not file.parent.is_dir():
+        raise UsageError(
+            f"{file} cannot be written: there is no folder {file.parent}; make it, or give another file"
+        )
+    if not os.access(file.parent, os.W_OK):
+        raise UsageError(
+            f"{file} cannot be written: the folder {file.parent} is read-only for you; give another file"
+        )
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

@@ -146,6 +146,8 @@ def inspect(path: Path) -> Inspection:
         disk[info.dtype] += info.nbytes
     context = context_length(config)
     quantization = _quantization(config)
+    if quantization is None:
+        _check_layers(path, config, infos)
     cached = cached_values_per_token(config)
     return Inspection(
         path=path,
@@ -206,6 +208,18 @@ def _parameters(
             "checkpoint has: its config and its weights do not belong together"
         )
     return counts
+
+
+def _check_layers(path: Path, config: Mapping[str, Any], infos: list[TensorInfo]) -> None:
+    """Refuse a checkpoint without some layer's matrices; what stands before ``layers`` varies, and is left out."""
+    found = {info.name.partition("layers.")[2] for info in infos}
+    wanted = [f"{module.name}.weight" for module in linear_modules(config)]
+    missing = [name for name in wanted if name.partition("layers.")[2] not in found]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json asks for, {missing[0]} "
+            "first: its config and its weights do not belong together, or it is not whole; fetch both again"
+        )
 
 
 def _experts(architecture: Architecture, config: Mapping[str, Any]) -> Experts | None:

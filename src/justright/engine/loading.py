@@ -1,0 +1,62 @@
+"""A local checkpoint as a transformers model, every weight of it from the files and none of them random."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from justright.errors import CheckpointError, ResourceError
+
+_NAMED = 3
+
+
+def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **options: Any) -> PreTrainedModel:
+    """Load a checkpoint's causal language model; ``options`` go to ``from_pretrained``.
+
+    Raises:
+        CheckpointError: transformers cannot read it, or it lacks tensors, or they have other shapes than the config's.
+        ResourceError: the weights do not fit the device.
+    """
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers reports about tensors is an error of ours, or nothing
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported below, with the shapes
+            output_loading_info=True,
+            **options,
+        )
+        _check_whole(path, found["missing_keys"], found["mismatched_keys"])
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"transformers cannot load {path}: {error}") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_whole(path: Path, missing: Collection[str], mismatched: Collection[tuple[str, Any, Any]]) -> None:
+    """Refuse a checkpoint that does not fill the model that its config describes."""
+    if missing:
+        names = sorted(missing)
+        raise CheckpointError(
+            f"{path} lacks {len(names)} tensor{'s' * (len(names) > 1)} that its config.json asks for: "
+            f"{', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}. The config and the weights do not "
+            "belong together, or the weights are not whole: fetch both again from one revision"
+        )
+    if mismatched:
+        name, found, expected = min(mismatched)
+        raise CheckpointError(
+            f"{path}: the tensor {name} has shape {list(found)}, and by config.json it has {list(expected)} "
+            f"({len(mismatched)} differ in all). The config and the weights do not belong together: fetch both again "
+            "from one revision"
+        )

@@ -1,0 +1,73 @@
+"""A checkpoint that does not fill its model is refused, with names and shapes; whatever may be absent may be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from justright.engine.loading import load_model
+from justright.errors import CheckpointError
+from tiny import ALL, save_tiny, tiny_model
+
+
+def load(path: Path) -> torch.nn.Module:
+    return load_model(path, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def edit_config(path: Path, **changes: object) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rewrite(path: Path, drop: str) -> None:
+    file = path / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if drop not in name}
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_whole_checkpoint_loads_as_it_was(family: str, tmp_path: Path) -> None:
+    loaded = load(save_tiny(family, tmp_path)).state_dict()
+    for name, tensor in tiny_model(family).state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
+
+
+def test_a_layer_too_few_is_refused(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    edit_config(tmp_path, num_hidden_layers=5)
+    with pytest.raises(
+        CheckpointError, match=r"lacks 9 tensors.*model\.layers\.4\.input_layernorm\.weight.*fetch"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "drop"),
+    [
+        ("llama", "layers.2.mlp.up_proj"),
+        ("llama", "lm_head"),
+        ("smollm3", "embed_tokens"),
+        ("qwen3_moe", "layers.1.mlp.experts.3"),
+        ("qwen3_moe", "layers.1.mlp.experts"),
+        ("deepseek_v3", "e_score_correction_bias"),
+    ],
+)
+def test_a_missing_tensor_is_refused(family: str, drop: str, tmp_path: Path) -> None:
+    save_tiny(family, tmp_path)
+    rewrite(tmp_path, drop)
+    with pytest.raises(CheckpointError, match=r"lacks|has shape"):
+        load(tmp_path)
+
+
+def test_another_shape_is_named(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    edit_config(tmp_path, intermediate_size=80)
+    expected = (
+        r"layers\.0\.mlp\.down_proj\.weight has shape \[64, 96\].* config\.json it has \[64, 80\] \(12 differ"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        load(tmp_path)
