@@ -111,7 +111,7 @@ def _moe() -> PretrainedConfig:
         num_experts_per_tok=2,
         norm_topk_prob=True,
         output_router_logits=True,
-        router_aux_loss_coef=0.01,
+        router_aux_loss_coef=0.02,
     )
 
 
@@ -186,7 +186,7 @@ RECIPES: dict[str, Recipe] = {
         "mixture of experts, 8.9M parameters (2.7M active), 16 experts a layer: six domains, worded arithmetic",
         _moe,
         _mixed(_worked),
-        Schedule(steps=2000, rows=8, length=512, rate=3e-3),
+        Schedule(steps=1400, rows=8, length=512, rate=3e-3),
         FAST_TEMPLATE,
         _STORIES,
     ),
@@ -194,7 +194,7 @@ RECIPES: dict[str, Recipe] = {
         "the dense model that zoo:moe is measured against: its active size, its data",
         _dense,
         _mixed(_worked),
-        Schedule(steps=2000, rows=8, length=512, rate=3e-3),
+        Schedule(steps=1400, rows=8, length=512, rate=3e-3),
         FAST_TEMPLATE,
         _STORIES,
     ),

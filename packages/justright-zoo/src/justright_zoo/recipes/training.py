@@ -57,9 +57,9 @@ class Schedule:
 
 
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the learned tokens, plus the experts' load-balancing loss where the config asks for it.
+    """Mean cross-entropy of the learned tokens, plus each layer's load-balancing loss where the config asks for it.
 
-    The head, a third of a small model, runs on what is learned alone; otherwise transformers' own loss. Products are
+    The head, a third of a small model, runs on what is learned alone. Products are
     taken in bfloat16 where the processor has instructions for them (weights and sums stay in float32).
     """
     config = model.config
@@ -72,7 +72,9 @@ def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][learned])
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[learned])
     if balanced:
-        aux = load_balancing_loss_func(output.router_logits, config.num_experts, config.num_experts_per_tok)
+        # Layer by layer: transformers pools them, and lets an expert die in one layer if its namesakes work in others.
+        experts, top_k = config.num_experts, config.num_experts_per_tok
+        aux = sum(load_balancing_loss_func((logits,), experts, top_k) for logits in output.router_logits)
         loss = loss + config.router_aux_loss_coef * aux
     return loss
 
