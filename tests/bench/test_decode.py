@@ -28,8 +28,8 @@ from justright.bench.report import (
 )
 from justright.bench.running import Plan, numbers, run_plan
 from justright.bench.tasks import Task, build
-from justright.models.tokenizers import load_tokenizer
 from justright.errors import JustrightError, ResourceError, UsageError
+from justright.models.tokenizers import load_tokenizer
 
 ALL = (PLAIN, "suffix", TRANSFORMERS, LOOKUP)
 TOKENS = 24

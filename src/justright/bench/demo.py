@@ -19,9 +19,9 @@ from justright.bench.decode import (
 from justright.bench.picture import need_matplotlib, save_picture
 from justright.bench.report import median_ratio
 from justright.bench.tasks import build
-from justright.models.tokenizers import load_tokenizer
 from justright.errors import JustrightError, UsageError
 from justright.models.sources import resolve
+from justright.models.tokenizers import load_tokenizer
 
 MODEL = "packaged:smollm2-135m-instruct"
 TASKS = ("summarise", "quote-and-answer", "rewrite-code", "multi-turn")

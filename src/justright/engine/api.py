@@ -26,7 +26,7 @@ from justright.engine.cost import StepCost
 from justright.engine.decode import DecodeLoop, Emission, Request
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import CacheKind, CpuKernels, Verifier
-from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
+from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.packaged import cache_folder
 from justright.models.sources import check_tokenizer_files, resolve
