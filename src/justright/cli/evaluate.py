@@ -100,7 +100,7 @@ def evaluate(
             draft=draft,
         )
         engine = Engine.load(model, options)
-    asked = {
+    asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,
         "chat": chat,
