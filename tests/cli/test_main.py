@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import subprocess
 import sys
@@ -124,5 +125,15 @@ def test_a_broken_pipe_is_quiet(tiny_llama: Path) -> None:
         process.stdout.close()
         err = process.stderr.read()
         code = process.wait(timeout=60)
-    assert code == 1
+    assert code == 141
     assert err == ""
+
+
+@pytest.mark.parametrize("words", [("-p", "hi", "--max-tokens", "0"), ("-p", "hi", "--foo"), ()])
+def test_the_parsers_errors_are_json_too(run: Run, words: tuple[str, ...]) -> None:
+    result = run("generate", *(("model",) if words else ()), *words, "--json")
+    assert result.code == 2
+    error = json.loads(result.out)["error"]
+    assert error["exit_code"] == 2
+    assert error["message"]
+    assert result.err

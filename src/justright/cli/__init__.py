@@ -17,6 +17,7 @@ from justright.cli.output import Output
 from justright.errors import JustrightError, ResourceError, UsageError
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -31,17 +32,32 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # transformers reads these when it is imported; what the user has set counts.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    words = sys.argv[1:] if argv is None else list(argv)
     output = Output()
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
-            app(args=None if argv is None else list(argv), prog_name="justright", obj=output)
+            app(args=words, prog_name="justright", obj=output)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except SystemExit as ended:
+            _left_by_typer(ended, output, as_json="--json" in words)
         except Exception as error:
             _fail(error, output)
     sys.exit(0)
+
+
+def _left_by_typer(ended: SystemExit, output: Output, *, as_json: bool) -> NoReturn:
+    """Typer has ended the program, and said why on stderr: say it in JSON too, and give a closed pipe its code."""
+    cause = ended.__context__
+    if isinstance(cause, BrokenPipeError):
+        sys.exit(CLOSED_PIPE)
+    explain = getattr(cause, "format_message", None)
+    if as_json and ended.code and explain is not None:
+        message = explain() or "arguments are missing: see --help"
+        output.object({"error": {"type": "UsageError", "message": message, "exit_code": ended.code}})
+    raise ended
 
 
 def _fail(error: Exception, output: Output) -> NoReturn:

@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Open-weight language models, made just right: not too big, not too slow, not lost in thought.",
     epilog="MODEL is a checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME. Exit codes: 0 done, "
     "1 a bug, 2 usage, 3 model not found or damaged, 4 model not supported, 5 no room (disk, memory, "
-    "context), 6 a package is missing, 130 interrupted.",
+    "context), 6 a package is missing, 130 interrupted, 141 the reader of its output has gone.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -33,7 +33,12 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option(help="Tasks, groups or patterns such as zoo_chain_*; several with commas.")
     ] = "",
-    list_tasks: Annotated[bool, typer.Option("--list", help="The tasks of installed packages.")] = False,
+    list_tasks: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="The tasks of installed packages and of --include-path, which need no network."
+        ),
+    ] = False,
     include_path: Annotated[
         Path | None, typer.Option(help="A folder of further lm-eval tasks.", show_default=False)
     ] = None,
@@ -77,16 +82,19 @@ def evaluate(
     if out is not None:
         check_output(out)
     with output.status("starting lm-eval"):
-        from justright.evaluate.run import check_tasks, need_lm_eval, quieten, task_manager
+        from justright.evaluate.run import check_tasks, local_tasks, need_lm_eval, quieten, task_manager
         from justright.evaluate.run import evaluate as run
 
         need_lm_eval()
         quieten()
-        manager = task_manager(include_path)
     if list_tasks:
-        for name in sorted(name for name in manager.all_tasks if name.startswith("zoo_")):
-            output.text(name)
+        listed = local_tasks(include_path)
+        if output.json:
+            output.object({"tasks": listed})
+        else:
+            output.text("\n".join(listed))
         return
+    manager = task_manager(include_path)
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):

@@ -61,18 +61,32 @@ def need_lm_eval() -> None:
 def quieten() -> None:
     """Leave out lm-eval's and datasets' remarks and bars about loading tasks; errors stay."""
     import datasets
+    from lm_eval import evaluator
 
+    evaluator.get_git_commit_hash = lambda: (
+        None
+    )  # it asks git, which complains on stderr outside a repository
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+
+
+def local_tasks(folder: Path | None = None) -> list[str]:
+    """The tasks of installed packages (`TASK_FOLDERS`) and of a folder: those that lm-eval itself does not bring."""
+    from lm_eval.tasks import TaskManager
+
+    return sorted(TaskManager(include_path=_folders(folder), include_defaults=False).all_tasks)
 
 
 def task_manager(folder: Path | None = None) -> Any:
     """lm-eval's tasks, those of installed packages (`TASK_FOLDERS`), and those of a folder."""
     from lm_eval.tasks import TaskManager
 
+    return TaskManager(include_path=_folders(folder) or None)
+
+
+def _folders(folder: Path | None) -> list[str]:
     points = importlib.metadata.entry_points(group=TASK_FOLDERS)
-    folders = [str(point.load()) for point in points] + ([str(folder)] if folder else [])
-    return TaskManager(include_path=folders or None)
+    return [str(point.load()) for point in points] + ([str(folder)] if folder else [])
 
 
 def check_tasks(names: Sequence[str], manager: Any) -> list[str]:
