@@ -102,7 +102,9 @@ def test_stop_ends_before_the_text(run: Run, tiny_llama: Path) -> None:
 
 def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Path, engine: Engine) -> None:
     (broken / "chat_template.jinja").unlink()
-    [found] = objects(run("generate", broken, "-p", "hello", "--json", "--max-tokens", 4).out)
+    result = run("generate", broken, "-p", "hello", "--json", "--max-tokens", 4)
+    assert "no chat template" in result.err
+    [found] = objects(result.out)
     assert found["stats"]["prompt_tokens"] == len(engine.encode("hello"))  # type: ignore[index]
 
 

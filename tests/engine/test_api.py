@@ -243,6 +243,12 @@ def test_without_a_tokenizer_there_are_token_ids_only(engine: Engine) -> None:
             call()
 
 
+@pytest.mark.parametrize("messages", ["hi", ["hi"], [["role", "user"]]])
+def test_what_is_no_conversation_is_refused(engine: Engine, messages: Any) -> None:
+    with pytest.raises(UsageError, match="a conversation is a list"):
+        engine.chat_prompt(messages)
+
+
 def test_a_model_without_a_chat_template(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.tokenizer, "chat_template", None)
     with pytest.raises(UsageError, match="no chat template"):

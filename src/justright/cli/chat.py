@@ -180,7 +180,8 @@ class _Session:
                 else:
                     self._say(text)
             except (ResourceError, UsageError) as error:
-                if not interactive:
+                # A command that does not exist costs a piped conversation nothing; a turn that failed would.
+                if not interactive and not text.startswith("/"):
                     raise
                 self._error(error)
 

@@ -122,8 +122,10 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
     for file in files:
         try:
             texts.append(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the prompt file {file} cannot be read as UTF-8 text: {error}") from error
+        except OSError as error:
+            raise UsageError(f"the prompt file {file} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"the prompt file {file} is not UTF-8 text: {error}") from error
     for number, text in enumerate(texts, start=1):
         if not (text if raw else text.strip()):
             which = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
@@ -134,6 +136,8 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
 def _tokens(ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool) -> list[list[int]]:
     """The prompts' tokens, each checked against the context."""
     templated = ready.has_template and not raw
+    if not ready.has_template and not raw:
+        ready.output.note("note: the model has no chat template; the prompt is taken as plain text")
     if system is not None and not templated:
         raise UsageError("--system needs a model with a chat template, and no --raw")
     start: list[Message] = [] if system is None else [{"role": "system", "content": system}]

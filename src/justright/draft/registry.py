@@ -88,4 +88,7 @@ def _check_options(name: str, factory: Callable[..., object], options: dict[str,
     try:
         signature.bind(**options)
     except TypeError as error:
-        raise UsageError(f"drafter {name!r} does not take these options: {error}") from error
+        there = ", ".join(signature.parameters) or "none"
+        raise UsageError(
+            f"drafter {name!r} does not take these options: {error}; its options are: {there}"
+        ) from error

@@ -346,8 +346,12 @@ def chat_tokens(
         template: further arguments of the template.
 
     Raises:
-        UsageError: no template, or one that refuses the conversation.
+        UsageError: no template, one that refuses the conversation, or messages that are none.
     """
+    if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
+        raise UsageError(
+            'a conversation is a list of {"role": ..., "content": ...}; for a plain prompt give its text to generate()'
+        )
     if tokenizer.chat_template is None:
         raise UsageError("this model has no chat template; give a plain prompt (--raw)")
     try:
