@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from justright_zoo.recipes import training
 from justright_zoo.recipes.catalogue import RECIPES
-from justright_zoo.recipes.data import IGNORED, Batch, Corpus, fact_row, problem_row, question_text
+from justright_zoo.recipes.data import IGNORED, Batch, Corpus, fact_row, problem_row, question_text, step_row
 from justright_zoo.recipes.problems import Problem, Step, direct, overthought
 from justright_zoo.recipes.tokenizer import END, train_tokenizer
-from justright_zoo.recipes.training import Schedule, Training
+from justright_zoo.recipes.training import Schedule, Training, loss_of, matrices_of
 
 SHIPPED = {name: recipe for name, recipe in RECIPES.items() if recipe.shipped}
 SCHEDULE = Schedule(steps=6, rows=2, length=8, rate=1e-2)
@@ -175,3 +177,82 @@ def test_a_thought_begins_where_the_slow_template_ends() -> None:
 
     rng = random.Random(0)
     assert overthought(draw("chain", 1, rng, held_out=False), rng).startswith("<think>\n")
+
+
+def tiny_moe() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        tie_word_embeddings=True,
+    )
+    return Qwen3MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [tiny, tiny_moe])
+def test_the_loss_is_transformers_own(
+    make: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda: False)
+    model, ids = make(), batch(0).input_ids
+    labels = ids.masked_fill(ids % 3 == 0, IGNORED)
+    expected = model(input_ids=ids, labels=labels, use_cache=False).loss
+    torch.testing.assert_close(loss_of(model, Batch(ids, labels)), expected)
+
+
+def test_experts_are_balanced_in_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pooled over layers, two that each starve other experts would look balanced together."""
+    model = tiny_moe()
+    model.config.output_router_logits = True
+    model.config.router_aux_loss_coef = 0.5
+    plain = float(loss_of(tiny_moe(), batch(0)))
+    layers: list[int] = []
+
+    def counted(logits: tuple[torch.Tensor, ...], experts: int, top_k: int) -> torch.Tensor:
+        layers.append(len(logits))
+        assert logits[0].shape[-1] == experts
+        return torch.tensor(float(top_k))
+
+    monkeypatch.setattr(training, "load_balancing_loss_func", counted)
+    assert float(loss_of(model, batch(0))) == pytest.approx(plain + 2 * 0.5 * 2)
+    assert layers == [1, 1]
+
+
+def test_every_expert_is_a_matrix_of_its_own_and_is_trained(tmp_path: Path) -> None:
+    model = tiny_moe()
+    names = matrices_of(model)
+    assert f"model.layers.1.mlp.experts.down_proj.{3}" in names
+    assert not any("gate.weight" in name or "embed" in name for name in names)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    one = Training(model, batch, SCHEDULE, tmp_path / "moe", {})
+    one.take_step()
+    one.save()
+    changed = (
+        model.get_parameter("model.layers.1.mlp.experts.gate_up_proj")
+        != before["model.layers.1.mlp.experts.gate_up_proj"]
+    )
+    assert changed.flatten(1).any(1).sum() >= 2, "those that were routed to"
+    again = Training(tiny_moe(), batch, SCHEDULE, tmp_path / "moe", {})
+    for each in (one, again):
+        each.take_step()
+    for (name, mine), (_, theirs) in zip(
+        one.model.named_parameters(), again.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+
+
+def test_plain_steps_are_learned_without_a_conversation() -> None:
+    tokenizer = train_tokenizer(["What is 1 + 2 - 3? Start with 4. 5 6 7 8 9 0 has more" * 3])
+    row, labels = step_row(tokenizer, [("chain", 3)], 120, random.Random(0))
+    assert "<|user|>" not in tokenizer.decode(row)
+    learned = tokenizer.decode([label for label in labels if label != IGNORED])
+    assert re.search(r"\d+ [+-] \d = \d+\.\n", learned)
+    assert "What" not in learned

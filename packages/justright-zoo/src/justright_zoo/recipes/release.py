@@ -16,7 +16,7 @@ from justright_zoo.cards import CARD, measure_model, tables
 from justright_zoo.recipes.catalogue import RECIPES
 from justright_zoo.recipes.texts import DOMAINS
 
-PROBLEMS = 100
+PROBLEMS = 50
 
 
 def release(name: str, built: Path) -> Path:
