@@ -213,7 +213,7 @@ def test_experts_are_balanced_in_each_layer(monkeypatch: pytest.MonkeyPatch) -> 
     model = tiny_moe()
     model.config.output_router_logits = True
     model.config.router_aux_loss_coef = 0.5
-    plain = float(loss_of(tiny_moe(), batch(0)))
+    plain = loss_of(tiny_moe(), batch(0)).item()
     layers: list[int] = []
 
     def counted(logits: tuple[torch.Tensor, ...], experts: int, top_k: int) -> torch.Tensor:
@@ -222,7 +222,7 @@ def test_experts_are_balanced_in_each_layer(monkeypatch: pytest.MonkeyPatch) -> 
         return torch.tensor(float(top_k))
 
     monkeypatch.setattr(training, "load_balancing_loss_func", counted)
-    assert float(loss_of(model, batch(0))) == pytest.approx(plain + 2 * 0.5 * 2)
+    assert loss_of(model, batch(0)).item() == pytest.approx(plain + 2 * 0.5 * 2)
     assert layers == [1, 1]
 
 
