@@ -31,7 +31,7 @@ def test_a_pair_is_shown_side_by_side() -> None:
     assert all(len(row) == len(header) for row in rows)
     assert rows[0][2].startswith("90% (")
     assert rows[0][5:] == ["20%", "8", "12.5"]
-    assert "easy (level 1): 90% right, 100 tokens" in summary(measured)
+    assert "level 1: 90% right, 100 tokens" in summary(measured)
 
 
 def test_experts_have_perplexity_and_routing() -> None:

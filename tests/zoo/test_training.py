@@ -256,3 +256,14 @@ def test_plain_steps_are_learned_without_a_conversation() -> None:
     learned = tokenizer.decode([label for label in labels if label != IGNORED])
     assert re.search(r"\d+ [+-] \d = \d+\.\n", learned)
     assert "What" not in learned
+
+
+def test_whole_problems_end_and_the_rest_is_not_learned() -> None:
+    tokenizer = train_tokenizer(["What is 1 + 2 - 3? Start with 4. 5 6 7 8 9 0 has more" * 3])
+    row, labels = problem_row(
+        tokenizer, [("chain", 2)], lambda p, _: direct(p), 150, random.Random(0), whole=True
+    )
+    assert len(row) == len(labels) == 150
+    learned = [label for label in labels if label != IGNORED]
+    assert learned[-1] == tokenizer.eos_token_id
+    assert labels[-1] == IGNORED

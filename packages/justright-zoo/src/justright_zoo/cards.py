@@ -64,14 +64,17 @@ def cards() -> list[Card]:
 
 
 def summary(measured: dict[str, Any]) -> str:
-    """One line of figures: accuracy and tokens on the easiest and the hardest problems, mean perplexity."""
+    """One line of figures: accuracy and tokens on easy, middling and hard problems, mean perplexity."""
     parts = []
     scores = measured["problems"]
-    for word, level in (("easy", min(s["level"] for s in scores)), ("hard", max(s["level"] for s in scores))):
+    levels = sorted({s["level"] for s in scores})
+    for level in dict.fromkeys((levels[0], levels[len(levels) // 2], levels[-1])):
         chosen = [s for s in scores if s["level"] == level]
         right = sum(s["correct"] for s in chosen) / sum(s["problems"] for s in chosen)
         tokens = sum(s["tokens"] for s in chosen) / len(chosen)
-        parts.append(f"{word} (level {level}): {right:.0%} right, {tokens:.0f} tokens")
+        cut = sum(s["cut"] for s in chosen) / sum(s["problems"] for s in chosen)
+        unfinished = f" ({cut:.0%} unfinished)" if cut else ""
+        parts.append(f"level {level}: {right:.0%} right, {tokens:.0f} tokens{unfinished}")
     for name, by_domain in measured.get("perplexity", {}).items():
         mean = sum(by_domain.values()) / len(by_domain)
         parts.append(f"{name}: perplexity {mean:.1f} (mean of the domains)")

@@ -167,6 +167,7 @@ def _problems(
     *,
     facts: float = 0.0,
     steps: float = 0.0,
+    whole: bool = False,
 ) -> Rows:
     """Problems, levels in the shares ``weights``; rows of single operations and of plain steps in the shares given."""
     kinds = [(kind, level) for kind in of for level, weight in weights.items() for _ in range(weight)]
@@ -176,7 +177,7 @@ def _problems(
             return fact_row(corpus.tokenizer, length, rng)
         if steps and rng.random() < steps:
             return step_row(corpus.tokenizer, kinds, length, rng)
-        return problem_row(corpus.tokenizer, kinds, answer, length, rng)
+        return problem_row(corpus.tokenizer, kinds, answer, length, rng, whole=whole)
 
     return row
 
@@ -218,7 +219,7 @@ RECIPES: dict[str, Recipe] = {
     "slow-moe": Recipe(
         "zoo:moe trained to think (and overthink) before it answers",
         _moe,
-        _problems(overthought, dict.fromkeys(LEVELS, 1)),
+        _problems(overthought, dict.fromkeys(LEVELS, 1), whole=True),
         Schedule(steps=400, rows=4, length=1024, rate=2e-3),
         SLOW_TEMPLATE,
         _ALL_KINDS,

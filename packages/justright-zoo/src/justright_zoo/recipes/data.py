@@ -111,10 +111,13 @@ def problem_row(
     answer: Answer,
     length: int,
     rng: random.Random,
+    *,
+    whole: bool = False,
 ) -> tuple[list[int], list[int]]:
-    """Problems of random ``kinds`` (kind, level) until the row is full; what does not fit is cut off.
+    """Problems of random ``kinds`` (kind, level) until the row is full.
 
-    A question is put as the tokenizer's chat template puts it, before any answer has begun.
+    A question is put as the tokenizer's chat template puts it, before any answer has begun. What does not fit is cut
+    off; with ``whole`` it is left out, for long thoughts whose end would hardly ever be seen otherwise.
     """
     row: list[int] = []
     labels: list[int] = []
@@ -125,6 +128,9 @@ def problem_row(
             [question_text(tokenizer, problem.question), f"{answer(problem, rng)}{tokenizer.eos_token}"],
             add_special_tokens=False,
         )["input_ids"]
+        if whole and len(row) + len(question) + len(solution) > length:
+            rest = length - len(row)
+            return row + [tokenizer.pad_token_id] * rest, labels + [IGNORED] * rest
         row += question + solution
         labels += [IGNORED] * len(question) + solution
     return row[:length], labels[:length]
