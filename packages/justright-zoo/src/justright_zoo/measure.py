@@ -106,7 +106,7 @@ def perplexity(
         texts: joined by the end token.
     """
     end = tokenizer.eos_token or ""
-    ids = tokenizer(end.join(texts), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(end.join(texts), add_special_tokens=False, verbose=False)["input_ids"]
     loss, count = 0.0, 0
     for begin in range(0, len(ids) - 1, _WINDOW):
         window = torch.tensor([ids[begin : begin + _WINDOW + 1]])

@@ -29,7 +29,9 @@ def routing_shares(
     top_k = model.config.num_experts_per_tok
     shares = []
     for pieces in texts.values():
-        ids = tokenizer((tokenizer.eos_token or "").join(pieces), add_special_tokens=False)["input_ids"]
+        ids = tokenizer((tokenizer.eos_token or "").join(pieces), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         counts: Tensor | None = None
         for begin in range(0, len(ids), _WINDOW):
             window = torch.tensor([ids[begin : begin + _WINDOW]])
