@@ -90,7 +90,12 @@ class Pruned:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"path": str(self.path), "plan": json.loads(self.plan.to_json())}
+        kurtosis = [value if math.isfinite(value) else None for value in self.kurtosis]
+        return asdict(self) | {
+            "path": str(self.path),
+            "plan": json.loads(self.plan.to_json()),
+            "kurtosis": kurtosis,
+        }
 
 
 class Pruning:
@@ -236,7 +241,7 @@ class Pruning:
             work = writer.partial / "work"
             found = self._first(work, model, tick)
             plan = self.given or self._decide(found, model)
-            (job := {"model": model, "plan": plan.to_json(), **self._job()}).update(fingerprint)
+            job = {**fingerprint, **self._job(), "model": model, "plan": plan.to_json()}
             masks = job_folder(work / "masks", job)
             config = patched_config(self.config, plan.kept) if self._removes else self.config
             uncalibrated = 0
@@ -331,14 +336,12 @@ class Pruning:
             zeros.append(gone / max(1, count))
             for name, tensor in self.layers.write(index, after).items():
                 writer.add(name, tensor)
-        stay = sum(self.sizes.by_layer)
         nonzero = sum(n * (1 - z) for n, z in zip(self.sizes.by_layer, zeros, strict=True))
-        assert stay <= self.sizes.prunable
         done = Pruned(
             writer.out, plan, self.sizes, 1 - nonzero / self.sizes.prunable, tuple(zeros), uncalibrated,
             unrouted_experts, tuple(k.value for k in kurtosis),  # type: ignore[arg-type]
         )  # fmt: skip
-        files = {PLAN: plan.to_json(), REPORT: json.dumps(done.to_dict(), indent=1, default=_finite) + "\n"}
+        files = {PLAN: plan.to_json(), REPORT: json.dumps(done.to_dict(), indent=1) + "\n"}
         provenance = collect_provenance(
             inputs={"model": self.model}, seed=self.settings.seed, hash_inputs=False,
             settings=self.settings.to_dict(), model_fingerprint=plan.made_from.get("model"),
@@ -353,7 +356,3 @@ def _same_job(folder: Path, job: dict[str, Any]) -> bool:
     return not any(folder.iterdir()) or (
         file.is_file() and file.read_text(encoding="utf-8") == json.dumps(job, sort_keys=True)
     )
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else str(value)
