@@ -229,6 +229,7 @@ def test_a_plan_is_applied_to_another_checkpoint_without_texts(
     done = prune(checkpoint("qwen3_moe"), tmp_path / "one", settings(texts, sparsity=0.5))
     other = save_tiny("qwen3_moe", tmp_path / "other", seed=1)
     plan = Plan.read(tmp_path / "one" / "plan.json")
+    assert "of 8 experts a layer" in (tmp_path / "one" / "README.md").read_text()
     assert plan == done.plan
     again = prune(other, tmp_path / "two", Settings(sparsity=0.0), plan=plan)
     assert again.plan.experts == plan.experts

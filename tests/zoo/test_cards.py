@@ -47,4 +47,4 @@ def test_experts_have_perplexity_and_routing() -> None:
         ["domain", "zoo:moe", "zoo:dense"],
         [[domain, "10.00", "12.00"] for domain in DOMAIN_NAMES],
     )
-    assert "moe: perplexity 10.0" in summary(measured)
+    assert "perplexity 10.0" in summary(measured)

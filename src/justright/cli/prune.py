@@ -89,7 +89,7 @@ def prune(
         int | None,
         typer.Option(
             min=2,
-            help="Tokens of each.  (default: 2048, or the model's context)",
+            help="Tokens of each.  (default: 1024, or the model's context)",
             rich_help_panel=_TEXTS,
             show_default=False,
         ),
@@ -159,7 +159,7 @@ def prune(
         parts=tuple(part for part in parts.split(",") if part),
         calibration=texts,
         sequences=sequences,
-        length=length or min(2048, context),
+        length=length or min(1024, context),
         min_tokens=min_tokens,
         seed=seed,
     )

@@ -267,11 +267,12 @@ def _capabilities(
         prune_experts = Capability("prune experts", "no", reason)
     else:
         reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} a token"
-        prune_experts = Capability("prune experts", "planned", reason)
+        prune_experts = Capability("prune experts", "yes", reason)
     if quantization:
         weights, switch = Capability("prune weights", "no", blocked), Capability("switch", "no", blocked)
     else:
-        weights = Capability("prune weights", "planned", f"{matrices} plain linear matrices")
+        also = " and the experts'" if experts is not None else ""
+        weights = Capability("prune weights", "yes", f"{matrices} plain linear matrices{also}")
         partner = "needs a reasoning model and the model that it was trained from"
         switch = Capability("switch", "planned", f"low-rank over {matrices} matrices; {partner}")
     return run, draft, prune_experts, weights, switch

@@ -341,7 +341,11 @@ class Pruning:
             writer.out, plan, self.sizes, 1 - nonzero / self.sizes.prunable, tuple(zeros), uncalibrated,
             unrouted_experts, tuple(k.value for k in kurtosis),  # type: ignore[arg-type]
         )  # fmt: skip
-        files = {PLAN: plan.to_json(), REPORT: json.dumps(done.to_dict(), indent=1) + "\n"}
+        files = {
+            "README.md": self._card(done),
+            PLAN: plan.to_json(),
+            REPORT: json.dumps(done.to_dict(), indent=1) + "\n",
+        }
         provenance = collect_provenance(
             inputs={"model": self.model}, seed=self.settings.seed, hash_inputs=False,
             settings=self.settings.to_dict(), model_fingerprint=plan.made_from.get("model"),
@@ -349,6 +353,18 @@ class Pruning:
         writer.finish(config, provenance=provenance, files=files)
         tick("writing", self.layers.layers, self.layers.layers)
         return done
+
+    def _card(self, done: Pruned) -> str:
+        """The model card: what was done, in place of the source's figures, which hold no more."""
+        experts = f"{self.kept} of {num_experts(self.config)} experts a layer, " if self.kept else ""
+        return (
+            f"# {self.model.resolve().name}, pruned\n\n"
+            f"Made by justright from `{self.model.resolve().name}` ({done.plan.family}): {experts}"
+            f"{done.sparsity:.1%} of the prunable parameters gone (experts by {self.settings.criterion}, single "
+            f"weights by {self.settings.weights}). What stays is in `{PLAN}`, what was reached in `{REPORT}`, how in "
+            "`provenance.json`. The licence is the source's. Figures in the source's card do not hold for this model: "
+            "measure it.\n"
+        )
 
 
 def _same_job(folder: Path, job: dict[str, Any]) -> bool:

@@ -50,7 +50,7 @@ class Settings:
     parts: tuple[str, ...] = ("experts", "shared_experts", "attention", "mlp")
     calibration: tuple[str, ...] = ()
     sequences: int = 128
-    length: int = 2048
+    length: int = 1024
     min_tokens: int = 32
     seed: int = 0
 

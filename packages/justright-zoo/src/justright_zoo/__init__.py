@@ -45,7 +45,10 @@ class ZooProvider:
             CheckpointError: a file is missing or is not the one that was shipped.
         """
         if name not in manifest():
-            raise SourceError(f"no zoo model {name!r}: there are {', '.join(manifest()) or 'none'}")
+            raise SourceError(
+                f"no zoo model {name!r}: there are {', '.join(manifest()) or 'none'} (`justright zoo build` makes "
+                "others; their folders serve as MODEL, and for `zoo measure NAME --model`)"
+            )
         folder = MODELS / name
         files = manifest()[name]["files"]
         assert isinstance(files, dict)

@@ -75,9 +75,14 @@ def summary(measured: dict[str, Any]) -> str:
         cut = sum(s["cut"] for s in chosen) / sum(s["problems"] for s in chosen)
         unfinished = f" ({cut:.0%} unfinished)" if cut else ""
         parts.append(f"level {level}: {right:.0%} right, {tokens:.0f} tokens{unfinished}")
-    for name, by_domain in measured.get("perplexity", {}).items():
-        mean = sum(by_domain.values()) / len(by_domain)
-        parts.append(f"{name}: perplexity {mean:.1f} (mean of the domains)")
+    means = {
+        name: sum(by_domain.values()) / len(by_domain)
+        for name, by_domain in measured.get("perplexity", {}).items()
+    }
+    if means:
+        own, *others = means
+        beside = "".join(f" (zoo:{name}: {means[name]:.1f})" for name in others)
+        parts.append(f"perplexity {means[own]:.1f}{beside}, mean of the domains")
     return "; ".join(parts)
 
 
@@ -168,7 +173,10 @@ def _routing(path: Path, picture: Path | None) -> dict[str, Any]:
     return {
         "specialisation": [round(value, 3) for value in specialisation(shares).tolist()],
         "dead_experts": dead_experts(shares),
-        "shares": {d: shares[i].round(decimals=4).tolist() for i, d in enumerate(DOMAIN_NAMES)},
+        "shares": {
+            d: [[round(value, 4) for value in layer] for layer in shares[i].tolist()]
+            for i, d in enumerate(DOMAIN_NAMES)
+        },
     }
 
 
