@@ -76,6 +76,8 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
         (("-o", "OUT", "--plan", "nowhere.json"), 3, "cannot be read"),
         (("-o", "OUT", "--dtype", "int8"), 2, "int8"),
         (("-o", "."), 2, "exists already"),
+        (("-o", "OUT", "--plan", "p.json", "--sparsity", "0.4"), 2, "leave out --sparsity"),
+        (("-o", "OUT", "--criterion", "router", "--statistics", "OUT"), 2, "leave --statistics out"),
     ],
 )
 def test_bad_input(

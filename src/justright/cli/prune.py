@@ -135,6 +135,17 @@ def prune(
         raise UsageError("give --out DIR, or --dry-run")
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    decided = (
+        "sparsity",
+        "expert_sparsity",
+        "criterion",
+        "router_weight",
+        "coactivation_weight",
+        "ratios",
+        "pattern",
+    )
+    if plan is not None and (given := [name for name in decided if _is_given(ctx, name)]):
+        raise UsageError(f"--plan decides that already: leave out --{', --'.join(given).replace('_', '-')}")
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
         from justright.engine.api import EngineOptions
@@ -186,6 +197,12 @@ def prune(
         output.object(found.to_dict())
     else:
         _show(output, found, estimate)
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether the user named an option, whatever its value."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _tell(output: Output, estimate: Estimate, seconds: float) -> None:

@@ -136,12 +136,25 @@ class Pruning:
         else:
             plan.check(self.config)
             self.kept = plan.kept
+        if statistics is not None and not self._may_use_statistics:
+            raise UsageError(
+                "this run makes no first pass, so it has no statistics to keep: leave --statistics out"
+            )
         self.sizes = sizes(self.layers, settings, self.kept, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
             check_runs(self.config)
             check_length(self.config, settings.length)
             self.calibration = self._texts()
+
+    @property
+    def _may_use_statistics(self) -> bool:
+        outliers = self.settings.ratios == "outlier_weighed" and self.settings.weights == "wanda"
+        return self.given is None and (self._scores_experts or outliers)
+
+    @property
+    def _scores_experts(self) -> bool:
+        return self._removes and self.settings.criterion not in ("router", "random")
 
     @property
     def _removes(self) -> bool:
@@ -154,11 +167,7 @@ class Pruning:
 
     @property
     def _first_pass(self) -> bool:
-        if self.given is not None:
-            return False
-        by_scores = self._removes and self.settings.criterion not in ("router", "random")
-        outliers = self.settings.ratios == "outlier_weighed" and self.settings.weights == "wanda"
-        return by_scores or (outliers and self._sparse)
+        return self._may_use_statistics and (self._scores_experts or self._sparse)
 
     @property
     def _second_pass(self) -> bool:
