@@ -31,7 +31,7 @@ def test_files_folders_and_carried_sets(tmp_path: Path) -> None:
     assert list(read_texts(str(tmp_path))) == ["one", "two", "three"]
     assert list(read_texts(str(tmp_path / "b.jsonl"))) == ["two", "three"]
     assert [s.name for s in parse(["zoo"])] == [
-        f"zoo:{d}" for d in ("c", "dialogue", "fiction", "legal", "manuals", "python")
+        f"zoo:{d}" for d in ("c", "dialogue", "fiction", "legal", "manuals", "problems", "python")
     ]
     assert sum(s.share for s in parse(["zoo=3"])) == pytest.approx(3)
     assert any("def " in text for text in read_texts("zoo:python"))
@@ -47,8 +47,37 @@ def test_windows_are_spread_and_mixed(tmp_path: Path) -> None:
     assert torch.equal(found.ids, build(tiny_tokenizer(), names, 8, 32).ids)
     assert found.fingerprint == build(tiny_tokenizer(), names, 8, 32).fingerprint
     assert found.fingerprint != build(tiny_tokenizer(), names, 8, 31).fingerprint
-    whole = tiny_tokenizer()(f"a {WORDS}" * 200, add_special_tokens=False)["input_ids"]
-    assert found.ids[0].tolist() == whole[:32]
+
+
+def test_one_window_of_each_stretch_by_the_seed(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.txt"
+    file.write_text(" ".join(map(str, range(4000))))
+    whole = tiny_tokenizer()(file.read_text(), add_special_tokens=False)["input_ids"]
+    rows = [whole[i : i + 16] for i in range(0, len(whole) - 15, 16)]
+    drawn = []
+    for seed in range(3):
+        ids = build(tiny_tokenizer(), [str(file)], 10, 16, seed).ids.tolist()
+        places = [rows.index(row) for row in ids]
+        assert [place * 10 // len(rows) for place in places] == list(range(10))
+        drawn.append(places)
+    assert len(set(map(tuple, drawn))) == 3
+
+
+def test_conversations_go_through_the_models_template(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "General greeting"}]
+    file = tmp_path / "chats.jsonl"
+    file.write_text((json.dumps({"messages": turns}) + "\n") * 50)
+    tokenizer = tiny_tokenizer()
+    assert list(read_texts(str(file)))[0] == turns
+    for template, expected in (
+        (None, "Hello there\nGeneral greeting"),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}",
+         f"<user>Hello there{tokenizer.eos_token}\n<assistant>General greeting"),
+    ):  # fmt: skip
+        tokenizer.chat_template = template
+        ids = [*tokenizer(expected, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        found = build(tokenizer, [str(file)], 1, len(ids) * 50).ids[0].tolist()
+        assert found == ids * 50
 
 
 def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
@@ -57,7 +86,9 @@ def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
     assert parse([str(file)])[0].share == 1
 
 
-@pytest.mark.parametrize("line", ["{", '{"words": 1}', "[]", '{"text": 3}'])
+@pytest.mark.parametrize(
+    "line", ["{", '{"words": 1}', "[]", '{"text": 3}', '{"messages": []}', '{"messages": [{"role": "user"}]}']
+)
 def test_a_line_without_a_text_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n" + line)
     with pytest.raises(CheckpointError, match="line 2"):

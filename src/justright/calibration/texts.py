@@ -1,15 +1,18 @@
 """Calibration sets: by name to texts to token windows, mixed in shares.
 
-A source is a text file, JSON lines with a field ``text``, a folder of such files, a set that a package carries (found
-through entry points: ``zoo``, or one domain of it, ``zoo:python``), or ``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. Behind any
-of them ``=SHARE`` gives its share of the sequences; by default all sources count alike.
+A source is a text file, JSON lines with a field ``text`` or ``messages`` (a conversation, put into the model's own chat
+template), a folder of such files, a set that a package carries (found through entry points: ``zoo``, or one domain of
+it, ``zoo:python``), or ``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. Behind any of them ``=SHARE`` gives its share of the
+sequences; by default all sources count alike.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,10 @@ from justright.errors import CheckpointError, MissingExtraError, SourceError, Us
 
 CARRIED = "justright.calibration"
 """Entry-point group: a package's folder of calibration texts, a file for each domain (a `pathlib.Path`)."""
+
+Text = str | list[dict[str, str]]
+"""A text, or a conversation: ``[{"role": ..., "content": ...}, ...]``."""
+
 _SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".py", ".c", ".h")
 
 
@@ -70,14 +77,15 @@ def parse(names: Sequence[str]) -> list[Source]:
     return found
 
 
-def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int) -> CalibrationSet:
-    """``sequences`` windows of ``length`` tokens, spread evenly over each source.
+def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int, seed: int = 0) -> CalibrationSet:
+    """``sequences`` windows of ``length`` tokens, spread over each source.
 
     Args:
         tokenizer: of the model that will run.
         names: as `parse` takes them.
         sequences: in all; each source gets its share, rounded so that the sum is right.
         length: tokens a window.
+        seed: which windows: one at random out of each of as many equal stretches of the source as are wanted.
 
     Raises:
         SourceError: a source that cannot be found.
@@ -90,19 +98,19 @@ def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int) -> 
     windows = []
     for source, count in zip(sources, counts, strict=True):
         if count:
-            windows.append(_windows(tokenizer, source.name, count, length))
+            windows.append(_windows(tokenizer, source.name, count, length, seed))
     ids = torch.cat(windows)
     digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     named = {source.name: count for source, count in zip(sources, counts, strict=True)}
     return CalibrationSet(ids, named, digest)
 
 
-def read_texts(name: str) -> Iterator[str]:
-    """The texts of one source.
+def read_texts(name: str) -> Iterator[Text]:
+    """The texts and conversations of one source.
 
     Raises:
         SourceError: it cannot be found or read.
-        CheckpointError: a line of JSON without a text.
+        CheckpointError: a line of JSON with neither.
     """
     if name.startswith("hub:"):
         yield from _hub(name.removeprefix("hub:"))
@@ -143,10 +151,11 @@ def _divide(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def _windows(tokenizer: Any, name: str, count: int, length: int) -> Tensor:
+def _windows(tokenizer: Any, name: str, count: int, length: int, seed: int) -> Tensor:
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     ids: list[int] = []
-    for text in read_texts(name):
+    for found in read_texts(name):
+        text = found if isinstance(found, str) else _conversation(tokenizer, found)
         if text.strip():
             ids += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
         if name.startswith("hub:") and len(ids) >= count * length:
@@ -157,8 +166,18 @@ def _windows(tokenizer: Any, name: str, count: int, length: int) -> Tensor:
             f"the calibration texts {name} have {len(ids):,} tokens, enough for {available} sequences of {length}; "
             f"{count} are wanted: give more text, or fewer or shorter sequences"
         )
-    starts = [int(i * available / count) * length for i in range(count)]
+    rng = random.Random(f"{seed} {name}")
+    bounds = [i * available // count for i in range(count + 1)]
+    starts = [rng.randrange(low, high) * length for low, high in itertools.pairwise(bounds)]
     return torch.tensor([ids[start : start + length] for start in starts])
+
+
+def _conversation(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """A conversation in the model's template, without the end token that `_windows` adds; bare without a template."""
+    if tokenizer.chat_template is None:
+        return "\n".join(message["content"] for message in messages)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
+    return text.removesuffix(tokenizer.eos_token or "")
 
 
 def _carried(name: str) -> Path | None:
@@ -172,22 +191,38 @@ def _files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in _SUFFIXES)
 
 
-def _file_texts(file: Path) -> Iterator[str]:
+def _file_texts(file: Path) -> Iterator[Text]:
     text = file.read_text(encoding="utf-8", errors="replace")
     if file.suffix != ".jsonl":
         yield text
         return
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            found = json.loads(line)["text"]
+            data = json.loads(line)
+            found = data["messages"] if "messages" in data else data["text"]
         except (ValueError, KeyError, TypeError):
             found = None
-        if not isinstance(found, str):
-            raise CheckpointError(f'line {number} of {file} is not {{"text": ...}}')
+        if not _is_text(found):
+            raise CheckpointError(
+                f'line {number} of {file} is neither {{"text": "..."}} nor {{"messages": [{{"role": ..., '
+                '"content": "..."}]}'
+            )
         yield found
 
 
-def _hub(name: str) -> Iterable[str]:
+def _is_text(found: Any) -> bool:
+    """Whether this is a `Text`."""
+    return isinstance(found, str) or (
+        isinstance(found, list)
+        and len(found) > 0
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in found
+        )
+    )
+
+
+def _hub(name: str) -> Iterable[Text]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -195,6 +230,7 @@ def _hub(name: str) -> Iterable[str]:
     dataset, split, column = (*name.split(":"), "", "")[:3]
     try:
         for row in load_dataset(dataset, split=split or "train", streaming=True):
-            yield str(row[column or "text"])
+            found = row[column or "text"]
+            yield found if _is_text(found) else str(found)
     except Exception as error:  # datasets raises many types for a hub out of reach
         raise SourceError(f"hub:{name} cannot be read ({error}): give a file or a folder") from error

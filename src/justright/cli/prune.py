@@ -51,7 +51,10 @@ def prune(
         float, typer.Option(help="Weight of coactivation in stun.", rich_help_panel=_EXPERTS)
     ] = 1.0,
     weights: Annotated[
-        str, typer.Option(help="wanda, or magnitude (needs no calibration).", rich_help_panel=_WEIGHTS)
+        str,
+        typer.Option(
+            help="wanda, magnitude (needs no calibration), or none: experts only.", rich_help_panel=_WEIGHTS
+        ),
     ] = "wanda",
     ratios: Annotated[
         str,
@@ -113,7 +116,7 @@ def prune(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random criterion.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the calibration windows and the random criterion.")] = 0,
     dtype: Annotated[str, typer.Option(help="In which layers run while calibrating.")] = "float32",
     device: Device = "auto",
     rows: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 4,
@@ -146,6 +149,10 @@ def prune(
     )
     if plan is not None and (given := [name for name in decided if _is_given(ctx, name)]):
         raise UsageError(f"--plan decides that already: leave out --{', --'.join(given).replace('_', '-')}")
+    if weights == "none" and expert_sparsity is not None and _is_given(ctx, "sparsity"):
+        raise UsageError(
+            "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
+        )
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
         from justright.engine.api import EngineOptions

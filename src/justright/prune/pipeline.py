@@ -269,7 +269,9 @@ class Pruning:
                 "criteria that need none (criterion router, weights magnitude)"
             )
         tokenizer = load_tokenizer(self.model)
-        return texts.build(tokenizer, settings.calibration, settings.sequences, settings.length)
+        return texts.build(
+            tokenizer, settings.calibration, settings.sequences, settings.length, settings.seed
+        )
 
     def _run(self) -> Run:
         assert self.calibration is not None

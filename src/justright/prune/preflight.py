@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from justright.errors import CheckpointError, UsageError
@@ -46,6 +46,11 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     count = num_experts(config) if layers.moe_layers else 0
     asked = settings.expert_sparsity
     if count == 0:
+        if settings.weights == "none":
+            raise UsageError(
+                f"{layers.architecture.family} here is a dense model, and weights none leaves only experts to remove: "
+                "choose wanda or magnitude"
+            )
         if asked:
             raise UsageError(
                 f"{layers.architecture.family} here is a dense model, it has no experts to remove: leave "
@@ -60,6 +65,10 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         return kept
     if "experts" not in settings.parts:
         return count
+    if settings.weights == "none":
+        kept = count - round(settings.sparsity * _prunable(layers, settings) / _of_one_expert(layers))
+        check_count(config, kept)
+        return kept
     for kept in range(round(count * (1 - settings.sparsity / 2)), count + 1):
         try:
             check_count(config, kept)
@@ -97,7 +106,7 @@ def sizes(layers: LayerFormat, settings: Settings, kept: int, *, planned: bool =
         stay.append(of_layer - gone)
     if prunable == 0:
         raise UsageError(f"nothing to prune: the model has none of the parts {', '.join(settings.parts)}")
-    if planned:
+    if planned or settings.weights == "none":
         second = 0.0
     elif settings.pattern is not None:
         n, m = settings.n_of_m()
@@ -106,6 +115,17 @@ def sizes(layers: LayerFormat, settings: Settings, kept: int, *, planned: bool =
         second = second_stage_sparsity(settings.sparsity, prunable, removed)
     total = sum(math.prod(checkpoint.shape(name)) for name in checkpoint)
     return Sizes(total, prunable, tuple(stay), removed, second)
+
+
+def _prunable(layers: LayerFormat, settings: Settings) -> int:
+    """Parameters that may be pruned."""
+    return sizes(layers, replace(settings, weights="none"), num_experts(layers.config)).prunable
+
+
+def _of_one_expert(layers: LayerFormat) -> int:
+    """Parameters that go with one expert less in every layer."""
+    only = Settings(weights="none", parts=("experts",))
+    return _prunable(layers, only) // num_experts(layers.config)
 
 
 def check_length(config: dict[str, Any], length: int) -> None:

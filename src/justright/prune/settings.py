@@ -21,11 +21,11 @@ class Settings:
     Attributes:
         sparsity: the fraction of the prunable parameters that goes in all, in [0, 1).
         expert_sparsity: the fraction of each layer's experts that goes in stage 1; None takes half of ``sparsity``,
-            as far as routing allows.
+            as far as routing allows, and with ``weights`` none as many as come nearest to all of it.
         criterion: which experts go: `justright.prune.experts.CRITERIA`.
         router_weight: lambda 1 of ``stun``.
         coactivation_weight: lambda 2 of ``stun``.
-        weights: which single weights go: ``wanda`` or ``magnitude``.
+        weights: which single weights go: ``wanda``, ``magnitude``, or ``none`` of them.
         ratios: ``uniform``, or ``outlier_weighed`` by layer.
         pattern: ``n:m`` instead of a free choice in each row; its sparsity is then ``1 - n / m``.
         parts: of `justright.prune.targets.PARTS`.
@@ -33,7 +33,7 @@ class Settings:
         sequences: calibration sequences in all.
         length: tokens of each.
         min_tokens: an expert that saw fewer is pruned by magnitude.
-        seed: of the ``random`` criterion.
+        seed: of the calibration windows and of the ``random`` criterion.
 
     Raises:
         UsageError: a value that is not allowed.
@@ -65,6 +65,8 @@ class Settings:
             raise UsageError(f"weights {self.weights!r}: there are {', '.join(WEIGHT_CRITERIA)}")
         if self.ratios not in RATIOS:
             raise UsageError(f"ratios {self.ratios!r}: there are {', '.join(RATIOS)}")
+        if self.weights == "none" and (self.pattern is not None or self.ratios != "uniform"):
+            raise UsageError("with weights none no single weight goes: leave out pattern and ratios")
         if self.pattern is not None:
             self.n_of_m()
             if self.ratios != "uniform":

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from justright.errors import UsageError
 
-WEIGHT_CRITERIA = ("wanda", "magnitude")
+WEIGHT_CRITERIA = ("wanda", "magnitude", "none")
+"""``none``: no single weight goes, so the whole target is experts."""
 
 
 def wanda_scores(weight: Tensor, input_norms: Tensor) -> Tensor:

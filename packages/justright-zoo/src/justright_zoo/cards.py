@@ -128,17 +128,18 @@ def measure_model(
         fast = Engine.load(str(zoo.path(str(parent))), slots=SLOTS)
         measured["parent"] = {"model": parent, "problems": [asdict(s) for s in score(fast, kinds, problems)]}
     if name in MOE_BASELINE or name in MOE_BASELINE.values():
-        measured["perplexity"] = {name: _perplexities(engine)}
+        measured["perplexity"] = {name: perplexities(engine)}
         baseline = MOE_BASELINE.get(name)
         if baseline in manifest():
             other = Engine.load(str(zoo.path(str(baseline))))
-            measured["perplexity"][baseline] = _perplexities(other)
+            measured["perplexity"][baseline] = perplexities(other)
     if name in MOE_BASELINE:
         measured["routing"] = _routing(path, picture)
     return measured
 
 
-def _perplexities(engine: Engine) -> dict[str, float]:
+def perplexities(engine: Engine) -> dict[str, float]:
+    """Perplexity a token on the evaluation texts of every domain."""
     from justright.engine.verifier import StepInput
     from justright_zoo.measure import perplexity
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from justright_zoo.measure import evaluation_problems
 from justright_zoo.recipes.data import prepare, read_blocks
-from justright_zoo.recipes.problems import KINDS, LEVELS, worked
+from justright_zoo.recipes.problems import KINDS, LEVELS, draw, worked
 from justright_zoo.recipes.texts import AUSTEN, DJANGO, DOMAINS, Domain, Split
 
 PROBLEMS = 200
 """Of each kind and level."""
+_CONVERSATIONS = 1000
 _CHARACTERS: dict[Split, int] = {"calibration": 160_000, "evaluation": 100_000}
 
 
@@ -20,7 +22,8 @@ def export(work: Path, out: Path) -> None:
     """Write ``out/calibration``, ``out/evaluation``, ``out/problems`` and ``out/long``; the same bytes at every call.
 
     Texts are JSON lines ``{"text", "domain", "licence", "source"}``, problems
-    ``{"question", "answer", "solution", "kind", "level"}``.
+    ``{"question", "answer", "solution", "kind", "level"}``; those for calibration are conversations, ``{"messages"}``,
+    none of which is held out.
     """
     prepare(work / "data")
     for split, most in _CHARACTERS.items():
@@ -31,6 +34,7 @@ def export(work: Path, out: Path) -> None:
             for text in _spread(read_blocks(work / "data", domain.name, split), most):
                 lines.append({"text": text, "domain": domain.name, "licence": licence, "source": what})
             _write(out / split / f"{domain.name}.jsonl", lines)
+    _write(out / "calibration" / "problems.jsonl", _conversations())
     _write_long(work / "data" / "archives", out / "long")
     for kind in KINDS:
         for level in LEVELS:
@@ -47,6 +51,16 @@ def export(work: Path, out: Path) -> None:
                     for p in evaluation_problems(kind, level, PROBLEMS)
                 ],
             )
+
+
+def _conversations() -> list[dict[str, object]]:
+    """Worded problems and their solutions, from the side of the split that models are trained on."""
+    rng = random.Random(0)
+    problems = [draw("story", 1 + i % 4, rng, held_out=False) for i in range(_CONVERSATIONS)]
+    return [
+        {"messages": [{"role": "user", "content": p.question}, {"role": "assistant", "content": worked(p)}]}
+        for p in problems
+    ]
 
 
 _LONG = {
