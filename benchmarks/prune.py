@@ -60,7 +60,7 @@ class Cell:
     correct: list[int]
     problems: int
     perplexity: dict[str, float]
-    kurtosis: list[float | None] = field(default_factory=list)
+    kurtosis: list[float] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, float, int]:
@@ -149,7 +149,7 @@ def quality(options: argparse.Namespace) -> list[Cell]:
             base = Settings(sparsity=sparsity, calibration=("zoo",), sequences=options.sequences,
                             length=options.length, seed=seed)  # fmt: skip
             with tempfile.TemporaryDirectory(dir=work) as folder:
-                path, reached, experts, kurtosis = model, 0.0, 16, []
+                path, reached, experts, kurtosis = model, 0.0, 16, list[float]()
                 if method.settings:
                     path, pruned, kurtosis = prune(
                         model, Path(folder), method, base, Path(work) / f"stats-{seed}"
@@ -192,7 +192,7 @@ def quality_tables(cells: list[Cell]) -> str:
                 spread([c.correct[-1] / c.problems for c in group], 0, 100),
                 spread([c.mean_perplexity for c in group], 1),
                 *(spread([c.perplexity[d] for c in group], 1) for d in domains),
-                " / ".join(f"{v:.2f}" for v in group[0].kurtosis if v is not None),
+                " / ".join(f"{v:.2f}" for v in group[0].kurtosis),
             ])  # fmt: skip
         header = [
             "method",
@@ -214,7 +214,7 @@ def draw(cells: list[Cell], file: Path) -> None:
     from matplotlib.figure import Figure
 
     lines: dict[str, list[tuple[float, list[Cell]]]] = defaultdict(list)
-    [unpruned] = [c for c in cells if not c.sparsity] or [None]
+    unpruned = next((c for c in cells if not c.sparsity), None)
     for (sparsity, name), group in grouped(cells).items():
         if sparsity:
             lines[name].append((statistics.fmean(c.reached for c in group), group))

@@ -58,7 +58,8 @@ def test_one_window_of_each_stretch_by_the_seed(tmp_path: Path) -> None:
     for seed in range(3):
         ids = build(tiny_tokenizer(), [str(file)], 10, 16, seed).ids.tolist()
         places = [rows.index(row) for row in ids]
-        assert [place * 10 // len(rows) for place in places] == list(range(10))
+        bounds = [i * len(rows) // 10 for i in range(11)]
+        assert all(low <= place < high for low, place, high in zip(bounds, places, bounds[1:], strict=False))
         drawn.append(places)
     assert len(set(map(tuple, drawn))) == 3
 
@@ -68,7 +69,7 @@ def test_conversations_go_through_the_models_template(tmp_path: Path) -> None:
     file = tmp_path / "chats.jsonl"
     file.write_text((json.dumps({"messages": turns}) + "\n") * 50)
     tokenizer = tiny_tokenizer()
-    assert list(read_texts(str(file)))[0] == turns
+    assert next(iter(read_texts(str(file)))) == turns
     for template, expected in (
         (None, "Hello there\nGeneral greeting"),
         ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}",

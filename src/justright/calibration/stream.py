@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.errors import UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.decoder_layers import State
 from justright.models.reading import Checkpoint
 from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile
+from justright.models.skeleton import fill, place, skeleton
 
 
 class LayerStream:
@@ -79,15 +78,7 @@ class LayerStream:
             CheckpointError: a weight is missing or has another shape.
         """
         layer = self._layers[index]
-        names = {name for name, _ in layer.named_parameters()}
-        names |= {name for name in layer.state_dict() if name in state}
-        for name in names:
-            if name not in state:
-                raise CheckpointError(f"decoder layer {index} lacks {name}")
-            place(layer, name, state[name].to(self.device, self.dtype, copy=True))
-        for name, buffer in layer.named_buffers():
-            if buffer.device != self.device:
-                place(layer, name, buffer.to(self.device))
+        fill(layer, state, self.device, f"decoder layer {index}")
         return layer.eval()
 
     def release(self, index: int) -> None:
@@ -163,10 +154,7 @@ class LayerStream:
         self, checkpoint: Checkpoint, config: dict[str, Any]
     ) -> tuple[list[nn.Module], dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
         """The layers without weights, and for each number of sequences at once what each layer is called with."""
-        settings = {key: value for key, value in config.items() if key != "model_type"}
-        parsed = AutoConfig.for_model(config["model_type"], **settings)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(parsed, dtype=self.dtype)
+        model = skeleton(config, self.dtype)
         if self.architecture.is_moe:
             model.set_experts_implementation("eager")  # one product an expert, which can be watched
         decoder = model.get_submodule(self.architecture.memory.stem)
@@ -222,23 +210,6 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.call = (args, kwargs)
         return hidden
-
-
-def place(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor where ``module`` has the parameter or buffer ``name``.
-
-    Raises:
-        CheckpointError: another shape.
-    """
-    path, _, last = name.rpartition(".")
-    owner = module.get_submodule(path)
-    old = getattr(owner, last)
-    if old.shape != tensor.shape:
-        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, the model expects {list(old.shape)}")
-    if last in owner._parameters:
-        owner._parameters[last] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        owner._buffers[last] = tensor.to(old.dtype)
 
 
 def job_folder(folder: Path, job: dict[str, Any]) -> Path:

@@ -166,7 +166,7 @@ def _windows(tokenizer: Any, name: str, count: int, length: int, seed: int) -> T
             f"the calibration texts {name} have {len(ids):,} tokens, enough for {available} sequences of {length}; "
             f"{count} are wanted: give more text, or fewer or shorter sequences"
         )
-    rng = random.Random(f"{seed} {name}")
+    rng = random.Random(f"{seed} {Path(name).name}")  # the same wherever the file lies
     bounds = [i * available // count for i in range(count + 1)]
     starts = [rng.randrange(low, high) * length for low, high in itertools.pairwise(bounds)]
     return torch.tensor([ids[start : start + length] for start in starts])

@@ -11,17 +11,26 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from justright.errors import CheckpointError, ResourceError
+from justright.models.reading import Checkpoint
+from justright.models.skeleton import assemble
+from justright.models.uneven import is_uneven
 
 _NAMED = 3
 
 
 def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **options: Any) -> PreTrainedModel:
-    """Load a checkpoint's causal language model; ``options`` go to ``from_pretrained``.
+    """Load a checkpoint's causal language model; ``options`` go to transformers.
+
+    Sparse containers, and models with different numbers of experts by layer, are put together by `assemble`.
 
     Raises:
         CheckpointError: transformers cannot read it, or it lacks tensors, or they have other shapes than the config's.
         ResourceError: the weights do not fit the device.
     """
+    with Checkpoint.open(path) as checkpoint:
+        if checkpoint.packed or is_uneven(checkpoint.config):
+            options.pop("trust_remote_code", None)  # families of ours have no code of their own
+            return assemble(checkpoint, dtype=dtype, device=device, **options)
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers reports about tensors is an error of ours, or nothing
     try:

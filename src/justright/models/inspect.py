@@ -31,6 +31,7 @@ from justright.models.architectures import (
 )
 from justright.models.checkpoint import Checkpoint, TensorInfo
 from justright.models.sources import check_tokenizer_files
+from justright.models.uneven import experts_by_layer
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = frozenset(["F64", "F32", "F16", "BF16"])
@@ -60,7 +61,8 @@ class Experts:
     """The mixture of a mixture-of-experts model.
 
     Attributes:
-        count: routed experts in a layer that has any.
+        count: routed experts in a layer that has any; the most, where layers differ.
+        total: of all layers.
         top_k: of these, how many a token is sent to.
         layers: how many layers have experts.
         groups: (groups the experts are divided into, groups a token may use); (1, 1) without groups.
@@ -68,6 +70,7 @@ class Experts:
     """
 
     count: int
+    total: int
     top_k: int
     layers: int
     groups: tuple[int, int]
@@ -93,6 +96,7 @@ class Inspection:
         tied_embeddings: whether the head is the embedding.
         disk_dtypes: safetensors' dtype name -> bytes on disk.
         disk_bytes: all of them.
+        store: "sparse" for a container of `justright.models.sparse`, which only justright reads; else "dense".
         quantization: the quantisation method that the config names, or None.
         weights_bytes: dtype -> bytes of the loaded weights.
         cache_bytes_per_1k: dtype -> bytes of keys and values for 1,024 tokens of one sequence, as the engine
@@ -114,6 +118,7 @@ class Inspection:
     tied_embeddings: bool
     disk_dtypes: dict[str, int]
     disk_bytes: int
+    store: str
     quantization: str | None
     weights_bytes: dict[str, int]
     cache_bytes_per_1k: dict[str, int]
@@ -134,13 +139,17 @@ def inspect(path: Path) -> Inspection:
     with Checkpoint.open(path) as checkpoint:
         config = checkpoint.config
         infos = [checkpoint.info(name) for name in checkpoint]
+        packed = bool(checkpoint.packed)
     architecture = architecture_of(config)
     settings = text_config(config)
     experts = _experts(architecture, config)
     tied = bool(getattr(settings, "tie_word_embeddings", False))
     parameters = _parameters(architecture, infos, num_layers(config), tied)
     total = sum(count for part, count in parameters.items() if part != "other")
-    idle = parameters["experts"] * (experts.count - experts.top_k) // experts.count if experts else 0
+    idle = 0
+    if experts:
+        used = experts.top_k * experts.layers
+        idle = parameters["experts"] * (experts.total - used) // experts.total
     disk = Counter[str]()
     for info in infos:
         disk[info.dtype] += info.nbytes
@@ -164,6 +173,7 @@ def inspect(path: Path) -> Inspection:
         tied_embeddings=tied,
         disk_dtypes=dict(disk.most_common()),
         disk_bytes=disk.total(),
+        store="sparse" if packed else "dense",
         quantization=quantization,
         weights_bytes={dtype: total * size for dtype, size in DTYPE_BYTES.items()},
         cache_bytes_per_1k={dtype: 1024 * cached * size for dtype, size in DTYPE_BYTES.items()},
@@ -227,7 +237,10 @@ def _experts(architecture: Architecture, config: Mapping[str, Any]) -> Experts |
     if architecture.moe is None or not layers:
         return None
     shared = any(module.part == "shared_experts" for module in linear_modules(config))
-    return Experts(num_experts(config), experts_per_token(config), len(layers), expert_groups(config), shared)
+    total = sum(experts_by_layer(dict(config)).values())
+    return Experts(
+        num_experts(config), total, experts_per_token(config), len(layers), expert_groups(config), shared
+    )
 
 
 def _windows(config: Mapping[str, Any]) -> dict[str, int]:

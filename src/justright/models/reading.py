@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from justright.errors import CheckpointError, UnsupportedModelError
+from justright.models import sparse
 
 if TYPE_CHECKING:
     import torch
@@ -111,12 +112,19 @@ class Checkpoint:
 
     Life cycle: :meth:`open` reads and checks the headers only. :meth:`tensor` maps the tensor's shard into
     memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Nothing is
-    ever written. Tensors handed out stay valid after closing.
+    ever written. Tensors handed out stay valid after closing. The tensors of a sparse container
+    (`justright.models.sparse`) are unpacked as they are read.
+
+    Attributes:
+        packed: the tensors that are stored sparsely.
     """
 
     def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
         self.path = path
-        self._infos = {info.name: info for header in headers.values() for info in header.tensors}
+        self._stored = {info.name: info for header in headers.values() for info in header.tensors}
+        self._infos, self.packed = self._stored, frozenset[str]()
+        if any(file.name.startswith(sparse.SINGLE.removesuffix(".safetensors")) for file in headers):
+            self._infos, self.packed = sparse.tensor_infos(self._stored)
         self._headers = headers
         self._open: dict[Path, Any] = {}
         self._config: dict[str, Any] | None = None
@@ -133,14 +141,14 @@ class Checkpoint:
         index: dict[str, str] = {}
         if path.is_file():
             files = [path]
-        elif (path / SINGLE).exists():
-            files = [path / SINGLE]
-        elif (path / INDEX).exists():
-            index = _read_index(path / INDEX)
+        elif (found := weights_file(path)) is None:
+            raise no_weights(path)
+        elif found.suffix == ".json":
+            index = _read_index(found)
             files = [path / name for name in sorted(set(index.values()))]
             _check_shards_exist(path, files)
         else:
-            raise no_weights(path)
+            files = [found]
         headers = {file: read_header(file) for file in files}
         _check_duplicates(headers)
         _check_index(path, index, headers)
@@ -210,6 +218,15 @@ class Checkpoint:
             UnsupportedModelError: its dtype has no counterpart in torch.
         """
         info = self.info(name)
+        if name in self.packed:
+            values, bitmask = (self._read(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
+            return sparse.unpack(values, bitmask, info.shape)
+        tensor = self._read(info)
+        return tensor.clone() if copy else tensor
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        """One tensor as it is stored."""
+        name = info.name
         if DTYPES[info.dtype][0] is None:
             raise UnsupportedModelError(
                 f"{name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
@@ -222,7 +239,12 @@ class Checkpoint:
             tensor: torch.Tensor = self._open[info.file].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise _damaged(info.file, f"{name} cannot be read ({error})") from error
-        return tensor.clone() if copy else tensor
+        return tensor
+
+    def plain_bytes(self, name: str) -> int:
+        """The tensor's size in memory, which is that on disk unless it is packed."""
+        info = self.info(name)
+        return math.prod(info.shape) * DTYPES[info.dtype][1] // 8
 
     @property
     def nbytes(self) -> int:
@@ -245,6 +267,12 @@ class Checkpoint:
             folder = self.path if self.path.is_dir() else self.path.parent
             self._config = read_json(folder / "config.json")
         return dict(self._config)
+
+
+def weights_file(path: Path) -> Path | None:
+    """What a checkpoint directory's weights begin with: its one file, or the index of several."""
+    names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
+    return next((path / name for name in names if (path / name).exists()), None)
 
 
 def read_json(file: Path) -> dict[str, Any]:

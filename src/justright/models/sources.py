@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from justright.errors import CheckpointError, JustrightError, SourceError, UsageError
-from justright.models.reading import INDEX, SINGLE, no_weights
+from justright.models.reading import no_weights, weights_file
 
 ENTRY_POINTS = "justright.models"
 # The hub's pattern language lets * match slashes: what lies in subfolders is taken out again below.
@@ -147,7 +147,7 @@ def _check_directory(path: Path) -> Path:
     """Check cheaply that ``path`` is a checkpoint directory: its config and safetensors weights are there."""
     if path.is_file():
         raise _not_a_directory(path)
-    if not (path / SINGLE).exists() and not (path / INDEX).exists():
+    if weights_file(path) is None:
         raise no_weights(path)
     if not (path / "config.json").exists():
         raise CheckpointError(

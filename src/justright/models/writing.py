@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from justright.errors import CheckpointError, ResourceError, UsageError
+from justright.models import sparse
 from justright.models.files import copy_companions, sync_folder, write_durably
 from justright.models.reading import INDEX, SINGLE, read_header
 from justright.models.shardfile import ShardFile, dtype_name, header_room
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+Store = Literal["dense", "sparse"]
 DISK_MARGIN_BYTES = 16 * 1024 * 1024
 
 
@@ -59,6 +61,7 @@ class CheckpointWriter:
         expected_bytes: the size of all tensors; when given, the disk must have room for them beforehand.
         metadata: the shards' header metadata; ``{"format": "pt"}`` is what transformers wants to see.
         resume: False: discard interrupted work, of whatever job.
+        store: "sparse": a container of `justright.models.sparse`.
 
     Raises:
         UsageError: ``out`` exists, another process is writing it, or interrupted work is of another job.
@@ -75,12 +78,14 @@ class CheckpointWriter:
         expected_bytes: int | None = None,
         metadata: Mapping[str, str] | None = None,
         resume: bool = True,
+        store: Store = "dense",
     ) -> None:
         if max_shard_bytes <= 0:
             raise UsageError(f"max_shard_bytes is {max_shard_bytes}: give a positive number of bytes")
         self.out = Path(os.path.abspath(Path(out).expanduser()))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source
+        self._store = store
         self._max_shard_bytes = max_shard_bytes
         self._metadata = dict(metadata or {"format": "pt"})
         self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
@@ -89,6 +94,7 @@ class CheckpointWriter:
             "max_shard_bytes": max_shard_bytes,
             "header_room": self._room,
             "metadata": self._metadata,
+            "store": store,
             "fingerprint": json.loads(json.dumps(dict(fingerprint or {}), default=str)),
         }
         self._current: ShardFile | None = None
@@ -133,10 +139,12 @@ class CheckpointWriter:
             raise UsageError(f"{name} cannot be added: the name is taken")
         dtype_name(name, tensor)
         self._added.add(name)
-        if name in self._done:
-            return
-        with self._disk():
-            self._shard_for(name, tensor).append(name, tensor)
+        for part, stored in (
+            sparse.pack(name, tensor) if self._store == "sparse" else {name: tensor}
+        ).items():
+            if part not in self._done:
+                with self._disk():
+                    self._shard_for(part, stored).append(part, stored)
 
     def finish(
         self,
@@ -229,7 +237,7 @@ class CheckpointWriter:
 
     def _name_shards(self) -> dict[str, str | bytes]:
         """Give the shards their final names; return the index to write (nothing for a single shard)."""
-        finals = _final_names(len(self._shards))
+        finals = _final_names(len(self._shards), self._store)
         for number, final in enumerate(finals, 1):
             os.replace(self._shard_path(number), self._folder / final)
         if len(finals) == 1:
@@ -237,7 +245,8 @@ class CheckpointWriter:
         pairs = zip(finals, self._shards, strict=True)
         weight_map = {name: final for final, shard in pairs for name in shard.names}
         total = sum(shard.data_bytes for shard in self._shards)
-        return {INDEX: _json({"metadata": {"total_size": total}, "weight_map": weight_map})}
+        index = INDEX if self._store == "dense" else sparse.INDEX
+        return {index: _json({"metadata": {"total_size": total}, "weight_map": weight_map})}
 
     # --- interrupted work
 
@@ -255,7 +264,7 @@ class CheckpointWriter:
             )
         self._folder.mkdir(exist_ok=True)
         recorded = [_Shard(**line) for line in lines[1:]]
-        for number, final in enumerate(_final_names(len(recorded)), 1):
+        for number, final in enumerate(_final_names(len(recorded), self._store), 1):
             if (self._folder / final).exists():  # stopped while finishing: the name goes back
                 os.replace(self._folder / final, self._shard_path(number))
         kept: list[_Shard] = []
@@ -317,10 +326,12 @@ def _take_lock(partial: Path) -> Any:
     return lock
 
 
-def _final_names(count: int) -> list[str]:
+def _final_names(count: int, store: Store) -> list[str]:
+    single = SINGLE if store == "dense" else sparse.SINGLE
     if count == 1:
-        return [SINGLE]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [single]
+    stem = single.removesuffix(".safetensors")
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def _intact(path: Path, shard: _Shard) -> bool:
