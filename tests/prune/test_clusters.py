@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from justright.errors import UsageError
-from justright.prune.clusters import cluster
+from justright.prune.clusters import cluster, counts_at_one_threshold, merge_tree
 
 
 def similarity(experts: int, seed: int, ties: bool = False) -> torch.Tensor:
@@ -65,3 +65,35 @@ def test_the_diagonal_means_nothing() -> None:
     values = similarity(6, 1)
     other = values.clone().fill_diagonal_(99.0)
     assert cluster(values, 3).members == cluster(other, 3).members
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 4), st.integers(2, 8), st.integers(1, 3), st.data(), st.integers(0, 10_000))
+def test_one_threshold_cuts_all_layers_to_the_total(
+    layers: int, experts: int, least: int, data: st.DataObject, seed: int
+) -> None:
+    least = min(least, experts)
+    total = data.draw(st.integers(least * layers, experts * layers))
+    alike = {layer: similarity(experts, seed + layer) * (layer + 1) for layer in range(layers)}
+    counts = counts_at_one_threshold(alike, total, least)
+    assert sum(counts.values()) == total
+    assert all(least <= count <= experts for count in counts.values())
+    heights = {layer: merge_tree(values)[:, 2] for layer, values in alike.items()}
+    done = [h for layer, count in counts.items() for h in heights[layer][: experts - count]]
+    left = [h for layer, count in counts.items() for h in heights[layer][experts - count : experts - least]]
+    assert not done or not left or max(done) <= min(left)
+
+
+def test_heights_are_those_of_the_similarity() -> None:
+    values = torch.tensor([[0.0, 3.0, 1.0], [3.0, 0.0, 2.0], [1.0, 2.0, 0.0]])
+    assert merge_tree(values)[:, 2].tolist() == [-3.0, -1.0]
+
+
+def test_groups_lose_together_and_totals_have_limits() -> None:
+    alike = {0: similarity(8, 0), 1: similarity(8, 1)}
+    counts = counts_at_one_threshold(alike, 12, 4, groups=2)
+    assert sum(counts.values()) == 12
+    assert all(count % 2 == 0 for count in counts.values())
+    for wrong in (7, 17, 11):
+        with pytest.raises(UsageError, match="allowed are 8 to 16, in steps of 2"):
+            counts_at_one_threshold(alike, wrong, 4, groups=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +9,20 @@ import pytest
 
 from justright.errors import CheckpointError, UsageError
 from justright.prune.experts import Choice
-from justright.prune.plan import Plan, check_count, patched_config
+from justright.prune.plan import Plan, check_count
 from justright.prune.settings import Settings
 from tiny import tiny_config
 
 CHOICE = Choice((1, 3, 5), ((0, 1), (2, 3, 7), (4, 5, 6)))
 CONFIG = tiny_config("olmoe").to_dict()
 PLAN = Plan(
-    "olmoe", 4, 8, dict.fromkeys(range(4), CHOICE), dict.fromkeys(range(4), 0.25), {"criterion": "stun"}
+    "olmoe",
+    4,
+    8,
+    dict.fromkeys(range(4), CHOICE),
+    False,
+    dict.fromkeys(range(4), 0.25),
+    {"criterion": "stun"},
 )
 
 
@@ -56,6 +61,13 @@ def test_each_routing_group_keeps_as_many() -> None:
         Plan("deepseek_v2", 4, 8, layers).check(config)
 
 
+def test_uneven_plans_say_so() -> None:
+    experts = dict.fromkeys(range(3), CHOICE) | {3: Choice((1, 3), ((1,), (3,)))}
+    with pytest.raises(UsageError, match='say "uneven": true'):
+        replace(PLAN, experts=experts).check(CONFIG)
+    replace(PLAN, experts=experts, uneven=True).check(CONFIG)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1}'])
 def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
@@ -76,15 +88,6 @@ def test_routing_sets_the_least_number() -> None:
         check_count(grouped, 4)  # a group is scored by its two best
 
 
-def test_every_key_that_counts_experts_is_patched() -> None:
-    config = {"model_type": "qwen3_moe", "num_experts": 8, "num_local_experts": 8, "hidden_size": 8}
-    assert patched_config(config, 4) == config | {"num_experts": 4, "num_local_experts": 4}
-    nested = {"model_type": "llama4", "text_config": {"num_local_experts": 16}}
-    assert patched_config(nested, 4)["text_config"] == {"num_local_experts": 4}
-    assert nested["text_config"] == {"num_local_experts": 16}, "the original is left alone"
-    assert json.loads(json.dumps(config)) == config
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -98,6 +101,9 @@ def test_every_key_that_counts_experts_is_patched() -> None:
         {"pattern": "2-4"},
         {"pattern": "2:4", "ratios": "outlier_weighed"},
         {"parts": ()},
+        {"uneven": True, "criterion": "reap"},
+        {"weights": "none", "pattern": "2:4"},
+        {"weights": "none", "ratios": "outlier_weighed"},
         {"parts": ("router",)},
     ],
 )

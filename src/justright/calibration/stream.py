@@ -154,9 +154,9 @@ class LayerStream:
         self, checkpoint: Checkpoint, config: dict[str, Any]
     ) -> tuple[list[nn.Module], dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
         """The layers without weights, and for each number of sequences at once what each layer is called with."""
-        model = skeleton(config, self.dtype)
-        if self.architecture.is_moe:
-            model.set_experts_implementation("eager")  # one product an expert, which can be watched
+        # One product an expert, which can be watched.
+        options = {"experts_implementation": "eager"} if self.architecture.is_moe else {}
+        model = skeleton(config, self.dtype, **options)
         decoder = model.get_submodule(self.architecture.memory.stem)
         layers = list(decoder.layers)
         recorders = [_Recorder(layer) for layer in layers]

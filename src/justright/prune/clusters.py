@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ class Clusters:
 
     Attributes:
         members: the experts of each cluster, ascending; clusters in the order of their first expert.
-        merges: SciPy's linkage matrix ``[num_experts - 1, 4]`` for a dendrogram, one per routing group.
+        merges: SciPy's linkage matrix ``[num_experts - 1, 4]`` for a dendrogram, one per routing group; heights are
+            ``-similarity`` and may be negative.
     """
 
     members: tuple[tuple[int, ...], ...]
@@ -70,10 +72,53 @@ def merge_tree(similarity: Tensor) -> NDArray[np.float64]:
         return np.zeros((0, 4))
     distance = -similarity.double()
     distance = (distance + distance.T) / 2
-    distance = (distance - distance[~torch.eye(len(distance), dtype=torch.bool)].min()).clamp(min=0)
+    least = distance[~torch.eye(len(distance), dtype=torch.bool)].min()
+    distance = (distance - least).clamp(min=0)  # what SciPy takes
     distance.fill_diagonal_(0)
     found: NDArray[np.float64] = linkage(squareform(distance.numpy(), checks=False), method="complete")
+    found[:, 2] += float(least)
     return found
+
+
+def counts_at_one_threshold(
+    similarity: Mapping[int, Tensor], total: int, least: int, groups: int = 1
+) -> dict[int, int]:
+    """How many clusters each layer keeps if all layers are cut at the same height.
+
+    Args:
+        similarity: layer -> ``[num_experts, num_experts]``.
+        total: clusters over all layers.
+        least: clusters that a layer must keep.
+        groups: of group-limited routing; a layer's groups lose one cluster each at a time.
+
+    Returns:
+        Layer -> clusters; they sum to ``total``.
+
+    Raises:
+        UsageError: a total that is too small, too large, or no multiple of the groups.
+
+    Source: arXiv:2409.06211, the authors' mode (one threshold for all layers).
+    Differs: the threshold is found exactly, as the height of the last merge that the total asks for; a layer at
+        ``least`` is cut no further.
+    """
+    steps: list[tuple[float, int]] = []
+    experts = 0
+    for layer, found in sorted(similarity.items()):
+        size = len(found) // groups
+        experts += len(found)
+        spans = [slice(g * size, (g + 1) * size) for g in range(groups)]
+        heights = np.stack([merge_tree(found[span, span])[:, 2] for span in spans]).max(axis=0)
+        steps += [(float(h), layer) for h in heights[: (len(found) - least) // groups]]
+    fewest = experts - len(steps) * groups
+    if not fewest <= total <= experts or (experts - total) % groups:
+        raise UsageError(
+            f"{total} experts over all layers: allowed are {fewest} to {experts}"
+            + (f", in steps of {groups}" if groups > 1 else "")
+        )
+    counts = {layer: len(found) for layer, found in similarity.items()}
+    for _, layer in sorted(steps)[: (experts - total) // groups]:
+        counts[layer] -= groups
+    return counts
 
 
 def fcluster_exactly(tree: NDArray[np.float64], count: int) -> NDArray[np.int64]:

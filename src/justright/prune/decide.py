@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from justright.calibration.statistics import LayerStatistics
-from justright.models.architectures import expert_groups
-from justright.models.decoder_layers import LayerFormat
+from justright.models.architectures import expert_groups, num_experts
+from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import expert_vectors
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
-from justright.prune.clusters import cluster
-from justright.prune.experts import RANKED, Choice, highest, random_scores, representatives
+from justright.prune.clusters import cluster, counts_at_one_threshold
+from justright.prune.experts import CLUSTERED, RANKED, Choice, highest, random_scores, representatives
 from justright.prune.passes import prune_experts
+from justright.prune.plan import least_count
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
 from justright.prune.similarity import behavioural_similarity
@@ -22,8 +24,45 @@ from justright.prune.targets import expand, matrices
 from justright.prune.weights import magnitude_scores, wanda_scores
 
 
+def choose(
+    layers: LayerFormat,
+    counts: Mapping[int, int],
+    settings: Settings,
+    statistics: Sequence[LayerStatistics] | None,
+) -> dict[int, Choice]:
+    """What stays of every layer's experts.
+
+    Args:
+        layers: the checkpoint.
+        counts: layer -> how many stay; in uneven mode only their sum counts.
+        settings: criterion and its weights.
+        statistics: of all layers; None for criteria that need none.
+    """
+    none = LayerStatistics(counts=torch.zeros(num_experts(layers.config), dtype=torch.int64))
+    found = {index: statistics[index] if statistics else none for index in sorted(counts)}
+    if settings.uneven:
+        similarity = {i: expert_similarity(layers, layers.read(i), settings, one) for i, one in found.items()}
+        least, groups = least_count(layers.config), expert_groups(layers.config)[0]
+        counts = counts_at_one_threshold(similarity, sum(counts.values()), least, groups)
+    return {i: choose_experts(layers, i, counts[i], settings, one) for i, one in found.items()}
+
+
+def expert_similarity(
+    layers: LayerFormat, state: State, settings: Settings, statistics: LayerStatistics
+) -> Tensor:
+    """How alike a layer's experts behave by the settings' weights; ``[num_experts, num_experts]`` float64."""
+    moe = layers.architecture.moe
+    assert moe is not None
+    rows = state[moe.router.weight]
+    if settings.criterion == "router":
+        return behavioural_similarity(rows, None)
+    assert statistics.coactivation is not None
+    weights = settings.router_weight, settings.coactivation_weight
+    return behavioural_similarity(rows, statistics.coactivation, *weights)
+
+
 def choose_experts(
-    layers: LayerFormat, index: int, kept: int, settings: Settings, statistics: LayerStatistics | None
+    layers: LayerFormat, index: int, kept: int, settings: Settings, statistics: LayerStatistics
 ) -> Choice:
     """What stays of layer ``index``'s experts.
 
@@ -32,11 +71,10 @@ def choose_experts(
         index: a layer with experts.
         kept: how many stay.
         settings: criterion and its weights.
-        statistics: of the layer; None for ``router`` only.
+        statistics: of the layer.
     """
     groups = expert_groups(layers.config)[0]
-    if settings.criterion not in ("stun", "router"):
-        assert statistics is not None
+    if settings.criterion not in CLUSTERED:
         if settings.criterion == "random":
             scores = random_scores(statistics, settings.seed, index)
         else:
@@ -45,14 +83,7 @@ def choose_experts(
     moe = layers.architecture.moe
     assert moe is not None
     state = layers.read(index)
-    rows = state[moe.router.weight]
-    if settings.criterion == "router" or statistics is None:
-        similarity = behavioural_similarity(rows, None)
-    else:
-        assert statistics.coactivation is not None
-        similarity = behavioural_similarity(
-            rows, statistics.coactivation, settings.router_weight, settings.coactivation_weight
-        )
+    similarity = expert_similarity(layers, state, settings, statistics)
     return representatives(cluster(similarity, kept, groups), expert_vectors(state, moe))
 
 

@@ -101,7 +101,8 @@ RANKED: dict[str, Callable[[LayerStatistics], Tensor]] = {
 }
 """Criteria that rank experts by what calibration saw."""
 
-CRITERIA: tuple[str, ...] = ("stun", "router", *RANKED, "random")
+CLUSTERED: tuple[str, ...] = ("stun", "router")
+CRITERIA: tuple[str, ...] = (*CLUSTERED, *RANKED, "random")
 """``stun``: clusters by router and coactivation; ``router``: by the router alone, without calibration."""
 
 

@@ -6,8 +6,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ from justright.errors import UsageError
 from justright.models.architectures import num_experts, num_layers, text_config
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
+from justright.models.uneven import is_uneven, with_experts
 from justright.models.writing import CheckpointWriter
 from justright.provenance import collect as collect_provenance
-from justright.prune.decide import choose_experts, layer_sparsity
-from justright.prune.experts import unrouted
+from justright.prune.decide import choose, layer_sparsity
+from justright.prune.experts import Choice, unrouted
 from justright.prune.kurtosis import Kurtosis
 from justright.prune.passes import Run, collect, masked_layer, prune_experts, prune_weights
 from justright.prune.plan import FILE_NAME as PLAN
-from justright.prune.plan import Plan, patched_config
-from justright.prune.preflight import Sizes, check_length, check_weights, kept_experts, sizes
+from justright.prune.plan import Plan
+from justright.prune.preflight import Sizes, check_length, check_weights, expert_counts, sizes
 from justright.prune.settings import Settings
 from justright.prune.targets import expand, matrices
 
@@ -45,7 +46,7 @@ class Estimate:
         parameters: of the checkpoint.
         prunable: parameters that may be pruned.
         experts_before: routed experts a layer; 0 for a dense model.
-        experts_after: those that stay.
+        experts_after: those that stay; the mean where layers differ.
         second_stage_sparsity: of the rest, in stage 2.
         passes: over the calibration texts, through all layers.
         size_bytes: of the output, on disk.
@@ -56,7 +57,7 @@ class Estimate:
     parameters: int
     prunable: int
     experts_before: int
-    experts_after: int
+    experts_after: float
     second_stage_sparsity: float
     passes: int
     size_bytes: int
@@ -132,15 +133,20 @@ class Pruning:
         self.layers = LayerFormat(self.checkpoint)
         self.config = self.layers.config
         if plan is None:
-            self.kept = kept_experts(self.layers, settings)
+            self.counts = expert_counts(self.layers, settings)
+            if is_uneven(self.config) and self._removes:
+                raise UsageError(
+                    f"{model} has different numbers of experts by layer already: only its single weights can be "
+                    "pruned further, with --expert-sparsity 0"
+                )
         else:
             plan.check(self.config)
-            self.kept = plan.kept
+            self.counts = plan.counts
         if statistics is not None and not self._may_use_statistics:
             raise UsageError(
                 "this run makes no first pass, so it has no statistics to keep: leave --statistics out"
             )
-        self.sizes = sizes(self.layers, settings, self.kept, planned=plan is not None)
+        self.sizes = sizes(self.layers, settings, self.counts, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
             check_runs(self.config)
@@ -158,7 +164,7 @@ class Pruning:
 
     @property
     def _removes(self) -> bool:
-        return self.kept < num_experts(self.config)
+        return any(kept < num_experts(self.config) for kept in self.counts.values())
 
     @property
     def _sparse(self) -> bool:
@@ -190,7 +196,7 @@ class Pruning:
             parameters=self.sizes.total,
             prunable=self.sizes.prunable,
             experts_before=num_experts(self.config),
-            experts_after=self.kept,
+            experts_after=sum(self.counts.values()) / max(1, len(self.counts)),
             second_stage_sparsity=self.sizes.second,
             passes=self._first_pass + 2 * self._second_pass,
             size_bytes=round(self.checkpoint.nbytes * (1 - gone)),
@@ -252,7 +258,8 @@ class Pruning:
             plan = self.given or self._decide(found, model)
             job = {**fingerprint, **self._job(), "model": model, "plan": plan.to_json()}
             masks = job_folder(work / "masks", job)
-            config = patched_config(self.config, plan.kept) if self._removes else self.config
+            self.sizes = self._sizes_of(plan.counts)
+            config = with_experts(self.config, plan.counts) if self._removes else self.config
             uncalibrated = 0
             if self._sparse:
                 run = self._run() if self._second_pass else None
@@ -301,14 +308,17 @@ class Pruning:
             job_folder(folder, job)
         return collect(self.layers, self._run(), folder, tick)
 
+    def _sizes_of(self, counts: Mapping[int, int]) -> Sizes:
+        """The sizes once the number of experts of every layer is known."""
+        known = sizes(self.layers, self.settings, counts, planned=True)
+        return replace(known, second=self.sizes.second)
+
     def _decide(self, found: list[LayerStatistics] | None, model: str) -> Plan:
-        choices = {}
+        choices: dict[int, Choice] = {}
         if self._removes:
-            for index in sorted(self.layers.moe_layers):
-                statistics = found[index] if found else LayerStatistics(
-                    counts=torch.zeros(num_experts(self.config), dtype=torch.int64)
-                )  # fmt: skip
-                choices[index] = choose_experts(self.layers, index, self.kept, self.settings, statistics)
+            choices = choose(self.layers, self.counts, self.settings, found)
+            counts = {layer: len(choice.kept) for layer, choice in choices.items()}
+            self.sizes = self._sizes_of(counts)
         sparsity = (
             layer_sparsity(self.layers, choices, self.sizes, self.settings, found) if self._sparse else {}
         )
@@ -318,6 +328,7 @@ class Pruning:
             num_layers(self.config),
             num_experts(self.config) if self.layers.moe_layers else 0,
             choices,
+            self.settings.uneven,
             sparsity,
             made_from,
         )
@@ -367,7 +378,13 @@ class Pruning:
 
     def _card(self, done: Pruned) -> str:
         """The model card: what was done, in place of the source's figures, which hold no more."""
-        experts = f"{self.kept} of {num_experts(self.config)} experts a layer, " if self.kept else ""
+        counts = sorted(set(done.plan.counts.values()))
+        experts = (
+            f"{' to '.join(map(str, (counts[0], counts[-1])[: len(counts)]))} of {num_experts(self.config)} experts a "
+            "layer, "
+            if counts
+            else ""
+        )
         return (
             f"# {self.model.resolve().name}, pruned\n\n"
             f"Made by justright from `{self.model.resolve().name}` ({done.plan.family}): {experts}"

@@ -36,6 +36,7 @@ class Plan:
         num_layers: decoder layers.
         num_experts: routed experts a layer, before; 0 for a dense model.
         experts: layer -> what stays of its experts; empty where all do.
+        uneven: whether layers may keep different numbers of experts, which stock loaders cannot read.
         sparsity: layer -> fraction of each row of its matrices that goes.
         made_from: criterion, settings, and the fingerprints of model, calibration and statistics.
     """
@@ -44,13 +45,19 @@ class Plan:
     num_layers: int
     num_experts: int
     experts: Mapping[int, Choice] = field(default_factory=dict)
+    uneven: bool = False
     sparsity: Mapping[int, float] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def counts(self) -> dict[int, int]:
+        """Layer -> experts that stay, of the layers that lose any."""
+        return {layer: len(choice.kept) for layer, choice in self.experts.items()}
+
+    @property
     def kept(self) -> int:
-        """Experts that stay in every layer."""
-        return len(next(iter(self.experts.values())).kept) if self.experts else self.num_experts
+        """Experts that stay in a layer; the most, where layers differ."""
+        return max(self.counts.values(), default=self.num_experts)
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -59,6 +66,7 @@ class Plan:
             "family": self.family,
             "num_layers": self.num_layers,
             "num_experts": self.num_experts,
+            "uneven": self.uneven,
             "experts": {str(layer): asdict(choice) for layer, choice in sorted(self.experts.items())},
             "sparsity": {str(layer): value for layer, value in sorted(self.sparsity.items())},
             "made_from": dict(self.made_from),
@@ -87,7 +95,10 @@ class Plan:
             sparsity = {int(layer): float(value) for layer, value in data["sparsity"].items()}
             return cls(
                 *(str(data["family"]), int(data["num_layers"]), int(data["num_experts"])),
-                *(experts, sparsity, dict(data["made_from"])),
+                experts,
+                bool(data["uneven"]),
+                sparsity,
+                dict(data["made_from"]),
             )
         except OSError as error:
             raise CheckpointError(f"the plan {file} cannot be read: {error.strerror or error}") from error
@@ -118,23 +129,40 @@ class Plan:
                 f"the plan says what stays of layers {sorted(self.experts)}, the model has experts in "
                 f"{list(moe_layers(config))}"
             )
-        check_count(config, self.kept)
+        counts = set(self.counts.values())
+        for count in counts:
+            check_count(config, count)
+        if len(counts) > 1 and not self.uneven:
+            raise UsageError(
+                f"the plan keeps {min(counts)} to {max(counts)} experts by layer, which only justright loads: keep the "
+                'same number in every layer, or say "uneven": true in it'
+            )
         groups = expert_groups(config)[0]
         size = self.num_experts // groups
         for layer, choice in self.experts.items():
             good = (
                 list(choice.kept) == sorted(set(choice.kept))
-                and len(choice.kept) == len(choice.clusters) == self.kept
+                and len(choice.kept) == len(choice.clusters)
                 and all(0 <= e < self.num_experts for members in choice.clusters for e in members)
                 and all(e in members for e, members in zip(choice.kept, choice.clusters, strict=True))
             )
             per_group = [sum(e // size == g for e in choice.kept) for g in range(groups)]
             if not good or len(set(per_group)) > 1:
                 raise UsageError(
-                    f"layer {layer} of the plan: `kept` must be {self.kept} different experts of 0 to "
+                    f"layer {layer} of the plan: `kept` must be different experts of 0 to "
                     f"{self.num_experts - 1}, ascending, as many in each of the {groups} routing groups, with the "
                     "cluster of each, itself included, at the same place of `clusters`"
                 )
+
+
+def least_count(config: dict[str, Any]) -> int:
+    """The fewest experts that the model's routing can work with."""
+    top_k, (groups, chosen) = experts_per_token(config), expert_groups(config)
+    moe = architecture_of(config).moe
+    assert moe is not None
+    # With a correction bias a group is scored by its two best experts (deepseek_v3), so each needs two.
+    pair = 2 if moe.group_keys is not None and moe.router.correction_bias is not None else 1
+    return max(top_k, groups * max(pair, -(-top_k // chosen)))
 
 
 def check_count(config: dict[str, Any], count: int) -> None:
@@ -149,27 +177,10 @@ def check_count(config: dict[str, Any], count: int) -> None:
             f"{count} experts do not divide into the {groups} groups of this model's routing: keep a multiple "
             f"of {groups}"
         )
-    moe = architecture_of(config).moe
-    assert moe is not None
-    # With a correction bias a group is scored by its two best experts (deepseek_v3), so each needs two.
-    pair = 2 if moe.group_keys is not None and moe.router.correction_bias is not None else 1
-    least = max(top_k, groups * max(pair, -(-top_k // chosen)))
+    least = least_count(config)
     if count < least:
         raise UsageError(
             f"{count} experts would stay, and each token is sent to {top_k}"
             + (f" out of {chosen} of {groups} groups" if groups > 1 else "")
             + f": keep at least {least} (a lower --expert-sparsity)"
         )
-
-
-def patched_config(config: dict[str, Any], count: int) -> dict[str, Any]:
-    """``config.json`` for ``count`` experts a layer: every key that counts them, wherever it stands."""
-    moe = architecture_of(config).moe
-    out: dict[str, Any] = json.loads(json.dumps(config))
-    if moe is None:
-        return out
-    for settings in (out, out.get("text_config") or {}):
-        for key in moe.count_keys:
-            if settings.get(key) is not None:
-                settings[key] = count
-    return out

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from justright.errors import CheckpointError, UsageError
-from justright.models.architectures import context_length, num_experts, parameter_part
+from justright.models.architectures import context_length, expert_groups, num_experts, parameter_part
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
 from justright.prune.allocation import second_stage_sparsity
-from justright.prune.plan import check_count
+from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
 
 
@@ -34,6 +34,30 @@ class Sizes:
     by_layer: tuple[int, ...]
     removed: int
     second: float
+
+
+def expert_counts(layers: LayerFormat, settings: Settings) -> dict[int, int]:
+    """Layer -> experts that stay; empty for a dense model. In uneven mode what counts is their sum.
+
+    Raises:
+        UsageError: see `kept_experts`.
+    """
+    moe_layers = sorted(layers.moe_layers)
+    kept = kept_experts(layers, settings)
+    if not settings.uneven or not moe_layers:
+        return dict.fromkeys(moe_layers, kept)
+    count, groups = num_experts(layers.config), expert_groups(layers.config)[0]
+    share = settings.sparsity / 2 if settings.expert_sparsity is None else settings.expert_sparsity
+    if settings.weights == "none" and settings.expert_sparsity is None:
+        share = 1 - kept / max(1, count)
+    total = count * len(moe_layers) - round(share * count * len(moe_layers) / groups) * groups
+    if total < least_count(layers.config) * len(moe_layers):
+        raise UsageError(
+            f"{total} experts would stay in {len(moe_layers)} layers, and each needs {least_count(layers.config)} at "
+            "least: ask for a lower --expert-sparsity"
+        )
+    more, rest = divmod(total // groups, max(1, len(moe_layers)))
+    return {layer: groups * (more + (i < rest)) for i, layer in enumerate(moe_layers)}
 
 
 def kept_experts(layers: LayerFormat, settings: Settings) -> int:
@@ -61,7 +85,8 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         raise UsageError("--expert-sparsity removes experts, and --parts leaves them out: name experts there")
     if asked is not None:
         kept = round(count * (1 - asked))
-        check_count(config, kept)
+        if not settings.uneven:
+            check_count(config, kept)
         return kept
     if "experts" not in settings.parts:
         return count
@@ -78,13 +103,15 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     raise AssertionError(f"all {count} experts do not fit their own routing")
 
 
-def sizes(layers: LayerFormat, settings: Settings, kept: int, *, planned: bool = False) -> Sizes:
+def sizes(
+    layers: LayerFormat, settings: Settings, counts: Mapping[int, int], *, planned: bool = False
+) -> Sizes:
     """Parameters by what happens to them.
 
     Args:
         layers: the checkpoint.
         settings: what may be pruned, and the target.
-        kept: experts that stay in every layer.
+        counts: layer -> experts that stay; all of those that are not named.
         planned: a plan says how sparse each layer becomes; the target of the settings does not count.
 
     Raises:
@@ -99,7 +126,7 @@ def sizes(layers: LayerFormat, settings: Settings, kept: int, *, planned: bool =
             if part in settings.parts and _is_matrix(layers, name):
                 numel = math.prod(checkpoint.shape(name))
                 of_layer += numel
-                gone += numel * (count - kept) if part == "experts" else 0
+                gone += numel * (count - counts.get(index, count)) if part == "experts" else 0
         gone //= count
         prunable += of_layer
         removed += gone
@@ -119,7 +146,7 @@ def sizes(layers: LayerFormat, settings: Settings, kept: int, *, planned: bool =
 
 def _prunable(layers: LayerFormat, settings: Settings) -> int:
     """Parameters that may be pruned."""
-    return sizes(layers, replace(settings, weights="none"), num_experts(layers.config)).prunable
+    return sizes(layers, replace(settings, weights="none"), {}, planned=True).prunable
 
 
 def _of_one_expert(layers: LayerFormat) -> int:

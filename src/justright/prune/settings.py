@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from justright.errors import UsageError
-from justright.prune.experts import check_criterion
+from justright.prune.experts import CLUSTERED, check_criterion
 from justright.prune.targets import check_parts
 from justright.prune.weights import WEIGHT_CRITERIA
 
@@ -23,6 +23,7 @@ class Settings:
         expert_sparsity: the fraction of each layer's experts that goes in stage 1; None takes half of ``sparsity``,
             as far as routing allows, and with ``weights`` none as many as come nearest to all of it.
         criterion: which experts go: `justright.prune.experts.CRITERIA`.
+        uneven: layers keep different numbers of experts, by one threshold for all; only this package loads the result.
         router_weight: lambda 1 of ``stun``.
         coactivation_weight: lambda 2 of ``stun``.
         weights: which single weights go: ``wanda``, ``magnitude``, or ``none`` of them.
@@ -42,6 +43,7 @@ class Settings:
     sparsity: float = 0.4
     expert_sparsity: float | None = None
     criterion: str = "stun"
+    uneven: bool = False
     router_weight: float = 1.0
     coactivation_weight: float = 1.0
     weights: str = "wanda"
@@ -61,6 +63,11 @@ class Settings:
                 raise UsageError(f"{name} {value}: allowed is 0 to below 1, the fraction that goes")
         check_criterion(self.criterion)
         check_parts(self.parts)
+        if self.uneven and self.criterion not in CLUSTERED:
+            raise UsageError(
+                f"uneven cuts all layers' clusters at one height, and {self.criterion} makes no clusters: choose "
+                f"{' or '.join(CLUSTERED)}"
+            )
         if self.weights not in WEIGHT_CRITERIA:
             raise UsageError(f"weights {self.weights!r}: there are {', '.join(WEIGHT_CRITERIA)}")
         if self.ratios not in RATIOS:
