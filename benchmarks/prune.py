@@ -29,7 +29,8 @@ from typing import Any
 from justright.bench.decode import describe_machine
 from justright.bench.report import machine_line, markdown_table
 from justright.models.sources import resolve
-from justright.prune.pipeline import Pruned, Pruning
+from justright.prune.outcome import Pruned
+from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
 
 SPARSITIES = (0.2, 0.4, 0.5, 0.65)
@@ -60,7 +61,7 @@ class Cell:
     correct: list[int]
     problems: int
     perplexity: dict[str, float]
-    kurtosis: list[float] = field(default_factory=list)
+    kurtosis: list[float | None] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, float, int]:
@@ -93,7 +94,7 @@ def methods(sparsity: float) -> Iterator[Method]:
 
 def prune(
     model: Path, folder: Path, method: Method, base: Settings, stats: Path
-) -> tuple[Path, Pruned, list[float]]:
+) -> tuple[Path, Pruned, list[float | None]]:
     """The pruned checkpoint, what the last run did, and the kurtosis before, between and after."""
     settings = replace(base, **method.settings)
     if not method.weights_first:
@@ -149,7 +150,7 @@ def quality(options: argparse.Namespace) -> list[Cell]:
             base = Settings(sparsity=sparsity, calibration=("zoo",), sequences=options.sequences,
                             length=options.length, seed=seed)  # fmt: skip
             with tempfile.TemporaryDirectory(dir=work) as folder:
-                path, reached, experts, kurtosis = model, 0.0, 16, list[float]()
+                path, reached, experts, kurtosis = model, 0.0, 16, list[float | None]()
                 if method.settings:
                     path, pruned, kurtosis = prune(
                         model, Path(folder), method, base, Path(work) / f"stats-{seed}"
@@ -192,7 +193,7 @@ def quality_tables(cells: list[Cell]) -> str:
                 spread([c.correct[-1] / c.problems for c in group], 0, 100),
                 spread([c.mean_perplexity for c in group], 1),
                 *(spread([c.perplexity[d] for c in group], 1) for d in domains),
-                " / ".join(f"{v:.2f}" for v in group[0].kurtosis),
+                " / ".join(f"{v:.2f}" for v in group[0].kurtosis if v is not None),
             ])  # fmt: skip
         header = [
             "method",

@@ -259,6 +259,37 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert not (tmp_path / "cut.partial").exists()
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gemma3_text", "gpt_oss", "deepseek_v2"])
+@pytest.mark.parametrize("devices", ["cpu,cpu", "cpu,cpu,cpu"])
+def test_layers_in_flight_give_the_same_bytes(
+    checkpoint: Get, texts: str, tmp_path: Path, family: str, devices: str
+) -> None:
+    """Several devices (here threads of one): other layers run at the same time, and nothing changes."""
+    model, chosen = checkpoint(family), settings(texts, sparsity=0.6, ratios="outlier_weighed", sequences=7)
+    one = prune(model, tmp_path / "one", chosen, rows=2)
+    more = prune(model, tmp_path / "more", chosen, rows=2, device=devices)
+    assert one.plan.experts == more.plan.experts
+    assert one.plan.sparsity == more.plan.sparsity
+    files = [tmp_path / name / "model.safetensors" for name in ("one", "more")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_killed_flight_goes_on(checkpoint: Get, texts: str, tmp_path: Path) -> None:
+    model, chosen = checkpoint("olmoe"), settings(texts, sparsity=0.5)
+    prune(model, tmp_path / "whole", chosen, device="cpu,cpu")
+    for stage, layer in (("calibrating", 2), ("weights", 1), ("weights", 3)):
+
+        def killed(what: str, done: int, _: int, stage: str = stage, layer: int = layer) -> None:
+            if (what, done) == (stage, layer):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Pruning(model, chosen, rows=4, device="cpu,cpu").run(tmp_path / "cut", killed)
+    prune(model, tmp_path / "cut", chosen, device="cpu,cpu")
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_statistics_serve_another_sparsity(
     checkpoint: Get, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

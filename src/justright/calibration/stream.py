@@ -7,15 +7,20 @@ system's page cache keeps them in memory while there is room), which is also wha
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from justright.errors import UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
@@ -25,19 +30,28 @@ from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile
 from justright.models.skeleton import fill, place, skeleton
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A layer in flight: its ``index``, and what to enter around each of its runs, in its own thread."""
+
+    index: int
+    watch: AbstractContextManager[Any] = field(default_factory=nullcontext)
+
+
 class LayerStream:
-    """Runs decoder layers one at a time over all sequences.
+    """Runs decoder layers one at a time over all sequences; on several devices, several layers in flight.
 
     Life cycle: for each layer in order `materialise` it, call `measure` any number of times, then `advance` once.
     After `advance` the layer's outputs are safely in ``folder``; a new stream on the same folder begins at
-    `position`.
+    `position`. With several devices `fly` runs consecutive layers at the same time, each on its own device and each on
+    another batch.
 
     Args:
         checkpoint: open; its embedding is read.
         config: the content of a ``config.json``; the checkpoint's, or one with fewer experts.
         ids: ``[sequences, length]`` int64.
         folder: for the hidden states, ``2 * sequences * length * hidden_size * 4`` bytes at most.
-        device: where layers run.
+        device: where layers run; several with commas, ``cuda:0,cuda:1``.
         dtype: in which they run.
         rows: sequences at once.
 
@@ -53,7 +67,7 @@ class LayerStream:
         ids: Tensor,
         folder: Path,
         *,
-        device: torch.device | str = "cpu",
+        device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         rows: int = 1,
     ) -> None:
@@ -62,7 +76,8 @@ class LayerStream:
         if ids.ndim != 2 or ids.numel() == 0:
             raise UsageError("no calibration sequence: give texts")
         self.ids, self.rows = ids, rows
-        self.device, self.dtype = torch.device(device), dtype
+        self.devices = [torch.device(name) for name in device.split(",")]
+        self.dtype = dtype
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._layers, self._calls = self._skeleton(checkpoint, config)
@@ -71,14 +86,18 @@ class LayerStream:
     def __len__(self) -> int:
         return len(self._layers)
 
+    def device(self, index: int) -> torch.device:
+        """Where layer ``index`` runs."""
+        return self.devices[index % len(self.devices)]
+
     def materialise(self, index: int, state: State) -> nn.Module:
-        """Decoder layer ``index`` with the weights of ``state``, on the device, without gradients.
+        """Decoder layer ``index`` with the weights of ``state``, on its device, without gradients.
 
         Raises:
             CheckpointError: a weight is missing or has another shape.
         """
         layer = self._layers[index]
-        fill(layer, state, self.device, f"decoder layer {index}")
+        fill(layer, state, self.device(index), f"decoder layer {index}")
         return layer.eval()
 
     def release(self, index: int) -> None:
@@ -105,24 +124,56 @@ class LayerStream:
             before: called when all have run, before the layer counts as done: what is saved here is there whenever
                 a resumed stream goes on behind it.
         """
-        self._store(index + 1, (self._call(index, hidden) for hidden in self._inputs(index)), before)
-        self._file(index).unlink(missing_ok=True)
-        self.position = index + 1
+        self.fly([Stage(index)], 0, before)
+
+    def fly(self, stages: Sequence[Stage], kept: int, before: Callable[[], None] = lambda: None) -> None:
+        """Run consecutive layers over all sequences at the same time: while one has a batch, the next has the last.
+
+        Args:
+            stages: the first of `position`.
+            kept: which stage's outputs are the next inputs; what later ones give is thrown away.
+            before: see `advance`.
+        """
+        first = stages[0].index
+        outputs = (out[kept] for out in self._in_flight(stages))
+        self._store(first + kept + 1, (out for out in outputs if out is not None), before)
+        self._file(first).unlink(missing_ok=True)
+        self.position = first + kept + 1
+
+    def _in_flight(self, stages: Sequence[Stage]) -> Iterator[list[Tensor | None]]:
+        """What every stage puts out at each beat; None before its first batch and after its last."""
+        first, drain = stages[0].index, [None] * (len(stages) - 1)
+        if not drain:
+            yield from ([self._fly(stages[0], hidden)] for hidden in self._inputs(first))
+            return
+        lanes: list[Tensor | None] = [None] * len(stages)
+        with ThreadPoolExecutor(len(stages)) as pool:
+            for batch in itertools.chain(self._inputs(first), drain):
+                lanes = list(pool.map(self._fly, stages, [batch, *lanes[:-1]]))
+                yield lanes
+
+    def _fly(self, stage: Stage, hidden: Tensor | None) -> Tensor | None:
+        if hidden is None:
+            return None
+        with torch.inference_mode(), stage.watch:  # both hold for this thread alone
+            return self._call(stage.index, hidden)
 
     def discard(self) -> None:
         """Remove the hidden states from disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _call(self, index: int, hidden: Tensor) -> Tensor:
-        args, kwargs = self._calls[len(hidden)][index]
-        out = self._layers[index](hidden, *args, **kwargs)
+        device = self.device(index)
+        call = self._calls[len(hidden)][index]
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), call)
+        out = self._layers[index](hidden.to(device), *args, **kwargs)
         found: Tensor = out[0] if isinstance(out, tuple) else out
         return found
 
     def _inputs(self, index: int) -> Iterator[Tensor]:
         with safe_open(self._file(index), framework="pt", device="cpu") as file:
             for number in range(-(-len(self.ids) // self.rows)):
-                yield file.get_tensor(str(number)).to(self.device)
+                yield file.get_tensor(str(number)).to(self.device(index))
 
     def _store(self, index: int, batches: Iterator[Tensor], before: Callable[[], None]) -> None:
         """Write ``hidden-INDEX``, whole or not at all."""
@@ -163,14 +214,14 @@ class LayerStream:
         decoder.layers = nn.ModuleList(recorders)
         decoder.norm = nn.Identity()
         embedding = checkpoint.tensor(self.architecture.disk.embedding)
-        place(decoder.embed_tokens, "weight", embedding.to(self.device, self.dtype))
+        place(decoder.embed_tokens, "weight", embedding.to(self.devices[0], self.dtype))
         for name, buffer in decoder.named_buffers():
             if not buffer.is_meta:
-                place(decoder, name, buffer.to(self.device))
+                place(decoder, name, buffer.to(self.devices[0]))
 
         def embed(batch: Tensor) -> Tensor:
             with torch.inference_mode():
-                out: Tensor = decoder(input_ids=batch.to(self.device), use_cache=False).last_hidden_state
+                out: Tensor = decoder(input_ids=batch.to(self.devices[0]), use_cache=False).last_hidden_state
             return out
 
         calls = {}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from justright.cli.options import Json, Model
-from justright.cli.output import output_of, readable_bytes, readable_count
+from justright.cli.output import output_of
+from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
     from rich.table import Table

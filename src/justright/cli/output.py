@@ -72,21 +72,3 @@ class Output:
 def output_of(ctx: typer.Context) -> Output:
     """The run's `Output`, made here where ``main`` did not start the program (completion, tests)."""
     return ctx.ensure_object(Output)
-
-
-def readable_bytes(count: float) -> str:
-    """``1536`` -> ``1.5 KiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def readable_count(count: float) -> str:
-    """``134515008`` -> ``134.5M``."""
-    for unit in ("", "K", "M", "B"):
-        if count < 1000:
-            return f"{count:.0f}" if not unit else f"{count:.1f}{unit}"
-        count /= 1000
-    return f"{count:.1f}T"

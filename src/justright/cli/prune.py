@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Device, Json, Model
-from justright.cli.output import Output, output_of, readable_bytes, readable_count
+from justright.cli.options import Json, Model
+from justright.cli.output import Output, output_of
+from justright.cli.progress import with_progress
+from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
-    from justright.prune.pipeline import Estimate, Pruned
+    from justright.engine.api import EngineOptions
+    from justright.prune.evaluation import Evaluate
+    from justright.prune.outcome import Pruned
+    from justright.prune.pipeline import Estimate
 
 _EXPERTS = "Stage 1: experts"
 _WEIGHTS = "Stage 2: single weights"
 _TEXTS = "Calibration"
+_RESULT = "Result"
+_SLOTS = 16
+"""Answers at once in an evaluation."""
 
 
 def prune(
@@ -44,6 +52,14 @@ def prune(
             rich_help_panel=_EXPERTS,
         ),
     ] = "stun",
+    uneven: Annotated[
+        bool,
+        typer.Option(
+            "--uneven",
+            help="Layers keep different numbers of experts, by one threshold for all; only justright loads the result.",
+            rich_help_panel=_EXPERTS,
+        ),
+    ] = False,
     router_weight: Annotated[
         float, typer.Option(help="Weight of the routers' distance in stun.", rich_help_panel=_EXPERTS)
     ] = 1.0,
@@ -118,8 +134,44 @@ def prune(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration windows and the random criterion.")] = 0,
     dtype: Annotated[str, typer.Option(help="In which layers run while calibrating.")] = "float32",
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto (all GPUs, or the CPU), cpu, cuda, ...; several with commas run several layers at a time."
+        ),
+    ] = "auto",
     rows: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 4,
+    store: Annotated[
+        str,
+        typer.Option(
+            help="dense: an ordinary checkpoint; sparse: a smaller one on disk, which only justright loads "
+            "(`justright unpack` makes it ordinary).",
+            rich_help_panel=_RESULT,
+        ),
+    ] = "dense",
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            "--eval",
+            metavar="TASKS",
+            help="Measure these lm-eval tasks before and after, as `justright eval` does; several with commas.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = "",
+    eval_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Documents a task.  (default: all)", rich_help_panel=_RESULT, show_default=False
+        ),
+    ] = None,
+    eval_chat: Annotated[
+        bool,
+        typer.Option(
+            "--eval-chat/--no-eval-chat",
+            help="Put questions into the chat template.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything; tell sizes, memory and time; write nothing.")
     ] = False,
@@ -128,7 +180,8 @@ def prune(
     """Prune a checkpoint: whole experts first, single weights second (STUN, arXiv:2409.06211).
 
     Layer by layer, so that memory is one layer's. Interrupted, the same command goes on at the last finished layer.
-    The result is an ordinary checkpoint, with plan.json (what stays) and prune.json (what was reached) beside it.
+    The result is an ordinary checkpoint, with plan.json (what stays), prune.json and report.html (what was reached)
+    beside it.
     """
     from justright.errors import UsageError
     from justright.models.sources import check_tokenizer_files, resolve
@@ -136,12 +189,19 @@ def prune(
     output = output_of(ctx)
     if out is None and not dry_run:
         raise UsageError("give --out DIR, or --dry-run")
-    if out is not None and out.exists():
+    if store not in ("dense", "sparse"):
+        raise UsageError(f"store {store!r}: there are dense and sparse")
+    if not evaluate and (eval_limit is not None or eval_chat):
+        raise UsageError(
+            "--eval-limit and --eval-chat say how to run --eval TASKS: name tasks, or leave them out"
+        )
+    if out is not None and out.exists() and not evaluate:
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     decided = (
         "sparsity",
         "expert_sparsity",
         "criterion",
+        "uneven",
         "router_weight",
         "coactivation_weight",
         "ratios",
@@ -161,7 +221,8 @@ def prune(
         from justright.prune.pipeline import Pruning
         from justright.prune.plan import Plan
         from justright.prune.settings import Settings
-    options = EngineOptions(dtype=dtype, device=device)
+    devices = _devices(device)
+    options = EngineOptions(dtype=dtype, device=devices[0])
     with Checkpoint.open(source.path) as checkpoint:
         context = context_length(checkpoint.config)
     texts = tuple(calibration or (() if plan else ("zoo",)))
@@ -169,6 +230,7 @@ def prune(
         sparsity=sparsity,
         expert_sparsity=expert_sparsity,
         criterion=criterion,
+        uneven=uneven,
         router_weight=router_weight,
         coactivation_weight=coactivation_weight,
         weights=weights,
@@ -187,23 +249,64 @@ def prune(
             source.path,
             settings,
             plan=Plan.read(plan) if plan else None,
-            device=str(options.torch_device),
+            device=",".join(devices),
             dtype=options.torch_dtype,
             rows=rows,
             statistics=statistics,
         )
-    estimate = pruning.estimate()
+    estimate = pruning.estimate(store)  # type: ignore[arg-type]  # checked above
     if dry_run:
         with output.status("timing one layer"):
             seconds = pruning.seconds()
         _tell(output, estimate, seconds)
         return
     assert out is not None
-    found = _with_progress(output, lambda tick: pruning.run(out, tick))
+    measure, asked = (
+        _evaluation(evaluate, eval_limit, eval_chat, options, output) if evaluate else (None, None)
+    )
+    found = with_progress(
+        output,
+        lambda tick: pruning.run(out, tick, store=store, evaluate=measure, asked=asked),  # type: ignore[arg-type]
+    )
     if output.json:
         output.object(found.to_dict())
     else:
         _show(output, found, estimate)
+
+
+def _devices(text: str) -> list[str]:
+    """The devices that layers run on, each checked; ``auto`` is every GPU there is, or the CPU."""
+    import torch
+
+    from justright.engine.api import EngineOptions
+
+    if text == "auto" and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(EngineOptions(device=name.strip()).torch_device) for name in text.split(",")]
+
+
+def _evaluation(
+    tasks: str, limit: int | None, chat: bool, options: EngineOptions, output: Output
+) -> tuple[Evaluate, dict[str, Any]]:
+    """What measures a checkpoint, and what it was asked for; tasks are checked here, before any work."""
+    with output.status("starting lm-eval"):
+        from justright.evaluate.run import check_tasks, need_lm_eval, quieten, task_manager
+        from justright.evaluate.run import evaluate as run
+
+        need_lm_eval()
+        quieten()
+        manager = task_manager()
+    names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
+    asked = {"tasks": names, "limit": limit, "chat": chat}
+
+    def measure(path: Path) -> list[dict[str, Any]]:
+        from justright.engine.api import Engine
+
+        engine = Engine.load(str(path), replace(options, slots=_SLOTS))
+        found = run(engine, names, manager, limit=limit, chat=chat, progress=False)
+        return [figure.to_dict() for figure in found]
+
+    return measure, asked
 
 
 def _is_given(ctx: typer.Context, name: str) -> bool:
@@ -219,7 +322,7 @@ def _tell(output: Output, estimate: Estimate, seconds: float) -> None:
         output.object(asdict(estimate) | {"seconds": seconds})
         return
     experts = (
-        f"{estimate.experts_before} experts a layer become {estimate.experts_after}; "
+        f"{estimate.experts_before} experts a layer become {estimate.experts_after:.4g}; "
         if estimate.experts_before
         else ""
     )
@@ -238,35 +341,27 @@ def _show(output: Output, found: Pruned, estimate: Estimate) -> None:
     table = Table(title=f"{found.path}: {found.sparsity:.1%} of the prunable parameters are gone")
     for name in ("layer", "experts", "zeros among the rest"):
         table.add_column(name, justify="right")
-    for layer, zeros in enumerate(found.zeros_by_layer):
-        choice = found.plan.experts.get(layer)
-        experts = f"{len(choice.kept)} of {estimate.experts_before}" if choice else "all"
-        table.add_row(str(layer), experts, f"{zeros:.1%}")
+    for number, layer in enumerate(found.layers):
+        experts = f"{layer.kept} of {layer.experts}" if layer.experts else "none"
+        table.add_row(str(number), experts, f"{layer.zeros:.1%}")
     output.table(table)
-    before, middle, after = found.kurtosis
-    output.text(
-        f"kurtosis of the weights: {before:.2f}, after the experts {middle:.2f}, after both {after:.2f}"
+    sizes = (
+        f"{name} {readable_bytes(before)} -> {readable_bytes(after)}"
+        for name, (before, after) in (("in memory", found.memory_bytes), ("on disk", found.disk_bytes))
     )
+    output.text(", ".join(sizes))
+    before, middle, after = ("none" if value is None else f"{value:.2f}" for value in found.kurtosis)
+    output.text(f"kurtosis of the weights: {before}, after the experts {middle}, after both {after}")
+    if found.evaluation:
+        from justright.bench.report import rich_table
+        from justright.prune.report import rows
+
+        header = ("task", "metric", "before", "after")
+        output.table(rich_table("evaluation (95% intervals)", header, rows(found.evaluation), left=2))
+    output.text(f"pictures: {found.path / 'report.html'}")
     if found.unrouted:
         output.note(
             f"note: {found.unrouted} experts got no token of the calibration texts: give more, or others"
         )
     if found.uncalibrated:
         output.note(f"note: {found.uncalibrated} experts saw too few tokens and were pruned by magnitude")
-
-
-def _with_progress(output: Output, run: Callable[[Any], Pruned]) -> Pruned:
-    if not output.progress:
-        return run(lambda *_: None)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
-        rows: dict[str, Any] = {}
-
-        def tick(stage: str, done: int, total: int) -> None:
-            if stage not in rows:
-                rows[stage] = bar.add_task(stage, total=total)
-            bar.update(rows[stage], completed=done, total=total)
-
-        return run(tick)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from justright.cli.options import Json
-from justright.cli.output import Output, output_of, readable_bytes, readable_count
+from justright.cli.output import Output, output_of
 from justright.errors import MissingExtraError
+from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
     pass

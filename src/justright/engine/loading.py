@@ -32,6 +32,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
             options.pop("trust_remote_code", None)  # families of ours have no code of their own
             return assemble(checkpoint, dtype=dtype, device=device, **options)
     before = logging.get_verbosity()
+    logging.disable_progress_bar()
     logging.set_verbosity_error()  # what transformers reports about tensors is an error of ours, or nothing
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -51,6 +52,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
         raise CheckpointError(f"transformers cannot load {path}: {error}") from error
     finally:
         logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 def _check_whole(path: Path, missing: Collection[str], mismatched: Collection[tuple[str, Any, Any]]) -> None:

@@ -73,6 +73,17 @@ class LayerFormat:
             _stack(state, moe.disk, moe.memory, self.checkpoint.path)
         return state
 
+    def router_weight(self, index: int) -> Tensor:
+        """The router's rows ``[num_experts, hidden_size]`` of layer ``index``, without reading the rest of it.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        moe, prefix = self.architecture.moe, self.architecture.disk.layer(index)
+        assert moe is not None
+        names = [f"{prefix}.{router.weight}" for router in (moe.router_disk, moe.router)]
+        return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]))
+
     def write(self, index: int, state: State) -> State:
         """The inverse of `read`: full names on disk; the number of experts may have changed."""
         prefix = self.architecture.disk.layer(index)

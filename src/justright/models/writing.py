@@ -85,7 +85,7 @@ class CheckpointWriter:
         self.out = Path(os.path.abspath(Path(out).expanduser()))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source
-        self._store = store
+        self.store = store
         self._max_shard_bytes = max_shard_bytes
         self._metadata = dict(metadata or {"format": "pt"})
         self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
@@ -122,6 +122,12 @@ class CheckpointWriter:
     ) -> None:
         self.close()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors on disk so far."""
+        current = self._current.data_bytes if self._current is not None else 0
+        return sum(shard.data_bytes for shard in self._shards) + current
+
     def done(self) -> frozenset[str]:
         """Return the names of the tensors that an interrupted run has already written safely."""
         return self._done
@@ -139,9 +145,7 @@ class CheckpointWriter:
             raise UsageError(f"{name} cannot be added: the name is taken")
         dtype_name(name, tensor)
         self._added.add(name)
-        for part, stored in (
-            sparse.pack(name, tensor) if self._store == "sparse" else {name: tensor}
-        ).items():
+        for part, stored in (sparse.pack(name, tensor) if self.store == "sparse" else {name: tensor}).items():
             if part not in self._done:
                 with self._disk():
                     self._shard_for(part, stored).append(part, stored)
@@ -237,7 +241,7 @@ class CheckpointWriter:
 
     def _name_shards(self) -> dict[str, str | bytes]:
         """Give the shards their final names; return the index to write (nothing for a single shard)."""
-        finals = _final_names(len(self._shards), self._store)
+        finals = _final_names(len(self._shards), self.store)
         for number, final in enumerate(finals, 1):
             os.replace(self._shard_path(number), self._folder / final)
         if len(finals) == 1:
@@ -245,7 +249,7 @@ class CheckpointWriter:
         pairs = zip(finals, self._shards, strict=True)
         weight_map = {name: final for final, shard in pairs for name in shard.names}
         total = sum(shard.data_bytes for shard in self._shards)
-        index = INDEX if self._store == "dense" else sparse.INDEX
+        index = INDEX if self.store == "dense" else sparse.INDEX
         return {index: _json({"metadata": {"total_size": total}, "weight_map": weight_map})}
 
     # --- interrupted work
@@ -264,7 +268,7 @@ class CheckpointWriter:
             )
         self._folder.mkdir(exist_ok=True)
         recorded = [_Shard(**line) for line in lines[1:]]
-        for number, final in enumerate(_final_names(len(recorded), self._store), 1):
+        for number, final in enumerate(_final_names(len(recorded), self.store), 1):
             if (self._folder / final).exists():  # stopped while finishing: the name goes back
                 os.replace(self._folder / final, self._shard_path(number))
         kept: list[_Shard] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from justright.calibration.statistics import LayerStatistics
 from justright.models.architectures import expert_groups, num_experts
-from justright.models.decoder_layers import LayerFormat, State
+from justright.models.decoder_layers import LayerFormat
 from justright.models.expert_views import expert_vectors
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
@@ -41,19 +41,17 @@ def choose(
     none = LayerStatistics(counts=torch.zeros(num_experts(layers.config), dtype=torch.int64))
     found = {index: statistics[index] if statistics else none for index in sorted(counts)}
     if settings.uneven:
-        similarity = {i: expert_similarity(layers, layers.read(i), settings, one) for i, one in found.items()}
+        similarity = {i: expert_similarity(layers, i, settings, one) for i, one in found.items()}
         least, groups = least_count(layers.config), expert_groups(layers.config)[0]
         counts = counts_at_one_threshold(similarity, sum(counts.values()), least, groups)
     return {i: choose_experts(layers, i, counts[i], settings, one) for i, one in found.items()}
 
 
 def expert_similarity(
-    layers: LayerFormat, state: State, settings: Settings, statistics: LayerStatistics
+    layers: LayerFormat, index: int, settings: Settings, statistics: LayerStatistics
 ) -> Tensor:
     """How alike a layer's experts behave by the settings' weights; ``[num_experts, num_experts]`` float64."""
-    moe = layers.architecture.moe
-    assert moe is not None
-    rows = state[moe.router.weight]
+    rows = layers.router_weight(index)
     if settings.criterion == "router":
         return behavioural_similarity(rows, None)
     assert statistics.coactivation is not None
@@ -82,9 +80,8 @@ def choose_experts(
         return highest(scores, kept, groups)
     moe = layers.architecture.moe
     assert moe is not None
-    state = layers.read(index)
-    similarity = expert_similarity(layers, state, settings, statistics)
-    return representatives(cluster(similarity, kept, groups), expert_vectors(state, moe))
+    clusters = cluster(expert_similarity(layers, index, settings, statistics), kept, groups)
+    return representatives(clusters, expert_vectors(layers.read(index), moe))
 
 
 def layer_sparsity(

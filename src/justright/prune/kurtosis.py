@@ -27,6 +27,10 @@ class Kurtosis:
             self.powers[power] += one.sum()
             one = one * values
 
+    def merge(self, other: Kurtosis) -> None:
+        """Count all that another has counted."""
+        self.powers += other.powers
+
     @property
     def value(self) -> float:
         """The kurtosis; nan without weights."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from justright.calibration.statistics import Collector, LayerStatistics
-from justright.calibration.stream import LayerStream
+from justright.calibration.stream import LayerStream, Stage
 from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import keep_experts, replace_expert
 from justright.prune.experts import Choice
@@ -42,12 +42,14 @@ def collect(layers: LayerFormat, run: Run, folder: Path, tick: Tick) -> list[Lay
     if done < layers.layers:
         stream = LayerStream(layers.checkpoint, layers.config, run.ids, hidden, device=run.device,
                              dtype=run.dtype, rows=run.rows)  # fmt: skip
-        for index in range(stream.position, layers.layers):
-            tick("calibrating", index, layers.layers)
-            layer = stream.materialise(index, layers.read(index))
-            with Collector(layers.config, stream, index, layer) as found:
-                stream.advance(index, before=lambda: _save(found, folder, index))  # noqa: B023
-            stream.release(index)
+        while (first := stream.position) < layers.layers:
+            tick("calibrating", first, layers.layers)
+            flight = range(first, min(first + len(stream.devices), layers.layers))
+            watching = {i: _watch(layers.config, stream, i, layers.read(i)) for i in flight}
+            stages = [Stage(index, collector) for index, collector in watching.items()]
+            stream.fly(stages, len(stages) - 1, before=lambda: _save(watching, folder))  # noqa: B023
+            for index in flight:
+                stream.release(index)
         stream.discard()
     tick("calibrating", layers.layers, layers.layers)
     return [LayerStatistics.from_tensors(load_file(_file(folder, i))) for i in range(layers.layers)]
@@ -127,8 +129,8 @@ def prune_weights(
     run: Run | None,
     folder: Path,
     tick: Tick,
-) -> int:
-    """Masks of every layer, each in a file of ``folder`` when it is done; returns the number of uncalibrated experts.
+) -> list[int]:
+    """Masks of every layer, each in a file of ``folder`` when it is done; returns each layer's uncalibrated experts.
 
     Layers are taken in order, and each sees the outputs of the pruned layers before it.
 
@@ -143,7 +145,7 @@ def prune_weights(
 
     Source: arXiv:2306.11695, section 3.
     """
-    stream = None
+    stream, ahead = None, None
     done = _finished(folder, layers.layers)
     if run is not None and done < layers.layers:
         stream = LayerStream(layers.checkpoint, config, run.ids, folder / "hidden", device=run.device,
@@ -153,23 +155,31 @@ def prune_weights(
         tick("weights", index, layers.layers)
         state = prune_experts(layers, index, plan.experts.get(index))
         found = expand(matrices(config, index, settings.parts), state)
-        statistics = None
-        if stream is not None:
-            layer = stream.materialise(index, state)
-            with Collector(config, stream, index, layer) as statistics:
+        if stream is not None and ahead is None:
+            ahead = _watch(config, stream, index, state)
+            with ahead:
                 stream.measure(index)
+        statistics = ahead.statistics if ahead is not None else None
         masks, few = layer_masks(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
         packed = {name: pack(mask) for name, mask in masks.items()} | {"uncalibrated": torch.tensor([few])}
         if stream is None:
             _write(packed, _file(folder, index))
         else:
             stream.materialise(index, apply_masks(state, found, masks))
-            stream.advance(index, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
+            stages, ahead = [Stage(index)], None
+            if (
+                len(stream.devices) > 1 and index + 1 < layers.layers
+            ):  # measure the next layer in the same flight
+                ahead = _watch(
+                    config, stream, index + 1, prune_experts(layers, index + 1, plan.experts.get(index + 1))
+                )
+                stages.append(Stage(index + 1, ahead))
+            stream.fly(stages, 0, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
             stream.release(index)
     if stream is not None:
         stream.discard()
     tick("weights", layers.layers, layers.layers)
-    return sum(int(load_file(_file(folder, i))["uncalibrated"]) for i in range(layers.layers))
+    return [int(load_file(_file(folder, i))["uncalibrated"]) for i in range(layers.layers)]
 
 
 def masked_layer(layers: LayerFormat, plan: Plan, config: dict[str, Any], settings: Settings,
@@ -214,8 +224,14 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"layer-{index:05d}.safetensors"
 
 
-def _save(statistics: LayerStatistics, folder: Path, index: int) -> None:
-    _write(statistics.to_tensors(), _file(folder, index))
+def _watch(config: dict[str, Any], stream: LayerStream, index: int, state: State) -> Collector:
+    """Layer ``index`` made ready to run, and what counts while it does."""
+    return Collector(config, stream, index, stream.materialise(index, state))
+
+
+def _save(watching: Mapping[int, Collector], folder: Path) -> None:
+    for index, collector in watching.items():
+        _write(collector.statistics.to_tensors(), _file(folder, index))
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,18 @@ from justright.models.architectures import num_experts, num_layers, text_config
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
 from justright.models.uneven import is_uneven, with_experts
-from justright.models.writing import CheckpointWriter
+from justright.models.writing import CheckpointWriter, Store
 from justright.provenance import collect as collect_provenance
 from justright.prune.decide import choose, layer_sparsity
-from justright.prune.experts import Choice, unrouted
-from justright.prune.kurtosis import Kurtosis
-from justright.prune.passes import Run, collect, masked_layer, prune_experts, prune_weights
+from justright.prune.evaluation import Evaluate, evaluate_result, evaluate_source, lacks_evaluation
+from justright.prune.experts import Choice
+from justright.prune.outcome import HTML, JSON, Pruned, Writing, card
+from justright.prune.passes import Run, Tick, collect, prune_weights
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
 from justright.prune.preflight import Sizes, check_length, check_weights, expert_counts, sizes
+from justright.prune.report import draw, render
 from justright.prune.settings import Settings
-from justright.prune.targets import expand, matrices
-
-REPORT = "prune.json"
-
-Tick = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +59,6 @@ class Estimate:
     size_bytes: int
     work_bytes: int
     memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """What a run did; also ``prune.json`` beside the weights.
-
-    Attributes:
-        path: the new checkpoint.
-        plan: what stays.
-        sizes: parameters before and after stage 1.
-        sparsity: of the prunable parameters, reached in all.
-        zeros_by_layer: share of zeros among the prunable parameters that each layer still has.
-        uncalibrated: experts whose weights were pruned by magnitude, having seen too few tokens.
-        unrouted: experts that calibration never sent a token to.
-        kurtosis: of the prunable weights that are not zero: before, after stage 1, after stage 2.
-    """
-
-    path: Path
-    plan: Plan
-    sizes: Sizes
-    sparsity: float
-    zeros_by_layer: tuple[float, ...]
-    uncalibrated: int
-    unrouted: int
-    kurtosis: tuple[float, float, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        kurtosis = [value if math.isfinite(value) else None for value in self.kurtosis]
-        return asdict(self) | {
-            "path": str(self.path),
-            "plan": json.loads(self.plan.to_json()),
-            "kurtosis": kurtosis,
-        }
 
 
 class Pruning:
@@ -181,16 +143,17 @@ class Pruning:
             return False
         return self.given is None or bool(self.settings.calibration)
 
-    def estimate(self) -> Estimate:
+    def estimate(self, store: Store = "dense") -> Estimate:
         """Sizes and memory, from the headers and the settings alone."""
         settings, hidden = self.settings, self._hidden_bytes()
         largest = max(
-            sum(self.checkpoint.info(name).nbytes for name in self.layers.disk_names(i))
+            sum(self.checkpoint.plain_bytes(name) for name in self.layers.disk_names(i))
             for i in range(self.layers.layers)
         )
+        plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
         width = torch.empty((), dtype=self.dtype).element_size()
-        parameters = largest / (self.checkpoint.nbytes / self.sizes.total)
+        parameters = largest / (plain / self.sizes.total)
         calibrated = self.calibration is not None
         return Estimate(
             parameters=self.sizes.total,
@@ -199,7 +162,7 @@ class Pruning:
             experts_after=sum(self.counts.values()) / max(1, len(self.counts)),
             second_stage_sparsity=self.sizes.second,
             passes=self._first_pass + 2 * self._second_pass,
-            size_bytes=round(self.checkpoint.nbytes * (1 - gone)),
+            size_bytes=round(plain * (1 - gone)) - (self._saved_bytes(plain) if store == "sparse" else 0),
             work_bytes=(2 * hidden if calibrated else 0) + self.sizes.prunable // 8,
             memory_bytes=round(
                 largest + parameters * width + 4 * hidden * self.rows / max(1, settings.sequences)
@@ -236,35 +199,67 @@ class Pruning:
                 total += took * (count if has_experts else self.layers.layers - count)
         return total * batches * passes
 
-    def run(self, out: Path, tick: Tick = lambda *_: None) -> Pruned:
+    def run(
+        self,
+        out: Path,
+        tick: Tick = lambda *_: None,
+        *,
+        store: Store = "dense",
+        evaluate: Evaluate | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> Pruned:
         """Do it; interrupted, the same call goes on at the last finished layer.
 
         Args:
             out: the directory to create.
             tick: told of progress: stage, layers done, layers in all.
+            store: "sparse" writes a container of `justright.models.sparse`.
+            evaluate: measures a checkpoint; called with the source before, and with ``out`` when it is complete.
+            asked: what ``evaluate`` was asked for, for the report.
 
         Raises:
-            JustrightError: ``out`` exists, no room, or damaged weights.
+            JustrightError: ``out`` exists (unless only its evaluation is missing), no room, or damaged weights.
         """
-        fingerprint = {"settings": self.settings.to_dict(), "plan": self.given and self.given.to_json()}
-        expected = self.estimate().size_bytes
+        given = self.given.to_json() if self.given else None
+        fingerprint = {"settings": self.settings.to_dict(), "plan": given, "store": store}
+        if evaluate is not None and lacks_evaluation(out, self.settings, asked):
+            return evaluate_result(out, evaluate, tick)
         tick("checking weights", 0, 1)
         with CheckpointWriter(
-            out, fingerprint=fingerprint, source=self.model, expected_bytes=expected
-        ) as writer:
+            out, fingerprint=fingerprint, source=self.model, store=store,
+            expected_bytes=self.estimate(store).size_bytes,
+        ) as writer:  # fmt: skip
             model = check_weights(self.checkpoint)
             work = writer.partial / "work"
+            before = evaluate_source(work, self.model, evaluate, tick) if evaluate else None
             found = self._first(work, model, tick)
             plan = self.given or self._decide(found, model)
             job = {**fingerprint, **self._job(), "model": model, "plan": plan.to_json()}
             masks = job_folder(work / "masks", job)
             self.sizes = self._sizes_of(plan.counts)
             config = with_experts(self.config, plan.counts) if self._removes else self.config
-            uncalibrated = 0
+            few: list[int] = []
             if self._sparse:
                 run = self._run() if self._second_pass else None
-                uncalibrated = prune_weights(self.layers, plan, config, self.settings, run, masks, tick)
-            return self._write(writer, plan, config, masks, uncalibrated, unrouted(found or []), tick)
+                few = prune_weights(self.layers, plan, config, self.settings, run, masks, tick)
+            done = Writing(self.layers, plan, config, self.settings, masks, few, found).run(
+                writer, self.sizes, tick
+            )
+            if before is not None:
+                done = replace(done, evaluation={"asked": dict(asked or {}), "before": before, "after": None})
+            pictures = {} if self.given else draw(self.layers, plan, self.settings, found)
+            provenance = collect_provenance(
+                inputs={"model": self.model}, seed=self.settings.seed, hash_inputs=False,
+                settings=self.settings.to_dict(), model_fingerprint=model,
+            )  # fmt: skip
+            writer.finish(config, provenance=provenance, files={
+                "README.md": card(done, self.settings, self.model.resolve().name),
+                PLAN: plan.to_json(),
+                JSON: json.dumps(done.to_dict() | {"settings": self.settings.to_dict()}, indent=1) + "\n",
+                HTML: render(done, self.settings, pictures),
+            })  # fmt: skip
+        tick("writing", self.layers.layers, self.layers.layers)
+        return evaluate_result(out, evaluate, tick) if evaluate else done
 
     def _texts(self) -> texts.CalibrationSet:
         from justright.models.tokenizers import load_tokenizer
@@ -287,6 +282,11 @@ class Pruning:
     def _job(self) -> dict[str, Any]:
         ids = self.calibration.fingerprint if self.calibration else None
         return {"calibration": ids, "dtype": str(self.dtype), "device": self.device, "rows": self.rows}
+
+    def _saved_bytes(self, plain: int) -> int:
+        """What the bitmask container saves: a bit a weight more, the zeros less."""
+        rest = self.sizes.prunable - self.sizes.removed
+        return max(0, round(rest * (self.sizes.second * plain / self.sizes.total - 1 / 8)))
 
     def _hidden_bytes(self) -> int:
         width = torch.empty((), dtype=self.dtype).element_size()
@@ -333,66 +333,14 @@ class Pruning:
             made_from,
         )
 
-    def _write(
-        self, writer: CheckpointWriter, plan: Plan, config: dict[str, Any], masks: Path,
-        uncalibrated: int, unrouted_experts: int, tick: Tick,
-    ) -> Pruned:  # fmt: skip
-        """The new checkpoint, layer by layer, and what became of it."""
-        kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
-        zeros = []
-        for name in self.layers.other_names():
-            writer.add(name, self.checkpoint.tensor(name))
-        for index in range(self.layers.layers):
-            tick("writing", index, self.layers.layers)
-            before = self.layers.read(index)
-            middle = prune_experts(self.layers, index, plan.experts.get(index))
-            after = masked_layer(self.layers, plan, config, self.settings, masks, index)
-            gone = count = 0
-            found = matrices(config, index, self.settings.parts)
-            for moment, state in zip(kurtosis, (before, middle, after), strict=True):
-                for matrix in expand(found, state):
-                    moment.add(state[matrix.name])
-            for matrix in expand(found, after):
-                gone += int((after[matrix.name] == 0).sum())
-                count += after[matrix.name].numel()
-            zeros.append(gone / max(1, count))
-            for name, tensor in self.layers.write(index, after).items():
-                writer.add(name, tensor)
-        nonzero = sum(n * (1 - z) for n, z in zip(self.sizes.by_layer, zeros, strict=True))
-        done = Pruned(
-            writer.out, plan, self.sizes, 1 - nonzero / self.sizes.prunable, tuple(zeros), uncalibrated,
-            unrouted_experts, tuple(k.value for k in kurtosis),  # type: ignore[arg-type]
-        )  # fmt: skip
-        files = {
-            "README.md": self._card(done),
-            PLAN: plan.to_json(),
-            REPORT: json.dumps(done.to_dict(), indent=1) + "\n",
-        }
-        provenance = collect_provenance(
-            inputs={"model": self.model}, seed=self.settings.seed, hash_inputs=False,
-            settings=self.settings.to_dict(), model_fingerprint=plan.made_from.get("model"),
-        )  # fmt: skip
-        writer.finish(config, provenance=provenance, files=files)
-        tick("writing", self.layers.layers, self.layers.layers)
-        return done
 
-    def _card(self, done: Pruned) -> str:
-        """The model card: what was done, in place of the source's figures, which hold no more."""
-        counts = sorted(set(done.plan.counts.values()))
-        experts = (
-            f"{' to '.join(map(str, (counts[0], counts[-1])[: len(counts)]))} of {num_experts(self.config)} experts a "
-            "layer, "
-            if counts
-            else ""
-        )
-        return (
-            f"# {self.model.resolve().name}, pruned\n\n"
-            f"Made by justright from `{self.model.resolve().name}` ({done.plan.family}): {experts}"
-            f"{done.sparsity:.1%} of the prunable parameters gone (experts by {self.settings.criterion}, single "
-            f"weights by {self.settings.weights}). What stays is in `{PLAN}`, what was reached in `{REPORT}`, how in "
-            "`provenance.json`. The licence is the source's. Figures in the source's card do not hold for this model: "
-            "measure it.\n"
-        )
+def prune(model: Path, out: Path, settings: Settings, **options: Any) -> Pruned:
+    """Prune the checkpoint ``model`` into ``out``; ``options`` are those of `Pruning`.
+
+    Raises:
+        JustrightError: see `Pruning` and `Pruning.run`.
+    """
+    return Pruning(model, settings, **options).run(out)
 
 
 def _same_job(folder: Path, job: dict[str, Any]) -> bool:

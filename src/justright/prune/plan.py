@@ -59,6 +59,12 @@ class Plan:
         """Experts that stay in a layer; the most, where layers differ."""
         return max(self.counts.values(), default=self.num_experts)
 
+    @property
+    def kept_text(self) -> str:
+        """``13``, or ``9 to 14`` where layers differ."""
+        counts = sorted(set(self.counts.values())) or [self.num_experts]
+        return " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+
     def to_json(self) -> str:
         """The text of the file."""
         data = {

@@ -1,0 +1,45 @@
+"""``justright unpack``: a sparse container as an ordinary checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from justright.cli.options import Json, Model
+from justright.cli.output import output_of
+from justright.cli.progress import with_progress
+from justright.errors import UsageError
+from justright.readable import readable_bytes
+
+
+def unpack(
+    ctx: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Make an ordinary checkpoint of what `justright prune --store sparse` wrote, bit for bit, for other engines.
+
+    Interrupted, the same command goes on.
+    """
+    from justright.models.reading import Checkpoint
+    from justright.models.sources import resolve
+    from justright.models.sparse import unpack_checkpoint
+    from justright.models.uneven import is_uneven
+
+    output = output_of(ctx)
+    if out.exists():
+        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    source = resolve(model, progress=not (output.quiet or output.json)).path
+    path = with_progress(
+        output, lambda tick: unpack_checkpoint(source, out, lambda n, of: tick("unpacking", n, of))
+    )
+    before, after = (Checkpoint.open(folder) for folder in (source, path))
+    if output.json:
+        output.object({"path": str(path), "bytes": after.nbytes, "packed_bytes": before.nbytes})
+        return
+    output.text(f"{path}: {readable_bytes(before.nbytes)} became {readable_bytes(after.nbytes)}")
+    if is_uneven(after.config):
+        output.note("note: its layers have different numbers of experts, so it still loads in justright only")

@@ -1,0 +1,54 @@
+"""Figures before and after: measured by a function that the caller gives, kept so that no work is done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from justright.models.files import write_whole
+from justright.prune.outcome import HTML, JSON, Pruned, read_pruned
+from justright.prune.passes import Tick
+from justright.prune.report import with_evaluation
+from justright.prune.settings import Settings
+
+Evaluate = Callable[[Path], list[dict[str, Any]]]
+"""A checkpoint's figures, JSON-ready: task, metric, value, low, high (of a 95% interval, or None)."""
+
+
+def evaluate_source(work: Path, model: Path, evaluate: Evaluate, tick: Tick) -> list[dict[str, Any]]:
+    """The unpruned model's figures; an interrupted run's are taken from ``work``."""
+    file = work / "before.json"
+    if not file.exists():
+        tick("evaluating before", 0, 1)
+        found = evaluate(model)
+        work.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(found))
+        tick("evaluating before", 1, 1)
+    before: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return before
+
+
+def lacks_evaluation(out: Path, settings: Settings, asked: Mapping[str, Any] | None) -> bool:
+    """Whether ``out`` is complete, by the same settings, but for the second half of the same evaluation."""
+    try:
+        found = json.loads((out / JSON).read_text(encoding="utf-8"))
+        evaluation = found["evaluation"]
+        same = found["settings"] == settings.to_dict() and evaluation["asked"] == dict(asked or {})
+        return same and evaluation["after"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def evaluate_result(out: Path, evaluate: Evaluate, tick: Tick) -> Pruned:
+    """Measure the pruned model and put the figures into its report."""
+    tick("evaluating after", 0, 1)
+    after = evaluate(out)
+    found = json.loads((out / JSON).read_text(encoding="utf-8"))
+    found["evaluation"]["after"] = after
+    page = (out / HTML).read_text(encoding="utf-8")
+    write_whole(out / HTML, with_evaluation(page, found["evaluation"]))
+    write_whole(out / JSON, json.dumps(found, indent=1) + "\n")
+    tick("evaluating after", 1, 1)
+    return read_pruned(out)

@@ -1,0 +1,225 @@
+"""Writing what a pruning decided: the checkpoint layer by layer, and what became of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from justright.calibration.statistics import LayerStatistics
+from justright.errors import CheckpointError
+from justright.models.architectures import num_experts
+from justright.models.decoder_layers import LayerFormat, State
+from justright.models.reading import read_json
+from justright.models.writing import CheckpointWriter
+from justright.prune.kurtosis import Kurtosis
+from justright.prune.passes import Tick, masked_layer, prune_experts
+from justright.prune.plan import FILE_NAME as PLAN
+from justright.prune.plan import Plan
+from justright.prune.preflight import Sizes
+from justright.prune.settings import Settings
+from justright.prune.targets import expand, matrices
+
+JSON, HTML = "prune.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOutcome:
+    """What became of one decoder layer.
+
+    Attributes:
+        experts: before; 0 for a layer without.
+        kept: after.
+        zeros: share of zeros among the prunable parameters that it still has.
+        uncalibrated: experts whose weights were pruned by magnitude, having seen too few tokens.
+        unrouted: experts that calibration never sent a token to.
+        tokens: that each expert got in calibration; None without a first pass.
+        kurtosis: of the prunable weights that are not zero: before, after stage 1, after stage 2; None without weights.
+    """
+
+    experts: int
+    kept: int
+    zeros: float
+    uncalibrated: int
+    unrouted: int
+    tokens: list[int] | None
+    kurtosis: tuple[float | None, float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a run did; also ``prune.json`` beside the weights.
+
+    Attributes:
+        path: the new checkpoint.
+        plan: what stays.
+        sizes: parameters before and after stage 1.
+        sparsity: of the prunable parameters, reached in all.
+        layers: one by one.
+        kurtosis: as `LayerOutcome.kurtosis`, of the whole model.
+        parameters: of the checkpoint, before and after (zeros count).
+        memory_bytes: of all weights as dense tensors, before and after.
+        disk_bytes: of the weights' files, before and after.
+        store: how they are stored: "dense", or "sparse".
+        evaluation: figures of the source and of the result: ``{"asked", "before", "after"}``; None if not asked for,
+            "after" is None until it is measured.
+    """
+
+    path: Path
+    plan: Plan
+    sizes: Sizes
+    sparsity: float
+    layers: tuple[LayerOutcome, ...]
+    kurtosis: tuple[float | None, float | None, float | None]
+    parameters: tuple[int, int]
+    memory_bytes: tuple[int, int]
+    disk_bytes: tuple[int, int]
+    store: str
+    evaluation: dict[str, Any] | None = None
+
+    @property
+    def uncalibrated(self) -> int:
+        """Experts whose weights were pruned by magnitude, in all layers."""
+        return sum(layer.uncalibrated for layer in self.layers)
+
+    @property
+    def unrouted(self) -> int:
+        """Experts that calibration never sent a token to, in all layers."""
+        return sum(layer.unrouted for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {
+            "path": str(self.path),
+            "plan": json.loads(self.plan.to_json()),
+            "uncalibrated": self.uncalibrated,
+            "unrouted": self.unrouted,
+        }
+
+
+def read_pruned(path: Path) -> Pruned:
+    """What a run did, from the ``prune.json`` beside the weights.
+
+    Raises:
+        CheckpointError: there is none, or another version wrote it.
+    """
+    found = read_json(path / JSON)
+    try:
+        return Pruned(
+            path,
+            Plan.read(path / PLAN),
+            Sizes(**found["sizes"] | {"by_layer": tuple(found["sizes"]["by_layer"])}),
+            found["sparsity"],
+            tuple(LayerOutcome(**one | {"kurtosis": tuple(one["kurtosis"])}) for one in found["layers"]),
+            tuple(found["kurtosis"]),
+            tuple(found["parameters"]),
+            tuple(found["memory_bytes"]),
+            tuple(found["disk_bytes"]),
+            found["store"],
+            found["evaluation"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / JSON} is not what this version writes: {error!r}") from error
+
+
+@dataclass(slots=True)
+class Writing:
+    """Writes the layers of the pruned checkpoint and sums up what became of them.
+
+    Args:
+        layers: the unpruned checkpoint.
+        plan: what stays.
+        config: ``config.json`` for it.
+        settings: which parts are prunable.
+        masks: folder of the masks.
+        uncalibrated: by layer.
+        found: the first pass's statistics.
+    """
+
+    layers: LayerFormat
+    plan: Plan
+    config: dict[str, Any]
+    settings: Settings
+    masks: Path
+    uncalibrated: Sequence[int]
+    found: Sequence[LayerStatistics] | None
+
+    def run(self, writer: CheckpointWriter, sizes: Sizes, tick: Tick) -> Pruned:
+        """Add every tensor to ``writer``."""
+        checkpoint, total = self.layers.checkpoint, self.layers.layers
+        whole = (Kurtosis(), Kurtosis(), Kurtosis())
+        outcomes: list[LayerOutcome] = []
+        parameters = memory = 0
+
+        def add(tensors: Mapping[str, Any]) -> None:
+            nonlocal parameters, memory
+            for name, tensor in tensors.items():
+                writer.add(name, tensor)
+                parameters += tensor.numel()
+                memory += tensor.nbytes
+
+        for name in self.layers.other_names():
+            add({name: checkpoint.tensor(name)})
+        for index in range(total):
+            tick("writing", index, total)
+            state, outcome, kurtosis = self._layer(index)
+            for all_layers, one in zip(whole, kurtosis, strict=True):
+                all_layers.merge(one)
+            outcomes.append(outcome)
+            add(self.layers.write(index, state))
+        nonzero = sum(n * (1 - o.zeros) for n, o in zip(sizes.by_layer, outcomes, strict=True))
+        before = sum(checkpoint.plain_bytes(name) for name in checkpoint)
+        return Pruned(
+            writer.out, self.plan, sizes, 1 - nonzero / sizes.prunable, tuple(outcomes), _values(whole),
+            (sizes.total, parameters), (before, memory), (checkpoint.nbytes, writer.nbytes), writer.store,
+        )  # fmt: skip
+
+    def _layer(self, index: int) -> tuple[State, LayerOutcome, tuple[Kurtosis, Kurtosis, Kurtosis]]:
+        """Layer ``index`` after both stages, and what became of it."""
+        layers, choice = self.layers, self.plan.experts.get(index)
+        before = layers.read(index)
+        middle = prune_experts(layers, index, choice)
+        after = masked_layer(layers, self.plan, self.config, self.settings, self.masks, index)
+        prunable = matrices(self.config, index, self.settings.parts)
+        kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
+        for moment, state in zip(kurtosis, (before, middle, after), strict=True):
+            for matrix in expand(prunable, state):
+                moment.add(state[matrix.name])
+        tensors = [after[matrix.name] for matrix in expand(prunable, after)]
+        count = sum(tensor.numel() for tensor in tensors)
+        zeros = sum(int((tensor == 0).sum()) for tensor in tensors)
+        experts = num_experts(layers.config) if index in layers.moe_layers else 0
+        counts = self.found[index].counts if self.found else None
+        tokens = counts.tolist() if counts is not None else None
+        outcome = LayerOutcome(
+            experts,
+            len(choice.kept) if choice else experts,
+            zeros / max(1, count),
+            self.uncalibrated[index] if self.uncalibrated else 0,
+            tokens.count(0) if tokens else 0,
+            tokens,
+            _values(kurtosis),
+        )
+        return after, outcome, kurtosis
+
+
+def card(done: Pruned, settings: Settings, source: str) -> str:
+    """The model card: what was done, in place of the source's figures, which hold no more."""
+    plan = done.plan
+    experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
+    only = " Only justright loads it." if len(set(plan.counts.values())) > 1 or done.store == "sparse" else ""
+    return (
+        f"# {source}, pruned\n\n"
+        f"Made by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
+        f"parameters gone (experts by {settings.criterion}, single weights by {settings.weights}).{only} What stays is "
+        f"in `{PLAN}`, what was reached in `{JSON}` and `{HTML}`, how in `provenance.json`. The licence is the "
+        "source's. Figures in the source's card do not hold for this model: measure it.\n"
+    )
+
+
+def _values(kurtosis: Sequence[Kurtosis]) -> tuple[float | None, float | None, float | None]:
+    before, middle, after = (k.value if math.isfinite(k.value) else None for k in kurtosis)
+    return before, middle, after
