@@ -17,16 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from justright.bench.decode import describe_machine
+from justright.bench.memory import own_peak_bytes
 from justright.bench.report import machine_line, markdown_table
 from justright.models.sources import resolve
 from justright.prune.outcome import Pruned
@@ -237,9 +243,93 @@ def draw(cells: list[Cell], file: Path) -> None:
         left.axhline(100 * unpruned.accuracy, color="#595959", linewidth=0.8)
         right.axhline(unpruned.mean_perplexity, color="#595959", linewidth=0.8)
     right.set_yscale("log")
+    right.set_yticks([30, 40, 50, 60, 80], ["30", "40", "50", "60", "80"])
+    right.minorticks_off()
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(file, dpi=110)
+
+
+EXPERTS = (8, 16, 32, 64, 128, 256)
+LAYERS = (2, 4, 8, 16)
+STAGES = ("checking weights", "calibrating", "deciding", "weights", "writing")
+
+
+def synthetic(folder: Path, experts: int, layers: int) -> Path:
+    """A mixture of random weights in bfloat16, hidden size 256, experts of 98,304 parameters; the zoo's tokenizer."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=4096, hidden_size=256, head_dim=64, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=layers, moe_intermediate_size=128, num_experts=experts, num_experts_per_tok=2,
+        max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve("zoo:moe").path / name, folder / name)
+    return folder
+
+
+def one_run(job: dict[str, Any]) -> None:
+    """Prune once, in this process, and print seconds by stage and peak memory as JSON."""
+    settings = Settings(
+        sparsity=0.5, expert_sparsity=0.25, calibration=("zoo:python",), sequences=16, length=256
+    )
+    pruning = Pruning(Path(job["model"]), settings, rows=4)
+    before, last, stage = own_peak_bytes(), time.perf_counter(), STAGES[0]
+    seconds = dict.fromkeys(STAGES, 0.0)
+
+    def tick(name: str, done: int, total: int) -> None:
+        nonlocal last, stage
+        now = time.perf_counter()
+        seconds[stage] += now - last
+        last, stage = now, "deciding" if name == "calibrating" and done == total else name
+
+    done = pruning.run(Path(job["out"]), tick)
+    layer = pruning.estimate().memory_bytes
+    peak = own_peak_bytes()
+    found = {
+        "parameters": done.sizes.total,
+        "seconds": seconds,
+        "peak": peak,
+        "before": before,
+        "estimate": layer,
+    }
+    print(json.dumps(found))
+
+
+def run_scaling(options: argparse.Namespace) -> None:
+    """The table of growth, medians of the repeats."""
+    shapes = [(experts, 4) for experts in EXPERTS] + [(32, layers) for layers in LAYERS if layers != 4]
+    body, rows = [], []
+    for experts, layers in shapes:
+        print(f"{experts} experts, {layers} layers", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            model = synthetic(Path(folder) / "model", experts, layers)
+            runs = []
+            for repeat in range(options.repeats):
+                job = {"model": str(model), "out": f"{folder}/out-{repeat}"}
+                command = [sys.executable, __file__, "one", json.dumps(job)]
+                result = subprocess.run(command, capture_output=True, text=True, check=True)
+                runs.append(json.loads(result.stdout.splitlines()[-1]))
+        rows.append({"experts": experts, "layers": layers, "runs": runs})
+        totals = [sum(run["seconds"].values()) for run in runs]
+        stages = [statistics.median(run["seconds"][stage] for run in runs) for stage in STAGES]
+        memory = statistics.median(run["peak"] - run["before"] for run in runs) / 2**20
+        billions = runs[0]["parameters"] / 1e9
+        body.append([
+            str(experts), str(layers), f"{billions * 1000:.1f}M", *(f"{s:.2f}" for s in stages),
+            f"{statistics.median(totals):.2f} ({min(totals):.2f} to {max(totals):.2f})",
+            f"{statistics.median(totals) / billions:.0f}", f"{memory:.0f}", f"{runs[0]['estimate'] / 2**20:.0f}",
+        ])  # fmt: skip
+    header = ["experts", "layers", "parameters", *(f"{stage}, s" for stage in STAGES), "in all, s",
+              "s a billion", "peak above start, MiB", "estimate, MiB"]  # fmt: skip
+    if options.json:
+        print(json.dumps({"machine": describe_machine(), "rows": rows}))
+        return
+    print(markdown_table(header, body))
+    print(machine_line(describe_machine()))
 
 
 def main() -> None:
@@ -258,6 +348,13 @@ def main() -> None:
     of_quality.add_argument("--tables-only", action="store_true", help="measure nothing")
     of_quality.add_argument("--picture", type=Path)
     of_quality.set_defaults(run=run_quality)
+    of_scaling = commands.add_parser("scaling")
+    of_scaling.add_argument("--repeats", type=int, default=3)
+    of_scaling.add_argument("--json", action="store_true")
+    of_scaling.set_defaults(run=run_scaling)
+    of_one = commands.add_parser("one")  # what scaling starts
+    of_one.add_argument("job", type=json.loads)
+    of_one.set_defaults(run=lambda options: one_run(options.job))
     options = parser.parse_args()
     options.run(options)
 

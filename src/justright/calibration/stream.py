@@ -75,6 +75,7 @@ class LayerStream:
         check_runs(config)
         if ids.ndim != 2 or ids.numel() == 0:
             raise UsageError("no calibration sequence: give texts")
+        self._checkpoint = checkpoint
         self.ids, self.rows = ids, rows
         self.devices = [torch.device(name) for name in device.split(",")]
         self.dtype = dtype
@@ -103,6 +104,7 @@ class LayerStream:
     def release(self, index: int) -> None:
         """Forget the layer's weights."""
         self._layers[index].to("meta")
+        self._checkpoint.close()  # else all of it would stay mapped, and count as memory
 
     @torch.inference_mode()
     def measure(self, index: int, *, at: int | None = None) -> None:

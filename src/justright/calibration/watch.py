@@ -50,9 +50,10 @@ class Watch(TorchFunctionMode):
     def __init__(self, weights: Sequence[Watched], seen: Seen) -> None:
         super().__init__()
         self._seen = seen
-        self._whole = {w.tensor.data_ptr(): w for w in weights}
+        # By address: the tensors themselves would stay in memory as long as this does.
+        self._whole = {w.tensor.data_ptr(): (w.name, w.stacked, w.tensor.ndim) for w in weights}
         self._experts = {
-            w.tensor[e].data_ptr(): (w, e) for w in weights if w.stacked for e in range(len(w.tensor))
+            w.tensor[e].data_ptr(): (w.name, e) for w in weights if w.stacked for e in range(len(w.tensor))
         }
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,16 +66,16 @@ class Watch(TorchFunctionMode):
 
     def _look(self, inputs: Tensor, weight: Tensor, outputs: Tensor) -> None:
         at = weight.data_ptr()
-        whole = self._whole.get(at)
-        if whole is not None and weight.ndim == whole.tensor.ndim:
-            if whole.stacked:
+        name, stacked, ndim = self._whole.get(at, ("", False, -1))
+        if weight.ndim == ndim:
+            if stacked:
                 for expert in range(len(weight)):
-                    self._seen(whole.name, expert, inputs[expert], outputs[expert])
+                    self._seen(name, expert, inputs[expert], outputs[expert])
             else:
-                self._seen(whole.name, None, inputs.flatten(0, -2), outputs.flatten(0, -2))
+                self._seen(name, None, inputs.flatten(0, -2), outputs.flatten(0, -2))
         elif at in self._experts:
-            found, expert = self._experts[at]
-            self._seen(found.name, expert, inputs, outputs)
+            name, expert = self._experts[at]
+            self._seen(name, expert, inputs, outputs)
 
 
 class Routing:

@@ -44,7 +44,11 @@ def choose(
         similarity = {i: expert_similarity(layers, i, settings, one) for i, one in found.items()}
         least, groups = least_count(layers.config), expert_groups(layers.config)[0]
         counts = counts_at_one_threshold(similarity, sum(counts.values()), least, groups)
-    return {i: choose_experts(layers, i, counts[i], settings, one) for i, one in found.items()}
+    choices = {}
+    for index, one in found.items():
+        choices[index] = choose_experts(layers, index, counts[index], settings, one)
+        layers.checkpoint.close()  # else all of it would stay mapped, and count as memory
+    return choices
 
 
 def expert_similarity(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+_AT_ONCE = 1 << 20
+
 
 @dataclass(slots=True)
 class Kurtosis:
@@ -19,13 +21,13 @@ class Kurtosis:
 
     def add(self, weights: Tensor) -> None:
         """Count the weights of one tensor."""
-        values = weights.double().flatten()
-        values = values[values != 0]
-        one = values
-        self.powers[0] += len(values)
-        for power in range(1, 5):
-            self.powers[power] += one.sum()
-            one = one * values
+        for part in torch.split(weights.flatten(), _AT_ONCE):
+            values = part[part != 0].double()
+            one = values
+            self.powers[0] += len(values)
+            for power in range(1, 5):
+                self.powers[power] += one.sum()
+                one = one * values
 
     def merge(self, other: Kurtosis) -> None:
         """Count all that another has counted."""

@@ -170,6 +170,8 @@ class Writing:
                 all_layers.merge(one)
             outcomes.append(outcome)
             add(self.layers.write(index, state))
+            del state
+            checkpoint.close()  # else all of it would stay mapped, and count as memory
         nonzero = sum(n * (1 - o.zeros) for n, o in zip(sizes.by_layer, outcomes, strict=True))
         before = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         return Pruned(

@@ -89,25 +89,40 @@ def layer_masks(
         ``(masks, uncalibrated)``: by matrix name ``[..., out, in]`` bool, and how many experts were scored by
         magnitude because they saw too few tokens.
     """
+    wanda = statistics is not None and settings.weights == "wanda"
     masks = {}
     uncalibrated: set[int] = set()
     for matrix in found:
         weight = matrix.rows(state[matrix.name])
-        if statistics is None or settings.weights == "magnitude":
-            scores = magnitude_scores(weight)
-        else:
-            norms = statistics.squares[matrix.name].sqrt().float()
-            scores = wanda_scores(weight, norms[:, None] if matrix.stacked else norms)
-            if matrix.stacked:
-                assert statistics.counts is not None
-                few = statistics.counts < settings.min_tokens
-                uncalibrated |= set(few.nonzero().flatten().tolist())
-                scores[few] = magnitude_scores(weight[few])
-        if settings.pattern is not None:
-            masks[matrix.name] = n_of_m_mask(scores, *settings.n_of_m())
-        else:
-            masks[matrix.name] = row_mask(scores, sparsity)
+        norms = statistics.squares[matrix.name].sqrt().float() if statistics is not None and wanda else None
+        if not matrix.stacked:
+            masks[matrix.name] = matrix_mask(weight, norms, settings, sparsity)
+            continue
+        few = set[int]()
+        if statistics is not None and statistics.counts is not None and wanda:
+            few = set((statistics.counts < settings.min_tokens).nonzero().flatten().tolist())
+        uncalibrated |= few
+        mask = torch.empty(weight.shape, dtype=torch.bool)
+        for expert, one in enumerate(weight):
+            own = None if norms is None or expert in few else norms[expert]
+            mask[expert] = matrix_mask(one, own, settings, sparsity)
+        masks[matrix.name] = mask
     return masks, len(uncalibrated)
+
+
+def matrix_mask(weight: Tensor, norms: Tensor | None, settings: Settings, sparsity: float) -> Tensor:
+    """Which weights of one matrix stay, ``[out, in]`` bool.
+
+    Args:
+        weight: ``[out, in]``.
+        norms: of its inputs, ``[in]``; None scores by magnitude.
+        settings: the pattern.
+        sparsity: of each row.
+    """
+    scores = magnitude_scores(weight) if norms is None else wanda_scores(weight, norms)
+    if settings.pattern is not None:
+        return n_of_m_mask(scores, *settings.n_of_m())
+    return row_mask(scores, sparsity)
 
 
 def apply_masks(state: State, found: Sequence[Matrix], masks: Mapping[str, Tensor]) -> State:

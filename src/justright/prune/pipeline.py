@@ -33,6 +33,9 @@ from justright.prune.preflight import Sizes, check_length, check_weights, expert
 from justright.prune.report import draw, render
 from justright.prune.settings import Settings
 
+_MEMORY_BASE = 64 * 2**20
+"""What a run takes beside its layer, measured (`benchmarks/prune.py scaling`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -47,7 +50,7 @@ class Estimate:
         passes: over the calibration texts, through all layers.
         size_bytes: of the output, on disk.
         work_bytes: on disk while it runs: hidden states and masks.
-        memory_bytes: of the largest layer, as it lies there and as it runs, with one batch of hidden states.
+        memory_bytes: about what a run takes at most beside Python and torch, which is a few times its largest layer.
     """
 
     parameters: int
@@ -165,7 +168,10 @@ class Pruning:
             size_bytes=round(plain * (1 - gone)) - (self._saved_bytes(plain) if store == "sparse" else 0),
             work_bytes=(2 * hidden if calibrated else 0) + self.sizes.prunable // 8,
             memory_bytes=round(
-                largest + parameters * width + 4 * hidden * self.rows / max(1, settings.sequences)
+                _MEMORY_BASE
+                + 3 * largest  # as it lies there, as it runs, with fewer experts
+                + parameters * (width + 5)  # its weights while it runs, experts as vectors, masks
+                + 4 * hidden * self.rows / max(1, settings.sequences)
             ),
         )
 

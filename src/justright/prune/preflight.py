@@ -16,6 +16,8 @@ from justright.prune.allocation import second_stage_sparsity
 from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
 
+_MAPPED_BYTES = 64 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -186,7 +188,7 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
     """
     import torch
 
-    digest = hashlib.sha256()
+    digest, seen = hashlib.sha256(), 0
     for name in sorted(checkpoint):
         tensor = checkpoint.tensor(name)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -198,4 +200,9 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
         tick(tensor.nbytes)
+        seen += tensor.nbytes
+        if seen > _MAPPED_BYTES:  # else all of it would stay mapped, and count as memory
+            del tensor
+            checkpoint.close()
+            seen = 0
     return digest.hexdigest()
