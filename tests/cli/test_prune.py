@@ -58,6 +58,31 @@ def test_it_prunes(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
     assert "experts" in again.out
 
 
+def test_evaluated_sparse_uneven_and_unpacked(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
+    out, back = tmp_path / "out", tmp_path / "back"
+    options = ("--sparsity", 0.6, "--uneven", "--store", "sparse", "--calibration", texts, *SMALL)
+    measured = ("--eval", "zoo_story_1", "--eval-limit", 2, "--eval-chat")
+    result = run("prune", moe, "-o", out, *options, *measured, "--json")
+    assert result.code == 0, result.err
+    evaluation = json.loads(result.out)["evaluation"]
+    assert evaluation["asked"] == {"tasks": ["zoo_story_1"], "limit": 2, "chat": True}
+    for figures in (evaluation["before"], evaluation["after"]):
+        assert {(f["task"], f["documents"]) for f in figures} == {("zoo_story_1", 2)}
+    assert (out / "model.sparse.safetensors").is_file()
+    assert "zoo_story_1" in (out / "report.html").read_text()
+    unpacked = run("unpack", out, "-o", back)
+    assert unpacked.code == 0, unpacked.err
+    assert "justright only" in unpacked.err
+    assert (back / "model.safetensors").is_file()
+    assert (back / "report.html").is_file()
+    answers = [run("generate", m, "-p", "the quick", "--max-tokens", 4, "--json").out for m in (out, back)]
+    texts_of = [json.loads(answer)["token_ids"] for answer in answers]
+    assert texts_of[0] == texts_of[1]
+    again = run("unpack", back, "-o", tmp_path / "more")
+    assert again.code == 2
+    assert "stored plainly already" in again.err
+
+
 def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
     result = run("prune", moe, "--dry-run", "--sequences", 6, "--length", 40)
     assert result.code == 0, result.err
@@ -67,6 +92,16 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
     ("arguments", "code", "message"),
     [
         ((), 2, "--out"),
+        (("-o", "OUT", "--store", "zip"), 2, "there are dense and sparse"),
+        (("-o", "OUT", "--eval", "no_such_task"), 3, "no evaluation task"),
+        (("-o", "OUT", "--eval-limit", "3"), 2, "name tasks"),
+        (
+            ("-o", "OUT", "--weights", "none", "--sparsity", "0.4", "--expert-sparsity", "0.25"),
+            2,
+            "only experts go",
+        ),
+        (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "makes no clusters"),
+        (("-o", "OUT", "--device", "cpu,abacus"), 2, "cannot be used"),
         (("-o", "OUT", "--sparsity", "1"), 2, "allowed is 0 to below 1"),
         (("-o", "OUT", "--criterion", "best"), 2, "stun"),
         (("-o", "OUT", "--calibration", "nowhere.txt"), 3, "no calibration texts"),

@@ -187,7 +187,7 @@ def interval(scores: Sequence[float], value: float) -> tuple[float, float] | tup
         centre = value + _Z * _Z / (2 * count)
         half = _Z * math.sqrt(value * (1 - value) / count + _Z * _Z / (4 * count * count))
         scale = 1 + _Z * _Z / count
-        return (centre - half) / scale, (centre + half) / scale
+        return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
     mean = sum(scores) / count
     deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / (count - 1))
     return value - _Z * deviation / math.sqrt(count), value + _Z * deviation / math.sqrt(count)

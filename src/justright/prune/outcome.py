@@ -55,6 +55,7 @@ class Pruned:
 
     Attributes:
         path: the new checkpoint.
+        settings: how, as JSON has them.
         plan: what stays.
         sizes: parameters before and after stage 1.
         sparsity: of the prunable parameters, reached in all.
@@ -69,6 +70,7 @@ class Pruned:
     """
 
     path: Path
+    settings: dict[str, Any]
     plan: Plan
     sizes: Sizes
     sparsity: float
@@ -110,6 +112,7 @@ def read_pruned(path: Path) -> Pruned:
     try:
         return Pruned(
             path,
+            found["settings"],
             Plan.read(path / PLAN),
             Sizes(**found["sizes"] | {"by_layer": tuple(found["sizes"]["by_layer"])}),
             found["sparsity"],
@@ -175,7 +178,8 @@ class Writing:
         nonzero = sum(n * (1 - o.zeros) for n, o in zip(sizes.by_layer, outcomes, strict=True))
         before = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         return Pruned(
-            writer.out, self.plan, sizes, 1 - nonzero / sizes.prunable, tuple(outcomes), _values(whole),
+            writer.out, self.settings.to_dict(), self.plan, sizes,
+            1 - nonzero / sizes.prunable, tuple(outcomes), _values(whole),
             (sizes.total, parameters), (before, memory), (checkpoint.nbytes, writer.nbytes), writer.store,
         )  # fmt: skip
 
@@ -212,7 +216,13 @@ def card(done: Pruned, settings: Settings, source: str) -> str:
     """The model card: what was done, in place of the source's figures, which hold no more."""
     plan = done.plan
     experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
-    only = " Only justright loads it." if len(set(plan.counts.values())) > 1 or done.store == "sparse" else ""
+    only = ""
+    if len(set(plan.counts.values())) > 1:
+        only = " Layers keep different numbers of experts, so only justright loads it."
+    if done.store == "sparse":
+        only += (
+            " Only justright loads `model.sparse*`; `justright unpack` makes an ordinary checkpoint of it."
+        )
     return (
         f"# {source}, pruned\n\n"
         f"Made by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "

@@ -15,7 +15,7 @@ import torch
 from justright.calibration import texts
 from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, check_runs, job_folder
-from justright.errors import UsageError
+from justright.errors import CheckpointError, UsageError
 from justright.models.architectures import num_experts, num_layers, text_config
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
@@ -261,7 +261,7 @@ class Pruning:
             writer.finish(config, provenance=provenance, files={
                 "README.md": card(done, self.settings, self.model.resolve().name),
                 PLAN: plan.to_json(),
-                JSON: json.dumps(done.to_dict() | {"settings": self.settings.to_dict()}, indent=1) + "\n",
+                JSON: json.dumps(done.to_dict(), indent=1) + "\n",
                 HTML: render(done, self.settings, pictures),
             })  # fmt: skip
         tick("writing", self.layers.layers, self.layers.layers)
@@ -277,9 +277,16 @@ class Pruning:
                 "criteria that need none (criterion router, weights magnitude)"
             )
         tokenizer = load_tokenizer(self.model)
-        return texts.build(
+        found = texts.build(
             tokenizer, settings.calibration, settings.sequences, settings.length, settings.seed
         )
+        known = self.checkpoint.shape(self.layers.architecture.disk.embedding)[0]
+        if (largest := int(found.ids.max())) >= known:
+            raise CheckpointError(
+                f"the tokenizer of {self.model} makes the token {largest}, and the model has {known}: it belongs to "
+                "another model; copy the right tokenizer's files from the original repository"
+            )
+        return found
 
     def _run(self) -> Run:
         assert self.calibration is not None
