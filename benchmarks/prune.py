@@ -1,15 +1,12 @@
-"""What pruning costs and takes: quality by method and sparsity, time and memory by number of experts and layers.
+"""What pruning costs in quality, by method and sparsity.
 
-    python benchmarks/prune.py quality --results quality.jsonl      goes on where it was cut; then prints the tables
-    python benchmarks/prune.py quality --results quality.jsonl --tables-only --picture docs/prune.png
-    python benchmarks/prune.py scaling                              synthetic weights, 8 to 256 experts, 2 to 16 layers
+    python benchmarks/prune.py --results quality.jsonl              goes on where it was cut; then prints the tables
+    python benchmarks/prune.py --results quality.jsonl --tables-only --picture docs/prune.png
 
-Quality: zoo:moe pruned with calibration texts and problems that no evaluation holds, by STUN with several shares of
-experts, by single weights alone, by experts alone (STUN, REAP, frequency, output norm, random), and in the other order
-(single weights first). Each with several seeds, which draw the calibration windows. Measured: right answers on held-out
-worded problems of four levels, perplexity on six domains, kurtosis of the weights.
-
-Scaling: every run in a process of its own, whose peak memory and time are its own.
+zoo:moe pruned with calibration texts and problems that no evaluation holds: by STUN with several shares of experts (the
+same number in every layer, or uneven), by single weights alone, by experts alone (STUN, REAP, frequency, output norm,
+random), and in the other order (single weights first). Each with several seeds, which draw the calibration windows.
+Measured: right answers on held-out worded problems of four levels, perplexity on six domains, kurtosis of the weights.
 """
 
 from __future__ import annotations
@@ -17,22 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from justright.bench.decode import describe_machine
-from justright.bench.memory import own_peak_bytes
 from justright.bench.report import machine_line, markdown_table
 from justright.models.sources import resolve
 from justright.prune.outcome import Pruned
@@ -68,6 +59,7 @@ class Cell:
     problems: int
     perplexity: dict[str, float]
     kurtosis: list[float | None] = field(default_factory=list)
+    machine: str = ""
 
     @property
     def key(self) -> tuple[str, float, int]:
@@ -89,6 +81,10 @@ def methods(sparsity: float) -> Iterator[Method]:
     for share in SHARES:
         if share < sparsity:
             yield Method(f"STUN, {share:.1%} of the experts, then Wanda", {"expert_sparsity": share})
+    for share in SHARES[:2]:
+        if share < sparsity:
+            name = f"STUN uneven, {share:.1%} of the experts, then Wanda"
+            yield Method(name, {"expert_sparsity": share, "uneven": True})
     yield Method("REAP, 12.5% of the experts, then Wanda", {"expert_sparsity": 0.125, "criterion": "reap"})
     yield Method("Wanda", {"expert_sparsity": 0.0})
     yield Method("Wanda, outlier-weighed", {"expert_sparsity": 0.0, "ratios": "outlier_weighed"})
@@ -142,7 +138,7 @@ def quality(options: argparse.Namespace) -> list[Cell]:
     found = [Cell(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
     if options.tables_only:
         return found
-    done = {cell.key for cell in found}
+    done, machine = {cell.key for cell in found}, machine_line(describe_machine())
     model = resolve(options.model).path
     jobs: list[tuple[Method, float, int]] = [(Method("unpruned", {}), 0.0, 0)]
     jobs += [(m, s, seed) for seed in range(options.seeds) for s in options.sparsities for m in methods(s)]
@@ -163,9 +159,8 @@ def quality(options: argparse.Namespace) -> list[Cell]:
                     )
                     reached, experts = pruned.sparsity, pruned.plan.kept
                 correct, perplexity = measure(path, options.problems)
-            cell = Cell(
-                method.name, sparsity, seed, reached, experts, correct, options.problems, perplexity, kurtosis
-            )
+            cell = Cell(method.name, sparsity, seed, reached, experts, correct, options.problems, perplexity, kurtosis,
+                        machine)  # fmt: skip
             out.write(json.dumps(asdict(cell)) + "\n")
             out.flush()
             found.append(cell)
@@ -250,119 +245,23 @@ def draw(cells: list[Cell], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-EXPERTS = (8, 16, 32, 64, 128, 256)
-LAYERS = (2, 4, 8, 16)
-STAGES = ("checking weights", "calibrating", "deciding", "weights", "writing")
-
-
-def synthetic(folder: Path, experts: int, layers: int) -> Path:
-    """A mixture of random weights in bfloat16, hidden size 256, experts of 98,304 parameters; the zoo's tokenizer."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=4096, hidden_size=256, head_dim=64, num_attention_heads=4, num_key_value_heads=2,
-        num_hidden_layers=layers, moe_intermediate_size=128, num_experts=experts, num_experts_per_tok=2,
-        max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(resolve("zoo:moe").path / name, folder / name)
-    return folder
-
-
-def one_run(job: dict[str, Any]) -> None:
-    """Prune once, in this process, and print seconds by stage and peak memory as JSON."""
-    settings = Settings(
-        sparsity=0.5, expert_sparsity=0.25, calibration=("zoo:python",), sequences=16, length=256
-    )
-    pruning = Pruning(Path(job["model"]), settings, rows=4)
-    before, last, stage = own_peak_bytes(), time.perf_counter(), STAGES[0]
-    seconds = dict.fromkeys(STAGES, 0.0)
-
-    def tick(name: str, done: int, total: int) -> None:
-        nonlocal last, stage
-        now = time.perf_counter()
-        seconds[stage] += now - last
-        last, stage = now, "deciding" if name == "calibrating" and done == total else name
-
-    done = pruning.run(Path(job["out"]), tick)
-    layer = pruning.estimate().memory_bytes
-    peak = own_peak_bytes()
-    found = {
-        "parameters": done.sizes.total,
-        "seconds": seconds,
-        "peak": peak,
-        "before": before,
-        "estimate": layer,
-    }
-    print(json.dumps(found))
-
-
-def run_scaling(options: argparse.Namespace) -> None:
-    """The table of growth, medians of the repeats."""
-    shapes = [(experts, 4) for experts in EXPERTS] + [(32, layers) for layers in LAYERS if layers != 4]
-    body, rows = [], []
-    for experts, layers in shapes:
-        print(f"{experts} experts, {layers} layers", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            model = synthetic(Path(folder) / "model", experts, layers)
-            runs = []
-            for repeat in range(options.repeats):
-                job = {"model": str(model), "out": f"{folder}/out-{repeat}"}
-                command = [sys.executable, __file__, "one", json.dumps(job)]
-                result = subprocess.run(command, capture_output=True, text=True, check=True)
-                runs.append(json.loads(result.stdout.splitlines()[-1]))
-        rows.append({"experts": experts, "layers": layers, "runs": runs})
-        totals = [sum(run["seconds"].values()) for run in runs]
-        stages = [statistics.median(run["seconds"][stage] for run in runs) for stage in STAGES]
-        memory = statistics.median(run["peak"] - run["before"] for run in runs) / 2**20
-        billions = runs[0]["parameters"] / 1e9
-        body.append([
-            str(experts), str(layers), f"{billions * 1000:.1f}M", *(f"{s:.2f}" for s in stages),
-            f"{statistics.median(totals):.2f} ({min(totals):.2f} to {max(totals):.2f})",
-            f"{statistics.median(totals) / billions:.0f}", f"{memory:.0f}", f"{runs[0]['estimate'] / 2**20:.0f}",
-        ])  # fmt: skip
-    header = ["experts", "layers", "parameters", *(f"{stage}, s" for stage in STAGES), "in all, s",
-              "s a billion", "peak above start, MiB", "estimate, MiB"]  # fmt: skip
-    if options.json:
-        print(json.dumps({"machine": describe_machine(), "rows": rows}))
-        return
-    print(markdown_table(header, body))
-    print(machine_line(describe_machine()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True)
-    of_quality = commands.add_parser("quality")
-    of_quality.add_argument("--results", type=Path, required=True, help="JSON lines, one a pruned model")
-    of_quality.add_argument("--model", default="zoo:moe")
-    of_quality.add_argument("--seeds", type=int, default=3)
-    of_quality.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
-    of_quality.add_argument("--problems", type=int, default=50, help="of each level")
-    of_quality.add_argument("--sequences", type=int, default=112)
-    of_quality.add_argument("--length", type=int, default=512)
-    of_quality.add_argument("--tables-only", action="store_true", help="measure nothing")
-    of_quality.add_argument("--picture", type=Path)
-    of_quality.set_defaults(run=run_quality)
-    of_scaling = commands.add_parser("scaling")
-    of_scaling.add_argument("--repeats", type=int, default=3)
-    of_scaling.add_argument("--json", action="store_true")
-    of_scaling.set_defaults(run=run_scaling)
-    of_one = commands.add_parser("one")  # what scaling starts
-    of_one.add_argument("job", type=json.loads)
-    of_one.set_defaults(run=lambda options: one_run(options.job))
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a pruned model")
+    parser.add_argument("--model", default="zoo:moe")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    parser.add_argument("--problems", type=int, default=50, help="of each level")
+    parser.add_argument("--sequences", type=int, default=112)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--tables-only", action="store_true", help="measure nothing")
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    options.run(options)
-
-
-def run_quality(options: argparse.Namespace) -> None:
     cells = quality(options)
     print(quality_tables(cells))
-    print(machine_line(describe_machine()))
+    print("\n".join(sorted({cell.machine for cell in cells})))
     if options.picture:
         draw(cells, options.picture)
 
