@@ -1,6 +1,6 @@
 """What pruning takes, and what it buys.
 
-    python benchmarks/prune_cost.py scaling     time and memory, with 8 to 256 experts and 2 to 16 layers (synthetic weights)
+    python benchmarks/prune_cost.py scaling     time and memory, 8 to 256 experts, 2 to 16 layers, synthetic weights
     python benchmarks/prune_cost.py store       what zeros, the container and fewer experts buy: disk, memory, speed
 
 Every run is in a process of its own, whose peak memory and time are its own.

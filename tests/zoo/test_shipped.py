@@ -16,6 +16,7 @@ from justright.provenance import Provenance, file_sha256
 from justright_zoo import DATA, MODELS, ZooProvider, manifest, zoo
 from justright_zoo.measure import evaluation_problems
 from justright_zoo.recipes.catalogue import RECIPES
+from justright_zoo.recipes.export import _conversations
 from justright_zoo.recipes.problems import KINDS, LEVELS
 from justright_zoo.recipes.texts import DOMAINS
 from justright_zoo.texts import long_texts
@@ -134,3 +135,15 @@ def test_long_texts_fill_64k_tokens() -> None:
     assert any(text["code"] for text in found)
     assert any(not text["code"] for text in found)
     assert all(len(text["text"]) > 300_000 and text["licence"] for text in found)
+
+
+def test_problems_to_calibrate_on_are_none_to_evaluate_on() -> None:
+    """By their operations, not by their words, and as the recipe makes them."""
+    lines = (DATA / "calibration" / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line)["messages"] for line in lines]
+    assert found == [one["messages"] for one in _conversations()]
+    solutions = {turns[1]["content"].partition(" The answer")[0] for turns in found}
+    for kind in KINDS:
+        for level in LEVELS[:4]:
+            for problem in evaluation_problems(kind, level, 200):
+                assert ". ".join(map(str, problem.steps)) + "." not in solutions
