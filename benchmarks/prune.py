@@ -210,6 +210,20 @@ def quality_tables(cells: list[Cell]) -> str:
     return "\n".join(text)
 
 
+def summary_table(cells: list[Cell]) -> str:
+    """Markdown: a row a method, right answers (%) and perplexity at every sparsity."""
+    groups = grouped(cells)
+    sparsities = sorted({cell.sparsity for cell in cells} - {0.0})
+    names = dict.fromkeys(name for sparsity, name in groups if sparsity)
+
+    def text(group: list[Cell]) -> str:
+        right, perplexity = ([c.accuracy for c in group], [c.mean_perplexity for c in group])
+        return f"{spread(right, 0, 100)}; {spread(perplexity, 1)}" if group else ""
+
+    body = [[name, *(text(groups.get((s, name), [])) for s in sparsities)] for name in names]
+    return markdown_table(["right, %; perplexity", *(f"{s:.0%}" for s in sparsities)], body)
+
+
 def draw(cells: list[Cell], file: Path) -> None:
     """Accuracy and perplexity against the share that is gone, a line a method."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -260,7 +274,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     cells = quality(options)
-    print(quality_tables(cells))
+    print(f"{summary_table(cells)}\n{quality_tables(cells)}")
     print("\n".join(sorted({cell.machine for cell in cells})))
     if options.picture:
         draw(cells, options.picture)
