@@ -12,6 +12,7 @@ from justright.calibration.statistics import LayerStatistics
 from justright.models.architectures import expert_groups, num_experts
 from justright.models.decoder_layers import LayerFormat
 from justright.models.expert_views import expert_vectors
+from justright.models.matrices import expand, matrices
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
 from justright.prune.experts import CLUSTERED, RANKED, Choice, highest, random_scores, representatives
@@ -20,7 +21,6 @@ from justright.prune.plan import least_count
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
 from justright.prune.similarity import behavioural_similarity
-from justright.prune.targets import expand, matrices
 from justright.prune.weights import magnitude_scores, wanda_scores
 
 

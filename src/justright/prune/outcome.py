@@ -13,6 +13,7 @@ from justright.calibration.statistics import LayerStatistics
 from justright.errors import CheckpointError
 from justright.models.architectures import num_experts
 from justright.models.decoder_layers import LayerFormat, State
+from justright.models.matrices import expand, matrices
 from justright.models.reading import read_json
 from justright.models.writing import CheckpointWriter
 from justright.prune.kurtosis import Kurtosis
@@ -21,7 +22,6 @@ from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
-from justright.prune.targets import expand, matrices
 
 JSON, HTML = "prune.json", "report.html"
 

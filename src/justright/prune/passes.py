@@ -15,10 +15,10 @@ from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
 from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import keep_experts, replace_expert
+from justright.models.matrices import Matrix, expand, matrices
 from justright.prune.experts import Choice
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings
-from justright.prune.targets import Matrix, expand, matrices
 from justright.prune.weights import magnitude_scores, n_of_m_mask, row_mask, wanda_scores
 
 Tick = Callable[[str, int, int], None]

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from justright.errors import UsageError
+from justright.models.matrices import check_parts
 from justright.prune.experts import CLUSTERED, check_criterion
-from justright.prune.targets import check_parts
 from justright.prune.weights import WEIGHT_CRITERIA
 
 Ratios = Literal["uniform", "outlier_weighed"]
@@ -29,7 +29,7 @@ class Settings:
         weights: which single weights go: ``wanda``, ``magnitude``, or ``none`` of them.
         ratios: ``uniform``, or ``outlier_weighed`` by layer.
         pattern: ``n:m`` instead of a free choice in each row; its sparsity is then ``1 - n / m``.
-        parts: of `justright.prune.targets.PARTS`.
+        parts: of `justright.models.matrices.PARTS`.
         calibration: sources, see `justright.calibration.texts`.
         sequences: calibration sequences in all.
         length: tokens of each.

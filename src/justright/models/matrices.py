@@ -1,4 +1,4 @@
-"""What may be pruned: the matrices of a decoder layer, by part, each seen as ``[..., out, in]``."""
+"""The matrices of a decoder layer, by part, each seen as ``[..., out, in]``: what may be pruned, or switched."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from justright.models.decoder_layers import State
 from justright.models.layout import Part
 
 PARTS: tuple[Part, ...] = ("experts", "shared_experts", "attention", "mlp")
-"""Prunable parts. Router, embeddings, head and norms never are (arXiv:2409.06211's authors prune the router too)."""
+"""Parts whose matrices may change. Router, embeddings, head and norms never do (arXiv:2409.06211's authors prune the
+router too)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A prunable matrix of a layer.
+    """A matrix of a layer, or a stack of them.
 
     Attributes:
         name: in memory, relative to the layer.
@@ -50,7 +51,7 @@ def check_parts(parts: Sequence[str]) -> None:
 
 
 def matrices(config: dict[str, Any], index: int, parts: Sequence[str] = PARTS) -> list[Matrix]:
-    """The prunable matrices of decoder layer ``index``; experts stored one by one are one entry each tensor name."""
+    """The matrices of decoder layer ``index``; experts stored one by one are one entry each tensor name."""
     row = architecture_of(config)
     prefix = row.memory.layer(index) + "."
     found = [
