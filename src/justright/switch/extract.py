@@ -1,0 +1,151 @@
+"""From a pair to a switch: decompose, choose ranks, write; resumable, and complete or absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from justright.calibration.stream import job_folder
+from justright.errors import UsageError
+from justright.provenance import collect as collect_provenance
+from justright.switch.decompose import Spectra, Spectrum, Tick, make_spectra
+from justright.switch.export import save_adapter, save_merged, split_key
+from justright.switch.pair import Pair
+from justright.switch.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
+
+Form = Literal["compact", "portable", "merged"]
+FORMS: tuple[Form, ...] = ("compact", "portable", "merged")
+REPORT = "switch.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What was written; also ``switch.json`` beside it.
+
+    Attributes:
+        path: of the adapter or checkpoint.
+        form: of `FORMS`.
+        rule: by which ranks were chosen.
+        ranks: of every matrix.
+        bytes: of the factors.
+        energy: share of ``sum s^2`` over all matrices that is kept.
+        residuals: name -> ``||slow - fast|| / ||fast||`` of what low rank does not cover.
+    """
+
+    path: Path
+    form: Form
+    rule: RankRule
+    ranks: Mapping[str, int]
+    bytes: int
+    energy: float
+    residuals: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {
+            "path": str(self.path),
+            "ranks": dict(self.ranks),
+            "residuals": dict(self.residuals),
+        }
+
+
+def extract(
+    pair: Pair,
+    out: Path,
+    rule: RankRule,
+    *,
+    form: Form = "compact",
+    budget: int | None = None,
+    factor: float = 1.0,
+    max_rank: int = 512,
+    dtype: torch.dtype = torch.float32,
+    spectra: Path | None = None,
+    tick: Tick = lambda *_: None,
+) -> Extracted:
+    """Write the switch of a pair.
+
+    Args:
+        pair: checked.
+        out: to create.
+        rule: how ranks are chosen.
+        form: a PEFT adapter, ``compact`` or ``portable`` (padded to one rank), or a ``merged`` checkpoint.
+        budget: bytes of the factors, instead of the rule's share.
+        factor: of a merged checkpoint: 0 is the slow model, 1 the fast one.
+        max_rank: directions of each matrix that are kept for later rules.
+        dtype: of the factors.
+        spectra: where decompositions are kept; beside ``out`` while the work is on, by default.
+        tick: told of progress.
+
+    Raises:
+        JustrightError: ``out`` exists, identical models, or a rule that keeps nothing or more than ``max_rank``.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    if form not in FORMS:
+        raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
+    work = out.with_name(out.name + ".partial")
+    job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank}
+    found = make_spectra(pair, job_folder(spectra or work.with_suffix(".spectra"), job), max_rank, tick)
+    known = found.spectra()
+    ranks, rule = _choose(known, rule, budget, dtype)
+    result = Extracted(
+        out, form, rule, ranks, factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize),
+        _kept_energy(known, ranks), {one.name: one.distance for one in pair.residuals()},
+    )  # fmt: skip
+    provenance = collect_provenance(
+        inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(rule)
+    )
+    tick("writing", 0, 1)
+    if form == "merged":
+        save_merged(pair, found, ranks, out, factor, provenance)
+    else:
+        _save(pair, found, result, work, dtype, provenance.to_json())
+    if spectra is None:
+        shutil.rmtree(found.folder)
+    tick("writing", 1, 1)
+    return result
+
+
+def _save(
+    pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
+) -> None:
+    """The adapter's folder, under its name when it is complete."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    save_adapter(pair, found, result.ranks, work, dtype, padded=result.form == "portable")
+    (work / REPORT).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (work / "provenance.json").write_text(provenance, encoding="utf-8")
+    work.rename(result.path)
+
+
+def _choose(
+    known: Mapping[str, Spectrum], rule: RankRule, budget: int | None, dtype: torch.dtype
+) -> tuple[dict[str, int], RankRule]:
+    values = {name: one.values for name, one in known.items()}
+    shapes = {name: one.shape for name, one in known.items()}
+
+    def layer_of(name: str) -> int:
+        return split_key(name)[0]
+
+    if budget is not None:
+        rule = rule_for_budget(values, shapes, budget, rule, dtype.itemsize, layer_of)
+    return choose_ranks(values, rule, layer_of), rule
+
+
+def _kept_energy(known: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> float:
+    total = sum(float(one.values.double().square().sum()) for one in known.values())
+    kept = sum(float(one.values[: ranks[name]].double().square().sum()) for name, one in known.items())
+    return kept / total
+
+
+def _identity(pair: Pair, which: int) -> list[Any]:
+    """What tells a checkpoint from another without reading all of it."""
+    checkpoint = (pair.slow, pair.fast)[which].checkpoint
+    stat = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files()]
+    return [str(pair.paths[which].resolve()), stat]

@@ -1,0 +1,38 @@
+"""Tiny pairs: a fast model, and a slow one whose matrices have learned something of low or of full rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tiny import save_tiny
+
+MakePair = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture
+def make_pair(tmp_path: Path) -> MakePair:
+    """``(slow, fast)``; ``rank`` of what every matrix has learned, None for full; ``norms`` changed too."""
+
+    def make(family: str, rank: int | None = None, *, norms: bool = False) -> tuple[Path, Path]:
+        fast, slow = save_tiny(family, tmp_path / "fast"), save_tiny(family, tmp_path / "slow")
+        tensors = load_file(slow / "model.safetensors")
+        generator = torch.Generator().manual_seed(1)
+        for name, tensor in tensors.items():
+            routing = "gate.weight" in name or "router" in name
+            if tensor.ndim >= 2 and ".layers." in name and not routing and "bias" not in name:
+                change = torch.randn(tensor.shape, generator=generator) * 0.02
+                if rank is not None:
+                    u, s, vt = torch.linalg.svd(change, full_matrices=False)
+                    change = (u[..., :rank] * s[..., None, :rank]) @ vt[..., :rank, :]
+                tensors[name] = tensor + change
+            elif norms and "norm" in name:
+                tensors[name] = tensor + 0.05
+        save_file(tensors, slow / "model.safetensors", {"format": "pt"})
+        return slow, fast
+
+    return make
