@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from justright import __version__
-from justright.cli import bench, chat, evaluate, generate, model, prune, unpack, zoo
+from justright.cli import bench, chat, evaluate, generate, model, prune, switch, unpack, zoo
 from justright.cli.output import output_of
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command("inspect")(model.inspect)
 app.command("path")(model.path)
 app.command("prune")(prune.prune)
 app.command("unpack")(unpack.unpack)
+app.add_typer(switch.app, name="switch")
 app.add_typer(bench.app, name="bench")
 app.command("demo")(bench.demo)
 app.command("eval")(evaluate.evaluate)

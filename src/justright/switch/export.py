@@ -35,7 +35,7 @@ def adapter_tensors(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dty
     """PEFT's tensors by name: ``lora_A`` ``[rank, in]`` and ``lora_B`` ``[out, rank]`` of every module of rank above 0.
 
     Raises:
-        UsageError: the switch covers stacked experts, which no adapter file that engines load can hold.
+        UsageError: a rank above what the spectra keep.
     """
     found = {}
     for key, rank in ranks.items():
@@ -94,6 +94,7 @@ def save_adapter(
     )  # fmt: skip
     config.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors lets only its owner read it
     _templates(pair, folder)
 
 
@@ -127,6 +128,18 @@ def save_merged(
         return writer.finish(pair.config, provenance=provenance)
 
 
+def refuse_stacked(pair: Pair) -> None:
+    """Refuse a pair whose matrices an adapter file cannot name one by one.
+
+    Raises:
+        UsageError: it has stacked experts.
+    """
+    if any(matrix.stacked for index in range(pair.layers) for matrix in matrices(pair.config, index)):
+        raise UsageError(
+            "the pair has stacked experts, which adapter files cannot hold module by module: choose a merged checkpoint"
+        )
+
+
 def split_key(key: str) -> tuple[int, str]:
     """``layers.3.mlp.up_proj.weight`` -> ``(3, "mlp.up_proj.weight")``."""
     _, index, name = key.split(".", 2)
@@ -134,15 +147,7 @@ def split_key(key: str) -> tuple[int, str]:
 
 
 def module_of(pair: Pair, index: int, name: str) -> str:
-    """The module path that a PEFT adapter names.
-
-    Raises:
-        UsageError: an expert of a stack.
-    """
-    if "#" in name:
-        raise UsageError(
-            "the pair has stacked experts, which adapter files cannot hold module by module: choose a merged checkpoint"
-        )
+    """The module path that a PEFT adapter names."""
     return f"{pair.slow.architecture.memory.layer(index)}.{name.removesuffix('.weight')}"
 
 

@@ -15,7 +15,7 @@ from justright.calibration.stream import job_folder
 from justright.errors import UsageError
 from justright.provenance import collect as collect_provenance
 from justright.switch.decompose import Spectra, Spectrum, Tick, make_spectra
-from justright.switch.export import save_adapter, save_merged, split_key
+from justright.switch.export import refuse_stacked, save_adapter, save_merged, split_key
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
 
@@ -89,6 +89,8 @@ def extract(
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     if form not in FORMS:
         raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
+    if form != "merged":
+        refuse_stacked(pair)
     work = out.with_name(out.name + ".partial")
     job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank}
     found = make_spectra(pair, job_folder(spectra or work.with_suffix(".spectra"), job), max_rank, tick)
