@@ -29,6 +29,7 @@ CARRIED = "justright.calibration"
 Text = str | list[dict[str, str]]
 """A text, or a conversation: ``[{"role": ..., "content": ...}, ...]``."""
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".py", ".c", ".h")
 
 
@@ -193,19 +194,22 @@ def _files(folder: Path) -> list[Path]:
 
 def _file_texts(file: Path) -> Iterator[Text]:
     text = file.read_text(encoding="utf-8", errors="replace")
+    if "\0" in text or text.count("\ufffd") > len(text) // 100:
+        raise CheckpointError(f"{file} is no text in UTF-8: give text files")
     if file.suffix != ".jsonl":
         yield text
         return
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             data = json.loads(line)
+            kind = list if "messages" in data else str
             found = data["messages"] if "messages" in data else data["text"]
         except (ValueError, KeyError, TypeError):
-            found = None
-        if not _is_text(found):
+            found, kind = None, str
+        if not isinstance(found, kind) or not _is_text(found):
             raise CheckpointError(
-                f'line {number} of {file} is neither {{"text": "..."}} nor {{"messages": [{{"role": ..., '
-                '"content": "..."}]}'
+                f'line {number} of {file} is neither {{"text": "..."}} nor {{"messages": [{{"role": ROLE, '
+                f'"content": "..."}}, ...]}} with the roles {", ".join(_ROLES)}'
             )
         yield found
 
@@ -216,7 +220,7 @@ def _is_text(found: Any) -> bool:
         isinstance(found, list)
         and len(found) > 0
         and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            isinstance(m, dict) and m.get("role") in _ROLES and isinstance(m.get("content"), str)
             for m in found
         )
     )

@@ -69,7 +69,10 @@ def _facts(model: str, found: Inspection) -> Table:
         ("context", context),
         ("attention", f"{windows} layers"),
         ("vocabulary", f"{found.vocabulary:,} tokens"),
-        ("on disk", f"{disk}{f', quantised: {found.quantization}' if found.quantization else ''}"),
+        (
+            "on disk",
+            f"{disk}{', a sparse container' if found.store == 'sparse' else ''}{f', quantised: {found.quantization}' if found.quantization else ''}",
+        ),
         ("directory", str(found.path)),
     ]
     if found.experts:
@@ -84,7 +87,12 @@ def _active(found: Inspection) -> str:
 def _experts(found: Inspection) -> str:
     experts = found.experts
     assert experts is not None
-    text = f"{experts.count} in each of {experts.layers} layers, {experts.top_k} per token"
+    count = (
+        f"{experts.count} in each of"
+        if experts.least == experts.count
+        else f"{experts.least} to {experts.count} in"
+    )
+    text = f"{count} {experts.layers} layers, {experts.top_k} per token"
     if experts.groups != (1, 1):
         text += f", from {experts.groups[1]} of {experts.groups[0]} groups"
     return text + (", beside shared ones" if experts.shared else "")

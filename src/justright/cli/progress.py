@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from justright.cli.output import Output
 
 T = TypeVar("T")
+
+
+@contextmanager
+def kept_work(output: Output, out: Path) -> Iterator[None]:
+    """Say, on Ctrl-C, what became of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        where = (
+            f"{out} is complete but for its figures"
+            if out.exists()
+            else f"what is done is kept in {out}.partial"
+        )
+        output.note(f"interrupted: {where}; the same command goes on from there")
+        raise
 
 
 def with_progress(output: Output, run: Callable[[Callable[[str, int, int], None]], T]) -> T:

@@ -10,7 +10,7 @@ import typer
 
 from justright.cli.options import Json, Model
 from justright.cli.output import Output, output_of
-from justright.cli.progress import with_progress
+from justright.cli.progress import kept_work, with_progress
 from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def prune(
         raise UsageError(
             "--eval-limit and --eval-chat say how to run --eval TASKS: name tasks, or leave them out"
         )
-    if out is not None and out.exists() and not evaluate:
+    if out is not None and out.exists() and not evaluate and not dry_run:
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     decided = (
         "sparsity",
@@ -209,6 +209,14 @@ def prune(
     )
     if plan is not None and (given := [name for name in decided if _is_given(ctx, name)]):
         raise UsageError(f"--plan decides that already: leave out --{', --'.join(given).replace('_', '-')}")
+    if plan is not None and not calibration:
+        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
+        unused += ["weights"] if _is_given(ctx, "weights") and weights == "wanda" else []
+        if unused:
+            raise UsageError(
+                "--plan without --calibration removes single weights by magnitude: give texts too, or leave out --"
+                + ", --".join(unused).replace("_", "-")
+            )
     if weights == "none" and expert_sparsity is not None and _is_given(ctx, "sparsity"):
         raise UsageError(
             "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
@@ -254,6 +262,10 @@ def prune(
             rows=rows,
             statistics=statistics,
         )
+    if calibration and pruning.calibration is None:
+        raise UsageError(
+            "this run needs no calibration texts: leave --calibration out, or choose other criteria"
+        )
     estimate = pruning.estimate(store)  # type: ignore[arg-type]  # checked above
     if dry_run:
         with output.status("timing one layer"):
@@ -264,10 +276,11 @@ def prune(
     measure, asked = (
         _evaluation(evaluate, eval_limit, eval_chat, options, output) if evaluate else (None, None)
     )
-    found = with_progress(
-        output,
-        lambda tick: pruning.run(out, tick, store=store, evaluate=measure, asked=asked),  # type: ignore[arg-type]
-    )
+    with kept_work(output, out):
+        found = with_progress(
+            output,
+            lambda tick: pruning.run(out, tick, store=store, evaluate=measure, asked=asked),  # type: ignore[arg-type]
+        )
     if output.json:
         output.object(found.to_dict())
     else:

@@ -9,7 +9,7 @@ import typer
 
 from justright.cli.options import Json, Model
 from justright.cli.output import output_of
-from justright.cli.progress import with_progress
+from justright.cli.progress import kept_work, with_progress
 from justright.errors import UsageError
 from justright.readable import readable_bytes
 
@@ -33,9 +33,10 @@ def unpack(
     if out.exists():
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     source = resolve(model, progress=not (output.quiet or output.json)).path
-    path = with_progress(
-        output, lambda tick: unpack_checkpoint(source, out, lambda n, of: tick("unpacking", n, of))
-    )
+    with kept_work(output, out):
+        path = with_progress(
+            output, lambda tick: unpack_checkpoint(source, out, lambda n, of: tick("unpacking", n, of))
+        )
     before, after = (Checkpoint.open(folder) for folder in (source, path))
     if output.json:
         output.object({"path": str(path), "bytes": after.nbytes, "packed_bytes": before.nbytes})

@@ -62,6 +62,7 @@ class Experts:
 
     Attributes:
         count: routed experts in a layer that has any; the most, where layers differ.
+        least: in the layer that has the fewest.
         total: of all layers.
         top_k: of these, how many a token is sent to.
         layers: how many layers have experts.
@@ -70,6 +71,7 @@ class Experts:
     """
 
     count: int
+    least: int
     total: int
     top_k: int
     layers: int
@@ -237,9 +239,15 @@ def _experts(architecture: Architecture, config: Mapping[str, Any]) -> Experts |
     if architecture.moe is None or not layers:
         return None
     shared = any(module.part == "shared_experts" for module in linear_modules(config))
-    total = sum(experts_by_layer(dict(config)).values())
+    counts = experts_by_layer(dict(config)).values()
     return Experts(
-        num_experts(config), total, experts_per_token(config), len(layers), expert_groups(config), shared
+        num_experts(config),
+        min(counts),
+        sum(counts),
+        experts_per_token(config),
+        len(layers),
+        expert_groups(config),
+        shared,
     )
 
 
@@ -275,6 +283,9 @@ def _capabilities(
         prune_experts = Capability("prune experts", "no", "a dense model has no experts")
     elif quantization:
         prune_experts = Capability("prune experts", "no", blocked)
+    elif experts.least < experts.count:
+        reason = f"layers have different numbers of experts already ({experts.least} to {experts.count})"
+        prune_experts = Capability("prune experts", "no", reason)
     elif experts.count <= experts.top_k:
         reason = f"every token uses all {experts.count} experts, so none can go"
         prune_experts = Capability("prune experts", "no", reason)

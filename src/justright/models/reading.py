@@ -220,7 +220,7 @@ class Checkpoint:
         info = self.info(name)
         if name in self.packed:
             values, bitmask = (self._read(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
-            return sparse.unpack(values, bitmask, info.shape)
+            return sparse.unpack(values, bitmask, info.shape, f"{name} in {info.file}")
         tensor = self._read(info)
         return tensor.clone() if copy else tensor
 
@@ -308,7 +308,7 @@ def no_weights(path: Path) -> CheckpointError:
         return CheckpointError(f"{path} is an adapter, not a whole model: give its base model's directory")
     if others:
         return CheckpointError(
-            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX}: "
+            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX} (nor those of a sparse container): "
             f"a single file must be named {SINGLE}, several need their index"
         )
     if pickles:

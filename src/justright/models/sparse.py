@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from justright.errors import CheckpointError, UsageError
+from justright.provenance import collect
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +51,10 @@ def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def unpack(values: torch.Tensor, bitmask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `pack`.
+def unpack(
+    values: torch.Tensor, bitmask: torch.Tensor, shape: tuple[int, ...], name: str = "a packed tensor"
+) -> torch.Tensor:
+    """The inverse of `pack`; ``name`` is for the message.
 
     Raises:
         CheckpointError: values and bits do not belong together.
@@ -63,7 +66,7 @@ def unpack(values: torch.Tensor, bitmask: torch.Tensor, shape: tuple[int, ...]) 
     kept = torch.from_numpy(np.unpackbits(bitmask.numpy(), count=count, bitorder="little")).bool()
     if int(kept.sum()) != values.numel():
         raise CheckpointError(
-            f"a packed tensor has {values.numel()} values and {int(kept.sum())} bits that are set: the file is damaged"
+            f"{name} has {values.numel()} values and {int(kept.sum())} bits that are set: the file is damaged"
         )
     out = torch.zeros(count, dtype=_integer(values))
     out[kept] = values.view(_integer(values))
@@ -118,11 +121,19 @@ def unpack_checkpoint(source: Path, out: Path, tick: Callable[[int, int], None] 
         with CheckpointWriter(out, fingerprint=fingerprint, source=source, expected_bytes=expected) as writer:
             for number, name in enumerate(checkpoint):
                 tick(number, len(checkpoint))
-                writer.add(name, checkpoint.tensor(name))
-            extra = ("plan.json", "prune.json", "report.html", "provenance.json")
+                tensor = checkpoint.tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise CheckpointError(
+                        f"{name} in {source} has values that are NaN or infinite, which no container of justright is "
+                        "made with: it is damaged; fetch or copy it again"
+                    )
+                writer.add(name, tensor)
+            extra = ("plan.json", "prune.json", "report.html")
             files = {n: (source / n).read_bytes() for n in extra if (source / n).is_file()}
             tick(len(checkpoint), len(checkpoint))
-            return writer.finish(checkpoint.config, files=files)
+            return writer.finish(
+                checkpoint.config, files=files, provenance=collect(inputs={"packed": source})
+            )
 
 
 def _integer(tensor: torch.Tensor) -> torch.dtype:

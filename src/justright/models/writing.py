@@ -23,7 +23,7 @@ from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models import sparse
 from justright.models.files import copy_companions, sync_folder, write_durably
 from justright.models.reading import INDEX, SINGLE, read_header
-from justright.models.shardfile import ShardFile, dtype_name, header_room
+from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile, dtype_name, header_room
 from justright.provenance import FILE_NAME as PROVENANCE
 from justright.provenance import Provenance
 
@@ -89,6 +89,8 @@ class CheckpointWriter:
         self._max_shard_bytes = max_shard_bytes
         self._metadata = dict(metadata or {"format": "pt"})
         self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
+        if store == "sparse":  # three entries for one
+            self._room = min(4 * self._room, MAX_HEADER_ROOM)
         self._job = {
             "format": FORMAT,
             "max_shard_bytes": max_shard_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def read_pruned(path: Path) -> Pruned:
     found = read_json(path / JSON)
     try:
         return Pruned(
-            path,
+            Path(os.path.abspath(path)),
             found["settings"],
             Plan.read(path / PLAN),
             Sizes(**found["sizes"] | {"by_layer": tuple(found["sizes"]["by_layer"])}),
@@ -216,17 +217,20 @@ def card(done: Pruned, settings: Settings, source: str) -> str:
     """The model card: what was done, in place of the source's figures, which hold no more."""
     plan = done.plan
     experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
+    how = [f"experts by {settings.criterion}"] if plan.experts else []
+    how += [f"single weights by {settings.weights}"] if settings.weights != "none" else []
     only = ""
     if len(set(plan.counts.values())) > 1:
         only = " Layers keep different numbers of experts, so only justright loads it."
     if done.store == "sparse":
         only += (
-            " Only justright loads `model.sparse*`; `justright unpack` makes an ordinary checkpoint of it."
+            " Where its weights are in `model.sparse*`, only justright loads it, and `justright unpack` makes an "
+            "ordinary checkpoint of it."
         )
     return (
         f"# {source}, pruned\n\n"
         f"Made by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
-        f"parameters gone (experts by {settings.criterion}, single weights by {settings.weights}).{only} What stays is "
+        f"parameters gone ({', '.join(how) or 'nothing'}).{only} What stays is "
         f"in `{PLAN}`, what was reached in `{JSON}` and `{HTML}`, how in `provenance.json`. The licence is the "
         "source's. Figures in the source's card do not hold for this model: measure it.\n"
     )

@@ -29,7 +29,7 @@ from justright.prune.outcome import HTML, JSON, Pruned, Writing, card
 from justright.prune.passes import Run, Tick, collect, prune_weights
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
-from justright.prune.preflight import Sizes, check_length, check_weights, expert_counts, sizes
+from justright.prune.preflight import Sizes, check_length, check_pattern, check_weights, expert_counts, sizes
 from justright.prune.report import draw, render
 from justright.prune.settings import Settings
 
@@ -107,16 +107,25 @@ class Pruning:
         else:
             plan.check(self.config)
             self.counts = plan.counts
+            if plan.experts and "experts" not in settings.parts:
+                raise UsageError("the plan removes experts, and --parts leaves them out: name experts there")
+            if settings.weights == "none" and self._sparse:
+                raise UsageError(
+                    "the plan removes single weights, and weights none keeps all: leave one of them out"
+                )
         if statistics is not None and not self._may_use_statistics:
             raise UsageError(
                 "this run makes no first pass, so it has no statistics to keep: leave --statistics out"
             )
+        check_pattern(self.layers, settings)
         self.sizes = sizes(self.layers, settings, self.counts, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
             check_runs(self.config)
             check_length(self.config, settings.length)
             self.calibration = self._texts()
+        if statistics is not None and statistics.exists():
+            _check_statistics(statistics, self._job())
 
     @property
     def _may_use_statistics(self) -> bool:
@@ -163,7 +172,7 @@ class Pruning:
             prunable=self.sizes.prunable,
             experts_before=num_experts(self.config),
             experts_after=sum(self.counts.values()) / max(1, len(self.counts)),
-            second_stage_sparsity=self.sizes.second,
+            second_stage_sparsity=self._second_share(),
             passes=self._first_pass + 2 * self._second_pass,
             size_bytes=round(plain * (1 - gone)) - (self._saved_bytes(plain) if store == "sparse" else 0),
             work_bytes=(2 * hidden if calibrated else 0) + self.sizes.prunable // 8,
@@ -296,10 +305,17 @@ class Pruning:
         ids = self.calibration.fingerprint if self.calibration else None
         return {"calibration": ids, "dtype": str(self.dtype), "device": self.device, "rows": self.rows}
 
+    def _second_share(self) -> float:
+        """What goes in stage 2 of the weights that stay, over all layers."""
+        if self.given is None:
+            return self.sizes.second
+        gone = sum(n * self.given.sparsity.get(i, 0.0) for i, n in enumerate(self.sizes.by_layer))
+        return gone / max(1, sum(self.sizes.by_layer))
+
     def _saved_bytes(self, plain: int) -> int:
         """What the bitmask container saves: a bit a weight more, the zeros less."""
         rest = self.sizes.prunable - self.sizes.removed
-        return max(0, round(rest * (self.sizes.second * plain / self.sizes.total - 1 / 8)))
+        return max(0, round(rest * (self._second_share() * plain / self.sizes.total - 1 / 8)))
 
     def _hidden_bytes(self) -> int:
         width = torch.empty((), dtype=self.dtype).element_size()
@@ -313,11 +329,9 @@ class Pruning:
         folder = self.statistics
         if folder is None:
             folder = job_folder(work / "statistics", job)
-        elif folder.exists() and not _same_job(folder, job):
-            raise UsageError(
-                f"{folder} holds statistics of another model, other texts or another device: choose another folder"
-            )
         else:
+            if folder.exists():
+                _check_statistics(folder, job)
             job_folder(folder, job)
         return collect(self.layers, self._run(), folder, tick)
 
@@ -356,8 +370,21 @@ def prune(model: Path, out: Path, settings: Settings, **options: Any) -> Pruned:
     return Pruning(model, settings, **options).run(out)
 
 
-def _same_job(folder: Path, job: dict[str, Any]) -> bool:
+def _check_statistics(folder: Path, job: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds anything but statistics of this job, as far as ``job`` tells.
+
+    Raises:
+        UsageError: see above.
+    """
     file = folder / "job.json"
-    return not any(folder.iterdir()) or (
-        file.is_file() and file.read_text(encoding="utf-8") == json.dumps(job, sort_keys=True)
-    )
+    if not folder.is_dir() or (any(folder.iterdir()) and not file.is_file()):
+        raise UsageError(
+            f"{folder} is no folder of statistics: choose an empty one, or one that --statistics filled"
+        )
+    if file.is_file():
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        if any(theirs.get(key) != value for key, value in job.items()):
+            raise UsageError(
+                f"{folder} holds statistics of another model, other texts (or another seed, number or length of "
+                "sequences) or another device: choose another folder"
+            )

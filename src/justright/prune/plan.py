@@ -90,14 +90,8 @@ class Plan:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}, known is {FORMAT}")
-            experts = {
-                int(layer): Choice(
-                    tuple(map(int, choice["kept"])),
-                    tuple(tuple(map(int, members)) for members in choice["clusters"]),
-                    bool(choice["averaged"]),
-                )
-                for layer, choice in data["experts"].items()
-            }
+            _only(data, _KEYS)
+            experts = {int(layer): _choice(choice) for layer, choice in data["experts"].items()}
             sparsity = {int(layer): float(value) for layer, value in data["sparsity"].items()}
             return cls(
                 *(str(data["family"]), int(data["num_layers"]), int(data["num_experts"])),
@@ -108,8 +102,10 @@ class Plan:
             )
         except OSError as error:
             raise CheckpointError(f"the plan {file} cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file} is not a pruning plan: {error!r}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{file} is not a pruning plan: it lacks {error}") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} is not a pruning plan: {error}") from error
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse a plan that does not fit the model, or that it could not run with.
@@ -128,6 +124,11 @@ class Plan:
         for layer, value in self.sparsity.items():
             if not 0 <= value < 1 or not 0 <= layer < self.num_layers:
                 raise UsageError(f"the plan has sparsity {value} in layer {layer}: allowed is [0, 1)")
+        if self.sparsity and set(self.sparsity) != set(range(self.num_layers)):
+            missing = sorted(set(range(self.num_layers)) - set(self.sparsity))
+            raise UsageError(
+                f"the plan has no sparsity for layers {missing}: name all layers, with 0 where none goes"
+            )
         if not self.experts:
             return
         if set(self.experts) != set(moe_layers(config)):
@@ -137,7 +138,7 @@ class Plan:
             )
         counts = set(self.counts.values())
         for count in counts:
-            check_count(config, count)
+            check_count(config, count, "more experts in the plan")
         if len(counts) > 1 and not self.uneven:
             raise UsageError(
                 f"the plan keeps {min(counts)} to {max(counts)} experts by layer, which only justright loads: keep the "
@@ -146,19 +147,38 @@ class Plan:
         groups = expert_groups(config)[0]
         size = self.num_experts // groups
         for layer, choice in self.experts.items():
-            good = (
-                list(choice.kept) == sorted(set(choice.kept))
-                and len(choice.kept) == len(choice.clusters)
-                and all(0 <= e < self.num_experts for members in choice.clusters for e in members)
-                and all(e in members for e, members in zip(choice.kept, choice.clusters, strict=True))
-            )
-            per_group = [sum(e // size == g for e in choice.kept) for g in range(groups)]
-            if not good or len(set(per_group)) > 1:
+            where = f"layer {layer} of the plan: "
+            if list(choice.kept) != sorted(set(choice.kept)):
+                raise UsageError(f"{where}`kept` must name different experts, ascending")
+            known = [*choice.kept, *(e for members in choice.clusters for e in members)]
+            if wrong := [e for e in known if not 0 <= e < self.num_experts]:
                 raise UsageError(
-                    f"layer {layer} of the plan: `kept` must be different experts of 0 to "
-                    f"{self.num_experts - 1}, ascending, as many in each of the {groups} routing groups, with the "
-                    "cluster of each, itself included, at the same place of `clusters`"
+                    f"{where}there is no expert {wrong[0]}: they are 0 to {self.num_experts - 1}"
                 )
+            if len({sum(e // size == g for e in choice.kept) for g in range(groups)}) > 1:
+                raise UsageError(f"{where}`kept` must have as many in each of the {groups} routing groups")
+            pairs = list(zip(choice.kept, choice.clusters, strict=False))
+            if len(choice.kept) != len(choice.clusters) or any(e not in members for e, members in pairs):
+                raise UsageError(
+                    f"{where}`clusters` must have, at the place of each expert of `kept`, whom it stands for, itself "
+                    "included; or leave `clusters` out"
+                )
+
+
+_KEYS = ("format", "family", "num_layers", "num_experts", "uneven", "experts", "sparsity", "made_from")
+
+
+def _only(data: dict[str, Any], known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(data) - set(known)):
+        raise ValueError(f"unknown {', '.join(unknown)}; known are {', '.join(known)}")
+
+
+def _choice(data: dict[str, Any]) -> Choice:
+    """A layer's entry; whoever swaps experts by hand may leave out ``clusters``, and ``averaged`` with them."""
+    _only(data, ("kept", "clusters", "averaged"))
+    kept = tuple(map(int, data["kept"]))
+    clusters = tuple(tuple(map(int, members)) for members in data.get("clusters", [[e] for e in kept]))
+    return Choice(kept, clusters, bool(data.get("averaged", False)))
 
 
 def least_count(config: dict[str, Any]) -> int:
@@ -171,8 +191,8 @@ def least_count(config: dict[str, Any]) -> int:
     return max(top_k, groups * max(pair, -(-top_k // chosen)))
 
 
-def check_count(config: dict[str, Any], count: int) -> None:
-    """Refuse a number of experts that the model's routing cannot work with.
+def check_count(config: dict[str, Any], count: int, remedy: str = "a lower --expert-sparsity") -> None:
+    """Refuse a number of experts that the model's routing cannot work with; ``remedy`` is what to do.
 
     Raises:
         UsageError: fewer than a token is sent to, or not the same number in each routing group.
@@ -188,5 +208,5 @@ def check_count(config: dict[str, Any], count: int) -> None:
         raise UsageError(
             f"{count} experts would stay, and each token is sent to {top_k}"
             + (f" out of {chosen} of {groups} groups" if groups > 1 else "")
-            + f": keep at least {least} (a lower --expert-sparsity)"
+            + f": keep at least {least} ({remedy})"
         )

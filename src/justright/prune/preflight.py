@@ -77,6 +77,11 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
                 f"{layers.architecture.family} here is a dense model, and weights none leaves only experts to remove: "
                 "choose wanda or magnitude"
             )
+        if settings.uneven or settings.criterion not in ("stun", "router"):
+            raise UsageError(
+                f"{layers.architecture.family} here is a dense model, it has no experts to choose: leave --uneven and "
+                "--criterion out"
+            )
         if asked:
             raise UsageError(
                 f"{layers.architecture.family} here is a dense model, it has no experts to remove: leave "
@@ -94,6 +99,10 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         return count
     if settings.weights == "none":
         kept = count - round(settings.sparsity * _prunable(layers, settings) / _of_one_expert(layers))
+        if kept == count and settings.sparsity > 0:
+            raise UsageError(
+                f"{settings.sparsity:.1%} is less than half of one expert a layer, so nothing would go: ask for more"
+            )
         check_count(config, kept)
         return kept
     for kept in range(round(count * (1 - settings.sparsity / 2)), count + 1):
@@ -155,6 +164,29 @@ def _of_one_expert(layers: LayerFormat) -> int:
     """Parameters that go with one expert less in every layer."""
     only = Settings(weights="none", parts=("experts",))
     return _prunable(layers, only) // num_experts(layers.config)
+
+
+def check_pattern(layers: LayerFormat, settings: Settings) -> None:
+    """Refuse an N:M pattern that does not divide some matrix' rows.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if settings.pattern is None:
+        return
+    _, m = settings.n_of_m()
+    moe = layers.architecture.moe
+    for index in range(layers.layers):
+        for name in layers.disk_names(index):
+            part = parameter_part(layers.architecture, name, layers.layers)
+            if part in settings.parts and _is_matrix(layers, name):
+                turned = part == "experts" and moe is not None and moe.disk.transposed
+                columns = layers.checkpoint.shape(name)[-2 if turned else -1]
+                if columns % m:
+                    raise UsageError(
+                        f"the pattern {settings.pattern} needs rows of a multiple of {m}, and those of {name} have "
+                        f"{columns}"
+                    )
 
 
 def check_length(config: dict[str, Any], length: int) -> None:

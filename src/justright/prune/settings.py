@@ -61,6 +61,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"{name} {value}: allowed is 0 to below 1, the fraction that goes")
+        mix = (self.router_weight, self.coactivation_weight)
+        if not all(0 <= value < float("inf") for value in mix) or not any(mix):
+            raise UsageError(f"weights {mix} of stun's two terms: allowed are numbers from 0, not both 0")
         check_criterion(self.criterion)
         check_parts(self.parts)
         if self.uneven and self.criterion not in CLUSTERED:
