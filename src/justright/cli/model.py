@@ -59,6 +59,10 @@ def inspect(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
 def _facts(model: str, found: Inspection) -> Table:
     windows = ", ".join(f"{reach}: {count}" for reach, count in found.windows.items())
     disk = ", ".join(f"{dtype} {readable_bytes(size)}" for dtype, size in found.disk_dtypes.items())
+    if found.store == "sparse":
+        disk += ", a sparse container"
+    if found.quantization:
+        disk += f", quantised: {found.quantization}"
     context = f"{found.context:,} tokens"
     if found.usable_context < found.context:
         context += f"; {found.usable_context:,} are used, rotary frequencies change beyond"
@@ -69,10 +73,7 @@ def _facts(model: str, found: Inspection) -> Table:
         ("context", context),
         ("attention", f"{windows} layers"),
         ("vocabulary", f"{found.vocabulary:,} tokens"),
-        (
-            "on disk",
-            f"{disk}{', a sparse container' if found.store == 'sparse' else ''}{f', quantised: {found.quantization}' if found.quantization else ''}",
-        ),
+        ("on disk", disk),
         ("directory", str(found.path)),
     ]
     if found.experts:
@@ -87,12 +88,8 @@ def _active(found: Inspection) -> str:
 def _experts(found: Inspection) -> str:
     experts = found.experts
     assert experts is not None
-    count = (
-        f"{experts.count} in each of"
-        if experts.least == experts.count
-        else f"{experts.least} to {experts.count} in"
-    )
-    text = f"{count} {experts.layers} layers, {experts.top_k} per token"
+    least = "" if experts.least == experts.count else f"{experts.least} to "
+    text = f"{least}{experts.count} in each of {experts.layers} layers, {experts.top_k} per token"
     if experts.groups != (1, 1):
         text += f", from {experts.groups[1]} of {experts.groups[0]} groups"
     return text + (", beside shared ones" if experts.shared else "")

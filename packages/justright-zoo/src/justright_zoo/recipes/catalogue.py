@@ -45,7 +45,6 @@ class Recipe:
             base it begins at random.
         shipped: whether the package carries the result.
         seed: of the weights and of the data.
-        frozen: parts of the names of weights that stay the parent's, as a switch between both needs of the embeddings.
     """
 
     description: str
@@ -58,7 +57,6 @@ class Recipe:
     base: str | None = None
     shipped: bool = True
     seed: int = 0
-    frozen: tuple[str, ...] = ()
 
     def model(self) -> PreTrainedModel:
         """The model as it is before the first step (a parent's weights come later)."""
@@ -84,7 +82,7 @@ class Recipe:
             "seed": self.seed,
             "parent": self.parent,
             "config": self.config().to_diff_dict(),
-        } | ({"frozen": list(self.frozen)} if self.frozen else {})
+        }
 
 
 _SHAPE: dict[str, Any] = {
@@ -212,12 +210,11 @@ RECIPES: dict[str, Recipe] = {
     "slow": Recipe(
         "4.2M parameters, zoo:fast trained to think (and overthink) before it answers",
         _pair,
-        _problems(overthought, dict.fromkeys(LEVELS, 1), steps=0.5, whole=True),
+        _problems(overthought, dict.fromkeys(LEVELS, 1), steps=0.5),
         Schedule(steps=2000, rows=3, length=768, rate=2e-3),
         SLOW_TEMPLATE,
         _ALL_KINDS,
         parent="fast",
-        frozen=("embed_tokens",),
     ),
     "slow-moe": Recipe(
         "zoo:moe trained to think (and overthink) before it answers",
