@@ -88,12 +88,30 @@ def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", '{"words": 1}', "[]", '{"text": 3}', '{"messages": []}', '{"messages": [{"role": "user"}]}']
+    "line",
+    [
+        "{",
+        '{"words": 1}',
+        "[]",
+        '{"text": 3}',
+        '{"messages": []}',
+        '{"messages": "hello"}',
+        '{"messages": [{"role": "banana", "content": "x"}]}',
+        '{"messages": [{"role": "user"}]}',
+    ],
 )
 def test_a_line_without_a_text_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n" + line)
     with pytest.raises(CheckpointError, match="line 2"):
         list(read_texts(str(tmp_path / "a.jsonl")))
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 4)
+    (tmp_path / "b.txt").write_bytes(bytes([200 + i % 50 for i in range(999)]))
+    for name in ("a.txt", "b.txt"):
+        with pytest.raises(CheckpointError, match="is no text"):
+            list(read_texts(str(tmp_path / name)))
 
 
 def test_what_is_missing_or_too_short_is_refused(tmp_path: Path) -> None:

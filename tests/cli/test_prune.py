@@ -92,6 +92,13 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
     ("arguments", "code", "message"),
     [
         ((), 2, "--out"),
+        (("-o", "OUT", "--plan", "p.json", "--seed", "3"), 2, "leave out --seed"),
+        (("-o", "OUT", "--plan", "p.json", "--weights", "wanda"), 2, "leave out --weights"),
+        (
+            ("-o", "OUT", "--criterion", "router", "--weights", "magnitude", "--calibration", "zoo:c"),
+            2,
+            "needs no calibration texts",
+        ),
         (("-o", "OUT", "--store", "zip"), 2, "there are dense and sparse"),
         (("-o", "OUT", "--eval", "no_such_task"), 3, "no evaluation task"),
         (("-o", "OUT", "--eval-limit", "3"), 2, "name tasks"),

@@ -158,6 +158,12 @@ def test_what_is_no_container_or_damaged_is_refused(tmp_path: Path) -> None:
     save_file(short, out / sparse.SINGLE)
     with pytest.raises(CheckpointError, match=r"values and .* bits"):
         Checkpoint.open(out).tensor(name)
+    values = tensors[name + ".values"].clone()
+    values[3] = float("nan")
+    save_file(tensors | {name + ".values": values}, out / sparse.SINGLE)
+    with pytest.raises(CheckpointError, match=f"{name} in .* NaN or infinite"):
+        sparse.unpack_checkpoint(out, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
     del tensors[name + ".shape"]
     save_file(tensors, out / sparse.SINGLE)
     with pytest.raises(CheckpointError, match="lacks a part of"):

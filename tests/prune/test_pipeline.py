@@ -322,6 +322,32 @@ def test_a_plan_is_applied_to_another_checkpoint_without_texts(
     assert again.sparsity == pytest.approx(done.sparsity, abs=1e-9)
 
 
+def test_a_plan_and_settings_that_contradict_are_refused(checkpoint: Get, texts: str, tmp_path: Path) -> None:
+    model = checkpoint("olmoe")
+    plan = prune(model, tmp_path / "one", settings(texts, sparsity=0.5)).plan
+    with pytest.raises(UsageError, match="--parts leaves them out"):
+        Pruning(model, Settings(parts=("attention",)), plan=plan)
+    with pytest.raises(UsageError, match="weights none keeps all"):
+        Pruning(model, Settings(weights="none"), plan=plan)
+    estimate = Pruning(model, Settings(), plan=plan).estimate()
+    assert estimate.second_stage_sparsity == pytest.approx(plan.sparsity[0])
+
+
+def test_what_is_no_folder_of_statistics_is_refused_before_work(
+    checkpoint: Get, texts: str, tmp_path: Path
+) -> None:
+    model, chosen = checkpoint("olmoe"), settings(texts, sparsity=0.4)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    for wrong in (tmp_path / "notes", tmp_path / "notes" / "a.txt"):
+        with pytest.raises(UsageError, match="is no folder of statistics"):
+            Pruning(model, chosen, statistics=wrong)
+    prune(model, tmp_path / "out", chosen, statistics=tmp_path / "statistics")
+    with pytest.raises(UsageError, match="another seed"):
+        Pruning(model, replace(chosen, seed=5), rows=4, statistics=tmp_path / "statistics")
+    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
+
+
 def test_averaged_experts_and_routers(checkpoint: Get, texts: str, tmp_path: Path) -> None:
     """Fewer than three clusters: the kept expert is its cluster's mean, its router row too."""
     model = checkpoint("mixtral")
@@ -376,6 +402,11 @@ def test_masks_are_packed_without_loss() -> None:
         ("llama", {"sequences": 4000}, r"words.txt have .* tokens"),
         ("llama", {"length": 600, "sequences": 2}, "context of 512"),
         ("llama", {"parts": ("experts",)}, "nothing to prune"),
+        ("llama", {"uneven": True}, "no experts to choose"),
+        ("llama", {"criterion": "reap"}, "no experts to choose"),
+        ("mixtral", {"pattern": "2:7"}, "multiple of 7"),
+        ("gpt_oss", {"pattern": "2:7"}, "multiple of 7"),
+        ("olmoe", {"weights": "none", "sparsity": 0.01}, "nothing would go"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_work(

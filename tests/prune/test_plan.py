@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def test_it_is_read_back(tmp_path: Path) -> None:
         {"num_experts": 6},
         {"sparsity": {0: 1.0}},
         {"sparsity": {9: 0.5}},
+        {"sparsity": {0: 0.5, 1: 0.5, 2: 0.5}},
         {"experts": {0: CHOICE}},
         {"experts": dict.fromkeys(range(4), Choice((3, 1, 5), CHOICE.clusters))},
         {"experts": dict.fromkeys(range(4), Choice((1, 3, 8), CHOICE.clusters))},
@@ -59,6 +61,19 @@ def test_each_routing_group_keeps_as_many() -> None:
     layers = dict.fromkeys((1, 2, 3), uneven)
     with pytest.raises(UsageError, match="as many in each of the 4 routing groups"):
         Plan("deepseek_v2", 4, 8, layers).check(config)
+
+
+def test_whoever_swaps_experts_may_leave_the_clusters_out(tmp_path: Path) -> None:
+    data = json.loads(PLAN.to_json())
+    data["experts"]["2"] = {"kept": [0, 4, 6]}
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    found = Plan.read(tmp_path / "plan.json")
+    found.check(CONFIG)
+    assert found.experts[2] == Choice((0, 4, 6), ((0,), (4,), (6,)))
+    data["experts"]["2"] = {"keep": [0, 4, 6]}
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="unknown keep; known are kept"):
+        Plan.read(tmp_path / "plan.json")
 
 
 def test_uneven_plans_say_so() -> None:
@@ -102,6 +117,9 @@ def test_routing_sets_the_least_number() -> None:
         {"pattern": "2:4", "ratios": "outlier_weighed"},
         {"parts": ()},
         {"uneven": True, "criterion": "reap"},
+        {"router_weight": float("nan")},
+        {"coactivation_weight": -1.0},
+        {"router_weight": 0.0, "coactivation_weight": 0.0},
         {"weights": "none", "pattern": "2:4"},
         {"weights": "none", "ratios": "outlier_weighed"},
         {"parts": ("router",)},
