@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 from justright.engine.loading import load_model
-from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of, expert_groups, moe_layers, num_experts
 from justright.models.reading import Checkpoint
 from justright.prune import passes
@@ -414,6 +414,18 @@ def test_what_cannot_be_done_is_refused_before_work(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         prune(checkpoint(family), tmp_path / "out", settings(texts, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_noticed_before_work(
+    checkpoint: Get, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from justright.prune import preflight
+
+    usage = type("Usage", (), {"free": 100_000})
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ResourceError, match=r"to work with are needed, 97\.7 KiB are free"):
+        prune(checkpoint("olmoe"), tmp_path / "deep" / "out", settings(texts))
     assert not list(tmp_path.iterdir())
 
 

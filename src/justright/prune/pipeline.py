@@ -29,7 +29,15 @@ from justright.prune.outcome import HTML, JSON, Pruned, Writing, card
 from justright.prune.passes import Run, Tick, collect, prune_weights
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
-from justright.prune.preflight import Sizes, check_length, check_pattern, check_weights, expert_counts, sizes
+from justright.prune.preflight import (
+    Sizes,
+    check_length,
+    check_pattern,
+    check_room,
+    check_weights,
+    expert_counts,
+    sizes,
+)
 from justright.prune.report import draw, render
 from justright.prune.settings import Settings
 
@@ -239,10 +247,12 @@ class Pruning:
         fingerprint = {"settings": self.settings.to_dict(), "plan": given, "store": store}
         if evaluate is not None and lacks_evaluation(out, self.settings, asked):
             return evaluate_result(out, evaluate, tick)
+        expected = self.estimate(store)
+        check_room(out, expected.size_bytes, expected.work_bytes)
         tick("checking weights", 0, 1)
         with CheckpointWriter(
             out, fingerprint=fingerprint, source=self.model, store=store,
-            expected_bytes=self.estimate(store).size_bytes,
+            expected_bytes=expected.size_bytes,
         ) as writer:  # fmt: skip
             model = check_weights(self.checkpoint)
             work = writer.partial / "work"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from justright.errors import CheckpointError, UsageError
+from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models.architectures import context_length, expert_groups, num_experts, parameter_part
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
 from justright.prune.allocation import second_stage_sparsity
 from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
+from justright.readable import readable_bytes
 
 _MAPPED_BYTES = 64 * 2**20
 
@@ -187,6 +191,30 @@ def check_pattern(layers: LayerFormat, settings: Settings) -> None:
                         f"the pattern {settings.pattern} needs rows of a multiple of {m}, and those of {name} have "
                         f"{columns}"
                     )
+
+
+def check_room(out: Path, result: int, work: int) -> None:
+    """Refuse a disk without room for the result and the files that a run works with; not for one that goes on.
+
+    Args:
+        out: to be created.
+        result: bytes of it.
+        work: bytes of hidden states and masks.
+
+    Raises:
+        ResourceError: not enough room.
+    """
+    out = Path(os.path.abspath(out))
+    if out.with_name(out.name + ".partial").exists():
+        return
+    folder = next(parent for parent in out.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < result + work:
+        raise ResourceError(
+            f"not enough room on the disk of {folder}: {readable_bytes(result)} for the result and "
+            f"{readable_bytes(work)} to work with are needed, {readable_bytes(free)} are free. Free some, write "
+            "elsewhere, or calibrate with fewer or shorter sequences"
+        )
 
 
 def check_length(config: dict[str, Any], length: int) -> None:
