@@ -102,7 +102,7 @@ def prune(
     if not method.weights_first:
         out = folder / "out"
         pruning = Pruning(model, settings, rows=4)
-        if pruning._may_use_statistics:
+        if pruning.takes_statistics:
             pruning = Pruning(model, settings, rows=4, statistics=stats)
         done = pruning.run(out)
         return out, done, list(done.kurtosis)

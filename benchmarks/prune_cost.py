@@ -100,10 +100,11 @@ def run_scaling(options: argparse.Namespace) -> None:
         body.append([
             str(experts), str(layers), f"{billions * 1000:.1f}M", *(f"{s:.2f}" for s in stages),
             f"{statistics.median(totals):.2f} ({min(totals):.2f} to {max(totals):.2f})",
-            f"{statistics.median(totals) / billions:.0f}", f"{memory:.0f}", f"{runs[0]['estimate'] / 2**20:.0f}",
+            f"{statistics.median(totals) / billions:.0f}", f"{memory:.0f}",
+            f"{memory / 1024 / billions:.1f}", f"{runs[0]['estimate'] / 2**20:.0f}",
         ])  # fmt: skip
     header = ["experts", "layers", "parameters", *(f"{stage}, s" for stage in STAGES), "in all, s",
-              "s a billion", "peak above start, MiB", "estimate, MiB"]  # fmt: skip
+              "s a billion", "peak above start, MiB", "GiB a billion", "estimate, MiB"]  # fmt: skip
     if options.json:
         print(json.dumps({"machine": describe_machine(), "rows": rows}))
         return

@@ -46,6 +46,12 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--factor", "0.5"), 2, "merged checkpoint only"),
         (("--budget", "10"), 2, "too small"),
         (("--dtype", "int8"), 2, "int8"),
+        (("--rule", "entropy", "--value", "0.5"), 2, "--value has no meaning"),
+        (("--budget", "5000", "--value", "0.5"), 2, "--value has no meaning"),
+        (("--rule", "fixed", "--value", "2", "--power", "1"), 2, "--power has no meaning"),
+        (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no meaning"),
+        (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no meaning"),
+        (("--rule", "entropy", "--budget", "5000"), 2, "looks at no energy"),
     ],
 )
 def test_bad_input(

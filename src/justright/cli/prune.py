@@ -187,40 +187,7 @@ def prune(
     from justright.models.sources import check_tokenizer_files, resolve
 
     output = output_of(ctx)
-    if out is None and not dry_run:
-        raise UsageError("give --out DIR, or --dry-run")
-    if store not in ("dense", "sparse"):
-        raise UsageError(f"store {store!r}: there are dense and sparse")
-    if not evaluate and (eval_limit is not None or eval_chat):
-        raise UsageError(
-            "--eval-limit and --eval-chat say how to run --eval TASKS: name tasks, or leave them out"
-        )
-    if out is not None and out.exists() and not evaluate and not dry_run:
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
-    decided = (
-        "sparsity",
-        "expert_sparsity",
-        "criterion",
-        "uneven",
-        "router_weight",
-        "coactivation_weight",
-        "ratios",
-        "pattern",
-    )
-    if plan is not None and (given := [name for name in decided if _is_given(ctx, name)]):
-        raise UsageError(f"--plan decides that already: leave out --{', --'.join(given).replace('_', '-')}")
-    if plan is not None and not calibration:
-        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
-        unused += ["weights"] if _is_given(ctx, "weights") and weights == "wanda" else []
-        if unused:
-            raise UsageError(
-                "--plan without --calibration removes single weights by magnitude: give texts too, or leave out --"
-                + ", --".join(unused).replace("_", "-")
-            )
-    if weights == "none" and expert_sparsity is not None and _is_given(ctx, "sparsity"):
-        raise UsageError(
-            "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
-        )
+    _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
         from justright.engine.api import EngineOptions
@@ -267,15 +234,15 @@ def prune(
             "this run needs no calibration texts: leave --calibration out, or choose other criteria"
         )
     estimate = pruning.estimate(store)  # type: ignore[arg-type]  # checked above
+    measure, asked = (
+        _evaluation(evaluate, eval_limit, eval_chat, options, output) if evaluate else (None, None)
+    )
     if dry_run:
         with output.status("timing one layer"):
             seconds = pruning.seconds()
         _tell(output, estimate, seconds)
         return
     assert out is not None
-    measure, asked = (
-        _evaluation(evaluate, eval_limit, eval_chat, options, output) if evaluate else (None, None)
-    )
     with kept_work(output, out):
         found = with_progress(
             output,
@@ -285,6 +252,52 @@ def prune(
         output.object(found.to_dict())
     else:
         _show(output, found, estimate)
+
+
+def _check_options(ctx: typer.Context) -> None:
+    """Refuse what contradicts or would be ignored, before anything is read.
+
+    Raises:
+        UsageError: see above.
+    """
+    from justright.errors import UsageError
+
+    given, dry_run = ctx.params, ctx.params["dry_run"]
+    out, plan, weights, store = (given[name] for name in ("out", "plan", "weights", "store"))
+    if out is None and not dry_run:
+        raise UsageError("give --out DIR, or --dry-run")
+    if store not in ("dense", "sparse"):
+        raise UsageError(f"store {store!r}: there are dense and sparse")
+    if not given["evaluate"] and (given["eval_limit"] is not None or given["eval_chat"]):
+        raise UsageError(
+            "--eval-limit and --eval-chat say how to run --eval TASKS: name tasks, or leave them out"
+        )
+    if out is not None and out.exists() and not given["evaluate"] and not dry_run:
+        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    decided = (
+        "sparsity",
+        "expert_sparsity",
+        "criterion",
+        "uneven",
+        "router_weight",
+        "coactivation_weight",
+        "ratios",
+        "pattern",
+    )
+    if plan is not None and (unused := [name for name in decided if _is_given(ctx, name)]):
+        raise UsageError(f"--plan decides that already: leave out --{', --'.join(unused).replace('_', '-')}")
+    if plan is not None and not given["calibration"]:
+        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
+        unused += ["weights"] if _is_given(ctx, "weights") and weights == "wanda" else []
+        if unused:
+            raise UsageError(
+                "--plan without --calibration removes single weights by magnitude: give texts too, or leave out --"
+                + ", --".join(unused).replace("_", "-")
+            )
+    if weights == "none" and given["expert_sparsity"] is not None and _is_given(ctx, "sparsity"):
+        raise UsageError(
+            "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
+        )
 
 
 def _devices(text: str) -> list[str]:

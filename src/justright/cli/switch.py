@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from justright.cli.options import Dtype, Json
+from justright.cli.options import Dtype, Json, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
@@ -91,6 +91,18 @@ def extract(
     if factor != 1 and form != "merged":
         raise UsageError(
             "--factor is baked into a merged checkpoint only; an adapter is scaled where it is used"
+        )
+    unused = [
+        ("value", rule == "entropy" or budget is not None),
+        ("power", rule != "energy"),
+        ("dtype", form == "merged"),
+    ]
+    for name, ignored in unused:
+        if ignored and chosen(ctx, name, True, False):
+            raise UsageError(f"--{name} has no meaning beside the other options: leave it out")
+    if budget is not None and rule != "energy":
+        raise UsageError(
+            f"--budget finds the most energy that fits, and {rule} looks at no energy: leave one out"
         )
     with output.status("reading both models"):
         from justright.engine.api import EngineOptions

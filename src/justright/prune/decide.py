@@ -21,7 +21,7 @@ from justright.prune.plan import least_count
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
 from justright.prune.similarity import behavioural_similarity
-from justright.prune.weights import magnitude_scores, wanda_scores
+from justright.prune.weights import weight_scores
 
 
 def choose(
@@ -118,12 +118,11 @@ def _scores(
     state = prune_experts(layers, index, choice)
     scores = []
     for matrix in expand(matrices(layers.config, index, settings.parts), state):
-        weight = matrix.rows(state[matrix.name])
-        if statistics is None or settings.weights == "magnitude":
-            scores.append(magnitude_scores(weight))
-        else:
+        norms = None
+        if statistics is not None and settings.weights == "wanda":
             norms = statistics.squares[matrix.name].sqrt().float()
-            scores.append(wanda_scores(weight, norms[:, None] if matrix.stacked else norms))
+            norms = norms[:, None] if matrix.stacked else norms
+        scores.append(weight_scores(matrix.rows(state[matrix.name]), norms))
     return scores
 
 

@@ -19,7 +19,7 @@ from justright.models.matrices import Matrix, expand, matrices
 from justright.prune.experts import Choice
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings
-from justright.prune.weights import magnitude_scores, n_of_m_mask, row_mask, wanda_scores
+from justright.prune.weights import n_of_m_mask, row_mask, weight_scores
 
 Tick = Callable[[str, int, int], None]
 """``(stage, layers done, layers in all)``"""
@@ -119,7 +119,7 @@ def matrix_mask(weight: Tensor, norms: Tensor | None, settings: Settings, sparsi
         settings: the pattern.
         sparsity: of each row.
     """
-    scores = magnitude_scores(weight) if norms is None else wanda_scores(weight, norms)
+    scores = weight_scores(weight, norms)
     if settings.pattern is not None:
         return n_of_m_mask(scores, *settings.n_of_m())
     return row_mask(scores, sparsity)
@@ -182,12 +182,10 @@ def prune_weights(
         else:
             stream.materialise(index, apply_masks(state, found, masks))
             stages, ahead = [Stage(index)], None
-            if (
-                len(stream.devices) > 1 and index + 1 < layers.layers
-            ):  # measure the next layer in the same flight
-                ahead = _watch(
-                    config, stream, index + 1, prune_experts(layers, index + 1, plan.experts.get(index + 1))
-                )
+            if len(stream.devices) > 1 and index + 1 < layers.layers:
+                # Measured in the same flight: the next layer, on the outputs of this one.
+                following = prune_experts(layers, index + 1, plan.experts.get(index + 1))
+                ahead = _watch(config, stream, index + 1, following)
                 stages.append(Stage(index + 1, ahead))
             stream.fly(stages, 0, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
             stream.release(index)

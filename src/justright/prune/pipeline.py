@@ -42,7 +42,7 @@ from justright.prune.report import draw, render
 from justright.prune.settings import Settings
 
 _MEMORY_BASE = 64 * 2**20
-"""What a run takes beside its layer, measured (`benchmarks/prune.py scaling`)."""
+"""What a run takes beside its layer, measured (`benchmarks/prune_cost.py scaling`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Pruning:
                 raise UsageError(
                     "the plan removes single weights, and weights none keeps all: leave one of them out"
                 )
-        if statistics is not None and not self._may_use_statistics:
+        if statistics is not None and not self.takes_statistics:
             raise UsageError(
                 "this run makes no first pass, so it has no statistics to keep: leave --statistics out"
             )
@@ -136,7 +136,8 @@ class Pruning:
             _check_statistics(statistics, self._job())
 
     @property
-    def _may_use_statistics(self) -> bool:
+    def takes_statistics(self) -> bool:
+        """Whether a run makes a first pass, whose statistics can be kept and taken again."""
         outliers = self.settings.ratios == "outlier_weighed" and self.settings.weights == "wanda"
         return self.given is None and (self._scores_experts or outliers)
 
@@ -155,7 +156,7 @@ class Pruning:
 
     @property
     def _first_pass(self) -> bool:
-        return self._may_use_statistics and (self._scores_experts or self._sparse)
+        return self.takes_statistics and (self._scores_experts or self._sparse)
 
     @property
     def _second_pass(self) -> bool:

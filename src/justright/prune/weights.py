@@ -31,6 +31,11 @@ def magnitude_scores(weight: Tensor) -> Tensor:
     return weight.float().abs()
 
 
+def weight_scores(weight: Tensor, input_norms: Tensor | None) -> Tensor:
+    """`wanda_scores`, or without norms `magnitude_scores`."""
+    return magnitude_scores(weight) if input_norms is None else wanda_scores(weight, input_norms)
+
+
 def row_mask(scores: Tensor, sparsity: float) -> Tensor:
     """Keep all but the lowest ``int(in * sparsity)`` of every row; of equal scores the later goes first.
 
