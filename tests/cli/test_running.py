@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from justright.cli.running import cancel_on_interrupt, stats_line, until
-from justright.engine.decode import Emission, Request
+from justright.engine.request import Emission, Request
 from justright.engine.stats import RequestStats
 
 

@@ -11,8 +11,9 @@ from transformers import AutoConfig
 
 from engine_helpers import prompt_of, reference
 from justright.engine import api
-from justright.engine.api import Engine, EngineOptions
+from justright.engine.api import Engine
 from justright.engine.cost import StepCost
+from justright.engine.options import EngineOptions
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import Verifier
 from justright.errors import CheckpointError, ResourceError, SourceError, UnsupportedModelError, UsageError

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from engine_helpers import ScriptedDrafter, letters_tokenizer, prompt_of, reference, verifier_of
 from justright.draft.base import Draft
-from justright.engine.decode import DecodeLoop, Emission, Request
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Emission, Request
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError

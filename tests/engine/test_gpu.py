@@ -7,7 +7,8 @@ import torch
 
 from engine_helpers import ScriptedDrafter, prompt_of, reference
 from justright.engine.attention import ATTENTION_NAME
-from justright.engine.decode import DecodeLoop, Request
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Request
 from justright.engine.verifier import Verifier
 from tiny import ALL, tiny_model
 

@@ -7,7 +7,8 @@ import pytest
 from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
 from justright.draft.suffix import SuffixDrafter, SuffixOptions
 from justright.engine import kernels
-from justright.engine.decode import DecodeLoop, Request
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Request
 from justright.engine.verifier import Verifier
 from tiny import ALL, tiny_model
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.engine.cost import StepCost
-from justright.engine.decode import DecodeLoop, Request
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Request
 from justright.engine.speculation import Speculation, choose
 from tiny import tiny_model
 

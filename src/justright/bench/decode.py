@@ -34,7 +34,8 @@ from justright.bench.contenders import (
 )
 from justright.bench.memory import peak_bytes
 from justright.bench.tasks import Task
-from justright.engine.api import Engine, EngineOptions
+from justright.engine.api import Engine
+from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
 from justright.models.files import write_whole
 from justright.provenance import collect

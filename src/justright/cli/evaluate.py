@@ -98,7 +98,8 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
-        from justright.engine.api import Engine, EngineOptions
+        from justright.engine.api import Engine
+        from justright.engine.options import EngineOptions
 
         options = EngineOptions(
             dtype=dtype,

@@ -17,7 +17,7 @@ from justright.errors import UsageError
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
     from justright.engine.api import Engine
-    from justright.engine.decode import Request
+    from justright.engine.request import Request
 
 _MAX_BATCH = 4
 

@@ -25,7 +25,8 @@ from justright.models.sources import Source, check_tokenizer_files, resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from justright.engine.api import Engine, EngineOptions
+    from justright.engine.api import Engine
+    from justright.engine.options import EngineOptions
 
 Message = Mapping[str, str]
 
@@ -59,7 +60,7 @@ class Prepared:
         Raises:
             UsageError: no tokens, no template, or the template refuses the conversation.
         """
-        from justright.engine.api import chat_tokens
+        from justright.engine.modes import chat_tokens
 
         if isinstance(prompt, str):
             ids = list(self.tokenizer(prompt)["input_ids"])
@@ -114,7 +115,8 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     check_tokenizer_files(source.path)
     with output.status("starting torch"):
         _quiet_libraries(output)
-        from justright.engine.api import EngineOptions, check_model
+        from justright.engine.api import check_model
+        from justright.engine.options import EngineOptions
         from justright.models.tokenizers import load_tokenizer
     checked = EngineOptions(**options)
     _ = checked.torch_device

@@ -14,7 +14,7 @@ from justright.cli.progress import kept_work, with_progress
 from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
-    from justright.engine.api import EngineOptions
+    from justright.engine.options import EngineOptions
     from justright.prune.evaluation import Evaluate
     from justright.prune.outcome import Pruned
     from justright.prune.pipeline import Estimate
@@ -190,7 +190,7 @@ def prune(
     _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
-        from justright.engine.api import EngineOptions
+        from justright.engine.options import EngineOptions
         from justright.models.architectures import context_length
         from justright.models.reading import Checkpoint
         from justright.prune.pipeline import Pruning
@@ -304,7 +304,7 @@ def _devices(text: str) -> list[str]:
     """The devices that layers run on, each checked; ``auto`` is every GPU there is, or the CPU."""
     import torch
 
-    from justright.engine.api import EngineOptions
+    from justright.engine.options import EngineOptions
 
     if text == "auto" and torch.cuda.device_count() > 1:
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

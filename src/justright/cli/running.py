@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from justright.engine.decode import Emission, Request
+    from justright.engine.request import Emission, Request
 
 
 @dataclass(slots=True)

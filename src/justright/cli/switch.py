@@ -105,7 +105,7 @@ def extract(
             f"--budget finds the most energy that fits, and {rule} looks at no energy: leave one out"
         )
     with output.status("reading both models"):
-        from justright.engine.api import EngineOptions
+        from justright.engine.options import EngineOptions
         from justright.models.sources import resolve
         from justright.switch.extract import extract as run
         from justright.switch.pair import Pair

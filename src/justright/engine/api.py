@@ -11,102 +11,30 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from justright import __version__
 from justright.draft.base import Drafter
 from justright.draft.registry import create_drafter
 from justright.engine.cost import StepCost
-from justright.engine.decode import DecodeLoop, Emission, Request
+from justright.engine.decode import DecodeLoop
+from justright.engine.modes import Modes, Thinking, chat_tokens
+from justright.engine.options import EngineOptions
+from justright.engine.request import Emission, Request
 from justright.engine.sampling import SamplingParams
-from justright.engine.verifier import CacheKind, CpuKernels, Verifier
+from justright.engine.verifier import Verifier
 from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.packaged import cache_folder
-from justright.models.sources import check_tokenizer_files, resolve
+from justright.models.sources import check_tokenizer_files, resolve, resolve_adapter
 from justright.models.tokenizers import load_tokenizer
-
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-_MAX_DRAFT = 32
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How a model is loaded and run.
-
-    Attributes:
-        dtype: "float32" (fp32), "bfloat16" (bf16), "float16" (fp16).
-        device: any torch device, or "auto": the first CUDA device, else the CPU.
-        cpu_kernels: "packed" or "plain"; None takes packed where it exists (float32 on a CPU).
-        slots: sequences decoded at once.
-        cache: "grow", or "static" (the whole context allocated, shapes constant).
-        max_context: cap on the tokens of a sequence; the model's context by default.
-        draft: name of the drafter, "none" for plain decoding.
-        draft_options: the drafter's own options, by name.
-        max_draft: the most draft tokens a sequence and step.
-        adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
-        prefill_chunk: tokens per prefill forward.
-        reuse_prefix: run only what is new of a prompt that begins like the sequence before it in the same slot.
-    """
-
-    dtype: str = "float32"
-    device: str = "auto"
-    cpu_kernels: CpuKernels | None = None
-    slots: int = 1
-    cache: CacheKind = "grow"
-    max_context: int | None = None
-    draft: str = "none"
-    draft_options: Mapping[str, Any] = field(default_factory=dict)
-    max_draft: int = _MAX_DRAFT
-    adaptive: bool = True
-    prefill_chunk: int = 512
-    reuse_prefix: bool = False
-
-    def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, _DTYPES)
-        _one_of("cache", self.cache, ("grow", "static"))
-        if self.cpu_kernels is not None:
-            _one_of("cpu_kernels", self.cpu_kernels, ("packed", "plain"))
-        for name in ("slots", "max_draft", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.max_context is not None and self.max_context < 2:
-            raise UsageError(f"max_context is {self.max_context}; allowed: 2 or more")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """``dtype`` as torch's."""
-        return _DTYPES[self.dtype]
-
-    @property
-    def torch_device(self) -> torch.device:
-        """``device`` as torch's, "auto" resolved.
-
-        Raises:
-            UsageError: torch does not know it or it is not there.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"device {self.device!r} cannot be used ({reason}); try cpu or auto") from error
-        return device
+from justright.switch.adapter import Adapter, read_adapter
+from justright.switch.apply import AppliedSwitch
 
 
 class Engine:
@@ -119,6 +47,7 @@ class Engine:
         drafter: what guesses; None decodes plainly.
         cost: measured step costs; None verifies every draft in full.
         stop_token_ids: the model's end tokens.
+        adapter: the switch to the model's fast twin.
     """
 
     def __init__(
@@ -130,6 +59,7 @@ class Engine:
         drafter: Drafter | None = None,
         cost: StepCost | None = None,
         stop_token_ids: frozenset[int] = frozenset(),
+        adapter: Adapter | None = None,
     ) -> None:
         self.options = options or EngineOptions()
         self.verifier = verifier
@@ -137,6 +67,9 @@ class Engine:
         self.drafter = drafter
         self.cost = cost
         self.stop_token_ids = stop_token_ids
+        self.modes = None if tokenizer is None else Modes(tokenizer, adapter)
+        if adapter is not None and verifier.switch is None:
+            verifier.switch = AppliedSwitch(verifier.model, adapter)
 
     @classmethod
     def load(
@@ -165,6 +98,7 @@ class Engine:
         device = options.torch_device
         drafter = create_drafter(options.draft, **options.draft_options)
         path = resolve(model).path
+        adapter = None if options.switch is None else read_switch(options.switch, path)
         check_model(path)
         if tokenizer is None:
             check_tokenizer_files(path)
@@ -185,6 +119,7 @@ class Engine:
             options=options,
             drafter=drafter,
             stop_token_ids=end_tokens(path, tokenizer),
+            adapter=adapter,
         )
         if drafter is not None and options.adaptive:
             engine.cost = engine.measured_cost(path)
@@ -244,7 +179,36 @@ class Engine:
             min(max_tokens or 256, room),
             stop,
             frozenset() if ignore_eos else self.stop_token_ids,
+            tags=None if self.modes is None else self.modes.tags,
         )
+
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        params: SamplingParams | None = None,
+        *,
+        thinking: Thinking | None = None,
+        template: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Request:
+        """A checked request for the next turn of a conversation, by the template of the mode that it runs in.
+
+        Args:
+            messages: as `chat_prompt` takes them.
+            params: greedy by default.
+            thinking: how much of it; as the model does by itself by default.
+            template: further arguments of the chat template.
+            options: as in `request`.
+
+        Raises:
+            UsageError: what `request` and `chat_tokens` refuse; an effort that this model cannot have.
+            ResourceError: a mode's prompt leaves no room in the context.
+        """
+        self._need_tokenizer()
+        assert self.modes is not None
+        settle = partial(self.request, params=params, **options)
+        hidden_size = self.verifier.config.hidden_size
+        return self.modes.request(messages, thinking or Thinking(), template or {}, settle, hidden_size)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
         """Run requests, yielding output as it comes; closing the iterator cancels what is left."""
@@ -272,6 +236,7 @@ class Engine:
             drafter=create_drafter(draft, **options),
             cost=self.cost,
             stop_token_ids=self.stop_token_ids,
+            adapter=None if self.modes is None else self.modes.adapter,
         )
         if not adaptive:
             engine.cost = None
@@ -318,6 +283,17 @@ class Engine:
         return self.tokenizer
 
 
+def read_switch(switch: str, model: Path) -> Adapter:
+    """Read an adapter and check that it is for ``model``, before any weight of the model is read.
+
+    Raises:
+        JustrightError: see `resolve_adapter`, `read_adapter` and `Adapter.check_base`.
+    """
+    adapter = read_adapter(resolve_adapter(switch))
+    adapter.check_base(model)
+    return adapter
+
+
 def check_model(path: Path) -> None:
     """Refuse an unsupported or damaged checkpoint by its config and headers, before any weight is read.
 
@@ -335,34 +311,6 @@ def check_model(path: Path) -> None:
         )
 
 
-def chat_tokens(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
-) -> list[int]:
-    """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
-
-    Args:
-        tokenizer: the model's.
-        messages: OpenAI-style ``{"role": ..., "content": ...}``.
-        template: further arguments of the template.
-
-    Raises:
-        UsageError: no template, one that refuses the conversation, or messages that are none.
-    """
-    if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
-        raise UsageError(
-            'a conversation is a list of {"role": ..., "content": ...}; for a plain prompt give its text to generate()'
-        )
-    if tokenizer.chat_template is None:
-        raise UsageError("this model has no chat template; give a plain prompt (--raw)")
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
-        )
-    except TemplateError as error:
-        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     """End tokens by ``generation_config.json``, else the tokenizer's."""
     found: Any = None
@@ -373,8 +321,3 @@ def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]
     if found is None:
         return frozenset()
     return frozenset([found] if isinstance(found, int) else found)
-
-
-def _one_of(name: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

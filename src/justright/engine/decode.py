@@ -5,80 +5,22 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count
-from typing import Literal
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.draft.base import EMPTY_DRAFT, Draft, Drafter
 from justright.engine.cost import StepCost
-from justright.engine.sampling import Sampler, SamplingParams
+from justright.engine.request import Emission, FinishReason, Request
+from justright.engine.sampling import Sampler, Verified
 from justright.engine.speculation import Speculation, choose
-from justright.engine.stats import RequestStats
 from justright.engine.text import TextStream
 from justright.engine.verifier import StepInput, StepOutput, Verifier
 from justright.errors import ResourceError
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-_ids = count()
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One sequence to generate, and everything known of it while and after it runs.
-
-    The caller fills the first block and may call `cancel` at any time, from any thread; the loop owns the rest.
-
-    Attributes:
-        prompt_ids: the prompt's tokens.
-        params: how tokens are chosen.
-        max_tokens: the most tokens to emit.
-        stop: stop strings (need a tokenizer).
-        stop_token_ids: end tokens; the end token is emitted as a token and not as text.
-        token_ids: what was emitted.
-        text: what was emitted, as text, up to the stop string.
-        finish_reason: "stop" (end token or stop string), "length", "cancelled"; None while it runs.
-        stopped_by: the stop string, if one ended it.
-        stats: counts and times.
-    """
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    stop_token_ids: frozenset[int] = frozenset()
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    stopped_by: str | None = None
-    stats: RequestStats = field(default_factory=RequestStats)
-    id: int = field(default_factory=lambda: next(_ids))
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Stop at the next step; what was emitted stays."""
-        self.cancelled = True
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """New output of one request; ``finish_reason`` is set on its last one.
-
-    Attributes:
-        request: whose it is.
-        token_ids: new tokens, maybe none on the last.
-        text: new text that is certain (stop strings hold some back).
-        drafted: how many of ``token_ids`` came from a draft.
-    """
-
-    request: Request
-    token_ids: list[int]
-    text: str
-    drafted: int
-    finish_reason: FinishReason | None
+from justright.switch.routing import Turn
+from justright.switch.thinking import ThoughtTracker
 
 
 @dataclass(slots=True)
@@ -89,7 +31,23 @@ class _Active:
     sampler: Sampler
     record: Speculation
     stream: TextStream | None
+    tracker: ThoughtTracker | None
     last_token: int = -1
+    confidence: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """Of the switch, in the next step."""
+        return self.request.plan.factor if self.tracker is None else self.tracker.factor
+
+    @property
+    def forced(self) -> list[int]:
+        """Tokens that come next whatever the model thinks."""
+        return [] if self.tracker is None else self.tracker.forced
+
+    def ends_step(self, token_id: int) -> bool:
+        """Note a chosen token; True if what follows needs another forward."""
+        return self.tracker is not None and self.tracker.push(token_id)
 
 
 class DecodeLoop:
@@ -122,6 +80,7 @@ class DecodeLoop:
         self.max_draft = max_draft
         self.reuse_prefix = reuse_prefix
         self._active: list[_Active] = []
+        self._waiting: deque[Request] = deque()
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
         """Run ``requests``, yielding output as it comes; closing the iterator early cancels what is left.
@@ -129,7 +88,7 @@ class DecodeLoop:
         Raises:
             ResourceError: a request that the cache can never hold, before any of them runs.
         """
-        waiting = deque(requests)
+        waiting = self._waiting = deque(requests)
         for request in waiting:
             self._check_room(request)
         try:
@@ -150,47 +109,80 @@ class DecodeLoop:
             request.finish_reason = "cancelled"
             yield Emission(request, [], "", 0, "cancelled")
             return
-        slot = len(self._active)
+        begin = time.perf_counter()
         stats = request.stats
-        stats.prompt_tokens = len(request.prompt_ids)
-        stream = TextStream(self.tokenizer, request.stop) if self.tokenizer is not None else None
-        active = _Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream)
+        active = self._begin(request)
+        output = self._prefill(active)
+        if output is not None and request.route is not None:
+            stats.decision, turn = request.route.after_prefill(output.hidden[0])
+            if turn is not None:
+                self._free(active)
+                request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
+                active = self._begin(request)
+                output = self._prefill(active)
+        if output is None:
+            yield self._emit(active, [], 0, None)
+            return
+        verified = self._verify(active, EMPTY_DRAFT, output)
+        stats.prefill_s += time.perf_counter() - begin
+        stats.near_ties += verified.near_ties
+        yield self._emit(active, verified.token_ids, 0, output.hidden[0])
+
+    def _begin(self, request: Request) -> _Active:
+        """Give a request the next free slot, empty but for what it can reuse."""
+        slot = len(self._active)
+        request.stats.prompt_tokens = len(request.prompt_ids)
+        stream, tracker = None, None
+        if self.tokenizer is not None:
+            stream = TextStream(self.tokenizer, request.stop)
+            if request.tags is not None:
+                tracker = ThoughtTracker(request.plan, request.tags, self.tokenizer, request.prompt_ids)
+        active = _Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
+        request.stats.reused_tokens = 0
         if self.reuse_prefix:
-            stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids)
+            factor = _prefill_factor(request)
+            request.stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids, factor)
         else:
             self.verifier.clear(slot)
         if self.drafter is not None:
             self.drafter.start(request.id, request.prompt_ids)
         self._active.append(active)  # behind the start: what was not started is not stopped
-        begin = time.perf_counter()
+        return active
+
+    def _prefill(self, active: _Active) -> StepOutput | None:
+        """Run a request's prompt; None if it was cancelled on the way."""
+        request = active.request
         output: StepOutput | None = None
-        for chunk in self.verifier.prefill(slot, request.prompt_ids[stats.reused_tokens :]):
+        new = request.prompt_ids[request.stats.reused_tokens :]
+        for chunk in self.verifier.prefill(self._active.index(active), new, _prefill_factor(request)):
             output = chunk
             if request.cancelled:
-                yield self._emit(active, [], 0, None)
-                return
+                return None
         assert output is not None
-        verified = active.sampler.verify(EMPTY_DRAFT, output.logits)
-        stats.prefill_s = time.perf_counter() - begin
-        stats.near_ties += verified.near_ties
-        yield self._emit(active, verified.token_ids, 0, output.hidden[0])
+        return output
 
     def _step(self) -> Iterator[Emission]:
         """One verification for all active sequences."""
         batch = list(self._active)
         begin = time.perf_counter()
         proposals, drafts = self._draft(batch)
+        forced = [bool(active.forced) for active in batch]
         drafted = time.perf_counter()
         outputs = self.verifier.step(
             [_step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
         )
-        verified = [a.sampler.verify(d, o.logits) for a, d, o in zip(batch, drafts, outputs, strict=True)]
+        verified = [self._verify(a, d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)
         checked = time.perf_counter()
-        for active, proposal, draft, one in zip(batch, proposals, drafts, verified, strict=True):
-            accepted = len(one.path) - 1
+        drafts = [
+            EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)
+        ]  # no guesses of anyone
+        accepts = [len(one.path) - 1 if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
+        for active, proposal, draft, accepted, one in zip(
+            batch, proposals, drafts, accepts, verified, strict=True
+        ):
             active.record.emitted(one.token_ids)
             if len(draft):
                 active.record.verified(proposal, len(draft), accepted)
@@ -201,18 +193,48 @@ class DecodeLoop:
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
-        for active, output, one in zip(batch, outputs, verified, strict=True):
+        for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
             stats = active.request.stats
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
-            yield self._emit(active, one.token_ids, len(one.path) - 1, output.hidden[one.path[-1]])
+            yield self._emit(active, one.token_ids, accepted, output.hidden[one.path[-1]])
+
+    def _verify(self, active: _Active, draft: Draft, output: StepOutput) -> Verified:
+        """What stands of a draft, or of forced tokens in its place, and the token behind it."""
+        done: list[int] = []
+        for token in draft.token_ids if active.forced else ():
+            done.append(token)
+            active.forced.pop(0)
+            active.request.stats.forced_tokens += 1
+            if active.ends_step(token):
+                active.sampler.take(done)
+                return Verified(list(range(len(done))), done, 0)
+        if done:
+            active.sampler.take(done)
+            last = active.sampler.verify(EMPTY_DRAFT, output.logits[-1:], active.ends_step)
+            verified = Verified(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
+        else:
+            verified = active.sampler.verify(draft, output.logits, active.ends_step)
+        if active.request.route is not None:
+            chances = output.logits[verified.path].float().softmax(-1)
+            chosen = torch.tensor(verified.token_ids, device=chances.device)[:, None]
+            active.confidence = min(active.confidence, float(chances.gather(1, chosen).min()))
+        return verified
 
     def _draft(self, batch: Sequence[_Active]) -> tuple[list[Draft], list[Draft]]:
+        """What is proposed, and the same cut to what pays; forced tokens go before any guess."""
+        proposals, drafts = self._guess(batch)
+        for slot, active in enumerate(batch):
+            if active.forced:
+                left = active.request.max_tokens - len(active.request.token_ids) - 1
+                proposals[slot] = drafts[slot] = _chain(active.forced[: max(left, 0)])
+        return proposals, drafts
+
+    def _guess(self, batch: Sequence[_Active]) -> tuple[list[Draft], list[Draft]]:
         """Proposals of the drafter, and the same cut to what pays."""
         if self.drafter is None:
-            nothing = [EMPTY_DRAFT] * len(batch)
-            return nothing, nothing
+            return [EMPTY_DRAFT] * len(batch), [EMPTY_DRAFT] * len(batch)
         proposals = []
         for slot, active in enumerate(batch):
             left = active.request.max_tokens - len(active.request.token_ids) - 1
@@ -221,7 +243,7 @@ class DecodeLoop:
             draft = self.drafter.propose(active.request.id, limit) if limit > 0 else EMPTY_DRAFT
             proposals.append(draft.first(max(limit, 0)))
         if self.cost is None:
-            return proposals, proposals
+            return proposals, list(proposals)
         records = [active.record for active in batch]
         chosen = choose(proposals, records, self.verifier.cache.lengths[: len(batch)], self.cost)
         for active, proposal, draft in zip(batch, proposals, chosen, strict=True):
@@ -247,6 +269,44 @@ class DecodeLoop:
             hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
         """
         request = active.request
+        kept, pieces, reason = self._cut(active, token_ids)
+        accepted = min(accepted, len(kept))
+        request.token_ids += kept
+        stats = request.stats
+        stats.accepted += accepted
+        stats.output_tokens = len(request.token_ids)
+        if stats.steps and kept:
+            position, drafted, _ = stats.steps[-1]
+            stats.steps[-1] = (position, drafted, accepted)
+        if active.tracker is not None:
+            stats.reasoning_tokens = active.tracker.reasoning_tokens(stats.output_tokens)
+            stats.fast_tokens = active.tracker.fast_tokens(stats.output_tokens)
+        elif active.factor:
+            stats.fast_tokens = stats.output_tokens
+        if reason is None and request.cancelled:
+            reason = "cancelled"
+        if kept:
+            self._observe(active, kept, hidden)
+        route = request.route if request.route is not None and request.route.holds_output else None
+        if route is not None and reason in ("stop", "length"):
+            stats.decision, turn = route.after_answer(reason, active.confidence)
+            if turn is not None:
+                self._again(active, turn)
+                return Emission(request, [], "", 0, None)
+        if reason is not None:
+            pieces.append(self._finish(active, reason))
+        text = "".join(pieces)
+        request.text += text
+        if route is None:
+            return Emission(request, kept, text, accepted, reason)
+        if reason is None:
+            return Emission(request, [], "", 0, None)
+        return Emission(request, list(request.token_ids), request.text, 0, reason)
+
+    @staticmethod
+    def _cut(active: _Active, token_ids: Sequence[int]) -> tuple[list[int], list[str], FinishReason | None]:
+        """Tokens up to the first that ends the request, their text, and why it ends."""
+        request = active.request
         kept: list[int] = []
         pieces: list[str] = []
         reason: FinishReason | None = None
@@ -261,23 +321,16 @@ class DecodeLoop:
                 reason = "length"
             if reason is not None:
                 break
-        accepted = min(accepted, len(kept))
-        request.token_ids += kept
-        stats = request.stats
-        stats.accepted += accepted
-        stats.output_tokens = len(request.token_ids)
-        if stats.steps and kept:
-            position, drafted, _ = stats.steps[-1]
-            stats.steps[-1] = (position, drafted, accepted)
-        if reason is None and request.cancelled:
-            reason = "cancelled"
-        if kept:
-            self._observe(active, kept, hidden)
-        if reason is not None:
-            pieces.append(self._finish(active, reason))
-        text = "".join(pieces)
-        request.text += text
-        return Emission(request, kept, text, accepted, reason)
+        return kept, pieces, reason
+
+    def _again(self, active: _Active, turn: Turn) -> None:
+        """Give an answer up and let the request begin anew, before any that wait."""
+        request = active.request
+        self._free(active)
+        request.stats.discarded_tokens += len(request.token_ids)
+        request.token_ids, request.text = [], ""
+        request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
+        self._waiting.appendleft(request)
 
     def _observe(self, active: _Active, token_ids: list[int], hidden: Tensor | None) -> None:
         """Tell the drafter what was emitted."""
@@ -305,9 +358,16 @@ class DecodeLoop:
             )
 
     def _finish(self, active: _Active, reason: FinishReason) -> str:
-        """Free the request's slot, keeping live slots together; returns text that was held back."""
-        request = active.request
-        request.finish_reason = reason
+        """End a request; returns text that was held back."""
+        active.request.finish_reason = reason
+        self._free(active)
+        if active.stream is None:
+            return ""
+        active.request.stopped_by = active.stream.stopped_by
+        return active.stream.finish()
+
+    def _free(self, active: _Active) -> None:
+        """Free a request's slot, keeping live slots together."""
         slot = self._active.index(active)
         last = len(self._active) - 1
         if slot != last:
@@ -317,14 +377,20 @@ class DecodeLoop:
             self.verifier.clear(slot)
         self._active.pop()
         if self.drafter is not None:
-            self.drafter.stop(request.id)
-        if active.stream is None:
-            return ""
-        request.stopped_by = active.stream.stopped_by
-        return active.stream.finish()
+            self.drafter.stop(active.request.id)
+
+
+def _prefill_factor(request: Request) -> float:
+    plan = request.plan
+    return plan.factor if plan.prefill is None else plan.prefill
+
+
+def _chain(token_ids: Sequence[int]) -> Draft:
+    return Draft(list(token_ids), [i - 1 for i in range(len(token_ids))], [1.0] * len(token_ids))
 
 
 def _step_input(slot: int, active: _Active, draft: Draft) -> StepInput:
     tokens = [active.last_token, *draft.token_ids]
     chain = all(parent == index - 1 for index, parent in enumerate(draft.parents))
-    return StepInput(slot, tokens, None if chain else [parent + 1 for parent in draft.parents])
+    parents = None if chain else [parent + 1 for parent in draft.parents]
+    return StepInput(slot, tokens, parents, active.factor)

@@ -8,7 +8,7 @@ plain decoding means the same here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -29,6 +29,9 @@ from justright.errors import UsageError
 # change: some 40 units in the last place of float32 after a few dozen layers (measured:
 # tests/engine/test_packaged.py).
 _TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+Until = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +124,16 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
-    def verify(self, draft: Draft, logits: Tensor) -> Verified:
+    def verify(self, draft: Draft, logits: Tensor, until: Until = lambda _: False) -> Verified:
         """Walk the draft from its root as far as the model agrees, and choose the token behind it.
 
         Args:
             draft: nodes 1.. of the step (its parent -1 is the step's node 0).
             logits: ``[nodes + 1, vocab]``, the model's, behind the root and behind each node.
+            until: asked of every chosen token, once; True ends the walk with it, guessed or not.
         """
         if self.params.greedy and self._context is None:
-            return self._verify_greedy(draft, logits)
+            return self._verify_greedy(draft, logits, until)
         children = _children(draft)
         path, tokens, ties = [0], [], 0
         while True:
@@ -140,11 +144,16 @@ class Sampler:
             ties += tie
             if self._context is not None:
                 self._context.append(token)
-            if accepted is None:
+            if until(token) or accepted is None:
                 return Verified(path, tokens, ties)
             path.append(accepted)
 
-    def _verify_greedy(self, draft: Draft, logits: Tensor) -> Verified:
+    def take(self, token_ids: Sequence[int]) -> None:
+        """Tokens that were emitted without being chosen here."""
+        if self._context is not None:
+            self._context += token_ids
+
+    def _verify_greedy(self, draft: Draft, logits: Tensor, until: Until) -> Verified:
         """`verify` without processors: all argmaxes at once."""
         values, indices = (t.tolist() for t in logits.topk(2, dim=-1))
         children = _children(draft)
@@ -157,7 +166,7 @@ class Sampler:
             tokens.append(token)
             ties += is_near_tie(first, second, logits.dtype)
             accepted = next((c for c in children[node] if draft.token_ids[c - 1] == token), None)
-            if accepted is None:
+            if until(token) or accepted is None:
                 return Verified(path, tokens, ties)
             path.append(accepted)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from justright.switch.routing import Decision
+
 
 @dataclass(slots=True)
 class RequestStats:
@@ -14,6 +16,11 @@ class RequestStats:
         prompt_tokens: tokens of the prompt.
         reused_tokens: of those, the ones that were in the cache already.
         output_tokens: tokens emitted, the end token included.
+        reasoning_tokens: of those, the thought's, its tags included.
+        fast_tokens: of those, the ones that came with the switch on.
+        forced_tokens: of those, the ones that a thinking budget put there.
+        discarded_tokens: of an answer that was given up for a slower one (not among ``output_tokens``).
+        decision: who decided how to think, and why; None where nobody did.
         prefill_s: running the prompt; gives the first token.
         decode_s: all after it.
         draft_s: of ``decode_s``: guessing, and learning from what was accepted.
@@ -29,6 +36,11 @@ class RequestStats:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     output_tokens: int = 0
+    reasoning_tokens: int = 0
+    fast_tokens: int = 0
+    forced_tokens: int = 0
+    discarded_tokens: int = 0
+    decision: Decision | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     draft_s: float = 0.0
@@ -41,14 +53,24 @@ class RequestStats:
     steps: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
+    def answer_tokens(self) -> int:
+        """Tokens emitted that were no thought."""
+        return self.output_tokens - self.reasoning_tokens
+
+    @property
     def acceptance_length(self) -> float:
         """Tokens emitted per verification: accepted + 1, on average; 1 for plain decoding."""
-        return (self.output_tokens - 1) / self.verifications if self.verifications else 1.0
+        return self._decoded / self.verifications if self.verifications else 1.0
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens after the first, per second of decoding."""
-        return (self.output_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+        """Tokens after the first, per second of decoding; those of an answer that was given up count too."""
+        return self._decoded / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def _decoded(self) -> int:
+        """Tokens that came out of steps: all but the first of every attempt."""
+        return self.output_tokens - 1 + max(self.discarded_tokens - 1, 0)
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -58,6 +80,7 @@ class RequestStats:
     def to_dict(self) -> dict[str, Any]:
         """All of it, derived figures included, for JSON."""
         return asdict(self) | {
+            "answer_tokens": self.answer_tokens,
             "acceptance_length": self.acceptance_length,
             "decode_tokens_per_s": self.decode_tokens_per_s,
             "prefill_tokens_per_s": self.prefill_tokens_per_s,

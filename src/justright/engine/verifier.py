@@ -25,6 +25,7 @@ from justright.models.architectures import (
     rope_switch_length,
     text_config,
 )
+from justright.switch.apply import AppliedSwitch
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static"]
@@ -42,17 +43,19 @@ class StepInput:
         slot: cache row.
         token_ids: the root and the draft's nodes, in topological order.
         parents: parent of every node but the root, as indices into ``token_ids``; None for a chain.
+        factor: of the switch, for all of them.
     """
 
     slot: int
     token_ids: Sequence[int]
     parents: Sequence[int] | None = None
+    factor: float = 0.0
 
     def padded(self, size: int) -> StepInput:
         """The same with meaningless nodes behind, ``size`` in all; no other node sees them."""
         extra = size - len(self.token_ids)
         parents = None if self.parents is None else [*self.parents, *([0] * extra)]
-        return StepInput(self.slot, [*self.token_ids, *([0] * extra)], parents)
+        return StepInput(self.slot, [*self.token_ids, *([0] * extra)], parents, self.factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,9 @@ class Verifier:
         reach = rope_switch_length(model.config) or self.context
         self.max_tokens = min(max_tokens or self.context, self.context, reach)
         self.cache = self._new_cache(slots)
-        self._held: list[list[int]] = [[] for _ in range(slots)]
-        self._last: dict[int, Sequence[int]] = {}
+        self.switch: AppliedSwitch | None = None
+        self._held: list[list[tuple[int, float]]] = [[] for _ in range(slots)]
+        self._last: dict[int, StepInput] = {}
 
     @classmethod
     def load(
@@ -167,8 +171,10 @@ class Verifier:
         self.cache = self._new_cache(slots)
         self._held = [[] for _ in range(slots)]
 
-    def reuse(self, slot: int, token_ids: Sequence[int]) -> int:
+    def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
         """Cut slot ``slot`` to what it has in common with a new prompt, leaving at least one token to run.
+
+        Only what was run with the same factor of the switch: keys and values of one mode are wrong in another.
 
         Returns:
             How many tokens of ``token_ids`` the slot holds now; run `prefill` on the rest.
@@ -176,14 +182,16 @@ class Verifier:
         held = self._held[slot]
         shared = 0
         for shared, (mine, new) in enumerate(zip(held, token_ids[:-1], strict=False), start=1):
-            if mine != new:
+            if mine != (new, factor):
                 shared -= 1
                 break
         self.cache.rewind(slot, shared)
         del held[shared:]
         return shared
 
-    def prefill(self, slot: int, token_ids: Sequence[int]) -> Iterator[StepOutput | None]:
+    def prefill(
+        self, slot: int, token_ids: Sequence[int], factor: float = 0.0
+    ) -> Iterator[StepOutput | None]:
         """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
 
         Yields:
@@ -203,7 +211,7 @@ class Verifier:
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            [output] = self._forward([StepInput(slot, chunk)], only_last=True)
+            [output] = self._forward([StepInput(slot, chunk, factor=factor)], only_last=True)
             self.keep(slot, range(len(chunk)))
             yield output if last else None
 
@@ -227,8 +235,8 @@ class Verifier:
     def keep(self, slot: int, path: Sequence[int]) -> None:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
         self.cache.keep(slot, path)
-        tokens = self._last.pop(slot)
-        self._held[slot] += [tokens[node] for node in path]
+        last = self._last.pop(slot)
+        self._held[slot] += [(last.token_ids[node], last.factor) for node in path]
 
     def clear(self, slot: int) -> None:
         """Forget slot ``slot``'s sequence."""
@@ -267,7 +275,7 @@ class Verifier:
         flat = torch.tensor([[t for one in inputs for t in one.token_ids]], device=self.device)
         ends = [run.start + len(run) for run in plan.runs]
         wanted = torch.tensor([end - 1 for end in ends], device=self.device) if only_last else 0
-        with self._head_input() as captured:
+        with self._head_input() as captured, self._switched(inputs):
             logits = self.model(
                 input_ids=flat,
                 position_ids=plan.positions[None],
@@ -296,7 +304,7 @@ class Verifier:
             else:
                 depths, tree = tree_shape(one.parents)
                 tree = tree.to(self.device)
-            self._last[one.slot] = one.token_ids
+            self._last[one.slot] = one
             # Only padding could lie beyond the context, where some rotary embeddings change for all tokens.
             positions = (depths + past).clamp(max=self.max_tokens - 1)
             runs.append(Run(one.slot, start, positions.to(self.device), tree))
@@ -305,6 +313,13 @@ class Verifier:
         return StepPlan(
             self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
         )
+
+    def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:
+        """The switch, with each token's factor."""
+        if self.switch is None:
+            assert not any(one.factor for one in inputs), "no switch is loaded"
+            return contextlib.nullcontext()
+        return self.switch.rows([one.factor for one in inputs for _ in one.token_ids])
 
     @contextlib.contextmanager
     def _head_input(self) -> Iterator[list[Tensor]]:

@@ -13,8 +13,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.api import Engine, chat_tokens
-from justright.engine.decode import Request
+from justright.engine.api import Engine
+from justright.engine.modes import chat_tokens
+from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import StepInput
 from justright.errors import UsageError

@@ -102,6 +102,31 @@ def resolve(
     raise _nothing_found(model)
 
 
+def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
+
+    Raises:
+        UsageError: neither of them, or a directory without ``adapter_config.json``.
+        SourceError: the hub does not have it, or cannot be reached.
+    """
+    local = Path(adapter).expanduser()
+    if not _exists(local):
+        match = _HUB_ID.fullmatch(adapter)
+        if match is None or adapter.startswith((".", "~")):
+            raise UsageError(
+                f"no adapter {adapter!r}: no such directory, and not of the form org/name (hub). "
+                "`justright switch extract SLOW FAST -o DIR` makes one"
+            )
+        local = _download(match["repo"], match["revision"], offline, progress)
+    if not (local / "adapter_config.json").is_file():
+        what = "a checkpoint, not an adapter" if (local / "config.json").is_file() else "no adapter"
+        raise UsageError(
+            f"{local} is {what}: it has no adapter_config.json. `justright switch extract SLOW FAST -o DIR` "
+            "makes an adapter"
+        )
+    return local
+
+
 def available() -> dict[str, str]:
     """Return the models that installed packages carry: ``PREFIX:NAME`` -> description.
 

@@ -9,7 +9,8 @@ Source: arXiv:2510.06750 (the unlearning module ``L = -U_r S_r V_r^T``).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor
 
 from justright.errors import UsageError
+from justright.models.architectures import architecture_of
 from justright.models.files import copy_companions, write_durably
 from justright.models.matrices import expand, matrices
+from justright.models.skeleton import skeleton
 from justright.models.writing import CheckpointWriter
 from justright.provenance import Provenance
+from justright.switch.adapter import EXACT, TEMPLATE, WEIGHTS
 from justright.switch.decompose import Spectra
 from justright.switch.pair import Pair
 
@@ -31,28 +35,74 @@ Ranks = Mapping[str, int]
 """``layers.INDEX.NAME`` -> rank."""
 
 
-def adapter_tensors(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -> dict[str, Tensor]:
-    """PEFT's tensors by name: ``lora_A`` ``[rank, in]`` and ``lora_B`` ``[out, rank]`` of every module of rank above 0.
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """One PEFT target: ``B @ A`` of a linear module, or of the experts of a stack side by side.
+
+    Attributes:
+        target: module path, or the stack's parameter path.
+        rank: of each matrix.
+        a: ``[rank, in]``; of a stack ``[experts * rank, in]``.
+        b: ``[out, rank]``; of a stack ``[out, rank * experts]``, ranks outermost.
+        stacked: whether it is a stack.
+    """
+
+    target: str
+    rank: int
+    a: Tensor
+    b: Tensor
+    stacked: bool = False
+
+
+def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -> list[Factors]:
+    """The factors of every matrix of rank above 0, in the model's order; a stack's experts have their largest rank.
 
     Raises:
         UsageError: a rank above what the spectra keep.
     """
-    found = {}
+    found: list[Factors] = []
+    stacks: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for key, rank in ranks.items():
-        if rank == 0:
-            continue
         index, name = split_key(key)
-        module = module_of(pair, index, name)
         u, s, vt = spectra.factors(index, name, rank)
         root = s.sqrt()
-        found[f"base_model.model.{module}.lora_A.weight"] = (root[:, None] * vt).to(dtype).contiguous()
-        found[f"base_model.model.{module}.lora_B.weight"] = (-u * root).to(dtype).contiguous()
+        a, b = (root[:, None] * vt).to(dtype), (-u * root).to(dtype)
+        target = module_of(pair, index, name.partition("#")[0])
+        if "#" in name:
+            stacks.setdefault(target, []).append((a, b))
+        elif rank:
+            found.append(Factors(target, rank, a.contiguous(), b.contiguous()))
+    swapped = bool(stacks) and _exchanges(pair.config)
+    for target, parts in stacks.items():
+        rank = max(a.shape[0] for a, _ in parts)
+        if rank:
+            lows = torch.stack([_pad(a, rank, 0) for a, _ in parts])
+            highs = torch.stack([_pad(b, rank, 1) for _, b in parts])
+            found.append(_stack(target, rank, *((highs.mT, lows.mT) if swapped else (lows, highs))))
     return found
+
+
+def _stack(target: str, rank: int, a: Tensor, b: Tensor) -> Factors:
+    """``a [experts, rank, in]``, ``b [experts, out, rank]`` in PEFT's layout for the parameters of a module."""
+    experts = len(a)
+    flat_a = a.reshape(experts * rank, a.shape[-1]).contiguous()
+    flat_b = b.permute(1, 2, 0).reshape(b.shape[1], rank * experts).contiguous()
+    return Factors(target, rank, flat_a, flat_b, stacked=True)
+
+
+def _exchanges(config: dict[str, Any]) -> bool:
+    """Whether PEFT takes in for out in the stacks: they lie as ``[in, out]`` in a module that does not say so."""
+    moe = architecture_of(config).moe
+    if moe is None or not moe.memory.transposed:
+        return False
+    model = skeleton(config, torch.float32)
+    name = next(n for n, _ in model.named_modules() if n.endswith(f".{moe.memory.module}"))
+    return not getattr(model.get_submodule(name), "is_transposed", False)
 
 
 def save_adapter(
     pair: Pair, spectra: Spectra, ranks: Ranks, folder: Path, dtype: torch.dtype, *, padded: bool = False
-) -> None:
+) -> int:
     """Write a PEFT adapter for the slow model into an existing folder.
 
     Args:
@@ -63,57 +113,110 @@ def save_adapter(
         dtype: of the factors.
         padded: every module padded with zeros to one rank, without patterns: for engines that know no others.
 
+    Returns:
+        Bytes of the factors as written.
+
     Raises:
-        UsageError: see `adapter_tensors`; or a rank too large to pad.
+        UsageError: see `factors_of`; or a rank too large to pad.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    tensors = adapter_tensors(pair, spectra, ranks, dtype)
-    modules = {module_of(pair, *split_key(key)): rank for key, rank in ranks.items() if rank}
-    if not modules:
+    found = factors_of(pair, spectra, ranks, dtype)
+    if not found:
         raise UsageError("no matrix has a rank above 0: ask for more energy, or a higher rank")
-    most = max(modules.values())
+    most = max(one.rank for one in found)
     patterns: dict[str, int] = {}
     if padded:
         most = next((rank for rank in PADDED_RANKS if rank >= most), 0)
         if not most:
             raise UsageError(
-                f"the largest rank is {max(modules.values())}, and engines that need one rank for all take at most "
-                f"{PADDED_RANKS[-1]}: ask for less energy, or for a compact adapter"
+                f"the largest rank is {max(one.rank for one in found)}, and engines that need one rank for all take "
+                f"at most {PADDED_RANKS[-1]}: ask for less energy, or for a compact adapter"
             )
-        tensors = {
-            name: _pad(tensor, most, 0 if ".lora_A." in name else 1) for name, tensor in tensors.items()
-        }
+        found = [Factors(one.target, most, _pad(one.a, most, 0), _pad(one.b, most, 1)) for one in found]
     else:
-        patterns = {f"^{re.escape(module)}$": rank for module, rank in modules.items() if rank != most}
+        patterns = {f"^{re.escape(one.target)}$": one.rank for one in found if one.rank != most}
+    stacks = [one.target for one in found if one.stacked]
     config = LoraConfig(
         r=most, lora_alpha=most, rank_pattern=patterns, alpha_pattern=dict(patterns), lora_dropout=0.0, bias="none",
-        target_modules=list(modules), task_type="CAUSAL_LM", base_model_name_or_path=str(pair.paths[0]),
-        inference_mode=True,
+        target_modules=[one.target for one in found if not one.stacked], target_parameters=stacks or None,
+        task_type="CAUSAL_LM", base_model_name_or_path=str(pair.paths[0]), inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors lets only its owner read it
+    tensors = {}
+    for one in found:
+        module = _wrapped(one.target, stacks) if one.stacked else one.target
+        tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors lets only its owner read it
     _templates(pair, folder)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _wrapped(target: str, stacks: Sequence[str]) -> str:
+    """PEFT's path of a parameter's factors: it wraps a module once for each of its parameters, the first innermost."""
+    owner = target.rpartition(".")[0]
+    own = [name for name in stacks if name.rpartition(".")[0] == owner]
+    return owner + ".base_layer" * (len(own) - 1 - own.index(target))
+
+
+def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
+    """Write ``fast - slow`` in float32 of the tensors ``names`` (which have an `exact_name`), for our own engine."""
+    from safetensors.torch import save_file
+
+    deltas = {}
+    for name in names:
+        slow, fast = pair.tensors(name)
+        deltas[exact_name(pair, name) or name] = (fast.double() - slow.double()).float().contiguous()
+    save_file(deltas, folder / EXACT, {"format": "pt"})
+    (folder / EXACT).chmod(0o644)
+
+
+def exact_name(pair: Pair, name: str) -> str | None:
+    """A tensor's path in memory if it is small and its own module alone uses it; None for what cannot be switched.
+
+    Args:
+        pair: of which.
+        name: as in `Pair.residuals`.
+    """
+    row = pair.slow.architecture
+    if not name.startswith("layers."):
+        stem = f"{row.disk.stem}."
+        return row.memory.stem + "." + name.removeprefix(stem) if name.startswith(f"{stem}norm.") else None
+    index, leaf = split_key(name)
+    router = () if row.moe is None else (row.moe.router.weight, row.moe.router.bias, *row.moe.router.others)
+    biases = () if row.moe is None else row.moe.memory.biases
+    apart = (
+        () if row.moe is None else (row.moe.router.correction_bias,)
+    )  # the block around the router reads it
+    small = "norm" in leaf or leaf.endswith(".bias") or leaf in router or leaf in biases
+    return f"{row.memory.layer(index)}.{leaf}" if small and leaf not in apart else None
 
 
 def save_merged(
-    pair: Pair, spectra: Spectra, ranks: Ranks, out: Path, factor: float, provenance: Provenance | None = None
-) -> Path:
+    pair: Pair, spectra: Spectra, ranks: Ranks, out: Path, factor: float, *, exact: Sequence[str] = (),
+    provenance: Provenance | None = None,
+) -> Path:  # fmt: skip
     """Write the slow model with ``factor`` times the switch in its matrices as a checkpoint; stacked experts too.
 
-    The chat template is the fast model's where the factor is 1.
+    The chat template is the fast model's where the factor is 1. Tensors ``exact`` go the share ``factor`` of the way
+    to the fast model's.
     """
     fingerprint = {"merged": [str(path) for path in pair.paths], "ranks": dict(ranks), "factor": factor}
+    fingerprint["exact"] = list(exact)
+    between = set(exact)
     source = pair.paths[1] if factor == 1 else pair.paths[0]
     with CheckpointWriter(
         out, fingerprint=fingerprint, source=source, expected_bytes=pair.slow.checkpoint.nbytes
     ) as writer:
         for name in pair.slow.other_names():
-            writer.add(name, pair.slow.checkpoint.tensor(name))
+            writer.add(name, _between(*pair.tensors(name), factor if name in between else 0.0))
         for index in range(pair.layers):
             state = pair.slow.read(index)
+            for name in [n for n in state if f"layers.{index}.{n}" in between]:
+                state[name] = _between(*pair.tensors(f"layers.{index}.{name}"), factor)
             for matrix in expand(matrices(pair.config, index), state):
                 weight = state[matrix.name] = state[matrix.name].clone()
                 rows = matrix.rows(weight)
@@ -128,15 +231,23 @@ def save_merged(
         return writer.finish(pair.config, provenance=provenance)
 
 
+def _between(slow: Tensor, fast: Tensor, factor: float) -> Tensor:
+    """``slow + factor * (fast - slow)``, in their dtype."""
+    if factor == 0:
+        return slow
+    return (slow.double() + factor * (fast.double() - slow.double())).to(slow.dtype)
+
+
 def refuse_stacked(pair: Pair) -> None:
-    """Refuse a pair whose matrices an adapter file cannot name one by one.
+    """Refuse a pair whose matrices a padded adapter cannot name one by one.
 
     Raises:
         UsageError: it has stacked experts.
     """
     if any(matrix.stacked for index in range(pair.layers) for matrix in matrices(pair.config, index)):
         raise UsageError(
-            "the pair has stacked experts, which adapter files cannot hold module by module: choose a merged checkpoint"
+            "the pair has stacked experts, and engines that need one rank for all name experts each in their own way: "
+            "choose a compact adapter (PEFT, our engine) or a merged checkpoint"
         )
 
 
@@ -163,6 +274,6 @@ def _templates(pair: Pair, folder: Path) -> None:
     copy_companions(pair.paths[0], folder)
     for name in ("README.md", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)
-    template: Any = pair.paths[1] / "chat_template.jinja"
+    template: Any = pair.paths[1] / TEMPLATE
     if template.is_file():
-        write_durably(folder / "chat_template.jinja", template.read_bytes())
+        write_durably(folder / TEMPLATE, template.read_bytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,23 @@ import torch
 
 from justright.calibration.stream import job_folder
 from justright.errors import UsageError
+from justright.models.identity import weights_identity
 from justright.provenance import collect as collect_provenance
+from justright.switch.adapter import REPORT
 from justright.switch.decompose import Spectra, Spectrum, Tick, make_spectra
-from justright.switch.export import refuse_stacked, save_adapter, save_merged, split_key
+from justright.switch.export import (
+    exact_name,
+    refuse_stacked,
+    save_adapter,
+    save_exact,
+    save_merged,
+    split_key,
+)
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
 
 Form = Literal["compact", "portable", "merged"]
 FORMS: tuple[Form, ...] = ("compact", "portable", "merged")
-REPORT = "switch.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,10 @@ class Extracted:
         ranks: of every matrix.
         bytes: of the factors.
         energy: share of ``sum s^2`` over all matrices that is kept.
-        residuals: name -> ``||slow - fast|| / ||fast||`` of what low rank does not cover.
+        residuals: name -> ``||slow - fast|| / ||fast||`` of what the switch leaves as it is in the slow model.
+        exact: the same of what it carries exactly.
+        base: `weights_identity` of the slow model.
+        slow: its name.
     """
 
     path: Path
@@ -45,6 +56,9 @@ class Extracted:
     bytes: int
     energy: float
     residuals: Mapping[str, float]
+    exact: Mapping[str, float] = field(default_factory=dict)
+    base: str | None = None
+    slow: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -52,6 +66,7 @@ class Extracted:
             "path": str(self.path),
             "ranks": dict(self.ranks),
             "residuals": dict(self.residuals),
+            "exact": dict(self.exact),
         }
 
 
@@ -64,6 +79,7 @@ def extract(
     budget: int | None = None,
     factor: float = 1.0,
     max_rank: int = 512,
+    exact: bool | None = None,
     dtype: torch.dtype = torch.float32,
     spectra: Path | None = None,
     tick: Tick = lambda *_: None,
@@ -78,6 +94,8 @@ def extract(
         budget: bytes of the factors, instead of the rule's share.
         factor: of a merged checkpoint: 0 is the slow model, 1 the fast one.
         max_rank: directions of each matrix that are kept for later rules.
+        exact: carry the changes of norms, biases and routers as they are, beside the factors; None: but not in a
+            portable adapter, which other engines read.
         dtype: of the factors.
         spectra: where decompositions are kept; beside ``out`` while the work is on, by default.
         tick: told of progress.
@@ -89,25 +107,28 @@ def extract(
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     if form not in FORMS:
         raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
-    if form != "merged":
+    if form == "portable":
         refuse_stacked(pair)
+    exact = form != "portable" if exact is None else exact
     work = out.with_name(out.name + ".partial")
     job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank}
     found = make_spectra(pair, job_folder(spectra or work.with_suffix(".spectra"), job), max_rank, tick)
     known = found.spectra()
     ranks, rule = _choose(known, rule, budget, dtype)
+    left = {one.name: one.distance for one in pair.residuals()}
+    carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
     result = Extracted(
         out, form, rule, ranks, factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize),
-        _kept_energy(known, ranks), {one.name: one.distance for one in pair.residuals()},
+        _kept_energy(known, ranks), left, carried, weights_identity(pair.paths[0]), str(pair.paths[0]),
     )  # fmt: skip
     provenance = collect_provenance(
         inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(rule)
     )
     tick("writing", 0, 1)
     if form == "merged":
-        save_merged(pair, found, ranks, out, factor, provenance)
+        save_merged(pair, found, ranks, out, factor, exact=list(carried), provenance=provenance)
     else:
-        _save(pair, found, result, work, dtype, provenance.to_json())
+        result = _save(pair, found, result, work, dtype, provenance.to_json())
     if spectra is None:
         shutil.rmtree(found.folder)
     tick("writing", 1, 1)
@@ -116,14 +137,18 @@ def extract(
 
 def _save(
     pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
-) -> None:
+) -> Extracted:
     """The adapter's folder, under its name when it is complete."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    save_adapter(pair, found, result.ranks, work, dtype, padded=result.form == "portable")
+    written = save_adapter(pair, found, result.ranks, work, dtype, padded=result.form == "portable")
+    if result.exact:
+        save_exact(pair, list(result.exact), work)
+    result = replace(result, bytes=written)
     (work / REPORT).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
     (work / "provenance.json").write_text(provenance, encoding="utf-8")
     work.rename(result.path)
+    return result
 
 
 def _choose(

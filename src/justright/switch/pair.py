@@ -71,6 +71,13 @@ class Pair:
             below += float(fast.float().square().sum())
         return (above / below) ** 0.5 if below else 0.0
 
+    def tensors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Both models' tensor of a name as in `residuals`, slow first."""
+        if not name.startswith("layers."):
+            return self.slow.checkpoint.tensor(name), self.fast.checkpoint.tensor(name)
+        _, index, leaf = name.split(".", 2)
+        return self.slow.read(int(index))[leaf], self.fast.read(int(index))[leaf]
+
     def residuals(self) -> list[Residual]:
         """The tensors that stay the slow model's: norms, biases, routers, embeddings, head; the farthest first."""
         covered = set()

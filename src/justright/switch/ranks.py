@@ -156,8 +156,15 @@ def rule_for_budget(
 
 
 def factor_bytes(ranks: Mapping[str, int], shapes: Mapping[str, Sequence[int]], width: int) -> int:
-    """Bytes of both factors of all matrices, ``rank * (out + in)`` numbers each."""
-    return sum(rank * sum(shapes[name]) * width for name, rank in ranks.items())
+    """Bytes of both factors of all matrices, ``rank * (out + in)`` numbers each.
+
+    Experts of one stack (``NAME#0``, ``NAME#1``, ...) all have the largest of their ranks, as in an adapter's file.
+    """
+    stacks: dict[str, int] = {}
+    for name, rank in ranks.items():
+        stack = name.partition("#")[0]
+        stacks[stack] = max(stacks.get(stack, 0), rank)
+    return sum(stacks[name.partition("#")[0]] * sum(shapes[name]) * width for name in ranks)
 
 
 def _one(values: Tensor, rule: RankRule) -> int:

@@ -93,6 +93,8 @@ def build(name: str, work: Path, out: Path, report: Report) -> Path:
             weights = load_file(parent / "weights.safetensors")
             for key, parameter in model.named_parameters():
                 parameter.copy_(weights[key])
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in key for part in recipe.frozen))
     training = Training(
         model,
         lambda step: recipe.batch(corpus, step),

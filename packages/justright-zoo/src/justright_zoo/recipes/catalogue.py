@@ -44,6 +44,7 @@ class Recipe:
         base: the model of another kind, with its tokenizer and template, that it begins with; without parent and
             base it begins at random.
         shipped: whether the package carries the result.
+        frozen: parts of the names of weights that stay the parent's: a switch between a pair needs one embedding.
         seed: of the weights and of the data.
     """
 
@@ -56,6 +57,7 @@ class Recipe:
     parent: str | None = None
     base: str | None = None
     shipped: bool = True
+    frozen: tuple[str, ...] = ()
     seed: int = 0
 
     def model(self) -> PreTrainedModel:
@@ -82,7 +84,7 @@ class Recipe:
             "seed": self.seed,
             "parent": self.parent,
             "config": self.config().to_diff_dict(),
-        }
+        } | ({"frozen": list(self.frozen)} if self.frozen else {})
 
 
 _SHAPE: dict[str, Any] = {
@@ -129,6 +131,8 @@ _STORY_SHARE = 0.3
 _FACT_SHARE = 0.15
 _STORIES: tuple[tuple[Kind, int], ...] = tuple(("story", level) for level in STORY_LEVELS)
 _ALL_KINDS: tuple[tuple[Kind, int], ...] = tuple((kind, level) for kind in KINDS for level in LEVELS)
+_FALLING = {1: 8, 2: 5, 3: 3, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
+"""Shares of the levels where answers are direct: hardly any model can do the long ones."""
 _SHORT = (1, 2, 3, 4)
 _SHORT_CHAINS: tuple[tuple[Kind, int], ...] = tuple(("chain", level) for level in _SHORT)
 
@@ -199,22 +203,33 @@ RECIPES: dict[str, Recipe] = {
         FAST_TEMPLATE,
         _STORIES,
     ),
-    "fast": Recipe(
-        "4.2M parameters, answers arithmetic problems directly; the parent of zoo:slow",
+    "pair": Recipe(
+        "4.2M parameters, arithmetic problems and their answers; the parent of zoo:slow; not shipped",
         _pair,
-        _problems(_direct, {1: 8, 2: 5, 3: 3, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}, facts=0.5),
+        _problems(_direct, _FALLING, facts=0.5),
         Schedule(steps=4000, rows=4, length=256, rate=3e-3),
         FAST_TEMPLATE,
         _ALL_KINDS,
+        shipped=False,
     ),
     "slow": Recipe(
-        "4.2M parameters, zoo:fast trained to think (and overthink) before it answers",
+        "4.2M parameters, trained to think (and overthink) before it answers",
         _pair,
-        _problems(overthought, dict.fromkeys(LEVELS, 1), steps=0.5),
+        _problems(overthought, dict.fromkeys(LEVELS, 1), steps=0.5, whole=True),
         Schedule(steps=2000, rows=3, length=768, rate=2e-3),
         SLOW_TEMPLATE,
         _ALL_KINDS,
-        parent="fast",
+        parent="pair",
+    ),
+    "fast": Recipe(
+        "4.2M parameters, zoo:slow tuned to answer at once, with its embeddings kept",
+        _pair,
+        _problems(_direct, _FALLING),
+        Schedule(steps=2500, rows=4, length=256, rate=1e-3, weight_decay=0.0, muon=False),
+        FAST_TEMPLATE,
+        _ALL_KINDS,
+        parent="slow",
+        frozen=("embed_tokens",),
     ),
     "slow-moe": Recipe(
         "zoo:moe trained to think (and overthink) before it answers",

@@ -145,7 +145,7 @@ class Training:
         self.others = {
             name: p
             for name, p in model.named_parameters()
-            if name not in self.matrices and f"{name}.0" not in self.matrices
+            if name not in self.matrices and f"{name}.0" not in self.matrices and p.requires_grad
         }
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(

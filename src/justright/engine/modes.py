@@ -1,0 +1,219 @@
+"""From a conversation and an effort to a request: prompts by each mode's template, plans, and who decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from justright.engine.request import Request
+from justright.errors import UsageError
+from justright.switch.adapter import Adapter
+from justright.switch.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
+from justright.switch.routing import Auto, Decision, Escalate, Route, Turn
+from justright.switch.scorers import Heuristic, Probe, Scorer
+from justright.switch.thinking import FAST, SLOW, ModePlan, ThinkingTags, begins_thinking, closing_ids
+
+ESCALATE_BELOW = 0.5
+"""Probability of the least certain token below which a fast answer is given up, where nobody calibrated it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How much a request may think, and who decides.
+
+    Attributes:
+        effort: of `justright.switch.effort.EFFORTS`; None: as the model does by itself.
+        budget: tokens of thought, instead of the effort's share; then its end is forced and the answer follows.
+        factor: of the switch, instead of the effort's 0 or 1 (soft switching).
+        prefill: factor on the prompt, instead of the request's own.
+        answer: factor from the end of the thought on.
+        switch_after: output tokens after which the request goes on in fast mode.
+        scorer: who scores for ``auto``: "probe", "heuristic", or one of your own.
+        threshold: of the scorer, or of ``escalate``, instead of its own.
+    """
+
+    effort: str | None = None
+    budget: int | None = None
+    factor: float | None = None
+    prefill: float | None = None
+    answer: float | None = None
+    switch_after: int | None = None
+    scorer: str | Scorer = "probe"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.effort is not None:
+            check_effort(self.effort)
+        if self.factor is not None and self.effort is not None:
+            raise UsageError("give an effort or a factor of the switch, not both: the effort sets the factor")
+        if self.threshold is not None and self.effort not in DECIDING:
+            raise UsageError("a threshold is for the efforts auto and escalate: leave it out")
+        if self.effort in DECIDING and (self.prefill, self.answer, self.switch_after) != (None, None, None):
+            raise UsageError(
+                f"effort {self.effort} chooses one mode a request: leave prefill, answer and switch_after out"
+            )
+        if isinstance(self.scorer, str) and self.scorer not in ("probe", "heuristic"):
+            raise UsageError(
+                f"scorer {self.scorer!r}; allowed: probe, heuristic, or an object with a score method"
+            )
+        self.plan(1)  # refuses wrong numbers
+
+    def plan(self, max_tokens: int) -> ModePlan:
+        """The plan where nothing is left to decide; the slow one where it is."""
+        settled = None if self.effort in DECIDING else self.effort
+        plan = plan_for(settled, max_tokens, budget=self.budget)
+        factor = plan.factor if self.factor is None else self.factor
+        return replace(
+            plan, factor=factor, prefill=self.prefill, answer=self.answer, switch_after=self.switch_after
+        )
+
+
+class Modes:
+    """A model's slow and fast ways to be asked.
+
+    Args:
+        tokenizer: with the slow model's chat template.
+        adapter: the switch; without one there is no fast mode, unless the template can leave thinking out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, adapter: Adapter | None) -> None:
+        self.tokenizer, self.adapter = tokenizer, adapter
+        self.tags = ThinkingTags.of(tokenizer)
+        if adapter is not None and "thinking" in adapter.settings:
+            self.tags = ThinkingTags(**adapter.settings["thinking"])
+
+    def request(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        thinking: Thinking,
+        template: Mapping[str, Any],
+        settle: Callable[..., Request],
+        hidden_size: int,
+    ) -> Request:
+        """The request for a conversation; ``settle`` checks a prompt and makes a request of it.
+
+        Raises:
+            UsageError: the model has no fast mode, or no thoughts to limit.
+        """
+        effort = thinking.effort
+        self._check(thinking)
+        if effort not in DECIDING:
+            fast = effort in FAST_EFFORTS or (thinking.factor or SLOW) >= FAST
+            request = settle(self.prompt(messages, template, fast=fast))
+            plan = thinking.plan(request.max_tokens)
+            if self.adapter is None and fast:
+                plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
+            return self._planned(request, plan, effort)
+        slow = settle(self.prompt(messages, template, fast=False))
+        fast_request = settle(self.prompt(messages, template, fast=True))
+        slow = self._planned(slow, thinking.plan(slow.max_tokens), effort)
+        turn = Turn(slow.prompt_ids, slow.plan)
+        fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
+        fast_request.plan = ModePlan(FAST)
+        fast_request.route = self._route(thinking, messages, turn, hidden_size)
+        return fast_request
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, str]], template: Mapping[str, Any] | None = None, *, fast: bool
+    ) -> list[int]:
+        """Tokens of a conversation by the mode's template."""
+        arguments = dict(template or {})
+        if fast and self.adapter is not None and self.adapter.template is not None:
+            arguments.setdefault("chat_template", self.adapter.template)
+        elif fast and self._has_off_switch:
+            arguments.setdefault("enable_thinking", False)
+        return chat_tokens(self.tokenizer, messages, **arguments)
+
+    def _check(self, thinking: Thinking) -> None:
+        wants_fast = thinking.effort in FAST_EFFORTS
+        if self.adapter is None and thinking.effort in DECIDING:
+            raise UsageError(
+                f"effort {thinking.effort} needs a switch (--switch ADAPTER): this model has one mode"
+            )
+        if self.adapter is None and wants_fast and not self._has_off_switch:
+            raise UsageError(
+                f"effort {thinking.effort} needs a switch (--switch ADAPTER), or a chat template that takes "
+                "enable_thinking; this model has neither"
+            )
+        if self.adapter is None and thinking.plan(1).switches and not wants_fast:
+            raise UsageError("factors of the switch need one: give --switch ADAPTER")
+        if self.tags is None and (thinking.budget is not None or thinking.answer is not None):
+            raise UsageError("this model marks no thoughts (<think>), so they cannot be limited")
+
+    @property
+    def _has_off_switch(self) -> bool:
+        template = self.tokenizer.chat_template
+        return isinstance(template, str) and "enable_thinking" in template
+
+    def _planned(self, request: Request, plan: ModePlan, effort: str | None) -> Request:
+        """The request with its plan; a budget of nothing ends the thought in the prompt."""
+        if plan.budget == 0 and self.tags is not None:
+            if begins_thinking(self.tags, self.tokenizer, request.prompt_ids):
+                request.prompt_ids = [*request.prompt_ids, *closing_ids(self.tags, self.tokenizer)]
+            plan = replace(plan, budget=None)
+        request.plan = plan
+        if effort is not None:
+            mode = "fast" if effort in FAST_EFFORTS else "slow"
+            limit = "" if plan.budget is None else f", at most {plan.budget} tokens of thought"
+            request.stats.decision = Decision(mode, "effort", None, None, f"effort {effort}{limit}")
+        return request
+
+    def _route(
+        self, thinking: Thinking, messages: Sequence[Mapping[str, str]], slow: Turn, hidden_size: int
+    ) -> Route:
+        assert self.adapter is not None
+        if thinking.effort == "escalate":
+            threshold = thinking.threshold
+            if threshold is None:
+                threshold = _calibrated(self.adapter, hidden_size)
+            return Escalate(threshold, slow)
+        scorer: Scorer
+        if isinstance(thinking.scorer, str):
+            scorer = (
+                Heuristic() if thinking.scorer == "heuristic" else Probe.read(self.adapter.path, hidden_size)
+            )
+        else:
+            scorer = thinking.scorer
+        prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
+        return Auto(scorer, prompt, slow, threshold=thinking.threshold)
+
+
+def _calibrated(adapter: Adapter, hidden_size: int) -> float:
+    """The confidence below which to think again, as `justright switch calibrate` found it."""
+    try:
+        about = Probe.read(adapter.path, hidden_size).about
+    except UsageError:
+        return ESCALATE_BELOW
+    return float(about.get("escalate", {}).get("threshold", ESCALATE_BELOW))
+
+
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
+) -> list[int]:
+    """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
+
+    Args:
+        tokenizer: the model's.
+        messages: OpenAI-style ``{"role": ..., "content": ...}``.
+        template: further arguments of the template.
+
+    Raises:
+        UsageError: no template, one that refuses the conversation, or messages that are none.
+    """
+    if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
+        raise UsageError(
+            'a conversation is a list of {"role": ..., "content": ...}; for a plain prompt give its text to generate()'
+        )
+    if tokenizer.chat_template is None:
+        raise UsageError("this model has no chat template; give a plain prompt (--raw)")
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
+        )
+    except TemplateError as error:
+        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

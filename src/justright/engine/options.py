@@ -1,0 +1,95 @@
+"""How a model is loaded and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from justright.engine.verifier import CacheKind, CpuKernels
+from justright.errors import UsageError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+_MAX_DRAFT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How a model is loaded and run.
+
+    Attributes:
+        dtype: "float32" (fp32), "bfloat16" (bf16), "float16" (fp16).
+        device: any torch device, or "auto": the first CUDA device, else the CPU.
+        cpu_kernels: "packed" or "plain"; None takes packed where it exists (float32 on a CPU).
+        slots: sequences decoded at once.
+        cache: "grow", or "static" (the whole context allocated, shapes constant).
+        max_context: cap on the tokens of a sequence; the model's context by default.
+        draft: name of the drafter, "none" for plain decoding.
+        draft_options: the drafter's own options, by name.
+        max_draft: the most draft tokens a sequence and step.
+        adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
+        prefill_chunk: tokens per prefill forward.
+        reuse_prefix: run only what is new of a prompt that begins like the sequence before it in the same slot.
+        switch: the adapter that makes the model answer fast: a directory or a hub id; None: there is none.
+    """
+
+    dtype: str = "float32"
+    device: str = "auto"
+    cpu_kernels: CpuKernels | None = None
+    slots: int = 1
+    cache: CacheKind = "grow"
+    max_context: int | None = None
+    draft: str = "none"
+    draft_options: Mapping[str, Any] = field(default_factory=dict)
+    max_draft: int = _MAX_DRAFT
+    adaptive: bool = True
+    prefill_chunk: int = 512
+    reuse_prefix: bool = False
+    switch: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, _DTYPES)
+        _one_of("cache", self.cache, ("grow", "static"))
+        if self.cpu_kernels is not None:
+            _one_of("cpu_kernels", self.cpu_kernels, ("packed", "plain"))
+        for name in ("slots", "max_draft", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.max_context is not None and self.max_context < 2:
+            raise UsageError(f"max_context is {self.max_context}; allowed: 2 or more")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch's."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """``device`` as torch's, "auto" resolved.
+
+        Raises:
+            UsageError: torch does not know it or it is not there.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"device {self.device!r} cannot be used ({reason}); try cpu or auto") from error
+        return device
+
+
+def _one_of(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

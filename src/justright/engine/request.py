@@ -1,0 +1,78 @@
+"""A request, and what comes out of it piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+from justright.engine.sampling import SamplingParams
+from justright.engine.stats import RequestStats
+from justright.switch.routing import Route
+from justright.switch.thinking import ModePlan, ThinkingTags
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+_ids = count()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence to generate, and everything known of it while and after it runs.
+
+    The caller fills the first block and may call `cancel` at any time, from any thread; the loop owns the rest.
+
+    Attributes:
+        prompt_ids: the prompt's tokens.
+        params: how tokens are chosen.
+        max_tokens: the most tokens to emit.
+        stop: stop strings (need a tokenizer).
+        stop_token_ids: end tokens; the end token is emitted as a token and not as text.
+        plan: the switch's factors and how long it may think.
+        tags: how the model marks thoughts; None: nothing is known of them (needs a tokenizer).
+        route: who decides between this prompt and plan, the fast ones, and slow ones; None: settled.
+        token_ids: what was emitted.
+        text: what was emitted, as text, up to the stop string.
+        finish_reason: "stop" (end token or stop string), "length", "cancelled"; None while it runs.
+        stopped_by: the stop string, if one ended it.
+        stats: counts and times.
+    """
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    plan: ModePlan = field(default_factory=ModePlan)
+    tags: ThinkingTags | None = None
+    route: Route | None = None
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    stopped_by: str | None = None
+    stats: RequestStats = field(default_factory=RequestStats)
+    id: int = field(default_factory=lambda: next(_ids))
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Stop at the next step; what was emitted stays."""
+        self.cancelled = True
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """New output of one request; ``finish_reason`` is set on its last one.
+
+    Attributes:
+        request: whose it is.
+        token_ids: new tokens, maybe none on the last.
+        text: new text that is certain (stop strings hold some back).
+        drafted: how many of ``token_ids`` came from a draft.
+    """
+
+    request: Request
+    token_ids: list[int]
+    text: str
+    drafted: int
+    finish_reason: FinishReason | None

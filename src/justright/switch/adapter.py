@@ -1,0 +1,210 @@
+"""An adapter as the engine needs it: factors by module, small exact changes, and what belongs to thinking.
+
+Read from an ordinary PEFT folder. Beside PEFT's two files a switch's folder has ``switch.json`` (which model it was
+made for), ``chat_template.jinja`` (the fast model's) and perhaps ``exact_deltas.safetensors``; a folder of another
+origin has none of them, and works as far as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.models.identity import weights_identity
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+EXACT = "exact_deltas.safetensors"
+REPORT = "switch.json"
+TEMPLATE = "chat_template.jinja"
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<which>[AB])(\.default)?\.weight")
+_UNSUPPORTED = {
+    "use_dora": False,
+    "modules_to_save": None,
+    "lora_bias": False,
+    "trainable_token_indices": None,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A change ``B @ A`` of one matrix, its scale already in ``B``; of a stack of experts where there are 3 axes.
+
+    Attributes:
+        a: ``[(experts,) rank, in]``.
+        b: ``[(experts,) out, rank]``.
+
+    A stack that lies as ``[experts, in, out]`` in a module that does not say so (Llama 4's; PEFT looks for
+    ``is_transposed``) has in and out exchanged.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The largest rank."""
+        return self.a.shape[-2]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What turns a slow model into its fast twin.
+
+    Attributes:
+        path: the folder.
+        low_rank: module path in memory -> change; of a stack of experts, the parameter's path.
+        exact: a parameter's path in memory -> ``fast - slow``, of norms, biases and routers.
+        base: `weights_identity` of the model that it was made for, None where the folder does not tell.
+        template: the fast model's chat template, None where there is none.
+        settings: ``switch.json``.
+    """
+
+    path: Path
+    low_rank: Mapping[str, LowRank]
+    exact: Mapping[str, Tensor]
+    base: str | None
+    template: str | None
+    settings: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors and exact changes."""
+        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
+        return sum(tensor.nbytes for tensor in (*pairs, *self.exact.values()))
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the factors and exact changes."""
+        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
+        return sum(tensor.numel() for tensor in (*pairs, *self.exact.values()))
+
+    def check_base(self, model: Path) -> None:
+        """Refuse a model that the adapter was not made for.
+
+        Raises:
+            UsageError: it is another.
+        """
+        if self.base is None:
+            return
+        found = weights_identity(model)
+        if found != self.base:
+            made = self.settings.get("slow", "another model")
+            raise UsageError(
+                f"{self.path} was made for {made} (weights {self.base}), and {model} has the weights {found}: give "
+                "the slow model of its pair, or extract a switch for this one"
+            )
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read a folder that `justright.switch.extract` or PEFT wrote.
+
+    Raises:
+        UsageError: a folder without an adapter.
+        CheckpointError: damaged, or with tensors that do not belong together.
+        UnsupportedModelError: a kind of adapter that is more than factors (DoRA, saved modules, biases).
+    """
+    config = _read_json(path / CONFIG)
+    _check_kind(path, config)
+    tensors = _load(path / WEIGHTS)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise UnsupportedModelError(f"{path} has {key}, which is no factor of a linear module")
+        pairs.setdefault(match["module"], {})[match["which"]] = tensor
+    low_rank = {}
+    for module, found in pairs.items():
+        if set(found) != {"A", "B"}:
+            raise CheckpointError(f"{path} has only lora_{next(iter(found))} of {module}: it is not whole")
+        name = _full_name(module, config)
+        low_rank[name] = _low_rank(path, name, found["A"], found["B"], config)
+    settings = _read_json(path / REPORT) if (path / REPORT).is_file() else {}
+    template = path / TEMPLATE
+    return Adapter(
+        path,
+        low_rank,
+        _load(path / EXACT) if (path / EXACT).is_file() else {},
+        settings.get("base"),
+        template.read_text(encoding="utf-8") if template.is_file() else None,
+        settings,
+    )
+
+
+def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedModelError(f"{path} is a {kind} adapter; allowed: LORA")
+    for key, allowed in _UNSUPPORTED.items():
+        if config.get(key, allowed) not in (allowed, None):
+            raise UnsupportedModelError(
+                f"{path} has {key} = {config[key]!r}, which is more than factors of linear modules"
+            )
+    if config.get("bias", "none") != "none":
+        raise UnsupportedModelError(f"{path} has biases ({config['bias']!r}); allowed: 'none'")
+
+
+def _low_rank(path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> LowRank:
+    """One matrix' factors; PEFT lays a stack's side by side: ``[experts * rank, in]``, ``[out, rank * experts]``."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise CheckpointError(
+            f"{path}: the factors of {name} have shapes {list(a.shape)} and {list(b.shape)}, which do not multiply"
+        )
+    rank = int(_pattern(config, "rank_pattern", name, config["r"]))
+    alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if name in (config.get("target_parameters") or ()):
+        experts = a.shape[0] // rank
+        a = a.reshape(experts, rank, a.shape[-1])
+        b = b.reshape(b.shape[0], rank, experts).permute(2, 0, 1).contiguous()
+    return LowRank(a, b * scale if scale != 1 else b)
+
+
+def _pattern(config: Mapping[str, Any], kind: str, name: str, default: float) -> float:
+    """The value that PEFT would take for a module: the first pattern that matches the end of its path."""
+    for pattern, value in (config.get(kind) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return float(value)
+    return float(default)
+
+
+def _full_name(module: str, config: Mapping[str, Any]) -> str:
+    """The module, or the parameter of it: PEFT wraps a module once for each of its parameters, the first innermost."""
+    owner, depth = module, 0
+    while owner.endswith(".base_layer"):
+        owner, depth = owner.removesuffix(".base_layer"), depth + 1
+    own = [name for name in config.get("target_parameters") or () if name.rpartition(".")[0] == owner]
+    return own[len(own) - 1 - depth] if own else module
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: an object is expected")
+    return found
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
