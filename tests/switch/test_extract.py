@@ -130,18 +130,34 @@ def test_a_budget_is_met(make_pair: MakePair, tmp_path: Path) -> None:
 
 def test_what_is_not_covered_is_told(make_pair: MakePair, tmp_path: Path) -> None:
     slow, fast = make_pair("llama", norms=True)
-    done = extract(Pair(slow, fast), tmp_path / "out", FULL)
+    done = extract(Pair(slow, fast), tmp_path / "out", FULL, exact=False)
     far = [name for name, distance in done.residuals.items() if distance > 0]
     assert far
     assert all("norm" in name for name in far)
     assert done.residuals["lm_head.weight"] == 0
+    assert not (done.path / "exact_deltas.safetensors").exists()
+    exact = extract(Pair(slow, fast), tmp_path / "exact", FULL)
+    assert sorted(exact.exact) == sorted(far)
+    assert max(exact.residuals.values()) == 0
 
 
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")  # PEFT honours them all the same
 @pytest.mark.parametrize("family", MOE)
-def test_stacked_experts_are_merged_only(make_pair: MakePair, tmp_path: Path, family: str) -> None:
+def test_experts_are_in_compact_adapters_too(make_pair: MakePair, tmp_path: Path, family: str) -> None:
+    """PEFT applies the experts' factors, each of its own rank, and gives what the merged checkpoint gives."""
     slow, fast = make_pair(family)
+    pair, rule = Pair(slow, fast), RankRule("energy", 0.6)
+    found = extract(pair, tmp_path / "compact", rule)
+    merged = extract(pair, tmp_path / "merged", rule, form="merged")
+    expected = logits(load(tmp_path / "merged"))
+    assert not torch.allclose(expected, logits(load(slow)), atol=1e-2)
+    assert any("#" in name for name in found.ranks)
+    model = PeftModel.from_pretrained(load(slow), str(tmp_path / "compact")).eval()
+    torch.testing.assert_close(logits(model), expected, rtol=2e-3, atol=2e-3)
+    stored = load_file(found.path / "adapter_model.safetensors")
+    assert found.bytes == sum(t.nbytes for t in stored.values()) == merged.bytes
     with pytest.raises(UsageError, match="stacked experts"):
-        extract(Pair(slow, fast), tmp_path / "out", FULL)
+        extract(pair, tmp_path / "out", rule, form="portable")
     assert not (tmp_path / "out").exists()
 
 

@@ -130,7 +130,7 @@ def read_adapter(path: Path) -> Adapter:
         if set(found) != {"A", "B"}:
             raise CheckpointError(f"{path} has only lora_{next(iter(found))} of {module}: it is not whole")
         name = _full_name(module, config)
-        low_rank[name] = _low_rank(path, name, found["A"], found["B"], config)
+        low_rank[name.removesuffix(".weight")] = _low_rank(path, name, found["A"], found["B"], config)
     settings = _read_json(path / REPORT) if (path / REPORT).is_file() else {}
     template = path / TEMPLATE
     return Adapter(
@@ -165,7 +165,7 @@ def _low_rank(path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, 
     rank = int(_pattern(config, "rank_pattern", name, config["r"]))
     alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if name in (config.get("target_parameters") or ()):
+    if name in (config.get("target_parameters") or ()) and not name.endswith(".weight"):
         experts = a.shape[0] // rank
         a = a.reshape(experts, rank, a.shape[-1])
         b = b.reshape(b.shape[0], rank, experts).permute(2, 0, 1).contiguous()

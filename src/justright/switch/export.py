@@ -53,6 +53,21 @@ class Factors:
     b: Tensor
     stacked: bool = False
 
+    def parameter(self, moe: bool) -> str | None:
+        """The parameter that PEFT is to wrap instead of a module; None where the module will do.
+
+        In families with experts PEFT takes the dense layers' projections for experts of an older release, and drops
+        them without a word; as parameters it takes them as they are.
+        """
+        if self.stacked:
+            return self.target
+        return (
+            f"{self.target}.weight" if moe and self.target.rpartition(".")[2] in _TAKEN_FOR_EXPERTS else None
+        )
+
+
+_TAKEN_FOR_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+
 
 def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -> list[Factors]:
     """The factors of every matrix of rank above 0, in the model's order; a stack's experts have their largest rank.
@@ -73,13 +88,21 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
         elif rank:
             found.append(Factors(target, rank, a.contiguous(), b.contiguous()))
     swapped = bool(stacks) and _exchanges(pair.config)
-    for target, parts in stacks.items():
+    order = () if pair.slow.architecture.moe is None else pair.slow.architecture.moe.memory.matrices
+    # Within a module as its parameters come: PEFT nests them in that order.
+    for target, parts in sorted(stacks.items(), key=lambda one: _place(one[0], order)):
         rank = max(a.shape[0] for a, _ in parts)
         if rank:
             lows = torch.stack([_pad(a, rank, 0) for a, _ in parts])
             highs = torch.stack([_pad(b, rank, 1) for _, b in parts])
             found.append(_stack(target, rank, *((highs.mT, lows.mT) if swapped else (lows, highs))))
     return found
+
+
+def _place(target: str, order: Sequence[str]) -> tuple[str, int]:
+    """A stack's module, and its place among the module's parameters."""
+    module, _, leaf = target.rpartition(".")
+    return module, [name.rpartition(".")[2] for name in order].index(leaf)
 
 
 def _stack(target: str, rank: int, a: Tensor, b: Tensor) -> Factors:
@@ -125,6 +148,7 @@ def save_adapter(
     found = factors_of(pair, spectra, ranks, dtype)
     if not found:
         raise UsageError("no matrix has a rank above 0: ask for more energy, or a higher rank")
+    moe = pair.slow.architecture.moe is not None
     most = max(one.rank for one in found)
     patterns: dict[str, int] = {}
     if padded:
@@ -136,17 +160,19 @@ def save_adapter(
             )
         found = [Factors(one.target, most, _pad(one.a, most, 0), _pad(one.b, most, 1)) for one in found]
     else:
-        patterns = {f"^{re.escape(one.target)}$": one.rank for one in found if one.rank != most}
-    stacks = [one.target for one in found if one.stacked]
+        keys = [(one.parameter(moe) or one.target, one.rank) for one in found]
+        patterns = {f"^{re.escape(key)}$": rank for key, rank in keys if rank != most}
+    parameters = [name for one in found if (name := one.parameter(moe))]
     config = LoraConfig(
         r=most, lora_alpha=most, rank_pattern=patterns, alpha_pattern=dict(patterns), lora_dropout=0.0, bias="none",
-        target_modules=[one.target for one in found if not one.stacked], target_parameters=stacks or None,
+        target_modules=[one.target for one in found if not one.parameter(moe)],
+        target_parameters=parameters or None,
         task_type="CAUSAL_LM", base_model_name_or_path=str(pair.paths[0]), inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {}
     for one in found:
-        module = _wrapped(one.target, stacks) if one.stacked else one.target
+        module = _wrapped(one.target, parameters) if one.stacked else one.target
         tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
