@@ -32,8 +32,8 @@ def make_pair(tmp_path: Path) -> MakePair:
                     u, s, vt = torch.linalg.svd(change, full_matrices=False)
                     change = (u[..., :rank] * s[..., None, :rank]) @ vt[..., :rank, :]
                 tensors[name] = tensor + change
-            elif norms and (".layers." in name or "model.norm." in name):
-                if "correction" not in name and "sinks" not in name and "statics" not in name:
+            elif norms and any(part in name for part in (".layers.", "model.norm.")):
+                if not any(part in name for part in ("correction", "sinks", "statics")):
                     tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * 0.02
         save_file(tensors, slow / "model.safetensors", {"format": "pt"})
         return slow, fast

@@ -141,7 +141,9 @@ def test_what_is_not_covered_is_told(make_pair: MakePair, tmp_path: Path) -> Non
     assert max(exact.residuals.values()) == 0
 
 
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")  # PEFT honours them all the same
+@pytest.mark.filterwarnings(
+    "ignore:The following .*_pattern keys:RuntimeWarning"
+)  # PEFT honours them all the same
 @pytest.mark.parametrize("family", MOE)
 def test_experts_are_in_compact_adapters_too(make_pair: MakePair, tmp_path: Path, family: str) -> None:
     """PEFT applies the experts' factors, each of its own rank, and gives what the merged checkpoint gives."""

@@ -41,12 +41,18 @@ def release(name: str, built: Path) -> Path:
     folder = MODELS / name
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    origin = f"zoo:{recipe.parent}" if recipe.parent else "random weights"
+    origin = _origin(recipe.parent)
     entries = manifest() | {name: {"description": recipe.description, "origin": origin, "files": files}}
     ordered = {key: entries[key] for key in RECIPES if key in entries}
     MANIFEST.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
     manifest.cache_clear()
     return folder
+
+
+def _origin(parent: str | None) -> str:
+    if parent is None:
+        return "random weights"
+    return f"zoo:{parent}" if RECIPES[parent].shipped else f"zoo:{parent} (build it: it is not shipped)"
 
 
 def save_curve(steps_and_losses: list[tuple[int, float]], file: Path) -> None:
@@ -79,8 +85,8 @@ def card_text(name: str, measured: dict[str, Any], training: dict[str, Any]) -> 
         header,
         f"# justright zoo: {name}\n",
         f"{recipe.description[0].upper()}{recipe.description[1:]}.\n",
-        f"Made for the development and the tests of justright; of no use as an assistant. Parent: "
-        f"{'zoo:' + recipe.parent if recipe.parent else 'none, random weights'}.\n",
+        f"Made for the development and the tests of justright; of no use as an assistant. Made from "
+        f"{_origin(recipe.parent)}.\n",
         "## Training\n",
         f"`justright zoo build {name}`: {schedule.steps} steps of {schedule.rows} x {schedule.length} tokens "
         f"({schedule.steps * schedule.rows * schedule.length / 1e6:.1f}M), "
