@@ -107,7 +107,7 @@ def test_spectra_serve_another_rule_and_a_cut_run_goes_on(make_pair: MakePair, t
     with pytest.raises(KeyboardInterrupt):
         extract(pair, tmp_path / "out", FULL, spectra=kept, tick=cut)
     first = {f.name: f.stat().st_mtime_ns for f in kept.glob("layer-*")}
-    assert len(first) == 2
+    assert len(first) >= 2, "a layer that was under way may have been finished"
     assert not (tmp_path / "out").exists()
     extract(pair, tmp_path / "out", FULL, spectra=kept)
     assert {f.name: f.stat().st_mtime_ns for f in kept.glob("layer-*") if f.name in first} == first

@@ -16,7 +16,7 @@ from justright_zoo.recipes import training
 from justright_zoo.recipes.catalogue import RECIPES
 from justright_zoo.recipes.data import IGNORED, Batch, Corpus, fact_row, problem_row, question_text, step_row
 from justright_zoo.recipes.problems import Problem, Step, direct, overthought
-from justright_zoo.recipes.tokenizer import END, train_tokenizer
+from justright_zoo.recipes.tokenizer import END, SLOW_TEMPLATE, train_tokenizer
 from justright_zoo.recipes.training import Schedule, Training, loss_of, matrices_of
 
 SHIPPED = {name: recipe for name, recipe in RECIPES.items() if recipe.shipped}
@@ -128,7 +128,7 @@ def test_the_prompt_is_what_the_templates_write(corpus: Corpus) -> None:
         assert (
             question_text(corpus.tokenizer, "What is 1 + 1?") == "<|user|>\nWhat is 1 + 1?\n<|assistant|>\n"
         )
-        opened = "<think>\n" if recipe.parent else ""
+        opened = "<think>\n" if recipe.template == SLOW_TEMPLATE else ""
         assert text == question_text(corpus.tokenizer, "What is 1 + 1?") + opened
 
 

@@ -1,15 +1,17 @@
 """The difference of a pair's matrices as singular values and directions, layer by layer, kept for any rank rule.
 
 A folder of spectra has a file for each layer with, for every matrix NAME (an expert of a stack is ``NAME#3``),
-``NAME.s`` (all singular values), ``NAME.u`` ``[out, kept]`` and ``NAME.vt`` ``[kept, in]``, all float32. An interrupted
-run goes on at the first layer that has none.
+``NAME.s`` (the singular values), ``NAME.u`` ``[out, kept]`` and ``NAME.vt`` ``[kept, in]``, all float32, and
+``NAME.energy``, ``sum s^2`` in float64. An interrupted run goes on with the layers that have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -21,23 +23,90 @@ from justright.models.matrices import Matrix
 from justright.switch.pair import Pair
 
 Tick = Callable[[str, int, int], None]
+CPU = torch.device("cpu")
+
+
+Method = Literal["exact", "randomized"]
+METHODS: tuple[Method, ...] = ("exact", "randomized")
+
+TOLERANCE = 1e-3
+"""Of a randomized decomposition: its directions hold at most this share of the total energy less than the best do."""
+_OVERSAMPLE = 16
+_MAX_ITERATIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """All singular values of one matrix' difference, descending float32, and its ``(out, in)``."""
+    """Singular values of one matrix' difference.
+
+    Attributes:
+        values: descending float32; the largest ones only if not ``whole``.
+        shape: ``(out, in)``.
+        energy: ``sum s^2`` of all of them, exact in either case.
+    """
 
     values: Tensor
     shape: tuple[int, int]
+    energy: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether ``values`` are all there are."""
+        return len(self.values) == min(self.shape)
+
+    def filled(self) -> Tensor:
+        """As many values as there are; those that nobody knows share the energy that is left.
+
+        A rank by energy (power 2) within the known values is then exact; one beyond them is refused where its
+        directions are asked for.
+        """
+        unknown = min(self.shape) - len(self.values)
+        if unknown == 0:
+            return self.values
+        left = max(0.0, self.energy - float(self.values.double().square().sum()))
+        each = min((left / unknown) ** 0.5, float(self.values[-1]))
+        return torch.cat([self.values, torch.full((unknown,), each)])
 
 
-def decompose(delta: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``(u [out, kept], s [min(out, in)], vt [kept, in])`` of ``delta`` ``[out, in]``, float32; exact.
+def decompose(delta: Tensor, kept: int, method: Method = "exact") -> tuple[Tensor, Tensor, Tensor]:
+    """``(u [out, kept], s, vt [kept, in])`` of ``delta`` ``[out, in]``, float32.
+
+    ``s`` has all ``min(out, in)`` singular values if exact, and the largest ``kept`` if randomized.
 
     Source: arXiv:2510.06750 (``Delta = U S V^T``).
     """
-    u, s, vt = torch.linalg.svd(delta.float(), full_matrices=False)
+    delta = delta.float()
+    if method == "randomized" and kept + _OVERSAMPLE < min(delta.shape):
+        return _randomized(delta, kept)
+    u, s, vt = torch.linalg.svd(delta, full_matrices=False)
     return u[:, :kept].contiguous(), s, vt[:kept].contiguous()
+
+
+def _randomized(delta: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Subspace iteration until another round adds less than a tenth of `TOLERANCE` of the energy.
+
+    What the result lacks is not estimated: ``||delta - u s vt||_F^2 = ||delta||_F^2 - sum s^2`` holds exactly, as the
+    columns of ``q`` are orthonormal.
+
+    Source: arXiv:0909.4061, algorithms 4.4 and 5.1.
+    Differs: the number of rounds is not fixed but found.
+    """
+    generator = torch.Generator(delta.device).manual_seed(0)
+    total = float(delta.square().sum(dtype=torch.float64))
+    width = kept + _OVERSAMPLE
+    start = torch.randn(delta.shape[1], width, generator=generator, device=delta.device)
+    q = torch.linalg.qr(delta @ start).Q
+    rows, before = q.T @ delta, 0.0
+    for _ in range(_MAX_ITERATIONS):
+        values = torch.linalg.eigvalsh((rows @ rows.T).double()).flip(0)
+        held = float(values[:kept].sum())
+        if held - before <= TOLERANCE / 10 * total:
+            break
+        before = held
+        q = torch.linalg.qr(delta @ torch.linalg.qr(rows.T).Q).Q
+        rows = q.T @ delta
+    u, s, vt = torch.linalg.svd(rows, full_matrices=False)
+    return (q @ u[:, :kept]).contiguous(), s[:kept].contiguous(), vt[:kept].contiguous()
 
 
 class Spectra:
@@ -61,7 +130,10 @@ class Spectra:
                         name = key.removesuffix(".s")
                         rows = file.get_slice(f"{name}.u").get_shape()[0]
                         columns = file.get_slice(f"{name}.vt").get_shape()[1]
-                        found[f"layers.{index}.{name}"] = Spectrum(file.get_tensor(key), (rows, columns))
+                        energy = float(file.get_tensor(f"{name}.energy"))
+                        found[f"layers.{index}.{name}"] = Spectrum(
+                            file.get_tensor(key), (rows, columns), energy
+                        )
         return found
 
     def factors(self, index: int, name: str, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +156,10 @@ class Spectra:
         return self.folder / f"layer-{index:05d}.safetensors"
 
 
-def make_spectra(pair: Pair, folder: Path, kept: int, tick: Tick = lambda *_: None) -> Spectra:
+def make_spectra(
+    pair: Pair, folder: Path, kept: int, tick: Tick = lambda *_: None, *, method: Method = "exact",
+    workers: int = 1, device: torch.device = CPU,
+) -> Spectra:  # fmt: skip
     """Decompose every covered matrix; layers whose file is there are left as they are.
 
     Args:
@@ -92,28 +167,51 @@ def make_spectra(pair: Pair, folder: Path, kept: int, tick: Tick = lambda *_: No
         folder: to fill.
         kept: directions of each matrix at most.
         tick: told stage, layers done, layers in all.
+        method: of `METHODS`.
+        workers: layers at once, each in a thread with its share of torch's threads.
+        device: to decompose on.
 
     Raises:
         UsageError: the models are identical.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = Spectra(folder, pair.layers)
-    for index in range(pair.layers):
-        tick("decomposing", index, pair.layers)
-        if found.file(index).exists():
-            continue
-        tensors = {}
-        for name, _, delta in deltas(pair, index):
-            tensors[f"{name}.u"], tensors[f"{name}.s"], tensors[f"{name}.vt"] = decompose(delta, kept)
-        partial = found.file(index).with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(found.file(index))
-    tick("decomposing", pair.layers, pair.layers)
-    if all(float(one.values.max()) == 0 for one in found.spectra().values()):
+    missing = [index for index in range(pair.layers) if not found.file(index).exists()]
+    done = pair.layers - len(missing)
+    tick("decomposing", done, pair.layers)
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
+    )
+    try:
+        running = [
+            pool.submit(_decompose_layer, pair, found.file(i), i, kept, method, device) for i in missing
+        ]
+        for future in as_completed(running):
+            future.result()
+            done += 1
+            tick("decomposing", done, pair.layers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if all(one.energy == 0 for one in found.spectra().values()):
         raise UsageError(
             f"{pair.paths[0]} and {pair.paths[1]} have the same matrices: there is nothing to switch"
         )
     return found
+
+
+def _decompose_layer(
+    pair: Pair, file: Path, index: int, kept: int, method: Method, device: torch.device
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, _, delta in deltas(pair, index):
+        delta = delta.to(device)
+        u, s, vt = decompose(delta, kept, method)
+        tensors |= {f"{name}.u": u.cpu(), f"{name}.s": s.cpu(), f"{name}.vt": vt.cpu()}
+        tensors[f"{name}.energy"] = delta.square().sum(dtype=torch.float64).cpu()
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(file)
 
 
 def deltas(pair: Pair, index: int) -> Iterator[tuple[str, Matrix, Tensor]]:

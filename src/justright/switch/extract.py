@@ -16,7 +16,7 @@ from justright.errors import UsageError
 from justright.models.identity import weights_identity
 from justright.provenance import collect as collect_provenance
 from justright.switch.adapter import REPORT
-from justright.switch.decompose import Spectra, Spectrum, Tick, make_spectra
+from justright.switch.decompose import CPU, METHODS, Method, Spectra, Spectrum, Tick, make_spectra
 from justright.switch.export import (
     exact_name,
     refuse_stacked,
@@ -80,6 +80,9 @@ def extract(
     factor: float = 1.0,
     max_rank: int = 512,
     exact: bool | None = None,
+    svd: Method = "exact",
+    workers: int = 1,
+    device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     spectra: Path | None = None,
     tick: Tick = lambda *_: None,
@@ -96,6 +99,9 @@ def extract(
         max_rank: directions of each matrix that are kept for later rules.
         exact: carry the changes of norms, biases and routers as they are, beside the factors; None: but not in a
             portable adapter, which other engines read.
+        svd: exact, or randomized (large matrices, small ranks): for energy of power 2, fixed and ratio only.
+        workers: layers decomposed at once.
+        device: to decompose on.
         dtype: of the factors.
         spectra: where decompositions are kept; beside ``out`` while the work is on, by default.
         tick: told of progress.
@@ -111,8 +117,10 @@ def extract(
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
     work = out.with_name(out.name + ".partial")
-    job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank}
-    found = make_spectra(pair, job_folder(spectra or work.with_suffix(".spectra"), job), max_rank, tick)
+    _check_svd(svd, rule, workers)
+    job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank, "svd": svd}
+    kept = job_folder(spectra or work.with_suffix(".spectra"), job)
+    found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
     known = found.spectra()
     ranks, rule = _choose(known, rule, budget, dtype)
     left = {one.name: one.distance for one in pair.residuals()}
@@ -135,6 +143,18 @@ def extract(
     return result
 
 
+def _check_svd(svd: str, rule: RankRule, workers: int) -> None:
+    if svd not in METHODS:
+        raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
+    if workers < 1:
+        raise UsageError(f"workers {workers}: allowed are 1 and more")
+    if svd == "randomized" and (rule.rule == "entropy" or (rule.rule == "energy" and rule.power == 1)):
+        raise UsageError(
+            f"rule {rule.rule}{' of power 1' * (rule.rule == 'energy')} needs all singular values, and a randomized "
+            "decomposition finds the largest only: choose svd exact, or another rule"
+        )
+
+
 def _save(
     pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
 ) -> Extracted:
@@ -154,7 +174,7 @@ def _save(
 def _choose(
     known: Mapping[str, Spectrum], rule: RankRule, budget: int | None, dtype: torch.dtype
 ) -> tuple[dict[str, int], RankRule]:
-    values = {name: one.values for name, one in known.items()}
+    values = {name: one.filled() for name, one in known.items()}
     shapes = {name: one.shape for name, one in known.items()}
 
     def layer_of(name: str) -> int:
@@ -166,7 +186,7 @@ def _choose(
 
 
 def _kept_energy(known: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> float:
-    total = sum(float(one.values.double().square().sum()) for one in known.values())
+    total = sum(one.energy for one in known.values())
     kept = sum(float(one.values[: ranks[name]].double().square().sum()) for name, one in known.items())
     return kept / total
 
