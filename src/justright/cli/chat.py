@@ -17,6 +17,7 @@ from justright.errors import JustrightError, ResourceError, UsageError
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
     from justright.engine.api import Engine
+    from justright.engine.modes import Thinking
     from justright.engine.request import Request
     from justright.engine.sampling import SamplingParams
 
@@ -24,6 +25,7 @@ _HELP = """\
 /help         this list
 /reset        forget the conversation (the system message stays)
 /system TEXT  set the system message; without TEXT, remove it
+/effort NAME  how much to think: none, minimal, low, medium, high, auto, escalate; without NAME as at the start
 /stats        speed and acceptance of the last answer
 /exit         leave, as Ctrl-D does
 Ctrl-C stops an answer. Anything else is said to the model."""
@@ -45,6 +47,15 @@ def chat(
     stop: opt.Stop = None,
     draft: opt.Draft = "suffix",
     draft_option: opt.DraftOption = None,
+    switch: opt.Switch = None,
+    effort: opt.Effort = None,
+    thinking_budget: opt.ThinkingBudget = None,
+    factor: opt.Factor = None,
+    prefill: opt.Prefill = None,
+    answer_mode: opt.AnswerMode = None,
+    switch_after: opt.SwitchAfter = None,
+    scorer: opt.ScorerName = "probe",
+    threshold: opt.Threshold = None,
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
@@ -58,6 +69,7 @@ def chat(
     When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
     """
     from justright.cli.prepare import drafter_options, prepare
+    from justright.cli.thinking import check_thinking, thinking_of
 
     output = output_of(ctx)
     engine_options: dict[str, Any] = {
@@ -75,6 +87,7 @@ def chat(
             "draft": draft,
             "draft_options": drafter_options(draft_option or []),
             "reuse_prefix": True,
+            "switch": switch,
         },
     )
 
@@ -83,9 +96,13 @@ def chat(
     params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
+    thinking = thinking_of(
+        effort, thinking_budget, factor, prefill, answer_mode, switch_after, scorer, threshold
+    )
+    check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now
-    session = _Session(ready.load(), conversation, params, tuple(stop or ()), output)
+    session = _Session(ready.load(), conversation, params, tuple(stop or ()), output, thinking, thinking)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
     if interactive:
         output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
@@ -138,8 +155,18 @@ class Conversation:
             self.turns = turns
         return ids, forgotten
 
+    @property
+    def messages(self) -> list[Message]:
+        """The system message and all turns."""
+        return [*self._start(), *self.turns]
+
     def answered(self, text: str) -> None:
-        """Add what the model said."""
+        """Add what the model said; a thought is not said, and not remembered."""
+        from justright.switch.thinking import ThinkingTags
+
+        tags = ThinkingTags.of(self.ready.tokenizer)
+        if tags is not None and tags.close in text:
+            text = text.rpartition(tags.close)[2].strip()
         self.turns.append({"role": "assistant", "content": text})
 
     def withdraw(self) -> None:
@@ -163,6 +190,8 @@ class _Session:
     params: SamplingParams
     stop: tuple[str, ...]
     output: Output
+    started: Thinking
+    thinking: Thinking
     last: Request | None = None
     answers: int = 0
 
@@ -198,10 +227,22 @@ class _Session:
         elif name == "/system":
             self._set_system(argument.strip() or None)
             say("the system message is set" if argument.strip() else "the system message is removed")
+        elif name == "/effort":
+            self._set_effort(argument.strip() or None)
+            say(f"effort {argument.strip()}" if argument.strip() else "effort as at the start")
         elif name == "/stats":
             say(stats_line(self.last) if self.last else "no answer yet", markup=False, soft_wrap=True)
         else:
-            raise UsageError(f"no command {name}; there are /help, /reset, /system, /stats, /exit")
+            raise UsageError(f"no command {name}; there are /help, /reset, /system, /effort, /stats, /exit")
+
+    def _set_effort(self, effort: str | None) -> None:
+        from dataclasses import replace
+
+        from justright.cli.thinking import check_thinking
+
+        thinking = replace(self.started, effort=effort, factor=None) if effort else self.started
+        check_thinking(self.conversation.ready, thinking)
+        self.thinking = thinking
 
     def _set_system(self, system: str | None) -> None:
         before, self.conversation.system = self.conversation.system, system
@@ -215,14 +256,18 @@ class _Session:
         """One turn; an answer that Ctrl-C stops stays in the conversation as far as it came."""
         from justright.cli.running import as_object, cancel_on_interrupt, until
 
-        ids, forgotten = self.conversation.fit(text)
+        _, forgotten = self.conversation.fit(text)
         if forgotten:
             self.output.note(
                 f"(the conversation is longer than the context of {self.conversation.ready.context:,} "
                 f"tokens: the oldest {forgotten} turn{'s' if forgotten > 1 else ''} forgotten)"
             )
-        request = self.engine.request(
-            ids, self.params, max_tokens=self.conversation.max_tokens, stop=self.stop
+        request = self.engine.conversation(
+            self.conversation.messages,
+            self.params,
+            thinking=self.thinking,
+            max_tokens=self.conversation.max_tokens,
+            stop=self.stop,
         )
         with cancel_on_interrupt([request]) as interrupt:
             emissions = self.engine.stream([request])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Draft, Dtype, Json
+from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
 from justright.cli.output import Output, output_of
 from justright.errors import UsageError
 from justright.models.files import check_output, write_whole
@@ -63,6 +63,9 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where the task does not say.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     draft: Draft = "none",
+    switch: Switch = None,
+    effort: Effort = None,
+    thinking_budget: ThinkingBudget = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
@@ -98,6 +101,7 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
+        from justright.cli.thinking import thinking_of
         from justright.engine.api import Engine
         from justright.engine.options import EngineOptions
 
@@ -107,8 +111,15 @@ def evaluate(
             cpu_kernels=cpu_kernels,  # type: ignore[arg-type]
             slots=batch,
             draft=draft,
+            switch=switch,
         )
+        asks = effort is not None or thinking_budget is not None
+        thinking = thinking_of(effort, thinking_budget) if asks else None
+        if asks and not chat:
+            raise UsageError("an effort is for conversations: put questions into the chat template (--chat)")
         engine = Engine.load(model, options)
+        if thinking is not None and engine.modes is not None:
+            engine.modes.check(thinking, engine.verifier.config.hidden_size)
     asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,
@@ -116,7 +127,8 @@ def evaluate(
         "max_tokens": max_tokens,
         "template": arguments,
     }
-    found = run(engine, names, manager, **asked, progress=output.progress)
+    found = run(engine, names, manager, **asked, thinking=thinking, progress=output.progress)
+    asked |= {"effort": effort, "thinking_budget": thinking_budget}
     made = {"model": model, "tasks": names, "options": asdict(options) | asked, "made_by": _made_by()}
     figures = [figure.to_dict() for figure in found]
     if out is not None:

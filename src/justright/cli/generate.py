@@ -66,6 +66,15 @@ def generate(
     stop: opt.Stop = None,
     draft: opt.Draft = "suffix",
     draft_option: opt.DraftOption = None,
+    switch: opt.Switch = None,
+    effort: opt.Effort = None,
+    thinking_budget: opt.ThinkingBudget = None,
+    factor: opt.Factor = None,
+    prefill: opt.Prefill = None,
+    answer_mode: opt.AnswerMode = None,
+    switch_after: opt.SwitchAfter = None,
+    scorer: opt.ScorerName = "probe",
+    threshold: opt.Threshold = None,
     batch: _Batch = None,
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
@@ -82,6 +91,7 @@ def generate(
     Ctrl-C prints what came and ends with exit code 130.
     """
     from justright.cli.prepare import drafter_options, prepare
+    from justright.cli.thinking import check_thinking, thinking_of
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
@@ -95,20 +105,33 @@ def generate(
         "max_context": max_context,
         "draft": draft,
         "draft_options": drafter_options(draft_option or []),
+        "switch": switch,
     }
     ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
 
     from justright.engine.sampling import SamplingParams
 
     params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    prompts = _tokens(ready, texts, system, raw=raw)
+    thinking = thinking_of(
+        effort, thinking_budget, factor, prefill, answer_mode, switch_after, scorer, threshold
+    )
+    check_thinking(ready, thinking)
+    prompts = _prompts(ready, texts, system, raw=raw)
+    if not isinstance(prompts[0], list) and thinking != thinking_of():
+        raise UsageError("the options of thinking need the model's chat template: leave --raw out")
     engine = ready.load()
-    requests = [engine.request(ids, params, max_tokens=max_tokens, stop=stop or ()) for ids in prompts]
+    settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or ()}
+    requests = [
+        engine.request(prompt, params, **settings)
+        if isinstance(prompt, str)
+        else engine.conversation(prompt, params, thinking=thinking, **settings)
+        for prompt in prompts
+    ]
     report: dict[str, Any] = {
         "model": model,
         "options": asdict(ready.options) | {"raw": raw, "system": system},
     }
-    report["options"] |= asdict(params) | {"max_tokens": max_tokens, "stop": stop or []}
+    report["options"] |= asdict(params) | {"max_tokens": max_tokens, "stop": stop or []} | asdict(thinking)
     _run(engine, requests, texts, report, output, stream=stream)
 
 
@@ -133,19 +156,22 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
     return texts
 
 
-def _tokens(ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool) -> list[list[int]]:
-    """The prompts' tokens, each checked against the context."""
+def _prompts(
+    ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool
+) -> list[str | list[Message]]:
+    """The prompts, as conversations where there is a template, each checked against the context."""
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
         ready.output.note("note: the model has no chat template; the prompt is taken as plain text")
     if system is not None and not templated:
         raise UsageError("--system needs a model with a chat template, and no --raw")
     start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    result = []
+    result: list[str | list[Message]] = []
     for number, text in enumerate(texts, start=1):
-        ids = ready.tokens([*start, {"role": "user", "content": text}] if templated else text)
-        ready.check_room(ids, "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}")
-        result.append(ids)
+        prompt: str | list[Message] = [*start, {"role": "user", "content": text}] if templated else text
+        where = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
+        ready.check_room(ready.tokens(prompt), where)
+        result.append(prompt)
     return result
 
 

@@ -29,6 +29,7 @@ def chosen(ctx: typer.Context, name: str, value: T, default: T) -> T:
 
 _LOADING = "Loading and running"
 _SAMPLING = "Sampling"
+_THINKING = "Thinking"
 
 Model = Annotated[
     str,
@@ -132,4 +133,88 @@ Stop = Annotated[
 System = Annotated[
     str | None,
     typer.Option(help="The system message; needs a chat template.", show_default=False),
+]
+
+Switch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADAPTER",
+        help="The switch to the model's fast twin, from `justright switch extract`: a directory or a hub id.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EFFORT",
+        help="none, minimal: fast mode. low, medium, high: think for up to 20, 50, 80% of --max-tokens. auto: a score "
+        "of the prompt decides. escalate: fast first, slow if unsure or cut.  (default: as the model does by itself)",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+ThinkingBudget = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Most tokens of thought; then its end is forced, and the answer comes.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+Factor = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+Prefill = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="slow or fast: run the prompt in this mode, whatever decodes.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+AnswerMode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="slow or fast: the mode behind the end of the thought.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+SwitchAfter = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Go on in fast mode after N tokens, thought or not.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
+ScorerName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Who scores for auto: probe (`justright switch calibrate` fits it) or heuristic.",
+        rich_help_panel=_THINKING,
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="auto: think above this score; escalate: below this probability.  (default: as calibrated)",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
 ]

@@ -18,6 +18,7 @@ from justright.models.architectures import (
     architecture_of,
     context_length,
     rope_switch_length,
+    text_config,
 )
 from justright.models.checkpoint import Checkpoint
 from justright.models.sources import Source, check_tokenizer_files, resolve
@@ -41,6 +42,7 @@ class Prepared:
         tokenizer: its tokenizer.
         context: the most tokens of a sequence, prompt and answer.
         output: how the program talks.
+        hidden_size: of the model.
     """
 
     source: Source
@@ -48,6 +50,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerFast
     context: int
     output: Output
+    hidden_size: int
 
     @property
     def has_template(self) -> bool:
@@ -123,7 +126,8 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     check_model(source.path)
     context = min(context_length(config), rope_switch_length(config) or context_length(config))
     context = min(context, checked.max_context or context)
-    return Prepared(source, checked, load_tokenizer(source.path), context, output)
+    tokenizer = load_tokenizer(source.path)
+    return Prepared(source, checked, tokenizer, context, output, text_config(config).hidden_size)
 
 
 def drafter_options(pairs: Sequence[str]) -> dict[str, Any]:

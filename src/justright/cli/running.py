@@ -60,6 +60,12 @@ def stats_line(request: Request) -> str:
     if stats.drafted:
         guesses = f"{stats.accepted} of {stats.drafted} guesses accepted"
         parts.append(f"{stats.acceptance_length:.2f} tokens a step ({guesses})")
+    if stats.reasoning_tokens or stats.fast_tokens:
+        parts[1] += f" ({stats.reasoning_tokens} thought, {stats.answer_tokens} said)"
+    if stats.discarded_tokens:
+        parts.append(f"{stats.discarded_tokens} given up")
+    if stats.decision is not None:
+        parts.append(f"{stats.decision.mode}: {stats.decision.reason}")
     if stats.near_ties:
         parts.append(f"{stats.near_ties} near tie{'s' if stats.near_ties > 1 else ''}")
     parts.append(f"ended by {request.finish_reason or 'cancelled'}")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from justright.cli.options import Dtype, Json, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
-from justright.readable import readable_bytes
+from justright.readable import readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from justright.switch.extract import Extracted
+    from justright.switch.extract import Estimate, Extracted
+    from justright.switch.inspect import Inspected
+    from justright.switch.scorers import Probe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,12 +28,17 @@ app = typer.Typer(
 _RANK = "Rank"
 
 
+_WORK = "Work"
+
+
 @app.command("extract")
 def extract(
     ctx: typer.Context,
     slow: Annotated[str, typer.Argument(help="The reasoning model.", show_default=False)],
     fast: Annotated[str, typer.Argument(help="The model that it was trained from.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -65,20 +73,44 @@ def extract(
     ] = None,
     max_rank: Annotated[
         int,
-        typer.Option(min=1, help="Directions of each matrix that --spectra keeps.", rich_help_panel=_RANK),
+        typer.Option(min=1, help="Directions of each matrix that are kept.", rich_help_panel=_RANK),
     ] = 512,
     factor: Annotated[
         float, typer.Option(help="Of a merged checkpoint: 0 is the slow model, 1 the fast one.")
     ] = 1.0,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact/--no-exact",
+            help="Carry the changes of norms, biases and routers as they are; only our engine reads them.  (default: "
+            "yes, but not in a portable adapter)",
+            show_default=False,
+        ),
+    ] = None,
     spectra: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Keep the decompositions here, or take them from here: another rule then needs none.",
+            rich_help_panel=_WORK,
             show_default=False,
         ),
     ] = None,
+    svd: Annotated[
+        str,
+        typer.Option(
+            help="exact, or randomized: much faster where --max-rank is far below the matrices' size.",
+            rich_help_panel=_WORK,
+        ),
+    ] = "exact",
+    workers: Annotated[int, typer.Option(min=1, help="Layers at once.", rich_help_panel=_WORK)] = 1,
+    device: Annotated[
+        str, typer.Option(help="A torch device to decompose on.", rich_help_panel=_WORK)
+    ] = "cpu",
     dtype: Dtype = "float32",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the pair and say what it would take; write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Decompose what reasoning added to a model, and write what takes it away again.
@@ -86,7 +118,9 @@ def extract(
     One matrix at a time, exactly, in float32. Interrupted, the same command goes on at the last finished layer.
     """
     output = output_of(ctx)
-    if out.exists():
+    if out is None and not dry_run:
+        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+    if out is not None and out.exists():
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     if factor != 1 and form != "merged":
         raise UsageError(
@@ -107,13 +141,19 @@ def extract(
     with output.status("reading both models"):
         from justright.engine.options import EngineOptions
         from justright.models.sources import resolve
+        from justright.switch.extract import estimate
         from justright.switch.extract import extract as run
         from justright.switch.pair import Pair
         from justright.switch.ranks import RankRule
 
         wanted = RankRule(rule, value, power, scope)  # type: ignore[arg-type]  # checked there
-        options = EngineOptions(dtype=dtype)
+        options = EngineOptions(dtype=dtype, device=device)
+        torch_device = options.torch_device
         pair = Pair(resolve(slow).path, resolve(fast).path)
+    if dry_run:
+        _show_estimate(output, estimate(pair, max_rank, svd, torch_device))  # type: ignore[arg-type]  # checked there
+        return
+    assert out is not None
     found = with_progress(
         output,
         lambda tick: run(
@@ -124,6 +164,10 @@ def extract(
             budget=budget,
             factor=factor,
             max_rank=max_rank,
+            exact=exact,
+            svd=svd,  # type: ignore[arg-type]  # checked there
+            workers=workers,
+            device=torch_device,
             dtype=options.torch_dtype,
             spectra=spectra,
             tick=tick,
@@ -135,15 +179,180 @@ def extract(
         _show(output, found)
 
 
+def _show_estimate(output: Output, found: Estimate) -> None:
+    if output.json:
+        output.object(found.to_dict())
+        return
+    output.text(
+        f"{found.matrices} matrices, {found.numbers:,} numbers: about {readable_seconds(found.seconds)} to decompose, "
+        f"{readable_bytes(found.spectra_bytes)} of spectra at most, {readable_bytes(found.memory_bytes)} of memory for "
+        "the largest matrix"
+    )
+    _show_residuals(output, found.residuals)
+
+
+@app.command("inspect")
+def inspect(
+    ctx: typer.Context,
+    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE.png", help="Draw spectra and ranks.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a switch's spectra, its size and cost at every share of the energy, and where noise begins."""
+    from justright.models.files import check_output
+    from justright.models.sources import resolve_adapter
+
+    output = output_of(ctx)
+    if out is not None:
+        check_output(out)
+        if out.suffix != ".png":
+            raise UsageError(f"{out}: the picture is a PNG; give a name that ends in .png")
+    path = resolve_adapter(adapter, progress=output.progress)
+    with output.status("reading the spectra"):
+        from justright.switch.inspect import draw, inspect_switch
+
+        found = inspect_switch(path)
+    if out is not None:
+        draw(found, out)
+    if output.json:
+        output.object(found.to_dict())
+        return
+    _show_inspected(output, adapter, found)
+    if out is not None:
+        output.note(f"drawn: {out}")
+
+
+def _show_inspected(output: Output, adapter: str, found: Inspected) -> None:
+    from justright.bench.report import rich_table
+
+    rows = [
+        (
+            f"{one.tau:g}",
+            str(one.median_rank),
+            str(one.largest_rank),
+            readable_bytes(one.bytes),
+            f"{one.size:.1%}",
+        )
+        for one in found.taus
+    ]
+    header = ("energy", "median rank", "largest", "size in bfloat16", "of the matrices, and of their work")
+    output.table(rich_table(adapter, header, rows, left=1))
+    kinds = [
+        (kind, str(one["matrices"]), str(one["full_rank"]), str(one["median_signal"] or "unknown"))
+        for kind, one in found.to_dict()["kinds"].items()
+    ]  # fmt: skip
+    columns = ("matrix", "how many", "full rank", "median signal rank")
+    output.table(rich_table("Above the noise", columns, kinds, left=1))
+    _show_residuals(output, dict(found.report.get("residuals", {})))
+
+
+@app.command("calibrate")
+def calibrate(
+    ctx: typer.Context,
+    model: Model,
+    switch: Annotated[
+        str, typer.Option(help="The adapter's directory; auto.json is written into it.", show_default=False)
+    ],
+    problems: Annotated[
+        list[str],
+        typer.Option(
+            help='JSON lines {"question": ..., "answer": ...}, or a set that a package carries (zoo, zoo:chain-3); '
+            "repeatable. Some hundreds, like those that will be asked.",
+            show_default=False,
+        ),
+    ],
+    floor: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Accuracy to hold, at the fewest tokens.")
+    ] = 0.9,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer, thought included.")
+    ] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    cpu_kernels: CpuKernels = None,
+    as_json: Json = False,
+) -> None:
+    """Find out which prompts are worth a thought: fit the probe of --effort auto and the threshold of escalate.
+
+    Every problem is answered in both modes. A probe on the prompt's last state learns where the fast answer is wrong;
+    the threshold is the one of the fewest tokens that holds the floor, on problems that the probe has not seen.
+    Interrupted, the same command goes on behind the last 64 problems.
+    """
+    from justright.models.sources import resolve_adapter
+
+    output = output_of(ctx)
+    folder = resolve_adapter(switch, progress=output.progress)
+    with output.status("starting torch"):
+        from justright.engine.api import Engine
+        from justright.engine.options import EngineOptions
+        from justright.evaluate.calibrate import calibrate as run
+        from justright.evaluate.calibrate import read_questions
+
+    questions = read_questions(problems)
+    options = EngineOptions(
+        dtype=dtype,
+        device=device,
+        cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # checked there
+        slots=batch,
+        switch=str(folder),
+    )
+    with output.status(f"loading {model}"):
+        engine = Engine.load(model, options)
+    probe = with_progress(
+        output,
+        lambda tick: run(
+            engine,
+            questions,
+            folder,
+            floor=floor,
+            max_tokens=max_tokens,
+            identity={"model": model, "dtype": dtype},
+            tick=tick,
+        ),
+    )
+    if output.json:
+        output.object({"adapter": str(folder), "threshold": probe.threshold} | dict(probe.about))
+    else:
+        _show_calibrated(output, folder, probe)
+
+
+def _show_calibrated(output: Output, folder: Path, probe: Probe) -> None:
+    from justright.bench.report import rich_table
+
+    about = probe.about
+    points = {
+        f"always {mode}" if mode != "oracle" else mode: point for mode, point in about["always"].items()
+    }
+    points |= {"auto": about["auto"], "escalate": about["escalate"]}
+    rows = [
+        (name, f"{one['accuracy']:.1%}", f"{one['tokens']:.0f}", f"{one['slow']:.0%}",
+         f"{one['threshold']:.3f}" if name in ("auto", "escalate") else "")
+        for name, one in points.items()
+    ]  # fmt: skip
+    title = f"{about['problems']} problems, floor {about['floor']:.0%}"
+    output.table(
+        rich_table(title, ("who decides", "right", "tokens", "thought about", "threshold"), rows, left=1)
+    )
+    output.note(f"written: {folder / 'auto.json'}")
+
+
 def _show(output: Output, found: Extracted) -> None:
     ranks = sorted(found.ranks.values())
     output.text(
         f"{found.path}: {found.form}, {len(ranks)} matrices of rank {ranks[0]} to {ranks[-1]} "
         f"(median {ranks[len(ranks) // 2]}), {readable_bytes(found.bytes)} of factors, {found.energy:.1%} of the energy"
     )
-    far = [(name, distance) for name, distance in found.residuals.items() if distance > 0]
+    _show_residuals(output, found.residuals)
+
+
+def _show_residuals(output: Output, residuals: Mapping[str, float]) -> None:
+    far = sorted(
+        ((name, distance) for name, distance in residuals.items() if distance > 0), key=lambda one: -one[1]
+    )
     if far:
         shown = ", ".join(f"{name} {distance:.3f}" for name, distance in far[:3])
-        output.note(
-            f"note: {len(far)} tensors differ and are not covered (norms, embeddings, head, routers); farthest: {shown}"
-        )
+        output.note(f"note: {len(far)} tensors differ and stay the slow model's; farthest: {shown}")

@@ -100,15 +100,15 @@ class Modes:
             UsageError: the model has no fast mode, or no thoughts to limit.
         """
         effort = thinking.effort
-        self._check(thinking)
+        self.check(thinking, hidden_size)
         if effort not in DECIDING:
             fast = effort in FAST_EFFORTS or (thinking.factor or SLOW) >= FAST
-            request = settle(self.prompt(messages, template, fast=fast))
+            request = settle(self._opened(self.prompt(messages, template, fast=fast), thinking))
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
             return self._planned(request, plan, effort)
-        slow = settle(self.prompt(messages, template, fast=False))
+        slow = settle(self._opened(self.prompt(messages, template, fast=False), thinking))
         fast_request = settle(self.prompt(messages, template, fast=True))
         slow = self._planned(slow, thinking.plan(slow.max_tokens), effort)
         turn = Turn(slow.prompt_ids, slow.plan)
@@ -128,7 +128,12 @@ class Modes:
             arguments.setdefault("enable_thinking", False)
         return chat_tokens(self.tokenizer, messages, **arguments)
 
-    def _check(self, thinking: Thinking) -> None:
+    def check(self, thinking: Thinking, hidden_size: int) -> None:
+        """Refuse what this model and its switch cannot do.
+
+        Raises:
+            UsageError: no fast mode, no thoughts to limit, or nobody to score.
+        """
         wants_fast = thinking.effort in FAST_EFFORTS
         if self.adapter is None and thinking.effort in DECIDING:
             raise UsageError(
@@ -143,18 +148,27 @@ class Modes:
             raise UsageError("factors of the switch need one: give --switch ADAPTER")
         if self.tags is None and (thinking.budget is not None or thinking.answer is not None):
             raise UsageError("this model marks no thoughts (<think>), so they cannot be limited")
+        if thinking.effort == "auto":
+            self._scorer(thinking, hidden_size)
 
     @property
     def _has_off_switch(self) -> bool:
         template = self.tokenizer.chat_template
         return isinstance(template, str) and "enable_thinking" in template
 
-    def _planned(self, request: Request, plan: ModePlan, effort: str | None) -> Request:
-        """The request with its plan; a budget of nothing ends the thought in the prompt."""
-        if plan.budget == 0 and self.tags is not None:
-            if begins_thinking(self.tags, self.tokenizer, request.prompt_ids):
-                request.prompt_ids = [*request.prompt_ids, *closing_ids(self.tags, self.tokenizer)]
-            plan = replace(plan, budget=None)
+    def _opened(self, prompt: list[int], thinking: Thinking) -> list[int]:
+        """The prompt; a budget of nothing ends in it the thought that the template began."""
+        if (
+            thinking.budget == 0
+            and self.tags is not None
+            and begins_thinking(self.tags, self.tokenizer, prompt)
+        ):
+            return [*prompt, *closing_ids(self.tags, self.tokenizer)]
+        return prompt
+
+    @staticmethod
+    def _planned(request: Request, plan: ModePlan, effort: str | None) -> Request:
+        """The request with its plan."""
         request.plan = plan
         if effort is not None:
             mode = "fast" if effort in FAST_EFFORTS else "slow"
@@ -171,15 +185,14 @@ class Modes:
             if threshold is None:
                 threshold = _calibrated(self.adapter, hidden_size)
             return Escalate(threshold, slow)
-        scorer: Scorer
-        if isinstance(thinking.scorer, str):
-            scorer = (
-                Heuristic() if thinking.scorer == "heuristic" else Probe.read(self.adapter.path, hidden_size)
-            )
-        else:
-            scorer = thinking.scorer
         prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
-        return Auto(scorer, prompt, slow, threshold=thinking.threshold)
+        return Auto(self._scorer(thinking, hidden_size), prompt, slow, threshold=thinking.threshold)
+
+    def _scorer(self, thinking: Thinking, hidden_size: int) -> Scorer:
+        assert self.adapter is not None
+        if not isinstance(thinking.scorer, str):
+            return thinking.scorer
+        return Heuristic() if thinking.scorer == "heuristic" else Probe.read(self.adapter.path, hidden_size)
 
 
 def _calibrated(adapter: Adapter, hidden_size: int) -> float:

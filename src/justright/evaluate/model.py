@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.api import Engine
-from justright.engine.modes import chat_tokens
+from justright.engine.modes import Thinking, chat_tokens
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import StepInput
@@ -32,6 +32,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         engine: with a tokenizer.
         max_tokens: the most tokens of an answer where the task does not say.
         template: further arguments of the chat template.
+        thinking: how much of it; conversations only, but its mode (slow or fast) scores texts too.
         progress: show bars on stderr.
 
     Attributes:
@@ -43,6 +44,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         engine: Engine,
         max_tokens: int = 256,
         template: dict[str, Any] | None = None,
+        thinking: Thinking | None = None,
         *,
         progress: bool = True,
     ) -> None:
@@ -53,6 +55,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.tokenizer: PreTrainedTokenizerFast = engine.tokenizer
         self.max_tokens = max_tokens
         self.template = template or {}
+        self.thinking = thinking
+        self.factor = 0.0 if thinking is None else thinking.plan(max_tokens).factor
+        self._conversations: dict[str, list[dict[str, str]]] = {}
         self.progress = progress
         self.tokens: dict[str, list[int]] = defaultdict(list)
 
@@ -89,6 +94,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             continue_final_message=not add_generation_prompt,
             **self.template,
         )
+        if self.thinking is not None and add_generation_prompt:
+            self._conversations[str(text)] = [dict(turn) for turn in chat_history]
         return str(text)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -116,11 +123,24 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             )
         if not sampled:
             chosen["temperature"] = 0.0
+        stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
+        if self.thinking is not None:
+            return self._conversation(context, SamplingParams(**chosen), most, stop)
         ids = self.tok_encode(context)
         most = min(most, self.engine.verifier.max_tokens - 1)
         ids = ids[-(self.engine.verifier.max_tokens - most) :]
-        stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
         return self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)
+
+    def _conversation(
+        self, context: str, params: SamplingParams, max_tokens: int, stop: tuple[str, ...]
+    ) -> Request:
+        """The request of a question that a chat template has written, by the template of its mode."""
+        turns = self._conversations.get(context)
+        if turns is None:
+            raise UsageError("an effort is for conversations: put questions into the chat template (--chat)")
+        return self.engine.conversation(
+            turns, params, thinking=self.thinking, template=self.template, max_tokens=max_tokens, stop=stop
+        )
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in disjoint windows with the most context each."""
@@ -159,13 +179,13 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         context = list(context)[-(most + 1 - len(continuation)) :] if len(continuation) <= most else []
         if not context:
             raise UsageError(f"a continuation of {len(continuation)} tokens does not fit a context of {most}")
-        shared = verifier.reuse(0, context)
+        shared = verifier.reuse(0, context, self.factor)
         ids = [*context[shared:], *continuation[:-1]]
         first = len(context) - shared - 1  # the step's token behind which the continuation begins
         score, greedy = 0.0, True
         for begin in range(0, len(ids), verifier.prefill_chunk):
             chunk = ids[begin : begin + verifier.prefill_chunk]
-            [output] = verifier.step([StepInput(0, chunk)])
+            [output] = verifier.step([StepInput(0, chunk, factor=self.factor)])
             verifier.keep(0, range(len(chunk)))
             skip = max(0, first - begin)
             if skip >= len(chunk):

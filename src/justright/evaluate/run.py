@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.engine.api import Engine
+from justright.engine.modes import Thinking
 from justright.errors import MissingExtraError, SourceError, UsageError
 
 TASK_FOLDERS = "justright.lm_eval_tasks"
@@ -117,6 +118,7 @@ def evaluate(
     chat: bool = False,
     max_tokens: int = 256,
     template: Mapping[str, Any] | None = None,
+    thinking: Thinking | None = None,
     progress: bool = True,
 ) -> list[Figure]:
     """Run tasks.
@@ -130,6 +132,7 @@ def evaluate(
         chat: put questions into the model's chat template.
         max_tokens: of an answer, where the task does not say.
         template: further arguments of the chat template.
+        thinking: how much of it; questions then need the chat template.
         progress: show bars on stderr.
 
     Raises:
@@ -141,7 +144,7 @@ def evaluate(
 
     if chat and (engine.tokenizer is None or engine.tokenizer.chat_template is None):
         raise UsageError("this model has no chat template: leave --chat out")
-    model = EngineLM(engine, max_tokens, dict(template or {}), progress=progress)
+    model = EngineLM(engine, max_tokens, dict(template or {}), thinking, progress=progress)
     results = simple_evaluate(
         model=model,
         tasks=list(tasks),

@@ -131,7 +131,7 @@ def read_adapter(path: Path) -> Adapter:
             raise CheckpointError(f"{path} has only lora_{next(iter(found))} of {module}: it is not whole")
         name = _full_name(module, config)
         low_rank[name.removesuffix(".weight")] = _low_rank(path, name, found["A"], found["B"], config)
-    settings = _read_json(path / REPORT) if (path / REPORT).is_file() else {}
+    settings = read_report(path)
     template = path / TEMPLATE
     return Adapter(
         path,
@@ -141,6 +141,11 @@ def read_adapter(path: Path) -> Adapter:
         template.read_text(encoding="utf-8") if template.is_file() else None,
         settings,
     )
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """``switch.json``; empty where there is none."""
+    return _read_json(path / REPORT) if (path / REPORT).is_file() else {}
 
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:

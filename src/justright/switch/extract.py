@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from justright.errors import UsageError
 from justright.models.identity import weights_identity
 from justright.provenance import collect as collect_provenance
 from justright.switch.adapter import REPORT
-from justright.switch.decompose import CPU, METHODS, Method, Spectra, Spectrum, Tick, make_spectra
+from justright.switch.decompose import CPU, METHODS, Method, Spectra, Spectrum, Tick, decompose, make_spectra
 from justright.switch.export import (
     exact_name,
     refuse_stacked,
@@ -25,6 +27,7 @@ from justright.switch.export import (
     save_merged,
     split_key,
 )
+from justright.switch.inspect import save_spectrum
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
 
@@ -68,6 +71,56 @@ class Extracted:
             "residuals": dict(self.residuals),
             "exact": dict(self.exact),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an extraction takes.
+
+    Attributes:
+        matrices: to decompose.
+        numbers: in them.
+        seconds: of decomposition on this machine, by one matrix of each shape.
+        spectra_bytes: kept while it runs, at most.
+        memory_bytes: for the largest matrix, its factors and its decomposition.
+        residuals: as in `Extracted`.
+    """
+
+    matrices: int
+    numbers: int
+    seconds: float
+    spectra_bytes: int
+    memory_bytes: int
+    residuals: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"residuals": dict(self.residuals)}
+
+
+def estimate(pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU) -> Estimate:
+    """Time one matrix of each shape, and add up; nothing is written."""
+    shapes: dict[tuple[int, ...], int] = {}
+    taken: dict[tuple[int, ...], float] = {}
+    for index in range(pair.layers):
+        for matrix, slow, fast in pair.matrices(index):
+            shape = tuple(slow.shape[-2:])
+            shapes[shape] = shapes.get(shape, 0) + (len(slow) if matrix.stacked else 1)
+            if shape not in taken:
+                ours, theirs = (x[0] if matrix.stacked else x for x in (slow, fast))
+                begin = time.perf_counter()
+                decompose((ours.float() - theirs.float()).to(device), max_rank, svd)
+                taken[shape] = time.perf_counter() - begin
+    largest = max(math.prod(shape) for shape in shapes)
+    kept = sum(n * min(max_rank, *shape) * sum(shape) * 4 for shape, n in shapes.items())
+    return Estimate(
+        sum(shapes.values()),
+        sum(n * math.prod(shape) for shape, n in shapes.items()),
+        sum(n * taken[shape] for shape, n in shapes.items()),
+        kept,
+        5 * 4 * largest,
+        {one.name: one.distance for one in pair.residuals()},
+    )
 
 
 def extract(
@@ -119,6 +172,8 @@ def extract(
     work = out.with_name(out.name + ".partial")
     _check_svd(svd, rule, workers)
     job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank, "svd": svd}
+    if spectra is not None:
+        _check_spectra(spectra, job)
     kept = job_folder(spectra or work.with_suffix(".spectra"), job)
     found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
     known = found.spectra()
@@ -155,6 +210,21 @@ def _check_svd(svd: str, rule: RankRule, workers: int) -> None:
         )
 
 
+def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
+    """Refuse a user's folder that holds something else: it would be emptied."""
+    file = folder / "job.json"
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not file.is_file():
+        raise UsageError(f"{folder} holds no spectra, and other files: give a new folder")
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if held != json.loads(json.dumps(job)):
+        differs = ", ".join(key for key in job if held.get(key) != json.loads(json.dumps(job[key])))
+        raise UsageError(
+            f"{folder} holds spectra of another run ({differs} differ): give a new folder, or remove it"
+        )
+
+
 def _save(
     pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
 ) -> Extracted:
@@ -162,6 +232,7 @@ def _save(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     written = save_adapter(pair, found, result.ranks, work, dtype, padded=result.form == "portable")
+    save_spectrum(found.spectra(), work)
     if result.exact:
         save_exact(pair, list(result.exact), work)
     result = replace(result, bytes=written)

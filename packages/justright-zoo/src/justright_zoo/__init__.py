@@ -18,6 +18,7 @@ MODELS = ROOT / "models"
 DATA = ROOT / "data"
 TASKS = DATA / "lm_eval"
 CALIBRATION = DATA / "calibration"
+QUESTIONS = 60
 MANIFEST = MODELS / "manifest.json"
 
 
@@ -28,6 +29,14 @@ def manifest() -> dict[str, dict[str, object]]:
         return {}
     found: dict[str, dict[str, object]] = json.loads(MANIFEST.read_text(encoding="utf-8"))
     return found
+
+
+def questions() -> dict[str, list[dict[str, str]]]:
+    """Problems to calibrate on, by kind and level: the last 60 of each 200 held-out ones (measure on the others)."""
+    return {
+        file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][-QUESTIONS:]
+        for file in sorted((DATA / "problems").glob("*.jsonl"))
+    }
 
 
 class ZooProvider:

@@ -1,0 +1,62 @@
+"""The options of thinking, checked before a weight is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from justright.errors import UsageError
+
+if TYPE_CHECKING:
+    from justright.cli.prepare import Prepared
+    from justright.engine.modes import Thinking
+
+_MODES = {"slow": 0.0, "fast": 1.0}
+
+
+def thinking_of(
+    effort: str | None = None,
+    budget: int | None = None,
+    factor: float | None = None,
+    prefill: str | None = None,
+    answer: str | None = None,
+    switch_after: int | None = None,
+    scorer: str = "probe",
+    threshold: float | None = None,
+) -> Thinking:
+    """What the user asked for.
+
+    Raises:
+        UsageError: an effort, mode or scorer that is none, or options that contradict each other.
+    """
+    from justright.engine.modes import Thinking
+
+    return Thinking(
+        effort,
+        budget,
+        factor,
+        _factor("--prefill", prefill),
+        _factor("--answer-mode", answer),
+        switch_after,
+        scorer,
+        threshold,
+    )
+
+
+def check_thinking(ready: Prepared, thinking: Thinking) -> None:
+    """Refuse what this model and its switch cannot do; reads the adapter, and none of the model's weights.
+
+    Raises:
+        JustrightError: no fast mode, no thoughts, an adapter that is none or another model's.
+    """
+    from justright.engine.api import read_switch
+    from justright.engine.modes import Modes
+
+    switch = ready.options.switch
+    adapter = None if switch is None else read_switch(switch, ready.source.path)
+    Modes(ready.tokenizer, adapter).check(thinking, ready.hidden_size)
+
+
+def _factor(option: str, mode: str | None) -> float | None:
+    if mode is not None and mode not in _MODES:
+        raise UsageError(f"{option} {mode!r}; allowed: slow, fast")
+    return None if mode is None else _MODES[mode]
