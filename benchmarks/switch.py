@@ -1,0 +1,358 @@
+"""What it is worth to switch between slow and fast thinking: accuracy against tokens, for every way to decide.
+
+    python benchmarks/switch.py --results switch.jsonl              goes on where it was cut; then prints the tables
+    python benchmarks/switch.py --results switch.jsonl --tables-only --picture docs/switch.png
+
+zoo:slow and zoo:fast on held-out problems of eight levels and two kinds, answered greedily by the engine. The probe of
+`auto` and the threshold of `escalate` are calibrated on other problems (the last 60 of each kind and level; measured is
+on the first ones). Ways: always slow, always fast (the fast model itself), the hard switch at shares tau of the energy,
+soft factors, plain interpolation of all weights, the template alone (thinking left out, no switch), thinking budgets,
+modes mixed within an answer, routers (random, heuristic, oracle, the probe), and two models under the same router.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from justright.bench.decode import describe_machine
+from justright.bench.report import machine_line, markdown_table
+from justright.engine.api import Engine
+from justright.engine.modes import Thinking
+from justright.evaluate.calibrate import is_right, read_questions
+from justright.models.sources import resolve
+from justright.switch.extract import extract
+from justright.switch.pair import Pair
+from justright.switch.ranks import RankRule
+from justright.switch.scorers import Probe
+
+KINDS = ("chain", "story")
+LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
+TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+FACTORS = (0.2, 0.4, 0.5, 0.6, 0.8)
+SOFT_TAU = 0.5
+USED_TAU = 0.9
+BUDGETS = (25, 50, 100, 200, 400)
+FLOORS = (0.5, 0.6, 0.7, 0.8, 0.9)
+CALIBRATED_FLOOR = 0.9
+MAX_TOKENS = 1024
+SLOTS = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way, measured: per problem whether it was right, its tokens, whether it was thought about."""
+
+    way: str
+    value: float | None
+    right: list[bool]
+    tokens: list[int]
+    slow: list[bool]
+    machine: str
+
+    @property
+    def key(self) -> tuple[str, float | None]:
+        """What tells it from others."""
+        return self.way, self.value
+
+    @property
+    def accuracy(self) -> float:
+        """Over all problems."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Over all problems."""
+        return sum(self.tokens) / len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a cell is made: which engine (tau of its adapter, None: no adapter; or the fast model), and which request."""
+
+    way: str
+    value: float | None
+    thinking: Thinking
+    tau: float | None = USED_TAU
+    model: str = "slow"
+
+
+def ways() -> Iterator[Way]:
+    """All that is run; routers that need no run of their own are computed from these."""
+    yield Way("slow", None, Thinking(), None)
+    yield Way("fast model", None, Thinking(), None, "fast")
+    for tau in TAUS:
+        yield Way("hard switch, tau", tau, Thinking("none"), tau)
+    yield Way("template alone", None, Thinking("none"), None)
+    for factor in FACTORS:
+        yield Way("interpolation, factor", factor, Thinking(factor=factor), 1.0)
+        yield Way(f"soft switch of tau {SOFT_TAU}, factor", factor, Thinking(factor=factor), SOFT_TAU)
+    for budget in BUDGETS:
+        yield Way("budget, tokens", budget, Thinking(budget=budget), None)
+        yield Way("budget, then fast, tokens", budget, Thinking(budget=budget, answer=1.0))
+    yield Way("slow, answer fast", None, Thinking(answer=1.0))
+    yield Way("slow, fast after tokens", 100, Thinking(switch_after=100))
+    yield Way("prefill slow, decode fast", None, Thinking("none", prefill=0.0))
+    yield Way("prefill fast, decode slow", None, Thinking(prefill=1.0))
+    yield Way("heuristic", None, Thinking("auto", scorer="heuristic"))
+    for floor in FLOORS:
+        yield Way("auto, floor", floor, Thinking("auto"))
+        yield Way("escalate, floor", floor, Thinking("escalate"))
+
+
+class Engines:
+    """Loads each engine once; adapters of all taus come from one decomposition."""
+
+    def __init__(self, folder: Path, pair: tuple[str, str]) -> None:
+        self.folder, self.pair = folder, pair
+        self._key: tuple[str, float | None] | None = None
+        self._engine: Engine | None = None
+        self._probes: dict[float, Probe] = {}
+
+    def adapter(self, tau: float) -> Path:
+        """The switch at ``tau``, with exact small tensors."""
+        path = self.folder / f"tau-{tau}"
+        if not path.exists():
+            slow, fast = (resolve(name).path for name in self.pair)
+            extract(Pair(slow, fast), path, RankRule("energy", tau), spectra=self.folder / "spectra")
+        return path
+
+    def load(self, model: str, tau: float | None) -> Engine:
+        """The slow model with the switch at ``tau``, or the fast model."""
+        if self._key != (model, tau):
+            name = self.pair[0] if model == "slow" else self.pair[1]
+            switch = None if tau is None else str(self.adapter(tau))
+            self._engine = Engine.load(name, slots=SLOTS, switch=switch)
+            self._key = (model, tau)
+        assert self._engine is not None
+        return self._engine
+
+    def thresholds(self, floor: float, problems: list[str]) -> Probe:
+        """The calibration at a floor; both modes answer the problems once, for all floors."""
+        if floor not in self._probes:
+            engine = self.load("slow", USED_TAU)
+            kept = self.folder / "outcomes"
+            from justright.evaluate.calibrate import collect
+            from justright.switch.calibrate import fit_probe
+
+            outcomes = collect(engine, read_questions(problems), kept, max_tokens=MAX_TOKENS)
+            self._probes[floor] = fit_probe(outcomes, floor)
+            if floor == CALIBRATED_FLOOR:
+                self._probes[floor].save(self.adapter(USED_TAU))
+        return self._probes[floor]
+
+
+def problems(count: int) -> list[tuple[str, int, str, str]]:
+    """``(kind, level, question, answer)``: the first ``count`` of each kind and level."""
+    from justright_zoo.measure import evaluation_problems
+
+    return [
+        (kind, level, p.question, str(p.answer))
+        for kind in KINDS
+        for level in LEVELS
+        for p in evaluation_problems(kind, level, count)  # type: ignore[arg-type]
+    ]
+
+
+def run(way: Way, engines: Engines, count: int) -> Cell:
+    """Answer all problems one way."""
+    thinking = way.thinking
+    if thinking.effort in ("auto", "escalate") and way.value is not None:
+        probe = engines.thresholds(way.value, ["zoo"])
+        engines.thresholds(CALIBRATED_FLOOR, ["zoo"])  # the probe itself is the same at all floors
+        threshold = probe.threshold if thinking.effort == "auto" else probe.about["escalate"]["threshold"]
+        thinking = Thinking(thinking.effort, threshold=threshold)
+    engine = engines.load(way.model, way.tau)
+    asked = problems(count)
+    requests = [
+        engine.conversation([{"role": "user", "content": q}], thinking=thinking, max_tokens=MAX_TOKENS)
+        for _, _, q, _ in asked
+    ]
+    engine.generate_batch(requests)
+    tags = engine.modes.tags if engine.modes is not None else None
+    return Cell(
+        way.way,
+        way.value,
+        [is_right(r.text, answer, tags) for r, (_, _, _, answer) in zip(requests, asked, strict=True)],
+        [len(r.token_ids) + r.stats.discarded_tokens for r in requests],
+        [r.stats.reasoning_tokens > 0 for r in requests],
+        machine_line(describe_machine()),
+    )
+
+
+def routed(name: str, value: float | None, choose: Callable[[int], bool], slow: Cell, fast: Cell) -> Cell:
+    """What a router would give that takes ``slow``'s answer where ``choose`` says so, and ``fast``'s elsewhere."""
+    picks = [choose(i) for i in range(len(slow.right))]
+    sides = [slow if pick else fast for pick in picks]
+    return Cell(
+        name,
+        value,
+        [side.right[i] for i, side in enumerate(sides)],
+        [side.tokens[i] for i, side in enumerate(sides)],
+        picks,
+        slow.machine,
+    )
+
+
+def computed(cells: dict[tuple[str, float | None], Cell]) -> list[Cell]:
+    """Routers whose answers are known from the runs: oracle, random, and two models under the probe."""
+    slow, fast = cells["slow", None], cells["hard switch, tau", USED_TAU]
+    found = [routed("oracle", None, lambda i: slow.right[i] and not fast.right[i], slow, fast)]
+    for floor in FLOORS:
+        auto = cells.get(("auto, floor", floor))
+        if auto is not None:
+            other = cells["fast model", None]
+            found.append(routed("two models, floor", floor, lambda i, a=auto: a.slow[i], slow, other))  # type: ignore[misc]
+    return found
+
+
+def random_router(share: float, slow: Cell, fast: Cell) -> tuple[float, float]:
+    """``(accuracy, tokens)`` of a coin that thinks with probability ``share``, exactly."""
+    accuracy = share * slow.accuracy + (1 - share) * fast.accuracy
+    return accuracy, share * slow.mean_tokens + (1 - share) * fast.mean_tokens
+
+
+def overall(cells: dict[tuple[str, float | None], Cell]) -> str:
+    """The table of all ways."""
+    from justright_zoo.measure import wilson
+
+    slow, fast = cells["slow", None], cells["hard switch, tau", USED_TAU]
+    rows = []
+    for cell in [*cells.values(), *computed(cells)]:
+        low, high = wilson(sum(cell.right), len(cell.right))
+        name = cell.way if cell.value is None else f"{cell.way} {cell.value:g}"
+        coin = _coin_at(cell.mean_tokens, slow, fast)
+        rows.append(
+            (
+                name,
+                f"{cell.accuracy:.1%}",
+                f"{low:.0%} to {high:.0%}",
+                f"{cell.mean_tokens:.0f}",
+                f"{slow.mean_tokens / cell.mean_tokens:.1f}",
+                f"{sum(cell.slow) / len(cell.slow):.0%}",
+                "" if coin is None else f"{100 * (cell.accuracy - coin):+.0f}",
+            )
+        )
+    header = (
+        "way",
+        "right",
+        "95%",
+        "tokens",
+        "times fewer",
+        "thought about",
+        "points over a coin of equal tokens",
+    )
+    return str(markdown_table(header, rows))
+
+
+def _coin_at(tokens: float, slow: Cell, fast: Cell) -> float | None:
+    """The accuracy of the random router that uses as many tokens; None outside its range."""
+    share = (tokens - fast.mean_tokens) / (slow.mean_tokens - fast.mean_tokens)
+    return random_router(share, slow, fast)[0] if -0.01 <= share <= 1.01 else None
+
+
+def by_level(cells: dict[tuple[str, float | None], Cell], count: int) -> str:
+    """Right answers and tokens by difficulty, of the ways that matter."""
+    wanted: list[tuple[str, float | None]] = [
+        ("slow", None),
+        ("fast model", None),
+        ("hard switch, tau", USED_TAU),
+    ]
+    wanted += [("budget, tokens", 100), ("budget, then fast, tokens", 100)]
+    wanted += [("auto, floor", 0.8), ("escalate, floor", 0.8)]
+    levels = [level for _ in KINDS for level in LEVELS for _ in range(count)]
+    rows = []
+    for key in wanted:
+        cell = cells[key]
+        row = [key[0] if key[1] is None else f"{key[0]} {key[1]:g}"]
+        for level in LEVELS:
+            mine = [i for i, one in enumerate(levels) if one == level]
+            right = sum(cell.right[i] for i in mine) / len(mine)
+            row.append(f"{right:.0%} / {sum(cell.tokens[i] for i in mine) / len(mine):.0f}")
+        rows.append(tuple(row))
+    return str(markdown_table(("right / tokens at level", *map(str, LEVELS)), rows))
+
+
+STYLES = {
+    "slow": ("k", "s"), "fast model": ("k", "D"), "hard switch, tau": ("C0", "o"), "template alone": ("C7", "X"),
+    "interpolation, factor": ("C1", "^"), f"soft switch of tau {SOFT_TAU}, factor": ("C8", "v"),
+    "budget, tokens": ("C3", "<"), "budget, then fast, tokens": ("C9", ">"), "auto, floor": ("C2", "o"),
+    "escalate, floor": ("C4", "P"), "two models, floor": ("C5", "d"), "heuristic": ("C6", "h"), "oracle": ("gold", "*"),
+}  # fmt: skip
+
+
+def picture(cells: dict[tuple[str, float | None], Cell], file: Path) -> None:
+    """Accuracy against tokens. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    everything = [*cells.values(), *computed(cells)]
+    for way, (color, marker) in STYLES.items():
+        mine = sorted((c for c in everything if c.way == way), key=lambda c: c.value or 0)
+        if mine:
+            axes.plot(
+                [c.mean_tokens for c in mine], [100 * c.accuracy for c in mine], color=color, marker=marker,
+                markersize=6, linewidth=1 if len(mine) > 1 else 0, label=way.removesuffix(", floor"),
+            )  # fmt: skip
+    slow, fast = cells["slow", None], cells["hard switch, tau", USED_TAU]
+    axes.plot(
+        [fast.mean_tokens, slow.mean_tokens], [100 * fast.accuracy, 100 * slow.accuracy], ":", color="0.5",
+        label="random router",
+    )  # fmt: skip
+    axes.set_xlabel("tokens an answer, thought included (mean)")
+    axes.set_ylabel("right answers, %")
+    axes.set_ylim(0, 101)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(file, dpi=110)
+
+
+def read(file: Path) -> dict[tuple[str, float | None], Cell]:
+    """Cells that a results file has."""
+    if not file.exists():
+        return {}
+    found = [Cell(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {cell.key: cell for cell in found}
+
+
+def main() -> int:
+    """Run what is missing, then print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines; kept and gone on with")
+    parser.add_argument("--count", type=int, default=25, help="problems of each kind and level (at most 140)")
+    parser.add_argument("--tables-only", action="store_true")
+    parser.add_argument("--picture", type=Path)
+    chosen = parser.parse_args()
+    cells = read(chosen.results)
+    if not chosen.tables_only:
+        with tempfile.TemporaryDirectory() as folder:
+            engines = Engines(Path(folder), ("zoo:slow", "zoo:fast"))
+            for way in ways():
+                if (way.way, way.value) in cells:
+                    continue
+                cell = run(way, engines, chosen.count)
+                with chosen.results.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(asdict(cell)) + "\n")
+                cells[cell.key] = cell
+                print(
+                    f"{way.way} {way.value or ''}: {cell.accuracy:.1%}, {cell.mean_tokens:.0f} tokens",
+                    file=sys.stderr,
+                )
+    print(f"{next(iter(cells.values())).machine}\n\n{overall(cells)}\n\n{by_level(cells, chosen.count)}")
+    if chosen.picture is not None:
+        picture(cells, chosen.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
