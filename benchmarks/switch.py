@@ -3,11 +3,13 @@
     python benchmarks/switch.py --results switch.jsonl              goes on where it was cut; then prints the tables
     python benchmarks/switch.py --results switch.jsonl --tables-only --picture docs/switch.png
 
-zoo:slow and zoo:fast on held-out problems of eight levels and two kinds, answered greedily by the engine. The probe of
-`auto` and the threshold of `escalate` are calibrated on other problems (the last 60 of each kind and level; measured is
-on the first ones). Ways: always slow, always fast (the fast model itself), the hard switch at shares tau of the energy,
-soft factors, plain interpolation of all weights, the template alone (thinking left out, no switch), thinking budgets,
-modes mixed within an answer, routers (random, heuristic, oracle, the probe), and two models under the same router.
+zoo:slow and zoo:fast (or another pair that answers the zoo's problems, such as smollm2-slow and smollm2-fast, which
+`justright zoo build` makes of the packaged model: hours) on held-out problems of eight levels and two kinds, answered
+greedily by the engine. The probe of `auto` and the threshold of `escalate` are calibrated on other problems (the last 60
+of each kind and level; measured is on the first ones). Ways: always slow, always fast (the fast model itself), the hard
+switch at shares tau of the energy, soft factors, plain interpolation of all weights, the template alone (thinking left
+out, no switch), thinking budgets, modes mixed within an answer, routers (random, heuristic, oracle, the probe), and two
+models under the same router.
 """
 
 from __future__ import annotations
@@ -94,6 +96,8 @@ def ways() -> Iterator[Way]:
         yield Way(f"soft switch of tau {SOFT_TAU}, factor", factor, Thinking(factor=factor), SOFT_TAU)
     for budget in BUDGETS:
         yield Way("budget, tokens", budget, Thinking(budget=budget), None)
+        begun = Thinking(budget=budget, closing="\n</think>\nThe answer is")
+        yield Way("budget, answer begun, tokens", budget, begun, None)
         yield Way("budget, then fast, tokens", budget, Thinking(budget=budget, answer=1.0))
     yield Way("slow, answer fast", None, Thinking(answer=1.0))
     yield Way("slow, fast after tokens", 100, Thinking(switch_after=100))
@@ -263,7 +267,7 @@ def by_level(cells: dict[tuple[str, float | None], Cell], count: int) -> str:
         ("fast model", None),
         ("hard switch, tau", USED_TAU),
     ]
-    wanted += [("budget, tokens", 100), ("budget, then fast, tokens", 100)]
+    wanted += [("budget, tokens", 100), ("budget, answer begun, tokens", 100)]
     wanted += [("auto, floor", 0.8), ("escalate, floor", 0.8)]
     levels = [level for _ in KINDS for level in LEVELS for _ in range(count)]
     rows = []
@@ -281,7 +285,8 @@ def by_level(cells: dict[tuple[str, float | None], Cell], count: int) -> str:
 STYLES = {
     "slow": ("k", "s"), "fast model": ("k", "D"), "hard switch, tau": ("C0", "o"), "template alone": ("C7", "X"),
     "interpolation, factor": ("C1", "^"), f"soft switch of tau {SOFT_TAU}, factor": ("C8", "v"),
-    "budget, tokens": ("C3", "<"), "budget, then fast, tokens": ("C9", ">"), "auto, floor": ("C2", "o"),
+    "budget, tokens": ("C3", "<"),
+    "budget, answer begun, tokens": ("darkred", "p"), "budget, then fast, tokens": ("C9", ">"), "auto, floor": ("C2", "o"),
     "escalate, floor": ("C4", "P"), "two models, floor": ("C5", "d"), "heuristic": ("C6", "h"), "oracle": ("gold", "*"),
 }  # fmt: skip
 
@@ -330,13 +335,15 @@ def main() -> int:
     )
     parser.add_argument("--results", type=Path, required=True, help="JSON lines; kept and gone on with")
     parser.add_argument("--count", type=int, default=25, help="problems of each kind and level (at most 140)")
+    parser.add_argument("--slow", default="zoo:slow", help="the reasoning model")
+    parser.add_argument("--fast", default="zoo:fast", help="the model that it was trained from")
     parser.add_argument("--tables-only", action="store_true")
     parser.add_argument("--picture", type=Path)
     chosen = parser.parse_args()
     cells = read(chosen.results)
     if not chosen.tables_only:
         with tempfile.TemporaryDirectory() as folder:
-            engines = Engines(Path(folder), ("zoo:slow", "zoo:fast"))
+            engines = Engines(Path(folder), (chosen.slow, chosen.fast))
             for way in ways():
                 if (way.way, way.value) in cells:
                     continue

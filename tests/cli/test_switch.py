@@ -1,4 +1,4 @@
-"""``justright switch extract``: an adapter of a pair, its JSON, and what it refuses before any work."""
+"""``justright switch`` and the options of thinking: what they write, show and refuse before any work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert found == json.loads((tmp_path / "out" / "switch.json").read_text())
     assert [name for name, rank in found["ranks"].items() if rank] == ["layers.2.mlp.up_proj.weight"]
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
-    shown = run("switch", "extract", *pair, "-o", tmp_path / "merged", "--form", "merged")
+    shown = run("switch", "extract", *pair, "-o", tmp_path / "merged", "--form", "merged", "--no-exact")
     assert shown.code == 0, shown.err
     assert "model.norm.weight" in shown.err
     assert (tmp_path / "merged" / "model.safetensors").is_file()
@@ -52,6 +52,9 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no meaning"),
         (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no meaning"),
         (("--rule", "entropy", "--budget", "5000"), 2, "looks at no energy"),
+        (("--svd", "magic"), 2, "exact, randomized"),
+        (("--svd", "randomized", "--rule", "entropy"), 2, "all singular values"),
+        (("--device", "moon"), 2, "moon"),
     ],
 )
 def test_bad_input(
@@ -61,3 +64,162 @@ def test_bad_input(
     assert result.code == code, result.err
     assert message in result.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def adapter(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pair's switch; its models mark no thoughts."""
+    from justright.switch.extract import extract
+    from justright.switch.pair import Pair
+    from justright.switch.ranks import RankRule
+
+    return extract(Pair(*pair), tmp_path_factory.mktemp("adapter") / "out", RankRule("energy", 0.999)).path
+
+
+def test_a_dry_run_writes_nothing(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run("switch", "extract", *pair, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["matrices"] == 28
+    assert found["seconds"] > 0
+    shown = run("switch", "extract", *pair, "--dry-run", "-o", tmp_path / "out")
+    assert "28 matrices" in shown.out
+    assert not list(tmp_path.iterdir())
+    assert run("switch", "extract", *pair).code == 2, "neither an output nor a dry run"
+
+
+def test_a_folder_of_other_files_is_never_emptied(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    result = run("switch", "extract", *pair, "-o", tmp_path / "out", "--spectra", mine)
+    assert result.code == 2
+    assert "holds no spectra" in result.err
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    kept = tmp_path / "kept"
+    assert run("switch", "extract", *pair, "-o", tmp_path / "one", "--spectra", kept).code == 0
+    result = run("switch", "extract", *pair, "-o", tmp_path / "two", "--spectra", kept, "--max-rank", "7")
+    assert result.code == 2
+    assert "max_rank differ" in result.err
+    assert (kept / "layer-00000.safetensors").exists()
+
+
+def test_it_inspects(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run("switch", "inspect", adapter, "-o", tmp_path / "picture.png", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    sizes = [one["bytes"] for one in found["taus"]]
+    assert sizes == sorted(sizes)
+    assert found["kinds"]["mlp.up_proj"]["matrices"] == 4
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert "self_attn.q_proj" in run("switch", "inspect", adapter).out
+    for wrong, message in ((pair[0], "a checkpoint, not an adapter"), (tmp_path / "none", "no adapter")):
+        result = run("switch", "inspect", wrong)
+        assert result.code != 0
+        assert message in result.err
+    assert run("switch", "inspect", adapter, "-o", tmp_path / "picture.jpg").code == 2
+
+
+def test_modes_in_generate(run: Run, adapter: Path, pair: tuple[Path, Path]) -> None:
+    slow, fast = pair
+    asked = ("-p", "the quick brown fox", "--max-tokens", 12, "--json", "--draft", "none")
+    answers = {}
+    for effort in (None, "none", "minimal"):
+        more = () if effort is None else ("--switch", adapter, "--effort", effort)
+        result = run("generate", slow, *asked, *more)
+        assert result.code == 0, result.err
+        answers[effort] = json.loads(result.out)
+    expected = json.loads(run("generate", fast, *asked).out)
+    assert answers["none"]["token_ids"] == answers["minimal"]["token_ids"] == expected["token_ids"]
+    assert answers[None]["token_ids"] != expected["token_ids"]
+    stats = answers["none"]["stats"]
+    assert stats["fast_tokens"] == stats["output_tokens"] == 12
+    assert stats["decision"]["mode"] == "fast"
+    assert answers[None]["stats"]["decision"] is None
+    off = json.loads(run("generate", slow, *asked, "--switch", adapter).out)
+    assert off["token_ids"] == answers[None]["token_ids"]
+    shown = run("generate", slow, *asked[:4], "-p", "the dog", "--switch", adapter, "--effort", "none")
+    assert "fast: effort none" in shown.err
+    assert "2 answers" in shown.err
+    assert "2 fast by effort" in shown.err
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--effort", "maximum"), "allowed: none, minimal, low"),
+        (("--effort", "none"), "needs a switch"),
+        (("--effort", "auto"), "needs a switch"),
+        (("--factor", "0.5"), "need one: give --switch"),
+        (("--thinking-budget", "5"), "marks no thoughts"),
+        (("--closing", "now"), "for thoughts with a budget"),
+        (("--switch", "ADAPTER", "--effort", "auto"), "run `justright switch calibrate`"),
+        (("--switch", "ADAPTER", "--effort", "none", "--factor", "0.5"), "not both"),
+        (("--switch", "ADAPTER", "--effort", "escalate", "--switch-after", "3"), "chooses one mode"),
+        (("--switch", "ADAPTER", "--threshold", "0.5"), "is for the efforts auto and escalate"),
+        (("--switch", "ADAPTER", "--scorer", "luck"), "allowed: probe, heuristic"),
+        (("--switch", "ADAPTER", "--prefill", "late"), "allowed: slow, fast"),
+        (("--switch", "SLOW"), "a checkpoint, not an adapter"),
+        (("--switch", "nowhere"), "no adapter 'nowhere'"),
+        (("--switch", "ADAPTER", "--effort", "none", "--raw"), "leave --raw out"),
+    ],
+)
+def test_bad_thinking_is_refused_before_weights(
+    run: Run, adapter: Path, pair: tuple[Path, Path], arguments: tuple[str, ...], message: str
+) -> None:
+    names = {"ADAPTER": str(adapter), "SLOW": str(pair[0])}
+    result = run("generate", pair[0], "-p", "hello", *(names.get(word, word) for word in arguments))
+    assert result.code == 2, result.err
+    assert message in result.err
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+def test_an_adapter_for_another_model_is_refused(run: Run, adapter: Path, pair: tuple[Path, Path]) -> None:
+    result = run("generate", pair[1], "-p", "hello", "--switch", adapter, "--effort", "none")
+    assert result.code == 2
+    assert "was made for" in result.err
+
+
+def test_effort_in_chat(run: Run, adapter: Path, pair: tuple[Path, Path]) -> None:
+    script = "hello\n/reset\n/effort none\nhello\n/reset\n/effort\nhello\n"
+    result = run("chat", pair[0], "--switch", adapter, "--max-tokens", 8, "--json", stdin=script)
+    assert result.code == 0, result.err
+    turns = [json.loads(line) for line in result.out.splitlines()]
+    assert [turn["stats"]["fast_tokens"] for turn in turns] == [0, 8, 0]
+    assert turns[0]["token_ids"] == turns[2]["token_ids"]
+
+
+def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """On problems that the fast mode gets right by construction: its own answers."""
+    prompts = [f"the {word} {number}" for word in ("fox", "dog", "quick") for number in range(16)]
+    asked = [word for prompt in prompts for word in ("-p", prompt)]
+    answers = run("generate", pair[1], *asked, "--max-tokens", 3, "--json", "--batch", 16).out.splitlines()
+    texts = [json.loads(line)["text"].strip() or "x" for line in answers]
+    lines = [json.dumps({"question": p, "answer": t}) for p, t in zip(prompts, texts, strict=True)]
+    file = tmp_path / "problems.jsonl"
+    file.write_text("\n".join(lines))
+    start = ("switch", "calibrate", pair[0], "--switch", adapter)
+    arguments = (*start, "--problems", file, "--max-tokens", 3, "--floor", 0.5)
+    result = run(*arguments, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["auto"]["accuracy"] >= 0.5
+    assert not list(adapter.parent.glob("*.calibration"))
+    answer = run("generate", pair[0], "-p", prompts[0], "--switch", adapter, "--effort", "auto", "--json")
+    assert answer.code == 0, answer.err
+    stats = json.loads(answer.out)["stats"]
+    assert stats["decision"]["by"] == "probe"
+    assert stats["tokens_saved"] == found["always"]["slow"]["tokens"] - stats["output_tokens"]
+    assert "always slow" in run(*arguments).out
+    file.write_text("\n".join(lines[:5]))
+    few = run(*arguments)
+    assert few.code == 2
+    assert "too few" in few.err
+    file.write_text('{"question": 1}\n')
+    assert "is no problem" in run(*arguments).err
+    assert "no problems 'nowhere'" in run(*start, "--problems", "nowhere").err
+    (adapter / "auto.json").write_text("{}")
+    broken = run("generate", pair[0], "-p", "a", "--switch", adapter, "--effort", "auto")
+    assert "damaged" in broken.err
+    (adapter / "auto.json").unlink()

@@ -54,6 +54,7 @@ def chat(
     prefill: opt.Prefill = None,
     answer_mode: opt.AnswerMode = None,
     switch_after: opt.SwitchAfter = None,
+    closing: opt.Closing = None,
     scorer: opt.ScorerName = "probe",
     threshold: opt.Threshold = None,
     dtype: opt.Dtype = "float32",
@@ -97,7 +98,7 @@ def chat(
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
     thinking = thinking_of(
-        effort, thinking_budget, factor, prefill, answer_mode, switch_after, scorer, threshold
+        effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
     )
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)

@@ -73,6 +73,7 @@ def generate(
     prefill: opt.Prefill = None,
     answer_mode: opt.AnswerMode = None,
     switch_after: opt.SwitchAfter = None,
+    closing: opt.Closing = None,
     scorer: opt.ScorerName = "probe",
     threshold: opt.Threshold = None,
     batch: _Batch = None,
@@ -113,7 +114,7 @@ def generate(
 
     params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     thinking = thinking_of(
-        effort, thinking_budget, factor, prefill, answer_mode, switch_after, scorer, threshold
+        effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
     )
     check_thinking(ready, thinking)
     prompts = _prompts(ready, texts, system, raw=raw)
@@ -185,7 +186,7 @@ def _run(
     stream: bool,
 ) -> None:
     """Run the requests, writing each answer once all before it are out."""
-    from justright.cli.running import cancel_on_interrupt, until
+    from justright.cli.running import cancel_on_interrupt, totals_line, until
 
     live = stream and len(requests) == 1 and not output.json
     shown = 0
@@ -198,6 +199,8 @@ def _run(
                 shown += 1
         for index in range(shown, len(requests)):
             _show(index, requests, texts, report, output, live=live)
+    if len(requests) > 1 and any(request.stats.decision for request in requests):
+        output.note(totals_line([request.stats for request in requests]))
     if interrupt.seen:
         raise typer.Exit(130)
 

@@ -202,6 +202,16 @@ SwitchAfter = Annotated[
         show_default=False,
     ),
 ]
+Closing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help=r"What ends a thought that its budget cuts, the closing tag in it; \n is a line break. It may begin the "
+        r"answer: '\n</think>\nThe answer is'.",
+        rich_help_panel=_THINKING,
+        show_default=False,
+    ),
+]
 ScorerName = Annotated[
     str,
     typer.Option(

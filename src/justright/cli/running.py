@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from justright.engine.request import Emission, Request
+    from justright.engine.stats import RequestStats
 
 
 @dataclass(slots=True)
@@ -69,6 +70,23 @@ def stats_line(request: Request) -> str:
     if stats.near_ties:
         parts.append(f"{stats.near_ties} near tie{'s' if stats.near_ties > 1 else ''}")
     parts.append(f"ended by {request.finish_reason or 'cancelled'}")
+    return " | ".join(parts)
+
+
+def totals_line(stats: Sequence[RequestStats]) -> str:
+    """One line on several requests: what was thought and said, in which mode, and what that saved."""
+    from justright.engine.stats import totals
+
+    all_of = totals(stats)
+    parts = [
+        f"{all_of['requests']} answers, {all_of['output_tokens']} tokens ({all_of['reasoning_tokens']} thought, "
+        f"{all_of['answer_tokens']} said, {all_of['fast_share']:.0%} in fast mode)",
+        ", ".join(f"{count} {name}" for name, count in all_of["decisions"].items()),
+    ]
+    if all_of["discarded_tokens"]:
+        parts.append(f"{all_of['discarded_tokens']} given up")
+    if all_of["tokens_saved"] is not None:
+        parts.append(f"{all_of['tokens_saved']:.0f} saved against thinking always")
     return " | ".join(parts)
 
 

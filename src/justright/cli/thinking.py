@@ -20,6 +20,7 @@ def thinking_of(
     prefill: str | None = None,
     answer: str | None = None,
     switch_after: int | None = None,
+    closing: str | None = None,
     scorer: str = "probe",
     threshold: float | None = None,
 ) -> Thinking:
@@ -37,6 +38,7 @@ def thinking_of(
         _factor("--prefill", prefill),
         _factor("--answer-mode", answer),
         switch_after,
+        None if closing is None else closing.replace("\\n", "\n"),
         scorer,
         threshold,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from justright.errors import UsageError
 from justright.switch.adapter import Adapter
 from justright.switch.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
 from justright.switch.routing import Auto, Decision, Escalate, Route, Turn
-from justright.switch.scorers import Heuristic, Probe, Scorer
+from justright.switch.scorers import PROBE, Heuristic, Probe, Scorer
 from justright.switch.thinking import FAST, SLOW, ModePlan, ThinkingTags, begins_thinking, closing_ids
 
 ESCALATE_BELOW = 0.5
@@ -32,6 +33,8 @@ class Thinking:
         prefill: factor on the prompt, instead of the request's own.
         answer: factor from the end of the thought on.
         switch_after: output tokens after which the request goes on in fast mode.
+        closing: what is forced where a budget ends a thought, instead of the model's; it may begin the answer
+            ("\\n</think>\\nThe answer is"), which a model that goes on thinking out loud needs.
         scorer: who scores for ``auto``: "probe", "heuristic", or one of your own.
         threshold: of the scorer, or of ``escalate``, instead of its own.
     """
@@ -42,6 +45,7 @@ class Thinking:
     prefill: float | None = None
     answer: float | None = None
     switch_after: int | None = None
+    closing: str | None = None
     scorer: str | Scorer = "probe"
     threshold: float | None = None
 
@@ -83,6 +87,7 @@ class Modes:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, adapter: Adapter | None) -> None:
         self.tokenizer, self.adapter = tokenizer, adapter
         self.tags = ThinkingTags.of(tokenizer)
+        self._slow_tokens = None if adapter is None else _mean_slow_tokens(adapter)
         if adapter is not None and "thinking" in adapter.settings:
             self.tags = ThinkingTags(**adapter.settings["thinking"])
 
@@ -107,13 +112,14 @@ class Modes:
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
-            return self._planned(request, plan, effort)
+            return self._planned(request, plan, thinking)
         slow = settle(self._opened(self.prompt(messages, template, fast=False), thinking))
         fast_request = settle(self.prompt(messages, template, fast=True))
-        slow = self._planned(slow, thinking.plan(slow.max_tokens), effort)
+        slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
         turn = Turn(slow.prompt_ids, slow.plan)
         fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
-        fast_request.plan = ModePlan(FAST)
+        fast_request.plan, fast_request.tags = ModePlan(FAST), slow.tags
+        fast_request.stats.expected_slow_tokens = slow.stats.expected_slow_tokens
         fast_request.route = self._route(thinking, messages, turn, hidden_size)
         return fast_request
 
@@ -146,6 +152,10 @@ class Modes:
             )
         if self.adapter is None and thinking.plan(1).switches and not wants_fast:
             raise UsageError("factors of the switch need one: give --switch ADAPTER")
+        if thinking.closing is not None and thinking.plan(1).budget is None:
+            raise UsageError("a closing text is for thoughts with a budget: give one, or leave it out")
+        if self.tags is not None:
+            self._tags(thinking)  # refuses a closing text without the tag
         if self.tags is None and (thinking.budget is not None or thinking.answer is not None):
             raise UsageError("this model marks no thoughts (<think>), so they cannot be limited")
         if thinking.effort == "auto":
@@ -163,13 +173,20 @@ class Modes:
             and self.tags is not None
             and begins_thinking(self.tags, self.tokenizer, prompt)
         ):
-            return [*prompt, *closing_ids(self.tags, self.tokenizer)]
+            return [*prompt, *closing_ids(self._tags(thinking), self.tokenizer)]
         return prompt
 
-    @staticmethod
-    def _planned(request: Request, plan: ModePlan, effort: str | None) -> Request:
-        """The request with its plan."""
-        request.plan = plan
+    def _tags(self, thinking: Thinking) -> ThinkingTags:
+        assert self.tags is not None
+        return self.tags if thinking.closing is None else replace(self.tags, closing=thinking.closing)
+
+    def _planned(self, request: Request, plan: ModePlan, thinking: Thinking) -> Request:
+        """The request with its plan, and what thinking always would be expected to cost."""
+        request.plan, effort = plan, thinking.effort
+        if self.tags is not None:
+            request.tags = self._tags(thinking)
+        if self.adapter is not None:
+            request.stats.expected_slow_tokens = self._slow_tokens
         if effort is not None:
             mode = "fast" if effort in FAST_EFFORTS else "slow"
             limit = "" if plan.budget is None else f", at most {plan.budget} tokens of thought"
@@ -193,6 +210,17 @@ class Modes:
         if not isinstance(thinking.scorer, str):
             return thinking.scorer
         return Heuristic() if thinking.scorer == "heuristic" else Probe.read(self.adapter.path, hidden_size)
+
+
+def _mean_slow_tokens(adapter: Adapter) -> float | None:
+    """Mean tokens of an answer that is thought about, as `justright switch calibrate` measured it."""
+    file = adapter.path / PROBE
+    if not file.is_file():
+        return None
+    try:
+        return float(json.loads(file.read_text(encoding="utf-8"))["about"]["always"]["slow"]["tokens"])
+    except (KeyError, TypeError, ValueError):
+        return None  # whoever needs the probe says what is wrong with it
 
 
 def _calibrated(adapter: Adapter, hidden_size: int) -> float:

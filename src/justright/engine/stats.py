@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +22,7 @@ class RequestStats:
         fast_tokens: of those, the ones that came with the switch on.
         forced_tokens: of those, the ones that a thinking budget put there.
         discarded_tokens: of an answer that was given up for a slower one (not among ``output_tokens``).
+        expected_slow_tokens: mean tokens of an answer that is thought about, by calibration; None: nobody measured.
         decision: who decided how to think, and why; None where nobody did.
         prefill_s: running the prompt; gives the first token.
         decode_s: all after it.
@@ -40,6 +43,7 @@ class RequestStats:
     fast_tokens: int = 0
     forced_tokens: int = 0
     discarded_tokens: int = 0
+    expected_slow_tokens: float | None = None
     decision: Decision | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -56,6 +60,13 @@ class RequestStats:
     def answer_tokens(self) -> int:
         """Tokens emitted that were no thought."""
         return self.output_tokens - self.reasoning_tokens
+
+    @property
+    def tokens_saved(self) -> float | None:
+        """Against thinking always: what that takes on average, less what this request took in all; may be negative."""
+        if self.expected_slow_tokens is None:
+            return None
+        return self.expected_slow_tokens - self.output_tokens - self.discarded_tokens
 
     @property
     def acceptance_length(self) -> float:
@@ -81,7 +92,30 @@ class RequestStats:
         """All of it, derived figures included, for JSON."""
         return asdict(self) | {
             "answer_tokens": self.answer_tokens,
+            "tokens_saved": self.tokens_saved,
             "acceptance_length": self.acceptance_length,
             "decode_tokens_per_s": self.decode_tokens_per_s,
             "prefill_tokens_per_s": self.prefill_tokens_per_s,
         }
+
+
+def totals(stats: Sequence[RequestStats]) -> dict[str, Any]:
+    """What several requests took together: tokens by kind, share of the fast mode, decisions, tokens saved.
+
+    ``tokens_saved`` counts the requests that know what thinking would have cost; None if none does.
+    """
+    saved = [one.tokens_saved for one in stats if one.tokens_saved is not None]
+    output = sum(one.output_tokens for one in stats)
+    decisions = Counter(
+        f"{one.decision.mode} by {one.decision.by}" for one in stats if one.decision is not None
+    )
+    return {
+        "requests": len(stats),
+        "output_tokens": output,
+        "reasoning_tokens": sum(one.reasoning_tokens for one in stats),
+        "answer_tokens": sum(one.answer_tokens for one in stats),
+        "discarded_tokens": sum(one.discarded_tokens for one in stats),
+        "fast_share": sum(one.fast_tokens for one in stats) / output if output else 0.0,
+        "decisions": dict(decisions),
+        "tokens_saved": sum(saved) if saved else None,
+    }
