@@ -5,11 +5,11 @@
 
 zoo:slow and zoo:fast (or another pair that answers the zoo's problems, such as smollm2-slow and smollm2-fast, which
 `justright zoo build` makes of the packaged model: hours) on held-out problems of eight levels and two kinds, answered
-greedily by the engine. The probe of `auto` and the threshold of `escalate` are calibrated on other problems (the last 60
-of each kind and level; measured is on the first ones). Ways: always slow, always fast (the fast model itself), the hard
-switch at shares tau of the energy, soft factors, plain interpolation of all weights, the template alone (thinking left
-out, no switch), thinking budgets, modes mixed within an answer, routers (random, heuristic, oracle, the probe), and two
-models under the same router.
+greedily by the engine. The probe of `auto` and the threshold of `escalate` are calibrated on other problems (the last
+60 of each kind and level; measured is on the first ones). Ways: always slow, always fast (the fast model itself), the
+hard switch at shares tau of the energy, soft factors, plain interpolation of all weights, the template alone (thinking
+left out, no switch), thinking budgets, modes mixed within an answer, routers (random, heuristic, oracle, the probe),
+and two models under the same router.
 """
 
 from __future__ import annotations
@@ -286,7 +286,8 @@ STYLES = {
     "slow": ("k", "s"), "fast model": ("k", "D"), "hard switch, tau": ("C0", "o"), "template alone": ("C7", "X"),
     "interpolation, factor": ("C1", "^"), f"soft switch of tau {SOFT_TAU}, factor": ("C8", "v"),
     "budget, tokens": ("C3", "<"),
-    "budget, answer begun, tokens": ("darkred", "p"), "budget, then fast, tokens": ("C9", ">"), "auto, floor": ("C2", "o"),
+    "budget, answer begun, tokens": ("darkred", "p"), "budget, then fast, tokens": ("C9", ">"),
+    "auto, floor": ("C2", "o"),
     "escalate, floor": ("C4", "P"), "two models, floor": ("C5", "d"), "heuristic": ("C6", "h"), "oracle": ("gold", "*"),
 }  # fmt: skip
 

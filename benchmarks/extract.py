@@ -1,0 +1,141 @@
+"""Extracting the difference of a pair as factors of one rank: time, peak memory and error, beside mergekit's.
+
+    python benchmarks/extract.py --slow SLOW --fast FAST --rank 32 --mergekit PATH/TO/mergekit-extract-lora
+
+mergekit pins other versions of what justright needs, so it is run from an environment of its own (`python -m venv mk &&
+mk/bin/pip install mergekit==0.1.5`). Each tool runs as a process of its own, in turns, several times. Error is that of
+all matrices that it covers together: ``||delta - B A|| / ||delta||``, and its excess over the best of that rank. Memory
+is the largest resident set of the process; what importing alone takes is in the table too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from justright.bench.decode import describe_machine
+from justright.bench.report import machine_line, markdown_table
+from justright.models.sources import resolve
+from justright.switch.decompose import deltas
+from justright.switch.export import module_of
+from justright.switch.pair import Pair
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A command that makes an adapter folder of its last argument."""
+
+    name: str
+    command: list[str]
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """``(seconds, MiB)`` of a process: wall clock and largest resident set."""
+    begin = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    errors = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{command[0]} failed: {errors.decode()[-1000:]}")
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def error(pair: Pair, folder: Path) -> tuple[float, float, int]:
+    """``(relative error, the best possible at the same ranks, matrices)`` over all matrices that the adapter has."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    left = best = total = 0.0
+    count = 0
+    for index in range(pair.layers):
+        for name, _, delta in deltas(pair, index):
+            key = f"base_model.model.{module_of(pair, index, name)}"
+            if f"{key}.lora_A.weight" not in tensors:
+                continue
+            a, b = (tensors[f"{key}.lora_{which}.weight"].double() for which in "AB")
+            wanted = -delta.double()  # the adapter turns slow into fast
+            values = torch.linalg.svdvals(wanted)
+            left += float((wanted - scale * b @ a).square().sum())
+            best += float(values[a.shape[0] :].square().sum())
+            total += float(values.square().sum())
+            count += 1
+    return math.sqrt(left / total), math.sqrt(best / total), count
+
+
+def tools(slow: Path, fast: Path, rank: int, mergekit: str | None) -> list[Tool]:
+    """What is compared."""
+    ours = [sys.executable, "-m", "justright", "switch", "extract", str(slow), str(fast), "--rule", "fixed"]
+    ours += ["--value", str(rank), "--max-rank", str(rank), "--no-exact", "-o"]
+    found = [
+        Tool("importing torch and transformers", [sys.executable, "-c", "import torch, transformers, peft"]),
+        Tool("justright, exact", [*ours[:-1], "--svd", "exact", "-o"]),
+        Tool("justright, randomized", [*ours[:-1], "--svd", "randomized", "-o"]),
+    ]
+    if mergekit is not None:
+        command = [mergekit, "--model", str(fast), "--base-model", str(slow), "--max-rank", str(rank)]
+        command += ["--exclude-regex", "embed_tokens|lm_head|norm", "--skip-undecomposable", "--out-path"]
+        found.append(Tool("mergekit-extract-lora", command))
+    return found
+
+
+def main() -> int:
+    """Run the tools in turns, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--slow", required=True)
+    parser.add_argument("--fast", required=True)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mergekit", help="the program mergekit-extract-lora; without it, ours alone")
+    chosen = parser.parse_args()
+    slow, fast = resolve(chosen.slow).path, resolve(chosen.fast).path
+    pair = Pair(slow, fast)
+    compared = tools(slow, fast, chosen.rank, chosen.mergekit)
+    runs: dict[str, list[tuple[float, float]]] = {tool.name: [] for tool in compared}
+    errors: dict[str, tuple[float, float, int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(chosen.repeats):
+            for number, tool in enumerate(compared):
+                out = Path(folder) / str(number)
+                shutil.rmtree(out, ignore_errors=True)
+                runs[tool.name].append(measure([*tool.command, str(out)] if number else tool.command))
+                if number and tool.name not in errors:
+                    errors[tool.name] = error(pair, out)
+    importing = statistics.median(mib for _, mib in runs[compared[0].name])
+    rows = []
+    for tool in compared:
+        seconds = [s for s, _ in runs[tool.name]]
+        memory = statistics.median(mib for _, mib in runs[tool.name])
+        row = [tool.name, f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"]
+        row += [f"{memory:.0f}", f"{memory - importing:.0f}"]
+        if tool.name in errors:
+            relative, best, count = errors[tool.name]
+            row += [f"{relative:.4f}", f"{relative / best - 1:.2%}", str(count)]
+        else:
+            row += ["", "", ""]
+        rows.append(tuple(row))
+    print(machine_line(describe_machine()))
+    print(f"\n{chosen.slow} and {chosen.fast}, rank {chosen.rank}\n")
+    header = ("", "seconds", "peak MiB", "above importing", "error", "over the best", "matrices")
+    print(markdown_table(header, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
