@@ -135,19 +135,19 @@ class AppliedSwitch:
             self._handles = []
 
     def _low_rank_hook(self, change: LowRank) -> Hook:
-        a, b = (tensor.to(self.device, self.dtype) for tensor in (change.a, change.b))
+        a, b = (tensor.to(self.device, self.dtype).T for tensor in (change.a, change.b))
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             rows = self.active
             x = args[0].reshape(-1, args[0].shape[-1])
-            low = nn.functional.linear(x if rows.index is None else x[rows.index], a)
+            low = torch.mm(x if rows.index is None else x[rows.index], a)
             if rows.factors is not None:
-                low = low * rows.factors
-            difference = nn.functional.linear(low, b)
+                low *= rows.factors
+            out = output.view(-1, output.shape[-1])
             if rows.index is None:
-                return output + difference.view(output.shape)
-            output.view(-1, output.shape[-1]).index_add_(0, rows.index, difference)
-            return None
+                out.addmm_(low, b)
+            else:
+                out.index_add_(0, rows.index, torch.mm(low, b))
 
         return hook
 
@@ -165,15 +165,18 @@ class AppliedSwitch:
         """Run a copy of the module with changed parameters on the rows of each factor."""
         copies: dict[float, nn.Module] = {}
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             rows = self.active
             axis = _token_axis(args[0], rows.tokens)
             for factor, positions in rows.groups:
                 if factor not in copies:
                     copies[factor] = _changed_copy(module, deltas, factor)
+                if len(positions) == rows.tokens:
+                    return copies[factor](*args)
                 new = copies[factor](args[0].index_select(axis, positions), *args[1:])
                 for old, part in zip(_tensors(output), _tensors(new), strict=True):
                     old.index_copy_(_token_axis(old, rows.tokens), positions, part)
+            return None
 
         return hook
 
