@@ -94,16 +94,59 @@ def tools(slow: Path, fast: Path, rank: int, mergekit: str | None) -> list[Tool]
 
 
 def main() -> int:
-    """Run the tools in turns, and print a table."""
+    """Choose the pair."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--slow", required=True)
-    parser.add_argument("--fast", required=True)
+    parser.add_argument("--slow")
+    parser.add_argument("--fast")
+    parser.add_argument(
+        "--made",
+        type=int,
+        metavar="HIDDEN",
+        help="instead: a pair of two layers of this width, made for the occasion",
+    )
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mergekit", help="the program mergekit-extract-lora; without it, ours alone")
     chosen = parser.parse_args()
+    if chosen.made:
+        with tempfile.TemporaryDirectory() as folder:
+            chosen.slow, chosen.fast = (str(path) for path in make_pair(chosen.made, Path(folder)))
+            return compare(chosen)
+    if not (chosen.slow and chosen.fast):
+        parser.error("give --slow and --fast, or --made")
+    return compare(chosen)
+
+
+def make_pair(hidden: int, folder: Path) -> tuple[Path, Path]:
+    """Random Llama layers; the singular values of their differences fall like ``1 / sqrt(i)``, as a fine-tune's do."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from justright.models.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(resolve("zoo:fast").path)
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=2, num_attention_heads=16,
+        num_key_value_heads=8, vocab_size=len(tokenizer), tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    paths = folder / "slow", folder / "fast"
+    for path in paths:
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        for name, tensor in model.named_parameters():
+            if tensor.ndim == 2 and ".layers." in name:
+                small = min(tensor.shape)
+                u, v = (torch.linalg.qr(torch.randn(n, small)).Q for n in tensor.shape)
+                falling = torch.arange(1, small + 1).float().rsqrt()
+                tensor.data += (0.2 * (u * falling) @ v.T).to(tensor.dtype)
+    return paths
+
+
+def compare(chosen: argparse.Namespace) -> int:
+    """Run the tools on one pair in turns, and print a table."""
     slow, fast = resolve(chosen.slow).path, resolve(chosen.fast).path
     pair = Pair(slow, fast)
     compared = tools(slow, fast, chosen.rank, chosen.mergekit)
@@ -131,7 +174,8 @@ def main() -> int:
             row += ["", "", ""]
         rows.append(tuple(row))
     print(machine_line(describe_machine()))
-    print(f"\n{chosen.slow} and {chosen.fast}, rank {chosen.rank}\n")
+    what = f"made pair, width {chosen.made}" if chosen.made else f"{chosen.slow} and {chosen.fast}"
+    print(f"\n{what}, rank {chosen.rank}, {pair.slow.checkpoint.nbytes / 2**20:.0f} MiB a model\n")
     header = ("", "seconds", "peak MiB", "above importing", "error", "over the best", "matrices")
     print(markdown_table(header, rows))
     return 0

@@ -234,9 +234,10 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         try:
-            if info.file not in self._open:
-                self._open[info.file] = safe_open(info.file, framework="pt", device="cpu")
-            tensor: torch.Tensor = self._open[info.file].get_tensor(name)
+            file = self._open.get(info.file)  # kept: another thread may close in between
+            if file is None:
+                file = self._open[info.file] = safe_open(info.file, framework="pt", device="cpu")
+            tensor: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise _damaged(info.file, f"{name} cannot be read ({error})") from error
         return tensor

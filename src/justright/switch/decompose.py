@@ -212,6 +212,7 @@ def _decompose_layer(
     partial = file.with_suffix(".partial")
     save_file(tensors, partial)
     partial.replace(file)
+    pair.release()
 
 
 def deltas(pair: Pair, index: int) -> Iterator[tuple[str, Matrix, Tensor]]:

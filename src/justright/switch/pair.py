@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from justright.models.reading import Checkpoint
 from justright.models.tokenizers import load_tokenizer
 from justright.models.uneven import is_uneven
 
+_BLOCK = 1 << 20
 FAR = 0.9
 """Relative distance of two models' matrices above which they are no pair (independent ones have about 1.4)."""
 
@@ -71,6 +73,11 @@ class Pair:
             below += float(fast.float().square().sum())
         return (above / below) ** 0.5 if below else 0.0
 
+    def release(self) -> None:
+        """Unmap both checkpoints' files: what was read of them would go on counting as memory."""
+        self.slow.checkpoint.close()
+        self.fast.checkpoint.close()
+
     def tensors(self, name: str) -> tuple[Tensor, Tensor]:
         """Both models' tensor of a name as in `residuals`, slow first."""
         if not name.startswith("layers."):
@@ -90,9 +97,11 @@ class Pair:
                 for name, tensor in slow.items()
                 if name not in covered
             ]
+            self.release()
         for name in self.slow.other_names():
             ours, theirs = self.slow.checkpoint.tensor(name), self.fast.checkpoint.tensor(name)
             found.append(Residual(name, _distance(ours, theirs)))
+        self.release()
         return sorted(found, key=lambda one: -one.distance)
 
     def _check_shapes(self) -> None:
@@ -138,6 +147,11 @@ class Pair:
 
 
 def _distance(slow: Tensor, fast: Tensor) -> float:
-    below = float(fast.float().norm())
-    above = float((slow.float() - fast.float()).norm())
-    return above / below if below else above
+    """Relative distance, in blocks: an embedding in float32 may be larger than everything else in memory."""
+    above = below = 0.0
+    flat = slow.reshape(-1), fast.reshape(-1)
+    for begin in range(0, len(flat[0]), _BLOCK):
+        ours, theirs = (tensor[begin : begin + _BLOCK].double() for tensor in flat)
+        below += float(theirs.square().sum())
+        above += float((ours - theirs).square().sum())
+    return math.sqrt(above / below) if below else math.sqrt(above)
