@@ -7,7 +7,7 @@ A folder of spectra has a file for each layer with, for every matrix NAME (an ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,11 @@ def decompose(delta: Tensor, kept: int, method: Method = "exact") -> tuple[Tenso
     delta = delta.float()
     if method == "randomized" and kept + _OVERSAMPLE < min(delta.shape):
         return _randomized(delta, kept)
-    u, s, vt = torch.linalg.svd(delta, full_matrices=False)
+    if delta.shape[0] < delta.shape[1]:  # LAPACK is a fifth faster on tall matrices
+        v, s, ut = torch.linalg.svd(delta.T.contiguous(), full_matrices=False)
+        u, vt = ut.T, v.T
+    else:
+        u, s, vt = torch.linalg.svd(delta, full_matrices=False)
     return u[:, :kept].contiguous(), s, vt[:kept].contiguous()
 
 
@@ -179,25 +183,32 @@ def make_spectra(
     missing = [index for index in range(pair.layers) if not found.file(index).exists()]
     done = pair.layers - len(missing)
     tick("decomposing", done, pair.layers)
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
-    )
-    try:
-        running = [
-            pool.submit(_decompose_layer, pair, found.file(i), i, kept, method, device) for i in missing
-        ]
-        for future in as_completed(running):
-            future.result()
-            done += 1
-            tick("decomposing", done, pair.layers)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for _ in _in_turn(
+        lambda i: _decompose_layer(pair, found.file(i), i, kept, method, device), missing, workers
+    ):
+        done += 1
+        tick("decomposing", done, pair.layers)
     if all(one.energy == 0 for one in found.spectra().values()):
         raise UsageError(
             f"{pair.paths[0]} and {pair.paths[1]} have the same matrices: there is nothing to switch"
         )
     return found
+
+
+def _in_turn(work: Callable[[int], None], items: Sequence[int], workers: int) -> Iterator[None]:
+    """Do ``work`` on all items, several at once if there are workers; yields as each is done."""
+    if workers == 1:  # on the main thread: LAPACK takes nearly twice as long on another one (measured)
+        for item in items:
+            work(item)
+            yield
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+    try:
+        for future in as_completed([pool.submit(work, item) for item in items]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decompose_layer(
