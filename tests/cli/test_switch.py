@@ -52,6 +52,8 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no meaning"),
         (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no meaning"),
         (("--rule", "entropy", "--budget", "5000"), 2, "looks at no energy"),
+        (("--form", "merged", "--factor", "7"), 2, "allowed: 0 (the slow model) to 1"),
+        (("--svd", "randomized", "--max-rank", "2", "--value", "0.999"), 2, "more than the 2 directions"),
         (("--svd", "magic"), 2, "exact, randomized"),
         (("--svd", "randomized", "--rule", "entropy"), 2, "all singular values"),
         (("--device", "moon"), 2, "moon"),
@@ -63,7 +65,7 @@ def test_bad_input(
     result = run("switch", "extract", *pair, "-o", tmp_path / "out", *arguments)
     assert result.code == code, result.err
     assert message in result.err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,27 @@ def test_it_inspects(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path:
     assert found["kinds"]["mlp.up_proj"]["matrices"] == 4
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert "self_attn.q_proj" in run("switch", "inspect", adapter).out
+    cut = tmp_path / "cut"
+    made = run(
+        "switch",
+        "extract",
+        *pair,
+        "-o",
+        cut,
+        "--rule",
+        "fixed",
+        "--value",
+        2,
+        "--max-rank",
+        2,
+        "--svd",
+        "randomized",
+    )
+    assert made.code == 0, made.err
+    assert "unknown" in run("switch", "inspect", cut).out
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert "cannot be read" in run("switch", "inspect", cut).err
     for wrong, message in ((pair[0], "a checkpoint, not an adapter"), (tmp_path / "none", "no adapter")):
         result = run("switch", "inspect", wrong)
         assert result.code != 0
@@ -158,7 +181,12 @@ def test_modes_in_generate(run: Run, adapter: Path, pair: tuple[Path, Path]) -> 
         (("--switch", "ADAPTER", "--effort", "none", "--factor", "0.5"), "not both"),
         (("--switch", "ADAPTER", "--effort", "escalate", "--switch-after", "3"), "chooses one mode"),
         (("--switch", "ADAPTER", "--threshold", "0.5"), "is for the efforts auto and escalate"),
-        (("--switch", "ADAPTER", "--scorer", "luck"), "allowed: probe, heuristic"),
+        (("--switch", "ADAPTER", "--effort", "auto", "--scorer", "luck"), "allowed: probe, heuristic"),
+        (
+            ("--switch", "ADAPTER", "--effort", "none", "--scorer", "heuristic"),
+            "a scorer is for the effort auto",
+        ),
+        (("--switch", "ADAPTER", "--effort", "none", "--thinking-budget", "9"), "does not think"),
         (("--switch", "ADAPTER", "--prefill", "late"), "allowed: slow, fast"),
         (("--switch", "SLOW"), "a checkpoint, not an adapter"),
         (("--switch", "nowhere"), "no adapter 'nowhere'"),

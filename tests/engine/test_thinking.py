@@ -275,6 +275,19 @@ def test_a_prompt_that_closes_its_thought_is_no_thought() -> None:
     assert text.endswith("a thought</think>")
 
 
+@pytest.mark.parametrize("left", [1, 2, 3, 4])
+def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
+    """However few tokens are left behind the budget, they are the closing's."""
+    closing = closing_ids(TAGS, TOKENIZER)
+    for drafter in (
+        None,
+        ScriptedDrafter({tuple(OPENED): by_hand(switched, ModePlan(budget=5), TAGS, OPENED, TOKENS)}),
+    ):
+        request = Request(OPENED, max_tokens=5 + left, plan=ModePlan(budget=5), tags=TAGS)
+        run(switched, [request], drafter)
+        assert request.token_ids[5:] == closing[:left]
+
+
 def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Path) -> None:
     verifier = Verifier.load(save_tiny("qwen3", tmp_path / "model"), slots=1, cache="static")
     expected = by_hand(verifier, ModePlan(budget=5), TAGS, OPENED, TOKENS)

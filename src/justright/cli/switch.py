@@ -66,14 +66,18 @@ def extract(
         typer.Option(
             min=1,
             metavar="BYTES",
-            help="The most energy whose factors fit, instead of --value.",
+            help="The most energy whose factors fit, instead of --value (the files have small tensors beside them).",
             rich_help_panel=_RANK,
             show_default=False,
         ),
     ] = None,
     max_rank: Annotated[
         int,
-        typer.Option(min=1, help="Directions of each matrix that are kept.", rich_help_panel=_RANK),
+        typer.Option(
+            min=1,
+            help="Directions of each matrix that are decomposed for; a rule that needs more is refused.",
+            rich_help_panel=_RANK,
+        ),
     ] = 512,
     factor: Annotated[
         float, typer.Option(help="Of a merged checkpoint: 0 is the slow model, 1 the fast one.")
@@ -150,8 +154,9 @@ def extract(
         options = EngineOptions(dtype=dtype, device=device)
         torch_device = options.torch_device
         pair = Pair(resolve(slow).path, resolve(fast).path)
+    carried = form != "portable" if exact is None else exact
     if dry_run:
-        _show_estimate(output, estimate(pair, max_rank, svd, torch_device))  # type: ignore[arg-type]  # checked there
+        _show_estimate(output, estimate(pair, max_rank, svd, torch_device, exact=carried))  # type: ignore[arg-type]  # checked there
         return
     assert out is not None
     found = with_progress(
@@ -212,8 +217,10 @@ def inspect(
             raise UsageError(f"{out}: the picture is a PNG; give a name that ends in .png")
     path = resolve_adapter(adapter, progress=output.progress)
     with output.status("reading the spectra"):
+        from justright.switch.adapter import read_adapter
         from justright.switch.inspect import draw, inspect_switch
 
+        read_adapter(path)  # a damaged one is no switch, whatever its spectra
         found = inspect_switch(path)
     if out is not None:
         draw(found, out)
@@ -236,6 +243,8 @@ def _show_inspected(output: Output, adapter: str, found: Inspected) -> None:
             readable_bytes(one.bytes),
             f"{one.size:.1%}",
         )
+        if one.known
+        else (f"{one.tau:g}", *["unknown"] * 4)
         for one in found.taus
     ]
     header = ("energy", "median rank", "largest", "size in bfloat16", "of the matrices, and of their work")
@@ -280,7 +289,7 @@ def calibrate(
 
     Every problem is answered in both modes. A probe on the prompt's last state learns where the fast answer is wrong;
     the threshold is the one of the fewest tokens that holds the floor, on problems that the probe has not seen.
-    Interrupted, the same command goes on behind the last 64 problems.
+    Interrupted, the same command goes on behind the last 32 problems.
     """
     from justright.models.sources import resolve_adapter
 
@@ -302,18 +311,24 @@ def calibrate(
     )
     with output.status(f"loading {model}"):
         engine = Engine.load(model, options)
-    probe = with_progress(
-        output,
-        lambda tick: run(
-            engine,
-            questions,
-            folder,
-            floor=floor,
-            max_tokens=max_tokens,
-            identity={"model": model, "dtype": dtype},
-            tick=tick,
-        ),
-    )
+    try:
+        probe = with_progress(
+            output,
+            lambda tick: run(
+                engine,
+                questions,
+                folder,
+                floor=floor,
+                max_tokens=max_tokens,
+                identity={"model": model, "dtype": dtype},
+                tick=tick,
+            ),
+        )
+    except KeyboardInterrupt:
+        output.note(
+            f"interrupted: what is answered is kept in {folder}.calibration; the same command goes on from there"
+        )
+        raise
     if output.json:
         output.object({"adapter": str(folder), "threshold": probe.threshold} | dict(probe.about))
     else:

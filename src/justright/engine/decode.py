@@ -210,6 +210,12 @@ class DecodeLoop:
             if active.ends_step(token):
                 active.sampler.take(done)
                 return Verified(list(range(len(done))), done, 0)
+        if active.forced:  # no room was left for all of them in the step: the next is no choice either
+            done.append(active.forced.pop(0))
+            active.request.stats.forced_tokens += 1
+            active.ends_step(done[-1])
+            active.sampler.take(done)
+            return Verified(list(range(len(done))), done, 0)
         if done:
             active.sampler.take(done)
             last = active.sampler.verify(EMPTY_DRAFT, output.logits[-1:], active.ends_step)

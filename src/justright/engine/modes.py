@@ -54,6 +54,10 @@ class Thinking:
             check_effort(self.effort)
         if self.factor is not None and self.effort is not None:
             raise UsageError("give an effort or a factor of the switch, not both: the effort sets the factor")
+        if self.budget is not None and self.effort in FAST_EFFORTS:
+            raise UsageError(f"effort {self.effort} does not think: leave the budget out")
+        if self.scorer != "probe" and self.effort != "auto":
+            raise UsageError("a scorer is for the effort auto: leave it out")
         if self.threshold is not None and self.effort not in DECIDING:
             raise UsageError("a threshold is for the efforts auto and escalate: leave it out")
         if self.effort in DECIDING and (self.prefill, self.answer, self.switch_after) != (None, None, None):
@@ -151,7 +155,7 @@ class Modes:
                 "enable_thinking; this model has neither"
             )
         if self.adapter is None and thinking.plan(1).switches and not wants_fast:
-            raise UsageError("factors of the switch need one: give --switch ADAPTER")
+            raise UsageError("factors and modes of the switch need one: give --switch ADAPTER")
         if thinking.closing is not None and thinking.plan(1).budget is None:
             raise UsageError("a closing text is for thoughts with a budget: give one, or leave it out")
         if self.tags is not None:
@@ -187,10 +191,14 @@ class Modes:
             request.tags = self._tags(thinking)
         if self.adapter is not None:
             request.stats.expected_slow_tokens = self._slow_tokens
+        limit = "" if plan.budget is None else f", at most {plan.budget} tokens of thought"
         if effort is not None:
             mode = "fast" if effort in FAST_EFFORTS else "slow"
-            limit = "" if plan.budget is None else f", at most {plan.budget} tokens of thought"
-            request.stats.decision = Decision(mode, "effort", None, None, f"effort {effort}{limit}")
+            alone = mode == "fast" and self.adapter is None
+            how = " by the chat template alone, without a switch" if alone else limit
+            request.stats.decision = Decision(mode, "effort", None, None, f"effort {effort}{how}")
+        elif thinking.budget is not None:
+            request.stats.decision = Decision("slow", "budget", None, None, f"a budget{limit}")
         return request
 
     def _route(

@@ -28,7 +28,7 @@ from justright.switch.thinking import ThinkingTags
 CARRIED = "justright.questions"
 """Entry-point group: a package's problems, a function to ``{name: [{"question": ..., "answer": ...}, ...]}``."""
 
-_CHUNK = 64
+_CHUNK = 32
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
 
 Tick = Callable[[str, int, int], None]
@@ -162,7 +162,12 @@ def calibrate(
     }
     work = job_folder(adapter.with_name(adapter.name + ".calibration"), job)
     outcomes = collect(engine, questions, work, max_tokens=max_tokens, tick=tick)
-    probe = fit_probe(outcomes, floor, {"max_tokens": max_tokens})
+    try:
+        probe = fit_probe(outcomes, floor, {"max_tokens": max_tokens})
+    except UsageError as error:
+        raise UsageError(
+            f"{error} (the answers are kept in {work}: the next try needs no new ones)"
+        ) from error
     probe.save(adapter)
     shutil.rmtree(work)
     return probe

@@ -150,8 +150,8 @@ class Spectra:
             u, s, vt = (file.get_tensor(f"{name}.{part}") for part in ("u", "s", "vt"))
         if rank > u.shape[1]:
             raise UsageError(
-                f"{name} of layer {index} needs rank {rank} and the spectra keep {u.shape[1]}: decompose again with a "
-                "larger --max-rank, or ask for less"
+                f"{name} of layer {index} needs more than the {u.shape[1]} directions that the spectra keep: decompose "
+                "again with a larger --max-rank, or ask for less"
             )
         return u[:, :rank], s[:rank], vt[:rank]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from justright.calibration.stream import job_folder
-from justright.errors import UsageError
+from justright.errors import JustrightError, UsageError
 from justright.models.identity import weights_identity
 from justright.provenance import collect as collect_provenance
 from justright.switch.adapter import REPORT
@@ -98,7 +98,9 @@ class Estimate:
         return asdict(self) | {"residuals": dict(self.residuals)}
 
 
-def estimate(pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU) -> Estimate:
+def estimate(
+    pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU, *, exact: bool = True
+) -> Estimate:
     """Time one matrix of each shape, and add up; nothing is written."""
     shapes: dict[tuple[int, ...], int] = {}
     taken: dict[tuple[int, ...], float] = {}
@@ -119,7 +121,7 @@ def estimate(pair: Pair, max_rank: int = 512, svd: Method = "exact", device: tor
         sum(n * taken[shape] for shape, n in shapes.items()),
         kept,
         5 * 4 * largest,
-        {one.name: one.distance for one in pair.residuals()},
+        {one.name: one.distance for one in pair.residuals() if not (exact and exact_name(pair, one.name))},
     )
 
 
@@ -166,6 +168,8 @@ def extract(
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
     if form not in FORMS:
         raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
+    if not 0 <= factor <= 1:
+        raise UsageError(f"factor {factor}; allowed: 0 (the slow model) to 1 (the fast one)")
     if form == "portable":
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
@@ -175,23 +179,29 @@ def extract(
     if spectra is not None:
         _check_spectra(spectra, job)
     kept = job_folder(spectra or work.with_suffix(".spectra"), job)
-    found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
-    known = found.spectra()
-    ranks, rule = _choose(known, rule, budget, dtype)
-    left = {one.name: one.distance for one in pair.residuals()}
-    carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
-    result = Extracted(
-        out, form, rule, ranks, factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize),
-        _kept_energy(known, ranks), left, carried, weights_identity(pair.paths[0]), str(pair.paths[0]),
-    )  # fmt: skip
-    provenance = collect_provenance(
-        inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(rule)
-    )
-    tick("writing", 0, 1)
-    if form == "merged":
-        save_merged(pair, found, ranks, out, factor, exact=list(carried), provenance=provenance)
-    else:
-        result = _save(pair, found, result, work, dtype, provenance.to_json())
+    try:
+        found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
+        known = found.spectra()
+        ranks, rule = _choose(known, rule, budget, dtype)
+        left = {one.name: one.distance for one in pair.residuals()}
+        carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
+        result = Extracted(
+            out, form, rule, ranks, factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize),
+            _kept_energy(known, ranks), left, carried, weights_identity(pair.paths[0]), str(pair.paths[0]),
+        )  # fmt: skip
+        provenance = collect_provenance(
+            inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(rule)
+        )
+        tick("writing", 0, 1)
+        if form == "merged":
+            save_merged(pair, found, ranks, out, factor, exact=list(carried), provenance=provenance)
+        else:
+            result = _save(pair, found, result, work, dtype, provenance.to_json())
+    except JustrightError:
+        if spectra is None:  # refused: nothing to go on with
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     if spectra is None:
         shutil.rmtree(found.folder)
     tick("writing", 1, 1)

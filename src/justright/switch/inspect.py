@@ -27,6 +27,8 @@ class AtTau:
 
     Attributes:
         tau: the share, of every matrix.
+        known: whether the directions that it needs are all known; the figures below are a guess from what is left of
+            the energy where they are not.
         median_rank: over the matrices.
         largest_rank: over the matrices.
         bytes: of the factors in bfloat16.
@@ -35,6 +37,7 @@ class AtTau:
     """
 
     tau: float
+    known: bool
     median_rank: int
     largest_rank: int
     bytes: int
@@ -151,7 +154,10 @@ def _at(spectra: Mapping[str, Spectrum], tau: float) -> AtTau:
     ordered = sorted(ranks.values())
     extra = sum(rank * sum(shapes[name]) for name, rank in ranks.items())
     size = factor_bytes(ranks, shapes, 2)
-    return AtTau(tau, ordered[len(ordered) // 2], ordered[-1], size, size / (2 * numbers), extra / numbers)
+    known = all(rank <= len(spectra[name].values) for name, rank in ranks.items())
+    return AtTau(
+        tau, known, ordered[len(ordered) // 2], ordered[-1], size, size / (2 * numbers), extra / numbers
+    )
 
 
 def _median(values: list[int | None]) -> int | None:
