@@ -176,9 +176,8 @@ class DecodeLoop:
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)
         checked = time.perf_counter()
-        drafts = [
-            EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)
-        ]  # no guesses of anyone
+        # What was forced is nobody's guess.
+        drafts = [EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)]
         accepts = [len(one.path) - 1 if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
         for active, proposal, draft, accepted, one in zip(
             batch, proposals, drafts, accepts, verified, strict=True

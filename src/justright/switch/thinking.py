@@ -102,6 +102,7 @@ class ThoughtTracker:
         self.thinking = begins_thinking(tags, tokenizer, prompt_ids)
         self.forced: list[int] = []
         self.flags: list[tuple[bool, float]] = []
+        self._counts: list[tuple[int, int]] = [(0, 0)]
         self._thought = 0
         self._tail = ""
 
@@ -112,17 +113,20 @@ class ThoughtTracker:
         changed = self._end_of_thought() if self.thinking else self._begin_of_thought()
         if len(self.flags) == self.plan.switch_after:
             self.factor, changed = self.plan.switch_to, True
+        thinking, factor = self.flags[-1]
+        thought, fast = self._counts[-1]
+        self._counts.append((thought + thinking, fast + (factor > 0)))
         keep = max(len(self.tags.open), len(self.tags.close))
         self._tail = self._tail[-keep:]
         return changed
 
     def reasoning_tokens(self, emitted: int) -> int:
         """How many of the first ``emitted`` tokens were thought, tags included."""
-        return sum(thinking for thinking, _ in self.flags[:emitted])
+        return self._counts[emitted][0]
 
     def fast_tokens(self, emitted: int) -> int:
         """How many of the first ``emitted`` tokens came with the switch on."""
-        return sum(factor > 0 for _, factor in self.flags[:emitted])
+        return self._counts[emitted][1]
 
     def _end_of_thought(self) -> bool:
         self._thought += 1
