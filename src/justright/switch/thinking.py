@@ -135,7 +135,7 @@ class ThoughtTracker:
             if self.plan.answer is not None and self.plan.answer != self.factor:
                 self.factor = self.plan.answer
                 return True
-        elif self.plan.budget is not None and self._thought >= self.plan.budget and not self.forced:
+        elif self._thought == self.plan.budget:
             self.forced = closing_ids(self.tags, self._tokenizer)
             return True
         return False
