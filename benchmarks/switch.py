@@ -27,8 +27,9 @@ from justright.bench.report import machine_line, markdown_table
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.errors import UsageError
-from justright.evaluate.calibrate import is_right, read_questions
+from justright.evaluate.calibrate import collect, is_right, read_questions
 from justright.models.sources import resolve
+from justright.switch.calibrate import fit_probe
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
@@ -145,9 +146,6 @@ class Engines:
         if floor not in self._probes:
             engine = self.load("slow", USED_TAU)
             kept = self.folder / "outcomes"
-            from justright.evaluate.calibrate import collect
-            from justright.switch.calibrate import fit_probe
-
             outcomes = collect(engine, read_questions(problems), kept, max_tokens=MAX_TOKENS)
             self._probes[floor] = fit_probe(outcomes, floor)
             if floor == CALIBRATED_FLOOR:
@@ -246,6 +244,11 @@ def overall(cells: dict[tuple[str, float | None], Cell]) -> str:
                 "" if coin is None else f"{100 * (cell.accuracy - coin):+.0f}",
             )
         )
+    for share in (0.25, 0.5, 0.75):
+        accuracy, tokens = random_router(share, slow, fast)
+        fewer = f"{slow.mean_tokens / tokens:.1f}"
+        name = f"random router {share:g}"
+        rows.append((name, f"{accuracy:.1%}", "", f"{tokens:.0f}", fewer, f"{share:.0%}", "+0"))
     header = (
         "way",
         "right",
@@ -265,7 +268,9 @@ def _coin_at(tokens: float, slow: Cell, fast: Cell) -> float | None:
 
 
 def by_level(cells: dict[tuple[str, float | None], Cell], count: int) -> str:
-    """Right answers and tokens by difficulty, of the ways that matter."""
+    """Right answers with intervals and tokens by difficulty, of the ways that matter."""
+    from justright_zoo.measure import wilson
+
     wanted: list[tuple[str, float | None]] = [
         ("slow", None),
         ("fast model", None),
@@ -282,10 +287,12 @@ def by_level(cells: dict[tuple[str, float | None], Cell], count: int) -> str:
         row = [key[0] if key[1] is None else f"{key[0]} {key[1]:g}"]
         for level in LEVELS:
             mine = [i for i, one in enumerate(levels) if one == level]
-            right = sum(cell.right[i] for i in mine) / len(mine)
-            row.append(f"{right:.0%} / {sum(cell.tokens[i] for i in mine) / len(mine):.0f}")
+            right = sum(cell.right[i] for i in mine)
+            low, high = wilson(right, len(mine))
+            tokens = sum(cell.tokens[i] for i in mine) / len(mine)
+            row.append(f"{right / len(mine):.0%} ({low:.0%} to {high:.0%}), {tokens:.0f}")
         rows.append(tuple(row))
-    return str(markdown_table(("right / tokens at level", *map(str, LEVELS)), rows))
+    return str(markdown_table(("right (95%), tokens at level", *map(str, LEVELS)), rows))
 
 
 STYLES = {

@@ -26,8 +26,6 @@ app = typer.Typer(
 )
 
 _RANK = "Rank"
-
-
 _WORK = "Work"
 
 
@@ -154,6 +152,8 @@ def extract(
         options = EngineOptions(dtype=dtype, device=device)
         torch_device = options.torch_device
         pair = Pair(resolve(slow).path, resolve(fast).path)
+    for note in pair.notes():
+        output.note(f"note: {note}")
     carried = form != "portable" if exact is None else exact
     if dry_run:
         _show_estimate(output, estimate(pair, max_rank, svd, torch_device, exact=carried))  # type: ignore[arg-type]  # checked there

@@ -53,11 +53,6 @@ class LowRank:
     a: Tensor
     b: Tensor
 
-    @property
-    def rank(self) -> int:
-        """The largest rank."""
-        return self.a.shape[-2]
-
 
 @dataclass(frozen=True, slots=True)
 class Adapter:

@@ -112,8 +112,10 @@ class AppliedSwitch:
         """
         self._rows = Rows.of(factors, self.device, self.dtype)
         self._stand(self._rows is not None)
-        yield
-        self._rows = None
+        try:
+            yield
+        finally:
+            self._rows = None
 
     @property
     def active(self) -> Rows:

@@ -173,30 +173,21 @@ def extract(
     if form == "portable":
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
-    work = out.with_name(out.name + ".partial")
     _check_svd(svd, rule, workers)
-    job = {"slow": _identity(pair, 0), "fast": _identity(pair, 1), "max_rank": max_rank, "svd": svd}
+    work = out.with_name(out.name + ".partial")
+    identities = [weights_identity(path) for path in pair.paths]
+    job = {"slow": identities[0], "fast": identities[1], "max_rank": max_rank, "svd": svd}
     if spectra is not None:
         _check_spectra(spectra, job)
     kept = job_folder(spectra or work.with_suffix(".spectra"), job)
     try:
         found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
-        known = found.spectra()
-        ranks, rule = _choose(known, rule, budget, dtype)
-        left = {one.name: one.distance for one in pair.residuals()}
-        carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
-        result = Extracted(
-            out, form, rule, ranks, factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize),
-            _kept_energy(known, ranks), left, carried, weights_identity(pair.paths[0]), str(pair.paths[0]),
-        )  # fmt: skip
-        provenance = collect_provenance(
-            inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(rule)
+        result = _plan(
+            pair, found, out, form, _choose(found.spectra(), rule, budget, dtype), dtype, exact=exact
         )
+        result = replace(result, base=identities[0])
         tick("writing", 0, 1)
-        if form == "merged":
-            save_merged(pair, found, ranks, out, factor, exact=list(carried), provenance=provenance)
-        else:
-            result = _save(pair, found, result, work, dtype, provenance.to_json())
+        result = _write(pair, found, result, work, dtype, factor)
     except JustrightError:
         if spectra is None:  # refused: nothing to go on with
             shutil.rmtree(kept, ignore_errors=True)
@@ -206,6 +197,36 @@ def extract(
         shutil.rmtree(found.folder)
     tick("writing", 1, 1)
     return result
+
+
+def _plan(
+    pair: Pair, found: Spectra, out: Path, form: Form, chosen: tuple[dict[str, int], RankRule], dtype: torch.dtype,
+    *, exact: bool,
+) -> Extracted:  # fmt: skip
+    """What will be written, by the ranks chosen."""
+    ranks, rule = chosen
+    known = found.spectra()
+    left = {one.name: one.distance for one in pair.residuals()}
+    carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
+    size = factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize)
+    return Extracted(
+        out, form, rule, ranks, size, _kept_energy(known, ranks), left, carried, None, str(pair.paths[0])
+    )
+
+
+def _write(
+    pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, factor: float
+) -> Extracted:
+    """Checkpoint or adapter, under its name when it is complete."""
+    provenance = collect_provenance(
+        inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(result.rule)
+    )
+    if result.form == "merged":
+        save_merged(
+            pair, found, result.ranks, result.path, factor, exact=list(result.exact), provenance=provenance
+        )
+        return result
+    return _save(pair, found, result, work, dtype, provenance.to_json())
 
 
 def _check_svd(svd: str, rule: RankRule, workers: int) -> None:
@@ -270,10 +291,3 @@ def _kept_energy(known: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> flo
     total = sum(one.energy for one in known.values())
     kept = sum(float(one.values[: ranks[name]].double().square().sum()) for name, one in known.items())
     return kept / total
-
-
-def _identity(pair: Pair, which: int) -> list[Any]:
-    """What tells a checkpoint from another without reading all of it."""
-    checkpoint = (pair.slow, pair.fast)[which].checkpoint
-    stat = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files()]
-    return [str(pair.paths[which].resolve()), stat]

@@ -59,6 +59,24 @@ class Pair:
         """Decoder layers."""
         return self.slow.layers
 
+    def notes(self) -> list[str]:
+        """What whoever extracts should know beforehand: shared embeddings that moved, templates that do not switch."""
+        found = []
+        embedding = self.slow.architecture.disk.embedding
+        moved = _distance(*self.tensors(embedding))
+        self.release()
+        if moved > 0:
+            found.append(
+                f"the embeddings differ by {moved:.0%} of their norm and stay the slow model's: where they were "
+                "trained along (most of all if the head is tied to them), no adapter gives the fast model back"
+            )
+        slow, fast = (load_tokenizer(path).chat_template for path in self.paths)
+        if fast is None:
+            found.append("the fast model has no chat template: in fast mode the slow model's is used")
+        elif slow == fast:
+            found.append("both models have the same chat template: only weights switch")
+        return found
+
     def matrices(self, index: int) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
         """The covered matrices of layer ``index``: which, and both models' ``[..., out, in]`` as stored."""
         slow, fast = self.slow.read(index), self.fast.read(index)
