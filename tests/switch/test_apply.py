@@ -9,14 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from engine_helpers import prompt_of
 from justright.engine.verifier import StepInput, Verifier
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.switch.adapter import read_adapter
 from justright.switch.apply import AppliedSwitch, Rows
-from justright.switch.extract import extract
+from justright.switch.extract import Form, extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
 from tiny import ALL, save_tiny
@@ -99,6 +101,20 @@ def test_a_soft_switch_is_the_merged_checkpoint_of_its_factor(make_pair: MakePai
             rtol=2e-3,
             atol=2e-3,
         )
+
+
+@pytest.mark.parametrize("form", ["compact", "portable"])
+def test_the_engine_applies_an_adapter_as_peft_does(make_pair: MakePair, tmp_path: Path, form: Form) -> None:
+    """Ranks that differ by matrix, and padded ones: the same logits as from PEFT."""
+    slow, fast = make_pair("llama")
+    rule = RankRule("energy", 0.7, scope="global")
+    path = extract(Pair(slow, fast), tmp_path / form, rule, form=form).path
+    peft = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(slow, dtype=torch.float32), str(path)
+    )
+    with torch.no_grad():
+        expected = peft.eval()(torch.tensor([PROMPT])).logits[0, -1:]
+    torch.testing.assert_close(last_logits(switched(slow, path), PROMPT, 1.0), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_keys_and_values_never_cross_modes(make_pair: MakePair, tmp_path: Path) -> None:
