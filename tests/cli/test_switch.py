@@ -244,6 +244,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
     few = run(*arguments)
     assert few.code == 2
     assert "too few" in few.err
+    assert "allowed: above 0 to 1" in run(*arguments[:-1], 0).err
     file.write_text('{"question": 1}\n')
     assert "is no problem" in run(*arguments).err
     assert "no problems 'nowhere'" in run(*start, "--problems", "nowhere").err

@@ -300,8 +300,10 @@ def calibrate(
         from justright.engine.options import EngineOptions
         from justright.evaluate.calibrate import calibrate as run
         from justright.evaluate.calibrate import read_questions
+        from justright.switch.calibrate import check_asked
 
     questions = read_questions(problems)
+    check_asked(len(questions), floor)
     options = EngineOptions(
         dtype=dtype,
         device=device,

@@ -20,7 +20,7 @@ from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.engine.request import Request
 from justright.errors import CheckpointError, SourceError, UsageError
-from justright.switch.calibrate import LEAST, Outcomes, fit_probe
+from justright.switch.calibrate import Outcomes, check_asked, fit_probe
 from justright.switch.routing import Decision, Turn
 from justright.switch.scorers import Probe
 from justright.switch.thinking import ThinkingTags
@@ -153,8 +153,7 @@ def calibrate(
     """
     if engine.modes is None or engine.modes.adapter is None:
         raise UsageError("calibration compares two modes: load the engine with a switch")
-    if len(questions) < LEAST:
-        raise UsageError(f"{len(questions)} problems are too few to fit a probe: give at least {LEAST}")
+    check_asked(len(questions), floor)
     job = {
         "questions": [[q.question, q.answer] for q in questions],
         "max_tokens": max_tokens,

@@ -71,10 +71,7 @@ def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = N
     Raises:
         UsageError: too few problems, or a floor that no threshold reaches.
     """
-    if not 0 < floor <= 1:
-        raise UsageError(f"accuracy floor {floor}; allowed: above 0 to 1")
-    if len(outcomes) < LEAST:
-        raise UsageError(f"{len(outcomes)} problems are too few to fit a probe: give at least {LEAST}")
+    check_asked(len(outcomes), floor)
     x = outcomes.hidden.double().numpy()
     mean, scale = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / scale
@@ -95,6 +92,18 @@ def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = N
     vectors = (torch.tensor(v, dtype=torch.float32) for v in (weight, mean, scale))
     weights, means, scales = vectors
     return Probe(weights, float(bias), means, scales, best.threshold, record | (about or {}))
+
+
+def check_asked(problems: int, floor: float) -> None:
+    """Refuse what no probe can be fitted to, before anything is answered.
+
+    Raises:
+        UsageError: too few problems, or a floor that is none.
+    """
+    if not 0 < floor <= 1:
+        raise UsageError(f"accuracy floor {floor}; allowed: above 0 to 1")
+    if problems < LEAST:
+        raise UsageError(f"{problems} problems are too few to fit a probe: give at least {LEAST}")
 
 
 def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Point]:
