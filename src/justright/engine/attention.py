@@ -22,6 +22,7 @@ from justright.models.architectures import Window
 
 ATTENTION_NAME = "justright"
 _GROUPED_QUERIES = 64
+_STATIC_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,18 @@ class StepPlan:
         return self._biases[key]
 
     def static_mask(self, window: Window | None) -> Tensor:
-        """Masks of all runs over the whole cache, ``[runs, 1, tokens, capacity]`` bool, built once a step."""
+        """Masks of all runs over the cache from its beginning, ``[runs, 1, tokens, length]`` bool, built once a step.
+
+        ``length`` is the capacity; of a trimmed cache, as much as is in use.
+        """
         if window not in self._static_masks:
             count = len(self.runs[0])
             device = self.positions.device
-            full = torch.zeros(len(self.runs), 1, count, self.cache.capacity, dtype=torch.bool, device=device)
+            length = self.cache.capacity
+            if self.cache.trimmed:
+                used = max(self.cache.lengths[run.slot] for run in self.runs) + count
+                length = min(length, -(-used // _STATIC_STEP) * _STATIC_STEP)
+            full = torch.zeros(len(self.runs), 1, count, length, dtype=torch.bool, device=device)
             for index, run in enumerate(self.runs):
                 first, mask = self.mask(index, window)
                 span = slice(first, self.cache.lengths[run.slot] + count)
@@ -240,6 +248,8 @@ def _attention_static(
 
     keys, values = plan.cache.write_static(layer, plan.static_at(), by_row(key), by_row(value))
     mask = plan.static_mask(plan.windows[layer])
+    span = mask.shape[-1]
+    keys, values = keys[:, :, :span], values[:, :, :span]
     query = by_row(query)
     if softcap is not None or sinks is not None:
         parts = [

@@ -30,15 +30,18 @@ class KVCache:
         static: allocate ``max_tokens`` at once, and room for one padded step, so that shapes and addresses
             never change (CUDA graphs); otherwise capacity grows in steps of 1,024 tokens or a quarter, whichever
             is more.
+        trimmed: a static cache is attended to as far as it is in use, in steps of 64 tokens: less to read, where
+            shapes may change.
 
     Raises:
         ResourceError: ``reserve`` beyond ``max_tokens``, or no memory for it.
     """
 
-    def __init__(self, num_layers: int, slots: int, max_tokens: int, *, static: bool = False) -> None:
+    def __init__(self, num_layers: int, slots: int, max_tokens: int, *, static: bool = False, trimmed: bool = False) -> None:
         self.slots = slots
         self.max_tokens = max_tokens
         self.static = static
+        self.trimmed = trimmed
         self.capacity = max_tokens + STATIC_SLACK if static else 0
         self.lengths = [0] * slots
         self._keys: list[Tensor | None] = [None] * num_layers

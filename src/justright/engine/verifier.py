@@ -28,7 +28,7 @@ from justright.models.architectures import (
 from justright.switch.apply import AppliedSwitch
 
 CpuKernels = Literal["packed", "plain"]
-CacheKind = Literal["grow", "static"]
+CacheKind = Literal["grow", "static", "trimmed"]
 
 _STATIC_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -80,7 +80,8 @@ class Verifier:
     Args:
         model: a stock causal language model; its attention becomes ours.
         slots: the largest number of sequences at once.
-        cache: "grow", or "static" (whole context allocated, shapes constant).
+        cache: "grow", "static" (whole context allocated, shapes constant), or "trimmed" (the same, attended to as
+            far as it is in use: for many sequences of like length on a CPU).
         max_tokens: the longest sequence; the model's context by default.
         prefill_chunk: tokens per prefill forward.
 
@@ -267,7 +268,8 @@ class Verifier:
 
     def _new_cache(self, slots: int) -> KVCache:
         layers = self.config.num_hidden_layers
-        return KVCache(layers, slots, self.max_tokens, static=self.cache_kind == "static")
+        static, trimmed = self.cache_kind != "grow", self.cache_kind == "trimmed"
+        return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
 
     @torch.inference_mode()
     def _forward(self, inputs: Sequence[StepInput], *, only_last: bool) -> list[StepOutput]:

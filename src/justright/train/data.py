@@ -1,0 +1,300 @@
+"""Training data that the verifier writes itself: short prompts, sampled continuations, and the states behind them.
+
+A drafter has to guess what *this* verifier says, so it learns from nothing else (arXiv:2510.07535, section 4: prompts
+of 64 tokens, 256 tokens sampled). Each shard is one batch of sequences decoded side by side; it is a safetensors file,
+complete or not there at all, so a run that was killed goes on with the next shard.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from justright.engine.verifier import StepInput, Verifier
+from justright.errors import UsageError
+from justright.models.files import write_whole
+from justright.train.prompts import Prompts
+
+TEACHER_TOKENS = 8
+"""Of the verifier's distribution, how many of the most likely tokens are kept as targets."""
+
+_EVALUATION = "held-out"
+
+Report = Callable[[int, int, float], None]
+"""``(sequences done, sequences in all, tokens a second)``"""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSetting:
+    """How much data, and how it is sampled.
+
+    Attributes:
+        sequences: prompts for training.
+        held_out: prompts for evaluation, of texts that training never sees.
+        prompt_tokens: the most tokens of a prompt.
+        output_tokens: sampled behind each.
+        batch: sequences decoded side by side; the unit in which a run goes on.
+        temperature: of sampling, and of the teacher's distribution.
+        chat: share of the prompts in the chat template.
+        factors: of the switch; sequences take them in turn.
+        seed: of prompts and sampling.
+    """
+
+    sequences: int = 4096
+    held_out: int = 128
+    prompt_tokens: int = 64
+    output_tokens: int = 256
+    batch: int = 128
+    temperature: float = 0.7
+    chat: float = 0.5
+    factors: tuple[float, ...] = (0.0,)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"sequences": 1, "held_out": 1, "prompt_tokens": 8, "output_tokens": 16, "batch": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"temperature is {self.temperature}; allowed: above 0 (data must be sampled)")
+        if not 0 <= self.chat <= 1:
+            raise UsageError(f"the share of chat prompts is {self.chat}; allowed: 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Sequences of one batch; positions ``j`` count output tokens.
+
+    Attributes:
+        prompts: ``[sequences, prompt]`` int64, padded behind with zeros.
+        prompt_lengths: ``[sequences]`` int64.
+        tokens: ``[sequences, outputs]`` int64, what was sampled.
+        lengths: ``[sequences]`` int64: outputs up to the end token and with it; what is behind means nothing.
+        hidden: ``[sequences, outputs, hidden_size]`` bfloat16: the state, after the final norm, that predicted
+            token ``j``.
+        teacher_ids: ``[sequences, outputs, 8]`` int64, the most likely tokens at ``j``.
+        teacher_probs: ``[sequences, outputs, 8]`` float16, their probabilities at the sampling temperature.
+        factors: ``[sequences]`` float32, of the switch.
+    """
+
+    prompts: Tensor
+    prompt_lengths: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    hidden: Tensor
+    teacher_ids: Tensor
+    teacher_probs: Tensor
+    factors: Tensor
+
+    @classmethod
+    def read(cls, file: Path) -> Shard:
+        """What `write` wrote."""
+        found = load_file(file)
+        whole = {name: t.long() if t.dtype == torch.int32 else t for name, t in found.items()}
+        return cls(**whole)
+
+    def write(self, file: Path) -> None:
+        """Write the file, whole or not at all; token ids as int32."""
+        partial = file.with_suffix(".partial")
+        small = {
+            name: (t.int() if t.dtype == torch.int64 else t).contiguous()
+            for name in self.__slots__
+            for t in [getattr(self, name)]
+        }
+        save_file(small, partial)
+        partial.replace(file)
+
+
+class SelfGenerated:
+    """The data folder of one training: shards made so far, and how to make the rest.
+
+    Args:
+        folder: where the shards are; made if need be.
+        setting: how much.
+        identity: the verifier's.
+        texts: names of the sources, for the record.
+
+    Raises:
+        UsageError: the folder holds data of another verifier, other texts or another setting.
+    """
+
+    def __init__(self, folder: Path, setting: DataSetting, identity: str, texts: Sequence[str]) -> None:
+        self.folder = folder
+        self.setting = setting
+        record = {"verifier": identity, "texts": list(texts), **asdict(setting)}
+        # More sequences of the same kind are the same data, only more of it.
+        self._record = json.loads(json.dumps({k: v for k, v in record.items() if k != "sequences"}))
+        folder.mkdir(parents=True, exist_ok=True)
+        about = folder / "data.json"
+        if about.exists():
+            found = json.loads(about.read_text(encoding="utf-8"))
+            differing = [name for name in self._record if found.get(name) != self._record[name]]
+            if differing:
+                raise UsageError(
+                    f"{folder} holds training data made with other settings ({', '.join(differing)}): give another "
+                    "--data, or delete it"
+                )
+        else:
+            write_whole(about, json.dumps(self._record, indent=1) + "\n")
+
+    @property
+    def training_files(self) -> list[Path]:
+        """The shards to train on, made or not."""
+        count = -(-self.setting.sequences // self.setting.batch)
+        return [self.folder / f"shard-{number:05d}.safetensors" for number in range(count)]
+
+    @property
+    def held_out_files(self) -> list[Path]:
+        """The shards to evaluate on, made or not."""
+        count = -(-self.setting.held_out // self.setting.batch)
+        return [self.folder / f"{_EVALUATION}-{number:05d}.safetensors" for number in range(count)]
+
+    @property
+    def missing(self) -> list[Path]:
+        """Shards not made yet, the held-out ones first."""
+        return [file for file in [*self.held_out_files, *self.training_files] if not file.exists()]
+
+    def generate(
+        self, verifier: Verifier, prompts: Prompts, end_tokens: frozenset[int], report: Report | None = None
+    ) -> None:
+        """Make the missing shards.
+
+        Args:
+            verifier: with as many slots as a batch, and room for prompt and output.
+            prompts: what to go on from.
+            end_tokens: that end a sequence.
+            report: told after every shard.
+        """
+        missing = self.missing
+        total = sum(self._size(file) for file in missing)
+        done = 0
+        for file in missing:
+            begin = time.perf_counter()
+            shard = self._make(file, verifier, prompts, end_tokens)
+            shard.write(file)
+            done += len(shard.tokens)
+            if report is not None:
+                report(done, total, shard.tokens.numel() / (time.perf_counter() - begin))
+
+    def shards(self, files: Sequence[Path]) -> Iterator[Shard]:
+        """Read shards one after the other."""
+        for file in files:
+            yield Shard.read(file)
+
+    def _size(self, file: Path) -> int:
+        held_out = file.name.startswith(_EVALUATION)
+        wanted = self.setting.held_out if held_out else self.setting.sequences
+        number = int(file.stem.rpartition("-")[2])
+        return min(self.setting.batch, wanted - number * self.setting.batch)
+
+    def _make(
+        self, file: Path, verifier: Verifier, prompts: Prompts, end_tokens: frozenset[int]
+    ) -> Shard:
+        setting = self.setting
+        number = int(file.stem.rpartition("-")[2])
+        held_out = file.name.startswith(_EVALUATION)
+        first = number * setting.batch
+        size = self._size(file)
+        chosen = [prompts.prompt(first + i, held_out=held_out) for i in range(size)]
+        factors = [setting.factors[(first + i) % len(setting.factors)] for i in range(size)]
+        generator = torch.Generator().manual_seed(hash((setting.seed, held_out, number)) % 2**63)
+        return sample(verifier, chosen, factors, setting, end_tokens, generator)
+
+
+@torch.inference_mode()
+def sample(
+    verifier: Verifier,
+    prompts: Sequence[Sequence[int]],
+    factors: Sequence[float],
+    setting: DataSetting,
+    end_tokens: frozenset[int],
+    generator: torch.Generator,
+) -> Shard:
+    """Decode all prompts side by side to ``setting.output_tokens`` tokens each, keeping states and teachers.
+
+    Args:
+        verifier: with at least as many slots as prompts.
+        prompts: token ids of each.
+        factors: of the switch, of each.
+        setting: length and temperature.
+        end_tokens: tokens that end a sequence.
+        generator: on the CPU; draws the tokens.
+    """
+    rows = range(len(prompts))
+    logits, hidden = [], []
+    for slot in rows:
+        verifier.clear(slot)
+        *_, last = verifier.prefill(slot, prompts[slot], factors[slot])
+        assert last is not None
+        logits.append(last.logits)
+        hidden.append(last.hidden)
+    tokens: list[Tensor] = []
+    states: list[Tensor] = []
+    teachers: list[tuple[Tensor, Tensor]] = []
+    for step in range(setting.output_tokens):
+        probs = torch.softmax(torch.cat(logits).float() / setting.temperature, dim=-1)
+        drawn = _draw(probs, generator)
+        best = probs.topk(min(TEACHER_TOKENS, probs.shape[-1]), dim=-1)
+        tokens.append(drawn)
+        states.append(torch.cat(hidden).bfloat16().cpu())
+        teachers.append((best.indices.cpu(), best.values.half().cpu()))
+        if step + 1 == setting.output_tokens:
+            break
+        outputs = verifier.step([StepInput(i, [t], factor=factors[i]) for i, t in enumerate(drawn.tolist())])
+        for slot in rows:
+            verifier.keep(slot, [0])
+        logits = [output.logits for output in outputs]
+        hidden = [output.hidden for output in outputs]
+    for slot in rows:
+        verifier.clear(slot)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = torch.tensor(prompt)
+    ids = torch.stack(tokens, dim=1)
+    return Shard(
+        padded,
+        lengths,
+        ids,
+        _lengths(ids, end_tokens),
+        torch.stack(states, dim=1),
+        torch.stack([ids for ids, _ in teachers], dim=1),
+        torch.stack([probs for _, probs in teachers], dim=1),
+        torch.tensor(factors, dtype=torch.float32),
+    )
+
+
+def _draw(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One token a row by inverse CDF: ``[rows]`` on the CPU, the same on every device."""
+    uniform = torch.rand(len(probs), 1, generator=generator, dtype=torch.float32).to(probs.device)
+    cdf = probs.cumsum(dim=-1)
+    found = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)[:, 0]
+    return found.clamp(max=probs.shape[-1] - 1).cpu()
+
+
+def _lengths(tokens: Tensor, end_tokens: frozenset[int]) -> Tensor:
+    """Per row of ``tokens [rows, outputs]``: how many up to the first end token, and with it."""
+    ends = torch.isin(tokens, torch.tensor(sorted(end_tokens), dtype=torch.long))
+    first = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, tokens.shape[1])
+    return first.long()
+
+
+def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting, steps: int = 4) -> dict[str, Any]:
+    """Measured seconds and bytes of the whole data, from a few steps of one batch."""
+    size = min(setting.batch, setting.sequences)
+    short = DataSetting(batch=size, output_tokens=16, prompt_tokens=setting.prompt_tokens)
+    chosen = [prompts.prompt(i) for i in range(size)]
+    begin = time.perf_counter()
+    sample(verifier, chosen, [0.0] * size, short, frozenset(), torch.Generator().manual_seed(0))
+    per_token = (time.perf_counter() - begin) / (size * (short.output_tokens + steps))
+    tokens = (setting.sequences + setting.held_out) * setting.output_tokens
+    row = 2 * verifier.config.hidden_size + TEACHER_TOKENS * 6 + 4
+    return {"tokens": tokens, "seconds": tokens * per_token, "bytes": tokens * row}
