@@ -7,7 +7,7 @@ drafter costs time and never correctness.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ class Draft:
         proposal: for drafts that were *sampled*: row ``i`` is the distribution ``[vocab]`` from which the
             children of node ``i - 1`` were drawn without replacement (row 0: the children of the last verified
             token), shape ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each guess).
+        spec: run [SPEC] behind the last verified token and behind every node, and give its state to ``observe``.
+        source: which of a drafter's ways made it, where there are several; each is judged by itself.
     """
 
     token_ids: Sequence[int] = ()
     parents: Sequence[int] = ()
     probs: Sequence[float] = ()
     proposal: Tensor | None = field(default=None, compare=False)
+    spec: bool = False
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -49,7 +53,18 @@ class Draft:
         if count >= len(self):
             return self
         proposal = None if self.proposal is None else self.proposal[: count + 1]
-        return Draft(self.token_ids[:count], self.parents[:count], self.probs[:count], proposal)
+        return replace(
+            self,
+            token_ids=self.token_ids[:count],
+            parents=self.parents[:count],
+            probs=self.probs[:count],
+            proposal=proposal,
+        )
+
+    def rows(self, count: int | None = None) -> int:
+        """Rows of the step that verifies the first ``count`` nodes (all): the last token's, theirs, [SPEC]'s."""
+        count = len(self) if count is None else count
+        return (count + 1) * 2 if self.spec and count else count + 1
 
 
 EMPTY_DRAFT = Draft()
@@ -60,6 +75,10 @@ class Drafter(Protocol):
 
     Life cycle of one request: ``start`` once, then any number of ``propose`` / ``observe`` pairs, then ``stop``
     exactly once, also when the request is cancelled or fails. The engine is the only caller, from one thread.
+
+    A drafter that needs the verifier has a method ``bind(model: PreTrainedModel, identity: str | None)`` besides,
+    called once before all else; it raises `UsageError` where the drafter was made for another model. One that
+    wants the verifier to run [SPEC] has an attribute ``spec_embedding``, ``[hidden_size]``, from then on.
     """
 
     name: str
@@ -77,7 +96,8 @@ class Drafter(Protocol):
             request_id: the request.
             token_ids: tokens appended to the output since the last call, at least one.
             hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the last
-                of ``token_ids`` (the state that predicted it); None unless ``needs_hidden``.
+                of ``token_ids`` (the state that predicted it), or that of [SPEC] behind the same token where it
+                was run; None unless ``needs_hidden``.
         """
         ...
 

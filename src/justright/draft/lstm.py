@@ -176,6 +176,10 @@ class LstmModel(nn.Module):
         out: Tensor = self.head(state)
         return out if self.shared_head is None else F.linear(out, self.shared_head.to(out.dtype))
 
+    def forward(self, hidden: Tensor, token_ids: Tensor) -> list[Tensor]:
+        """`unroll`."""
+        return self.unroll(hidden, token_ids)
+
     def unroll(self, hidden: Tensor, token_ids: Tensor) -> list[Tensor]:
         """Logits of all steps along known tokens (training, and the reference for drafting).
 

@@ -44,12 +44,30 @@ class StepInput:
         token_ids: the root and the draft's nodes, in topological order.
         parents: parent of every node but the root, as indices into ``token_ids``; None for a chain.
         factor: of the switch, for all of them.
+        spec: how many [SPEC] stand behind them, one behind each of the last ``spec`` tokens: each sees what its
+            token sees and itself, and nothing sees it.
     """
 
     slot: int
     token_ids: Sequence[int]
     parents: Sequence[int] | None = None
     factor: float = 0.0
+    spec: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Tokens to run, [SPEC] included."""
+        return len(self.token_ids) + self.spec
+
+    def laid_out(self) -> StepInput:
+        """The same with [SPEC] as tokens: leaves of the tree, one position behind their parents."""
+        count = len(self.token_ids)
+        if not self.spec or (self.spec == 1 and self.parents is None):
+            parents = self.parents  # one behind a chain ends it
+        else:
+            own = range(count - 1) if self.parents is None else self.parents
+            parents = [*own, *range(count - self.spec, count)]
+        return StepInput(self.slot, [*self.token_ids, *([0] * self.spec)], parents, self.factor)
 
     def padded(self, size: int) -> StepInput:
         """The same with meaningless nodes behind, ``size`` in all; no other node sees them."""
@@ -65,10 +83,12 @@ class StepOutput:
     Attributes:
         logits: ``[tokens, vocab]``.
         hidden: ``[tokens, hidden_size]``, after the final norm.
+        spec_hidden: ``[spec, hidden_size]``, that of each [SPEC]; None without any.
     """
 
     logits: Tensor
     hidden: Tensor
+    spec_hidden: Tensor | None = None
 
 
 class Verifier:
@@ -115,6 +135,8 @@ class Verifier:
         self.max_tokens = min(max_tokens or self.context, self.context, reach)
         self.cache = self._new_cache(slots)
         self.switch: AppliedSwitch | None = None
+        self.spec_embedding: Tensor | None = None
+        """``[hidden_size]``: what [SPEC] is to the first layer; a drafter brings it."""
         self._held: list[list[tuple[int, float]]] = [[] for _ in range(slots)]
         self._last: dict[int, StepInput] = {}
 
@@ -191,9 +213,11 @@ class Verifier:
         return shared
 
     def prefill(
-        self, slot: int, token_ids: Sequence[int], factor: float = 0.0
+        self, slot: int, token_ids: Sequence[int], factor: float = 0.0, *, spec: bool = False
     ) -> Iterator[StepOutput | None]:
         """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
+
+        ``spec`` runs a [SPEC] behind its last token, if there is room for it.
 
         Yields:
             None after each chunk but the last (a place to stop), then the output of the last token.
@@ -212,7 +236,9 @@ class Verifier:
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            [output] = self._forward([StepInput(slot, chunk, factor=factor)], only_last=True)
+            behind = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            [output] = self._forward([one], only_last=True)
             self.keep(slot, range(len(chunk)))
             yield output if last else None
 
@@ -226,12 +252,9 @@ class Verifier:
             return self._forward(inputs, only_last=False)
         assert [one.slot for one in inputs] == list(range(len(inputs)))
         for one in inputs:
-            self.cache.reserve(one.slot, len(one.token_ids))
-        longest = max(len(one.token_ids) for one in inputs)
-        size = next((n for n in _STATIC_SIZES if n >= longest), longest)
-        outputs = self._forward([one.padded(size) for one in inputs], only_last=False)
-        counts = [len(one.token_ids) for one in inputs]
-        return [StepOutput(o.logits[:n], o.hidden[:n]) for o, n in zip(outputs, counts, strict=True)]
+            self.cache.reserve(one.slot, one.rows)
+        longest = max(one.rows for one in inputs)
+        return self._forward(inputs, next((n for n in _STATIC_SIZES if n >= longest), longest))
 
     def keep(self, slot: int, path: Sequence[int]) -> None:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
@@ -272,26 +295,34 @@ class Verifier:
         return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
 
     @torch.inference_mode()
-    def _forward(self, inputs: Sequence[StepInput], *, only_last: bool) -> list[StepOutput]:
-        plan = self._plan(inputs, static=self.cache.static and not only_last)
-        flat = torch.tensor([[t for one in inputs for t in one.token_ids]], device=self.device)
-        ends = [run.start + len(run) for run in plan.runs]
-        wanted = torch.tensor([end - 1 for end in ends], device=self.device) if only_last else 0
-        with self._head_input() as captured, self._switched(inputs):
+    def _forward(
+        self, inputs: Sequence[StepInput], size: int | None = None, *, only_last: bool = False
+    ) -> list[StepOutput]:
+        """Run all sequences' tokens in one flat row; with ``size`` each padded to as many."""
+        laid_out = [one.laid_out() for one in inputs]
+        if size is not None:
+            laid_out = [one.padded(size) for one in laid_out]
+        plan = self._plan(laid_out, static=size is not None)
+        flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)
+        tokens, specs = _rows(inputs, [run.start for run in plan.runs], only_last=only_last)
+        wanted = [row for rows in tokens for row in rows]
+        keep = 0 if len(wanted) == flat.shape[1] else torch.tensor(wanted, device=self.device)
+        with self._head_input() as captured, self._last_states(specs) as states, self._switched(laid_out):
             logits = self.model(
                 input_ids=flat,
                 position_ids=plan.positions[None],
                 use_cache=False,
-                logits_to_keep=wanted,
+                logits_to_keep=keep,
                 justright_plan=plan,
             ).logits[0]
         hidden = captured[0][0]
-        if only_last:
-            return [StepOutput(logits[i : i + 1], hidden[i : i + 1]) for i in range(len(inputs))]
-        return [
-            StepOutput(logits[run.start : end], hidden[run.start : end])
-            for run, end in zip(plan.runs, ends, strict=True)
-        ]
+        outputs, begin = [], 0
+        for own, spec in zip(tokens, specs, strict=True):
+            span = slice(begin, begin + len(own))
+            behind = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            begin = span.stop
+        return outputs
 
     def _plan(self, inputs: Sequence[StepInput], *, static: bool) -> StepPlan:
         runs = []
@@ -324,6 +355,30 @@ class Verifier:
         return self.switch.rows([one.factor for one in inputs for _ in one.token_ids])
 
     @contextlib.contextmanager
+    def _last_states(self, specs: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Put [SPEC]'s embedding into its rows of the flat step, and catch all states ``[rows, hidden_size]``."""
+        rows = [row for rows in specs for row in rows]
+        states: list[Tensor] = []
+        if not rows:
+            yield states
+            return
+        assert self.spec_embedding is not None, "no drafter brought a [SPEC] embedding"
+        embedding, index = self.spec_embedding, torch.tensor(rows, device=self.device)
+
+        def replace(_: Any, args: Any, output: Tensor) -> Tensor:
+            return output.index_copy(1, index, embedding.to(output.dtype).expand(1, len(rows), -1))
+
+        handles = [
+            self.model.get_input_embeddings().register_forward_hook(replace),
+            self.model.base_model.register_forward_hook(lambda _, args, output: states.append(output[0][0])),
+        ]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
     def _head_input(self) -> Iterator[list[Tensor]]:
         """Catch what goes into the head: the hidden states after the final norm."""
         captured: list[Tensor] = []
@@ -333,6 +388,18 @@ class Verifier:
             yield captured
         finally:
             handle.remove()
+
+
+def _rows(
+    inputs: Sequence[StepInput], starts: Sequence[int], *, only_last: bool
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Per sequence, whose rows begin at ``starts``: rows whose logits are wanted, and rows of its [SPEC]."""
+    tokens, specs = [], []
+    for one, start in zip(inputs, starts, strict=True):
+        end = start + len(one.token_ids)
+        tokens.append(list(range(end - 1 if only_last else start, end)))
+        specs.append(list(range(end, end + one.spec)))
+    return tokens, specs
 
 
 def tree_shape(parents: Sequence[int]) -> tuple[Tensor, Tensor]:

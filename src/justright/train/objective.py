@@ -34,6 +34,10 @@ class Prefixes:
     sequence: Tensor
     position: Tensor
 
+    def take(self, rows: Tensor) -> Prefixes:
+        """Some of them."""
+        return Prefixes(*(getattr(self, name)[rows] for name in self.__slots__))
+
 
 def prefixes(shard: Shard, rows: Tensor, steps: int) -> Prefixes:
     """All prefixes of the sequences ``rows`` (indices) of a shard that have at least one token to guess."""

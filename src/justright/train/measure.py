@@ -1,0 +1,86 @@
+"""How well a drafter guesses on held-out prompts, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.draft.lstm import LstmModel
+from justright.train.data import Shard
+from justright.train.objective import Prefixes, prefixes
+from justright.train.spec import states_behind
+
+_EVERY = 4
+_TOP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """On held-out prompts.
+
+    Attributes:
+        steps: share of step-m guesses, behind the right tokens, that are the verifier's most likely token.
+        top: the same for the drafter's four most likely tokens.
+        length: tokens a verification would emit with a chain of the most likely guesses against sampled text.
+        spec_steps: as ``steps``, from [SPEC]'s states; None where there are none.
+        spec_length: as ``length``, from [SPEC]'s states.
+    """
+
+    steps: list[float]
+    top: list[float]
+    length: float
+    spec_steps: list[float] | None = None
+    spec_length: float | None = None
+
+
+@torch.no_grad()
+def measure(
+    model: LstmModel, shards: Iterable[Shard], verifier: PreTrainedModel | None, device: torch.device
+) -> Accuracy:
+    """Accuracy over every fourth prefix of the shards; with ``verifier`` from [SPEC]'s states too."""
+    plain, spec = _Counts(model), _Counts(model)
+    for shard in shards:
+        for begin in range(0, len(shard.tokens), 16):
+            rows = torch.arange(begin, min(begin + 16, len(shard.tokens)))
+            batch = prefixes(shard, rows, model.config.steps)
+            batch = batch.take(torch.arange(begin % _EVERY, len(batch.tokens), _EVERY))
+            if not len(batch.tokens):
+                continue
+            plain.add(batch, batch.hidden, device)
+            if verifier is not None and model.spec is not None:
+                spec.add(batch, states_behind(verifier, model.spec, shard, batch, device), device)
+    steps, top, length = plain.shares()
+    if not spec.prefixes:
+        return Accuracy(steps, top, length)
+    spec_steps, _, spec_length = spec.shares()
+    return Accuracy(steps, top, length, spec_steps, spec_length)
+
+
+class _Counts:
+    def __init__(self, model: LstmModel) -> None:
+        self.model = model
+        self.prefixes = 0
+        zeros = [0.0] * model.config.steps
+        self.right, self.among, self.valid, self.alive = list(zeros), list(zeros), list(zeros), list(zeros)
+
+    def add(self, batch: Prefixes, hidden: Tensor, device: torch.device) -> None:
+        logits = self.model(hidden.to(device), batch.tokens.to(device))
+        alive = torch.ones(len(batch.tokens), dtype=torch.bool)
+        self.prefixes += len(batch.tokens)
+        for i, one in enumerate(logits):
+            guesses = self.model.vocab[one.topk(min(_TOP, one.shape[-1])).indices].cpu()
+            best, valid = batch.teacher_ids[:, i, :1], batch.valid[:, i]
+            self.right[i] += float(((guesses[:, :1] == best)[:, 0] & valid).sum())
+            self.among[i] += float(((guesses == best).any(-1) & valid).sum())
+            self.valid[i] += float(valid.sum())
+            alive &= (guesses[:, 0] == batch.targets[:, i]) & valid
+            self.alive[i] += float(alive.sum())
+
+    def shares(self) -> tuple[list[float], list[float], float]:
+        steps = [a / max(b, 1.0) for a, b in zip(self.right, self.valid, strict=True)]
+        top = [a / max(b, 1.0) for a, b in zip(self.among, self.valid, strict=True)]
+        return steps, top, 1 + sum(self.alive) / max(self.prefixes, 1)

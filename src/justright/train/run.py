@@ -1,0 +1,352 @@
+"""Training a drafter: data, then its steps on cached states, then with [SPEC]; resumable at any point.
+
+The state after a step depends on the setting, the data and the step alone: batches are drawn by step, and a
+checkpoint holds weights, the optimizers' moments and the curve so far.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.draft.lstm import LstmModel
+from justright.errors import ResourceError, UsageError
+from justright.train.data import SelfGenerated, Shard
+from justright.train.frozen import has_bfloat16
+from justright.train.measure import Accuracy, measure
+from justright.train.objective import DraftLoss, Prefixes, prefixes
+from justright.train.spec import states_behind
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSetting:
+    """How a drafter is trained.
+
+    Attributes:
+        epochs: passes over the data, on the verifier's plain states.
+        rows: sequences a step.
+        rate: peak learning rate (of Muon on matrices; a fifth of it of AdamW on the rest).
+        decay: share of the steps, at the end, in which the rate falls to zero.
+        spec_steps: steps with [SPEC] behind them; 0: none.
+        spec_rows: sequences a step with [SPEC].
+        spec_every: every how many tokens a [SPEC] stands there.
+        spec_rate: peak learning rate of these steps.
+        evaluate_every: steps between evaluations on held-out prompts.
+        patience: evaluations without a better one after which a phase ends; 0: never.
+        seed: of weights and batches.
+    """
+
+    epochs: float = 2.0
+    rows: int = 8
+    rate: float = 0.012
+    decay: float = 0.5
+    spec_steps: int = 300
+    spec_rows: int = 4
+    spec_every: int = 2
+    spec_rate: float = 0.004
+    evaluate_every: int = 100
+    patience: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "rows", "rate", "spec_rows", "spec_every", "spec_rate", "evaluate_every"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: above 0")
+        for name in ("spec_steps", "patience"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"decay is {self.decay}; allowed: above 0, up to 1")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands; what a report gets.
+
+    Attributes:
+        phase: "drafter" or "spec".
+        step: steps done in this phase.
+        steps: of this phase.
+        loss: of the last step.
+        prefixes_per_s: of the last step.
+        accuracy: of the last evaluation.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    loss: float = math.nan
+    prefixes_per_s: float = 0.0
+    accuracy: Accuracy | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class _State:
+    """What a checkpoint holds beside tensors."""
+
+    phase: str = "drafter"
+    step: int = 0
+    seconds: float = 0.0
+    best: float = 0.0
+    worse: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Training:
+    """One drafter's training in one folder, from wherever it stands.
+
+    Args:
+        model: freshly made; replaced by the checkpoint's weights if there is one.
+        data: the verifier's own texts, complete.
+        setting: how long and how fast.
+        folder: where the checkpoint lives.
+        verifier: frozen, for [SPEC]; None where the model has none.
+        accelerator: of accelerate; several processes share the rows of a step.
+
+    Raises:
+        UsageError: the folder holds the checkpoint of another training.
+    """
+
+    def __init__(
+        self,
+        model: LstmModel,
+        data: SelfGenerated,
+        setting: TrainSetting,
+        folder: Path,
+        *,
+        verifier: PreTrainedModel | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.accelerator = accelerator or Accelerator()
+        self.device = self.accelerator.device
+        self.model = model.to(self.device)
+        self.data = data
+        self.setting = setting
+        self.folder = folder
+        self.verifier = verifier
+        self.state = _State()
+        record = {"model": asdict(model.config), "setting": asdict(setting), "data": asdict(data.setting)}
+        self._record = json.loads(json.dumps(record))
+        self._loss = DraftLoss(model.vocab, model.config.vocab_size)
+        self._shard: tuple[int, Shard] | None = None
+        self._optimizers = self._make_optimizers()
+        self._wrapped: Any = self.accelerator.prepare(self.model)
+        if (folder / "state.json").exists():
+            self._load()
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Steps of each phase."""
+        per_epoch = self.data.setting.sequences / (self.setting.rows * self.accelerator.num_processes)
+        found = {"drafter": max(1, round(self.setting.epochs * per_epoch))}
+        if self.verifier is not None and self.model.spec is not None and self.setting.spec_steps:
+            found["spec"] = self.setting.spec_steps
+        return found
+
+    def run(self, report: Report = lambda _: None, *, save_every_s: float = 60.0) -> Accuracy:
+        """Train to the end, saving every so often and when interrupted; returns the last evaluation.
+
+        Raises:
+            ResourceError: the loss is no number any more.
+        """
+        saved = time.monotonic()
+        names = list(self.phases)
+        accuracy = self.evaluate() if self.state.phase == "done" else None
+        try:
+            while self.state.phase != "done":
+                phase, steps = self.state.phase, self.phases[self.state.phase]
+                begin = time.perf_counter()
+                loss, count = self.take_step()
+                took = time.perf_counter() - begin
+                self.state.seconds += took
+                now = Progress(phase, self.state.step, steps, loss, count / took)
+                last = self.state.step == steps
+                if last or self.state.step % self.setting.evaluate_every == 0:
+                    now.accuracy = accuracy = self.evaluate()
+                    self.state.curve.append({"phase": phase, "step": now.step, "loss": loss, **asdict(accuracy)})
+                    last |= self._got_no_better(accuracy)
+                report(now)
+                if last:
+                    rest = names[names.index(phase) + 1 :]
+                    self.state.phase, self.state.step = (rest or ["done"])[0], 0
+                    self.state.best, self.state.worse = 0.0, 0
+                if last or time.monotonic() - saved > save_every_s:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            self.save()
+        assert accuracy is not None
+        return accuracy
+
+    def take_step(self) -> tuple[float, int]:
+        """One optimizer step of the phase that is on; returns its loss and how many prefixes it saw."""
+        phase, step = self.state.phase, self.state.step
+        rate = self.setting.rate if phase == "drafter" else self.setting.spec_rate
+        steps = self.phases[phase]
+        share = min(1.0, (step + 1) / 20, (steps - step) / (self.setting.decay * steps))
+        for optimizer, factor in zip(self._optimizers, (1.0, 0.2), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share * factor
+        loss, count = self._plain_loss(step) if phase == "drafter" else self._spec_loss(step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ResourceError(
+                f"the loss of step {step} ({phase}) is {value}: the rate {rate} is too high, or the data is damaged. "
+                f"Delete {self.folder} and begin anew with a lower --rate"
+            )
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self.state.step += 1
+        return value, count
+
+    def evaluate(self) -> Accuracy:
+        """On the held-out prompts."""
+        self.model.eval()
+        spec = self.verifier if self.state.phase in ("spec", "done") else None
+        found = measure(self.model, self.data.shards(self.data.held_out_files), spec, self.device)
+        self.model.train()
+        return found
+
+    def _plain_loss(self, step: int) -> tuple[Tensor, int]:
+        shard, rows = self._batch(step, self.setting.rows)
+        batch = prefixes(shard, rows, self.model.config.steps)
+        return self._draft_loss(batch, batch.hidden.to(self.device)), len(batch.tokens)
+
+    def _spec_loss(self, step: int) -> tuple[Tensor, int]:
+        """Both losses of [SPEC], and the drafter's on plain states, so that it goes on to take either."""
+        assert self.verifier is not None and self.model.spec is not None
+        shard, rows = self._batch(step, self.setting.spec_rows)
+        batch = prefixes(shard, rows, self.model.config.steps)
+        batch = batch.take(torch.arange(step % self.setting.spec_every, len(batch.tokens), self.setting.spec_every))
+        states = states_behind(self.verifier, self.model.spec, shard, batch, self.device)
+        loss = self._draft_loss(batch, torch.cat([states, batch.hidden.to(self.device)]), twice=True)
+        # The verifier's own head on [SPEC]: the token two past the prefix.
+        head = self.verifier.get_output_embeddings().weight[self.model.vocab]
+        logits = states.to(head.dtype) @ head.T
+        own, _ = self._loss.step(
+            logits, *(t[:, 0].to(self.device) for t in (batch.teacher_ids, batch.teacher_probs, batch.valid))
+        )
+        return loss + own, len(batch.tokens)
+
+    def _draft_loss(self, batch: Prefixes, hidden: Tensor, *, twice: bool = False) -> Tensor:
+        """Mean over the steps; ``twice``: the rows of ``hidden`` are those of the batch two times over."""
+        tokens, ids, probs, valid = (
+            torch.cat([t, t]).to(self.device) if twice else t.to(self.device)
+            for t in (batch.tokens, batch.teacher_ids, batch.teacher_probs, batch.valid)
+        )
+        half = self.device.type != "cpu" or has_bfloat16()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            logits = self._wrapped(hidden, tokens)
+        losses = [
+            self._loss.step(one, ids[:, i], probs[:, i], valid[:, i])[0] for i, one in enumerate(logits)
+        ]
+        return torch.stack(losses).mean()
+
+    def _batch(self, step: int, size: int) -> tuple[Shard, Tensor]:
+        """The sequences of a step: shards in a random order each epoch, each of them walked through once."""
+        files = self.data.training_files
+        of_all = self.accelerator.num_processes
+        batch = self.data.setting.batch
+        each = max(1, batch // (size * of_all))
+        epoch, place = divmod(step // each, len(files))
+        order = _shuffled(len(files), self.setting.seed, epoch)
+        number = int(order[place])
+        if self._shard is None or self._shard[0] != number:
+            self._shard = number, Shard.read(files[number])
+        shard = self._shard[1]
+        rows = _shuffled(len(shard.tokens), self.setting.seed + 1, epoch * len(files) + number)
+        mine = step % each * size * of_all + self.accelerator.process_index * size
+        chosen = rows[mine : mine + size]
+        return shard, chosen if len(chosen) else rows[:size]
+
+    def _got_no_better(self, accuracy: Accuracy) -> bool:
+        """Note an evaluation; True if patience is at its end."""
+        score = accuracy.spec_length if self.state.phase == "spec" else accuracy.length
+        if score is None or score > self.state.best:
+            self.state.best, self.state.worse = score or 0.0, 0
+        else:
+            self.state.worse += 1
+        return 0 < self.setting.patience <= self.state.worse
+
+    def _make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices (Jordan 2024), AdamW for the rest and for what is looked up."""
+        looked_up = {"embedding.weight"} if self.model.config.embedding == "own" else set()
+        named = dict(self.model.named_parameters())
+        matrices = [p for n, p in named.items() if p.ndim == 2 and n not in looked_up]
+        rest = [p for n, p in named.items() if p.ndim != 2 or n in looked_up]
+        muon = torch.optim.Muon(
+            matrices, lr=self.setting.rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        )
+        return [muon, torch.optim.AdamW(rest, lr=self.setting.rate, weight_decay=0.0, betas=(0.9, 0.95))]
+
+    def save(self) -> None:
+        """Write the checkpoint; the folder changes from the old one to the new one at once."""
+        if not self.accelerator.is_main_process:
+            return
+        partial = self.folder.with_name(self.folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({n: p.detach().contiguous() for n, p in self.model.named_parameters()}, partial / "weights.safetensors")
+        save_file(dict(self._moments()), partial / "optimizer.safetensors")
+        state = {"of": self._record, **asdict(self.state)}
+        (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.replace(old)
+        partial.replace(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _moments(self) -> Iterator[tuple[str, Tensor]]:
+        names = {p: name for name, p in self.model.named_parameters()}
+        for optimizer in self._optimizers:
+            for parameter, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    if isinstance(value, Tensor):
+                        yield f"{names[parameter]}/{key}", value.contiguous()
+
+    def _load(self) -> None:
+        state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        if (found := state.pop("of")) != self._record:
+            differing = [k for k in self._record if found.get(k) != self._record[k]]
+            raise UsageError(
+                f"{self.folder} holds another training's checkpoint (its {' and '.join(differing)} differ): give "
+                "another output, or delete it to begin anew"
+            )
+        self.state = _State(**state)
+        weights = load_file(self.folder / "weights.safetensors")
+        moments = load_file(self.folder / "optimizer.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+        for optimizer in self._optimizers:
+            held = {p for group in optimizer.param_groups for p in group["params"]}
+            for name, parameter in self.model.named_parameters():
+                keys = [k for k in moments if k.startswith(f"{name}/")] if parameter in held else []
+                if keys:
+                    optimizer.state[parameter] = {
+                        k.rpartition("/")[2]: moments[k].to(self.device if moments[k].ndim else "cpu") for k in keys
+                    }
+
+
+def _shuffled(count: int, seed: int, turn: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + turn))
