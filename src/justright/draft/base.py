@@ -76,9 +76,13 @@ class Drafter(Protocol):
     Life cycle of one request: ``start`` once, then any number of ``propose`` / ``observe`` pairs, then ``stop``
     exactly once, also when the request is cancelled or fails. The engine is the only caller, from one thread.
 
-    A drafter that needs the verifier has a method ``bind(model: PreTrainedModel, identity: str | None)`` besides,
+    A drafter that needs the verifier has a method ``bind(model: PreTrainedModel, path: Path | None)`` besides,
     called once before all else; it raises `UsageError` where the drafter was made for another model. One that
-    wants the verifier to run [SPEC] has an attribute ``spec_embedding``, ``[hidden_size]``, from then on.
+    wants the verifier to run [SPEC] has an attribute ``spec_embedding``, ``[hidden_size]``, from then on. One that
+    wants the verifier's most likely tokens has an attribute ``candidates``, how many, and a method
+    ``recycle(request_id, token_ids, candidates)``, called for all tokens that were run, accepted or not. One whose
+    proposals take time may have a method ``propose_cheaply``, called instead while it rests (see
+    `justright.engine.speculation`).
     """
 
     name: str

@@ -29,7 +29,34 @@ def _suffix(**options: object) -> Drafter:
     return SuffixDrafter(SuffixOptions(**options))  # type: ignore[arg-type]  # SuffixOptions checks each
 
 
-BUILT_IN: dict[str, Callable[..., Drafter | None]] = {"none": _none, "suffix": _suffix}
+def _lstm(**options: object) -> Drafter:
+    from justright.draft.lstm_drafter import LstmDrafter, LstmOptions
+
+    _check_options("lstm", LstmOptions, options)
+    return LstmDrafter(LstmOptions(**options))  # type: ignore[arg-type]
+
+
+def _hybrid(**options: object) -> Drafter:
+    from justright.draft.hybrid import HybridDrafter, HybridOptions
+
+    _check_options("hybrid", HybridOptions, options)
+    return HybridDrafter(HybridOptions(**options))  # type: ignore[arg-type]
+
+
+def _recycling(**options: object) -> Drafter:
+    from justright.draft.recycling import RecyclingDrafter, RecyclingOptions
+
+    _check_options("recycling", RecyclingOptions, options)
+    return RecyclingDrafter(RecyclingOptions(**options))  # type: ignore[arg-type]
+
+
+BUILT_IN: dict[str, Callable[..., Drafter | None]] = {
+    "none": _none,
+    "suffix": _suffix,
+    "lstm": _lstm,
+    "hybrid": _hybrid,
+    "recycling": _recycling,
+}
 
 
 def drafter_names() -> list[str]:

@@ -48,6 +48,7 @@ class Engine:
         cost: measured step costs; None verifies every draft in full.
         stop_token_ids: the model's end tokens.
         adapter: the switch to the model's fast twin.
+        path: the checkpoint, if it has one.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Engine:
         cost: StepCost | None = None,
         stop_token_ids: frozenset[int] = frozenset(),
         adapter: Adapter | None = None,
+        path: Path | None = None,
     ) -> None:
         self.options = options or EngineOptions()
         self.verifier = verifier
+        self.path = path
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.cost = cost
@@ -113,6 +116,7 @@ class Engine:
             max_tokens=options.max_context,
             prefill_chunk=options.prefill_chunk,
         )
+        bind(drafter, verifier, path)
         engine = cls(
             verifier,
             tokenizer,
@@ -120,6 +124,7 @@ class Engine:
             drafter=drafter,
             stop_token_ids=end_tokens(path, tokenizer),
             adapter=adapter,
+            path=path,
         )
         if drafter is not None and options.adaptive:
             engine.cost = engine.measured_cost(path)
@@ -229,19 +234,22 @@ class Engine:
 
     def with_draft(self, draft: str, *, adaptive: bool = True, **options: Any) -> Engine:
         """The same loaded model with another drafter (and its options); run one of the engines at a time."""
+        drafter = create_drafter(draft, **options)
+        bind(drafter, self.verifier, self.path)
         engine = Engine(
             self.verifier,
             self.tokenizer,
             options=self.options,
-            drafter=create_drafter(draft, **options),
+            drafter=drafter,
             cost=self.cost,
             stop_token_ids=self.stop_token_ids,
             adapter=None if self.modes is None else self.modes.adapter,
+            path=self.path,
         )
         if not adaptive:
             engine.cost = None
         elif engine.drafter is not None and engine.cost is None:
-            engine.cost = engine.measured_cost(None)
+            engine.cost = engine.measured_cost(self.path)
         return engine
 
     def measured_cost(self, path: Path | None) -> StepCost:
@@ -281,6 +289,16 @@ class Engine:
         if self.tokenizer is None:
             raise UsageError("this engine has no tokenizer: give token ids, and no stop strings")
         return self.tokenizer
+
+
+def bind(drafter: Drafter | None, verifier: Verifier, path: Path | None) -> None:
+    """Join a drafter that needs the verifier to it; others have nothing to join.
+
+    Raises:
+        JustrightError: it is for another model, or there is none for this one.
+    """
+    if drafter is not None and hasattr(drafter, "bind"):
+        drafter.bind(verifier.model, path)
 
 
 def read_switch(switch: str, model: Path) -> Adapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class DecodeLoop:
         self.verifier = verifier
         self.tokenizer = tokenizer
         self.drafter = drafter
+        verifier.spec_embedding = getattr(drafter, "spec_embedding", None)
         self.cost = cost
         self.max_draft = max_draft
         self.reuse_prefix = reuse_prefix
@@ -126,7 +127,7 @@ class DecodeLoop:
         verified = self._verify(active, EMPTY_DRAFT, output)
         stats.prefill_s += time.perf_counter() - begin
         stats.near_ties += verified.near_ties
-        yield self._emit(active, verified.token_ids, 0, output.hidden[0])
+        yield self._emit(active, verified.token_ids, 0, _state(output, 0))
 
     def _begin(self, request: Request) -> _Active:
         """Give a request the next free slot, empty but for what it can reuse."""
@@ -154,7 +155,8 @@ class DecodeLoop:
         request = active.request
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
-        for chunk in self.verifier.prefill(self._active.index(active), new, _prefill_factor(request)):
+        slot, spec = self._active.index(active), self.verifier.spec_embedding is not None
+        for chunk in self.verifier.prefill(slot, new, _prefill_factor(request), spec=spec):
             output = chunk
             if request.cancelled:
                 return None
@@ -175,6 +177,7 @@ class DecodeLoop:
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)
+        self._recycle(batch, drafts, outputs)
         checked = time.perf_counter()
         # What was forced is nobody's guess.
         drafts = [EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)]
@@ -197,7 +200,7 @@ class DecodeLoop:
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
-            yield self._emit(active, one.token_ids, accepted, output.hidden[one.path[-1]])
+            yield self._emit(active, one.token_ids, accepted, _state(output, one.path[-1]))
 
     def _verify(self, active: _Active, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, or of forced tokens in its place, and the token behind it."""
@@ -240,25 +243,45 @@ class DecodeLoop:
         """Proposals of the drafter, and the same cut to what pays."""
         if self.drafter is None:
             return [EMPTY_DRAFT] * len(batch), [EMPTY_DRAFT] * len(batch)
-        proposals = []
-        for slot, active in enumerate(batch):
-            left = active.request.max_tokens - len(active.request.token_ids) - 1
-            room = self.verifier.max_tokens - self.verifier.cache.lengths[slot] - 1
-            limit = min(self.max_draft, left, room)
-            draft = self.drafter.propose(active.request.id, limit) if limit > 0 else EMPTY_DRAFT
-            proposals.append(draft.first(max(limit, 0)))
+        proposals = [self._propose(self.drafter, slot, active) for slot, active in enumerate(batch)]
         if self.cost is None:
             return proposals, list(proposals)
         records = [active.record for active in batch]
         chosen = choose(proposals, records, self.verifier.cache.lengths[: len(batch)], self.cost)
         for active, proposal, draft in zip(batch, proposals, chosen, strict=True):
-            if not len(draft):
+            if len(proposal) and not len(draft):
                 active.record.set_aside(proposal)
         return proposals, chosen
 
+    def _propose(self, drafter: Drafter, slot: int, active: _Active) -> Draft:
+        """One sequence's proposal, within the limits of its request and of the cache."""
+        left = active.request.max_tokens - len(active.request.token_ids) - 1
+        room = self.verifier.max_tokens - self.verifier.cache.lengths[slot] - 1
+        limit = min(self.max_draft, left, room)
+        if limit < 1:
+            return EMPTY_DRAFT
+        begin = time.perf_counter()
+        propose = drafter.propose
+        if self.cost is not None and active.record.rests():
+            propose = getattr(drafter, "propose_cheaply", lambda *_: EMPTY_DRAFT)
+        draft = propose(active.request.id, limit).first(limit)
+        active.record.drafted(draft, time.perf_counter() - begin)
+        if draft.rows() > room + 1:  # no place for its [SPEC]
+            return replace(draft, spec=False)
+        return draft
+
+    def _recycle(
+        self, batch: Sequence[_Active], drafts: Sequence[Draft], outputs: Sequence[StepOutput]
+    ) -> None:
+        """Give a drafter that wants them the most likely tokens behind all that was run."""
+        count = getattr(self.drafter, "candidates", 0)
+        for active, draft, output in zip(batch, drafts, outputs, strict=True) if count else ():
+            found = output.logits.topk(count, dim=-1).indices.tolist()
+            self.drafter.recycle(active.request.id, [active.last_token, *draft.token_ids], found)  # type: ignore[union-attr]
+
     def _learn_cost(self, batch: Sequence[_Active], drafts: Sequence[Draft], seconds: float) -> None:
         if self.cost is not None:
-            tokens = sum(len(draft) + 1 for draft in drafts)
+            tokens = sum(draft.rows() for draft in drafts)
             past = sum(self.verifier.cache.lengths[: len(batch)]) // len(batch)
             self.cost.observe(tokens, past, seconds)
 
@@ -385,6 +408,11 @@ class DecodeLoop:
             self.drafter.stop(active.request.id)
 
 
+def _state(output: StepOutput, node: int) -> Tensor:
+    """What a drafter goes on from behind ``node``: [SPEC]'s state if it was run there, else the node's own."""
+    return output.hidden[node] if output.spec_hidden is None else output.spec_hidden[node]
+
+
 def _prefill_factor(request: Request) -> float:
     plan = request.plan
     return plan.factor if plan.prefill is None else plan.prefill
@@ -398,4 +426,5 @@ def _step_input(slot: int, active: _Active, draft: Draft) -> StepInput:
     tokens = [active.last_token, *draft.token_ids]
     chain = all(parent == index - 1 for index, parent in enumerate(draft.parents))
     parents = None if chain else [parent + 1 for parent in draft.parents]
-    return StepInput(slot, tokens, parents, active.factor)
+    spec = len(tokens) if draft.spec and len(draft) else 0
+    return StepInput(slot, tokens, parents, active.factor, spec)

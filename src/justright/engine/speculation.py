@@ -21,33 +21,59 @@ _MEMORY = 0.8
 _PRIOR = 0.7
 _BINS = 8
 _MAX_SHADOWS = 4
+_FREE_S = 0.0005
+_PATIENCE = 3
+_LONGEST_REST = 16
+"""A drafter that takes less time a proposal is asked always; another rests, after three proposals set aside, for 1, 2,
+4, ... up to 16 steps."""
 
 
 @dataclass(slots=True)
 class Speculation:
     """One request's record of its drafts.
 
-    ``reliability[b]`` is the recent ratio of accepted to expected tokens for drafts proposed with 2**b to
-    2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. Mutated by `verified`, `set_aside` and
-    `emitted` only.
+    ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source proposed
+    with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. ``draft_s[source]`` is the recent
+    time that a proposal takes. Mutated by its methods only.
+
+    A drafter whose proposals are set aside again and again is not even asked for a while: its time is lost too.
     """
 
-    reliability: list[float] = field(default_factory=lambda: [_PRIOR] * _BINS)
+    reliability: dict[tuple[str, int], float] = field(default_factory=dict)
+    draft_s: dict[str, float] = field(default_factory=dict)
     _shadows: list[_Shadow] = field(default_factory=list)
+    _aside: int = 0
+    _rest: int = 0
 
     def expected(self, draft: Draft) -> np.ndarray:
         """Expected accepted tokens if the first 1, 2, ... nodes of ``draft`` are verified: ``[nodes]``."""
-        probs = np.asarray(draft.probs, dtype=np.float64) * self.reliability[_bin(draft)]
+        probs = np.asarray(draft.probs, dtype=np.float64) * self.reliability.get(_kind(draft), _PRIOR)
         return np.cumsum(np.minimum(probs, 1.0))
 
     def verified(self, draft: Draft, used: int, accepted: int) -> None:
         """Of ``draft`` as it was proposed, the first ``used`` nodes were verified, ``accepted`` accepted."""
-        self._learn(_bin(draft), accepted, draft.first(used).score)
+        self._aside = 0
+        self._learn(_kind(draft), accepted, draft.first(used).score)
 
     def set_aside(self, draft: Draft) -> None:
         """``draft`` is not verified; remember it, to see whether it would have been right."""
+        self._aside += 1
+        if self.draft_s.get(draft.source, 0.0) > _FREE_S and self._aside >= _PATIENCE:
+            self._rest = min(2 ** (self._aside - _PATIENCE), _LONGEST_REST)
         if len(draft) and len(self._shadows) < _MAX_SHADOWS:
             self._shadows.append(_Shadow(draft))
+
+    def rests(self) -> bool:
+        """Whether the drafter is left in peace this time (or asked for what costs nothing)."""
+        if self._rest:
+            self._rest -= 1
+            return True
+        return False
+
+    def drafted(self, draft: Draft, seconds: float) -> None:
+        """To propose ``draft`` took ``seconds``."""
+        before = self.draft_s.get(draft.source, seconds)
+        self.draft_s[draft.source] = _MEMORY * before + (1 - _MEMORY) * seconds
 
     def emitted(self, token_ids: Sequence[int]) -> None:
         """Tokens were emitted; compare them with the drafts set aside before."""
@@ -56,13 +82,13 @@ class Speculation:
             if shadow.follow(token_ids):
                 going.append(shadow)
             else:
-                self._learn(_bin(shadow.draft), shadow.accepted, shadow.draft.score)
+                self._learn(_kind(shadow.draft), shadow.accepted, shadow.draft.score)
         self._shadows = going
 
-    def _learn(self, index: int, accepted: float, expected: float) -> None:
+    def _learn(self, kind: tuple[str, int], accepted: float, expected: float) -> None:
         # A drafter may be modest: a suffix seen once before and once now has probability 1/2 a token.
         ratio = min(accepted / max(expected, 1e-6), 2.0)
-        self.reliability[index] = _MEMORY * self.reliability[index] + (1 - _MEMORY) * ratio
+        self.reliability[kind] = _MEMORY * self.reliability.get(kind, _PRIOR) + (1 - _MEMORY) * ratio
 
 
 @dataclass(slots=True)
@@ -116,10 +142,15 @@ def choose(
     # A node is never taken before one that stands earlier in its draft: stable order over running minima.
     ranked = np.concatenate([np.minimum.accumulate(value) for value in values])
     order = np.argsort(-ranked, kind="stable")
-    least = batch + sum(len(drafts[index]) for index in fixed)
+    # Rows of the step when the first 0, 1, ... of them are taken; [SPEC] stands behind every node, and the root.
+    least = sum(draft.rows() if draft.proposal is not None else 1 for draft in drafts)
+    more = np.concatenate([_rows(drafts[index]) for index in free])[order]
+    rows = least + np.concatenate([[0], np.cumsum(more)])
     certain = batch + sum(float(gains[index][-1]) for index in fixed if len(drafts[index]))
     past = int(sum(pasts) / batch)
-    seconds = cost.curve(past, least + len(order))[least - 1 :]
+    seconds = cost.curve(past, int(rows[-1]))[rows - 1]
+    # Without a draft there would in the long run be no drafting either.
+    seconds[1:] += sum(record.draft_s.get(d.source, 0.0) for record, d in zip(records, drafts, strict=True))
     rates = (certain + np.concatenate([[0.0], np.cumsum(np.concatenate(values)[order])])) / seconds
     best = int(np.argmax(rates))
     if rates[best] < _MARGIN * rates[0]:
@@ -127,6 +158,18 @@ def choose(
     counts = np.bincount(owners[order[:best]], minlength=batch)
     counts[fixed] = [len(drafts[index]) for index in fixed]
     return [draft.first(int(count)) for draft, count in zip(drafts, counts, strict=True)]
+
+
+def _rows(draft: Draft) -> np.ndarray:
+    """Rows that each node of a draft adds to a step, ``[nodes]``."""
+    found = np.full(len(draft), 2 if draft.spec else 1)
+    if draft.spec:
+        found[:1] += 1
+    return found
+
+
+def _kind(draft: Draft) -> tuple[str, int]:
+    return draft.source, _bin(draft)
 
 
 def _bin(draft: Draft) -> int:

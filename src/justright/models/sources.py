@@ -109,22 +109,35 @@ def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = Tru
         UsageError: neither of them, or a directory without ``adapter_config.json``.
         SourceError: the hub does not have it, or cannot be reached.
     """
-    local = Path(adapter).expanduser()
-    if not _exists(local):
-        match = _HUB_ID.fullmatch(adapter)
-        if match is None or adapter.startswith((".", "~")):
-            raise UsageError(
-                f"no adapter {adapter!r}: no such directory, and not of the form org/name (hub). "
-                "`justright switch extract SLOW FAST -o DIR` makes one"
-            )
-        local = _download(match["repo"], match["revision"], offline, progress)
+    make = "`justright switch extract SLOW FAST -o DIR` makes"
+    local = _resolve_part("adapter", adapter, make, offline, progress)
     if not (local / "adapter_config.json").is_file():
         what = "a checkpoint, not an adapter" if (local / "config.json").is_file() else "no adapter"
-        raise UsageError(
-            f"{local} is {what}: it has no adapter_config.json. `justright switch extract SLOW FAST -o DIR` "
-            "makes an adapter"
-        )
+        raise UsageError(f"{local} is {what}: it has no adapter_config.json. {make} an adapter")
     return local
+
+
+def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
+
+    Raises:
+        UsageError: neither of them.
+        SourceError: the hub does not have it, or cannot be reached.
+    """
+    make = "`justright draft train MODEL -o DIR` makes"
+    return _resolve_part("drafter", drafter, make, offline, progress)
+
+
+def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool) -> Path:
+    local = Path(name).expanduser()
+    if _exists(local):
+        return local
+    match = _HUB_ID.fullmatch(name)
+    if match is None or name.startswith((".", "~")):
+        raise UsageError(
+            f"no {kind} {name!r}: no such directory, and not of the form org/name (hub). {make} one"
+        )
+    return _download(match["repo"], match["revision"], offline, progress)
 
 
 def available() -> dict[str, str]:

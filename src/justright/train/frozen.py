@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.engine.loading import load_model
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices by instructions of its own (without, it is much slower)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+from justright.models.cpu import has_bfloat16
 
 
 class HalfLinear(nn.Module):

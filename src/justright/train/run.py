@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from justright.draft.lstm import LstmModel
 from justright.errors import ResourceError, UsageError
+from justright.models.cpu import has_bfloat16
 from justright.train.data import SelfGenerated, Shard
-from justright.train.frozen import has_bfloat16
 from justright.train.measure import Accuracy, measure
 from justright.train.objective import DraftLoss, Prefixes, prefixes
 from justright.train.spec import states_behind

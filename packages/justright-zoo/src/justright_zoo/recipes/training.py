@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
+from justright.models.cpu import has_bfloat16
 from justright_zoo.recipes.data import IGNORED, Batch
 
 
@@ -77,11 +78,6 @@ def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
         aux = sum(load_balancing_loss_func((logits,), experts, top_k) for logits in output.router_logits)
         loss = loss + config.router_aux_loss_coef * aux
     return loss
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices by instructions of its own (without, it is much slower)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def matrices_of(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:

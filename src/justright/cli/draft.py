@@ -1,0 +1,289 @@
+"""``justright draft``: train a drafter for a model, and look at one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from justright.cli.options import Json, Model
+from justright.cli.output import Output, output_of
+from justright.cli.progress import kept_work
+from justright.errors import UsageError
+from justright.readable import readable_bytes, readable_seconds
+
+if TYPE_CHECKING:
+    from justright.train.pipeline import Tell, Trained
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Drafters for speculative decoding at any length of context: an LSTM fed by the model's last state, and a "
+    "[SPEC] token (OWL, arXiv:2510.07535).",
+)
+
+_DATA = "Data"
+_SHAPE = "Drafter"
+_WORK = "Training"
+
+
+@app.command("train")
+def train(
+    ctx: typer.Context,
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=SHARE]",
+            help="Where prompts are from: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
+            "zoo)",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None,
+    sequences: Annotated[int, typer.Option(help="Texts the model writes.", rich_help_panel=_DATA)] = 4096,
+    held_out: Annotated[
+        int, typer.Option(help="Further ones, to evaluate on.", rich_help_panel=_DATA)
+    ] = 128,
+    prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.", rich_help_panel=_DATA)] = 64,
+    output_tokens: Annotated[int, typer.Option(help="Sampled behind each.", rich_help_panel=_DATA)] = 256,
+    batch: Annotated[int, typer.Option(help="Texts written side by side.", rich_help_panel=_DATA)] = 128,
+    temperature: Annotated[float, typer.Option(help="Of sampling.", rich_help_panel=_DATA)] = 0.7,
+    chat: Annotated[
+        float, typer.Option(help="Share of the prompts in the chat template.", rich_help_panel=_DATA)
+    ] = 0.5,
+    switch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Half of the texts in the fast mode of this adapter: one drafter for both modes.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the texts and states here, for other drafters of this model.  (default: deleted at the end)",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="Of its state.  (default: the model's, at most 2048)",
+            rich_help_panel=_SHAPE,
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Tokens ahead it learns.", rich_help_panel=_SHAPE)] = 5,
+    cell: Annotated[str, typer.Option(help="lstm or rnn.", rich_help_panel=_SHAPE)] = "lstm",
+    embedding: Annotated[
+        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
+    ] = "shared",
+    head: Annotated[
+        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
+    ] = "shared",
+    draft_vocab: Annotated[
+        int | None,
+        typer.Option(
+            help="Most frequent tokens that its head knows; 0: all.  (default: 8192 of a vocabulary above 16384, else "
+            "all)",
+            rich_help_panel=_SHAPE,
+            show_default=False,
+        ),
+    ] = None,
+    spec: Annotated[
+        bool, typer.Option("--spec/--no-spec", help="Train a [SPEC] token with it.", rich_help_panel=_SHAPE)
+    ] = True,
+    epochs: Annotated[float, typer.Option(help="Passes over the texts.", rich_help_panel=_WORK)] = 2.5,
+    rows: Annotated[int, typer.Option(help="Texts a step.", rich_help_panel=_WORK)] = 8,
+    rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_WORK)] = 0.012,
+    spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 300,
+    spec_rows: Annotated[int, typer.Option(help="Texts a step of these.", rich_help_panel=_WORK)] = 4,
+    spec_rate: Annotated[
+        float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)
+    ] = 0.004,
+    evaluate_every: Annotated[
+        int, typer.Option(help="Steps between evaluations.", rich_help_panel=_WORK)
+    ] = 100,
+    patience: Annotated[
+        int, typer.Option(help="Evaluations without a better one that end it; 0: never.", rich_help_panel=_WORK)
+    ] = 5,
+    seed: Annotated[int, typer.Option(help="Of prompts, sampling and weights.", rich_help_panel=_WORK)] = 0,
+    device: Annotated[
+        str, typer.Option(help="auto, or cpu: even where there is a GPU.", rich_help_panel=_WORK)
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what it would take; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a drafter for MODEL on texts that MODEL writes itself.
+
+    Killed at any time, the same command goes on where it stopped. On several GPUs: accelerate launch -m justright
+    draft train ...
+    """
+    output = output_of(ctx)
+    if out is None and not dry_run:
+        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
+    with output.status("reading the model"):
+        from justright.models.sources import resolve
+        from justright.train.data import DataSetting
+        from justright.train.pipeline import Job, Shape, Work
+        from justright.train.run import TrainSetting
+
+        job = Job(
+            resolve(model).path,
+            out or Path("drafter"),
+            tuple(texts or ["zoo"]),
+            Shape(width, steps, cell, embedding, head, draft_vocab, spec),
+            DataSetting(
+                sequences, held_out, prompt_tokens, output_tokens, batch, temperature, chat, seed=seed
+            ),
+            TrainSetting(
+                epochs=epochs,
+                rows=rows,
+                rate=rate,
+                spec_steps=spec_steps if spec else 0,
+                spec_rows=spec_rows,
+                spec_rate=spec_rate,
+                evaluate_every=evaluate_every,
+                patience=patience,
+                seed=seed,
+            ),
+            switch,
+            data,
+            None if device == "auto" else device,
+        )
+        work = Work(job)
+    if dry_run:
+        with output.status("measuring"):
+            found = work.estimate()
+        _show_estimate(output, found)
+        return
+    with kept_work(output, job.out):
+        trained = _with_progress(output, work.run)
+    if output.json:
+        output.object(trained.to_dict())
+    else:
+        _show_trained(output, trained)
+
+
+@app.command("inspect")
+def inspect(
+    ctx: typer.Context,
+    drafter: Annotated[str, typer.Argument(help="A drafter's directory or hub id.", show_default=False)],
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw its training curve into this file (needs matplotlib).", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a drafter is, for which model, and how well it guessed on held-out prompts."""
+    output = output_of(ctx)
+    import json
+
+    from justright.draft.lstm import CONFIG, WEIGHTS, read_config
+    from justright.models.files import check_output
+    from justright.models.sources import resolve_drafter
+
+    folder = resolve_drafter(drafter)
+    config = read_config(folder)
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if picture is not None:
+        from justright.bench.picture import need_matplotlib
+        from justright.train.picture import draw_curve
+
+        check_output(picture)
+        need_matplotlib()
+        draw_curve(folder, picture)
+    size = (folder / WEIGHTS).stat().st_size
+    if output.json:
+        output.object(about | {"size_bytes": size})
+        return
+    output.text(
+        f"{config.cell.upper()} drafter, width {config.width}, {config.steps} steps, {readable_bytes(size)}; "
+        f"{config.head_size:,} of {config.vocab_size:,} tokens in its head; embedding {config.embedding}, head "
+        f"{config.head}; {'with' if config.spec else 'without'} [SPEC]"
+    )
+    output.text(f"For the model with the identity {config.verifier}, states of {config.hidden_size}.")
+    if "accuracy" in about:
+        _show_accuracy(output, about["accuracy"], about.get("coverage", 0.0))
+
+
+def _show_estimate(output: Output, found: dict[str, Any]) -> None:
+    if output.json:
+        output.object(found)
+        return
+    data = found["data"]
+    output.text(
+        f"Data: {data['tokens']:,} tokens, about {readable_seconds(data['seconds'])} and "
+        f"{readable_bytes(data['bytes'])}. Training: {found['steps']:,} steps, about "
+        f"{readable_seconds(found['train_seconds'])}; with [SPEC]: about {readable_seconds(found['spec_seconds'])}."
+    )
+
+
+def _show_trained(output: Output, trained: Trained) -> None:
+    from dataclasses import asdict
+
+    output.text(f"{trained.out}: {readable_bytes(trained.size_bytes)}")
+    _show_accuracy(output, asdict(trained.accuracy), trained.coverage)
+    output.text(f"Use it: justright generate MODEL --draft lstm --draft-option path={trained.out}")
+
+
+def _show_accuracy(output: Output, accuracy: dict[str, Any], coverage: float) -> None:
+    from rich.table import Table
+
+    table = Table(title="On held-out prompts")
+    table.add_column("tokens ahead")
+    names = {"steps": "most likely guess", "top": "among four", "spec_steps": "from [SPEC]"}
+    shown = [name for name in names if accuracy.get(name)]
+    for name in shown:
+        table.add_column(names[name], justify="right")
+    for step in range(len(accuracy["steps"])):
+        table.add_row(str(step + 1), *(f"{accuracy[name][step]:.1%}" for name in shown))
+    output.table(table)
+    spec = accuracy.get("spec_length")
+    more = "" if spec is None else f"; from [SPEC]'s {spec:.2f}"
+    output.text(
+        f"A chain of its likeliest guesses against sampled text emits {accuracy['length']:.2f} tokens a verification "
+        f"from plain states{more}. Its head knows {coverage:.1%} of the tokens."
+    )
+
+
+def _with_progress(output: Output, run: Any) -> Trained:
+    """A bar for every stage, with a word on how it goes; on a log, a line for every evaluation."""
+    tell: Tell
+    if not output.progress:
+
+        def tell(stage: str, done: int, total: int, word: str) -> None:
+            if "acceptance" in word:
+                output.note(f"{stage}: {done}/{total}, {word}")
+
+        found: Trained = run(tell)
+        return found
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
+        rows: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int, word: str) -> None:
+            if stage not in rows:
+                rows[stage] = bar.add_task(stage, total=total or None)
+            if "acceptance" in word:
+                bar.console.print(f"{stage}: {done}/{total}, {word}")
+            bar.update(
+                rows[stage], completed=done, total=total or None, description=f"{stage}: {word}" if word else stage
+            )
+
+        found = run(tell)
+        return found

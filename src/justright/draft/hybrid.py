@@ -1,0 +1,129 @@
+"""Hybrid drafts: the text's own past where it promises more, the LSTM where it does not.
+
+Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold, else a tree
+of the LSTM. Differs: the threshold is the LSTM's own recent success in this request, unless it is fixed by option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.draft.base import Draft
+from justright.draft.lstm_drafter import LstmDrafter, LstmOptions
+from justright.draft.suffix import SuffixDrafter, SuffixOptions
+from justright.errors import UsageError
+
+_FIRST = 1.0
+_MEMORY = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class HybridOptions(LstmOptions):
+    """Options of the hybrid drafter: the LSTM's, and these.
+
+    Attributes:
+        threshold: expected accepted tokens above which a suffix draft is taken; None: as many as the LSTM's drafts
+            lately had accepted.
+        max_depth: of suffix drafts, as in `SuffixOptions`.
+        min_token_prob: of suffix drafts.
+        backend: of suffix drafts.
+        remember: of suffix drafts.
+    """
+
+    threshold: float | None = None
+    max_depth: int = 64
+    min_token_prob: float = 0.1
+    backend: str = "auto"
+    remember: int = 0
+
+    def __post_init__(self) -> None:
+        LstmOptions.__post_init__(self)
+        if self.threshold is not None and not (
+            isinstance(self.threshold, int | float) and 0 <= self.threshold < float("inf")
+        ):
+            raise UsageError(f"hybrid drafts: threshold is {self.threshold!r}; allowed: 0 or more")
+        self.suffix()
+
+    def lstm(self) -> LstmOptions:
+        """Those of the LSTM."""
+        return LstmOptions(**{field.name: getattr(self, field.name) for field in fields(LstmOptions)})
+
+    def suffix(self) -> SuffixOptions:
+        """Those of the suffix drafter."""
+        return SuffixOptions(
+            backend=self.backend,  # type: ignore[arg-type]  # checked there
+            max_depth=self.max_depth,
+            min_token_prob=self.min_token_prob,
+            remember=self.remember,
+        )
+
+
+class HybridDrafter:
+    """Implements ``justright.draft.base.Drafter``, with its life cycle.
+
+    Args:
+        options: see `HybridOptions`.
+    """
+
+    name = "hybrid"
+    needs_hidden = True
+
+    def __init__(self, options: HybridOptions | None = None) -> None:
+        self.options = options or HybridOptions()
+        self.lstm = LstmDrafter(self.options.lstm())
+        self.suffix = SuffixDrafter(self.options.suffix())
+        self.recent: dict[Hashable, float] = {}
+        """Per request: tokens that the LSTM's drafts lately had accepted, on average."""
+        self._drafted: set[Hashable] = set()
+
+    @property
+    def spec_embedding(self) -> Tensor | None:
+        """The LSTM's."""
+        return self.lstm.spec_embedding
+
+    def bind(self, model: PreTrainedModel, path: Path | None) -> None:
+        """As `LstmDrafter.bind`."""
+        self.lstm.bind(model, path)
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        """Begin a request whose prompt is ``prompt_ids``."""
+        self.lstm.start(request_id, prompt_ids)
+        self.suffix.start(request_id, prompt_ids)
+        self.recent[request_id] = _FIRST
+
+    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+        """Take note of verified tokens, and of how well the LSTM did if it drafted them."""
+        self.lstm.observe(request_id, token_ids, hidden)
+        self.suffix.observe(request_id, token_ids)
+        if request_id in self._drafted:
+            self._drafted.discard(request_id)
+            accepted = len(token_ids) - 1
+            self.recent[request_id] = _MEMORY * self.recent[request_id] + (1 - _MEMORY) * accepted
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """A suffix draft if it promises more than the threshold, else one of the LSTM."""
+        guess = self.propose_cheaply(request_id, max_nodes)
+        threshold = self.recent[request_id] if self.options.threshold is None else self.options.threshold
+        if len(guess) and guess.score > threshold:
+            return guess
+        draft = self.lstm.propose(request_id, max_nodes)
+        if not len(draft):
+            return guess
+        self._drafted.add(request_id)
+        return draft
+
+    def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """A suffix draft, which takes next to no time."""
+        return replace(self.suffix.propose(request_id, max_nodes), source=self.suffix.name)
+
+    def stop(self, request_id: Hashable) -> None:
+        """Forget the request."""
+        self.lstm.stop(request_id)
+        self.suffix.stop(request_id)
+        self.recent.pop(request_id, None)
+        self._drafted.discard(request_id)

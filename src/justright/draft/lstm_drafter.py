@@ -1,0 +1,277 @@
+"""Drafting with the LSTM: from the verifier's last state, as a tree or a chain, whatever the length of the context.
+
+Source: OWL, arXiv:2510.07535.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.draft.base import EMPTY_DRAFT, Draft
+from justright.draft.lstm import LstmModel, read_config
+from justright.draft.sampled import Sampled, sample_tree
+from justright.draft.store import find_drafter
+from justright.draft.tree import Shape, grow
+from justright.errors import UsageError
+from justright.models.cpu import has_bfloat16
+from justright.models.identity import weights_identity
+from justright.models.reading import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class LstmOptions:
+    """Options of the LSTM drafter, checked once.
+
+    Attributes:
+        path: a drafter's directory or hub id; None: the one that an installed package carries for this model.
+        spec: run [SPEC], if the drafter was trained with it.
+        nodes: the most nodes of a tree, [SPEC] not counted.
+        depth: levels of a tree, or tokens of a chain.
+        top_k: nodes expanded a level, and children of each; 1: a chain.
+        min_prob: do not follow paths that the drafter gives less.
+        temperature: 0: the most probable guesses; above: guesses *drawn* from the drafter's distribution at that
+            temperature, in trees of a fixed shape.
+        seed: of drawn guesses.
+    """
+
+    path: str | None = None
+    spec: bool = True
+    nodes: int = 30
+    depth: int = 8
+    top_k: int = 10
+    min_prob: float = 0.02
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spec, bool):
+            raise UsageError(f"LSTM drafts: spec must be true or false, not {self.spec!r}")
+        for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+                raise UsageError(f"LSTM drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}")
+        for name, top in (("min_prob", 1.0), ("temperature", 100.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= top:
+                raise UsageError(f"LSTM drafts: {name} is {value!r}; allowed: 0 to {top:g}")
+
+
+@dataclass(slots=True)
+class _Request:
+    token: int | None = None
+    hidden: Tensor | None = None
+
+
+class LstmDrafter:
+    """Guesses from the verifier's last state; implements ``justright.draft.base.Drafter``, with its life cycle.
+
+    Args:
+        options: see `LstmOptions`.
+    """
+
+    name = "lstm"
+    needs_hidden = True
+
+    def __init__(self, options: LstmOptions | None = None) -> None:
+        self.options = options or LstmOptions()
+        self.spec_embedding: Tensor | None = None
+        self._network: FastLstm | None = None
+        self._requests: dict[Hashable, _Request] = {}
+        self._sampled = Sampled(self.options.seed)
+
+    def bind(self, model: PreTrainedModel, path: Path | None) -> None:
+        """Read the drafter and join it to the verifier; called once, before any request.
+
+        Args:
+            model: the verifier, loaded.
+            path: its checkpoint; None: it has none, and nobody checks that the drafter is for it.
+
+        Raises:
+            SourceError: no such drafter, or none for this model.
+            CheckpointError: it is damaged.
+            UsageError: it was made for another model.
+        """
+        identity = None if path is None else weights_identity(path)
+        folder = find_drafter(self.options.path, identity)
+        check_verifier(folder, identity)
+        network = LstmModel.load(folder, *verifier_matrices(model, path))
+        self._network = FastLstm(network, model.device)
+        if self.options.spec and network.spec is not None:
+            self.spec_embedding = network.spec.detach().to(model.device)
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        """Begin a request; its prompt is not looked at."""
+        if request_id in self._requests:
+            raise UsageError(f"LSTM drafts: request {request_id!r} was started twice; stop it first")
+        self._requests[request_id] = _Request()
+
+    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+        """Keep the last token and the state that predicted it."""
+        request = self._active(request_id)
+        request.token = token_ids[-1]
+        request.hidden = hidden
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """Guess from the last state; nothing if there is none (as behind tokens that were forced)."""
+        request = self._active(request_id)
+        options, network = self.options, self._network
+        assert network is not None, "the engine binds a drafter before it asks it"
+        spec = self.spec_embedding is not None
+        nodes = min(options.nodes, max_nodes // 2 if spec else max_nodes)
+        if request.hidden is None or request.token is None or nodes < 1:
+            return EMPTY_DRAFT
+        network.begin(request.hidden, request.token)
+        shape = Shape(nodes, options.depth, options.top_k, options.min_prob)
+        if options.temperature:
+            made = sample_tree(network.distribution, shape, options.temperature, self._sampled)
+        else:
+            made = grow(lambda rows, tokens: network.expand(rows, tokens, shape.top_k), shape)
+        return Draft(made.token_ids, made.parents, made.probs, made.proposal, spec, self.name)
+
+    def stop(self, request_id: Hashable) -> None:
+        """Forget the request."""
+        self._active(request_id)
+        del self._requests[request_id]
+
+    def _active(self, request_id: Hashable) -> _Request:
+        if request_id not in self._requests:
+            raise UsageError(f"LSTM drafts: request {request_id!r} is not active; start it first")
+        return self._requests[request_id]
+
+
+class FastLstm:
+    """`LstmModel` for drafting: its projections fused, its products packed and in half precision where that is fast.
+
+    A step is two products: state and embedding together give the gates; the new state gives the logits (a shared head
+    and its projection are multiplied out once). Guesses need no more precision than they are worth.
+
+    Args:
+        network: as read; the reference (``tests/draft/test_lstm_drafter.py``).
+        device: where the verifier is.
+    """
+
+    def __init__(self, network: LstmModel, device: torch.device) -> None:
+        self.network = network.to(device)
+        config = network.config
+        half = device.type != "cpu" or has_bfloat16()
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self._own = network.shared_embedding is None
+        if self._own:
+            gates = network.first.out_features // config.width
+            embed = torch.eye(config.width).repeat(gates, 1) * config.embedding_scale
+        else:
+            embed = network.embedding.weight.detach()  # type: ignore[assignment]
+        embed = embed.to(device)
+        self._first = Product(torch.cat([network.first.weight.detach(), embed], dim=1), self.dtype)
+        self._later = Product(torch.cat([network.later.weight.detach(), embed], dim=1), self.dtype)
+        head = network.head.weight.detach()
+        if network.shared_head is not None:
+            head = network.shared_head.to(device).float() @ head
+        self._head = Product(head, self.dtype)
+        self._vocab = network.vocab.to(device)
+        self._state: Tensor = torch.zeros(0)
+        self._cell: Tensor | None = None
+        self._token = 0
+
+    @torch.inference_mode()
+    def begin(self, hidden: Tensor, token: int) -> None:
+        """Stand behind ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
+        self._state = self.network.start(hidden[None])
+        self._cell = None
+        self._token = token
+
+    @torch.inference_mode()
+    def expand(self, rows: Tensor | None, tokens: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
+        """See `justright.draft.tree.Expand`; both results on the CPU."""
+        logits = self._advance(rows, tokens)
+        best = torch.log_softmax(logits, dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
+        return best.values.cpu(), self._vocab[best.indices].cpu()
+
+    @torch.inference_mode()
+    def distribution(self, rows: Tensor | None, tokens: Tensor | None, temperature: float) -> Tensor:
+        """Probabilities of all tokens of the verifier's vocabulary, ``[frontier, vocab]`` float32 on the CPU."""
+        logits = self._advance(rows, tokens)
+        known = torch.softmax(logits / temperature, dim=-1)
+        full = torch.zeros(len(known), self.network.config.vocab_size, device=known.device)
+        full[:, self._vocab] = known
+        return full.cpu()
+
+    def _advance(self, rows: Tensor | None, tokens: Tensor | None) -> Tensor:
+        """One step from the states at ``rows``; logits ``[frontier, head_size]`` float32."""
+        device = self._vocab.device
+        if rows is None or tokens is None:
+            state, cell, product = self._state, None, self._first
+            ids = torch.tensor([self._token], device=device)
+        else:
+            assert self._cell is not None
+            index = rows.to(device)
+            state, cell, product = self._state[index], self._cell[index], self._later
+            ids = tokens.to(device)
+        if self._own:
+            vectors = self.network.embedding(ids)
+        else:
+            vectors = F.normalize(F.embedding(ids, self.network.shared_embedding).float(), dim=-1)  # type: ignore[arg-type]
+        sums = product(torch.cat([state.float(), vectors.float()], dim=-1))
+        self._state, self._cell = self.network.gate(sums, cell)
+        return self._head(self._state)
+
+
+class Product:
+    """``x @ weight.T`` for a few rows, float32 in and out; packed by oneDNN on a CPU.
+
+    Args:
+        weight: ``[out, in]``.
+        dtype: of the weight and the product.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        weight = weight.to(dtype).contiguous()
+        self.packed = weight.device.type == "cpu" and bool(torch._C._has_mkldnn)
+        self.weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight, 8) if self.packed else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x [rows, in]`` to ``[rows, out]``."""
+        x = x.to(self.dtype)
+        if self.packed:
+            found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+            return found.float()
+        return F.linear(x, self.weight).float()
+
+
+def check_verifier(folder: Path, identity: str | None) -> None:
+    """Refuse a drafter that was trained for other weights.
+
+    Raises:
+        UsageError: it was.
+        CheckpointError: no drafter, or a damaged one.
+    """
+    config = read_config(folder)
+    if identity is not None and config.verifier != identity:
+        raise UsageError(
+            f"the drafter in {folder} was trained for a model with the identity {config.verifier}, and this one has "
+            f"{identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
+        )
+
+
+def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
+    """A verifier's input embedding and output matrix, ``[vocab, hidden_size]`` each.
+
+    The engine may hold the output matrix in a packed form only; it is read from the checkpoint then.
+    """
+    embedding = model.get_input_embeddings().weight.detach()
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is not None:
+        return embedding, weight.detach()
+    if path is None or model.config.get_text_config().tie_word_embeddings:
+        return embedding, embedding
+    with Checkpoint.open(path) as checkpoint:
+        return embedding, checkpoint.tensor("lm_head.weight").to(embedding)

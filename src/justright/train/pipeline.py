@@ -1,0 +1,288 @@
+"""From a verifier to a drafter: its own texts, the vocabulary, the training, the directory with everything in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from justright.draft.lstm import LstmConfig, LstmModel
+from justright.engine.api import end_tokens, read_switch
+from justright.engine.verifier import Verifier
+from justright.errors import UsageError
+from justright.models.architectures import context_length
+from justright.models.identity import weights_identity
+from justright.models.sources import check_tokenizer_files
+from justright.models.tokenizers import load_tokenizer
+from justright.provenance import collect
+from justright.switch.apply import AppliedSwitch
+from justright.train.data import DataSetting, SelfGenerated, estimate
+from justright.train.frozen import load_frozen
+from justright.train.measure import Accuracy
+from justright.train.prompts import Prompts
+from justright.train.run import Progress, Training, TrainSetting
+from justright.train.spec import ATTENTION_NAME
+
+_CURVE = "curve.json"
+_REDUCE_ABOVE = 16384
+_REDUCED = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The drafter's; what is None is chosen by the verifier.
+
+    Attributes:
+        width: of its state; the verifier's hidden size, at most 2,048.
+        steps: tokens ahead.
+        cell: "lstm" or "rnn".
+        embedding: "shared" or "own".
+        head: "shared" or "own".
+        draft_vocab: tokens its head knows; 8,192 of a vocabulary above 16,384, else all (0).
+        spec: train [SPEC] with it.
+    """
+
+    width: int | None = None
+    steps: int = 5
+    cell: str = "lstm"
+    embedding: str = "shared"
+    head: str = "shared"
+    draft_vocab: int | None = None
+    spec: bool = True
+
+    def config(self, identity: str, model: Any) -> LstmConfig:
+        """For a verifier of this identity and config."""
+        reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
+        return LstmConfig(
+            identity,
+            model.hidden_size,
+            model.vocab_size,
+            self.width or min(model.hidden_size, 2048),
+            self.steps,
+            self.cell,  # type: ignore[arg-type]  # checked there
+            self.embedding,  # type: ignore[arg-type]
+            self.head,  # type: ignore[arg-type]
+            reduced if self.draft_vocab is None else self.draft_vocab,
+            self.spec,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training.
+
+    Attributes:
+        model: the verifier's checkpoint directory.
+        out: the directory to create.
+        texts: sources of prompts.
+        shape: of the drafter.
+        data: how much data, and how sampled.
+        training: how long.
+        switch: the adapter of the fast mode: half of the data is then written in it.
+        data_folder: where the data is kept, for other drafters of this model too; None: beside the output, and
+            deleted with success.
+        device: to train on; None: the best there is.
+    """
+
+    model: Path
+    out: Path
+    texts: Sequence[str]
+    shape: Shape = field(default_factory=Shape)
+    data: DataSetting = field(default_factory=DataSetting)
+    training: TrainSetting = field(default_factory=TrainSetting)
+    switch: str | None = None
+    data_folder: Path | None = None
+    device: str | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Where the work is kept until the output is complete."""
+        return self.out.with_name(self.out.name + ".partial")
+
+
+Tell = Callable[[str, int, int, str], None]
+"""``(stage, done, in all, a word on how it goes)``"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of it."""
+
+    out: Path
+    config: LstmConfig
+    accuracy: Accuracy
+    coverage: float
+    size_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "out": str(self.out),
+            "config": asdict(self.config),
+            "accuracy": asdict(self.accuracy),
+            "coverage": self.coverage,
+            "size_bytes": self.size_bytes,
+        }
+
+
+class Work:
+    """A checked job: everything cheap is done, nothing is written yet.
+
+    Raises:
+        JustrightError: any of its kinds: a damaged or unsupported model, texts that are too short, an adapter for
+            another model, an output that exists.
+    """
+
+    def __init__(self, job: Job) -> None:
+        if job.out.exists():
+            raise UsageError(f"{job.out} exists already: choose another output, or remove it first")
+        self.job = job
+        check_tokenizer_files(job.model)
+        self.tokenizer = load_tokenizer(job.model)
+        self.identity = weights_identity(job.model)
+        self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
+        factors = (0.0,) if self.adapter is None else (0.0, 1.0)
+        self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
+        self.prompts = Prompts(
+            self.tokenizer,
+            job.texts,
+            length=job.data.prompt_tokens,
+            chat=job.data.chat,
+            seed=job.data.seed,
+        )
+        self.accelerator = Accelerator(cpu=job.device == "cpu")
+
+    def estimate(self) -> dict[str, Any]:
+        """Measured on a few steps: seconds and bytes of the data and of the training."""
+        verifier = self._verifier()
+        data = estimate(verifier, self.prompts, self.setting)
+        config = self.job.shape.config(self.identity, verifier.config)
+        steps = round(self.job.training.epochs * self.setting.sequences / self.job.training.rows)
+        # A prefix costs three times its products, forward and backward; measured on one.
+        gates = 4 if config.cell == "lstm" else 1
+        numbers = config.steps * config.width * (gates * (config.width + config.hidden_size) + config.head_size)
+        rate = _flops(self.accelerator.device)
+        prefixes = self.job.training.epochs * self.setting.sequences * self.setting.output_tokens
+        spec = self.job.training.spec_steps * self.job.training.spec_rows if config.spec else 0
+        rows = self.setting.prompt_tokens + self.setting.output_tokens * (1 + 2 / self.job.training.spec_every)
+        size = sum(p.numel() for p in verifier.model.parameters())
+        train_s = 6 * numbers * prefixes / rate
+        spec_s = 2 * size * rows * spec / rate
+        return {"data": data, "steps": steps, "train_seconds": train_s, "spec_seconds": spec_s}
+
+    def run(self, tell: Tell = lambda *_: None) -> Trained:
+        """Do it; interrupted, the same job goes on from there."""
+        job = self.job
+        folder = job.data_folder or job.partial / "data"
+        data = SelfGenerated(folder, self.setting, self.identity, list(job.texts))
+        if data.missing and self.accelerator.is_main_process:
+            self._generate(data, tell)
+        self.accelerator.wait_for_everyone()
+        verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)
+        model, coverage = self._model(verifier, data)
+        training = Training(
+            model,
+            data,
+            job.training,
+            job.partial / "training",
+            verifier=verifier if model.spec is not None else None,
+            accelerator=self.accelerator,
+        )
+        accuracy = training.run(lambda now: tell(*_words(now)))
+        return self._finish(model, training, accuracy, coverage)
+
+    def _generate(self, data: SelfGenerated, tell: Tell) -> None:
+        verifier = self._verifier()
+        tell("data", 0, 0, "")
+        ends = end_tokens(self.job.model, self.tokenizer)
+        data.generate(
+            verifier, self.prompts, ends, lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s")
+        )
+
+    def _verifier(self) -> Verifier:
+        setting = self.setting
+        model = load_frozen(self.job.model, self.accelerator.device)
+        room = min(setting.prompt_tokens + setting.output_tokens, context_length(model.config))
+        if room < setting.prompt_tokens + setting.output_tokens:
+            raise UsageError(
+                f"prompts of {setting.prompt_tokens} tokens and {setting.output_tokens} behind them do not fit the "
+                f"model's context of {room}: give fewer"
+            )
+        slots = min(setting.batch, max(setting.sequences, setting.held_out))
+        verifier = Verifier(model, slots=slots, cache="trimmed", max_tokens=room)
+        if self.adapter is not None:
+            verifier.switch = AppliedSwitch(model, self.adapter)
+        return verifier
+
+    def _model(self, verifier: PreTrainedModel, data: SelfGenerated) -> tuple[LstmModel, float]:
+        """The drafter before its first step, and the share of held-out tokens that its head knows."""
+        embedding = verifier.get_input_embeddings().weight.detach()
+        head = verifier.get_output_embeddings().weight.detach().to(embedding.dtype)
+        text_config = verifier.config.get_text_config()
+        config = self.job.shape.config(self.identity, text_config)
+        counts = _counts(data, data.training_files, config.vocab_size)
+        vocab = counts.topk(config.head_size).indices.sort().values
+        seen = _counts(data, data.held_out_files, config.vocab_size)
+        torch.manual_seed(self.job.training.seed)
+        model = LstmModel(config, embedding, head, vocab)
+        if model.spec is not None:
+            with torch.no_grad():
+                model.spec.copy_(embedding[vocab].float().mean(0))
+        return model, float(seen[vocab].sum() / seen.sum().clamp_min(1))
+
+    def _finish(self, model: LstmModel, training: Training, accuracy: Accuracy, coverage: float) -> Trained:
+        job = self.job
+        made = job.partial / "drafter"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(made, ignore_errors=True)
+            settings = {"data": asdict(self.setting), "training": asdict(job.training), "texts": list(job.texts)}
+            extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
+            model.save(made, extra)
+            record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
+            record.write(made / "provenance.json")
+            (made / _CURVE).write_text(json.dumps(training.state.curve, indent=1) + "\n", encoding="utf-8")
+            made.replace(job.out)
+            shutil.rmtree(job.partial, ignore_errors=True)
+        size = sum(file.stat().st_size for file in job.out.iterdir())
+        return Trained(job.out, model.config, accuracy, coverage, size)
+
+
+def _counts(data: SelfGenerated, files: Sequence[Path], vocab_size: int) -> torch.Tensor:
+    """How often each token was sampled, ``[vocab]``; ties go to the smaller id."""
+    counts = torch.zeros(vocab_size, dtype=torch.float64)
+    for shard in data.shards(files):
+        before_end = torch.arange(shard.tokens.shape[1])[None] < shard.lengths[:, None]
+        counts += torch.bincount(shard.tokens[before_end], minlength=vocab_size)
+    return counts - torch.arange(vocab_size) * 1e-9
+
+
+def _words(now: Progress) -> tuple[str, int, int, str]:
+    stage = {"drafter": "training", "spec": "training with [SPEC]"}[now.phase]
+    word = f"loss {now.loss:.2f}, {now.prefixes_per_s:,.0f} prefixes/s"
+    if now.accuracy is not None:
+        length = now.accuracy.spec_length if now.phase == "spec" else now.accuracy.length
+        word += f", acceptance length {length or 0:.2f}"
+    return stage, now.step, now.steps, word
+
+
+def _flops(device: torch.device) -> float:
+    """Multiplications and additions a second in large products here, measured."""
+    import time
+
+    from justright.models.cpu import has_bfloat16
+
+    dtype = torch.bfloat16 if device.type != "cpu" or has_bfloat16() else torch.float32
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    a @ a
+    begin = time.perf_counter()
+    for _ in range(8):
+        b = a @ a
+    float(b[0, 0])
+    return 8 * 2 * 1024**3 / (time.perf_counter() - begin)
