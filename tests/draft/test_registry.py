@@ -12,6 +12,8 @@ from justright.draft.registry import create_drafter, drafter_names
 from justright.draft.suffix import SuffixDrafter
 from justright.errors import UsageError
 
+BUILT_IN = ["none", "suffix", "lstm", "hybrid", "recycling"]
+
 
 def bring(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     points = [EntryPoint(name, value, registry.GROUP) for name, value in values.items()]
@@ -30,12 +32,12 @@ def test_built_in() -> None:
     drafter = create_drafter("suffix", tree=True, backend="python", max_depth=16)
     assert isinstance(drafter, SuffixDrafter)
     assert (drafter.options.tree, drafter.options.max_depth) == (True, 16)
-    assert drafter_names()[:2] == ["none", "suffix"]
+    assert drafter_names()[:5] == BUILT_IN
 
 
 def test_unknown_name_lists_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     bring(monkeypatch, magic="somewhere:make")
-    with pytest.raises(UsageError, match=r"'eagle'.*none, suffix, magic"):
+    with pytest.raises(UsageError, match=r"'eagle'.*none, suffix, lstm, hybrid, recycling, magic"):
         create_drafter("eagle")
 
 
@@ -58,7 +60,7 @@ def test_third_party(monkeypatch: pytest.MonkeyPatch) -> None:
         gone="justright_no_such_module:make",
         wrong="builtins:dict",
     )
-    assert drafter_names() == ["none", "suffix", "gone", "third", "wrong"]
+    assert drafter_names() == [*BUILT_IN, "gone", "third", "wrong"]
     drafter = create_drafter("third", tree=True)
     assert drafter is not None
     assert drafter.name == "third-True"

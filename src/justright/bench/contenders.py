@@ -5,6 +5,7 @@ Every contender decodes greedily, goes on behind end tokens, and emits the same 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,8 @@ class Run:
         decode_s: from then on to the end.
         verifications: forwards after the first.
         near_ties: tokens chosen within floating-point noise; None where the contender cannot tell.
+        draft_s: of ``decode_s``, drafting; ours only.
+        verify_s: of ``decode_s``, verifying; ours only.
         steps: per verification: output position, tokens drafted, tokens accepted; ours only.
     """
 
@@ -48,6 +51,8 @@ class Run:
     decode_s: float
     verifications: int
     near_ties: int | None = None
+    draft_s: float = 0.0
+    verify_s: float = 0.0
     steps: list[tuple[int, int, int]] = field(default_factory=list)
 
     @property
@@ -99,6 +104,8 @@ class EngineContender:
             stats.decode_s,
             stats.verifications,
             stats.near_ties,
+            stats.draft_s,
+            stats.verify_s,
             list(stats.steps),
         )
 
@@ -192,6 +199,47 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
         """No more come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A contender as users name it: ``[LABEL=]NAME[:OPTION=VALUE;...]``.
+
+    Attributes:
+        label: what tables call it.
+        name: ``plain``, a drafter, or one of transformers'.
+        options: of the drafter.
+    """
+
+    label: str
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        """Raises `UsageError` for what is none."""
+        name, _, listed = text.partition(":")
+        alias, equals, rest = name.partition("=")
+        options = parse_options(listed.split(";")) if listed else {}
+        return cls(alias if equals else text, rest if equals else name, options)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["spec=false", "nodes=8"]`` to a dictionary: values are JSON where they can be, else text.
+
+    Raises:
+        UsageError: a pair without ``=``.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{pair!r} is no option of a drafter: give NAME=VALUE, such as nodes=16")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse unknown contenders.
 
@@ -199,10 +247,13 @@ def check_names(names: Sequence[str]) -> None:
         UsageError: none at all, one twice, or an unknown one.
     """
     known = [PLAIN, *(name for name in drafter_names() if name != "none"), TRANSFORMERS, LOOKUP]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"no contender is called {name!r}; there are: {', '.join(known)}")
-    if not names or len(set(names)) != len(names):
+    choices = [Choice.parse(name) for name in names]
+    for choice in choices:
+        if choice.name not in known:
+            raise UsageError(f"no contender is called {choice.name!r}; there are: {', '.join(known)}")
+        if choice.options and choice.name in (PLAIN, TRANSFORMERS, LOOKUP):
+            raise UsageError(f"{choice.name} drafts nothing and has no options")
+    if not names or len({choice.label for choice in choices}) != len(names):
         raise UsageError("name each contender once, and at least one")
 
 
@@ -215,13 +266,11 @@ def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> P
     return model.eval()
 
 
-def engine_contender(name: str, engine: Engine) -> EngineContender:
-    """The contender ``name`` (``plain`` or a drafter) on a loaded engine."""
-    if name == PLAIN:
-        return EngineContender(name, engine.with_draft("none"))
-    if engine.drafter is not None and engine.options.draft == name:
-        return EngineContender(name, engine)
-    return EngineContender(name, engine.with_draft(name))
+def engine_contender(choice: Choice, engine: Engine) -> EngineContender:
+    """A contender of ours on a loaded engine."""
+    if choice.name == PLAIN:
+        return EngineContender(choice.label, engine.with_draft("none"))
+    return EngineContender(choice.label, engine.with_draft(choice.name, **choice.options))
 
 
 @torch.inference_mode()

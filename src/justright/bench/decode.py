@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 from justright.bench.agreement import Agreement, Logits, compare
 from justright.bench.contenders import (
     LOOKUP,
-    PLAIN,
     TRANSFORMERS,
+    Choice,
     Contender,
+    EngineContender,
     Run,
     TransformersContender,
     check_names,
@@ -86,24 +87,23 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
     Raises:
         JustrightError: any of its kinds.
     """
-    ours = [name for name in setting.contenders if name not in (TRANSFORMERS, LOOKUP)]
+    choices = [Choice.parse(name) for name in setting.contenders]
+    ours = [choice for choice in choices if choice.name not in (TRANSFORMERS, LOOKUP)]
     engine: Engine | None = None
     model: PreTrainedModel | None = None
     if ours:
-        draft = next((name for name in ours if name != PLAIN), "none")
-        options = EngineOptions(**setting.engine, draft=draft, reuse_prefix=True)
-        engine = Engine.load(str(path), options)
-    if len(ours) < len(setting.contenders):
+        engine = Engine.load(str(path), EngineOptions(**setting.engine, reuse_prefix=True))
+        made = {choice.label: engine_contender(choice, engine) for choice in ours}
+    if len(ours) < len(choices):
         options = engine.options if engine else EngineOptions(**setting.engine)
         model = load_transformers(path, options.torch_dtype, options.torch_device)
     contenders: list[Contender] = []
-    for name in setting.contenders:
-        if name in ours:
-            assert engine is not None
-            contenders.append(engine_contender(name, engine))
+    for choice in choices:
+        if choice in ours:
+            contenders.append(made[choice.label])
         else:
             assert model is not None
-            contenders.append(TransformersContender(name, model))
+            contenders.append(TransformersContender(choice.name, model))
 
     def logits(prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
         if model is not None:
@@ -236,8 +236,12 @@ def measure(
     setting: DecodeSetting,
     results: Results,
     progress: Progress | None = None,
+    *,
+    share_prefill: bool = False,
 ) -> None:
     """Run every contender on every task, round by round, and judge the outputs; what is there already stays.
+
+    With ``share_prefill`` only the first of our contenders runs a prompt; the others take it from the cache.
 
     Args:
         opened: the contenders.
@@ -251,6 +255,7 @@ def measure(
         contender.run(tasks[0].prompt_ids[:WARM_UP_PROMPT], WARM_UP_TOKENS)
     total = len(tasks) * setting.repeats * len(opened.contenders)
     done = 0
+    warm: Task | None = None
     for task in tasks:
         for repeat in range(setting.repeats):
             for contender in opened.contenders:
@@ -258,7 +263,9 @@ def measure(
                 if len(cell.runs) <= repeat:
                     if progress is not None:
                         progress(f"{task.name}: {contender.name}", done, total)
-                    run = contender.run(task.prompt_ids, setting.tokens, again=bool(cell.runs))
+                    again = bool(cell.runs) or (share_prefill and task is warm and _ours(contender))
+                    run = contender.run(task.prompt_ids, setting.tokens, again=again)
+                    warm = task if _ours(contender) else warm
                     cell.runs.append(run)
                     cell.agreement = None
                     results.save()
@@ -267,6 +274,10 @@ def measure(
         results.save()
     if progress is not None:
         progress("done", total, total)
+
+
+def _ours(contender: Contender) -> bool:
+    return isinstance(contender, EngineContender)
 
 
 def judge(task: Task, opened: Opened, setting: DecodeSetting, results: Results) -> None:

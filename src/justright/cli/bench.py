@@ -82,6 +82,98 @@ def decode(
     refuse_mismatches(results)
 
 
+@app.command("longspec")
+def longspec(
+    ctx: typer.Context,
+    model: Model,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LABEL=]NAME[:OPTION=VALUE;...]",
+            help="A contender: plain, a drafter (yours too), transformers, transformers-lookup; repeatable.  (default: "
+            "plain, suffix, recycling, and lstm and hybrid where there is a trained drafter)",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file by `justright bench longset`.  (default: made from the zoo's texts)", show_default=False
+        ),
+    ] = None,
+    buckets: Annotated[
+        str, typer.Option(help="Lengths of the prompts, as far as the model's context goes.")
+    ] = "1024,2048,4096,8192,16384,32768,65536",
+    kinds: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and length.")] = 1,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per prompt and contender, interleaved.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    cpu_kernels: CpuKernels = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep results in this JSON file as they come; go on from it.", show_default=False),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw acceptance, speed and cost by length (needs matplotlib).", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure drafters on long prompts (LongSpecBench): acceptance, speed and cost by length and by kind of task.
+
+    Exit code 1 if an output is wrong by more than floating-point noise.
+    """
+    output = output_of(ctx)
+    if picture is not None:
+        from justright.bench.picture import need_matplotlib
+
+        check_output(picture)
+        need_matplotlib()
+    with output.status("starting torch"):
+        from justright.bench.decode import DecodeSetting
+        from justright.bench.demo import refuse_mismatches
+        from justright.bench.longset import KINDS
+        from justright.bench.longspec import LongPlan, draw, run_longspec, summaries
+        from justright.bench.running import numbers, words
+        from justright.draft.store import drafter_at_hand
+        from justright.models.sources import resolve
+
+    if not draft:
+        draft = ["plain", "suffix", "recycling"]
+        draft += ["lstm", "hybrid"] if drafter_at_hand(resolve(model).path) else []
+    engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
+    setting = DecodeSetting(tuple(draft), tokens, repeats, engine)
+    plan = LongPlan(
+        model, setting, prompts, numbers(buckets), tuple(words(kinds)) or KINDS, per_cell, seed
+    )
+    with _progress(output) as progress:
+        results = run_longspec(plan, out, progress)
+    if picture is not None:
+        draw(results, picture)
+    if output.json:
+        from dataclasses import asdict
+
+        tables = {by: [asdict(one) for one in summaries(results, by=by)] for by in ("length", "kind")}
+        output.object({"summaries": tables, **results.to_dict()})
+    else:
+        _show_longspec(output, results)
+    refuse_mismatches(results)
+
+
+def _show_longspec(output: Output, results: Results) -> None:
+    from justright.bench.longspec import HEADER, summaries, table_rows
+    from justright.bench.report import fitted, machine_line, rich_table, steadiness_line
+
+    for by in ("length", "kind"):
+        header = (by, *HEADER[1:])
+        shown, body = fitted(header, table_rows(summaries(results, by=by)), output.console().width)
+        output.table(rich_table(f"By {by}", shown, body, left=2))
+    output.table(machine_line(results.machine), steadiness_line(results))
+
+
 @app.command("longset")
 def longset(
     ctx: typer.Context,

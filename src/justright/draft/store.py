@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from justright.errors import SourceError
+from justright.models.identity import weights_identity
 from justright.models.sources import resolve_drafter
 
 CARRIED = "justright.trained_drafters"
@@ -33,3 +34,12 @@ def find_drafter(path: str | None, identity: str | None, kind: str = "lstm") -> 
         "no installed package carries a trained drafter for this model: train one (justright draft train MODEL -o "
         "DRAFTER) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
     )
+
+
+def drafter_at_hand(model: Path) -> bool:
+    """Whether an installed package carries a trained drafter for the checkpoint ``model``."""
+    try:
+        find_drafter(None, weights_identity(model))
+    except SourceError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -53,6 +54,12 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """What computes the states below the head (transformers' ``base_model``; some classes name it otherwise)."""
+    base: nn.Module = model.base_model
+    return model.get_submodule("model") if base is model else base
 
 
 def _check_whole(path: Path, missing: Collection[str], mismatched: Collection[tuple[str, Any, Any]]) -> None:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from justright.engine import kernels
 from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
 from justright.engine.cache import KVCache
-from justright.engine.loading import load_model
+from justright.engine.loading import decoder_of, load_model
 from justright.errors import ResourceError, UsageError
 from justright.models.architectures import (
     architecture_of,
@@ -370,7 +370,7 @@ class Verifier:
 
         handles = [
             self.model.get_input_embeddings().register_forward_hook(replace),
-            self.model.base_model.register_forward_hook(lambda _, args, output: states.append(output[0][0])),
+            decoder_of(self.model).register_forward_hook(lambda _, args, output: states.append(output[0][0])),
         ]
         try:
             yield states

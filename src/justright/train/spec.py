@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from justright.engine.attention import rescale_by_position
+from justright.engine.loading import decoder_of
 from justright.models.architectures import Window, architecture_of, attention_windows
 from justright.train.data import Shard
 from justright.train.objective import Prefixes
@@ -61,11 +62,12 @@ def spec_states(
     architecture = architecture_of(model.config)
     positions = torch.arange(length, device=token_ids.device).expand(batch, length)
     state = _Pass(list(attention_windows(model.config)), architecture.index_scaled, positions)
+    decoder = decoder_of(model)
     with torch.no_grad():
-        model.base_model(input_ids=token_ids, position_ids=positions, use_cache=False, justright_spec=state)
+        decoder(input_ids=token_ids, position_ids=positions, use_cache=False, justright_spec=state)
     state.positions, state.seen = seen, seen  # a prefix of n tokens ends at n - 1
     rows = embedding.to(model.dtype).expand(batch, seen.shape[1], -1)
-    out: Tensor = model.base_model(
+    out: Tensor = decoder(
         inputs_embeds=rows, position_ids=seen, use_cache=False, justright_spec=state
     ).last_hidden_state
     return out

@@ -1,0 +1,292 @@
+"""LongSpecBench: how speculative decoding does as contexts grow, by length and by kind of task.
+
+After arXiv:2510.07535, section 5. The prompts are those of `justright.bench.longset`: made from texts at hand, from a
+file, or from WildChat. What is counted is fair: every contender emits the same tokens (checked against the first one,
+or against transformers), prefill is told apart, drafting and verification are told apart, the acceptance length is
+tokens a verification, and every figure is a median with its spread.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS
+from justright.bench.decode import Cell, DecodeSetting, Progress, Results, check_room, measure, open_contenders
+from justright.bench.longset import KINDS, Prompt, build, read
+from justright.bench.longtexts import counter, zoo_texts
+from justright.bench.report import speed_ratio
+from justright.bench.tasks import Task
+from justright.errors import ResourceError, UsageError
+from justright.models.sources import resolve
+from justright.models.tokenizers import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LongTask(Task):
+    """A prompt of the set, as tokens.
+
+    Attributes:
+        id: the prompt's.
+    """
+
+    id: str = ""
+
+    @property
+    def name(self) -> str:
+        """The prompt's id."""
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class LongPlan:
+    """A measurement.
+
+    Attributes:
+        model: name, as users give it.
+        decode: contenders, tokens, repeats, engine.
+        prompts: a file by `justright bench longset`; None: made from the zoo's texts.
+        buckets: lengths to measure; those beyond the model's context are left out, or cut to what fits.
+        kinds: of tasks.
+        per_cell: prompts of each kind and length, where they are made.
+        seed: of the places in the texts.
+    """
+
+    model: str
+    decode: DecodeSetting
+    prompts: Path | None = None
+    buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    kinds: tuple[str, ...] = KINDS
+    per_cell: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds or not self.buckets:
+            raise UsageError(
+                f"kinds {', '.join(self.kinds) or 'none'}, buckets {', '.join(map(str, self.buckets)) or 'none'}: give at "
+                f"least one length, and kinds out of {', '.join(KINDS)}"
+            )
+
+
+def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | None = None) -> Results:
+    """Measure all of it; with a file, what it holds already is not measured again.
+
+    Raises:
+        JustrightError: any of its kinds; prompts, room and the file are checked before anything is timed.
+    """
+    path = resolve(plan.model).path
+    identity = asdict(plan)
+    for varying in ("kinds", "buckets"):  # more of these may join what was measured before
+        del identity[varying]
+    for varying in ("contenders", "repeats"):
+        del identity["decode"][varying]
+    results = Results({"longspec": {**identity, "prompts": str(plan.prompts or "")}}, file)
+    tokenizer = load_tokenizer(path)
+    opened = open_contenders(path, plan.decode)
+    context = (
+        opened.engine.verifier.max_tokens
+        if opened.engine is not None
+        else opened.model.config.max_position_embeddings  # type: ignore[union-attr]
+    )
+    room = context - plan.decode.tokens
+    tasks = _tasks(plan, tokenizer, room)
+    if not tasks:
+        raise ResourceError(
+            f"no prompt fits: the model's context holds {context} tokens, {plan.decode.tokens} of them for the output; "
+            "give shorter --buckets"
+        )
+    check_room(tasks, plan.decode.tokens, context)
+    measure(opened, tasks, plan.decode, results, progress, share_prefill=True)
+    return results
+
+
+def _tasks(plan: LongPlan, tokenizer: Any, room: int) -> list[Task]:
+    """Prompts as tokens, shortest first; of the lengths that fit, or nearly."""
+    if plan.prompts is not None:
+        prompts: Iterable[Prompt] = read(plan.prompts)
+    else:
+        fitting = {bucket if bucket <= room else room: bucket for bucket in plan.buckets if bucket * 0.9 <= room}
+        if not fitting:
+            return []
+        made = build(
+            zoo_texts(),
+            counter(plan.model),
+            buckets=tuple(fitting),
+            kinds=plan.kinds,
+            per_cell=plan.per_cell,
+            seed=plan.seed,
+        )
+        prompts = [replace(p, bucket=fitting[p.bucket]) for p in made]
+    found = []
+    for prompt in prompts:
+        if prompt.kind in plan.kinds and prompt.bucket in plan.buckets:
+            ids = encode(prompt, tokenizer)
+            if len(ids) <= room:
+                found.append(LongTask(prompt.kind, prompt.bucket, False, prompt.steering, tuple(ids), prompt.id))
+    return sorted(found, key=lambda task: task.context)
+
+
+def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """Tokens of a prompt by the model's chat template, the assistant's turn begun with its steering.
+
+    A text to go on from, and a model without a template, take it as it is.
+    """
+    messages = [dict(message) for message in prompt.messages]
+    if messages[-1]["role"] == "text":
+        return list(tokenizer(messages[-1]["content"], verbose=False)["input_ids"])
+    if tokenizer.chat_template is None:
+        turns = [f"### {message['role'].title()}:\n{message['content']}" for message in messages]
+        text = "\n\n".join([*turns, "### Assistant:\n"])
+    else:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text + prompt.steering, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One contender at one length (or over one kind of task).
+
+    Attributes:
+        group: the length in tokens, or the kind.
+        contender: its label.
+        prompts: how many.
+        acceptance_length: tokens a verification, over all prompts together.
+        x_plain: speed against our plain loop: median over the prompts; None without it.
+        x_plain_least: the least of them.
+        x_transformers: against transformers' ``generate``: median.
+        draft_ms: a verification's drafting, in milliseconds.
+        verify_ms: its verifying.
+        tokens_per_s: median over the prompts.
+        prefill_s: median over the prompts.
+        outputs: what the outputs were found to be.
+    """
+
+    group: str
+    contender: str
+    prompts: int
+    acceptance_length: float
+    x_plain: float | None
+    x_plain_least: float | None
+    x_transformers: float | None
+    draft_ms: float
+    verify_ms: float
+    tokens_per_s: float
+    prefill_s: float
+    outputs: str
+
+
+def summaries(results: Results, *, by: str = "length") -> list[Summary]:
+    """Per length (or ``by="kind"``) and contender, lengths ascending."""
+    groups: dict[str, list[dict[str, Cell]]] = {}
+    for task, row in results.cells.items():
+        kind, _, rest = task.rpartition("-")[0].rpartition("-")
+        groups.setdefault(rest if by == "length" else kind, []).append(row)
+    order = sorted(groups, key=lambda group: (int(group) if group.isdigit() else 0, group))
+    found = []
+    for group in order:
+        names = dict.fromkeys(name for row in groups[group] for name in row)
+        found += [_summary(group, name, [row for row in groups[group] if name in row]) for name in names]
+    return found
+
+
+def _summary(group: str, name: str, rows: Sequence[dict[str, Cell]]) -> Summary:
+    cells = [row[name] for row in rows if row[name].runs]
+    runs = [run for cell in cells for run in cell.runs]
+    tokens = sum(len(run.token_ids) - run.first_tokens for run in runs)
+    steps = sum(run.verifications for run in runs)
+    plain = [r for row in rows if (r := speed_ratio(row[name], row.get(PLAIN))) is not None]
+    stock = [r for row in rows if (r := speed_ratio(row[name], row.get(TRANSFORMERS))) is not None]
+    ours = name not in (TRANSFORMERS, LOOKUP)
+    verdicts = sorted({cell.agreement.verdict if cell.agreement else "-" for cell in cells})
+    return Summary(
+        group,
+        name,
+        len(cells),
+        tokens / max(steps, 1),
+        statistics.median(plain) if plain else None,
+        min(plain) if plain else None,
+        statistics.median(stock) if stock else None,
+        1000 * sum(run.draft_s for run in runs) / max(steps, 1) if ours else 0.0,
+        1000 * sum(run.verify_s for run in runs) / max(steps, 1) if ours else 0.0,
+        statistics.median(cell.median("tokens_per_s") for cell in cells),
+        statistics.median(cell.median("prefill_s") for cell in cells),
+        ", ".join(verdicts),
+    )
+
+
+HEADER = (
+    "length", "contender", "prompts", "tokens/step", "x plain", "least", "x transformers", "draft ms", "verify ms",
+    "tokens/s", "output",
+)  # fmt: skip
+
+
+def table_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """Rows for `HEADER`."""
+
+    def times(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    return [
+        (
+            one.group,
+            one.contender,
+            str(one.prompts),
+            f"{one.acceptance_length:.2f}",
+            times(one.x_plain),
+            times(one.x_plain_least),
+            times(one.x_transformers),
+            f"{one.draft_ms:.1f}" if one.verify_ms else "",
+            f"{one.verify_ms:.1f}" if one.verify_ms else "",
+            f"{one.tokens_per_s:.1f}",
+            one.outputs,
+        )
+        for one in found
+    ]
+
+
+def draw(results: Results, file: Path) -> Path:
+    """Acceptance by length, speed-up by length, and what a verification costs: a PNG (needs matplotlib)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from justright.bench.report import machine_line, steadiness_line
+
+    found = summaries(results)
+    lengths = list(dict.fromkeys(one.group for one in found))
+    names = list(dict.fromkeys(one.contender for one in found))
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    for index, name in enumerate(names):
+        mine = {one.group: one for one in found if one.contender == name}
+        at = [lengths.index(group) for group in mine]
+        style = {"marker": "osD^vP*X"[index % 8], "label": name}
+        left.plot(at, [one.acceptance_length for one in mine.values()], **style)
+        if all(one.x_plain is not None for one in mine.values()):
+            middle.plot(at, [one.x_plain for one in mine.values()], **style)
+    for axes, title in ((left, "tokens a verification"), (middle, "speed, times our plain loop")):
+        axes.set_xticks(range(len(lengths)), lengths)
+        axes.set(title=title, xlabel="context (tokens)")
+        axes.spines[["top", "right"]].set_visible(False)
+    middle.axhline(1.0, color="0.6", linestyle=":")
+    left.legend(fontsize=8)
+    last = [one for one in found if one.group == lengths[-1] and one.verify_ms]
+    labels = [one.contender for one in last]
+    right.barh(labels, [one.verify_ms for one in last], color="#0072B2", label="verify")
+    right.barh(
+        labels,
+        [one.draft_ms for one in last],
+        left=[one.verify_ms for one in last],
+        color="#E69F00",
+        label="draft",
+    )
+    right.set(title=f"milliseconds a verification, {lengths[-1]} tokens", xlabel="ms")
+    right.invert_yaxis()
+    right.legend(fontsize=8)
+    figure.supxlabel(f"{machine_line(results.machine)}\n{steadiness_line(results)}", fontsize=8, color="#595959")
+    figure.savefig(file, dpi=120)
+    return file

@@ -1,0 +1,32 @@
+"""Small drafters for the tests' small models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from justright.draft.lstm import LstmConfig, LstmModel
+
+
+def network_for(model: PreTrainedModel, seed: int = 0, **changes: Any) -> LstmModel:
+    """An untrained network for a model, its [SPEC] embedding too."""
+    config = model.config.get_text_config()
+    shape: dict[str, Any] = {"width": 24, "steps": 3, "draft_vocab": 60, "spec": True} | changes
+    torch.manual_seed(seed)
+    settled = LstmConfig("0" * 16, config.hidden_size, config.vocab_size, **shape)
+    embedding = model.get_input_embeddings().weight.detach()
+    head = model.get_output_embeddings().weight.detach()
+    vocab = torch.randperm(config.vocab_size)[: settled.head_size].sort().values
+    network = LstmModel(settled, embedding, head, vocab)
+    if network.spec is not None:
+        torch.nn.init.normal_(network.spec, std=float(embedding.std()))
+    return network.eval().requires_grad_(False)
+
+
+def saved_drafter(model: PreTrainedModel, folder: Path, **changes: Any) -> Path:
+    """The same, saved."""
+    network_for(model, **changes).save(folder, dtype=torch.float32)
+    return folder

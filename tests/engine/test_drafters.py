@@ -1,0 +1,153 @@
+"""Every drafter, in the engine: greedy output is the model's own, sampled output has the model's distribution."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from draft_helpers import saved_drafter
+from engine_helpers import prompt_of, reference, verifier_of
+from justright.draft.base import Drafter
+from justright.draft.registry import create_drafter
+from justright.engine.api import bind
+from justright.engine.cost import StepCost
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Request
+from justright.engine.sampling import SamplingParams
+from justright.engine.verifier import Verifier
+from tiny import ALL, tiny_model
+
+REPEATING = prompt_of(12) * 3
+TOKENS = 40
+
+
+def drafter_for(name: str, verifier: Verifier, folder: Path, **options: object) -> Drafter:
+    if name in ("lstm", "hybrid"):
+        path = folder / "drafter"
+        if not path.exists():
+            saved_drafter(verifier.model, path)
+        options |= {"path": str(path), "min_prob": 0.0}
+    drafter = create_drafter(name, **options)
+    assert drafter is not None
+    bind(drafter, verifier, None)
+    return drafter
+
+
+@pytest.mark.parametrize("cache", ["grow", "static"])
+@pytest.mark.parametrize("name", ["lstm", "hybrid", "recycling"])
+@pytest.mark.parametrize("family", ALL)
+def test_no_drafter_changes_a_token(family: str, name: str, cache: str, tmp_path: Path) -> None:
+    expected = reference(tiny_model(family), REPEATING, TOKENS)
+    verifier = verifier_of(family, prefill_chunk=16, cache=cache)
+    drafter = drafter_for(name, verifier, tmp_path)
+    request = Request(REPEATING, max_tokens=TOKENS)
+    for _ in DecodeLoop(verifier, drafter=drafter, max_draft=12).run([request]):
+        pass
+    assert request.token_ids == expected
+    assert request.stats.drafted > 0
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"spec": False}, {"nodes": 3, "depth": 2}])
+def test_chains_and_trees_with_and_without_spec(options: dict[str, object], tmp_path: Path) -> None:
+    expected = reference(tiny_model("gemma3_text"), REPEATING, TOKENS)
+    verifier = verifier_of("gemma3_text")
+    drafter = drafter_for("lstm", verifier, tmp_path, **options)
+    request = Request(REPEATING, max_tokens=TOKENS)
+    for _ in DecodeLoop(verifier, drafter=drafter, max_draft=12).run([request]):
+        pass
+    assert request.token_ids == expected
+    assert verifier.spec_embedding is None or options.get("spec", True)
+
+
+def test_a_batch_with_a_drafter_equals_each_request_alone(tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    prompts = [prompt_of(length, seed=length) for length in (3, 40, 17, 25)]
+    verifier = verifier_of("qwen3", slots=3, prefill_chunk=16)
+    for name in ("lstm", "hybrid", "recycling"):
+        requests = [Request(p, max_tokens=TOKENS - 5 * i) for i, p in enumerate(prompts)]
+        drafter = drafter_for(name, verifier, tmp_path)
+        for _ in DecodeLoop(verifier, drafter=drafter, max_draft=10).run(requests):
+            pass
+        for request in requests:
+            assert request.token_ids == reference(model, request.prompt_ids, request.max_tokens)
+
+
+def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
+    """Where there is no more room for [SPEC], drafts go on without it."""
+    length = len(REPEATING) + TOKENS
+    verifier = verifier_of("llama", max_tokens=length)
+    request = Request(REPEATING, max_tokens=TOKENS)
+    drafter = drafter_for("lstm", verifier, tmp_path)
+    for _ in DecodeLoop(verifier, drafter=drafter, max_draft=12).run([request]):
+        pass
+    assert request.token_ids == reference(tiny_model("llama"), REPEATING, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lstm", {}),
+        ("lstm", {"temperature": 1.0, "top_k": 1, "depth": 3}),
+        ("lstm", {"temperature": 1.0, "top_k": 3, "nodes": 6}),
+        ("hybrid", {"temperature": 1.0, "top_k": 2, "nodes": 4}),
+        ("recycling", {}),
+    ],
+)
+def test_sampled_output_has_the_models_distribution(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    """The third token's distribution, by a chi-squared test against plain sampling's exact one."""
+    params = {"temperature": 1.0, "top_k": 4}
+    verifier = verifier_of("llama", slots=8)
+    drafter = drafter_for(name, verifier, tmp_path, **options)
+    prompt = prompt_of(6)
+    runs = 1600
+    requests = [Request(prompt, SamplingParams(**params, seed=i), max_tokens=3) for i in range(runs)]  # type: ignore[arg-type]
+    for _ in DecodeLoop(verifier, drafter=drafter, max_draft=8).run(requests):
+        pass
+    found = Counter(tuple(request.token_ids) for request in requests)
+    expected = exact(verifier, prompt)
+    assert set(found) <= set(expected)
+    often = [path for path, prob in expected.items() if prob * runs >= 5]
+    seen = [found[path] for path in often] + [sum(n for path, n in found.items() if path not in often)]
+    wanted = [expected[path] * runs for path in often]
+    wanted.append(runs - sum(wanted))
+    if wanted[-1] < 5:
+        seen, wanted = seen[:-1], wanted[:-1]
+        wanted = [w * sum(seen) / sum(wanted) for w in wanted]
+    assert chisquare(seen, wanted).pvalue > 1e-4
+
+
+def exact(verifier: Verifier, prompt: list[int]) -> dict[tuple[int, ...], float]:
+    """Probability of every output of three tokens."""
+    model = verifier.model
+    model.set_attn_implementation("eager")
+    paths: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        longer = {}
+        for path, prob in paths.items():
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *path]]), use_cache=False).logits[0, -1]
+            best = logits.topk(4)
+            for token, p in zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True):
+                longer[(*path, token)] = prob * p
+        paths = longer
+    return paths
+
+
+def test_drafts_that_never_pay_are_no_longer_asked_for(tmp_path: Path) -> None:
+    """With a cost that says so, an untrained drafter is left alone after a few tries."""
+    verifier = verifier_of("llama")
+    drafter = drafter_for("lstm", verifier, tmp_path)
+    calls = []
+    propose = drafter.propose
+    drafter.propose = lambda *args: calls.append(1) or propose(*args)  # type: ignore[method-assign,func-returns-value]
+    cost = StepCost((1, 8), (0.001, 0.1), (0.0, 0.0))
+    request = Request(prompt_of(20), max_tokens=120)
+    for _ in DecodeLoop(verifier, drafter=drafter, cost=cost, max_draft=8).run([request]):
+        pass
+    assert request.token_ids == reference(tiny_model("llama"), prompt_of(20), 120)
+    assert request.stats.plain_steps > 100
+    assert len(calls) < 40

@@ -1,0 +1,229 @@
+"""Training a drafter on a tiny verifier: it learns, it goes on after a kill, and it refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from justright.draft.lstm import LstmModel, read_config
+from justright.engine.api import Engine
+from justright.errors import ResourceError, UsageError
+from justright.train import run as run_module
+from justright.train.data import DataSetting, SelfGenerated, Shard
+from justright.train.objective import DraftLoss, prefixes
+from justright.train.pipeline import Job, Shape, Work
+from justright.train.prompts import Prompts
+from justright.train.run import TrainSetting
+from tiny import save_tiny, tiny_tokenizer
+
+WORDS = "the cat sat on a mat and the dog ran to the cat with a hat ".split()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("verifier") / "model")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("texts") / "words.txt"
+    file.write_text(" ".join(WORDS[(i * i) % len(WORDS)] for i in range(6000)))
+    return str(file)
+
+
+def job_for(model: Path, texts: str, out: Path, **changes: Any) -> Job:
+    job = Job(
+        model,
+        out,
+        [texts],
+        Shape(width=32, steps=3, draft_vocab=100),
+        DataSetting(sequences=24, held_out=8, prompt_tokens=12, output_tokens=32, batch=8, chat=0.0),
+        TrainSetting(epochs=8, rows=4, spec_steps=6, spec_rows=4, evaluate_every=12, patience=0),
+        device="cpu",
+    )
+    return replace(job, **changes)
+
+
+def test_it_learns_what_the_verifier_says(model: Path, texts: str, tmp_path: Path) -> None:
+    told = []
+    job = job_for(model, texts, tmp_path / "drafter", data_folder=tmp_path / "data")
+    trained = Work(job).run(lambda *words: told.append(words))
+    curve = json.loads((job.out / "curve.json").read_text())
+    assert [point["phase"] for point in curve][-1] == "spec"
+    assert curve[-1]["loss"] > 0
+    plain = [point for point in curve if point["phase"] == "drafter"]
+    assert plain[-1]["loss"] < 0.9 * plain[0]["loss"]
+    assert {stage for stage, *_ in told} == {"data", "training", "training with [SPEC]"}
+    assert not job.partial.exists()
+    assert trained.accuracy.spec_length is not None
+    config = read_config(job.out)
+    assert config.spec
+    assert config.draft_vocab == 100
+    assert json.loads((job.out / "provenance.json").read_text())
+    engine = Engine.load(str(model), draft="lstm", draft_options={"path": str(job.out)}, adaptive=False)
+    plain_output = Engine.load(str(model)).generate([9, 10, 11], max_tokens=24, ignore_eos=True)
+    drafted = engine.generate([9, 10, 11], max_tokens=24, ignore_eos=True)
+    assert drafted.token_ids == plain_output.token_ids
+    assert drafted.stats.drafted > 0
+    with pytest.raises(UsageError, match="exists already"):
+        Work(job)
+    # The data stays where it was asked to stay, and serves another drafter.
+    before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
+    other = job_for(
+        model, texts, tmp_path / "rnn", data_folder=tmp_path / "data", shape=replace(job.shape, cell="rnn", spec=False)
+    )
+    assert Work(other).run().config.cell == "rnn"
+    assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
+
+
+def test_a_killed_training_resumed_equals_an_uninterrupted_one(
+    model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = job_for(model, texts, tmp_path / "whole")
+    Work(whole).run()
+    cut = job_for(model, texts, tmp_path / "cut")
+    make, sample_calls = SelfGenerated._make, []
+
+    def dying(self: SelfGenerated, *args: Any) -> Shard:
+        sample_calls.append(1)
+        if len(sample_calls) == 3:
+            raise KeyboardInterrupt
+        return make(self, *args)
+
+    monkeypatch.setattr(SelfGenerated, "_make", dying)
+    with pytest.raises(KeyboardInterrupt):
+        Work(cut).run()
+    assert len(list((cut.partial / "data").glob("*.safetensors"))) == 2
+    step = run_module.Training.take_step
+    for phase, at in (("drafter", 17), ("spec", 3)):
+
+        def stopping(self: Any, phase: str = phase, at: int = at) -> Any:
+            if (self.state.phase, self.state.step) == (phase, at):
+                raise KeyboardInterrupt
+            return step(self)
+
+        monkeypatch.setattr(run_module.Training, "take_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            Work(cut).run()
+        assert not cut.out.exists()
+    monkeypatch.setattr(run_module.Training, "take_step", step)
+    Work(cut).run()
+    one, other = ((out / "model.safetensors").read_bytes() for out in (whole.out, cut.out))
+    assert one == other
+
+
+def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: str, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
+    Work(job).run()
+    other = job_for(
+        model, texts, tmp_path / "e", data_folder=tmp_path / "data", data=replace(job.data, temperature=0.5)
+    )
+    with pytest.raises(UsageError, match="other settings \\(temperature\\)"):
+        Work(other).run()
+
+
+def test_a_loss_that_is_no_number_stops_it(
+    model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = DraftLoss.step
+
+    def broken(self: DraftLoss, logits: torch.Tensor, *args: Any) -> Any:
+        return step(self, logits * float("nan"), *args)
+
+    monkeypatch.setattr(DraftLoss, "step", broken)
+    job = job_for(model, texts, tmp_path / "d")
+    with pytest.raises(ResourceError, match="the loss of step 0 .* is nan"):
+        Work(job).run()
+    assert not job.out.exists()
+
+
+def test_too_little_text_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UsageError, match="have 1 tokens|have 0 tokens|have 2 tokens"):
+        Work(job_for(model, str(tmp_path / "empty.txt"), tmp_path / "d"))
+
+
+def test_prompts_beyond_the_context_are_refused(model: Path, texts: str, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d")
+    job = replace(job, data=replace(job.data, output_tokens=100_000))
+    with pytest.raises(UsageError, match="do not fit the model's context"):
+        Work(job).run()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sequences": 0}, {"temperature": 0.0}, {"chat": 1.5}, {"output_tokens": 2}, {"batch": 0}]
+)
+def test_wrong_data_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="allowed"):
+        DataSetting(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"epochs": -1}, {"spec_steps": -1}, {"decay": 2.0}])
+def test_wrong_training_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="allowed"):
+        TrainSetting(**wrong)
+
+
+def test_a_dry_run_writes_nothing(model: Path, texts: str, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d")
+    found = Work(job).estimate()
+    assert found["data"]["tokens"] == 32 * 32
+    assert min(found["data"]["seconds"], found["train_seconds"], found["spec_seconds"]) > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_held_out_prompts_are_of_other_text(texts: str) -> None:
+    prompts = Prompts(tiny_tokenizer(), [texts], length=12, chat=0.0)
+    stream = prompts.streams[0]
+    border = int(len(stream) * 0.9)
+    seen = [prompts.prompt(i) for i in range(50)] + [prompts.prompt(i, held_out=True) for i in range(50)]
+    for index, prompt in enumerate(seen):
+        part = stream[:border] if index < 50 else stream[border:]
+        assert any(part[i : i + 12] == prompt for i in range(len(part) - 11))
+    assert prompts.prompt(7) == Prompts(tiny_tokenizer(), [texts], length=12, chat=0.0).prompt(7)
+
+
+def test_prefixes_line_up_with_the_verifiers_states() -> None:
+    """Row j: state that predicted token j, then tokens j, j+1, ...; the teacher of step m speaks behind token j+m."""
+    tokens = torch.arange(10, 22).reshape(2, 6)
+    shard = Shard(
+        torch.zeros(2, 3, dtype=torch.long),
+        torch.tensor([3, 2]),
+        tokens,
+        torch.tensor([6, 4]),
+        torch.arange(12.0).reshape(2, 6, 1).bfloat16(),
+        tokens[..., None].repeat(1, 1, 8),
+        torch.full((2, 6, 8), 0.1).half(),
+        torch.zeros(2),
+    )
+    found = prefixes(shard, torch.tensor([1, 0]), 3)
+    assert found.sequence.tolist() == [1] * 3 + [0] * 5
+    assert found.hidden[:, 0].tolist() == [6, 7, 8, 0, 1, 2, 3, 4]
+    assert found.tokens[0].tolist() == [16, 17, 18]
+    assert found.targets[0].tolist() == [17, 18, 19]
+    assert found.teacher_ids[0, :, 0].tolist() == [17, 18, 19]
+    assert found.valid[:3].tolist() == [[True] * 3, [True, True, False], [True, False, False]]
+
+
+def test_what_the_head_cannot_say_costs_nothing() -> None:
+    loss = DraftLoss(torch.tensor([2, 5, 7]), 10)
+    logits = torch.zeros(2, 3)
+    ids = torch.tensor([[5, 9, 1, 1, 1, 1, 1, 1], [9, 1, 1, 1, 1, 1, 1, 1]])
+    probs = torch.full((2, 8), 0.1)
+    found, accuracy = loss.step(logits + torch.tensor([0.0, 1.0, 0.0]), ids, probs, torch.tensor([True, True]))
+    expected = -torch.log_softmax(torch.tensor([0.0, 1.0, 0.0]), 0)[1]
+    assert float(found) == pytest.approx(float(expected))
+    assert float(accuracy) == 0.5
+
+
+def test_a_damaged_checkpoint_of_a_drafter_loads_nothing(model: Path, texts: str, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d", training=TrainSetting(epochs=0.1, rows=4, spec_steps=0))
+    trained = Work(job).run()
+    assert trained.accuracy.spec_length is None
+    matrices = (torch.zeros(trained.config.vocab_size, trained.config.hidden_size),) * 2
+    assert isinstance(LstmModel.load(job.out, *matrices), LstmModel)
