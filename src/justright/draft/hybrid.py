@@ -6,7 +6,7 @@ of the LSTM. Differs: the threshold is the LSTM's own recent success in this req
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -89,6 +89,10 @@ class HybridDrafter:
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
         """As `LstmDrafter.bind`."""
         self.lstm.bind(model, path)
+
+    def tune(self, verify_s: Callable[[int], float]) -> None:
+        """As `LstmDrafter.tune`."""
+        self.lstm.tune(verify_s)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""

@@ -253,19 +253,30 @@ def read_config(folder: Path) -> LstmConfig:
     Raises:
         CheckpointError: there is none, or it is another thing's.
     """
+    data = read_about(folder)
+    try:
+        return LstmConfig(**{field.name: data[field.name] for field in fields(LstmConfig)})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained.
+
+    Raises:
+        CheckpointError: there is none, or it is another thing's.
+    """
     file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data.get("format") != FORMAT or data.get("kind") != "lstm":
-            raise CheckpointError(
-                f"{file} is not an LSTM drafter's ({FORMAT}): its format is {data.get('format')!r}, its kind "
-                f"{data.get('kind')!r}"
-            )
-        return LstmConfig(**{field.name: data[field.name] for field in fields(LstmConfig)})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        form, kind = data.get("format"), data.get("kind")
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} is no drafter's config: {error}") from error
+    if form != FORMAT or kind != "lstm":
+        raise CheckpointError(f"{file} is not an LSTM drafter's ({FORMAT}): its format is {form!r}, its kind {kind!r}")
+    return data
 
 
 class RmsNorm(nn.Module):

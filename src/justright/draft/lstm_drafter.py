@@ -5,8 +5,9 @@ Source: OWL, arXiv:2510.07535.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
-from justright.draft.lstm import LstmModel, read_config
+from justright.draft.lstm import LstmModel, read_about, read_config
 from justright.draft.sampled import Sampled, sample_tree
 from justright.draft.store import find_drafter
 from justright.draft.tree import Shape, grow
+from justright.draft.tuning import NODES, WIDTHS, TreeTable, best_shape
 from justright.errors import UsageError
 from justright.models.cpu import has_bfloat16
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
+
+_TRIALS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,9 @@ class LstmOptions:
     Attributes:
         path: a drafter's directory or hub id; None: the one that an installed package carries for this model.
         spec: run [SPEC], if the drafter was trained with it.
-        nodes: the most nodes of a tree, [SPEC] not counted.
-        depth: levels of a tree, or tokens of a chain.
-        top_k: nodes expanded a level, and children of each; 1: a chain.
+        nodes: the most nodes of a tree, [SPEC] not counted; None: what pays on this machine.
+        depth: levels of a tree, or tokens of a chain; None: what pays.
+        top_k: nodes expanded a level, and children of each; 1: a chain; None: what pays.
         min_prob: do not follow paths that the drafter gives less.
         temperature: 0: the most probable guesses; above: guesses *drawn* from the drafter's distribution at that
             temperature, in trees of a fixed shape.
@@ -44,9 +48,9 @@ class LstmOptions:
 
     path: str | None = None
     spec: bool = True
-    nodes: int = 30
-    depth: int = 8
-    top_k: int = 10
+    nodes: int | None = None
+    depth: int | None = None
+    top_k: int | None = None
     min_prob: float = 0.02
     temperature: float = 0.0
     seed: int = 0
@@ -56,7 +60,8 @@ class LstmOptions:
             raise UsageError(f"LSTM drafts: spec must be true or false, not {self.spec!r}")
         for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 1 <= value <= high):
                 raise UsageError(f"LSTM drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}")
         for name, top in (("min_prob", 1.0), ("temperature", 100.0)):
             value = getattr(self, name)
@@ -86,6 +91,9 @@ class LstmDrafter:
         self._network: FastLstm | None = None
         self._requests: dict[Hashable, _Request] = {}
         self._sampled = Sampled(self.options.seed)
+        self._trees: TreeTable | None = None
+        self.shape = self._settled(_UNTUNED)
+        """How its trees grow: by the options, else as `tune` found, else as in the paper."""
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
         """Read the drafter and join it to the verifier; called once, before any request.
@@ -104,8 +112,26 @@ class LstmDrafter:
         check_verifier(folder, identity)
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
+        self._trees = TreeTable.from_dict(read_about(folder).get("trees"))
         if self.options.spec and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
+
+    def tune(self, verify_s: Callable[[int], float]) -> None:
+        """Choose the shape of trees by what they cost here: ``verify_s(rows)`` is a verification's time in seconds.
+
+        A drafter that was trained elsewhere, without a table of its trees, keeps the paper's shape.
+        """
+        if self._trees is None or self._network is None:
+            return
+        spec = self.spec_embedding is not None
+        draft_s = self._network.draft_seconds()
+        found, _ = best_shape(self._trees, verify_s, draft_s, spec=spec, min_prob=self.options.min_prob)
+        self.shape = self._settled(found)
+
+    def _settled(self, shape: Shape) -> Shape:
+        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
+        known = {name: value for name, value in given.items() if value is not None}
+        return replace(shape, **known, min_prob=self.options.min_prob)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request; its prompt is not looked at."""
@@ -125,11 +151,11 @@ class LstmDrafter:
         options, network = self.options, self._network
         assert network is not None, "the engine binds a drafter before it asks it"
         spec = self.spec_embedding is not None
-        nodes = min(options.nodes, max_nodes // 2 if spec else max_nodes)
+        nodes = min(self.shape.nodes, max_nodes // 2 if spec else max_nodes)
         if request.hidden is None or request.token is None or nodes < 1:
             return EMPTY_DRAFT
         network.begin(request.hidden, request.token)
-        shape = Shape(nodes, options.depth, options.top_k, options.min_prob)
+        shape = replace(self.shape, nodes=nodes)
         if options.temperature:
             made = sample_tree(network.distribution, shape, options.temperature, self._sampled)
         else:
@@ -145,6 +171,10 @@ class LstmDrafter:
         if request_id not in self._requests:
             raise UsageError(f"LSTM drafts: request {request_id!r} is not active; start it first")
         return self._requests[request_id]
+
+
+_UNTUNED = Shape(30, 8, 10)
+"""The paper's: the best 30 nodes beside 30 [SPEC], 8 levels, 10 a level."""
 
 
 class FastLstm:
@@ -203,6 +233,20 @@ class FastLstm:
         full = torch.zeros(len(known), self.network.config.vocab_size, device=known.device)
         full[:, self._vocab] = known
         return full.cpu()
+
+    def draft_seconds(self) -> Callable[[int, int], float]:
+        """How long drafting takes, by ``(width, depth)``: measured for one row and for the widest level."""
+        found = {}
+        for width in (1, WIDTHS[-1]):
+            times = []
+            for _ in range(_TRIALS):
+                self.begin(torch.ones(self.network.config.hidden_size, device=self._vocab.device), 0)
+                begin = time.perf_counter()
+                grow(lambda rows, tokens, k=width: self.expand(rows, tokens, k), Shape(NODES, 3, width))
+                times.append((time.perf_counter() - begin) / 3)
+            found[width] = min(times)
+        one, many = found[1], max(found[WIDTHS[-1]], found[1])
+        return lambda width, depth: depth * (one + (many - one) * (width - 1) / (WIDTHS[-1] - 1))
 
     def _advance(self, rows: Tensor | None, tokens: Tensor | None) -> Tensor:
         """One step from the states at ``rows``; logits ``[frontier, head_size]`` float32."""

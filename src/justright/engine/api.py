@@ -36,6 +36,10 @@ from justright.models.tokenizers import load_tokenizer
 from justright.switch.adapter import Adapter, read_adapter
 from justright.switch.apply import AppliedSwitch
 
+_TUNED_AT = 2048
+"""Cached tokens for which the shape of trees is chosen; a step of many rows costs little more behind more of them."""
+_MOST_ROWS = 256
+
 
 class Engine:
     """A loaded model, ready to generate. Not thread-safe; one generation at a time (of many sequences).
@@ -127,8 +131,16 @@ class Engine:
             path=path,
         )
         if drafter is not None and options.adaptive:
-            engine.cost = engine.measured_cost(path)
+            engine._speculate(path)
         return engine
+
+    def _speculate(self, path: Path | None) -> None:
+        """Measure, or look up, what steps cost here; and let the drafter fit its drafts to it."""
+        if self.cost is None:
+            self.cost = self.measured_cost(path)
+        if hasattr(self.drafter, "tune"):
+            seconds = self.cost.curve(min(_TUNED_AT, self.verifier.max_tokens // 2), _MOST_ROWS)
+            self.drafter.tune(lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]))  # type: ignore[union-attr]
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
         """`chat_tokens` with the engine's tokenizer."""
@@ -248,8 +260,8 @@ class Engine:
         )
         if not adaptive:
             engine.cost = None
-        elif engine.drafter is not None and engine.cost is None:
-            engine.cost = engine.measured_cost(self.path)
+        elif engine.drafter is not None:
+            engine._speculate(self.path)
         return engine
 
     def measured_cost(self, path: Path | None) -> StepCost:

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from justright.draft.base import Draft
 from justright.draft.lstm import LstmModel
+from justright.draft.lstm_drafter import FastLstm
+from justright.draft.tree import Shape, grow
+from justright.draft.tuning import DEPTH, NODES, WIDTHS, TreeTable
 from justright.train.data import Shard
 from justright.train.objective import Prefixes, prefixes
 from justright.train.spec import states_behind
 
 _EVERY = 4
 _TOP = 4
+_TREES = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,51 @@ def measure(
         return Accuracy(steps, top, length)
     spec_steps, _, spec_length = spec.shares()
     return Accuracy(steps, top, length, spec_steps, spec_length)
+
+
+@torch.no_grad()
+def measure_trees(
+    model: LstmModel, shards: Iterable[Shard], verifier: PreTrainedModel | None, device: torch.device
+) -> TreeTable:
+    """What trees of every shape would have had accepted of sampled text, over some hundred prefixes.
+
+    From [SPEC]'s states with a ``verifier``, else from plain ones.
+    """
+    fast = FastLstm(model, device)
+    hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
+    for shard in shards:
+        batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
+        batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
+        states = batch.hidden
+        if verifier is not None and model.spec is not None:
+            states = torch.cat(
+                [
+                    states_behind(verifier, model.spec, shard, batch.take(rows), device).cpu()
+                    for rows in torch.arange(len(batch.tokens)).split(16)
+                ]
+            )
+        for row, state in enumerate(states.to(device)):
+            targets = batch.targets[row][batch.valid[row]].tolist()
+            for width in WIDTHS:
+                fast.begin(state, int(batch.tokens[row, 0]))
+                draft = grow(
+                    lambda rows, tokens, k=width: fast.expand(rows, tokens, k), Shape(NODES, DEPTH, width)
+                )
+                hits[width].append(_right_path(draft, targets))
+    return TreeTable.of(hits)
+
+
+def _right_path(draft: Draft, targets: list[int]) -> list[tuple[int, int]]:
+    """(level, index) of the nodes of a draft that follow ``targets``."""
+    found, parent = [], -1
+    for level, token in enumerate(targets):
+        pairs = enumerate(zip(draft.token_ids, draft.parents, strict=True))
+        child = next((i for i, (t, p) in pairs if p == parent and t == token), None)
+        if child is None:
+            break
+        found.append((level, child))
+        parent = child
+    return found
 
 
 class _Counts:

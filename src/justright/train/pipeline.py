@@ -25,7 +25,7 @@ from justright.provenance import collect
 from justright.switch.apply import AppliedSwitch
 from justright.train.data import DataSetting, SelfGenerated, estimate
 from justright.train.frozen import load_frozen
-from justright.train.measure import Accuracy
+from justright.train.measure import Accuracy, measure_trees
 from justright.train.prompts import Prompts
 from justright.train.run import Progress, Training, TrainSetting
 from justright.train.spec import ATTENTION_NAME
@@ -243,7 +243,9 @@ class Work:
         if self.accelerator.is_main_process:
             shutil.rmtree(made, ignore_errors=True)
             settings = {"data": asdict(self.setting), "training": asdict(job.training), "texts": list(job.texts)}
-            extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
+            shards = training.data.shards(training.data.held_out_files)
+            trees = measure_trees(model.eval(), shards, training.verifier, training.device)
+            extra = {"accuracy": asdict(accuracy), "coverage": coverage, "trees": trees.to_dict(), **settings}
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
             record.write(made / "provenance.json")
