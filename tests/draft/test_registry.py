@@ -12,7 +12,7 @@ from justright.draft.registry import create_drafter, drafter_names
 from justright.draft.suffix import SuffixDrafter
 from justright.errors import UsageError
 
-BUILT_IN = ["none", "suffix", "lstm", "hybrid", "recycling"]
+BUILT_IN = ["none", "suffix", "lstm", "hybrid", "recycling", "attention"]
 
 
 def bring(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -32,12 +32,12 @@ def test_built_in() -> None:
     drafter = create_drafter("suffix", tree=True, backend="python", max_depth=16)
     assert isinstance(drafter, SuffixDrafter)
     assert (drafter.options.tree, drafter.options.max_depth) == (True, 16)
-    assert drafter_names()[:5] == BUILT_IN
+    assert drafter_names()[: len(BUILT_IN)] == BUILT_IN
 
 
 def test_unknown_name_lists_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     bring(monkeypatch, magic="somewhere:make")
-    with pytest.raises(UsageError, match=r"'eagle'.*none, suffix, lstm, hybrid, recycling, magic"):
+    with pytest.raises(UsageError, match=r"'eagle'.*none, suffix, lstm, hybrid, recycling, attention, magic"):
         create_drafter("eagle")
 
 

@@ -227,3 +227,16 @@ def test_a_damaged_checkpoint_of_a_drafter_loads_nothing(model: Path, texts: str
     assert trained.accuracy.spec_length is None
     matrices = (torch.zeros(trained.config.vocab_size, trained.config.hidden_size),) * 2
     assert isinstance(LstmModel.load(job.out, *matrices), LstmModel)
+
+
+def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d", shape=Shape(cell="attention", draft_vocab=100))
+    Work(job).run()
+    curve = json.loads((job.out / "curve.json").read_text())
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    options = {"path": str(job.out), "min_prob": 0.0}
+    drafted = Engine.load(str(model), draft="attention", draft_options=options, adaptive=False)
+    prompt = list(range(8, 40))
+    request = drafted.generate(prompt, max_tokens=24, ignore_eos=True)
+    assert request.token_ids == Engine.load(str(model)).generate(prompt, max_tokens=24, ignore_eos=True).token_ids
+    assert request.stats.drafted > 0

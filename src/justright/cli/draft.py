@@ -189,15 +189,14 @@ def inspect(
 ) -> None:
     """Say what a drafter is, for which model, and how well it guessed on held-out prompts."""
     output = output_of(ctx)
-    import json
-
-    from justright.draft.lstm import CONFIG, WEIGHTS, read_config
+    from justright.draft.lstm import read_config
+    from justright.draft.store import WEIGHTS, read_about
     from justright.models.files import check_output
     from justright.models.sources import resolve_drafter
 
     folder = resolve_drafter(drafter)
     config = read_config(folder)
-    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    about = read_about(folder, "lstm")
     if picture is not None:
         from justright.bench.picture import need_matplotlib
         from justright.train.picture import draw_curve

@@ -81,6 +81,8 @@ class Drafter(Protocol):
     wants the verifier to run [SPEC] has an attribute ``spec_embedding``, ``[hidden_size]``, from then on. One that
     wants the verifier's most likely tokens has an attribute ``candidates``, how many, and a method
     ``recycle(request_id, token_ids, candidates)``, called for all tokens that were run, accepted or not. One that
+    wants the states of all tokens has ``needs_states = True`` and a method ``read(request_id, hidden)``, called with
+    ``[tokens, hidden_size]`` as tokens join the cache, before ``observe`` tells what stands behind them. One that
     can fit its drafts to the machine has a method ``tune(verify_s)``, given the time of a verification in seconds by
     its rows. One whose proposals take time may have a method ``propose_cheaply``, called instead while it rests (see
     `justright.engine.speculation`).

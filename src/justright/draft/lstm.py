@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from justright.draft.store import CONFIG, FORMAT, WEIGHTS, read_about
 from justright.errors import CheckpointError, UsageError
 
-FORMAT = "justright-drafter-1"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _EPSILON = 1e-6
 
 Cell = Literal["lstm", "rnn"]
@@ -253,30 +252,11 @@ def read_config(folder: Path) -> LstmConfig:
     Raises:
         CheckpointError: there is none, or it is another thing's.
     """
-    data = read_about(folder)
+    data = read_about(folder, "lstm")
     try:
         return LstmConfig(**{field.name: data[field.name] for field in fields(LstmConfig)})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained.
-
-    Raises:
-        CheckpointError: there is none, or it is another thing's.
-    """
-    file = folder / CONFIG
-    if not file.is_file():
-        raise CheckpointError(f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)")
-    try:
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        form, kind = data.get("format"), data.get("kind")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no drafter's config: {error}") from error
-    if form != FORMAT or kind != "lstm":
-        raise CheckpointError(f"{file} is not an LSTM drafter's ({FORMAT}): its format is {form!r}, its kind {kind!r}")
-    return data
 
 
 class RmsNorm(nn.Module):

@@ -17,15 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
-from justright.draft.lstm import LstmModel, read_about, read_config
+from justright.draft.lstm import LstmModel, read_config
 from justright.draft.sampled import Sampled, sample_tree
-from justright.draft.store import find_drafter
+from justright.draft.store import find_drafter, read_about, verifier_matrices
 from justright.draft.tree import Shape, grow
 from justright.draft.tuning import NODES, WIDTHS, TreeTable, best_shape
 from justright.errors import UsageError
 from justright.models.cpu import has_bfloat16
 from justright.models.identity import weights_identity
-from justright.models.reading import Checkpoint
 
 _TRIALS = 5
 
@@ -112,7 +111,7 @@ class LstmDrafter:
         check_verifier(folder, identity)
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
-        self._trees = TreeTable.from_dict(read_about(folder).get("trees"))
+        self._trees = TreeTable.from_dict(read_about(folder, "lstm").get("trees"))
         if self.options.spec and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
 
@@ -304,18 +303,3 @@ def check_verifier(folder: Path, identity: str | None) -> None:
             f"the drafter in {folder} was trained for a model with the identity {config.verifier}, and this one has "
             f"{identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
         )
-
-
-def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
-    """A verifier's input embedding and output matrix, ``[vocab, hidden_size]`` each.
-
-    The engine may hold the output matrix in a packed form only; it is read from the checkpoint then.
-    """
-    embedding = model.get_input_embeddings().weight.detach()
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    if weight is not None:
-        return embedding, weight.detach()
-    if path is None or model.config.get_text_config().tie_word_embeddings:
-        return embedding, embedding
-    with Checkpoint.open(path) as checkpoint:
-        return embedding, checkpoint.tensor("lm_head.weight").to(embedding)

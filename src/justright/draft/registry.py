@@ -50,12 +50,20 @@ def _recycling(**options: object) -> Drafter:
     return RecyclingDrafter(RecyclingOptions(**options))  # type: ignore[arg-type]
 
 
+def _attention(**options: object) -> Drafter:
+    from justright.draft.attention_drafter import AttentionDrafter, AttentionOptions
+
+    _check_options("attention", AttentionOptions, options)
+    return AttentionDrafter(AttentionOptions(**options))  # type: ignore[arg-type]
+
+
 BUILT_IN: dict[str, Callable[..., Drafter | None]] = {
     "none": _none,
     "suffix": _suffix,
     "lstm": _lstm,
     "hybrid": _hybrid,
     "recycling": _recycling,
+    "attention": _attention,
 }
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
-from justright.errors import SourceError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.errors import CheckpointError, SourceError
 from justright.models.identity import weights_identity
+from justright.models.reading import Checkpoint
 from justright.models.sources import resolve_drafter
 
+FORMAT = "justright-drafter-1"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CARRIED = "justright.trained_drafters"
 """Entry-point group: a callable that returns ``{identity of a verifier's weights: {kind: folder}}``."""
 
@@ -43,3 +51,39 @@ def drafter_at_hand(model: Path) -> bool:
     except SourceError:
         return False
     return True
+
+
+def read_about(folder: Path, kind: str) -> dict[str, Any]:
+    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained.
+
+    Raises:
+        CheckpointError: there is none, or it is another thing's.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)")
+    try:
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        form, found = data.get("format"), data.get("kind")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no drafter's config: {error}") from error
+    if form != FORMAT or found != kind:
+        raise CheckpointError(
+            f"{file} is not that of a drafter of the kind {kind} ({FORMAT}): its format is {form!r}, its kind {found!r}"
+        )
+    return data
+
+
+def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
+    """A verifier's input embedding and output matrix, ``[vocab, hidden_size]`` each.
+
+    The engine may hold the output matrix in a packed form only; it is read from the checkpoint then.
+    """
+    embedding = model.get_input_embeddings().weight.detach()
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is not None:
+        return embedding, weight.detach()
+    if path is None or model.config.get_text_config().tie_word_embeddings:
+        return embedding, embedding
+    with Checkpoint.open(path) as checkpoint:
+        return embedding, checkpoint.tensor("lm_head.weight").to(embedding)

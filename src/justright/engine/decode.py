@@ -140,7 +140,7 @@ class DecodeLoop:
                 tracker = ThoughtTracker(request.plan, request.tags, self.tokenizer, request.prompt_ids)
         active = _Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
         request.stats.reused_tokens = 0
-        if self.reuse_prefix:
+        if self.reuse_prefix and not self._reads:
             factor = _prefill_factor(request)
             request.stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids, factor)
         else:
@@ -156,12 +156,21 @@ class DecodeLoop:
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
         slot, spec = self._active.index(active), self.verifier.spec_embedding is not None
-        for chunk in self.verifier.prefill(slot, new, _prefill_factor(request), spec=spec):
+        states: list[Tensor] | None = [] if self._reads else None
+        factor = _prefill_factor(request)
+        for chunk in self.verifier.prefill(slot, new, factor, spec=spec, states=states):
             output = chunk
             if request.cancelled:
                 return None
         assert output is not None
+        if states is not None:
+            self.drafter.read(request.id, torch.cat(states))  # type: ignore[union-attr]
         return output
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the drafter wants the states of all tokens; then no prefix can be taken from an earlier run."""
+        return bool(getattr(self.drafter, "needs_states", False))
 
     def _step(self) -> Iterator[Emission]:
         """One verification for all active sequences."""
@@ -196,6 +205,8 @@ class DecodeLoop:
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
+            if self._reads:
+                self.drafter.read(active.request.id, output.hidden[one.path])  # type: ignore[union-attr]
             stats = active.request.stats
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted

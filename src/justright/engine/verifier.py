@@ -213,11 +213,12 @@ class Verifier:
         return shared
 
     def prefill(
-        self, slot: int, token_ids: Sequence[int], factor: float = 0.0, *, spec: bool = False
+        self, slot: int, token_ids: Sequence[int], factor: float = 0.0, *, spec: bool = False, states: list[Tensor] | None = None
     ) -> Iterator[StepOutput | None]:
         """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
 
-        ``spec`` runs a [SPEC] behind its last token, if there is room for it.
+        ``spec`` runs a [SPEC] behind its last token, if there is room for it. Into ``states`` go the states of all
+        tokens, ``[chunk, hidden_size]`` a chunk.
 
         Yields:
             None after each chunk but the last (a place to stop), then the output of the last token.
@@ -238,7 +239,12 @@ class Verifier:
             last = begin + len(chunk) == len(token_ids)
             behind = int(spec and last and total < self.max_tokens)
             one = StepInput(slot, chunk, factor=factor, spec=behind)
-            [output] = self._forward([one], only_last=True)
+            if states is None:
+                [output] = self._forward([one], only_last=True)
+            else:
+                with self._all_states(states):
+                    [output] = self._forward([one], only_last=True)
+                states[-1] = states[-1][: len(chunk)]
             self.keep(slot, range(len(chunk)))
             yield output if last else None
 
@@ -368,15 +374,25 @@ class Verifier:
         def replace(_: Any, args: Any, output: Tensor) -> Tensor:
             return output.index_copy(1, index, embedding.to(output.dtype).expand(1, len(rows), -1))
 
-        handles = [
-            self.model.get_input_embeddings().register_forward_hook(replace),
-            decoder_of(self.model).register_forward_hook(lambda _, args, output: states.append(output[0][0])),
-        ]
+        handle = self.model.get_input_embeddings().register_forward_hook(replace)
         try:
-            yield states
+            with self._all_states(states):
+                yield states
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
+
+    @contextlib.contextmanager
+    def _all_states(self, states: list[Tensor]) -> Iterator[None]:
+        """Catch the states of all rows, ``[rows, hidden_size]`` a forward."""
+
+        def catch(_: Any, args: Any, output: Any) -> None:
+            states.append(output[0][0])
+
+        handle = decoder_of(self.model).register_forward_hook(catch)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextlib.contextmanager
     def _head_input(self) -> Iterator[list[Tensor]]:

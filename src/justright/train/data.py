@@ -163,13 +163,13 @@ class SelfGenerated:
         return [file for file in [*self.held_out_files, *self.training_files] if not file.exists()]
 
     def generate(
-        self, verifier: Verifier, prompts: Prompts, end_tokens: frozenset[int], report: Report | None = None
+        self, verifier: Verifier, prompts: Sequence[Prompts], end_tokens: frozenset[int], report: Report | None = None
     ) -> None:
         """Make the missing shards.
 
         Args:
             verifier: with as many slots as a batch, and room for prompt and output.
-            prompts: what to go on from.
+            prompts: what to go on from, for each of the setting's factors.
             end_tokens: that end a sequence.
             report: told after every shard.
         """
@@ -196,15 +196,16 @@ class SelfGenerated:
         return min(self.setting.batch, wanted - number * self.setting.batch)
 
     def _make(
-        self, file: Path, verifier: Verifier, prompts: Prompts, end_tokens: frozenset[int]
+        self, file: Path, verifier: Verifier, prompts: Sequence[Prompts], end_tokens: frozenset[int]
     ) -> Shard:
         setting = self.setting
         number = int(file.stem.rpartition("-")[2])
         held_out = file.name.startswith(_EVALUATION)
         first = number * setting.batch
         size = self._size(file)
-        chosen = [prompts.prompt(first + i, held_out=held_out) for i in range(size)]
-        factors = [setting.factors[(first + i) % len(setting.factors)] for i in range(size)]
+        turns = [(first + i) % len(setting.factors) for i in range(size)]
+        chosen = [prompts[turn].prompt(first + i, held_out=held_out) for i, turn in enumerate(turns)]
+        factors = [setting.factors[turn] for turn in turns]
         generator = torch.Generator().manual_seed(hash((setting.seed, held_out, number)) % 2**63)
         return sample(verifier, chosen, factors, setting, end_tokens, generator)
 

@@ -14,6 +14,7 @@ from justright.draft.lstm import LstmModel
 from justright.draft.lstm_drafter import FastLstm
 from justright.draft.tree import Shape, grow
 from justright.draft.tuning import DEPTH, NODES, WIDTHS, TreeTable
+from justright.switch.apply import AppliedSwitch
 from justright.train.data import Shard
 from justright.train.objective import Prefixes, prefixes
 from justright.train.spec import states_behind
@@ -44,9 +45,13 @@ class Accuracy:
 
 @torch.no_grad()
 def measure(
-    model: LstmModel, shards: Iterable[Shard], verifier: PreTrainedModel | None, device: torch.device
+    model: LstmModel,
+    shards: Iterable[Shard],
+    verifier: PreTrainedModel | None,
+    device: torch.device,
+    switch: AppliedSwitch | None = None,
 ) -> Accuracy:
-    """Accuracy over every fourth prefix of the shards; with ``verifier`` from [SPEC]'s states too."""
+    """Accuracy over every fourth prefix of the shards; with ``verifier`` from [SPEC]'s states too (every 16th)."""
     plain, spec = _Counts(model), _Counts(model)
     for shard in shards:
         for begin in range(0, len(shard.tokens), 16):
@@ -57,7 +62,9 @@ def measure(
                 continue
             plain.add(batch, batch.hidden, device)
             if verifier is not None and model.spec is not None:
-                spec.add(batch, states_behind(verifier, model.spec, shard, batch, device), device)
+                fewer = batch.take(torch.arange(0, len(batch.tokens), _EVERY))
+                states = states_behind(verifier, model.spec, shard, fewer, device, switch)
+                spec.add(fewer, states, device)
     steps, top, length = plain.shares()
     if not spec.prefixes:
         return Accuracy(steps, top, length)
@@ -67,7 +74,11 @@ def measure(
 
 @torch.no_grad()
 def measure_trees(
-    model: LstmModel, shards: Iterable[Shard], verifier: PreTrainedModel | None, device: torch.device
+    model: LstmModel,
+    shards: Iterable[Shard],
+    verifier: PreTrainedModel | None,
+    device: torch.device,
+    switch: AppliedSwitch | None = None,
 ) -> TreeTable:
     """What trees of every shape would have had accepted of sampled text, over some hundred prefixes.
 
@@ -82,7 +93,7 @@ def measure_trees(
         if verifier is not None and model.spec is not None:
             states = torch.cat(
                 [
-                    states_behind(verifier, model.spec, shard, batch.take(rows), device).cpu()
+                    states_behind(verifier, model.spec, shard, batch.take(rows), device, switch).cpu()
                     for rows in torch.arange(len(batch.tokens)).split(16)
                 ]
             )

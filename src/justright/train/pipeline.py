@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from justright.draft.attention_drafter import AttentionConfig, AttentionModel
 from justright.draft.lstm import LstmConfig, LstmModel
 from justright.engine.api import end_tokens, read_switch
 from justright.engine.verifier import Verifier
@@ -23,6 +24,7 @@ from justright.models.sources import check_tokenizer_files
 from justright.models.tokenizers import load_tokenizer
 from justright.provenance import collect
 from justright.switch.apply import AppliedSwitch
+from justright.train.attention import AttentionTraining
 from justright.train.data import DataSetting, SelfGenerated, estimate
 from justright.train.frozen import load_frozen
 from justright.train.measure import Accuracy, measure_trees
@@ -42,7 +44,7 @@ class Shape:
     Attributes:
         width: of its state; the verifier's hidden size, at most 2,048.
         steps: tokens ahead.
-        cell: "lstm" or "rnn".
+        cell: "lstm" or "rnn"; or "attention", the baseline: the other parts of the shape are then of no account.
         embedding: "shared" or "own".
         head: "shared" or "own".
         draft_vocab: tokens its head knows; 8,192 of a vocabulary above 16,384, else all (0).
@@ -57,9 +59,12 @@ class Shape:
     draft_vocab: int | None = None
     spec: bool = True
 
-    def config(self, identity: str, model: Any) -> LstmConfig:
+    def config(self, identity: str, model: Any) -> LstmConfig | AttentionConfig:
         """For a verifier of this identity and config."""
         reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
+        if self.cell == "attention":
+            draft_vocab = reduced if self.draft_vocab is None else self.draft_vocab
+            return AttentionConfig(identity, model.hidden_size, model.vocab_size, draft_vocab)
         return LstmConfig(
             identity,
             model.hidden_size,
@@ -116,7 +121,7 @@ class Trained:
     """What came of it."""
 
     out: Path
-    config: LstmConfig
+    config: LstmConfig | AttentionConfig
     accuracy: Accuracy
     coverage: float
     size_bytes: int
@@ -150,27 +155,37 @@ class Work:
         self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)
         self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
-        self.prompts = Prompts(
-            self.tokenizer,
-            job.texts,
-            length=job.data.prompt_tokens,
-            chat=job.data.chat,
-            seed=job.data.seed,
-        )
+        self.prompts = [self._prompts(factor) for factor in factors]
         self.accelerator = Accelerator(cpu=job.device == "cpu")
+
+    def _prompts(self, factor: float) -> Prompts:
+        """Of one mode: the fast one's conversations are in its own template."""
+        template = self.adapter.template if self.adapter is not None and factor else None
+        return Prompts(
+            self.tokenizer,
+            self.job.texts,
+            length=self.job.data.prompt_tokens,
+            chat=self.job.data.chat,
+            seed=self.job.data.seed,
+            template={} if template is None else {"chat_template": template},
+        )
 
     def estimate(self) -> dict[str, Any]:
         """Measured on a few steps: seconds and bytes of the data and of the training."""
         verifier = self._verifier()
-        data = estimate(verifier, self.prompts, self.setting)
+        data = estimate(verifier, self.prompts[0], self.setting)
         config = self.job.shape.config(self.identity, verifier.config)
         steps = round(self.job.training.epochs * self.setting.sequences / self.job.training.rows)
-        # A prefix costs three times its products, forward and backward; measured on one.
-        gates = 4 if config.cell == "lstm" else 1
-        numbers = config.steps * config.width * (gates * (config.width + config.hidden_size) + config.head_size)
+        # A prefix costs three times its products: forward, and backward twice.
+        if isinstance(config, AttentionConfig):
+            numbers = config.hidden_size * (12 * config.hidden_size + config.head_size)
+        else:
+            gates = 4 if config.cell == "lstm" else 1
+            step = config.width * (gates * (config.width + config.hidden_size) + config.head_size)
+            numbers = config.steps * step
         rate = _flops(self.accelerator.device)
         prefixes = self.job.training.epochs * self.setting.sequences * self.setting.output_tokens
-        spec = self.job.training.spec_steps * self.job.training.spec_rows if config.spec else 0
+        spec = self.job.training.spec_steps * self.job.training.spec_rows if self.job.shape.spec else 0
         rows = self.setting.prompt_tokens + self.setting.output_tokens * (1 + 2 / self.job.training.spec_every)
         size = sum(p.numel() for p in verifier.model.parameters())
         train_s = 6 * numbers * prefixes / rate
@@ -187,12 +202,14 @@ class Work:
         self.accelerator.wait_for_everyone()
         verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)
         model, coverage = self._model(verifier, data)
-        training = Training(
-            model,
+        kind = AttentionTraining if isinstance(model, AttentionModel) else Training
+        training = kind(
+            model,  # type: ignore[arg-type]  # of the same manners
             data,
             job.training,
             job.partial / "training",
             verifier=verifier if model.spec is not None else None,
+            switch=None if self.adapter is None else AppliedSwitch(verifier, self.adapter),
             accelerator=self.accelerator,
         )
         accuracy = training.run(lambda now: tell(*_words(now)))
@@ -221,7 +238,9 @@ class Work:
             verifier.switch = AppliedSwitch(model, self.adapter)
         return verifier
 
-    def _model(self, verifier: PreTrainedModel, data: SelfGenerated) -> tuple[LstmModel, float]:
+    def _model(
+        self, verifier: PreTrainedModel, data: SelfGenerated
+    ) -> tuple[LstmModel | AttentionModel, float]:
         """The drafter before its first step, and the share of held-out tokens that its head knows."""
         embedding = verifier.get_input_embeddings().weight.detach()
         head = verifier.get_output_embeddings().weight.detach().to(embedding.dtype)
@@ -231,21 +250,28 @@ class Work:
         vocab = counts.topk(config.head_size).indices.sort().values
         seen = _counts(data, data.held_out_files, config.vocab_size)
         torch.manual_seed(self.job.training.seed)
+        coverage = float(seen[vocab].sum() / seen.sum().clamp_min(1))
+        if isinstance(config, AttentionConfig):
+            return AttentionModel(config, embedding, head, vocab), coverage
         model = LstmModel(config, embedding, head, vocab)
         if model.spec is not None:
             with torch.no_grad():
                 model.spec.copy_(embedding[vocab].float().mean(0))
-        return model, float(seen[vocab].sum() / seen.sum().clamp_min(1))
+        return model, coverage
 
-    def _finish(self, model: LstmModel, training: Training, accuracy: Accuracy, coverage: float) -> Trained:
+    def _finish(
+        self, model: LstmModel | AttentionModel, training: Training, accuracy: Accuracy, coverage: float
+    ) -> Trained:
         job = self.job
         made = job.partial / "drafter"
         if self.accelerator.is_main_process:
             shutil.rmtree(made, ignore_errors=True)
             settings = {"data": asdict(self.setting), "training": asdict(job.training), "texts": list(job.texts)}
-            shards = training.data.shards(training.data.held_out_files)
-            trees = measure_trees(model.eval(), shards, training.verifier, training.device)
-            extra = {"accuracy": asdict(accuracy), "coverage": coverage, "trees": trees.to_dict(), **settings}
+            extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
+            if isinstance(model, LstmModel):
+                shards = training.data.shards(training.data.held_out_files)
+                trees = measure_trees(model.eval(), shards, training.verifier, training.device, training.switch)
+                extra["trees"] = trees.to_dict()
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
             record.write(made / "provenance.json")

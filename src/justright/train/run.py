@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from justright.draft.lstm import LstmModel
 from justright.errors import ResourceError, UsageError
 from justright.models.cpu import has_bfloat16
+from justright.switch.apply import AppliedSwitch
 from justright.train.data import SelfGenerated, Shard
 from justright.train.measure import Accuracy, measure
 from justright.train.objective import DraftLoss, Prefixes, prefixes
@@ -116,6 +117,7 @@ class Training:
         setting: how long and how fast.
         folder: where the checkpoint lives.
         verifier: frozen, for [SPEC]; None where the model has none.
+        switch: the verifier's, where the data is in both modes.
         accelerator: of accelerate; several processes share the rows of a step.
 
     Raises:
@@ -130,6 +132,7 @@ class Training:
         folder: Path,
         *,
         verifier: PreTrainedModel | None = None,
+        switch: AppliedSwitch | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.accelerator = accelerator or Accelerator()
@@ -139,6 +142,7 @@ class Training:
         self.setting = setting
         self.folder = folder
         self.verifier = verifier
+        self.switch = switch
         self.state = _State()
         record = {"model": asdict(model.config), "setting": asdict(setting), "data": asdict(data.setting)}
         self._record = json.loads(json.dumps(record))
@@ -222,7 +226,7 @@ class Training:
         """On the held-out prompts."""
         self.model.eval()
         spec = self.verifier if self.state.phase in ("spec", "done") else None
-        found = measure(self.model, self.data.shards(self.data.held_out_files), spec, self.device)
+        found = measure(self.model, self.data.shards(self.data.held_out_files), spec, self.device, self.switch)
         self.model.train()
         return found
 
@@ -237,7 +241,7 @@ class Training:
         shard, rows = self._batch(step, self.setting.spec_rows)
         batch = prefixes(shard, rows, self.model.config.steps)
         batch = batch.take(torch.arange(step % self.setting.spec_every, len(batch.tokens), self.setting.spec_every))
-        states = states_behind(self.verifier, self.model.spec, shard, batch, self.device)
+        states = states_behind(self.verifier, self.model.spec, shard, batch, self.device, self.switch)
         loss = self._draft_loss(batch, torch.cat([states, batch.hidden.to(self.device)]), twice=True)
         # The verifier's own head on [SPEC]: the token two past the prefix.
         head = self.verifier.get_output_embeddings().weight[self.model.vocab]
@@ -289,7 +293,7 @@ class Training:
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the matrices (Jordan 2024), AdamW for the rest and for what is looked up."""
-        looked_up = {"embedding.weight"} if self.model.config.embedding == "own" else set()
+        looked_up = {"embedding.weight"} if getattr(self.model.config, "embedding", "") == "own" else set()
         named = dict(self.model.named_parameters())
         matrices = [p for n, p in named.items() if p.ndim == 2 and n not in looked_up]
         rest = [p for n, p in named.items() if p.ndim != 2 or n in looked_up]

@@ -9,6 +9,7 @@ the work; the mask is the same.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from justright.engine.attention import rescale_by_position
 from justright.engine.loading import decoder_of
 from justright.models.architectures import Window, architecture_of, attention_windows
+from justright.switch.apply import AppliedSwitch
 from justright.train.data import Shard
 from justright.train.objective import Prefixes
 
@@ -45,7 +47,12 @@ class _Pass:
 
 
 def spec_states(
-    model: PreTrainedModel, embedding: Tensor, token_ids: Tensor, seen: Tensor
+    model: PreTrainedModel,
+    embedding: Tensor,
+    token_ids: Tensor,
+    seen: Tensor,
+    switch: AppliedSwitch | None = None,
+    factor: float = 0.0,
 ) -> Tensor:
     """States, after the final norm, of a [SPEC] behind each of the given prefixes.
 
@@ -54,6 +61,8 @@ def spec_states(
         embedding: ``[hidden_size]``, [SPEC]'s.
         token_ids: ``[batch, length]``, padded behind.
         seen: ``[batch, rows]`` int64: lengths of the prefixes, 1 to ``length``.
+        switch: the model's; then ``batch`` is 1.
+        factor: of the switch.
 
     Returns:
         ``[batch, rows, hidden_size]``, with gradients to ``embedding``.
@@ -63,33 +72,46 @@ def spec_states(
     positions = torch.arange(length, device=token_ids.device).expand(batch, length)
     state = _Pass(list(attention_windows(model.config)), architecture.index_scaled, positions)
     decoder = decoder_of(model)
-    with torch.no_grad():
+
+    def switched(tokens: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if switch is None else switch.rows([factor] * tokens)
+
+    with torch.no_grad(), switched(length):
         decoder(input_ids=token_ids, position_ids=positions, use_cache=False, justright_spec=state)
     state.positions, state.seen = seen, seen  # a prefix of n tokens ends at n - 1
     rows = embedding.to(model.dtype).expand(batch, seen.shape[1], -1)
-    out: Tensor = decoder(
-        inputs_embeds=rows, position_ids=seen, use_cache=False, justright_spec=state
-    ).last_hidden_state
+    with switched(seen.shape[1]):
+        out: Tensor = decoder(
+            inputs_embeds=rows, position_ids=seen, use_cache=False, justright_spec=state
+        ).last_hidden_state
     return out
 
 
 def states_behind(
-    verifier: PreTrainedModel, embedding: Tensor, shard: Shard, batch: Prefixes, device: torch.device
+    verifier: PreTrainedModel,
+    embedding: Tensor,
+    shard: Shard,
+    batch: Prefixes,
+    device: torch.device,
+    switch: AppliedSwitch | None = None,
 ) -> Tensor:
     """[SPEC]'s states for the prefixes of a batch, ``[rows, hidden_size]``, with gradients to ``embedding``."""
-    chosen = batch.sequence.unique_consecutive()  # in the order of the rows
-    texts, seen, flat = [], [], []
-    most = max(int((batch.sequence == one).sum()) for one in chosen)
-    for row, one in enumerate(chosen.tolist()):
+    texts, seen = [], []
+    for one in batch.sequence.unique_consecutive().tolist():  # in the order of the rows
         prompt = int(shard.prompt_lengths[one])
-        texts.append(torch.cat([shard.prompts[one, :prompt], shard.tokens[one]]))
-        ends = batch.position[batch.sequence == one] + prompt
-        flat += [row * most + i for i in range(len(ends))]
-        seen.append(torch.cat([ends, ends.new_ones(most - len(ends))]))
-    longest = max(len(text) for text in texts)
-    ids = torch.stack([torch.nn.functional.pad(text, (0, longest - len(text))) for text in texts])
-    states = spec_states(verifier, embedding, ids.to(device), torch.stack(seen).to(device))
-    return states.flatten(0, 1)[torch.tensor(flat, device=device)]
+        texts.append(torch.cat([shard.prompts[one, :prompt], shard.tokens[one]]).to(device))
+        seen.append((batch.position[batch.sequence == one] + prompt).to(device))
+    if switch is not None:
+        factors = shard.factors[batch.sequence.unique_consecutive()].tolist()
+        found = [
+            spec_states(verifier, embedding, text[None], rows[None], switch, factor)[0]
+            for text, rows, factor in zip(texts, seen, factors, strict=True)
+        ]
+        return torch.cat(found)
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    padded = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True, padding_value=1)
+    states = spec_states(verifier, embedding, ids, padded)
+    return torch.cat([row[: len(own)] for row, own in zip(states, seen, strict=True)])
 
 
 def attention(

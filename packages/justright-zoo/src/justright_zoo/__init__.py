@@ -15,6 +15,7 @@ from justright.provenance import file_sha256
 
 ROOT = Path(__file__).parent
 MODELS = ROOT / "models"
+DRAFTERS = ROOT / "drafters"
 DATA = ROOT / "data"
 TASKS = DATA / "lm_eval"
 CALIBRATION = DATA / "calibration"
@@ -37,6 +38,16 @@ def questions() -> dict[str, list[dict[str, str]]]:
         file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][-QUESTIONS:]
         for file in sorted((DATA / "problems").glob("*.jsonl"))
     }
+
+
+@cache
+def drafters() -> dict[str, dict[str, Path]]:
+    """The trained drafters: identity of the verifier's weights -> kind -> folder."""
+    found: dict[str, dict[str, Path]] = {}
+    for file in sorted(DRAFTERS.glob("*/config.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault(about["verifier"], {})[about["kind"]] = file.parent
+    return found
 
 
 class ZooProvider:

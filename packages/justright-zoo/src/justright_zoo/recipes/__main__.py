@@ -1,4 +1,6 @@
-"""Build: ``python -m justright_zoo.recipes NAME``, with ``--release`` into the package; ``data``: its fixed data."""
+"""Build: ``python -m justright_zoo.recipes NAME``, with ``--release`` into the package; ``data``: its fixed data;
+``drafter:NAME``: a trained drafter.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 from justright_zoo import ROOT
 from justright_zoo.recipes.build import build, work_folder
 from justright_zoo.recipes.catalogue import RECIPES
+from justright_zoo.recipes.drafters import DRAFTER_RECIPES, build_drafter
 from justright_zoo.recipes.export import export
 from justright_zoo.recipes.release import release
 
@@ -17,13 +20,16 @@ from justright_zoo.recipes.release import release
 def main() -> int:
     """Parse, build, report on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=[*RECIPES, "data"])
+    parser.add_argument("name", choices=[*RECIPES, "data", *(f"drafter:{name}" for name in DRAFTER_RECIPES)])
     parser.add_argument("--work", type=Path, default=work_folder(), help="downloads and checkpoints")
     parser.add_argument("--out", type=Path, help="where the model appears (default: in --work)")
     parser.add_argument("--release", action="store_true", help="measure it and put it into the package")
     chosen = parser.parse_args()
     if chosen.name == "data":
         export(chosen.work, chosen.out or ROOT / "data")
+        return 0
+    if chosen.name.startswith("drafter:"):
+        print(build_drafter(chosen.name.partition(":")[2], chosen.work, release=chosen.release))
         return 0
     begin = time.monotonic()
 

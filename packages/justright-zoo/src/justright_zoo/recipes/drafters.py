@@ -1,0 +1,97 @@
+"""The drafters that the package carries: ``python -m justright_zoo.recipes drafter NAME`` trains one anew."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from justright.models.sources import resolve
+from justright.switch.extract import extract
+from justright.switch.pair import Pair
+from justright.switch.ranks import RankRule
+from justright.train.data import DataSetting
+from justright.train.pipeline import Job, Shape, Work
+from justright.train.run import TrainSetting
+from justright_zoo import DRAFTERS
+
+_TEXTS = tuple(f"zoo:{domain}" for domain in ("fiction", "legal", "manuals", "dialogue", "python", "c"))
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterRecipe:
+    """What makes one drafter.
+
+    Attributes:
+        model: the verifier.
+        texts: of the prompts.
+        data: how much.
+        training: how long.
+        fast: the model whose switch the verifier carries: the drafter then serves both modes.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    data: DataSetting
+    training: TrainSetting
+    fast: str | None = None
+
+
+DRAFTER_RECIPES = {
+    "smollm2-135m-instruct": DrafterRecipe(
+        "packaged:smollm2-135m-instruct",
+        _TEXTS,
+        DataSetting(sequences=2816),
+        TrainSetting(epochs=2.5, spec_steps=200, evaluate_every=110),
+    ),
+    "slow": DrafterRecipe(
+        "zoo:slow",
+        ("zoo:problems",),
+        DataSetting(sequences=2048, chat=1.0, prompt_tokens=160),
+        TrainSetting(epochs=4, spec_steps=300),
+        fast="zoo:fast",
+    ),
+    "moe": DrafterRecipe(
+        "zoo:moe", ("zoo",), DataSetting(sequences=2048), TrainSetting(epochs=3, spec_steps=200)
+    ),
+}
+
+
+def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
+    """Train drafter ``name`` in ``work``, or go on where it was cut; with ``release`` put it into the package."""
+    recipe = DRAFTER_RECIPES[name]
+    folder = work / "drafters"
+    folder.mkdir(parents=True, exist_ok=True)
+    switch = None if recipe.fast is None else _switch(recipe, folder / f"{name}-switch")
+    out = folder / name
+    job = Job(
+        resolve(recipe.model).path,
+        out,
+        recipe.texts,
+        Shape(),
+        recipe.data,
+        recipe.training,
+        None if switch is None else str(switch),
+        folder / f"{name}-data",
+    )
+
+    def tell(stage: str, done: int, total: int, word: str) -> None:
+        if stage == "data" or "acceptance" in word or done % 20 == 0:
+            print(f"{stage} {done}/{total} {word}", file=sys.stderr, flush=True)
+
+    if not out.exists():
+        Work(job).run(tell)
+    if release:
+        target = DRAFTERS / name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(out, target)
+        return target
+    return out
+
+
+def _switch(recipe: DrafterRecipe, folder: Path) -> Path:
+    if not folder.exists():
+        pair = Pair(resolve(recipe.model).path, resolve(str(recipe.fast)).path)
+        extract(pair, folder, RankRule("energy", 1.0))
+    return folder

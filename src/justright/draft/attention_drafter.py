@@ -1,0 +1,301 @@
+"""An attention drafter in the manner of EAGLE: one decoder layer over all states of the context.
+
+A baseline, to test what the LSTM's claim is worth: this one reads the whole context at every step, keeps keys and
+values of it, and was trained on positions of some hundred tokens.
+
+Source: EAGLE, arXiv:2401.15077 (features and the next tokens in, the next features out; a tree as in EAGLE-2). Differs:
+one width with the verifier, and its head cut to the draft vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from justright.draft.base import EMPTY_DRAFT, Draft
+from justright.draft.lstm import CONFIG, FORMAT, WEIGHTS, RmsNorm
+from justright.draft.store import find_drafter, read_about, verifier_matrices
+from justright.draft.tree import Shape, grow
+from justright.errors import CheckpointError, UsageError
+from justright.models.identity import weights_identity
+
+_HEAD_DIM = 64
+_THETA = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """Shape of an attention drafter, and whose it is; as `justright.draft.lstm.LstmConfig` where names agree."""
+
+    verifier: str
+    hidden_size: int
+    vocab_size: int
+    draft_vocab: int = 0
+    steps: int = 5
+
+    @property
+    def head_size(self) -> int:
+        """Tokens that the head knows."""
+        return self.draft_vocab or self.vocab_size
+
+
+class AttentionModel(nn.Module):
+    """One layer; the verifier's embedding and head are handed in and never saved.
+
+    Args:
+        config: the shape.
+        embedding: ``[vocab, hidden_size]``.
+        head: ``[vocab, hidden_size]``.
+        vocab: ``[head_size]`` token ids of the head.
+    """
+
+    def __init__(self, config: AttentionConfig, embedding: Tensor, head: Tensor, vocab: Tensor | None) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = None
+        size = config.hidden_size
+        self.vocab = torch.arange(config.head_size) if vocab is None else vocab.long()
+        self.heads = max(1, size // _HEAD_DIM)
+        self.mix = nn.Linear(2 * size, size, bias=False)
+        self.norm_in, self.norm_mlp, self.norm_out = RmsNorm(size), RmsNorm(size), RmsNorm(size)
+        self.qkv = nn.Linear(size, 3 * size, bias=False)
+        self.out = nn.Linear(size, size, bias=False)
+        self.up, self.down = nn.Linear(size, 4 * size, bias=False), nn.Linear(2 * size, size, bias=False)
+        self.embedding = embedding.detach()
+        self.head_rows = head.detach()[self.vocab].contiguous()
+
+    def enter(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """Features ``[..., size]`` of states and the tokens behind them."""
+        vectors = F.normalize(F.embedding(token_ids, self.embedding).float(), dim=-1) * math.sqrt(
+            self.config.hidden_size
+        )
+        scaled = hidden.float() * torch.rsqrt(hidden.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        found: Tensor = self.mix(torch.cat([scaled, vectors], dim=-1))
+        return found
+
+    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key, value ``[..., heads, rows, head]`` of features ``[..., rows, size]`` at ``positions``."""
+        shape = (*x.shape[:-1], 3, self.heads, -1)
+        q, k, v = (t.transpose(-3, -2) for t in self.qkv(self.norm_in(x)).view(shape).unbind(-3))
+        return _rotate(q, positions), _rotate(k, positions), v
+
+    def leave(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output: states in the verifier's space, ``[..., rows, size]``."""
+        x = x + self.out(attended.transpose(-3, -2).flatten(-2))
+        gate, up = self.up(self.norm_mlp(x)).chunk(2, dim=-1)
+        found: Tensor = self.norm_out(x + self.down(F.silu(gate) * up))
+        return found
+
+    def logits(self, state: Tensor) -> Tensor:
+        """``[..., head_size]``."""
+        return F.linear(state, self.head_rows.to(state.dtype))
+
+    def forward(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """States ``[batch, rows, size]`` of whole sequences ``[batch, rows]``, each row seeing those before it."""
+        x = self.enter(hidden, token_ids)
+        q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device))
+        return self.leave(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def save(self, folder: Path, extra: dict[str, Any] | None = None) -> None:
+        """Write it as the LSTM's drafters are written, with ``kind`` attention."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().bfloat16().cpu().contiguous() for name, p in self.named_parameters()}
+        tensors["vocab"] = self.vocab.int()
+        save_file(tensors, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)
+        about = {"format": FORMAT, "kind": "attention", **asdict(self.config), **(extra or {})}
+        (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, embedding: Tensor, head: Tensor) -> AttentionModel:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: files that are missing, damaged, or do not belong together.
+        """
+        about = read_about(folder, "attention")
+        try:
+            config = AttentionConfig(**{field.name: about[field.name] for field in fields(AttentionConfig)})
+            tensors = load_file(folder / WEIGHTS)
+            model = cls(config, embedding, head, tensors.pop("vocab").long())
+            model.load_state_dict({name: t.float() for name, t in tensors.items()})
+        except Exception as error:  # several libraries' errors, all meaning this
+            raise CheckpointError(f"{folder} holds no attention drafter that can be read: {error}") from error
+        return model.eval().requires_grad_(False)
+
+
+def _rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotary embedding of ``x [..., rows, head]`` (Llama's halves)."""
+    half = x.shape[-1] // 2
+    rates = _THETA ** (-torch.arange(half, device=x.device) / half)
+    angles = positions[:, None].float() * rates
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """Options of the attention drafter.
+
+    Attributes:
+        path: its directory or hub id; None: the one that an installed package carries.
+        nodes: the most nodes of a tree.
+        depth: its levels.
+        top_k: nodes expanded a level, and children of each.
+        min_prob: do not follow paths less probable.
+    """
+
+    path: str | None = None
+    nodes: int = 30
+    depth: int = 6
+    top_k: int = 4
+    min_prob: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+                raise UsageError(f"attention drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}")
+        if not isinstance(self.min_prob, int | float) or not 0 <= self.min_prob <= 1:
+            raise UsageError(f"attention drafts: min_prob is {self.min_prob!r}; allowed: 0 to 1")
+
+
+class _Context:
+    """One request's tokens, the keys and values of their states, and the last state."""
+
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        self.tokens = list(prompt_ids)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.length = 0
+        self.waiting: list[Tensor] = []
+        self.last: Tensor | None = None
+        """Features of the last known row, ``[1, size]``, and what it attended to is all before it."""
+
+
+class AttentionDrafter:
+    """Implements ``justright.draft.base.Drafter``; wants the states of all tokens (``needs_states``).
+
+    Args:
+        options: see `AttentionOptions`.
+    """
+
+    name = "attention"
+    needs_hidden = False
+    needs_states = True
+
+    def __init__(self, options: AttentionOptions | None = None) -> None:
+        self.options = options or AttentionOptions()
+        self._model: AttentionModel | None = None
+        self._contexts: dict[Hashable, _Context] = {}
+
+    def bind(self, model: PreTrainedModel, path: Path | None) -> None:
+        """As `justright.draft.lstm_drafter.LstmDrafter.bind`."""
+        identity = None if path is None else weights_identity(path)
+        folder = find_drafter(self.options.path, identity, "attention")
+        about = read_about(folder, "attention")
+        if identity is not None and about.get("verifier") != identity:
+            raise UsageError(f"the drafter in {folder} was trained for {about.get('verifier')}, not for {identity}")
+        self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        """Begin a request whose prompt is ``prompt_ids``."""
+        self._contexts[request_id] = _Context(prompt_ids)
+
+    def read(self, request_id: Hashable, hidden: Tensor) -> None:
+        """States of the next tokens of the sequence, ``[tokens, hidden_size]``, as the verifier kept them."""
+        self._contexts[request_id].waiting.append(hidden)
+
+    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+        """Take note of verified tokens."""
+        self._contexts[request_id].tokens += token_ids
+
+    @torch.inference_mode()
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """Read what is new of the context, then grow a tree from its end."""
+        context, model, options = self._contexts[request_id], self._model, self.options
+        assert model is not None, "the engine binds a drafter before it asks it"
+        nodes = min(options.nodes, max_nodes)
+        if nodes < 1 or not self._catch_up(context, model):
+            return EMPTY_DRAFT
+        grower = _Grower(model, context, options.top_k)
+        draft = grow(grower.expand, Shape(nodes, options.depth, options.top_k, options.min_prob))
+        return replace(draft, source=self.name)
+
+    def stop(self, request_id: Hashable) -> None:
+        """Forget the request."""
+        del self._contexts[request_id]
+
+    @staticmethod
+    def _catch_up(context: _Context, model: AttentionModel) -> bool:
+        """Extend keys and values by the states that came; False if there is nothing to go on from."""
+        if not context.waiting:
+            return context.last is not None
+        hidden = torch.cat(context.waiting)
+        context.waiting = []
+        begin = context.length
+        following = context.tokens[begin + 1 : begin + 1 + len(hidden)]
+        if len(following) < len(hidden):
+            raise AssertionError("every state has a token behind it")
+        x = model.enter(hidden, torch.tensor(following, device=hidden.device))
+        positions = torch.arange(begin, begin + len(hidden), device=hidden.device)
+        q, k, v = model.project(x, positions)
+        context.keys = k if context.keys is None else torch.cat([context.keys, k], dim=1)
+        context.values = v if context.values is None else torch.cat([context.values, v], dim=1)
+        context.length += len(hidden)
+        attended = F.scaled_dot_product_attention(q[:, -1:], context.keys, context.values)
+        context.last = model.leave(x[-1:], attended)
+        return True
+
+
+class _Grower:
+    """Expands a tree: each level's nodes attend to the context and to their own paths."""
+
+    def __init__(self, model: AttentionModel, context: _Context, top_k: int) -> None:
+        assert context.last is not None
+        self.model, self.context, self.top_k = model, context, top_k
+        self.states = context.last
+        self.keys: list[list[Tensor]] = [[]]
+        self.values: list[list[Tensor]] = [[]]
+        self.depth = 0
+
+    def expand(self, rows: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `justright.draft.tree.Expand`."""
+        if rows is not None and tokens is not None:
+            self._step(rows, tokens)
+        logs = torch.log_softmax(self.model.logits(self.states).float(), dim=-1)
+        best = logs.topk(min(self.top_k, logs.shape[-1]), dim=-1)
+        return best.values.cpu(), self.model.vocab[best.indices.cpu()]
+
+    def _step(self, rows: Tensor, tokens: Tensor) -> None:
+        context, model = self.context, self.model
+        assert context.keys is not None
+        assert context.values is not None
+        device = self.states.device
+        x = model.enter(self.states[rows.to(device)], tokens.to(device))
+        position = torch.full((len(rows),), context.length + self.depth, device=device)
+        q, k, v = model.project(x, position)
+        self.keys = [[*self.keys[row], k[:, i : i + 1]] for i, row in enumerate(rows.tolist())]
+        self.values = [[*self.values[row], v[:, i : i + 1]] for i, row in enumerate(rows.tolist())]
+        # The context once for all nodes; each node's own path beside it.
+        scale = q.shape[-1] ** -0.5
+        shared = q @ context.keys.transpose(1, 2) * scale
+        own_k = torch.stack([torch.cat(path, dim=1) for path in self.keys], dim=1)
+        own_v = torch.stack([torch.cat(path, dim=1) for path in self.values], dim=1)
+        own = (q[:, :, None] @ own_k.transpose(2, 3))[:, :, 0] * scale
+        weights = torch.softmax(torch.cat([shared, own], dim=-1), dim=-1)
+        length = context.keys.shape[1]
+        attended = weights[..., :length] @ context.values + (weights[..., None, length:] @ own_v)[:, :, 0]
+        self.states = model.leave(x, attended)
+        self.depth += 1
