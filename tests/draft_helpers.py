@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from justright.draft.attention_drafter import AttentionConfig, AttentionModel
 from justright.draft.lstm import LstmConfig, LstmModel
 
 
@@ -24,6 +25,16 @@ def network_for(model: PreTrainedModel, seed: int = 0, **changes: Any) -> LstmMo
     if network.spec is not None:
         torch.nn.init.normal_(network.spec, std=float(embedding.std()))
     return network.eval().requires_grad_(False)
+
+
+def saved_attention_drafter(model: PreTrainedModel, folder: Path) -> Path:
+    """An untrained attention drafter for a model."""
+    config = model.config.get_text_config()
+    torch.manual_seed(0)
+    settled = AttentionConfig("0" * 16, config.hidden_size, config.vocab_size, 60)
+    matrices = (m.weight.detach() for m in (model.get_input_embeddings(), model.get_output_embeddings()))
+    AttentionModel(settled, *matrices, torch.randperm(config.vocab_size)[:60].sort().values).save(folder)
+    return folder
 
 
 def saved_drafter(model: PreTrainedModel, folder: Path, **changes: Any) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from draft_helpers import saved_drafter
+from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import prompt_of, reference, verifier_of
 from justright.draft.base import Drafter
 from justright.draft.registry import create_drafter
@@ -26,10 +26,10 @@ TOKENS = 40
 
 
 def drafter_for(name: str, verifier: Verifier, folder: Path, **options: object) -> Drafter:
-    if name in ("lstm", "hybrid"):
-        path = folder / "drafter"
+    if name != "recycling":
+        path = folder / ("attention" if name == "attention" else "lstm")
         if not path.exists():
-            saved_drafter(verifier.model, path)
+            (saved_attention_drafter if name == "attention" else saved_drafter)(verifier.model, path)
         options |= {"path": str(path), "min_prob": 0.0}
     drafter = create_drafter(name, **options)
     assert drafter is not None
@@ -38,7 +38,7 @@ def drafter_for(name: str, verifier: Verifier, folder: Path, **options: object) 
 
 
 @pytest.mark.parametrize("cache", ["grow", "static"])
-@pytest.mark.parametrize("name", ["lstm", "hybrid", "recycling"])
+@pytest.mark.parametrize("name", ["lstm", "hybrid", "recycling", "attention"])
 @pytest.mark.parametrize("family", ALL)
 def test_no_drafter_changes_a_token(family: str, name: str, cache: str, tmp_path: Path) -> None:
     expected = reference(tiny_model(family), REPEATING, TOKENS)
@@ -67,7 +67,7 @@ def test_a_batch_with_a_drafter_equals_each_request_alone(tmp_path: Path) -> Non
     model = tiny_model("qwen3")
     prompts = [prompt_of(length, seed=length) for length in (3, 40, 17, 25)]
     verifier = verifier_of("qwen3", slots=3, prefill_chunk=16)
-    for name in ("lstm", "hybrid", "recycling"):
+    for name in ("lstm", "hybrid", "recycling", "attention"):
         requests = [Request(p, max_tokens=TOKENS - 5 * i) for i, p in enumerate(prompts)]
         drafter = drafter_for(name, verifier, tmp_path)
         for _ in DecodeLoop(verifier, drafter=drafter, max_draft=10).run(requests):
@@ -95,6 +95,7 @@ def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
         ("lstm", {"temperature": 1.0, "top_k": 3, "nodes": 6}),
         ("hybrid", {"temperature": 1.0, "top_k": 2, "nodes": 4}),
         ("recycling", {}),
+        ("attention", {}),
     ],
 )
 def test_sampled_output_has_the_models_distribution(name: str, options: dict[str, object], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class AttentionModel(nn.Module):
         self.spec = None
         size = config.hidden_size
         self.vocab = torch.arange(config.head_size) if vocab is None else vocab.long()
-        self.heads = max(1, size // _HEAD_DIM)
+        self.heads = next(n for n in range(max(1, size // _HEAD_DIM), 0, -1) if size % (2 * n) == 0)
         self.mix = nn.Linear(2 * size, size, bias=False)
         self.norm_in, self.norm_mlp, self.norm_out = RmsNorm(size), RmsNorm(size), RmsNorm(size)
         self.qkv = nn.Linear(size, 3 * size, bias=False)
