@@ -1,0 +1,113 @@
+"""Every drafter on long prompts, by length: docs/draft.md's tables, its picture, and the verdicts on the goals.
+
+python benchmarks/longspec.py --rnn DIR --attention DIR --out longspec.json     about an hour on two cores; resumable
+python benchmarks/longspec.py --quick                                           a few minutes, to see that it works
+
+The baselines are trained by `justright draft train MODEL --cell rnn` and `--cell attention`, on the same data; without
+them they are left out. Another MODEL takes its own drafter: --lstm DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from justright.bench.decode import DecodeSetting, Results
+from justright.bench.longset import KINDS
+from justright.bench.longspec import HEADER, LongPlan, Summary, draw, run_longspec, summaries, table_rows
+from justright.bench.report import machine_line, markdown_table, steadiness_line
+from justright.bench.running import numbers, words
+
+
+def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
+    """All of them; trained baselines where they are given."""
+    own = "" if chosen.lstm is None else f"path={chosen.lstm};"
+    found = ["plain", "transformers", "transformers-lookup", "suffix", "recycling"]
+    if chosen.attention is not None:
+        found.append(f"attention=attention:path={chosen.attention}")
+    if chosen.rnn is not None:
+        found.append(f"rnn=lstm:path={chosen.rnn}")
+    found += [f"lstm=lstm:{own}spec=false", f"lstm+[SPEC]=lstm:{own}spec=true", f"hybrid=hybrid:{own}spec=true"]
+    return tuple(found)
+
+
+def verdicts(found: Sequence[Summary]) -> Iterator[str]:
+    """The goals, and what came of them."""
+    by: dict[str, dict[str, Summary]] = {}
+    for one in found:
+        by.setdefault(one.contender, {})[one.group] = one
+    lengths = list(dict.fromkeys(one.group for one in found))
+    short, long = lengths[0], lengths[-1]
+    for name in ("lstm", "lstm+[SPEC]", "rnn", "attention"):
+        if name in by:
+            kept = by[name][long].acceptance_length / by[name][short].acceptance_length
+            goal = "; goal at least 95%" if name.startswith("lstm") else ""
+            yield f"{name}: acceptance length at {long} is {kept:.0%} of that at {short}{goal}"
+    if "lstm" in by and "lstm+[SPEC]" in by:
+        gains = [by["lstm+[SPEC]"][g].acceptance_length / by["lstm"][g].acceptance_length for g in lengths]
+        yield f"[SPEC]: {min(gains) - 1:+.0%} to {max(gains) - 1:+.0%} acceptance length; goal +10%"
+    for group in lengths:
+        row = {name: by[name][group] for name in by if group in by[name] and by[name][group].x_plain}
+        best = max(row, key=lambda name: row[name].x_plain or 0)
+        hybrid = row.get("hybrid")
+        if hybrid is not None:
+            text = f"hybrid at {group}: {hybrid.x_plain:.2f}x plain (best: {best}, {row[best].x_plain:.2f}x)"
+            text += f", least {hybrid.x_plain_least:.2f}x (goal 0.97x)"
+            if hybrid.x_transformers is not None:
+                text += f", {hybrid.x_transformers:.2f}x generate"
+            yield text + ("; goals from 4K: 2x, 3.08x" if int(group) >= 4096 else "")
+
+
+def report(results: Results) -> None:
+    for by in ("length", "kind"):
+        found = summaries(results, by=by)
+        print(markdown_table((by, *HEADER[1:]), table_rows(found)))
+    for line in verdicts(summaries(results)):
+        print(f"- {line}")
+    print(f"\n{machine_line(results.machine)}\n{steadiness_line(results)}")
+    for mismatch in results.mismatches:
+        print(f"MISMATCH: {mismatch}", file=sys.stderr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", default="packaged:smollm2-135m-instruct")
+    parser.add_argument("--lstm", type=Path, help="a drafter of one's own (default: the package's)")
+    parser.add_argument("--rnn", type=Path, help="the RNN baseline")
+    parser.add_argument("--attention", type=Path, help="the attention baseline")
+    parser.add_argument("--buckets", default="1024,2048,4096,8192")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--per-cell", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="512 tokens of context, one kind, one repeat")
+    parser.add_argument("--out", type=Path, help="JSON file: results as they come, and where to go on from")
+    parser.add_argument("--picture", type=Path, help="PNG file")
+    chosen = parser.parse_args()
+    quick = chosen.quick
+    setting = DecodeSetting(
+        contenders(chosen), 24 if quick else chosen.tokens, 1 if quick else chosen.repeats
+    )
+    plan = LongPlan(
+        chosen.model,
+        setting,
+        None,
+        (512, 1024) if quick else numbers(chosen.buckets),
+        ("summarise",) if quick else tuple(words(chosen.kinds)),
+        chosen.per_cell,
+    )
+    results = run_longspec(
+        plan, chosen.out, lambda what, done, of: print(f"{done}/{of} {what}", file=sys.stderr, flush=True)
+    )
+    report(results)
+    if chosen.picture is not None:
+        draw(results, chosen.picture)
+    return 1 if results.mismatches else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
