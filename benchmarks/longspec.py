@@ -29,7 +29,11 @@ def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
         found.append(f"attention=attention:path={chosen.attention}")
     if chosen.rnn is not None:
         found.append(f"rnn=lstm:path={chosen.rnn}")
-    found += [f"lstm=lstm:{own}spec=false", f"lstm+[SPEC]=lstm:{own}spec=true", f"hybrid=hybrid:{own}spec=true"]
+    found += [
+        f"lstm=lstm:{own}spec=false",
+        f"lstm+[SPEC]=lstm:{own}spec=true",
+        f"hybrid=hybrid:{own}spec=true",
+    ]
     return tuple(found)
 
 

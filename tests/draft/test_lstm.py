@@ -59,7 +59,9 @@ def test_saved_then_loaded_equals_in_memory(cell: str, part: str, tmp_path: Path
         assert torch.equal(one, other)
     assert torch.equal(network.spec, again.spec)
     names = set(load_file(tmp_path / "d" / "model.safetensors"))
-    assert not any("shared" in name for name in names), "the verifier's matrices are not the drafter's to keep"
+    assert not any("shared" in name for name in names), (
+        "the verifier's matrices are not the drafter's to keep"
+    )
 
 
 def test_a_drafter_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -96,7 +98,14 @@ def test_damaged_drafters_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"width": 0}, {"steps": 0}, {"cell": "gru"}, {"embedding": "none"}, {"head": "mine"}, {"draft_vocab": -1}],
+    [
+        {"width": 0},
+        {"steps": 0},
+        {"cell": "gru"},
+        {"embedding": "none"},
+        {"head": "mine"},
+        {"draft_vocab": -1},
+    ],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"drafter: .*allowed"):

@@ -101,7 +101,15 @@ def test_no_drafter_at_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lstm", "hybrid"])
 @pytest.mark.parametrize(
     "wrong",
-    [{"nodes": 0}, {"depth": 99}, {"top_k": "3"}, {"min_prob": 2}, {"temperature": -1}, {"spec": 1}, {"other": 1}],
+    [
+        {"nodes": 0},
+        {"depth": 99},
+        {"top_k": "3"},
+        {"min_prob": 2},
+        {"temperature": -1},
+        {"spec": 1},
+        {"other": 1},
+    ],
 )
 def test_wrong_options_are_refused(name: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -98,7 +98,9 @@ def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
         ("attention", {}),
     ],
 )
-def test_sampled_output_has_the_models_distribution(name: str, options: dict[str, object], tmp_path: Path) -> None:
+def test_sampled_output_has_the_models_distribution(
+    name: str, options: dict[str, object], tmp_path: Path
+) -> None:
     """The third token's distribution, by a chi-squared test against plain sampling's exact one."""
     params = {"temperature": 1.0, "top_k": 4}
     verifier = verifier_of("llama", slots=8)

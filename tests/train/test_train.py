@@ -21,7 +21,24 @@ from justright.train.prompts import Prompts
 from justright.train.run import TrainSetting
 from tiny import save_tiny, tiny_tokenizer
 
-WORDS = "the cat sat on a mat and the dog ran to the cat with a hat ".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "the",
+    "dog",
+    "ran",
+    "to",
+    "the",
+    "cat",
+    "with",
+    "a",
+    "hat",
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +92,11 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: str, tmp_path: Pat
     # The data stays where it was asked to stay, and serves another drafter.
     before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
     other = job_for(
-        model, texts, tmp_path / "rnn", data_folder=tmp_path / "data", shape=replace(job.shape, cell="rnn", spec=False)
+        model,
+        texts,
+        tmp_path / "rnn",
+        data_folder=tmp_path / "data",
+        shape=replace(job.shape, cell="rnn", spec=False),
     )
     assert Work(other).run().config.cell == "rnn"
     assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
@@ -137,14 +158,14 @@ def test_a_loss_that_is_no_number_stops_it(
 
     monkeypatch.setattr(DraftLoss, "step", broken)
     job = job_for(model, texts, tmp_path / "d")
-    with pytest.raises(ResourceError, match="the loss of step 0 .* is nan"):
+    with pytest.raises(ResourceError, match=r"the loss of step 0 .* is nan"):
         Work(job).run()
     assert not job.out.exists()
 
 
 def test_too_little_text_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UsageError, match="have 1 tokens|have 0 tokens|have 2 tokens"):
+    with pytest.raises(UsageError, match=r"have [012] tokens"):
         Work(job_for(model, str(tmp_path / "empty.txt"), tmp_path / "d"))
 
 
@@ -215,7 +236,9 @@ def test_what_the_head_cannot_say_costs_nothing() -> None:
     logits = torch.zeros(2, 3)
     ids = torch.tensor([[5, 9, 1, 1, 1, 1, 1, 1], [9, 1, 1, 1, 1, 1, 1, 1]])
     probs = torch.full((2, 8), 0.1)
-    found, accuracy = loss.step(logits + torch.tensor([0.0, 1.0, 0.0]), ids, probs, torch.tensor([True, True]))
+    found, accuracy = loss.step(
+        logits + torch.tensor([0.0, 1.0, 0.0]), ids, probs, torch.tensor([True, True])
+    )
     expected = -torch.log_softmax(torch.tensor([0.0, 1.0, 0.0]), 0)[1]
     assert float(found) == pytest.approx(float(expected))
     assert float(accuracy) == 0.5
@@ -238,5 +261,8 @@ def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_p
     drafted = Engine.load(str(model), draft="attention", draft_options=options, adaptive=False)
     prompt = list(range(8, 40))
     request = drafted.generate(prompt, max_tokens=24, ignore_eos=True)
-    assert request.token_ids == Engine.load(str(model)).generate(prompt, max_tokens=24, ignore_eos=True).token_ids
+    assert (
+        request.token_ids
+        == Engine.load(str(model)).generate(prompt, max_tokens=24, ignore_eos=True).token_ids
+    )
     assert request.stats.drafted > 0

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS
-from justright.bench.decode import Cell, DecodeSetting, Progress, Results, check_room, measure, open_contenders
+from justright.bench.decode import (
+    Cell,
+    DecodeSetting,
+    Progress,
+    Results,
+    check_room,
+    measure,
+    open_contenders,
+)
 from justright.bench.longset import KINDS, Prompt, build, read
 from justright.bench.longtexts import counter, zoo_texts
 from justright.bench.report import speed_ratio
@@ -67,7 +75,7 @@ class LongPlan:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or not self.buckets:
             raise UsageError(
-                f"kinds {', '.join(self.kinds) or 'none'}, buckets {', '.join(map(str, self.buckets)) or 'none'}: give at "
+                f"kinds {', '.join(self.kinds) or 'none'}, lengths {', '.join(map(str, self.buckets)) or 'none'}: give at "
                 f"least one length, and kinds out of {', '.join(KINDS)}"
             )
 
@@ -109,7 +117,9 @@ def _tasks(plan: LongPlan, tokenizer: Any, room: int) -> list[Task]:
     if plan.prompts is not None:
         prompts: Iterable[Prompt] = read(plan.prompts)
     else:
-        fitting = {bucket if bucket <= room else room: bucket for bucket in plan.buckets if bucket * 0.9 <= room}
+        fitting = {
+            bucket if bucket <= room else room: bucket for bucket in plan.buckets if bucket * 0.9 <= room
+        }
         if not fitting:
             return []
         made = build(
@@ -126,7 +136,9 @@ def _tasks(plan: LongPlan, tokenizer: Any, room: int) -> list[Task]:
         if prompt.kind in plan.kinds and prompt.bucket in plan.buckets:
             ids = encode(prompt, tokenizer)
             if len(ids) <= room:
-                found.append(LongTask(prompt.kind, prompt.bucket, False, prompt.steering, tuple(ids), prompt.id))
+                found.append(
+                    LongTask(prompt.kind, prompt.bucket, False, prompt.steering, tuple(ids), prompt.id)
+                )
     return sorted(found, key=lambda task: task.context)
 
 
@@ -287,6 +299,8 @@ def draw(results: Results, file: Path) -> Path:
     right.set(title=f"milliseconds a verification, {lengths[-1]} tokens", xlabel="ms")
     right.invert_yaxis()
     right.legend(fontsize=8)
-    figure.supxlabel(f"{machine_line(results.machine)}\n{steadiness_line(results)}", fontsize=8, color="#595959")
+    figure.supxlabel(
+        f"{machine_line(results.machine)}\n{steadiness_line(results)}", fontsize=8, color="#595959"
+    )
     figure.savefig(file, dpi=120)
     return file

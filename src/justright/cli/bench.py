@@ -98,7 +98,8 @@ def longspec(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="A file by `justright bench longset`.  (default: made from the zoo's texts)", show_default=False
+            help="A file by `justright bench longset`.  (default: made from the zoo's texts)",
+            show_default=False,
         ),
     ] = None,
     buckets: Annotated[
@@ -118,7 +119,9 @@ def longspec(
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw acceptance, speed and cost by length (needs matplotlib).", show_default=False),
+        typer.Option(
+            help="Draw acceptance, speed and cost by length (needs matplotlib).", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -146,9 +149,7 @@ def longspec(
         draft += ["lstm", "hybrid"] if drafter_at_hand(resolve(model).path) else []
     engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
     setting = DecodeSetting(tuple(draft), tokens, repeats, engine)
-    plan = LongPlan(
-        model, setting, prompts, numbers(buckets), tuple(words(kinds)) or KINDS, per_cell, seed
-    )
+    plan = LongPlan(model, setting, prompts, numbers(buckets), tuple(words(kinds)) or KINDS, per_cell, seed)
     with _progress(output) as progress:
         results = run_longspec(plan, out, progress)
     if picture is not None:

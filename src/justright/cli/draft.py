@@ -45,9 +45,7 @@ def train(
         ),
     ] = None,
     sequences: Annotated[int, typer.Option(help="Texts the model writes.", rich_help_panel=_DATA)] = 4096,
-    held_out: Annotated[
-        int, typer.Option(help="Further ones, to evaluate on.", rich_help_panel=_DATA)
-    ] = 128,
+    held_out: Annotated[int, typer.Option(help="Further ones, to evaluate on.", rich_help_panel=_DATA)] = 128,
     prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.", rich_help_panel=_DATA)] = 64,
     output_tokens: Annotated[int, typer.Option(help="Sampled behind each.", rich_help_panel=_DATA)] = 256,
     batch: Annotated[int, typer.Option(help="Texts written side by side.", rich_help_panel=_DATA)] = 128,
@@ -106,14 +104,13 @@ def train(
     rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_WORK)] = 0.012,
     spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 300,
     spec_rows: Annotated[int, typer.Option(help="Texts a step of these.", rich_help_panel=_WORK)] = 4,
-    spec_rate: Annotated[
-        float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)
-    ] = 0.004,
+    spec_rate: Annotated[float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)] = 0.004,
     evaluate_every: Annotated[
         int, typer.Option(help="Steps between evaluations.", rich_help_panel=_WORK)
     ] = 100,
     patience: Annotated[
-        int, typer.Option(help="Evaluations without a better one that end it; 0: never.", rich_help_panel=_WORK)
+        int,
+        typer.Option(help="Evaluations without a better one that end it; 0: never.", rich_help_panel=_WORK),
     ] = 5,
     seed: Annotated[int, typer.Option(help="Of prompts, sampling and weights.", rich_help_panel=_WORK)] = 0,
     device: Annotated[
@@ -281,8 +278,11 @@ def _with_progress(output: Output, run: Any) -> Trained:
             if "acceptance" in word:
                 bar.console.print(f"{stage}: {done}/{total}, {word}")
             bar.update(
-                rows[stage], completed=done, total=total or None, description=f"{stage}: {word}" if word else stage
+                rows[stage],
+                completed=done,
+                total=total or None,
+                description=f"{stage}: {word}" if word else stage,
             )
 
-        found = run(tell)
-        return found
+        trained: Trained = run(tell)
+        return trained

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
-from justright.draft.lstm import CONFIG, FORMAT, WEIGHTS, RmsNorm
-from justright.draft.store import find_drafter, read_about, verifier_matrices
+from justright.draft.lstm import RmsNorm
+from justright.draft.store import CONFIG, FORMAT, WEIGHTS, find_drafter, read_about, verifier_matrices
 from justright.draft.tree import Shape, grow
 from justright.errors import CheckpointError, UsageError
 from justright.models.identity import weights_identity
@@ -59,7 +59,9 @@ class AttentionModel(nn.Module):
         vocab: ``[head_size]`` token ids of the head.
     """
 
-    def __init__(self, config: AttentionConfig, embedding: Tensor, head: Tensor, vocab: Tensor | None) -> None:
+    def __init__(
+        self, config: AttentionConfig, embedding: Tensor, head: Tensor, vocab: Tensor | None
+    ) -> None:
         super().__init__()
         self.config = config
         self.spec = None
@@ -166,7 +168,9 @@ class AttentionOptions:
         for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-                raise UsageError(f"attention drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}")
+                raise UsageError(
+                    f"attention drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
+                )
         if not isinstance(self.min_prob, int | float) or not 0 <= self.min_prob <= 1:
             raise UsageError(f"attention drafts: min_prob is {self.min_prob!r}; allowed: 0 to 1")
 
@@ -206,7 +210,9 @@ class AttentionDrafter:
         folder = find_drafter(self.options.path, identity, "attention")
         about = read_about(folder, "attention")
         if identity is not None and about.get("verifier") != identity:
-            raise UsageError(f"the drafter in {folder} was trained for {about.get('verifier')}, not for {identity}")
+            raise UsageError(
+                f"the drafter in {folder} was trained for {about.get('verifier')}, not for {identity}"
+            )
         self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:

@@ -62,7 +62,11 @@ class LstmConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"drafter: {name} is {value!r}; allowed: a whole number from 1")
-        for name, allowed in (("cell", ("lstm", "rnn")), ("embedding", ("shared", "own")), ("head", ("shared", "own"))):
+        for name, allowed in (
+            ("cell", ("lstm", "rnn")),
+            ("embedding", ("shared", "own")),
+            ("head", ("shared", "own")),
+        ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"drafter: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if not 0 <= self.draft_vocab <= self.vocab_size:
@@ -140,13 +144,16 @@ class LstmModel(nn.Module):
     def start(self, hidden: Tensor) -> Tensor:
         """The first state ``h [..., hidden_size]`` from the verifier's: normalised, and divided by sqrt(2)."""
         mean = hidden.float().pow(2).mean(-1, keepdim=True)
-        return (hidden.float() * torch.rsqrt(mean + _EPSILON) / math.sqrt(2)).to(self.first.weight.dtype)
+        scaled: Tensor = hidden.float() * torch.rsqrt(mean + _EPSILON) / math.sqrt(2)
+        return scaled.to(self.first.weight.dtype)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """What the gates get of tokens ``[...]``: ``[..., 4d]``, the scale a in it."""
         if self.shared_embedding is None:
-            rows = self.embedding(token_ids)
-            return self.config.embedding_scale * rows.repeat(*[1] * token_ids.ndim, self.first.out_features // self.config.width)
+            rows: Tensor = self.embedding(token_ids)
+            return self.config.embedding_scale * rows.repeat(
+                *[1] * token_ids.ndim, self.first.out_features // self.config.width
+            )
         vectors = F.normalize(F.embedding(token_ids, self.shared_embedding).float(), dim=-1)
         found: Tensor = self.embedding(vectors.to(self.first.weight.dtype))
         return found
@@ -207,7 +214,9 @@ class LstmModel(nn.Module):
             # Rows of unit length: the product has the variance that scale a gives to an embedding of the drafter's own.
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_scale / math.sqrt(d))  # type: ignore[arg-type]
 
-    def save(self, folder: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+    def save(
+        self, folder: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         """Write ``model.safetensors`` (in ``dtype``; the vocabulary as int32) and ``config.json`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: p.detach().to(dtype).cpu().contiguous() for name, p in self.named_parameters()}
@@ -234,7 +243,7 @@ class LstmModel(nn.Module):
         vocab = tensors.pop("vocab", None)
         if config.draft_vocab and (vocab is None or len(vocab) != config.draft_vocab):
             raise CheckpointError(f"{folder / WEIGHTS} does not hold the draft vocabulary of its config.json")
-        if vocab is not None and not (0 <= int(vocab.min()) and int(vocab.max()) < config.vocab_size):
+        if vocab is not None and not (int(vocab.min()) >= 0 and int(vocab.max()) < config.vocab_size):
             raise CheckpointError(f"{folder / WEIGHTS}: the draft vocabulary names tokens that do not exist")
         model = cls(config, embedding, head, vocab)
         expected = {name: tuple(p.shape) for name, p in model.named_parameters()}

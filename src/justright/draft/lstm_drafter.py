@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ class LstmOptions:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and 1 <= value <= high):
-                raise UsageError(f"LSTM drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}")
+                raise UsageError(
+                    f"LSTM drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
+                )
         for name, top in (("min_prob", 1.0), ("temperature", 100.0)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= top:
@@ -153,12 +156,12 @@ class LstmDrafter:
         nodes = min(self.shape.nodes, max_nodes // 2 if spec else max_nodes)
         if request.hidden is None or request.token is None or nodes < 1:
             return EMPTY_DRAFT
-        network.begin(request.hidden, request.token)
         shape = replace(self.shape, nodes=nodes)
         if options.temperature:
+            network.begin(request.hidden, request.token)
             made = sample_tree(network.distribution, shape, options.temperature, self._sampled)
         else:
-            made = grow(lambda rows, tokens: network.expand(rows, tokens, shape.top_k), shape)
+            made = network.grow(request.hidden, request.token, shape)
         return Draft(made.token_ids, made.parents, made.probs, made.proposal, spec, self.name)
 
     def stop(self, request_id: Hashable) -> None:
@@ -197,7 +200,7 @@ class FastLstm:
             gates = network.first.out_features // config.width
             embed = torch.eye(config.width).repeat(gates, 1) * config.embedding_scale
         else:
-            embed = network.embedding.weight.detach()  # type: ignore[assignment]
+            embed = network.get_parameter("embedding.weight").detach()
         embed = embed.to(device)
         self._first = Product(torch.cat([network.first.weight.detach(), embed], dim=1), self.dtype)
         self._later = Product(torch.cat([network.later.weight.detach(), embed], dim=1), self.dtype)
@@ -209,6 +212,11 @@ class FastLstm:
         self._state: Tensor = torch.zeros(0)
         self._cell: Tensor | None = None
         self._token = 0
+
+    def grow(self, hidden: Tensor, token: int, shape: Shape) -> Draft:
+        """The most probable tree behind ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
+        self.begin(hidden, token)
+        return grow(partial(self.expand, top_k=shape.top_k), shape)
 
     @torch.inference_mode()
     def begin(self, hidden: Tensor, token: int) -> None:
@@ -239,9 +247,9 @@ class FastLstm:
         for width in (1, WIDTHS[-1]):
             times = []
             for _ in range(_TRIALS):
-                self.begin(torch.ones(self.network.config.hidden_size, device=self._vocab.device), 0)
+                state = torch.ones(self.network.config.hidden_size, device=self._vocab.device)
                 begin = time.perf_counter()
-                grow(lambda rows, tokens, k=width: self.expand(rows, tokens, k), Shape(NODES, 3, width))
+                self.grow(state, 0, Shape(NODES, 3, width))
                 times.append((time.perf_counter() - begin) / 3)
             found[width] = min(times)
         one, many = found[1], max(found[WIDTHS[-1]], found[1])

@@ -47,7 +47,9 @@ class RecyclingOptions:
         for name, high in (("candidates", len(_FIRST_SHARES)), ("nodes", 1024), ("depth", 64)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-                raise UsageError(f"token recycling: {name} is {value!r}; allowed: a whole number from 1 to {high}")
+                raise UsageError(
+                    f"token recycling: {name} is {value!r}; allowed: a whole number from 1 to {high}"
+                )
         if not isinstance(self.min_prob, int | float) or not 0 <= self.min_prob <= 1:
             raise UsageError(f"token recycling: min_prob is {self.min_prob!r}; allowed: 0 to 1")
 
@@ -88,7 +90,9 @@ class RecyclingDrafter:
             before = token
         self._last[request_id] = before
 
-    def recycle(self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]) -> None:
+    def recycle(
+        self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
+    ) -> None:
         """The verifier ran ``token_ids`` (accepted or not) and found ``candidates`` most likely behind each."""
         self._must_be_active(request_id)
         self._table.update(zip(token_ids, map(list, candidates), strict=True))
@@ -101,7 +105,10 @@ class RecyclingDrafter:
         if max_nodes < 1 or self._frontier[0] not in self._table:
             return EMPTY_DRAFT
         self._logs = torch.tensor(self._shares).clamp(1e-6, 1.0).log()
-        return grow(self._expand, Shape(min(options.nodes, max_nodes), options.depth, options.candidates, options.min_prob))
+        return grow(
+            self._expand,
+            Shape(min(options.nodes, max_nodes), options.depth, options.candidates, options.min_prob),
+        )
 
     def stop(self, request_id: Hashable) -> None:
         """Forget the request, not the table."""

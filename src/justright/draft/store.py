@@ -61,7 +61,9 @@ def read_about(folder: Path, kind: str) -> dict[str, Any]:
     """
     file = folder / CONFIG
     if not file.is_file():
-        raise CheckpointError(f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)")
+        raise CheckpointError(
+            f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)"
+        )
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         form, found = data.get("format"), data.get("kind")

@@ -6,7 +6,7 @@ machine's (a verification's by `justright.engine.cost`, a draft step's by a few 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class TreeTable:
     accepted: dict[int, np.ndarray]
 
     @classmethod
-    def of(cls, hits: dict[int, Sequence[Sequence[tuple[int, int]]]]) -> TreeTable:
+    def of(cls, hits: Mapping[int, Sequence[Sequence[tuple[int, int]]]]) -> TreeTable:
         """From ``{width: [for each prefix, (level, index) of every node on the right path]}``; both count from 0."""
         tables = {}
         for width, trees in hits.items():

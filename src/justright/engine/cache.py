@@ -37,7 +37,9 @@ class KVCache:
         ResourceError: ``reserve`` beyond ``max_tokens``, or no memory for it.
     """
 
-    def __init__(self, num_layers: int, slots: int, max_tokens: int, *, static: bool = False, trimmed: bool = False) -> None:
+    def __init__(
+        self, num_layers: int, slots: int, max_tokens: int, *, static: bool = False, trimmed: bool = False
+    ) -> None:
         self.slots = slots
         self.max_tokens = max_tokens
         self.static = static

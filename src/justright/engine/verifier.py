@@ -213,7 +213,13 @@ class Verifier:
         return shared
 
     def prefill(
-        self, slot: int, token_ids: Sequence[int], factor: float = 0.0, *, spec: bool = False, states: list[Tensor] | None = None
+        self,
+        slot: int,
+        token_ids: Sequence[int],
+        factor: float = 0.0,
+        *,
+        spec: bool = False,
+        states: list[Tensor] | None = None,
     ) -> Iterator[StepOutput | None]:
         """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
 

@@ -25,7 +25,7 @@ class AttentionTraining(Training):
         self.model.eval()
         with torch.no_grad():
             for shard in self.data.shards(self.data.held_out_files):
-                for rows in torch.arange(len(shard.tokens)).split(16):
+                for rows in torch.split(torch.arange(len(shard.tokens)), 16):
                     states, exists = self._states(shard, rows)
                     best = self.model.logits(states).topk(4).indices.cpu()
                     guesses = self.model.vocab[best]
@@ -43,7 +43,9 @@ class AttentionTraining(Training):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             states, exists = self._states(shard, rows)
             logits = self.model.logits(states)
-        ids, probs = (t[rows, 1:].flatten(0, 1).to(self.device) for t in (shard.teacher_ids, shard.teacher_probs))
+        ids, probs = (
+            t[rows, 1:].flatten(0, 1).to(self.device) for t in (shard.teacher_ids, shard.teacher_probs)
+        )
         own, _ = self._loss.step(logits.flatten(0, 1), ids, probs.float(), exists.flatten().to(self.device))
         target = _normalised(shard.hidden[rows, 1:].to(self.device).float())
         apart = F.smooth_l1_loss(_normalised(states.float()), target, reduction="none").mean(-1)

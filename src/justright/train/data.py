@@ -163,7 +163,11 @@ class SelfGenerated:
         return [file for file in [*self.held_out_files, *self.training_files] if not file.exists()]
 
     def generate(
-        self, verifier: Verifier, prompts: Sequence[Prompts], end_tokens: frozenset[int], report: Report | None = None
+        self,
+        verifier: Verifier,
+        prompts: Sequence[Prompts],
+        end_tokens: frozenset[int],
+        report: Report | None = None,
     ) -> None:
         """Make the missing shards.
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from justright.draft.base import Draft
 from justright.draft.lstm import LstmModel
 from justright.draft.lstm_drafter import FastLstm
-from justright.draft.tree import Shape, grow
+from justright.draft.tree import Shape
 from justright.draft.tuning import DEPTH, NODES, WIDTHS, TreeTable
 from justright.switch.apply import AppliedSwitch
 from justright.train.data import Shard
@@ -94,16 +94,13 @@ def measure_trees(
             states = torch.cat(
                 [
                     states_behind(verifier, model.spec, shard, batch.take(rows), device, switch).cpu()
-                    for rows in torch.arange(len(batch.tokens)).split(16)
+                    for rows in torch.split(torch.arange(len(batch.tokens)), 16)
                 ]
             )
         for row, state in enumerate(states.to(device)):
             targets = batch.targets[row][batch.valid[row]].tolist()
             for width in WIDTHS:
-                fast.begin(state, int(batch.tokens[row, 0]))
-                draft = grow(
-                    lambda rows, tokens, k=width: fast.expand(rows, tokens, k), Shape(NODES, DEPTH, width)
-                )
+                draft = fast.grow(state, int(batch.tokens[row, 0]), Shape(NODES, DEPTH, width))
                 hits[width].append(_right_path(draft, targets))
     return TreeTable.of(hits)
 

@@ -16,13 +16,16 @@ def draw_curve(folder: Path, file: Path) -> None:
     """
     curve_file = folder / "curve.json"
     if not curve_file.is_file():
-        raise CheckpointError(f"{folder} has no curve.json: only drafters that justright trained have a curve")
+        raise CheckpointError(
+            f"{folder} has no curve.json: only drafters that justright trained have a curve"
+        )
     curve = json.loads(curve_file.read_text(encoding="utf-8"))
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    at, seen = [], 0
+    at: list[int] = []
+    seen = 0
     for before, point in zip([None, *curve], curve, strict=False):
         if before is not None and before["phase"] != point["phase"]:
             seen = at[-1]

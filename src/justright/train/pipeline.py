@@ -186,7 +186,9 @@ class Work:
         rate = _flops(self.accelerator.device)
         prefixes = self.job.training.epochs * self.setting.sequences * self.setting.output_tokens
         spec = self.job.training.spec_steps * self.job.training.spec_rows if self.job.shape.spec else 0
-        rows = self.setting.prompt_tokens + self.setting.output_tokens * (1 + 2 / self.job.training.spec_every)
+        rows = self.setting.prompt_tokens + self.setting.output_tokens * (
+            1 + 2 / self.job.training.spec_every
+        )
         size = sum(p.numel() for p in verifier.model.parameters())
         train_s = 6 * numbers * prefixes / rate
         spec_s = 2 * size * rows * spec / rate
@@ -220,7 +222,10 @@ class Work:
         tell("data", 0, 0, "")
         ends = end_tokens(self.job.model, self.tokenizer)
         data.generate(
-            verifier, self.prompts, ends, lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s")
+            verifier,
+            self.prompts,
+            ends,
+            lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s"),
         )
 
     def _verifier(self) -> Verifier:
@@ -266,11 +271,17 @@ class Work:
         made = job.partial / "drafter"
         if self.accelerator.is_main_process:
             shutil.rmtree(made, ignore_errors=True)
-            settings = {"data": asdict(self.setting), "training": asdict(job.training), "texts": list(job.texts)}
+            settings = {
+                "data": asdict(self.setting),
+                "training": asdict(job.training),
+                "texts": list(job.texts),
+            }
             extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
             if isinstance(model, LstmModel):
                 shards = training.data.shards(training.data.held_out_files)
-                trees = measure_trees(model.eval(), shards, training.verifier, training.device, training.switch)
+                trees = measure_trees(
+                    model.eval(), shards, training.verifier, training.device, training.switch
+                )
                 extra["trees"] = trees.to_dict()
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)

@@ -182,7 +182,9 @@ class Training:
                 last = self.state.step == steps
                 if last or self.state.step % self.setting.evaluate_every == 0:
                     now.accuracy = accuracy = self.evaluate()
-                    self.state.curve.append({"phase": phase, "step": now.step, "loss": loss, **asdict(accuracy)})
+                    self.state.curve.append(
+                        {"phase": phase, "step": now.step, "loss": loss, **asdict(accuracy)}
+                    )
                     last |= self._got_no_better(accuracy)
                 report(now)
                 if last:
@@ -226,7 +228,9 @@ class Training:
         """On the held-out prompts."""
         self.model.eval()
         spec = self.verifier if self.state.phase in ("spec", "done") else None
-        found = measure(self.model, self.data.shards(self.data.held_out_files), spec, self.device, self.switch)
+        found = measure(
+            self.model, self.data.shards(self.data.held_out_files), spec, self.device, self.switch
+        )
         self.model.train()
         return found
 
@@ -237,10 +241,13 @@ class Training:
 
     def _spec_loss(self, step: int) -> tuple[Tensor, int]:
         """Both losses of [SPEC], and the drafter's on plain states, so that it goes on to take either."""
-        assert self.verifier is not None and self.model.spec is not None
+        assert self.verifier is not None
+        assert self.model.spec is not None
         shard, rows = self._batch(step, self.setting.spec_rows)
         batch = prefixes(shard, rows, self.model.config.steps)
-        batch = batch.take(torch.arange(step % self.setting.spec_every, len(batch.tokens), self.setting.spec_every))
+        batch = batch.take(
+            torch.arange(step % self.setting.spec_every, len(batch.tokens), self.setting.spec_every)
+        )
         states = states_behind(self.verifier, self.model.spec, shard, batch, self.device, self.switch)
         loss = self._draft_loss(batch, torch.cat([states, batch.hidden.to(self.device)]), twice=True)
         # The verifier's own head on [SPEC]: the token two past the prefix.
@@ -309,7 +316,10 @@ class Training:
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file({n: p.detach().contiguous() for n, p in self.model.named_parameters()}, partial / "weights.safetensors")
+        save_file(
+            {n: p.detach().contiguous() for n, p in self.model.named_parameters()},
+            partial / "weights.safetensors",
+        )
         save_file(dict(self._moments()), partial / "optimizer.safetensors")
         state = {"of": self._record, **asdict(self.state)}
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
@@ -321,7 +331,7 @@ class Training:
         shutil.rmtree(old, ignore_errors=True)
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
-        names = {p: name for name, p in self.model.named_parameters()}
+        names: dict[Any, str] = {p: name for name, p in self.model.named_parameters()}
         for optimizer in self._optimizers:
             for parameter, moments in optimizer.state.items():
                 for key, value in moments.items():
@@ -348,7 +358,8 @@ class Training:
                 keys = [k for k in moments if k.startswith(f"{name}/")] if parameter in held else []
                 if keys:
                     optimizer.state[parameter] = {
-                        k.rpartition("/")[2]: moments[k].to(self.device if moments[k].ndim else "cpu") for k in keys
+                        k.rpartition("/")[2]: moments[k].to(self.device if moments[k].ndim else "cpu")
+                        for k in keys
                     }
 
 

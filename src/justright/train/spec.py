@@ -97,12 +97,12 @@ def states_behind(
 ) -> Tensor:
     """[SPEC]'s states for the prefixes of a batch, ``[rows, hidden_size]``, with gradients to ``embedding``."""
     texts, seen = [], []
-    for one in batch.sequence.unique_consecutive().tolist():  # in the order of the rows
+    for one in _in_order(batch.sequence):
         prompt = int(shard.prompt_lengths[one])
         texts.append(torch.cat([shard.prompts[one, :prompt], shard.tokens[one]]).to(device))
         seen.append((batch.position[batch.sequence == one] + prompt).to(device))
     if switch is not None:
-        factors = shard.factors[batch.sequence.unique_consecutive()].tolist()
+        factors = shard.factors[_in_order(batch.sequence)].tolist()
         found = [
             spec_states(verifier, embedding, text[None], rows[None], switch, factor)[0]
             for text, rows, factor in zip(texts, seen, factors, strict=True)
@@ -112,6 +112,11 @@ def states_behind(
     padded = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True, padding_value=1)
     states = spec_states(verifier, embedding, ids, padded)
     return torch.cat([row[: len(own)] for row, own in zip(states, seen, strict=True)])
+
+
+def _in_order(sequence: Tensor) -> list[int]:
+    """The sequences that rows belong to, once each, in the order of the rows."""
+    return list(dict.fromkeys(sequence.tolist()))
 
 
 def attention(

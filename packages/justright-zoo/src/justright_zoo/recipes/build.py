@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from justright.bench.decode import describe_machine
 from justright.errors import SourceError
+from justright.models.cpu import has_bfloat16
 from justright.models.packaged import cache_folder
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
 from justright_zoo.recipes.data import Corpus, prepare
-from justright_zoo.recipes.training import Report, Training, has_bfloat16
+from justright_zoo.recipes.training import Report, Training
 
 
 @dataclass(frozen=True, slots=True)
