@@ -75,8 +75,8 @@ class LongPlan:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or not self.buckets:
             raise UsageError(
-                f"kinds {', '.join(self.kinds) or 'none'}, lengths {', '.join(map(str, self.buckets)) or 'none'}: give at "
-                f"least one length, and kinds out of {', '.join(KINDS)}"
+                f"kinds {', '.join(self.kinds) or 'none'}, lengths {', '.join(map(str, self.buckets)) or 'none'}: "
+                f"give at least one length, and kinds out of {', '.join(KINDS)}"
             )
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from justright.draft.base import EMPTY_DRAFT, Draft
 
 Expand = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
-"""``(rows, tokens)``: from the states of the last call at ``rows``, go on with ``tokens`` (``[frontier]`` both; None: the
-root); returns log-probabilities and token ids, ``[frontier, k]`` each, most probable first."""
+"""``(rows, tokens)``: from the states of the last call at ``rows``, go on with ``tokens`` (``[frontier]`` both; None:
+the root); returns log-probabilities and token ids, ``[frontier, k]`` each, most probable first."""
 
 
 @dataclass(frozen=True, slots=True)
