@@ -11,7 +11,8 @@ from torch import Tensor
 from engine_helpers import prompt_of, verifier_of
 from justright.engine import attention as attention_module
 from justright.engine.attention import Run, attend, attend_reference, visible
-from justright.engine.verifier import StepInput, Verifier, tree_shape
+from justright.engine.step import StepInput, tree_shape
+from justright.engine.verifier import Verifier
 from justright.models.architectures import Window
 from tiny import ALL
 

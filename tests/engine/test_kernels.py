@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from engine_helpers import prompt_of
 from justright.engine import kernels
 from justright.engine.kernels import FusedMember, FusedProjections, PackedLinear, pack
-from justright.engine.verifier import StepInput, Verifier
+from justright.engine.step import StepInput
+from justright.engine.verifier import Verifier
 from justright.models.architectures import fused_groups, linear_modules
 from tiny import ALL, save_tiny, tiny_model
 

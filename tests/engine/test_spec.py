@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import prompt_of, verifier_of
-from justright.engine.verifier import StepInput, StepOutput, Verifier
+from justright.engine.step import StepInput, StepOutput
+from justright.engine.verifier import Verifier
 from justright.train.spec import ATTENTION_NAME, spec_states
 from tiny import ALL, tiny_model
 

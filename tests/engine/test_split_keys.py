@@ -13,7 +13,7 @@ from engine_helpers import prompt_of, verifier_of
 from justright.engine import attention as attention_module
 from justright.engine import split_keys
 from justright.engine.attention import attend_few, attend_reference, stack_mask
-from justright.engine.verifier import StepInput, tree_shape
+from justright.engine.step import StepInput, tree_shape
 
 
 @given(

@@ -17,7 +17,8 @@ from engine_helpers import ScriptedDrafter, prompt_of
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
-from justright.engine.verifier import StepInput, Verifier
+from justright.engine.step import StepInput
+from justright.engine.verifier import Verifier
 from justright.switch.adapter import read_adapter
 from justright.switch.apply import AppliedSwitch
 from justright.switch.extract import extract

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine_helpers import prompt_of, verifier_of
 from justright.engine.attention import ATTENTION_NAME
-from justright.engine.verifier import StepInput, Verifier
+from justright.engine.step import StepInput
+from justright.engine.verifier import Verifier
 from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from tiny import ALL, tiny_config, tiny_model
 

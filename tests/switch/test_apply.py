@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engine_helpers import prompt_of
-from justright.engine.verifier import StepInput, Verifier
+from justright.engine.step import StepInput
+from justright.engine.verifier import Verifier
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.switch.adapter import read_adapter
 from justright.switch.apply import AppliedSwitch, Rows

@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from justright.draft.registry import drafter_names
 from justright.engine.api import Engine
-from justright.engine.verifier import StepInput
+from justright.engine.step import StepInput
 from justright.errors import UsageError
 
 PLAIN = "plain"

@@ -16,8 +16,9 @@ from justright.engine.cost import StepCost
 from justright.engine.request import Emission, FinishReason, Request
 from justright.engine.sampling import Sampler, Verified
 from justright.engine.speculation import Speculation, choose
+from justright.engine.step import StepInput, StepOutput
 from justright.engine.text import TextStream
-from justright.engine.verifier import StepInput, StepOutput, Verifier
+from justright.engine.verifier import Verifier
 from justright.errors import ResourceError
 from justright.switch.routing import Turn
 from justright.switch.thinking import ThoughtTracker

@@ -17,7 +17,7 @@ from justright.engine.api import Engine
 from justright.engine.modes import Thinking, chat_tokens
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
-from justright.engine.verifier import StepInput
+from justright.engine.step import StepInput
 from justright.errors import UsageError
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

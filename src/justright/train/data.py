@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from justright.engine.verifier import StepInput, Verifier
+from justright.engine.step import StepInput
+from justright.engine.verifier import Verifier
 from justright.errors import UsageError
 from justright.models.files import write_whole
 from justright.train.prompts import Prompts

@@ -140,7 +140,7 @@ def measure_model(
 
 def perplexities(engine: Engine) -> dict[str, float]:
     """Perplexity a token on the evaluation texts of every domain."""
-    from justright.engine.verifier import StepInput
+    from justright.engine.step import StepInput
     from justright_zoo.measure import perplexity
 
     verifier = engine.verifier
