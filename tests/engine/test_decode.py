@@ -194,8 +194,8 @@ def test_cancelling_between_the_chunks_of_a_prompt(
     request = Request(prompt_of(100), max_tokens=5)
     prefill, chunks = verifier.prefill, []
 
-    def cancelling(slot: int, tokens: Sequence[int], factor: float) -> Any:
-        for output in prefill(slot, tokens, factor):
+    def cancelling(slot: int, tokens: Sequence[int], factor: float, **options: Any) -> Any:
+        for output in prefill(slot, tokens, factor, **options):
             chunks.append(output)
             if len(chunks) == 3:
                 request.cancel()

@@ -30,7 +30,7 @@ def chain(*probs: float) -> Draft:
 
 
 def sure(reliability: float = 1.0) -> Speculation:
-    return Speculation([reliability] * 8)
+    return Speculation({("", size): reliability for size in range(8)})
 
 
 def test_all_is_verified_where_it_costs_nothing() -> None:
@@ -164,9 +164,9 @@ def test_a_shadow_follows_a_tree() -> None:
     tree = Draft([5, 6, 7, 8], [-1, -1, 1, 2], [0.5, 0.5, 0.25, 0.25])  # 6 -> 7 -> 8
     record.set_aside(tree)
     record.emitted([6, 7])
-    assert record.reliability[2] == 0.7, "not over yet"
+    assert record.reliability.get(("", 2), 0.7) == 0.7, "not over yet"
     record.emitted([8])
-    assert record.reliability[2] == pytest.approx(0.8 * 0.7 + 0.2 * 2.0), "three accepted of 1.5 expected"
+    assert record.reliability.get(("", 2), 0.7) == pytest.approx(0.8 * 0.7 + 0.2 * 2.0), "three accepted of 1.5 expected"
 
 
 def test_few_shadows_at_once() -> None:

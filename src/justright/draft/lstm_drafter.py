@@ -36,7 +36,7 @@ class LstmOptions:
 
     Attributes:
         path: a drafter's directory or hub id; None: the one that an installed package carries for this model.
-        spec: run [SPEC], if the drafter was trained with it.
+        spec: run [SPEC]; None: if the drafter was trained with it and it pays on this machine.
         nodes: the most nodes of a tree, [SPEC] not counted; None: what pays on this machine.
         depth: levels of a tree, or tokens of a chain; None: what pays.
         top_k: nodes expanded a level, and children of each; 1: a chain; None: what pays.
@@ -47,7 +47,7 @@ class LstmOptions:
     """
 
     path: str | None = None
-    spec: bool = True
+    spec: bool | None = None
     nodes: int | None = None
     depth: int | None = None
     top_k: int | None = None
@@ -56,7 +56,7 @@ class LstmOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.spec, bool):
+        if self.spec is not None and not isinstance(self.spec, bool):
             raise UsageError(f"LSTM drafts: spec must be true or false, not {self.spec!r}")
         for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
             value = getattr(self, name)
@@ -93,7 +93,7 @@ class LstmDrafter:
         self._network: FastLstm | None = None
         self._requests: dict[Hashable, _Request] = {}
         self._sampled = Sampled(self.options.seed)
-        self._trees: TreeTable | None = None
+        self._trees: dict[bool, TreeTable] = {}
         self.shape = self._settled(_UNTUNED)
         """How its trees grow: by the options, else as `tune` found, else as in the paper."""
 
@@ -114,21 +114,34 @@ class LstmDrafter:
         check_verifier(folder, identity)
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
-        self._trees = TreeTable.from_dict(read_about(folder, "lstm").get("trees"))
-        if self.options.spec and network.spec is not None:
+        tables = read_about(folder, "lstm").get("trees") or {}
+        found = {spec: TreeTable.from_dict(tables.get(name)) for spec, name in ((False, "plain"), (True, "spec"))}
+        self._trees = {spec: table for spec, table in found.items() if table is not None}
+        if self.options.spec and network.spec is None:
+            raise UsageError(f"the drafter in {folder} was trained without [SPEC]: leave spec out, or say spec=false")
+        if self.options.spec is not False and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
 
     def tune(self, verify_s: Callable[[int], float]) -> None:
         """Choose the shape of trees by what they cost here: ``verify_s(rows)`` is a verification's time in seconds.
 
-        A drafter that was trained elsewhere, without a table of its trees, keeps the paper's shape.
+        Likewise, unless the options say it, whether [SPEC] is worth its rows. A drafter that was trained elsewhere,
+        without a table of its trees, keeps the paper's shape.
         """
-        if self._trees is None or self._network is None:
+        allowed = [spec for spec in self._trees if not spec or self.spec_embedding is not None]
+        if self.options.spec is not None:
+            allowed = [spec for spec in allowed if spec == self.options.spec]
+        if not allowed or self._network is None:
             return
-        spec = self.spec_embedding is not None
         draft_s = self._network.draft_seconds()
-        found, _ = best_shape(self._trees, verify_s, draft_s, spec=spec, min_prob=self.options.min_prob)
-        self.shape = self._settled(found)
+        found = {
+            spec: best_shape(self._trees[spec], verify_s, draft_s, spec=spec, min_prob=self.options.min_prob)
+            for spec in allowed
+        }
+        best = max(found, key=lambda spec: found[spec][1])
+        self.shape = self._settled(found[best][0])
+        if not best:
+            self.spec_embedding = None
 
     def _settled(self, shape: Shape) -> Shape:
         given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}

@@ -278,11 +278,7 @@ class Work:
             }
             extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
             if isinstance(model, LstmModel):
-                shards = training.data.shards(training.data.held_out_files)
-                trees = measure_trees(
-                    model.eval(), shards, training.verifier, training.device, training.switch
-                )
-                extra["trees"] = trees.to_dict()
+                extra["trees"] = _trees(model.eval(), training)
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
             record.write(made / "provenance.json")
@@ -291,6 +287,21 @@ class Work:
             shutil.rmtree(job.partial, ignore_errors=True)
         size = sum(file.stat().st_size for file in job.out.iterdir())
         return Trained(job.out, model.config, accuracy, coverage, size)
+
+
+def _trees(model: LstmModel, training: Training) -> dict[str, Any]:
+    """What trees had accepted from plain states, and from [SPEC]'s."""
+    states = {"plain": None} | ({} if model.spec is None else {"spec": training.verifier})
+    return {
+        name: measure_trees(
+            model,
+            training.data.shards(training.data.held_out_files),
+            verifier,
+            training.device,
+            training.switch,
+        ).to_dict()
+        for name, verifier in states.items()
+    }
 
 
 def _counts(data: SelfGenerated, files: Sequence[Path], vocab_size: int) -> torch.Tensor:
