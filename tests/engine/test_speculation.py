@@ -166,7 +166,9 @@ def test_a_shadow_follows_a_tree() -> None:
     record.emitted([6, 7])
     assert record.reliability.get(("", 2), 0.7) == 0.7, "not over yet"
     record.emitted([8])
-    assert record.reliability.get(("", 2), 0.7) == pytest.approx(0.8 * 0.7 + 0.2 * 2.0), "three accepted of 1.5 expected"
+    assert record.reliability.get(("", 2), 0.7) == pytest.approx(0.8 * 0.7 + 0.2 * 2.0), (
+        "three accepted of 1.5 expected"
+    )
 
 
 def test_few_shadows_at_once() -> None:

@@ -115,10 +115,14 @@ class LstmDrafter:
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
         tables = read_about(folder, "lstm").get("trees") or {}
-        found = {spec: TreeTable.from_dict(tables.get(name)) for spec, name in ((False, "plain"), (True, "spec"))}
+        found = {
+            spec: TreeTable.from_dict(tables.get(name)) for spec, name in ((False, "plain"), (True, "spec"))
+        }
         self._trees = {spec: table for spec, table in found.items() if table is not None}
         if self.options.spec and network.spec is None:
-            raise UsageError(f"the drafter in {folder} was trained without [SPEC]: leave spec out, or say spec=false")
+            raise UsageError(
+                f"the drafter in {folder} was trained without [SPEC]: leave spec out, or say spec=false"
+            )
         if self.options.spec is not False and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from justright.draft.attention_drafter import AttentionConfig, AttentionModel
 from justright.draft.lstm import LstmConfig, LstmModel
-from justright.engine.api import end_tokens, read_switch
+from justright.engine.api import check_model, end_tokens, read_switch
 from justright.engine.verifier import Verifier
 from justright.errors import UsageError
 from justright.models.architectures import context_length
@@ -149,9 +149,18 @@ class Work:
         if job.out.exists():
             raise UsageError(f"{job.out} exists already: choose another output, or remove it first")
         self.job = job
+        check_model(job.model)
+        config = AutoConfig.from_pretrained(job.model, local_files_only=True)
+        self.room = job.data.prompt_tokens + job.data.output_tokens
+        if self.room > context_length(config):
+            raise UsageError(
+                f"prompts of {job.data.prompt_tokens} tokens and {job.data.output_tokens} behind them do not fit the "
+                f"model's context of {context_length(config)}: give fewer"
+            )
         check_tokenizer_files(job.model)
         self.tokenizer = load_tokenizer(job.model)
         self.identity = weights_identity(job.model)
+        self.config = job.shape.config(self.identity, config.get_text_config())
         self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)
         self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
@@ -174,7 +183,7 @@ class Work:
         """Measured on a few steps: seconds and bytes of the data and of the training."""
         verifier = self._verifier()
         data = estimate(verifier, self.prompts[0], self.setting)
-        config = self.job.shape.config(self.identity, verifier.config)
+        config = self.config
         steps = round(self.job.training.epochs * self.setting.sequences / self.job.training.rows)
         # A prefix costs three times its products: forward, and backward twice.
         if isinstance(config, AttentionConfig):
@@ -231,14 +240,8 @@ class Work:
     def _verifier(self) -> Verifier:
         setting = self.setting
         model = load_frozen(self.job.model, self.accelerator.device)
-        room = min(setting.prompt_tokens + setting.output_tokens, context_length(model.config))
-        if room < setting.prompt_tokens + setting.output_tokens:
-            raise UsageError(
-                f"prompts of {setting.prompt_tokens} tokens and {setting.output_tokens} behind them do not fit the "
-                f"model's context of {room}: give fewer"
-            )
         slots = min(setting.batch, max(setting.sequences, setting.held_out))
-        verifier = Verifier(model, slots=slots, cache="trimmed", max_tokens=room)
+        verifier = Verifier(model, slots=slots, cache="trimmed", max_tokens=self.room)
         if self.adapter is not None:
             verifier.switch = AppliedSwitch(model, self.adapter)
         return verifier
@@ -249,8 +252,7 @@ class Work:
         """The drafter before its first step, and the share of held-out tokens that its head knows."""
         embedding = verifier.get_input_embeddings().weight.detach()
         head = verifier.get_output_embeddings().weight.detach().to(embedding.dtype)
-        text_config = verifier.config.get_text_config()
-        config = self.job.shape.config(self.identity, text_config)
+        config = self.config
         counts = _counts(data, data.training_files, config.vocab_size)
         vocab = counts.topk(config.head_size).indices.sort().values
         seen = _counts(data, data.held_out_files, config.vocab_size)

@@ -1,0 +1,135 @@
+"""LongSpecBench: prompts by length, contenders with options, summaries, and resumption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from draft_helpers import saved_drafter
+from justright.bench.contenders import Choice, Run, check_names, parse_options
+from justright.bench.decode import DecodeSetting, Results
+from justright.bench.longset import Prompt, write
+from justright.bench.longspec import LongPlan, draw, run_longspec, summaries, table_rows
+from justright.errors import ResourceError, UsageError
+from tiny import save_tiny, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("m") / "model")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("p") / "prompts.jsonl"
+    words = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "ran", "to", "the", "cat"] * 20
+    made = [
+        Prompt(
+            f"{kind}-{bucket}-0",
+            kind,
+            bucket,
+            ({"role": "text" if kind == "continue" else "user", "content": " ".join(words[: bucket // 2])},),
+            "",
+            "mine",
+            "mine",
+        )
+        for kind in ("continue", "summarise")
+        for bucket in (64, 128)
+    ]
+    write(made, file)
+    return file
+
+
+def plan_for(model: Path, prompts: Path, *contenders: str, **changes: object) -> LongPlan:
+    setting = DecodeSetting(contenders, 12, 2)
+    return LongPlan(str(model), setting, prompts, **{"buckets": (64, 128), **changes})  # type: ignore[arg-type]
+
+
+def test_everybody_emits_the_same_and_lengths_are_told_apart(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    folder = saved_drafter(tiny_model("llama"), tmp_path / "d")
+    about = json.loads((folder / "config.json").read_text())
+    from justright.models.identity import weights_identity
+
+    (folder / "config.json").write_text(json.dumps(about | {"verifier": weights_identity(model)}))
+    mine = f"mine=lstm:path={folder};spec=true;min_prob=0"
+    plan = plan_for(
+        model, prompts, "plain", "suffix", "recycling", mine, f"hybrid:path={folder}", "transformers"
+    )
+    file = tmp_path / "out.json"
+    results = run_longspec(plan, file)
+    assert not results.mismatches
+    found = summaries(results)
+    assert [one.group for one in found if one.contender == "plain"] == ["64", "128"]
+    assert {one.contender for one in found} == {
+        "plain",
+        "suffix",
+        "recycling",
+        "mine",
+        f"hybrid:path={folder}",
+        "transformers",
+    }
+    for one in found:
+        assert one.prompts == 2
+        assert one.acceptance_length >= 1
+        assert one.x_plain is not None
+        if one.contender == "plain":
+            assert one.x_plain == 1.0
+            assert one.acceptance_length == 1.0
+            assert one.draft_ms < one.verify_ms
+    assert {one.group for one in summaries(results, by="kind")} == {"continue", "summarise"}
+    assert len(table_rows(found)) == len(found)
+    draw(results, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    # Again: nothing is measured twice; another prompt set is refused.
+    before = json.loads(file.read_text())["cells"]
+    run_longspec(plan, file)
+    assert json.loads(file.read_text())["cells"] == before
+    with pytest.raises(UsageError, match="another measurement"):
+        run_longspec(plan_for(model, prompts, "plain", seed=3), file)
+
+
+def test_only_the_first_of_ours_runs_a_prompt(model: Path, prompts: Path) -> None:
+    results = run_longspec(plan_for(model, prompts, "plain", "suffix", "recycling"))
+    for row in results.cells.values():
+        assert row["plain"].runs[0].prefill_s is not None
+        assert row["suffix"].runs[0].prefill_s is None
+        assert row["recycling"].runs[1].prefill_s is None
+
+
+def test_prompts_beyond_the_context_are_left_out_and_none_is_an_error(model: Path, prompts: Path) -> None:
+    with pytest.raises(ResourceError, match="no prompt fits"):
+        run_longspec(plan_for(model, prompts, "plain", buckets=(100_000,)))
+
+
+def test_contenders_with_labels_and_options() -> None:
+    assert Choice.parse("suffix") == Choice("suffix", "suffix", {})
+    assert Choice.parse("a=lstm:spec=false;nodes=8;path=x/y") == Choice(
+        "a", "lstm", {"spec": False, "nodes": 8, "path": "x/y"}
+    )
+    assert parse_options(["backend=python"]) == {"backend": "python"}
+    for wrong in (["lstm:nodes"], ["plain:a=1"], ["nobody"], ["a=suffix", "a=lstm"], []):
+        with pytest.raises(UsageError):
+            check_names(wrong)
+
+
+@pytest.mark.parametrize("changes", [{"kinds": ("songs",)}, {"kinds": ()}, {"buckets": ()}])
+def test_wrong_plans_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="give at least one length"):
+        LongPlan("m", DecodeSetting(("plain",)), **changes)  # type: ignore[arg-type]
+
+
+def test_summaries_count_tokens_and_verifications_together() -> None:
+    results = Results({})
+    for number, (steps, seconds) in enumerate(((10, 1.0), (5, 0.5))):
+        cell = results.cell(f"continue-64-{number}", "x")
+        cell.runs.append(Run([0] * 21, 0.1, 1, seconds, steps, 0, 0.1, 0.4))
+        results.cell(f"continue-64-{number}", "plain").runs.append(Run([0] * 21, 0.1, 1, 2.0, 20))
+    [one] = [s for s in summaries(results) if s.contender == "x"]
+    assert one.acceptance_length == pytest.approx(40 / 15)
+    assert one.x_plain == pytest.approx(3.0)
+    assert one.x_plain_least == pytest.approx(2.0)
+    assert one.verify_ms == pytest.approx(800 / 15)

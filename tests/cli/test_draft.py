@@ -1,0 +1,107 @@
+"""``justright draft`` and ``bench longspec`` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import Run
+from tiny import save_tiny
+
+SMALL = [
+    "--sequences",
+    "16",
+    "--held-out",
+    "8",
+    "--prompt-tokens",
+    "12",
+    "--output-tokens",
+    "24",
+    "--batch",
+    "8",
+    "--chat",
+    "0",
+    "--epochs",
+    "2",
+    "--rows",
+    "4",
+    "--spec-steps",
+    "2",
+    "--spec-rows",
+    "4",
+    "--width",
+    "32",
+    "--steps",
+    "3",
+    "--evaluate-every",
+    "4",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny("llama", tmp_path_factory.mktemp("m") / "model"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("t") / "words.txt"
+    file.write_text(" ".join(f"word{(i * i) % 17}" for i in range(4000)))
+    return str(file)
+
+
+def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path) -> None:
+    out = tmp_path / "drafter"
+    dry = run("draft", "train", model, "--dry-run", "--texts", texts, *SMALL)
+    assert dry.code == 0
+    assert "Data: 576 tokens" in dry.out
+    assert not out.exists()
+    made = run("draft", "train", model, "-o", out, "--texts", texts, *SMALL, "--json")
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["config"]["spec"] is True
+    assert "acceptance length" in made.err, "without a terminal every evaluation is a line"
+    seen = run("draft", "inspect", out, "--picture", tmp_path / "curve.png")
+    assert seen.code == 0
+    assert "LSTM drafter, width 32, 3 steps" in seen.out
+    assert "from [SPEC]" in seen.out
+    assert (tmp_path / "curve.png").exists()
+    plain = run("generate", model, "-p", "word1 word4", "--raw", "--max-tokens", "12", "--json")
+    for name in ("lstm", "hybrid"):
+        used = run(
+            *("generate", model, "-p", "word1 word4", "--raw", "--max-tokens", "12", "--json"),
+            *("--draft", name, "--draft-option", f"path={out}"),
+        )
+        assert used.code == 0, used.err
+        assert json.loads(used.out)["token_ids"] == json.loads(plain.out)["token_ids"]
+    again = run("draft", "train", model, "-o", out, "--texts", texts, *SMALL)
+    assert again.code == 2
+    assert "exists already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["draft", "train", "MODEL"], "give the directory to create"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--temperature", "0"], "temperature is 0.0"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "gru"], "cell is 'gru'"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--rate", "0"], "rate is 0.0"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--texts", "nowhere"], "no calibration texts 'nowhere'"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed are auto and cpu"),
+        (["draft", "inspect", "./nowhere"], "no such directory"),
+        (["draft", "inspect", "MODEL"], "is not that of a drafter"),
+        (["generate", "MODEL", "-p", "a", "--draft", "lstm"], "justright draft train"),
+        (["bench", "longspec", "MODEL", "--draft", "nobody"], "no contender is called 'nobody'"),
+        (["bench", "longspec", "MODEL", "--draft", "lstm:path"], "is no option of a drafter"),
+        (["bench", "longspec", "MODEL", "--kinds", "songs"], "kinds songs"),
+    ],
+)
+def test_bad_input(run: Run, model: str, tmp_path: Path, arguments: list[str], message: str) -> None:
+    places = {"MODEL": model, "OUT": str(tmp_path / "out")}
+    done = run(*(places.get(word, word) for word in arguments))
+    assert done.code in (2, 3)
+    assert message in done.err
+    assert not (tmp_path / "out").exists()
