@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,3 +268,64 @@ def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_p
         == Engine.load(str(model)).generate(prompt, max_tokens=24, ignore_eos=True).token_ids
     )
     assert request.stats.drafted > 0
+
+
+def test_several_processes_share_the_work(model: Path, texts: str, tmp_path: Path) -> None:
+    """Two processes on the CPU, as accelerate starts them on GPUs."""
+    out = tmp_path / "drafter"
+    words = [
+        *(
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+        ),
+        *(
+            "-m",
+            "justright",
+            "draft",
+            "train",
+            str(model),
+            "-o",
+            str(out),
+            "--texts",
+            texts,
+            "--device",
+            "cpu",
+        ),
+        *(
+            "--sequences",
+            "16",
+            "--held-out",
+            "8",
+            "--prompt-tokens",
+            "12",
+            "--output-tokens",
+            "24",
+            "--batch",
+            "8",
+        ),
+        *(
+            "--chat",
+            "0",
+            "--epochs",
+            "2",
+            "--rows",
+            "4",
+            "--spec-steps",
+            "2",
+            "--spec-rows",
+            "2",
+            "--width",
+            "32",
+        ),
+        *("--evaluate-every", "4"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    curve = json.loads((out / "curve.json").read_text())
+    assert [point["step"] for point in curve] == [4, 2], "eight rows a step, four of each process"

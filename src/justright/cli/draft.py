@@ -168,6 +168,8 @@ def train(
         return
     with kept_work(output, job.out):
         trained = _with_progress(output, work.run)
+    if not work.accelerator.is_main_process:
+        return
     if output.json:
         output.object(trained.to_dict())
     else:

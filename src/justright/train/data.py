@@ -169,6 +169,8 @@ class SelfGenerated:
         prompts: Sequence[Prompts],
         end_tokens: frozenset[int],
         report: Report | None = None,
+        *,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Make the missing shards.
 
@@ -177,8 +179,11 @@ class SelfGenerated:
             prompts: what to go on from, for each of the setting's factors.
             end_tokens: that end a sequence.
             report: told after every shard.
+            part: ``(index, count)``: of several processes that share the work.
         """
-        missing = self.missing
+        index, count = part
+        mine = [*self.held_out_files, *self.training_files][index::count]
+        missing = [file for file in mine if not file.exists()]
         total = sum(self._size(file) for file in missing)
         done = 0
         for file in missing:

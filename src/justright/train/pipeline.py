@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from transformers import AutoConfig, PreTrainedModel
 
 from justright.draft.attention_drafter import AttentionConfig, AttentionModel
@@ -165,7 +167,15 @@ class Work:
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)
         self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
         self.prompts = [self._prompts(factor) for factor in factors]
-        self.accelerator = Accelerator(cpu=job.device == "cpu")
+        self.accelerator = Accelerator(
+            cpu=job.device == "cpu",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),  # some wait while others still write data
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=True
+                ),  # [SPEC]'s vector, in the first phase
+            ],
+        )
 
     def _prompts(self, factor: float) -> Prompts:
         """Of one mode: the fast one's conversations are in its own template."""
@@ -207,8 +217,9 @@ class Work:
         """Do it; interrupted, the same job goes on from there."""
         job = self.job
         folder = job.data_folder or job.partial / "data"
-        data = SelfGenerated(folder, self.setting, self.identity, list(job.texts))
-        if data.missing and self.accelerator.is_main_process:
+        with self.accelerator.main_process_first():
+            data = SelfGenerated(folder, self.setting, self.identity, list(job.texts))
+        if data.missing:
             self._generate(data, tell)
         self.accelerator.wait_for_everyone()
         verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)
@@ -230,11 +241,13 @@ class Work:
         verifier = self._verifier()
         tell("data", 0, 0, "")
         ends = end_tokens(self.job.model, self.tokenizer)
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
         data.generate(
             verifier,
             self.prompts,
             ends,
-            lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s"),
+            part=part,
+            report=lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s"),
         )
 
     def _verifier(self) -> Verifier:
@@ -287,6 +300,7 @@ class Work:
             (made / _CURVE).write_text(json.dumps(training.state.curve, indent=1) + "\n", encoding="utf-8")
             made.replace(job.out)
             shutil.rmtree(job.partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         size = sum(file.stat().st_size for file in job.out.iterdir())
         return Trained(job.out, model.config, accuracy, coverage, size)
 
