@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,18 @@ def test_the_threshold_follows_what_was_accepted(tmp_path: Path) -> None:
     state = torch.randn(tiny_model("llama").config.hidden_size)
     hybrid.observe("r", [4], state)
     before = hybrid.recent["r"]
-    hybrid.propose("r", 8)
+    draft = hybrid.propose("r", 8)
+    hybrid.verified("r", draft, 3)
     hybrid.observe("r", [5, 6, 7, 8], state)
     assert hybrid.recent["r"] > before
     for token in range(20):
-        hybrid.propose("r", 8)
+        hybrid.verified("r", hybrid.propose("r", 8), 0)
         hybrid.observe("r", [token], state)
+    assert hybrid.recent["r"] < 0.1
+    # What was set aside, and what others drafted, says nothing of the LSTM.
+    hybrid.propose("r", 8)
+    hybrid.observe("r", [5, 6, 7], state)
+    hybrid.verified("r", replace(draft, source="suffix"), 5)
     assert hybrid.recent["r"] < 0.1
 
 

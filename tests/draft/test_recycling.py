@@ -15,6 +15,8 @@ def test_it_walks_what_the_verifier_once_thought_likely() -> None:
     drafter.start("r", [1, 2])
     assert len(drafter.propose("r", 10)) == 0
     drafter.recycle("r", [2, 5, 6], [[5, 6], [7, 8], [9, 5]])
+    assert len(drafter.propose("r", 10)) == 0, "not before it is told what came of it"
+    drafter.observe("r", [2])
     draft = drafter.propose("r", 10)
     children = {t: [] for t in (-1, 5, 6)}
     for token, parent in zip(draft.token_ids, draft.parents, strict=True):
@@ -30,6 +32,7 @@ def test_ranks_are_tried_by_how_often_they_were_right() -> None:
     drafter = RecyclingDrafter(RecyclingOptions(candidates=2, depth=1, min_prob=0.0))
     drafter.start("r", [1])
     drafter.recycle("r", [1], [[5, 6]])
+    drafter.observe("r", [1])
     assert list(drafter.propose("r", 2).token_ids) == [5, 6]
     for _ in range(100):
         drafter.observe("r", [6, 1])
@@ -52,3 +55,13 @@ def test_its_life_cycle() -> None:
     drafter.stop("r")
     with pytest.raises(UsageError, match="not active"):
         drafter.propose("r", 4)
+
+
+def test_ranks_are_judged_by_the_table_as_it_was() -> None:
+    """The logits that chose a token always rank it first; they must not vouch for themselves."""
+    drafter = RecyclingDrafter(RecyclingOptions(candidates=2))
+    drafter.start("r", [1])
+    for token in range(2, 60):
+        drafter.recycle("r", [token - 1], [[token, 0]])
+        drafter.observe("r", [token])
+    assert drafter._shares[0] <= 0.4

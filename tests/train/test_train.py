@@ -202,8 +202,7 @@ def test_a_dry_run_writes_nothing(model: Path, texts: str, tmp_path: Path) -> No
 
 def test_held_out_prompts_are_of_other_text(texts: str) -> None:
     prompts = Prompts(tiny_tokenizer(), [texts], length=12, chat=0.0)
-    stream = prompts.streams[0]
-    border = int(len(stream) * 0.9)
+    stream, border = prompts.sources[0].stream, prompts.sources[0].border
     seen = [prompts.prompt(i) for i in range(50)] + [prompts.prompt(i, held_out=True) for i in range(50)]
     for index, prompt in enumerate(seen):
         part = stream[:border] if index < 50 else stream[border:]

@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from justright.draft.registry import drafter_names
+from justright.draft.store import WEIGHTS
 from justright.engine.api import Engine
 from justright.engine.step import StepInput
 from justright.errors import UsageError
+from justright.provenance import file_sha256
 
 PLAIN = "plain"
 TRANSFORMERS = "transformers"
@@ -221,6 +223,12 @@ class Choice:
         options = parse_options(listed.split(";")) if listed else {}
         return cls(alias if equals else text, rest if equals else name, options)
 
+    def meaning(self) -> dict[str, Any]:
+        """What tells it from others of the same label: name, options, and which drafter lies at a path."""
+        found: dict[str, Any] = {"name": self.name, **self.options}
+        weights = Path(str(self.options.get("path", ""))) / WEIGHTS
+        return found | ({"sha256": file_sha256(weights)} if weights.is_file() else {})
+
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """``["spec=false", "nodes=8"]`` to a dictionary: values are JSON where they can be, else text.
@@ -251,8 +259,11 @@ def check_names(names: Sequence[str]) -> None:
     for choice in choices:
         if choice.name not in known:
             raise UsageError(f"no contender is called {choice.name!r}; there are: {', '.join(known)}")
-        if choice.options and choice.name in (PLAIN, TRANSFORMERS, LOOKUP):
-            raise UsageError(f"{choice.name} drafts nothing and has no options")
+        fixed = choice.name in (PLAIN, TRANSFORMERS, LOOKUP)
+        if fixed and (choice.options or choice.label != choice.name):
+            raise UsageError(
+                f"{choice.name} has no options and no label of its own: others are measured against it"
+            )
     if not names or len({choice.label for choice in choices}) != len(names):
         raise UsageError("name each contender once, and at least one")
 

@@ -175,12 +175,26 @@ class Results:
         self.machine = describe_machine()
         """Of the process that began the measurement."""
         self.cost: dict[str, Any] | None = None
+        self.contenders: dict[str, Any] = {}
+        """What each label means; see `settle`."""
         if file is not None and file.exists():
             self._read(file)
 
     def cell(self, task: str, contender: str) -> Cell:
         """The cell, made if need be."""
         return self.cells.setdefault(task, {}).setdefault(contender, Cell())
+
+    def settle(self, label: str, meaning: dict[str, Any]) -> None:
+        """Say what a label stands for.
+
+        Raises:
+            UsageError: it stood for something else in what was measured before.
+        """
+        if self.contenders.setdefault(label, meaning) != meaning:
+            raise UsageError(
+                f"{self.file} has figures of another {label!r} ({self.contenders[label]}, now {meaning}): give it "
+                "another label, or give another --out"
+            )
 
     @property
     def mismatches(self) -> list[str]:
@@ -198,7 +212,7 @@ class Results:
             task: {name: cell.to_dict() for name, cell in row.items()} for task, row in self.cells.items()
         }
         setting = {"format": FORMAT, "setting": self.setting, "machine": self.machine}
-        return setting | {"verify_cost": self.cost, "cells": cells}
+        return setting | {"contenders": self.contenders, "verify_cost": self.cost, "cells": cells}
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
@@ -217,6 +231,7 @@ class Results:
                 for task, row in cells.items()
             }
             self.cost = data["verify_cost"]
+            self.contenders = data.get("contenders", {})
             earlier = data["machine"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file} holds no measurement of justright: give another --out") from error

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS
+from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS, Choice
 from justright.bench.decode import (
     Cell,
     DecodeSetting,
@@ -31,6 +31,7 @@ from justright.bench.tasks import Task
 from justright.errors import ResourceError, UsageError
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
+from justright.provenance import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class LongTask(Task):
 
     @property
     def name(self) -> str:
-        """The prompt's id."""
-        return self.id
+        """Kind, length and the prompt's id: ``summarise@4096#summarise-4096-0``."""
+        return f"{self.kind}@{self.context}#{self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,11 @@ def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | 
         del identity[varying]
     for varying in ("contenders", "repeats"):
         del identity["decode"][varying]
-    results = Results({"longspec": {**identity, "prompts": str(plan.prompts or "")}}, file)
+    prompts = None if plan.prompts is None else file_sha256(plan.prompts)
+    results = Results({"longspec": {**identity, "prompts": prompts}}, file)
+    for name in plan.decode.contenders:
+        choice = Choice.parse(name)
+        results.settle(choice.label, choice.meaning())
     tokenizer = load_tokenizer(path)
     opened = open_contenders(path, plan.decode)
     context = (
@@ -155,7 +160,11 @@ def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
         text = "\n\n".join([*turns, "### Assistant:\n"])
     else:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text + prompt.steering, add_special_tokens=False, verbose=False)["input_ids"])
+    return list(
+        tokenizer(text + prompt.steering, add_special_tokens=tokenizer.chat_template is None, verbose=False)[
+            "input_ids"
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +204,8 @@ def summaries(results: Results, *, by: str = "length") -> list[Summary]:
     """Per length (or ``by="kind"``) and contender, lengths ascending."""
     groups: dict[str, list[dict[str, Cell]]] = {}
     for task, row in results.cells.items():
-        kind, _, rest = task.rpartition("-")[0].rpartition("-")
-        groups.setdefault(rest if by == "length" else kind, []).append(row)
+        kind, _, length = task.partition("#")[0].partition("@")
+        groups.setdefault(length if by == "length" else kind, []).append(row)
     order = sorted(groups, key=lambda group: (int(group) if group.isdigit() else 0, group))
     found = []
     for group in order:

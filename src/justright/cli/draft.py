@@ -80,7 +80,9 @@ def train(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Tokens ahead it learns.", rich_help_panel=_SHAPE)] = 5,
-    cell: Annotated[str, typer.Option(help="lstm or rnn.", rich_help_panel=_SHAPE)] = "lstm",
+    cell: Annotated[
+        str, typer.Option(help="lstm; rnn and attention: baselines.", rich_help_panel=_SHAPE)
+    ] = "lstm",
     embedding: Annotated[
         str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
     ] = "shared",
@@ -139,7 +141,7 @@ def train(
 
         job = Job(
             resolve(model).path,
-            out or Path("drafter"),
+            out or Path("drafter.dry-run"),
             tuple(texts or ["zoo"]),
             Shape(width, steps, cell, embedding, head, draft_vocab, spec),
             DataSetting(
@@ -194,8 +196,7 @@ def inspect(
     from justright.models.sources import resolve_drafter
 
     folder = resolve_drafter(drafter)
-    config = read_config(folder)
-    about = read_about(folder, "lstm")
+    about = read_about(folder)
     if picture is not None:
         from justright.bench.picture import need_matplotlib
         from justright.train.picture import draw_curve
@@ -207,14 +208,23 @@ def inspect(
     if output.json:
         output.object(about | {"size_bytes": size})
         return
-    output.text(
-        f"{config.cell.upper()} drafter, width {config.width}, {config.steps} steps, {readable_bytes(size)}; "
-        f"{config.head_size:,} of {config.vocab_size:,} tokens in its head; embedding {config.embedding}, head "
-        f"{config.head}; {'with' if config.spec else 'without'} [SPEC]"
-    )
-    output.text(f"For the model with the identity {config.verifier}, states of {config.hidden_size}.")
+    what = _describe_attention(about)
+    if about["kind"] == "lstm":
+        config = read_config(folder)
+        what = (
+            f"{config.cell.upper()} drafter, width {config.width}, {config.steps} steps; {config.head_size:,} of "
+            f"{config.vocab_size:,} tokens in its head; embedding {config.embedding}, head {config.head}; "
+            f"{'with' if config.spec else 'without'} [SPEC]"
+        )
+    output.text(f"{what}; {readable_bytes(size)}")
+    output.text(f"For the model with the identity {about['verifier']}, states of {about['hidden_size']}.")
     if "accuracy" in about:
         _show_accuracy(output, about["accuracy"], about.get("coverage", 0.0))
+
+
+def _describe_attention(about: dict[str, Any]) -> str:
+    known = about.get("draft_vocab") or about.get("vocab_size")
+    return f"Attention drafter of one layer (a baseline); {known:,} tokens in its head"
 
 
 def _show_estimate(output: Output, found: dict[str, Any]) -> None:
@@ -232,9 +242,12 @@ def _show_estimate(output: Output, found: dict[str, Any]) -> None:
 def _show_trained(output: Output, trained: Trained) -> None:
     from dataclasses import asdict
 
+    from justright.draft.lstm import LstmConfig
+
     output.text(f"{trained.out}: {readable_bytes(trained.size_bytes)}")
     _show_accuracy(output, asdict(trained.accuracy), trained.coverage)
-    output.text(f"Use it: justright generate MODEL --draft lstm --draft-option path={trained.out}")
+    name = "lstm" if isinstance(trained.config, LstmConfig) else "attention"
+    output.text(f"Use it: justright generate MODEL --draft {name} --draft-option path={trained.out}")
 
 
 def _show_accuracy(output: Output, accuracy: dict[str, Any], coverage: float) -> None:

@@ -24,7 +24,15 @@ from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.draft.lstm import RmsNorm
-from justright.draft.store import CONFIG, FORMAT, WEIGHTS, find_drafter, read_about, verifier_matrices
+from justright.draft.store import (
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    find_drafter,
+    read_about,
+    read_for,
+    verifier_matrices,
+)
 from justright.draft.tree import Shape, grow
 from justright.errors import CheckpointError, UsageError
 from justright.models.identity import weights_identity
@@ -43,6 +51,12 @@ class AttentionConfig:
     draft_vocab: int = 0
     steps: int = 5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.draft_vocab <= self.vocab_size:
+            raise UsageError(
+                f"drafter: draft_vocab is {self.draft_vocab}; allowed: 1 to the verifier's {self.vocab_size}, or 0: all"
+            )
+
     @property
     def head_size(self) -> int:
         """Tokens that the head knows."""
@@ -59,6 +73,8 @@ class AttentionModel(nn.Module):
         vocab: ``[head_size]`` token ids of the head.
     """
 
+    vocab: Tensor
+
     def __init__(
         self, config: AttentionConfig, embedding: Tensor, head: Tensor, vocab: Tensor | None
     ) -> None:
@@ -66,7 +82,8 @@ class AttentionModel(nn.Module):
         self.config = config
         self.spec = None
         size = config.hidden_size
-        self.vocab = torch.arange(config.head_size) if vocab is None else vocab.long()
+        known = torch.arange(config.head_size) if vocab is None else vocab.long()
+        self.register_buffer("vocab", known, persistent=False)
         self.heads = next(n for n in range(max(1, size // _HEAD_DIM), 0, -1) if size % (2 * n) == 0)
         self.mix = nn.Linear(2 * size, size, bias=False)
         self.norm_in, self.norm_mlp, self.norm_out = RmsNorm(size), RmsNorm(size), RmsNorm(size)
@@ -74,7 +91,7 @@ class AttentionModel(nn.Module):
         self.out = nn.Linear(size, size, bias=False)
         self.up, self.down = nn.Linear(size, 4 * size, bias=False), nn.Linear(2 * size, size, bias=False)
         self.embedding = embedding.detach()
-        self.head_rows = head.detach()[self.vocab].contiguous()
+        self.head_rows = head.detach()[known.to(head.device)].contiguous()
 
     def enter(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         """Features ``[..., size]`` of states and the tokens behind them."""
@@ -208,12 +225,13 @@ class AttentionDrafter:
         """As `justright.draft.lstm_drafter.LstmDrafter.bind`."""
         identity = None if path is None else weights_identity(path)
         folder = find_drafter(self.options.path, identity, "attention")
-        about = read_about(folder, "attention")
-        if identity is not None and about.get("verifier") != identity:
-            raise UsageError(
-                f"the drafter in {folder} was trained for {about.get('verifier')}, not for {identity}"
-            )
+        read_for(folder, identity, "attention")
         self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
+
+    def check(self, path: Path) -> None:
+        """As `justright.draft.lstm_drafter.LstmDrafter.check`."""
+        identity = weights_identity(path)
+        read_for(find_drafter(self.options.path, identity, "attention"), identity, "attention")
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""
@@ -282,7 +300,7 @@ class _Grower:
             self._step(rows, tokens)
         logs = torch.log_softmax(self.model.logits(self.states).float(), dim=-1)
         best = logs.topk(min(self.top_k, logs.shape[-1]), dim=-1)
-        return best.values.cpu(), self.model.vocab[best.indices.cpu()]
+        return best.values.cpu(), self.model.vocab[best.indices].cpu()
 
     def _step(self, rows: Tensor, tokens: Tensor) -> None:
         context, model = self.context, self.model

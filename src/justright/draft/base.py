@@ -76,16 +76,20 @@ class Drafter(Protocol):
     Life cycle of one request: ``start`` once, then any number of ``propose`` / ``observe`` pairs, then ``stop``
     exactly once, also when the request is cancelled or fails. The engine is the only caller, from one thread.
 
-    A drafter that needs the verifier has a method ``bind(model: PreTrainedModel, path: Path | None)`` besides,
-    called once before all else; it raises `UsageError` where the drafter was made for another model. One that
-    wants the verifier to run [SPEC] has an attribute ``spec_embedding``, ``[hidden_size]``, from then on. One that
-    wants the verifier's most likely tokens has an attribute ``candidates``, how many, and a method
-    ``recycle(request_id, token_ids, candidates)``, called for all tokens that were run, accepted or not. One that
-    wants the states of all tokens has ``needs_states = True`` and a method ``read(request_id, hidden)``, called with
-    ``[tokens, hidden_size]`` as tokens join the cache, before ``observe`` tells what stands behind them. One that
-    can fit its drafts to the machine has a method ``tune(verify_s)``, given the time of a verification in seconds by
-    its rows. One whose proposals take time may have a method ``propose_cheaply``, called instead while it rests (see
-    `justright.engine.speculation`).
+    What a drafter may have besides, and the engine uses where it is there:
+
+    - ``bind(model, path)``: given the verifier (a ``PreTrainedModel``) and its checkpoint (None: there is none), once,
+      before all else; `UsageError` where the drafter was made for another model.
+    - ``check(path)``: the same question by the checkpoint's files alone, before any weight is read.
+    - ``tune(verify_s, max_nodes)``: given the seconds of a verification by its rows, and the most nodes of a draft.
+    - ``spec_embedding``, ``[hidden_size]``: the verifier runs [SPEC] for drafts that ask for it.
+    - ``verified(request_id, draft, accepted)``: called for the drafts that were verified, before ``observe``.
+    - ``candidates`` and ``recycle(request_id, token_ids, candidates)``: so many of the verifier's most likely tokens
+      behind every token that was run, accepted or not, before ``observe``.
+    - ``needs_states = True`` and ``read(request_id, hidden)``: the states of all tokens, ``[tokens, hidden_size]``, as
+      they join the cache, before ``observe`` tells what stands behind them.
+    - ``propose_cheaply(request_id, max_nodes)``: asked instead of ``propose`` while the drafter rests, because its
+      drafts did not pay (`justright.engine.speculation`).
     """
 
     name: str

@@ -79,7 +79,6 @@ class HybridDrafter:
         self.suffix = SuffixDrafter(self.options.suffix())
         self.recent: dict[Hashable, float] = {}
         """Per request: tokens that the LSTM's drafts lately had accepted, on average."""
-        self._drafted: set[Hashable] = set()
 
     @property
     def spec_embedding(self) -> Tensor | None:
@@ -90,9 +89,13 @@ class HybridDrafter:
         """As `LstmDrafter.bind`."""
         self.lstm.bind(model, path)
 
-    def tune(self, verify_s: Callable[[int], float]) -> None:
+    def check(self, path: Path) -> None:
+        """As `LstmDrafter.check`."""
+        self.lstm.check(path)
+
+    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
         """As `LstmDrafter.tune`."""
-        self.lstm.tune(verify_s)
+        self.lstm.tune(verify_s, max_nodes)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""
@@ -101,12 +104,13 @@ class HybridDrafter:
         self.recent[request_id] = _FIRST
 
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        """Take note of verified tokens, and of how well the LSTM did if it drafted them."""
+        """Take note of verified tokens."""
         self.lstm.observe(request_id, token_ids, hidden)
         self.suffix.observe(request_id, token_ids)
-        if request_id in self._drafted:
-            self._drafted.discard(request_id)
-            accepted = len(token_ids) - 1
+
+    def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:
+        """Of ``draft``, one of ours that was verified, ``accepted`` tokens were accepted."""
+        if draft.source == self.lstm.name:
             self.recent[request_id] = _MEMORY * self.recent[request_id] + (1 - _MEMORY) * accepted
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
@@ -116,10 +120,7 @@ class HybridDrafter:
         if len(guess) and guess.score > threshold:
             return guess
         draft = self.lstm.propose(request_id, max_nodes)
-        if not len(draft):
-            return guess
-        self._drafted.add(request_id)
-        return draft
+        return draft if len(draft) else guess
 
     def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
         """A suffix draft, which takes next to no time."""
@@ -130,4 +131,3 @@ class HybridDrafter:
         self.lstm.stop(request_id)
         self.suffix.stop(request_id)
         self.recent.pop(request_id, None)
-        self._drafted.discard(request_id)

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
-from justright.draft.lstm import LstmModel, read_config
+from justright.draft.lstm import LstmModel
 from justright.draft.sampled import Sampled, sample_tree
-from justright.draft.store import find_drafter, read_about, verifier_matrices
+from justright.draft.store import find_drafter, read_for, verifier_matrices
 from justright.draft.tree import Shape, grow
 from justright.draft.tuning import NODES, WIDTHS, TreeTable, best_shape
 from justright.errors import UsageError
@@ -65,6 +65,10 @@ class LstmOptions:
                 raise UsageError(
                     f"LSTM drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
                 )
+        if self.path is not None and not isinstance(self.path, str):
+            raise UsageError(f"LSTM drafts: path is {self.path!r}; allowed: a directory or a hub id")
+        if not isinstance(self.seed, int):
+            raise UsageError(f"LSTM drafts: seed is {self.seed!r}; allowed: a whole number")
         for name, top in (("min_prob", 1.0), ("temperature", 100.0)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= top:
@@ -111,10 +115,10 @@ class LstmDrafter:
         """
         identity = None if path is None else weights_identity(path)
         folder = find_drafter(self.options.path, identity)
-        check_verifier(folder, identity)
+        about = read_for(folder, identity, "lstm")
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
-        tables = read_about(folder, "lstm").get("trees") or {}
+        tables = about.get("trees") or {}
         found = {
             spec: TreeTable.from_dict(tables.get(name)) for spec, name in ((False, "plain"), (True, "spec"))
         }
@@ -126,8 +130,21 @@ class LstmDrafter:
         if self.options.spec is not False and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
 
-    def tune(self, verify_s: Callable[[int], float]) -> None:
-        """Choose the shape of trees by what they cost here: ``verify_s(rows)`` is a verification's time in seconds.
+    def check(self, path: Path) -> None:
+        """Whether there is a drafter for the checkpoint at ``path``, by its files alone.
+
+        Raises:
+            JustrightError: what `bind` raises.
+        """
+        identity = weights_identity(path)
+        read_for(find_drafter(self.options.path, identity), identity, "lstm")
+
+    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
+        """Choose the shape of trees by what they cost here, among those that the options leave.
+
+        Args:
+            verify_s: seconds of a verification of so many rows.
+            max_nodes: the most nodes of a draft, [SPEC] included.
 
         Likewise, unless the options say it, whether [SPEC] is worth its rows. A drafter that was trained elsewhere,
         without a table of its trees, keeps the paper's shape.
@@ -138,8 +155,15 @@ class LstmDrafter:
         if not allowed or self._network is None:
             return
         draft_s = self._network.draft_seconds()
+        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
         found = {
-            spec: best_shape(self._trees[spec], verify_s, draft_s, spec=spec, min_prob=self.options.min_prob)
+            spec: best_shape(
+                self._trees[spec].among(max_nodes=max_nodes // 2 if spec else max_nodes, **given),
+                verify_s,
+                draft_s,
+                spec=spec,
+                min_prob=self.options.min_prob,
+            )
             for spec in allowed
         }
         best = max(found, key=lambda spec: found[spec][1])
@@ -165,7 +189,7 @@ class LstmDrafter:
         request.hidden = hidden
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Guess from the last state; nothing if there is none (as behind tokens that were forced)."""
+        """Guess from the last state; nothing before there is one."""
         request = self._active(request_id)
         options, network = self.options, self._network
         assert network is not None, "the engine binds a drafter before it asks it"
@@ -313,18 +337,3 @@ class Product:
             found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
             return found.float()
         return F.linear(x, self.weight).float()
-
-
-def check_verifier(folder: Path, identity: str | None) -> None:
-    """Refuse a drafter that was trained for other weights.
-
-    Raises:
-        UsageError: it was.
-        CheckpointError: no drafter, or a damaged one.
-    """
-    config = read_config(folder)
-    if identity is not None and config.verifier != identity:
-        raise UsageError(
-            f"the drafter in {folder} was trained for a model with the identity {config.verifier}, and this one has "
-            f"{identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
-        )

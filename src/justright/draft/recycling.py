@@ -71,6 +71,7 @@ class RecyclingDrafter:
         self._table: dict[int, list[int]] = {}
         self._shares = list(_FIRST_SHARES[: self.candidates])
         self._last: dict[Hashable, int] = {}
+        self._news: dict[Hashable, dict[int, list[int]]] = {}
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request."""
@@ -89,13 +90,17 @@ class RecyclingDrafter:
                     self._shares[rank] += _RATE * ((guess == token) - self._shares[rank])
             before = token
         self._last[request_id] = before
+        self._table.update(self._news.pop(request_id, {}))
 
     def recycle(
         self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
     ) -> None:
-        """The verifier ran ``token_ids`` (accepted or not) and found ``candidates`` most likely behind each."""
+        """The verifier ran ``token_ids`` (accepted or not) and found ``candidates`` most likely behind each.
+
+        They join the table when `observe` has told what came of it: a rank is right by what was guessed before.
+        """
         self._must_be_active(request_id)
-        self._table.update(zip(token_ids, map(list, candidates), strict=True))
+        self._news.setdefault(request_id, {}).update(zip(token_ids, map(list, candidates), strict=True))
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
         """Walk the table from the last token; nothing if it was never seen."""
@@ -114,6 +119,7 @@ class RecyclingDrafter:
         """Forget the request, not the table."""
         self._must_be_active(request_id)
         del self._last[request_id]
+        self._table.update(self._news.pop(request_id, {}))
 
     def _expand(self, rows: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `justright.draft.tree.Expand`; tokens that are not in the table have nothing behind them."""

@@ -76,8 +76,8 @@ def create_drafter(name: str, **options: object) -> Drafter | None:
     """Make the drafter called ``name``.
 
     Args:
-        name: ``none``, ``suffix``, or the name of an entry point in the group ``justright.drafters``.
-        options: the drafter's own options (for ``suffix``: the fields of ``SuffixOptions``).
+        name: of `BUILT_IN`, or of an entry point in the group ``justright.drafters``.
+        options: the drafter's own options (for ``suffix``: the fields of ``SuffixOptions``, and so on).
 
     Returns:
         The drafter; None for ``none``: decode without drafts.

@@ -10,13 +10,15 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from justright.errors import CheckpointError, SourceError
+from justright.errors import CheckpointError, SourceError, UsageError
+from justright.models.architectures import architecture_of
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
 from justright.models.sources import resolve_drafter
 
 FORMAT = "justright-drafter-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+KINDS = ("lstm", "attention")
 CARRIED = "justright.trained_drafters"
 """Entry-point group: a callable that returns ``{identity of a verifier's weights: {kind: folder}}``."""
 
@@ -53,8 +55,8 @@ def drafter_at_hand(model: Path) -> bool:
     return True
 
 
-def read_about(folder: Path, kind: str) -> dict[str, Any]:
-    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained.
+def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained. ``kind``: the one wanted.
 
     Raises:
         CheckpointError: there is none, or it is another thing's.
@@ -69,11 +71,28 @@ def read_about(folder: Path, kind: str) -> dict[str, Any]:
         form, found = data.get("format"), data.get("kind")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{file} is no drafter's config: {error}") from error
-    if form != FORMAT or found != kind:
+    if form != FORMAT or found not in ((kind,) if kind else KINDS):
         raise CheckpointError(
-            f"{file} is not that of a drafter of the kind {kind} ({FORMAT}): its format is {form!r}, its kind {found!r}"
+            f"{file} is not that of a drafter ({FORMAT}, {kind or ' or '.join(KINDS)}): its format is {form!r}, its "
+            f"kind {found!r}"
         )
     return data
+
+
+def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
+    """`read_about` a drafter that is for the weights ``identity`` (None: nobody asks).
+
+    Raises:
+        UsageError: it was trained for others.
+        CheckpointError: no drafter, or a damaged one.
+    """
+    about = read_about(folder, kind)
+    if identity is not None and about.get("verifier") != identity:
+        raise UsageError(
+            f"the drafter in {folder} was trained for a model with the identity {about.get('verifier')}, and this one "
+            f"has {identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
+        )
+    return about
 
 
 def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
@@ -88,4 +107,4 @@ def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor
     if path is None or model.config.get_text_config().tie_word_embeddings:
         return embedding, embedding
     with Checkpoint.open(path) as checkpoint:
-        return embedding, checkpoint.tensor("lm_head.weight").to(embedding)
+        return embedding, checkpoint.tensor(architecture_of(model.config).disk.head).to(embedding)

@@ -30,6 +30,20 @@ class TreeTable:
 
     accepted: dict[int, np.ndarray]
 
+    def among(self, *, max_nodes: int, nodes: int | None, depth: int | None, top_k: int | None) -> TreeTable:
+        """What is left of it within limits; of widths, the given one or the nearest that was measured."""
+        widths = list(self.accepted)
+        if top_k is not None:
+            widths = [min(widths, key=lambda width: abs(width - top_k))]
+        most = max(1, min(max_nodes, NODES))
+        levels, columns = _only(depth, DEPTH), _only(nodes, most)
+        masked = {}
+        for width in widths:
+            table = np.full((DEPTH, NODES), -1.0)
+            table[levels, columns] = self.accepted[width][levels, columns]
+            masked[width] = table
+        return TreeTable(masked)
+
     @classmethod
     def of(cls, hits: Mapping[int, Sequence[Sequence[tuple[int, int]]]]) -> TreeTable:
         """From ``{width: [for each prefix, (level, index) of every node on the right path]}``; both count from 0."""
@@ -56,6 +70,11 @@ class TreeTable:
         if not tables or any(table.shape != (DEPTH, NODES) for table in tables.values()):
             return None
         return cls(tables)
+
+
+def _only(given: int | None, most: int) -> slice:
+    """Places of ``given`` alone, or of 1 to ``most``."""
+    return slice(0, most) if given is None else slice(min(given, most) - 1, min(given, most))
 
 
 def best_shape(

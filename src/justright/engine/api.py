@@ -107,6 +107,8 @@ class Engine:
         path = resolve(model).path
         adapter = None if options.switch is None else read_switch(options.switch, path)
         check_model(path)
+        if hasattr(drafter, "check"):
+            drafter.check(path)  # type: ignore[union-attr]
         if tokenizer is None:
             check_tokenizer_files(path)
             tokenizer = load_tokenizer(path)
@@ -140,7 +142,9 @@ class Engine:
             self.cost = self.measured_cost(path)
         if hasattr(self.drafter, "tune"):
             seconds = self.cost.curve(min(_TUNED_AT, self.verifier.max_tokens // 2), _MOST_ROWS)
-            self.drafter.tune(lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]))  # type: ignore[union-attr]
+            self.drafter.tune(  # type: ignore[union-attr]
+                lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]), self.options.max_draft
+            )
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
         """`chat_tokens` with the engine's tokenizer."""

@@ -198,6 +198,8 @@ class DecodeLoop:
             active.record.emitted(one.token_ids)
             if len(draft):
                 active.record.verified(proposal, len(draft), accepted)
+                if hasattr(self.drafter, "verified"):
+                    self.drafter.verified(active.request.id, draft, accepted)  # type: ignore[union-attr]
             stats = active.request.stats
             stats.verifications += 1
             stats.plain_steps += not len(draft)

@@ -222,7 +222,7 @@ def speculative_sample(
     Source: arXiv:2302.01318, Theorem 1; for several guesses arXiv:2305.09781, Algorithm 2, with the
     proposal renormalised after each guess because ours are drawn without replacement.
     """
-    p, q = target.double(), proposal.double()
+    p, q = target.double(), proposal.to(target.device).double()
     for index, token in enumerate(guesses):
         mass = q.sum()
         if mass > 0:

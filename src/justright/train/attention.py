@@ -28,7 +28,7 @@ class AttentionTraining(Training):
                 for rows in torch.split(torch.arange(len(shard.tokens)), 16):
                     states, exists = self._states(shard, rows)
                     best = self.model.logits(states).topk(4).indices.cpu()
-                    guesses = self.model.vocab[best]
+                    guesses = self.model.vocab.cpu()[best]
                     teacher = shard.teacher_ids[rows, 1:, :1]
                     right += float(((guesses[..., :1] == teacher)[..., 0] & exists).sum())
                     among += float(((guesses == teacher).any(-1) & exists).sum())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -122,29 +123,37 @@ class SelfGenerated:
         setting: how much.
         identity: the verifier's.
         texts: names of the sources, for the record.
+        switch: hash of the adapter, for the record.
 
     Raises:
         UsageError: the folder holds data of another verifier, other texts or another setting.
     """
 
-    def __init__(self, folder: Path, setting: DataSetting, identity: str, texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        setting: DataSetting,
+        identity: str,
+        texts: Sequence[str],
+        switch: str | None = None,
+    ) -> None:
         self.folder = folder
         self.setting = setting
-        record = {"verifier": identity, "texts": list(texts), **asdict(setting)}
+        record = {"verifier": identity, "texts": list(texts), "switch": switch, **asdict(setting)}
         # More sequences of the same kind are the same data, only more of it.
-        self._record = json.loads(json.dumps({k: v for k, v in record.items() if k != "sequences"}))
+        self.record = json.loads(json.dumps({k: v for k, v in record.items() if k != "sequences"}))
         folder.mkdir(parents=True, exist_ok=True)
         about = folder / "data.json"
         if about.exists():
             found = json.loads(about.read_text(encoding="utf-8"))
-            differing = [name for name in self._record if found.get(name) != self._record[name]]
+            differing = [name for name in self.record if found.get(name) != self.record[name]]
             if differing:
                 raise UsageError(
                     f"{folder} holds training data made with other settings ({', '.join(differing)}): give another "
                     "--data, or delete it"
                 )
         else:
-            write_whole(about, json.dumps(self._record, indent=1) + "\n")
+            write_whole(about, json.dumps(self.record, indent=1) + "\n")
 
     @property
     def training_files(self) -> list[Path]:
@@ -160,8 +169,14 @@ class SelfGenerated:
 
     @property
     def missing(self) -> list[Path]:
-        """Shards not made yet, the held-out ones first."""
-        return [file for file in [*self.held_out_files, *self.training_files] if not file.exists()]
+        """Shards not made yet (or made for fewer sequences), the held-out ones first."""
+        return [file for file in [*self.held_out_files, *self.training_files] if not self._made(file)]
+
+    def _made(self, file: Path) -> bool:
+        if not file.exists():
+            return False
+        with safe_open(file, "pt") as shard:
+            return bool(shard.get_slice("lengths").get_shape()[0] >= self._size(file))
 
     def generate(
         self,
@@ -183,7 +198,7 @@ class SelfGenerated:
         """
         index, count = part
         mine = [*self.held_out_files, *self.training_files][index::count]
-        missing = [file for file in mine if not file.exists()]
+        missing = [file for file in mine if not self._made(file)]
         total = sum(self._size(file) for file in missing)
         done = 0
         for file in missing:
@@ -267,17 +282,14 @@ def sample(
     for slot in rows:
         verifier.clear(slot)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = torch.tensor(prompt)
     ids = torch.stack(tokens, dim=1)
     return Shard(
-        padded,
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True),
         lengths,
         ids,
         _lengths(ids, end_tokens),
         torch.stack(states, dim=1),
-        torch.stack([ids for ids, _ in teachers], dim=1),
+        torch.stack([best for best, _ in teachers], dim=1),
         torch.stack([probs for _, probs in teachers], dim=1),
         torch.tensor(factors, dtype=torch.float32),
     )
@@ -298,14 +310,14 @@ def _lengths(tokens: Tensor, end_tokens: frozenset[int]) -> Tensor:
     return first.long()
 
 
-def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting, steps: int = 4) -> dict[str, Any]:
+def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting) -> dict[str, Any]:
     """Measured seconds and bytes of the whole data, from a few steps of one batch."""
     size = min(setting.batch, setting.sequences)
     short = DataSetting(batch=size, output_tokens=16, prompt_tokens=setting.prompt_tokens)
     chosen = [prompts.prompt(i) for i in range(size)]
     begin = time.perf_counter()
     sample(verifier, chosen, [0.0] * size, short, frozenset(), torch.Generator().manual_seed(0))
-    per_token = (time.perf_counter() - begin) / (size * (short.output_tokens + steps))
+    per_token = (time.perf_counter() - begin) / (size * short.output_tokens)
     tokens = (setting.sequences + setting.held_out) * setting.output_tokens
     row = 2 * verifier.config.hidden_size + TEACHER_TOKENS * 6 + 4
     return {"tokens": tokens, "seconds": tokens * per_token, "bytes": tokens * row}

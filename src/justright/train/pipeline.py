@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from justright.engine.verifier import Verifier
 from justright.errors import UsageError
 from justright.models.architectures import context_length
 from justright.models.identity import weights_identity
-from justright.models.sources import check_tokenizer_files
+from justright.models.sources import check_tokenizer_files, resolve_adapter
 from justright.models.tokenizers import load_tokenizer
-from justright.provenance import collect
+from justright.provenance import collect, file_sha256
 from justright.switch.apply import AppliedSwitch
 from justright.train.attention import AttentionTraining
 from justright.train.data import DataSetting, SelfGenerated, estimate
@@ -65,13 +66,17 @@ class Shape:
         """For a verifier of this identity and config."""
         reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
         if self.cell == "attention":
+            if (self.width, self.embedding, self.head) != (None, "shared", "shared"):
+                raise UsageError(
+                    "an attention drafter has the model's width, embedding and head: leave these out"
+                )
             draft_vocab = reduced if self.draft_vocab is None else self.draft_vocab
             return AttentionConfig(identity, model.hidden_size, model.vocab_size, draft_vocab)
         return LstmConfig(
             identity,
             model.hidden_size,
             model.vocab_size,
-            self.width or min(model.hidden_size, 2048),
+            min(model.hidden_size, 2048) if self.width is None else self.width,
             self.steps,
             self.cell,  # type: ignore[arg-type]  # checked there
             self.embedding,  # type: ignore[arg-type]
@@ -162,7 +167,9 @@ class Work:
         check_tokenizer_files(job.model)
         self.tokenizer = load_tokenizer(job.model)
         self.identity = weights_identity(job.model)
-        self.config = job.shape.config(self.identity, config.get_text_config())
+        trains_spec = job.shape.spec and job.training.spec_steps > 0
+        self.config = replace(job.shape, spec=trains_spec).config(self.identity, config.get_text_config())
+        self.switch = None if job.switch is None else _hash(resolve_adapter(job.switch))
         self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)
         self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
@@ -204,7 +211,11 @@ class Work:
             numbers = config.steps * step
         rate = _flops(self.accelerator.device)
         prefixes = self.job.training.epochs * self.setting.sequences * self.setting.output_tokens
-        spec = self.job.training.spec_steps * self.job.training.spec_rows if self.job.shape.spec else 0
+        spec = (
+            self.job.training.spec_steps * self.job.training.spec_rows
+            if getattr(config, "spec", False)
+            else 0
+        )
         rows = self.setting.prompt_tokens + self.setting.output_tokens * (
             1 + 2 / self.job.training.spec_every
         )
@@ -218,7 +229,7 @@ class Work:
         job = self.job
         folder = job.data_folder or job.partial / "data"
         with self.accelerator.main_process_first():
-            data = SelfGenerated(folder, self.setting, self.identity, list(job.texts))
+            data = SelfGenerated(folder, self.setting, self.identity, list(job.texts), self.switch)
         if data.missing:
             self._generate(data, tell)
         self.accelerator.wait_for_everyone()
@@ -303,6 +314,12 @@ class Work:
         self.accelerator.wait_for_everyone()
         size = sum(file.stat().st_size for file in job.out.iterdir())
         return Trained(job.out, model.config, accuracy, coverage, size)
+
+
+def _hash(adapter: Path) -> str:
+    """Of an adapter's files that change what it does."""
+    files = sorted(file for file in adapter.iterdir() if file.suffix in (".safetensors", ".jinja", ".json"))
+    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()[:16]
 
 
 def _trees(model: LstmModel, training: Training) -> dict[str, Any]:

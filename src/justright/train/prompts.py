@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ Frame = tuple[list[int], list[int]]
 _PLACE = "\u2603"
 _HELD_OUT = 0.1
 _SLACK = 8
+_MOST_CHARACTERS = 8_000_000
 
 
 class Prompts:
@@ -65,56 +67,86 @@ class Prompts:
         self.seed = seed
         sources = parse(names)
         self.shares = [source.share for source in sources]
-        self.streams = [_tokens(tokenizer, source.name, length) for source in sources]
-        self._frames: list[Frame] = []
-        self._turns: list[list[list[int]]] = [[] for _ in sources]
-        if self.chat:
-            self._frames = _frames(tokenizer, length, template or {})
-            self._turns = [_turns(tokenizer, s.name, length, template or {}) for s in sources]
+        self.sources = [_read(tokenizer, s.name, length, template or {}, chat=self.chat > 0) for s in sources]
+        self._frames = _frames(tokenizer, length, template or {}) if self.chat else []
+        self._start = list(tokenizer("", verbose=False)["input_ids"])
+        """Special tokens that a text begins with, for the models that want any."""
 
     def prompt(self, number: int, *, held_out: bool = False) -> list[int]:
         """Token ids of prompt ``number``: ``length`` of them, or a conversation of at most as many."""
         rng = random.Random(f"{self.seed} {held_out} {number}")
-        [(stream, turns)] = rng.choices(list(zip(self.streams, self._turns, strict=True)), self.shares)
+        [source] = rng.choices(self.sources, self.shares)
         chat = rng.random() < self.chat
+        turns = source.turns[held_out]
         if chat and turns:
-            border = int(len(turns) * (1 - _HELD_OUT))
-            return list(rng.choice(turns[border:] if held_out else turns[:border]))
-        before, behind = rng.choice(self._frames) if chat else ([], [])
+            return list(rng.choice(turns))
+        before, behind = rng.choice(self._frames) if chat else (self._start, [])
         size = self.length - len(before) - len(behind)
-        border = int(len(stream) * (1 - _HELD_OUT))
-        low, high = (border, len(stream)) if held_out else (0, border)
+        low, high = (source.border, len(source.stream)) if held_out else (0, source.border)
         start = rng.randrange(low, max(high - size, low) + 1)
-        return [*before, *stream[start : start + size], *behind]
+        return [*before, *source.stream[start : start + size], *behind]
 
 
-def _tokens(tokenizer: Any, name: str, length: int) -> list[int]:
-    """All tokens of a source, conversations as the template has them."""
-    ids: list[int] = []
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One source's tokens.
+
+    Attributes:
+        stream: all of them.
+        border: where the held-out part of the stream begins.
+        turns: conversations up to their last user's turn, as prompts: for training, held out.
+    """
+
+    stream: list[int]
+    border: int
+    turns: tuple[list[list[int]], list[list[int]]]
+
+
+def _read(tokenizer: Any, name: str, length: int, template: dict[str, Any], *, chat: bool) -> _Source:
+    """A source, its conversations (or, of texts, its tokens) divided for training and evaluation."""
+    texts: list[str] = []
+    talks: list[list[dict[str, str]]] = []
     for found in read_texts(name):
-        text = found if isinstance(found, str) else "\n".join(turn["content"] for turn in found)
-        ids += tokenizer(text + "\n\n", add_special_tokens=False, verbose=False)["input_ids"]
-        if name.startswith("hub:") and len(ids) >= 2_000_000:
+        if isinstance(found, str):
+            texts.append(found)
+        else:
+            talks.append(found)
+        if name.startswith("hub:") and sum(map(len, texts)) >= _MOST_CHARACTERS:
             break
-    if len(ids) * _HELD_OUT < length:
+    cut = int(len(talks) * (1 - _HELD_OUT))
+    parts = [talks[:cut], talks[cut:]]
+    bare = [["\n".join(turn["content"] for turn in talk) for talk in part] for part in parts]
+    ids = [_tokens(tokenizer, part) for part in bare]
+    plain = _tokens(tokenizer, texts)
+    border = int(len(plain) * (1 - _HELD_OUT))
+    stream = [*ids[0], *plain[:border], *plain[border:], *ids[1]]
+    if len(stream) * _HELD_OUT < length:
         raise UsageError(
-            f"the texts {Path(name).name or name} have {len(ids):,} tokens; a drafter needs at least "
+            f"the texts {Path(name).name or name} have {len(stream):,} tokens; a drafter needs at least "
             f"{int(length / _HELD_OUT):,} to draw prompts of {length} from: give more text"
         )
+    turns = [_turns(tokenizer, part, length, template) if chat else [] for part in parts]
+    return _Source(stream, len(ids[0]) + border, (turns[0], turns[1]))
+
+
+def _tokens(tokenizer: Any, texts: list[str]) -> list[int]:
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer(text + "\n\n", add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
-def _turns(tokenizer: Any, name: str, length: int, template: dict[str, Any]) -> list[list[int]]:
-    """Conversations of a source up to their last user's turn, those that fit; none if they are too few to divide."""
+def _turns(
+    tokenizer: Any, talks: list[list[dict[str, str]]], length: int, template: dict[str, Any]
+) -> list[list[int]]:
+    """Conversations up to their last user's turn, those that fit."""
     found = []
-    for text in read_texts(name):
-        if isinstance(text, str):
-            break
-        last = max((i for i, turn in enumerate(text) if turn["role"] == "user"), default=-1)
-        ids = chat_tokens(tokenizer, text[: last + 1], **template) if last >= 0 else []
+    for talk in talks:
+        last = max((i for i, turn in enumerate(talk) if turn["role"] == "user"), default=-1)
+        ids = chat_tokens(tokenizer, talk[: last + 1], **template) if last >= 0 else []
         if 0 < len(ids) <= length:
             found.append(ids)
-    return found if len(found) * _HELD_OUT >= 1 else []
+    return found
 
 
 def _frames(tokenizer: Any, length: int, template: dict[str, Any]) -> list[Frame]:

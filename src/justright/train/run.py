@@ -103,6 +103,8 @@ class _State:
     phase: str = "drafter"
     step: int = 0
     seconds: float = 0.0
+    evaluated: int = 0
+    loss: float = math.nan
     best: float = 0.0
     worse: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -144,12 +146,17 @@ class Training:
         self.verifier = verifier
         self.switch = switch
         self.state = _State()
-        record = {"model": asdict(model.config), "setting": asdict(setting), "data": asdict(data.setting)}
+        self._best: dict[str, Tensor] = {}
+        self._in_step = False
+        of = {"data": data.record | {"sequences": data.setting.sequences}}
+        of["processes"] = {"count": self.accelerator.num_processes}
+        record = {"model": asdict(model.config), "setting": asdict(setting), **of}
         self._record = json.loads(json.dumps(record))
         self._loss = DraftLoss(model.vocab, model.config.vocab_size)
         self._shard: tuple[int, Shard] | None = None
         self._optimizers = self._make_optimizers()
         self._wrapped: Any = self.accelerator.prepare(self.model)
+        self._recover()
         if (folder / "state.json").exists():
             self._load()
 
@@ -169,34 +176,46 @@ class Training:
             ResourceError: the loss is no number any more.
         """
         saved = time.monotonic()
-        names = list(self.phases)
-        accuracy = self.evaluate() if self.state.phase == "done" else None
+        accuracy: Accuracy | None = None
         try:
             while self.state.phase != "done":
                 phase, steps = self.state.phase, self.phases[self.state.phase]
-                begin = time.perf_counter()
-                loss, count = self.take_step()
-                took = time.perf_counter() - begin
-                self.state.seconds += took
-                now = Progress(phase, self.state.step, steps, loss, count / took)
-                last = self.state.step == steps
-                if last or self.state.step % self.setting.evaluate_every == 0:
-                    now.accuracy = accuracy = self.evaluate()
-                    self.state.curve.append(
-                        {"phase": phase, "step": now.step, "loss": loss, **asdict(accuracy)}
-                    )
-                    last |= self._got_no_better(accuracy)
+                now = Progress(phase, self.state.step, steps, self.state.loss)
+                if self._evaluation_is_due(steps):
+                    now.accuracy = accuracy = self._evaluated(steps)
+                else:
+                    begin = time.perf_counter()
+                    now.loss, count = self.take_step()
+                    took = time.perf_counter() - begin
+                    self.state.seconds += took
+                    now.step, now.prefixes_per_s = self.state.step, count / took
                 report(now)
-                if last:
-                    rest = names[names.index(phase) + 1 :]
-                    self.state.phase, self.state.step = (rest or ["done"])[0], 0
-                    self.state.best, self.state.worse = 0.0, 0
-                if last or time.monotonic() - saved > save_every_s:
+                if now.accuracy is not None or time.monotonic() - saved > save_every_s:
                     self.save()
                     saved = time.monotonic()
         finally:
-            self.save()
-        assert accuracy is not None
+            if not self._in_step:  # half a step is none: the last checkpoint stands
+                self.save()
+        return accuracy or self.evaluate()
+
+    def _evaluation_is_due(self, steps: int) -> bool:
+        step = self.state.step
+        return step > self.state.evaluated and (step >= steps or step % self.setting.evaluate_every == 0)
+
+    def _evaluated(self, steps: int) -> Accuracy:
+        """Evaluate, note it, and go on to the next phase if this one is at its end."""
+        accuracy, state = self.evaluate(), self.state
+        state.evaluated = state.step
+        point = {"phase": state.phase, "step": state.step, "loss": state.loss, **asdict(accuracy)}
+        state.curve.append(point)
+        tired = self._got_no_better(accuracy)
+        if tired or state.step >= steps:
+            if tired and self._best:
+                self._restore(self._best)
+            names = [*self.phases, "done"]
+            state.phase = names[names.index(state.phase) + 1]
+            state.step, state.evaluated, state.best, state.worse = 0, 0, 0.0, 0
+            self._best = {}
         return accuracy
 
     def take_step(self) -> tuple[float, int]:
@@ -219,9 +238,11 @@ class Training:
             optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._in_step = True
         for optimizer in self._optimizers:
             optimizer.step()
-        self.state.step += 1
+        self.state.step, self.state.loss = step + 1, value
+        self._in_step = False
         return value, count
 
     def evaluate(self) -> Accuracy:
@@ -294,6 +315,7 @@ class Training:
         score = accuracy.spec_length if self.state.phase == "spec" else accuracy.length
         if score is None or score > self.state.best:
             self.state.best, self.state.worse = score or 0.0, 0
+            self._best = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         else:
             self.state.worse += 1
         return 0 < self.setting.patience <= self.state.worse
@@ -321,6 +343,8 @@ class Training:
             partial / "weights.safetensors",
         )
         save_file(dict(self._moments()), partial / "optimizer.safetensors")
+        if self._best:
+            save_file({name: t.contiguous() for name, t in self._best.items()}, partial / "best.safetensors")
         state = {"of": self._record, **asdict(self.state)}
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
         old = self.folder.with_name(self.folder.name + ".old")
@@ -329,6 +353,21 @@ class Training:
             self.folder.replace(old)
         partial.replace(self.folder)
         shutil.rmtree(old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Where a kill fell between the two renames of `save`, take the new checkpoint if it is whole, else the old."""
+        if self.folder.exists():
+            return
+        for name in (".partial", ".old"):
+            kept = self.folder.with_name(self.folder.name + name)
+            if (kept / "state.json").exists():
+                kept.replace(self.folder)
+                return
+
+    def _restore(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
 
     def _moments(self) -> Iterator[tuple[str, Tensor]]:
         names: dict[Any, str] = {p: name for name, p in self.model.named_parameters()}
@@ -347,11 +386,10 @@ class Training:
                 "another output, or delete it to begin anew"
             )
         self.state = _State(**state)
-        weights = load_file(self.folder / "weights.safetensors")
+        self._restore(load_file(self.folder / "weights.safetensors"))
+        if (best := self.folder / "best.safetensors").exists():
+            self._best = load_file(best)
         moments = load_file(self.folder / "optimizer.safetensors")
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
         for optimizer in self._optimizers:
             held = {p for group in optimizer.param_groups for p in group["params"]}
             for name, parameter in self.model.named_parameters():
