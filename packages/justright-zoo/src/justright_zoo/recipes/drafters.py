@@ -49,11 +49,11 @@ DRAFTER_RECIPES = {
         "zoo:slow",
         ("zoo:problems",),
         DataSetting(sequences=2048, chat=1.0, prompt_tokens=160),
-        TrainSetting(epochs=4, spec_steps=300),
+        TrainSetting(epochs=2, spec_steps=150),
         fast="zoo:fast",
     ),
     "moe": DrafterRecipe(
-        "zoo:moe", ("zoo",), DataSetting(sequences=2048), TrainSetting(epochs=3, spec_steps=200)
+        "zoo:moe", ("zoo",), DataSetting(sequences=1024), TrainSetting(epochs=3, spec_steps=100)
     ),
 }
 
