@@ -158,6 +158,7 @@ def test_the_threshold_follows_what_was_accepted(tmp_path: Path) -> None:
     hybrid.observe("r", [5, 6, 7], state)
     hybrid.verified("r", replace(draft, source="suffix"), 5)
     assert hybrid.recent["r"] < 0.1
+    assert hybrid.trust["r"] > 1.0, "but of suffix drafts"
 
 
 @pytest.mark.parametrize("threshold", [-1.0, float("inf"), "high"])

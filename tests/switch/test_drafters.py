@@ -78,9 +78,8 @@ def test_one_drafter_is_trained_on_both_modes(make_pair: MakePair, tmp_path: Pat
     )
     trained = Work(job).run()
     assert trained.accuracy.spec_length is not None
-    data = SelfGenerated(
-        tmp_path / "data", Work(job_of(job, tmp_path)).setting, trained.config.verifier, job.texts
-    )
+    work = Work(job_of(job, tmp_path))
+    data = SelfGenerated(tmp_path / "data", work.setting, trained.config.verifier, job.texts, work.switch)
     [shard, *_] = data.shards(data.training_files)
     assert shard.factors.tolist() == [0.0, 1.0] * 4
     # The states of the second half are those of the fast model.

@@ -1,7 +1,8 @@
 """Hybrid drafts: the text's own past where it promises more, the LSTM where it does not.
 
 Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold, else a tree
-of the LSTM. Differs: the threshold is the LSTM's own recent success in this request, unless it is fixed by option.
+of the LSTM. Differs: the threshold is the LSTM's own recent success in this request, and the score is corrected by what
+came of earlier ones, unless a threshold is fixed by option.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from justright.errors import UsageError
 
 _FIRST = 1.0
 _MEMORY = 0.8
+_MOST_TRUST = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ class HybridDrafter:
         self.suffix = SuffixDrafter(self.options.suffix())
         self.recent: dict[Hashable, float] = {}
         """Per request: tokens that the LSTM's drafts lately had accepted, on average."""
+        self.trust: dict[Hashable, float] = {}
+        """Per request: accepted tokens of suffix drafts by what their scores promised; text seen once before promises
+        half of what it keeps."""
 
     @property
     def spec_embedding(self) -> Tensor | None:
@@ -102,6 +107,7 @@ class HybridDrafter:
         self.lstm.start(request_id, prompt_ids)
         self.suffix.start(request_id, prompt_ids)
         self.recent[request_id] = _FIRST
+        self.trust[request_id] = 1.0
 
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
         """Take note of verified tokens."""
@@ -112,12 +118,19 @@ class HybridDrafter:
         """Of ``draft``, one of ours that was verified, ``accepted`` tokens were accepted."""
         if draft.source == self.lstm.name:
             self.recent[request_id] = _MEMORY * self.recent[request_id] + (1 - _MEMORY) * accepted
+        elif draft.score > 0:
+            ratio = min(accepted / draft.score, _MOST_TRUST)
+            self.trust[request_id] = _MEMORY * self.trust[request_id] + (1 - _MEMORY) * ratio
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
         """A suffix draft if it promises more than the threshold, else one of the LSTM."""
         guess = self.propose_cheaply(request_id, max_nodes)
-        threshold = self.recent[request_id] if self.options.threshold is None else self.options.threshold
-        if len(guess) and guess.score > threshold:
+        fixed = self.options.threshold
+        if fixed is None:
+            better = guess.score * self.trust[request_id] > self.recent[request_id]
+        else:
+            better = guess.score > fixed
+        if len(guess) and better:
             return guess
         draft = self.lstm.propose(request_id, max_nodes)
         return draft if len(draft) else guess
@@ -131,3 +144,4 @@ class HybridDrafter:
         self.lstm.stop(request_id)
         self.suffix.stop(request_id)
         self.recent.pop(request_id, None)
+        self.trust.pop(request_id, None)
