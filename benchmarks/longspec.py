@@ -1,6 +1,7 @@
 """Every drafter on long prompts, by length: docs/draft.md's tables, its picture, and the verdicts on the goals.
 
 python benchmarks/longspec.py --rnn DIR --attention DIR --out longspec.json     about an hour on two cores; resumable
+python benchmarks/longspec.py ... --fixed --out fixed.json                      acceptance alone, drafts never cut
 python benchmarks/longspec.py --quick                                           a few minutes, to see that it works
 
 The baselines are trained by `justright draft train MODEL --cell rnn` and `--cell attention`, on the same data; without
@@ -22,18 +23,23 @@ from justright.bench.running import numbers, words
 
 
 def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
-    """All of them; trained baselines where they are given."""
-    own = "" if chosen.lstm is None else f"path={chosen.lstm};"
-    found = ["plain", "transformers", "transformers-lookup", "suffix", "recycling"]
+    """All of them; trained baselines where they are given. Fixed: only drafters, every draft verified in full."""
+    own = {} if chosen.lstm is None else {"path": str(chosen.lstm)}
+    drafters: list[tuple[str, str, dict[str, str]]] = [("suffix", "suffix", {}), ("recycling", "recycling", {})]
     if chosen.attention is not None:
-        found.append(f"attention=attention:path={chosen.attention}")
+        drafters.append(("attention", "attention", {"path": str(chosen.attention)}))
     if chosen.rnn is not None:
-        found.append(f"rnn=lstm:path={chosen.rnn}")
-    found += [
-        f"lstm=lstm:{own}spec=false",
-        f"lstm+[SPEC]=lstm:{own}spec=true",
-        f"hybrid=hybrid:{own}spec=true",
+        drafters.append(("rnn", "lstm", {"path": str(chosen.rnn)}))
+    drafters += [
+        ("lstm", "lstm", own | {"spec": "false"}),
+        ("lstm+[SPEC]", "lstm", own | {"spec": "true"}),
+        ("hybrid", "hybrid", own),
     ]
+    more = {"adaptive": "false"} if chosen.fixed else {}
+    found = [] if chosen.fixed else ["plain", "transformers", "transformers-lookup"]
+    for label, name, options in drafters:
+        listed = ";".join(f"{key}={value}" for key, value in (options | more).items())
+        found.append(f"{label}={name}:{listed}" if listed else label)
     return tuple(found)
 
 
@@ -88,6 +94,11 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--per-cell", type=int, default=1)
+    parser.add_argument(
+        "--fixed",
+        action="store_true",
+        help="acceptance alone: every draft verified in full, in trees of at most 32 rows ([SPEC] included)",
+    )
     parser.add_argument("--quick", action="store_true", help="512 tokens of context, one kind, one repeat")
     parser.add_argument("--out", type=Path, help="JSON file: results as they come, and where to go on from")
     parser.add_argument("--picture", type=Path, help="PNG file")
