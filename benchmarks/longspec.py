@@ -25,7 +25,10 @@ from justright.bench.running import numbers, words
 def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
     """All of them; trained baselines where they are given. Fixed: only drafters, every draft verified in full."""
     own = {} if chosen.lstm is None else {"path": str(chosen.lstm)}
-    drafters: list[tuple[str, str, dict[str, str]]] = [("suffix", "suffix", {}), ("recycling", "recycling", {})]
+    drafters: list[tuple[str, str, dict[str, str]]] = [
+        ("suffix", "suffix", {}),
+        ("recycling", "recycling", {}),
+    ]
     if chosen.attention is not None:
         drafters.append(("attention", "attention", {"path": str(chosen.attention)}))
     if chosen.rnn is not None:
@@ -60,6 +63,8 @@ def verdicts(found: Sequence[Summary]) -> Iterator[str]:
         yield f"[SPEC]: {min(gains) - 1:+.0%} to {max(gains) - 1:+.0%} acceptance length; goal +10%"
     for group in lengths:
         row = {name: by[name][group] for name in by if group in by[name] and by[name][group].x_plain}
+        if not row:
+            continue  # acceptance alone
         best = max(row, key=lambda name: row[name].x_plain or 0)
         hybrid = row.get("hybrid")
         if hybrid is not None:
