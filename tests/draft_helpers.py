@@ -11,6 +11,37 @@ from transformers import PreTrainedModel
 from justright.draft.attention_drafter import AttentionConfig, AttentionModel
 from justright.draft.lstm import LstmConfig, LstmModel
 
+SMALL_TRAINING = (
+    *(
+        "--sequences",
+        "16",
+        "--held-out",
+        "8",
+        "--prompt-tokens",
+        "12",
+        "--output-tokens",
+        "24",
+        "--batch",
+        "8",
+    ),
+    *(
+        "--chat",
+        "0",
+        "--epochs",
+        "2",
+        "--rows",
+        "4",
+        "--spec-steps",
+        "2",
+        "--spec-rows",
+        "4",
+        "--width",
+        "32",
+    ),
+    *("--steps", "3", "--evaluate-every", "4", "--device", "cpu"),
+)
+"""Arguments of a training that takes seconds."""
+
 
 def network_for(model: PreTrainedModel, seed: int = 0, **changes: Any) -> LstmModel:
     """An untrained network for a model, its [SPEC] embedding too."""

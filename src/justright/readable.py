@@ -1,6 +1,36 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and options as people write them."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from justright.errors import UsageError
+
+
+def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
+    """``["tree=true", "path=a/b"]`` to a dictionary; values are JSON where they can be, else text.
+
+    Args:
+        pairs: ``KEY=VALUE`` each.
+        option: where they were given, for the message.
+
+    Raises:
+        UsageError: a text without a key and a value, or a key twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"{option} {pair!r}: give KEY=VALUE, such as tree=true")
+        if key in found:
+            raise UsageError(f"{option} {key} is given twice")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def readable_bytes(count: float) -> str:

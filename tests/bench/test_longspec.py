@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from draft_helpers import saved_drafter
-from justright.bench.contenders import Choice, Run, check_names, parse_options
+from justright.bench.contenders import Choice, Run, check_names
 from justright.bench.decode import DecodeSetting, Results
 from justright.bench.longset import Prompt, write
 from justright.bench.longspec import LongPlan, draw, run_longspec, summaries, table_rows
@@ -110,7 +110,6 @@ def test_contenders_with_labels_and_options() -> None:
     assert Choice.parse("a=lstm:spec=false;nodes=8;path=x/y") == Choice(
         "a", "lstm", {"spec": False, "nodes": 8, "path": "x/y"}
     )
-    assert parse_options(["backend=python"]) == {"backend": "python"}
     for wrong in (["lstm:nodes"], ["plain:a=1"], ["nobody"], ["a=suffix", "a=lstm"], []):
         with pytest.raises(UsageError):
             check_names(wrong)

@@ -8,38 +8,8 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import Run
+from draft_helpers import SMALL_TRAINING
 from tiny import save_tiny
-
-SMALL = [
-    "--sequences",
-    "16",
-    "--held-out",
-    "8",
-    "--prompt-tokens",
-    "12",
-    "--output-tokens",
-    "24",
-    "--batch",
-    "8",
-    "--chat",
-    "0",
-    "--epochs",
-    "2",
-    "--rows",
-    "4",
-    "--spec-steps",
-    "2",
-    "--spec-rows",
-    "4",
-    "--width",
-    "32",
-    "--steps",
-    "3",
-    "--evaluate-every",
-    "4",
-    "--device",
-    "cpu",
-]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +26,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path) -> None:
     out = tmp_path / "drafter"
-    dry = run("draft", "train", model, "--dry-run", "--texts", texts, *SMALL)
+    dry = run("draft", "train", model, "--dry-run", "--texts", texts, *SMALL_TRAINING)
     assert dry.code == 0
     assert "Data: 576 tokens" in dry.out
     assert not out.exists()
-    made = run("draft", "train", model, "-o", out, "--texts", texts, *SMALL, "--json")
+    made = run("draft", "train", model, "-o", out, "--texts", texts, *SMALL_TRAINING, "--json")
     assert made.code == 0, made.err
     assert json.loads(made.out)["config"]["spec"] is True
     assert "acceptance length" in made.err, "without a terminal every evaluation is a line"
@@ -77,7 +47,7 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
         )
         assert used.code == 0, used.err
         assert json.loads(used.out)["token_ids"] == json.loads(plain.out)["token_ids"]
-    again = run("draft", "train", model, "-o", out, "--texts", texts, *SMALL)
+    again = run("draft", "train", model, "-o", out, "--texts", texts, *SMALL_TRAINING)
     assert again.code == 2
     assert "exists already" in again.err
 
@@ -90,12 +60,18 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "gru"], "cell is 'gru'"),
         (["draft", "train", "MODEL", "-o", "OUT", "--rate", "0"], "rate is 0.0"),
         (["draft", "train", "MODEL", "-o", "OUT", "--texts", "nowhere"], "no calibration texts 'nowhere'"),
+        (
+            ["draft", "train", "MODEL", "-o", "OUT", "--no-spec", "--spec-steps", "9"],
+            "no meaning without [SPEC]",
+        ),
+        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "leave width"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--spec"], "has no [SPEC]"),
         (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed are auto and cpu"),
         (["draft", "inspect", "./nowhere"], "no such directory"),
         (["draft", "inspect", "MODEL"], "is not that of a drafter"),
         (["generate", "MODEL", "-p", "a", "--draft", "lstm"], "justright draft train"),
         (["bench", "longspec", "MODEL", "--draft", "nobody"], "no contender is called 'nobody'"),
-        (["bench", "longspec", "MODEL", "--draft", "lstm:path"], "is no option of a drafter"),
+        (["bench", "longspec", "MODEL", "--draft", "lstm:path"], "give KEY=VALUE"),
         (["bench", "longspec", "MODEL", "--kinds", "songs"], "kinds songs"),
     ],
 )

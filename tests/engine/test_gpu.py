@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import ScriptedDrafter, prompt_of, reference
+from justright.draft.registry import create_drafter
+from justright.engine.api import bind
 from justright.engine.attention import ATTENTION_NAME
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Request
+from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import Verifier
 from tiny import ALL, tiny_model
 
@@ -33,6 +39,39 @@ def test_speculation_on_the_gpu_equals_plain_decoding_there(family: str, cache: 
         pass
     assert drafted.token_ids == plain.token_ids or plain.stats.near_ties > 0
     assert drafted.stats.accepted > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lstm", {}),
+        ("lstm", {"temperature": 1.0, "top_k": 2}),
+        ("hybrid", {}),
+        ("recycling", {}),
+        ("attention", {}),
+    ],
+)
+def test_drafters_run_on_the_gpu(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    """Greedy output is plain decoding's there; drawn guesses are refused and accepted on the device too."""
+    model = tiny_model("llama").to("cuda")
+    model.set_attn_implementation(ATTENTION_NAME)
+    if name != "recycling":
+        make = saved_attention_drafter if name == "attention" else saved_drafter
+        options = options | {"path": str(make(tiny_model("llama"), tmp_path / "d")), "min_prob": 0.0}
+    prompt = prompt_of(12) * 3
+    plain = Request(prompt, max_tokens=32)
+    for _ in DecodeLoop(Verifier(model)).run([plain]):
+        pass
+    verifier = Verifier(model)
+    drafter = create_drafter(name, **options)
+    bind(drafter, verifier, None)
+    params = SamplingParams(temperature=1.0, seed=0) if "temperature" in options else SamplingParams()
+    drafted = Request(prompt, params, max_tokens=32)
+    for _ in DecodeLoop(verifier, drafter=drafter, max_draft=10).run([drafted]):
+        pass
+    assert drafted.stats.drafted > 0
+    if params.greedy:
+        assert drafted.token_ids == plain.token_ids or plain.stats.near_ties > 0
 
 
 def test_cpu_and_gpu_agree() -> None:

@@ -49,7 +49,7 @@ def test_speculation_changes_no_token(family: str, cache: str, chain: bool) -> N
         assert request.stats.acceptance_length > 1
 
 
-@pytest.mark.parametrize("cache", ["grow", "static"])
+@pytest.mark.parametrize("cache", ["grow", "static", "trimmed"])
 @pytest.mark.parametrize(
     "family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"]
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from draft_helpers import SMALL_TRAINING
 from justright.draft.lstm import LstmModel, read_config
 from justright.engine.api import Engine
 from justright.errors import ResourceError, UsageError
@@ -296,33 +297,7 @@ def test_several_processes_share_the_work(model: Path, texts: str, tmp_path: Pat
             "--device",
             "cpu",
         ),
-        *(
-            "--sequences",
-            "16",
-            "--held-out",
-            "8",
-            "--prompt-tokens",
-            "12",
-            "--output-tokens",
-            "24",
-            "--batch",
-            "8",
-        ),
-        *(
-            "--chat",
-            "0",
-            "--epochs",
-            "2",
-            "--rows",
-            "4",
-            "--spec-steps",
-            "2",
-            "--spec-rows",
-            "2",
-            "--width",
-            "32",
-        ),
-        *("--evaluate-every", "4"),
+        *SMALL_TRAINING,
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,7 +5,6 @@ Every contender decodes greedily, goes on behind end tokens, and emits the same 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from justright.engine.api import Engine
 from justright.engine.step import StepInput
 from justright.errors import UsageError
 from justright.provenance import file_sha256
+from justright.readable import key_values
 
 PLAIN = "plain"
 TRANSFORMERS = "transformers"
@@ -220,7 +220,7 @@ class Choice:
         """Raises `UsageError` for what is none."""
         name, _, listed = text.partition(":")
         alias, equals, rest = name.partition("=")
-        options = parse_options(listed.split(";")) if listed else {}
+        options = key_values(listed.split(";"), f"contender {name}:") if listed else {}
         return cls(alias if equals else text, rest if equals else name, options)
 
     def meaning(self) -> dict[str, Any]:
@@ -228,24 +228,6 @@ class Choice:
         found: dict[str, Any] = {"name": self.name, **self.options}
         weights = Path(str(self.options.get("path", ""))) / WEIGHTS
         return found | ({"sha256": file_sha256(weights)} if weights.is_file() else {})
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["spec=false", "nodes=8"]`` to a dictionary: values are JSON where they can be, else text.
-
-    Raises:
-        UsageError: a pair without ``=``.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{pair!r} is no option of a drafter: give NAME=VALUE, such as nodes=16")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def check_names(names: Sequence[str]) -> None:

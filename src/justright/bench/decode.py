@@ -184,17 +184,19 @@ class Results:
         """The cell, made if need be."""
         return self.cells.setdefault(task, {}).setdefault(contender, Cell())
 
-    def settle(self, label: str, meaning: dict[str, Any]) -> None:
-        """Say what a label stands for.
+    def settle(self, contenders: Iterable[str]) -> None:
+        """Say what each label stands for.
 
         Raises:
-            UsageError: it stood for something else in what was measured before.
+            UsageError: one stood for something else in what was measured before.
         """
-        if self.contenders.setdefault(label, meaning) != meaning:
-            raise UsageError(
-                f"{self.file} has figures of another {label!r} ({self.contenders[label]}, now {meaning}): give it "
-                "another label, or give another --out"
-            )
+        for choice in map(Choice.parse, contenders):
+            label, meaning = choice.label, choice.meaning()
+            if self.contenders.setdefault(label, meaning) != meaning:
+                raise UsageError(
+                    f"{self.file} has figures of another {label!r} ({self.contenders[label]}, now {meaning}): give it "
+                    "another label, or give another --out"
+                )
 
     @property
     def mismatches(self) -> list[str]:
@@ -321,7 +323,7 @@ def measure_memory(
 ) -> None:
     """Fill in the peak memory of every contender on ``task``, each in a process of its own."""
     for index, name in enumerate(setting.contenders):
-        cell = results.cell(task.name, name)
+        cell = results.cell(task.name, Choice.parse(name).label)
         if cell.peak_bytes is None:
             if progress is not None:
                 progress(f"{task.name}: memory of {name}", index, len(setting.contenders))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS, Choice
+from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS
 from justright.bench.decode import (
     Cell,
     DecodeSetting,
@@ -95,9 +95,7 @@ def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | 
         del identity["decode"][varying]
     prompts = None if plan.prompts is None else file_sha256(plan.prompts)
     results = Results({"longspec": {**identity, "prompts": prompts}}, file)
-    for name in plan.decode.contenders:
-        choice = Choice.parse(name)
-        results.settle(choice.label, choice.meaning())
+    results.settle(plan.decode.contenders)
     tokenizer = load_tokenizer(path)
     opened = open_contenders(path, plan.decode)
     context = (

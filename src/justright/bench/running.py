@@ -63,6 +63,7 @@ def run_plan(plan: Plan, file: Path | None = None, progress: Progress | None = N
     for varying in ("contenders", "repeats"):
         del identity["decode"][varying]
     results = Results(identity, file)
+    results.settle(plan.decode.contenders)
     tokenizer = load_tokenizer(path)
     tasks = [build(kind, tokenizer, context) for context in plan.contexts for kind in plan.kinds]
     opened = open_contenders(path, plan.decode)

@@ -13,6 +13,7 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Output, output_of
 from justright.errors import JustrightError, ResourceError, UsageError
+from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
@@ -69,7 +70,7 @@ def chat(
 
     When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
     """
-    from justright.cli.prepare import drafter_options, prepare
+    from justright.cli.prepare import prepare
     from justright.cli.thinking import check_thinking, thinking_of
 
     output = output_of(ctx)
@@ -86,7 +87,7 @@ def chat(
         | {
             "max_context": max_context,
             "draft": draft,
-            "draft_options": drafter_options(draft_option or []),
+            "draft_options": key_values(draft_option or [], "--draft-option"),
             "reuse_prefix": True,
             "switch": switch,
         },

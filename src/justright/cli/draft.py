@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Json, Model
+from justright.cli.options import Json, Model, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import kept_work
 from justright.errors import UsageError
@@ -133,6 +133,12 @@ def train(
         raise UsageError("give the directory to create (-o DIR), or --dry-run")
     if device not in ("auto", "cpu"):
         raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
+    if not spec or cell == "attention":
+        for name in ("spec_steps", "spec_rows", "spec_rate"):
+            if chosen(ctx, name, True, False):
+                raise UsageError(f"--{name.replace('_', '-')} has no meaning without [SPEC]: leave it out")
+    if cell == "attention" and chosen(ctx, "spec", spec, False):
+        raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
         from justright.models.sources import resolve
         from justright.train.data import DataSetting

@@ -15,6 +15,7 @@ from justright.cli.output import Output, output_of
 from justright.errors import UsageError
 from justright.models.files import check_output, write_whole
 from justright.provenance import collect
+from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.evaluate.run import Figure
@@ -79,7 +80,7 @@ def evaluate(
     Tasks of the zoo need no network; others (gsm8k, mmlu, ...) fetch their data from the hub.
     """
     output = output_of(ctx)
-    arguments = _template(template or [])
+    arguments = key_values(template or [], "--template")
     if not list_tasks and (model is None or not tasks):
         raise UsageError("give a model and --tasks, or --list")
     if out is not None:
@@ -163,16 +164,3 @@ def _made_by() -> dict[str, Any]:
     record = asdict(collect())
     kept = {name: record[name] for name in ("argv", "justright", "git_revision", "platform", "created")}
     return kept | {"versions": record["versions"] | {"lm_eval": version("lm_eval")}}
-
-
-def _template(pairs: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--template takes KEY=VALUE, not {pair!r}")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found

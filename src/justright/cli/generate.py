@@ -13,6 +13,7 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Output, output_of
 from justright.errors import UsageError
+from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
@@ -91,7 +92,7 @@ def generate(
 
     Ctrl-C prints what came and ends with exit code 130.
     """
-    from justright.cli.prepare import drafter_options, prepare
+    from justright.cli.prepare import prepare
     from justright.cli.thinking import check_thinking, thinking_of
 
     output = output_of(ctx)
@@ -105,7 +106,7 @@ def generate(
     engine_options |= {
         "max_context": max_context,
         "draft": draft,
-        "draft_options": drafter_options(draft_option or []),
+        "draft_options": key_values(draft_option or [], "--draft-option"),
         "switch": switch,
     }
     ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})

@@ -62,8 +62,8 @@ Stats = Annotated[
 Draft = Annotated[
     str,
     typer.Option(
-        help="Who guesses ahead: suffix, none. Never changes greedy output; stops by itself where it does "
-        "not pay.",
+        help="Who guesses ahead: suffix, lstm, hybrid, recycling, attention, none. Never changes greedy output; stops "
+        "by itself where it does not pay.",
         rich_help_panel=_LOADING,
     ),
 ]

@@ -7,7 +7,6 @@ engine = ready.load()
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -128,26 +127,6 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     context = min(context, checked.max_context or context)
     tokenizer = load_tokenizer(source.path)
     return Prepared(source, checked, tokenizer, context, output, text_config(config).hidden_size)
-
-
-def drafter_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """The drafter's options from ``KEY=VALUE`` texts; values are read as JSON where they are JSON.
-
-    Raises:
-        UsageError: a text without a key and a value, or a key twice.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals and value):
-            raise UsageError(f"--draft-option {pair!r}: give KEY=VALUE, such as tree=true")
-        if key in found:
-            raise UsageError(f"--draft-option {key} is given twice")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def _quiet_libraries(output: Output) -> None:

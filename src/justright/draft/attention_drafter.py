@@ -9,7 +9,6 @@ one width with the verifier, and its head cut to the draft vocabulary.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,12 +24,13 @@ from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.draft.lstm import RmsNorm
 from justright.draft.store import (
     CONFIG,
-    FORMAT,
-    WEIGHTS,
+    fill,
     find_drafter,
     read_about,
     read_for,
+    read_tensors,
     verifier_matrices,
+    write_drafter,
 )
 from justright.draft.tree import Shape, grow
 from justright.errors import CheckpointError, UsageError
@@ -49,7 +48,6 @@ class AttentionConfig:
     hidden_size: int
     vocab_size: int
     draft_vocab: int = 0
-    steps: int = 5
 
     def __post_init__(self) -> None:
         if not 0 <= self.draft_vocab <= self.vocab_size:
@@ -127,13 +125,8 @@ class AttentionModel(nn.Module):
 
     def save(self, folder: Path, extra: dict[str, Any] | None = None) -> None:
         """Write it as the LSTM's drafters are written, with ``kind`` attention."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().bfloat16().cpu().contiguous() for name, p in self.named_parameters()}
-        tensors["vocab"] = self.vocab.int()
-        save_file(tensors, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)
-        about = {"format": FORMAT, "kind": "attention", **asdict(self.config), **(extra or {})}
-        (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        vocab = self.vocab if self.config.draft_vocab else None
+        write_drafter(folder, "attention", self, asdict(self.config) | (extra or {}), vocab)
 
     @classmethod
     def load(cls, folder: Path, embedding: Tensor, head: Tensor) -> AttentionModel:
@@ -145,12 +138,12 @@ class AttentionModel(nn.Module):
         about = read_about(folder, "attention")
         try:
             config = AttentionConfig(**{field.name: about[field.name] for field in fields(AttentionConfig)})
-            tensors = load_file(folder / WEIGHTS)
-            model = cls(config, embedding, head, tensors.pop("vocab").long())
-            model.load_state_dict({name: t.float() for name, t in tensors.items()})
-        except Exception as error:  # several libraries' errors, all meaning this
-            raise CheckpointError(f"{folder} holds no attention drafter that can be read: {error}") from error
-        return model.eval().requires_grad_(False)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+        tensors, vocab = read_tensors(folder, config.draft_vocab, config.vocab_size)
+        model = cls(config, embedding, head, vocab)
+        fill(model, tensors, folder)
+        return model
 
 
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:

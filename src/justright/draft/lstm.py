@@ -9,7 +9,6 @@ small verifier stays small; and the head may know a part of the vocabulary only 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,10 +16,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from justright.draft.store import CONFIG, FORMAT, WEIGHTS, read_about
+from justright.draft.store import CONFIG, fill, read_about, read_tensors, write_drafter
 from justright.errors import CheckpointError, UsageError
 
 _EPSILON = 1e-6
@@ -218,14 +216,8 @@ class LstmModel(nn.Module):
         self, folder: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype = torch.bfloat16
     ) -> None:
         """Write ``model.safetensors`` (in ``dtype``; the vocabulary as int32) and ``config.json`` into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().to(dtype).cpu().contiguous() for name, p in self.named_parameters()}
-        if self.config.draft_vocab:
-            tensors["vocab"] = self.vocab.int().cpu()
-        save_file(tensors, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)
-        about = {"format": FORMAT, "kind": "lstm", **asdict(self.config), **(extra or {})}
-        (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        vocab = self.vocab if self.config.draft_vocab else None
+        write_drafter(folder, "lstm", self, asdict(self.config) | (extra or {}), vocab, dtype)
 
     @classmethod
     def load(cls, folder: Path, embedding: Tensor, head: Tensor) -> LstmModel:
@@ -236,23 +228,10 @@ class LstmModel(nn.Module):
             UsageError: the verifier's matrices have other shapes than the drafter was trained with.
         """
         config = read_config(folder)
-        try:
-            tensors = load_file(folder / WEIGHTS)
-        except Exception as error:  # safetensors raises its own error, and OSError
-            raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-        vocab = tensors.pop("vocab", None)
-        if config.draft_vocab and (vocab is None or len(vocab) != config.draft_vocab):
-            raise CheckpointError(f"{folder / WEIGHTS} does not hold the draft vocabulary of its config.json")
-        if vocab is not None and not (int(vocab.min()) >= 0 and int(vocab.max()) < config.vocab_size):
-            raise CheckpointError(f"{folder / WEIGHTS}: the draft vocabulary names tokens that do not exist")
+        tensors, vocab = read_tensors(folder, config.draft_vocab, config.vocab_size)
         model = cls(config, embedding, head, vocab)
-        expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        found = {name: tuple(t.shape) for name, t in tensors.items()}
-        if expected != found:
-            odd = sorted(set(expected.items()) ^ set(found.items()))
-            raise CheckpointError(f"{folder / WEIGHTS} and its config.json do not belong together: {odd[0]}")
-        model.load_state_dict({name: t.float() for name, t in tensors.items()})
-        return model.eval().requires_grad_(False)
+        fill(model, tensors, folder)
+        return model
 
 
 def read_config(folder: Path) -> LstmConfig:

@@ -7,7 +7,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.errors import CheckpointError, SourceError, UsageError
@@ -93,6 +95,64 @@ def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
             f"has {identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
         )
     return about
+
+
+def write_drafter(
+    folder: Path,
+    kind: str,
+    model: nn.Module,
+    about: dict[str, Any],
+    vocab: Tensor | None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a drafter's own parameters (in ``dtype``), its vocabulary (int32) and ``config.json`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().to(dtype).cpu().contiguous() for name, p in model.named_parameters()}
+    if vocab is not None:
+        tensors["vocab"] = vocab.int().cpu()
+    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)
+    text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A drafter's parameters in float32, and the token ids that its head knows (None: all).
+
+    Args:
+        folder: the drafter's.
+        draft_vocab: how many these are by its config; 0: all.
+        vocab_size: of the verifier.
+
+    Raises:
+        CheckpointError: files that are missing or damaged, or a vocabulary that is not the config's.
+    """
+    file = folder / WEIGHTS
+    try:
+        tensors = {name: t if name == "vocab" else t.float() for name, t in load_file(file).items()}
+    except Exception as error:  # safetensors raises its own error, and OSError
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    vocab = tensors.pop("vocab", None)
+    if draft_vocab and (vocab is None or len(vocab) != draft_vocab):
+        raise CheckpointError(f"{file} does not hold the draft vocabulary of its {CONFIG}")
+    if vocab is not None and not (int(vocab.min()) >= 0 and int(vocab.max()) < vocab_size):
+        raise CheckpointError(f"{file}: the draft vocabulary names tokens that do not exist")
+    return tensors, vocab
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Put a drafter's parameters into its module, ready to draft.
+
+    Raises:
+        CheckpointError: tensors of other names or shapes.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))
+        raise CheckpointError(f"{folder / WEIGHTS} and its {CONFIG} do not belong together: {odd[0]}")
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False)
 
 
 def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:

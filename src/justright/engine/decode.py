@@ -5,50 +5,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.draft.base import EMPTY_DRAFT, Draft, Drafter
+from justright.engine.active import Active, chain, prefill_factor, state_to_draft_from, step_input
 from justright.engine.cost import StepCost
 from justright.engine.request import Emission, FinishReason, Request
 from justright.engine.sampling import Sampler, Verified
 from justright.engine.speculation import Speculation, choose
-from justright.engine.step import StepInput, StepOutput
+from justright.engine.step import StepOutput
 from justright.engine.text import TextStream
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError
 from justright.switch.routing import Turn
 from justright.switch.thinking import ThoughtTracker
-
-
-@dataclass(slots=True)
-class _Active:
-    """A request that holds a slot."""
-
-    request: Request
-    sampler: Sampler
-    record: Speculation
-    stream: TextStream | None
-    tracker: ThoughtTracker | None
-    last_token: int = -1
-    confidence: float = 1.0
-
-    @property
-    def factor(self) -> float:
-        """Of the switch, in the next step."""
-        return self.request.plan.factor if self.tracker is None else self.tracker.factor
-
-    @property
-    def forced(self) -> list[int]:
-        """Tokens that come next whatever the model thinks."""
-        return [] if self.tracker is None else self.tracker.forced
-
-    def ends_step(self, token_id: int) -> bool:
-        """Note a chosen token; True if what follows needs another forward."""
-        return self.tracker is not None and self.tracker.push(token_id)
 
 
 class DecodeLoop:
@@ -81,7 +55,7 @@ class DecodeLoop:
         self.cost = cost
         self.max_draft = max_draft
         self.reuse_prefix = reuse_prefix
-        self._active: list[_Active] = []
+        self._active: list[Active] = []
         self._waiting: deque[Request] = deque()
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
@@ -128,9 +102,9 @@ class DecodeLoop:
         verified = self._verify(active, EMPTY_DRAFT, output)
         stats.prefill_s += time.perf_counter() - begin
         stats.near_ties += verified.near_ties
-        yield self._emit(active, verified.token_ids, 0, _state(output, 0))
+        yield self._emit(active, verified.token_ids, 0, state_to_draft_from(output, 0))
 
-    def _begin(self, request: Request) -> _Active:
+    def _begin(self, request: Request) -> Active:
         """Give a request the next free slot, empty but for what it can reuse."""
         slot = len(self._active)
         request.stats.prompt_tokens = len(request.prompt_ids)
@@ -139,10 +113,10 @@ class DecodeLoop:
             stream = TextStream(self.tokenizer, request.stop)
             if request.tags is not None:
                 tracker = ThoughtTracker(request.plan, request.tags, self.tokenizer, request.prompt_ids)
-        active = _Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
+        active = Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
         request.stats.reused_tokens = 0
         if self.reuse_prefix and not self._reads:
-            factor = _prefill_factor(request)
+            factor = prefill_factor(request)
             request.stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids, factor)
         else:
             self.verifier.clear(slot)
@@ -151,14 +125,14 @@ class DecodeLoop:
         self._active.append(active)  # behind the start: what was not started is not stopped
         return active
 
-    def _prefill(self, active: _Active) -> StepOutput | None:
+    def _prefill(self, active: Active) -> StepOutput | None:
         """Run a request's prompt; None if it was cancelled on the way."""
         request = active.request
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
         slot, spec = self._active.index(active), self.verifier.spec_embedding is not None
         states: list[Tensor] | None = [] if self._reads else None
-        factor = _prefill_factor(request)
+        factor = prefill_factor(request)
         for chunk in self.verifier.prefill(slot, new, factor, spec=spec, states=states):
             output = chunk
             if request.cancelled:
@@ -181,7 +155,7 @@ class DecodeLoop:
         forced = [bool(active.forced) for active in batch]
         drafted = time.perf_counter()
         outputs = self.verifier.step(
-            [_step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
+            [step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
         )
         verified = [self._verify(a, d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
@@ -214,9 +188,9 @@ class DecodeLoop:
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
-            yield self._emit(active, one.token_ids, accepted, _state(output, one.path[-1]))
+            yield self._emit(active, one.token_ids, accepted, state_to_draft_from(output, one.path[-1]))
 
-    def _verify(self, active: _Active, draft: Draft, output: StepOutput) -> Verified:
+    def _verify(self, active: Active, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, or of forced tokens in its place, and the token behind it."""
         done: list[int] = []
         for token in draft.token_ids if active.forced else ():
@@ -244,16 +218,16 @@ class DecodeLoop:
             active.confidence = min(active.confidence, float(chances.gather(1, chosen).min()))
         return verified
 
-    def _draft(self, batch: Sequence[_Active]) -> tuple[list[Draft], list[Draft]]:
+    def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
         """What is proposed, and the same cut to what pays; forced tokens go before any guess."""
         proposals, drafts = self._guess(batch)
         for slot, active in enumerate(batch):
             if active.forced:
                 left = active.request.max_tokens - len(active.request.token_ids) - 1
-                proposals[slot] = drafts[slot] = _chain(active.forced[: max(left, 0)])
+                proposals[slot] = drafts[slot] = chain(active.forced[: max(left, 0)])
         return proposals, drafts
 
-    def _guess(self, batch: Sequence[_Active]) -> tuple[list[Draft], list[Draft]]:
+    def _guess(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
         """Proposals of the drafter, and the same cut to what pays."""
         if self.drafter is None:
             return [EMPTY_DRAFT] * len(batch), [EMPTY_DRAFT] * len(batch)
@@ -267,7 +241,7 @@ class DecodeLoop:
                 active.record.set_aside(proposal)
         return proposals, chosen
 
-    def _propose(self, drafter: Drafter, slot: int, active: _Active) -> Draft:
+    def _propose(self, drafter: Drafter, slot: int, active: Active) -> Draft:
         """One sequence's proposal, within the limits of its request and of the cache."""
         left = active.request.max_tokens - len(active.request.token_ids) - 1
         room = self.verifier.max_tokens - self.verifier.cache.lengths[slot] - 1
@@ -285,7 +259,7 @@ class DecodeLoop:
         return draft
 
     def _recycle(
-        self, batch: Sequence[_Active], drafts: Sequence[Draft], outputs: Sequence[StepOutput]
+        self, batch: Sequence[Active], drafts: Sequence[Draft], outputs: Sequence[StepOutput]
     ) -> None:
         """Give a drafter that wants them the most likely tokens behind all that was run."""
         count = getattr(self.drafter, "candidates", 0)
@@ -293,14 +267,14 @@ class DecodeLoop:
             found = output.logits.topk(count, dim=-1).indices.tolist()
             self.drafter.recycle(active.request.id, [active.last_token, *draft.token_ids], found)  # type: ignore[union-attr]
 
-    def _learn_cost(self, batch: Sequence[_Active], drafts: Sequence[Draft], seconds: float) -> None:
+    def _learn_cost(self, batch: Sequence[Active], drafts: Sequence[Draft], seconds: float) -> None:
         if self.cost is not None:
             tokens = sum(draft.rows() for draft in drafts)
             past = sum(self.verifier.cache.lengths[: len(batch)]) // len(batch)
             self.cost.observe(tokens, past, seconds)
 
     def _emit(
-        self, active: _Active, token_ids: Sequence[int], accepted: int, hidden: Tensor | None
+        self, active: Active, token_ids: Sequence[int], accepted: int, hidden: Tensor | None
     ) -> Emission:
         """Append tokens up to the first that ends the request, and end it if one does.
 
@@ -346,7 +320,7 @@ class DecodeLoop:
         return Emission(request, list(request.token_ids), request.text, 0, reason)
 
     @staticmethod
-    def _cut(active: _Active, token_ids: Sequence[int]) -> tuple[list[int], list[str], FinishReason | None]:
+    def _cut(active: Active, token_ids: Sequence[int]) -> tuple[list[int], list[str], FinishReason | None]:
         """Tokens up to the first that ends the request, their text, and why it ends."""
         request = active.request
         kept: list[int] = []
@@ -365,7 +339,7 @@ class DecodeLoop:
                 break
         return kept, pieces, reason
 
-    def _again(self, active: _Active, turn: Turn) -> None:
+    def _again(self, active: Active, turn: Turn) -> None:
         """Give an answer up and let the request begin anew, before any that wait."""
         request = active.request
         self._free(active)
@@ -374,7 +348,7 @@ class DecodeLoop:
         request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
         self._waiting.appendleft(request)
 
-    def _observe(self, active: _Active, token_ids: list[int], hidden: Tensor | None) -> None:
+    def _observe(self, active: Active, token_ids: list[int], hidden: Tensor | None) -> None:
         """Tell the drafter what was emitted."""
         active.last_token = token_ids[-1]
         if self.drafter is None:
@@ -399,7 +373,7 @@ class DecodeLoop:
                 f"the {self.verifier.max_tokens} tokens of context: shorten the prompt or lower max_tokens"
             )
 
-    def _finish(self, active: _Active, reason: FinishReason) -> str:
+    def _finish(self, active: Active, reason: FinishReason) -> str:
         """End a request; returns text that was held back."""
         active.request.finish_reason = reason
         self._free(active)
@@ -408,7 +382,7 @@ class DecodeLoop:
         active.request.stopped_by = active.stream.stopped_by
         return active.stream.finish()
 
-    def _free(self, active: _Active) -> None:
+    def _free(self, active: Active) -> None:
         """Free a request's slot, keeping live slots together."""
         slot = self._active.index(active)
         last = len(self._active) - 1
@@ -420,25 +394,3 @@ class DecodeLoop:
         self._active.pop()
         if self.drafter is not None:
             self.drafter.stop(active.request.id)
-
-
-def _state(output: StepOutput, node: int) -> Tensor:
-    """What a drafter goes on from behind ``node``: [SPEC]'s state if it was run there, else the node's own."""
-    return output.hidden[node] if output.spec_hidden is None else output.spec_hidden[node]
-
-
-def _prefill_factor(request: Request) -> float:
-    plan = request.plan
-    return plan.factor if plan.prefill is None else plan.prefill
-
-
-def _chain(token_ids: Sequence[int]) -> Draft:
-    return Draft(list(token_ids), [i - 1 for i in range(len(token_ids))], [1.0] * len(token_ids))
-
-
-def _step_input(slot: int, active: _Active, draft: Draft) -> StepInput:
-    tokens = [active.last_token, *draft.token_ids]
-    chain = all(parent == index - 1 for index, parent in enumerate(draft.parents))
-    parents = None if chain else [parent + 1 for parent in draft.parents]
-    spec = len(tokens) if draft.spec and len(draft) else 0
-    return StepInput(slot, tokens, parents, active.factor, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from justright.errors import UsageError
@@ -87,3 +88,26 @@ def write_whole(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def swap_folder(folder: Path) -> None:
+    """Put ``NAME.partial``, complete, in the place of ``folder``; `recover_folder` mends it if killed half-way."""
+    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path, last: str) -> None:
+    """Where a kill fell between the two renames of `swap_folder`, take the new one if it is whole, else the old one.
+
+    Args:
+        folder: as given there.
+        last: the file that is written last: a folder that has it is whole.
+    """
+    for ending in (".partial", ".old"):
+        kept = folder.with_name(folder.name + ending)
+        if not folder.exists() and (kept / last).exists():
+            kept.replace(folder)

@@ -47,7 +47,7 @@ class Shape:
     Attributes:
         width: of its state; the verifier's hidden size, at most 2,048.
         steps: tokens ahead.
-        cell: "lstm" or "rnn"; or "attention", the baseline: the other parts of the shape are then of no account.
+        cell: "lstm" or "rnn"; or "attention", the baseline, which has no other parts but ``draft_vocab``.
         embedding: "shared" or "own".
         head: "shared" or "own".
         draft_vocab: tokens its head knows; 8,192 of a vocabulary above 16,384, else all (0).
@@ -66,9 +66,10 @@ class Shape:
         """For a verifier of this identity and config."""
         reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
         if self.cell == "attention":
-            if (self.width, self.embedding, self.head) != (None, "shared", "shared"):
+            if (self.width, self.steps, self.embedding, self.head) != (None, 5, "shared", "shared"):
                 raise UsageError(
-                    "an attention drafter has the model's width, embedding and head: leave these out"
+                    "an attention drafter has the model's width, embedding and head, and learns one token ahead: leave "
+                    "width, steps, embedding and head out"
                 )
             draft_vocab = reduced if self.draft_vocab is None else self.draft_vocab
             return AttentionConfig(identity, model.hidden_size, model.vocab_size, draft_vocab)

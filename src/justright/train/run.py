@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from justright.draft.lstm import LstmModel
 from justright.errors import ResourceError, UsageError
 from justright.models.cpu import has_bfloat16
+from justright.models.files import recover_folder, swap_folder
 from justright.switch.apply import AppliedSwitch
 from justright.train.data import SelfGenerated, Shard
 from justright.train.measure import Accuracy, measure
@@ -156,7 +157,7 @@ class Training:
         self._shard: tuple[int, Shard] | None = None
         self._optimizers = self._make_optimizers()
         self._wrapped: Any = self.accelerator.prepare(self.model)
-        self._recover()
+        recover_folder(folder, "state.json")
         if (folder / "state.json").exists():
             self._load()
 
@@ -347,22 +348,7 @@ class Training:
             save_file({name: t.contiguous() for name, t in self._best.items()}, partial / "best.safetensors")
         state = {"of": self._record, **asdict(self.state)}
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        old = self.folder.with_name(self.folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.replace(old)
-        partial.replace(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _recover(self) -> None:
-        """Where a kill fell between the two renames of `save`, take the new checkpoint if it is whole, else the old."""
-        if self.folder.exists():
-            return
-        for name in (".partial", ".old"):
-            kept = self.folder.with_name(self.folder.name + name)
-            if (kept / "state.json").exists():
-                kept.replace(self.folder)
-                return
+        swap_folder(self.folder)
 
     def _restore(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from justright.models.cpu import has_bfloat16
+from justright.models.files import recover_folder, swap_folder
 from justright_zoo.recipes.data import IGNORED, Batch
 
 
@@ -165,6 +166,7 @@ class Training:
                     adjust_lr_fn="match_rms_adamw",
                 )
             )
+        recover_folder(folder, "state.json")
         if (folder / "state.json").exists():
             self._load()
 
@@ -220,12 +222,7 @@ class Training:
         save_file(moments, partial / "optimizer.safetensors")
         state = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "of": self.fingerprint}
         (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        old = self.folder.with_name(self.folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.replace(old)
-        partial.replace(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        swap_folder(self.folder)
 
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
