@@ -45,7 +45,7 @@ def content(cache: KVCache, slot: int) -> list[list[int]]:
     for layer in range(LAYERS):
         key, value = entries([0], layer, KEY_DIMS), entries([0], layer, VALUE_DIMS)
         for tensor in cache.layer(layer, key, value):
-            row = tensor[slot, :, : cache.lengths[slot]]
+            row = tensor[slot][:, : cache.lengths[slot]]
             assert (row == row[:1, :, :1]).all(), "heads and dimensions stay together"
             found.append(row[0, :, 0].tolist())
     return found
@@ -62,7 +62,7 @@ def test_any_history_equals_a_list(static: bool, data: st.DataObject) -> None:
         addresses = None
         for _ in range(data.draw(st.integers(1, 12))):
             slot = data.draw(st.integers(0, SLOTS - 1))
-            match data.draw(st.sampled_from(["step", "step", "step", "rewind", "clear", "move"])):
+            match data.draw(st.sampled_from(["step", "step", "step", "rewind", "clear", "release", "swap"])):
                 case "step":
                     count = data.draw(st.integers(1, 9))
                     if len(model[slot]) + count > MAX_TOKENS:
@@ -82,19 +82,24 @@ def test_any_history_equals_a_list(static: bool, data: st.DataObject) -> None:
                 case "clear":
                     cache.clear(slot)
                     model[slot] = []
-                case "move":
-                    target = data.draw(st.integers(0, SLOTS - 1))
-                    cache.move(slot, target)
-                    if slot != target:
-                        model[target], model[slot] = model[slot], []
+                case "release":
+                    cache.release(slot)
+                    model[slot] = []
+                    assert static or cache.capacities[slot] == 0
+                case "swap":
+                    other = data.draw(st.integers(0, SLOTS - 1))
+                    cache.swap(slot, other)
+                    model[slot], model[other] = model[other], model[slot]
             assert cache.lengths == [len(row) for row in model]
             for row in range(SLOTS):
                 assert content(cache, row) == [model[row]] * (2 * LAYERS)
-            now = [tensor.data_ptr() for tensor in (*cache._keys, *cache._values)]
-            assert not static or addresses in (None, now), "static means that addresses never change"
-            assert not static or cache.capacity == MAX_TOKENS + STATIC_SLACK
-            assert cache.capacity <= MAX_TOKENS or static
-            addresses = now
+            if static:
+                now = [store.data_ptr() for store in (*cache._keys, *cache._values)]
+                assert addresses in (None, now), "static means that addresses never change"
+                assert cache.capacities == [MAX_TOKENS + STATIC_SLACK] * SLOTS
+                addresses = now
+            else:
+                assert all(n <= c <= MAX_TOKENS for n, c in zip(cache.lengths, cache.capacities, strict=True))
 
 
 @torch.inference_mode()
@@ -133,9 +138,9 @@ def test_static_storage_is_finite_from_the_start() -> None:
 def test_growth_is_by_a_quarter_or_1024_and_ends_at_the_most() -> None:
     cache = KVCache(1, 1, 10_000)
     capacities = []
-    while not capacities or cache.capacity < 10_000:
-        cache.reserve(0, cache.capacity + 1)
-        capacities.append(cache.capacity)
+    while not capacities or cache.capacities[0] < 10_000:
+        cache.reserve(0, cache.capacities[0] + 1)
+        capacities.append(cache.capacities[0])
     assert capacities == [1024, 2048, 3072, 4096, 5120, 6400, 8000, 10_000]
 
 
@@ -167,3 +172,18 @@ def test_no_memory_is_an_error_that_leaves_the_cache_usable(monkeypatch: pytest.
     write(cache, 0, [4, 5, 6, 7, 8])  # this time there is room
     cache.keep(0, [1, 3])
     assert content(cache, 0) == [[1, 2, 3, 5, 7]] * (2 * LAYERS)
+
+
+@torch.inference_mode()
+def test_a_row_takes_only_what_it_needs() -> None:
+    """Long and short sequences side by side: memory goes by the tokens of each, and comes back."""
+    cache = KVCache(LAYERS, SLOTS, 100_000)
+    per_token = 4 * sum(h * (k + v) for h, k, v in zip(KV_HEADS, KEY_DIMS, VALUE_DIMS, strict=True))
+    for slot, count in ((0, 5000), (1, 10)):
+        write(cache, slot, [1] * count)
+        cache.keep(slot, range(count))
+    assert cache.capacities == [5000, 1024, 0]
+    assert cache.nbytes == per_token * 6024
+    cache.release(0)
+    assert cache.nbytes == per_token * 1024
+    assert content(cache, 1) == [[1] * 10] * (2 * LAYERS)

@@ -172,7 +172,7 @@ def test_time_step_leaves_its_slot_empty_and_the_others_alone() -> None:
 def test_slots_are_cleared_moved_and_resized() -> None:
     verifier = verifier_of("llama", slots=3)
     last(verifier, 2, prompt_of(20))
-    verifier.move(2, 0)
+    verifier.swap(2, 0)
     assert verifier.cache.lengths == [20, 0, 0]
     got = step(verifier, [7])
     fresh = verifier_of("llama")

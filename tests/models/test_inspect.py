@@ -42,7 +42,9 @@ def test_cache_is_what_the_engine_stores(family: str) -> None:
     for _ in verifier.prefill(0, prompt_of(8)):
         pass
     stored = sum(
-        t[0, :, 0].numel() for t in (*verifier.cache._keys, *verifier.cache._values) if t is not None
+        store[0][:, 0].numel()
+        for store in (*verifier.cache._keys, *verifier.cache._values)
+        if store is not None
     )
     assert cached_values_per_token(tiny_config(family)) == stored
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from justright.draft.base import Draft
-from justright.engine.request import Request
-from justright.engine.sampling import Sampler
+from justright.draft.base import EMPTY_DRAFT, Draft
+from justright.engine.request import FinishReason, Request
+from justright.engine.sampling import Constraint, Sampler, TokenLogprob, Verified, token_logprobs
 from justright.engine.speculation import Speculation
 from justright.engine.step import StepInput, StepOutput
 from justright.engine.text import TextStream
@@ -27,6 +28,8 @@ class Active:
     tracker: ThoughtTracker | None
     last_token: int = -1
     confidence: float = 1.0
+    drafting: bool = False
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def factor(self) -> float:
@@ -39,8 +42,73 @@ class Active:
         return [] if self.tracker is None else self.tracker.forced
 
     def ends_step(self, token_id: int) -> bool:
-        """Note a chosen token; True if what follows needs another forward."""
-        return self.tracker is not None and self.tracker.push(token_id)
+        """Note a chosen token; True if what follows needs another forward, or another look at it."""
+        if self.tracker is None:
+            return False
+        thinking = self.tracker.thinking
+        changed = self.tracker.push(token_id)
+        return changed or (self.request.constraint is not None and self.tracker.thinking != thinking)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """On the next token: thoughts are free."""
+        return None if self.tracker is not None and self.tracker.thinking else self.request.constraint
+
+    def verify(self, draft: Draft, output: StepOutput) -> Verified:
+        """What stands of a draft, and the token behind it; with the log-probabilities that the request asks for."""
+        request = self.request
+        forced_before = request.stats.forced_tokens
+        verified = self._choose(draft, output)
+        forced_alone = request.stats.forced_tokens - forced_before == len(verified.token_ids)
+        if request.top_logprobs is not None:
+            rows = output.logits[verified.path].float().log_softmax(-1)
+            self.logprobs = token_logprobs(rows, verified.token_ids, request.top_logprobs)
+        if request.route is not None and not forced_alone:
+            chances = output.logits[verified.path].float().softmax(-1)
+            chosen = torch.tensor(verified.token_ids, device=chances.device)[:, None]
+            self.confidence = min(self.confidence, float(chances.gather(1, chosen).min()))
+        return verified
+
+    def _choose(self, draft: Draft, output: StepOutput) -> Verified:
+        """What stands of a draft, or of forced tokens in its place, and the token behind it."""
+        done: list[int] = []
+        for token in draft.token_ids if self.forced else ():
+            done.append(token)
+            self.forced.pop(0)
+            self.request.stats.forced_tokens += 1
+            if self.ends_step(token):
+                self.sampler.take(done)
+                return Verified(list(range(len(done))), done, 0)
+        if self.forced:  # no room was left for all of them in the step: the next is no choice either
+            done.append(self.forced.pop(0))
+            self.request.stats.forced_tokens += 1
+            self.ends_step(done[-1])
+            self.sampler.take(done)
+            return Verified(list(range(len(done))), done, 0)
+        if done:
+            self.sampler.take(done)
+            last = self.sampler.verify(EMPTY_DRAFT, output.logits[-1:], self.ends_step, self.constraint)
+            return Verified(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
+        return self.sampler.verify(draft, output.logits, self.ends_step, self.constraint)
+
+    def cut(self, token_ids: Sequence[int]) -> tuple[list[int], list[str], FinishReason | None]:
+        """Tokens up to the first that ends the request, their text, and why it ends."""
+        request = self.request
+        kept: list[int] = []
+        pieces: list[str] = []
+        reason: FinishReason | None = None
+        for token in token_ids:
+            kept.append(token)
+            if token in request.stop_token_ids:
+                reason = "stop"
+            elif self.stream is not None:
+                pieces.append(self.stream.push(token))
+                reason = "stop" if self.stream.stopped_by is not None else None
+            if reason is None and len(request.token_ids) + len(kept) >= request.max_tokens:
+                reason = "length"
+            if reason is not None:
+                break
+        return kept, pieces, reason
 
 
 def state_to_draft_from(output: StepOutput, node: int) -> Tensor:

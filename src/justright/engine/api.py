@@ -23,8 +23,9 @@ from justright.draft.base import Drafter
 from justright.draft.registry import create_drafter
 from justright.engine.cost import StepCost
 from justright.engine.decode import DecodeLoop
+from justright.engine.defaults import Defaults, settle
 from justright.engine.modes import Modes, Thinking, chat_tokens
-from justright.engine.options import EngineOptions
+from justright.engine.options import NO_SWITCH, EngineOptions
 from justright.engine.request import Emission, Request
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import Verifier
@@ -53,6 +54,7 @@ class Engine:
         stop_token_ids: the model's end tokens.
         adapter: the switch to the model's fast twin.
         path: the checkpoint, if it has one.
+        defaults: how requests run that do not say it; a bundle has its own.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Engine:
         stop_token_ids: frozenset[int] = frozenset(),
         adapter: Adapter | None = None,
         path: Path | None = None,
+        defaults: Defaults | None = None,
     ) -> None:
         self.options = options or EngineOptions()
+        self.defaults = defaults or Defaults()
         self.verifier = verifier
         self.path = path
         self.tokenizer = tokenizer
@@ -87,7 +91,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerFast | None = None,
         **changes: Any,
     ) -> Engine:
-        """Load a model by directory, hub id or packaged name.
+        """Load a model by directory, hub id or packaged name; of a bundle, what ``options`` leave open is the bundle's.
 
         Args:
             model: see `justright.models.sources.resolve`.
@@ -103,9 +107,12 @@ class Engine:
         elif changes:
             raise UsageError(f"give options or {', '.join(changes)}, not both")
         device = options.torch_device
-        drafter = create_drafter(options.draft, **options.draft_options)
+        if options.draft is not None:
+            create_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
         path = resolve(model).path
-        adapter = None if options.switch is None else read_switch(options.switch, path)
+        options, defaults = settle(options, path)
+        drafter = create_drafter(options.draft or "none", **options.draft_options)
+        adapter = switch_of(options, path)
         check_model(path)
         if hasattr(drafter, "check"):
             drafter.check(path)  # type: ignore[union-attr]
@@ -131,6 +138,7 @@ class Engine:
             stop_token_ids=end_tokens(path, tokenizer),
             adapter=adapter,
             path=path,
+            defaults=defaults,
         )
         if drafter is not None and options.adaptive:
             engine._speculate(path)
@@ -167,7 +175,7 @@ class Engine:
 
         Args:
             prompt: text (encoded as it is) or token ids.
-            params: greedy by default.
+            params: greedy by default, or as the bundle says.
             max_tokens: 256 by default; never more than the context has room for.
             stop: a stop string or several.
             ignore_eos: go on behind end tokens (benchmarks).
@@ -196,7 +204,7 @@ class Engine:
             self._need_tokenizer()
         return Request(
             ids,
-            params or SamplingParams(),
+            params or self.defaults.params,
             min(max_tokens or 256, room),
             stop,
             frozenset() if ignore_eos else self.stop_token_ids,
@@ -216,8 +224,8 @@ class Engine:
 
         Args:
             messages: as `chat_prompt` takes them.
-            params: greedy by default.
-            thinking: how much of it; as the model does by itself by default.
+            params: greedy by default, or as the bundle says.
+            thinking: how much of it; by default as the bundle says, or as the model does by itself.
             template: further arguments of the chat template.
             options: as in `request`.
 
@@ -227,9 +235,10 @@ class Engine:
         """
         self._need_tokenizer()
         assert self.modes is not None
-        settle = partial(self.request, params=params, **options)
+        settled = partial(self.request, params=params, **options)
         hidden_size = self.verifier.config.hidden_size
-        return self.modes.request(messages, thinking or Thinking(), template or {}, settle, hidden_size)
+        thinking = thinking or self.defaults.thinking
+        return self.modes.request(messages, thinking, template or {}, settled, hidden_size)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
         """Run requests, yielding output as it comes; closing the iterator cancels what is left."""
@@ -261,6 +270,7 @@ class Engine:
             stop_token_ids=self.stop_token_ids,
             adapter=None if self.modes is None else self.modes.adapter,
             path=self.path,
+            defaults=self.defaults,
         )
         if not adaptive:
             engine.cost = None
@@ -315,6 +325,12 @@ def bind(drafter: Drafter | None, verifier: Verifier, path: Path | None) -> None
     """
     if drafter is not None and hasattr(drafter, "bind"):
         drafter.bind(verifier.model, path)
+
+
+def switch_of(options: EngineOptions, model: Path) -> Adapter | None:
+    """The adapter that ``options`` name, checked by `read_switch`; None where they name none."""
+    switch = options.switch
+    return None if switch is None or switch == NO_SWITCH else read_switch(switch, model)
 
 
 def read_switch(switch: str, model: Path) -> Adapter:

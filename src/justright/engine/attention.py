@@ -120,7 +120,7 @@ class StepPlan:
         if window not in self._static_masks:
             count = len(self.runs[0])
             device = self.positions.device
-            length = self.cache.capacity
+            length = self.cache.capacities[0]
             if self.cache.trimmed:
                 used = max(self.cache.lengths[run.slot] for run in self.runs) + count
                 length = min(length, -(-used // _STATIC_STEP) * _STATIC_STEP)

@@ -18,17 +18,18 @@ class KVCache:
 
     Life cycle: ``reserve`` room for new tokens, the attention function writes them with ``write`` during the
     forward, then ``keep`` makes the accepted ones part of the sequence and forgets the rest. Only ``keep``,
-    ``rewind``, ``clear`` and ``move`` change ``lengths``. Entries at or behind a row's length are garbage.
+    ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or behind a row's length are garbage.
 
-    Layers are allocated at their first write, since only the model knows the shapes: ``[slots, kv_heads,
-    capacity, head_dim]``; heads and head sizes may differ between layers and between keys and values.
+    Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may differ
+    between layers and between keys and values. A growing cache has a tensor ``[kv_heads, capacity, head_dim]`` for each
+    row, as long as that row needs; a static one has a single ``[slots, kv_heads, capacity, head_dim]``.
 
     Args:
         num_layers: decoder layers.
         slots: rows; the largest batch.
         max_tokens: the most tokens that a row may ever hold (the model's context).
         static: allocate ``max_tokens`` at once, and room for one padded step, so that shapes and addresses
-            never change (CUDA graphs); otherwise capacity grows in steps of 1,024 tokens or a quarter, whichever
+            never change (CUDA graphs); otherwise a row grows in steps of 1,024 tokens or a quarter, whichever
             is more.
         trimmed: a static cache is attended to as far as it is in use, in steps of 64 tokens: less to read, where
             shapes may change.
@@ -44,45 +45,50 @@ class KVCache:
         self.max_tokens = max_tokens
         self.static = static
         self.trimmed = trimmed
-        self.capacity = max_tokens + STATIC_SLACK if static else 0
+        self.capacities = [max_tokens + STATIC_SLACK if static else 0] * slots
         self.lengths = [0] * slots
-        self._keys: list[Tensor | None] = [None] * num_layers
-        self._values: list[Tensor | None] = [None] * num_layers
+        # Of each layer: rows, or the one tensor whose first dimension are the rows.
+        self._keys: list[Tensor | list[Tensor] | None] = [None] * num_layers
+        self._values: list[Tensor | list[Tensor] | None] = [None] * num_layers
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated (on a CPU, pages that were never written take no memory)."""
-        return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None)
+        stores = [s for s in (*self._keys, *self._values) if s is not None]
+        return sum(s.nbytes if isinstance(s, Tensor) else sum(row.nbytes for row in s) for s in stores)
 
     @torch.inference_mode()
     def reserve(self, slot: int, count: int) -> None:
-        """Make room for ``count`` tokens behind row ``slot``'s length, growing all layers when needed."""
+        """Make room for ``count`` tokens behind row ``slot``'s length, growing it in all layers when needed."""
         needed = self.lengths[slot] + count
         if needed > self.max_tokens:
             raise ResourceError(
                 f"the cache holds at most {self.max_tokens} tokens a sequence; {needed} are needed: "
                 "shorten the prompt, ask for fewer tokens, or use a smaller draft tree"
             )
-        if needed <= self.capacity:
+        old = self.capacities[slot]
+        if needed <= old:
             return
-        grown = max(needed, self.capacity + max(_GROWTH_TOKENS, self.capacity // 4))
-        capacity = min(grown, self.max_tokens)
-        for tensors in (self._keys, self._values):
-            for layer, old in enumerate(tensors):
-                if old is not None:
-                    tensors[layer] = self._grown(old, capacity)
-        # Last, so that a cache that found no memory half-way stays usable: a layer too large does no harm.
-        self.capacity = capacity
+        capacity = min(max(needed, old + max(_GROWTH_TOKENS, old // 4)), self.max_tokens)
+        for stores in (self._keys, self._values):
+            for store in stores:
+                if store is not None:
+                    assert isinstance(store, list)
+                    store[slot] = self._grown(store[slot], self.lengths[slot], capacity)
+        # Last, so that a cache that found no memory half-way stays usable: a row too large does no harm.
+        self.capacities[slot] = capacity
 
-    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Key and value storage of a layer, ``[slots, kv_heads, capacity, head_dim]``, allocated if need be.
+    def layer(
+        self, index: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor | list[Tensor], Tensor | list[Tensor]]:
+        """Key and value storage of a layer, by row, allocated if need be.
 
         ``key`` and ``value``, ``[..., kv_heads, tokens, head_dim]``, show shape, dtype and device.
         """
         keys, values = self._keys[index], self._values[index]
         if keys is None or values is None:
-            keys = self._keys[index] = self._allocate(key, self.capacity)
-            values = self._values[index] = self._allocate(value, self.capacity)
+            keys = self._keys[index] = self._store(key)
+            values = self._values[index] = self._store(value)
         return keys, values
 
     def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,12 +103,12 @@ class KVCache:
         Returns:
             Views of the row's keys and values up to and with the new tokens.
         """
-        keys, values = self.layer(index, key, value)
         start = self.lengths[slot]
         stop = start + key.shape[-2]
-        keys[slot, :, start:stop] = key
-        values[slot, :, start:stop] = value
-        return keys[slot, :, :stop], values[slot, :, :stop]
+        keys, values = (store[slot] for store in self.layer(index, key, value))
+        keys[:, start:stop] = key
+        values[:, start:stop] = value
+        return keys[:, :stop], values[:, :stop]
 
     def write_static(self, index: int, at: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """As `write` for the first rows at once, with shapes that do not depend on lengths.
@@ -116,10 +122,12 @@ class KVCache:
         Returns:
             Views of the rows' whole keys and values, ``[rows, kv_heads, capacity, ...]``.
         """
-        rows = slice(0, len(at))
-        found = tuple(tensor[rows] for tensor in self.layer(index, key, value))
-        for tensor, new in zip(found, (key, value), strict=True):
-            tensor.scatter_(2, at[:, None, :, None].expand_as(new), new)
+        found = []
+        for store, new in zip(self.layer(index, key, value), (key, value), strict=True):
+            assert isinstance(store, Tensor)
+            rows = store[: len(at)]
+            rows.scatter_(2, at[:, None, :, None].expand_as(new), new)
+            found.append(rows)
         return found[0], found[1]
 
     @torch.inference_mode()
@@ -129,19 +137,16 @@ class KVCache:
         if any(offset != i for i, offset in enumerate(path)):
             first = next(i for i, offset in enumerate(path) if offset != i)
             source = torch.tensor([start + offset for offset in path[first:]])
-            for tensor in (*self._keys, *self._values):
-                if tensor is not None:
-                    row = tensor[slot]
-                    row[:, start + first : start + len(path)] = row.index_select(1, source.to(row.device))
+            for row in self._row(slot):
+                row[:, start + first : start + len(path)] = row.index_select(1, source.to(row.device))
         self.lengths[slot] = start + len(path)
 
     @torch.inference_mode()
     def fill(self, slot: int, count: int) -> None:
         """Make row ``slot`` hold ``count`` tokens of zeros, in memory that is really there (for measurements)."""
         self.reserve(slot, count)
-        for tensor in (*self._keys, *self._values):
-            if tensor is not None:
-                tensor[slot, :, :count] = 0
+        for row in self._row(slot):
+            row[:, :count] = 0
         self.lengths[slot] = count
 
     def rewind(self, slot: int, length: int) -> None:
@@ -150,35 +155,56 @@ class KVCache:
         self.lengths[slot] = length
 
     def clear(self, slot: int) -> None:
-        """Empty row ``slot``."""
+        """Empty row ``slot``; its memory stays for the next sequence."""
         self.lengths[slot] = 0
 
     @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Copy row ``source`` over row ``target`` and empty ``source``, so that live rows stay together."""
-        if source == target:
+    def release(self, slot: int) -> None:
+        """Empty row ``slot`` and give its memory back (a static cache has it for good)."""
+        self.lengths[slot] = 0
+        if self.static:
             return
-        length = self.lengths[source]
-        for tensor in (*self._keys, *self._values):
-            if tensor is not None:
-                tensor[target, :, :length] = tensor[source, :, :length]
-        self.lengths[target] = length
-        self.lengths[source] = 0
+        self.capacities[slot] = 0
+        for store in (*self._keys, *self._values):
+            if store is not None:
+                store[slot] = store[slot][:, :0].clone()
 
-    def _allocate(self, like: Tensor, capacity: int) -> Tensor:
-        shape = (self.slots, like.shape[-3], capacity, like.shape[-1])
-        # A static cache is attended to as a whole, so what was never written must be finite.
-        make: Callable[..., Tensor] = torch.zeros if self.static else torch.empty
-        try:
-            return make(shape, dtype=like.dtype, device=like.device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            size = torch.Size(shape).numel() * like.element_size() / 2**20
-            raise ResourceError(
-                f"no memory for {size:.0f} MiB of key/value cache a layer: use a smaller batch or context"
-            ) from error
+    @torch.inference_mode()
+    def swap(self, one: int, other: int) -> None:
+        """Exchange two rows, so that live rows stay together; only a static cache copies anything."""
+        if one == other:
+            return
+        used = max(self.lengths[one], self.lengths[other])
+        for store in (*self._keys, *self._values):
+            if isinstance(store, Tensor):
+                store[[one, other], :, :used] = store[[other, one], :, :used]
+            elif store is not None:
+                store[one], store[other] = store[other], store[one]
+        for numbers in (self.lengths, self.capacities):
+            numbers[one], numbers[other] = numbers[other], numbers[one]
 
-    def _grown(self, old: Tensor, capacity: int) -> Tensor:
-        new = self._allocate(old, capacity)
-        for slot, length in enumerate(self.lengths):
-            new[slot, :, :length] = old[slot, :, :length]
+    def _row(self, slot: int) -> list[Tensor]:
+        """Keys and values of one sequence, ``[kv_heads, capacity, head_dim]`` each."""
+        return [store[slot] for store in (*self._keys, *self._values) if store is not None]
+
+    def _store(self, like: Tensor) -> Tensor | list[Tensor]:
+        heads, size = like.shape[-3], like.shape[-1]
+        if self.static:
+            # A static cache is attended to as a whole, so what was never written must be finite.
+            return _allocate(torch.zeros, (self.slots, heads, self.capacities[0], size), like)
+        return [_allocate(torch.empty, (heads, capacity, size), like) for capacity in self.capacities]
+
+    def _grown(self, old: Tensor, length: int, capacity: int) -> Tensor:
+        new = _allocate(torch.empty, (old.shape[0], capacity, old.shape[2]), old)
+        new[:, :length] = old[:, :length]
         return new
+
+
+def _allocate(make: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    try:
+        return make(shape, dtype=like.dtype, device=like.device)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        size = torch.Size(shape).numel() * like.element_size() / 2**20
+        raise ResourceError(
+            f"no memory for {size:.0f} MiB of key/value cache a layer: use a smaller batch or context"
+        ) from error

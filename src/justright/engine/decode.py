@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from justright.draft.base import EMPTY_DRAFT, Draft, Drafter
 from justright.engine.active import Active, chain, prefill_factor, state_to_draft_from, step_input
 from justright.engine.cost import StepCost
+from justright.engine.places import Places, needed_tokens
 from justright.engine.request import Emission, FinishReason, Request
-from justright.engine.sampling import Sampler, Verified
+from justright.engine.sampling import Sampler
 from justright.engine.speculation import Speculation, choose
 from justright.engine.step import StepOutput
 from justright.engine.text import TextStream
@@ -36,6 +37,9 @@ class DecodeLoop:
         max_draft: the most draft tokens a sequence and step.
         reuse_prefix: keep a finished sequence in its slot, and run only what is new of a prompt that begins
             alike (chats).
+        cache_tokens: the most tokens of keys and values at once; a request waits until its own fit in.
+        prefill_share: the most prompt tokens (rounded up to a chunk) that are run between two steps of those that
+            decode; None: whole prompts.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class DecodeLoop:
         cost: StepCost | None = None,
         max_draft: int = 32,
         reuse_prefix: bool = False,
+        cache_tokens: int | None = None,
+        prefill_share: int | None = None,
     ) -> None:
         self.verifier = verifier
         self.tokenizer = tokenizer
@@ -54,9 +60,10 @@ class DecodeLoop:
         verifier.spec_embedding = getattr(drafter, "spec_embedding", None)
         self.cost = cost
         self.max_draft = max_draft
-        self.reuse_prefix = reuse_prefix
-        self._active: list[Active] = []
-        self._waiting: deque[Request] = deque()
+        self.prefill_share = prefill_share
+        self.places = Places(verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens)
+        self.waiting: deque[Request] = deque()
+        self._joining: Iterator[Emission | int] | None = None
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
         """Run ``requests``, yielding output as it comes; closing the iterator early cancels what is left.
@@ -64,49 +71,83 @@ class DecodeLoop:
         Raises:
             ResourceError: a request that the cache can never hold, before any of them runs.
         """
-        waiting = self._waiting = deque(requests)
-        for request in waiting:
-            self._check_room(request)
+        for request in (requests := list(requests)):
+            self.check_room(request)
+        self.waiting.extend(requests)
         try:
-            while waiting or self._active:
-                while waiting and len(self._active) < self.verifier.slots:
-                    yield from self._admit(waiting.popleft())
-                if self._active:
-                    yield from self._step()
+            while self.busy:
+                yield from self.advance()
         finally:
-            for request in waiting:
-                request.finish_reason = "cancelled"
-            for active in list(self._active):
-                active.request.text += self._finish(active, "cancelled")
+            self.cancel_all()
 
-    def _admit(self, request: Request) -> Iterator[Emission]:
-        """Prefill a request into the next free slot and emit its first token."""
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self.places.all)
+
+    def advance(self) -> Iterator[Emission]:
+        """Let waiting requests join as far as there is room, then take one step with all that decode.
+
+        Requests may be appended to ``waiting`` between two calls; the iterator must be run to its end.
+        """
+        yield from self._join()
+        if self.places.decoding:
+            yield from self._step()
+
+    def cancel_all(self) -> None:
+        """End everything that waits or runs."""
+        for request in self.waiting:
+            request.finish_reason = "cancelled"
+        self.waiting.clear()
+        self._joining = None
+        for active in list(self.places.all):
+            active.request.text += self._finish(active, "cancelled")
+
+    def _join(self) -> Iterator[Emission]:
+        """Run prompts: whole ones, or at most ``prefill_share`` tokens of them while others decode."""
+        run = 0
+        while True:
+            if self._joining is None:
+                if not (self.waiting and self.places.has_room(self.waiting[0])):
+                    return
+                self._joining = self._admit(self.waiting.popleft())
+            for event in self._joining:
+                if isinstance(event, Emission):
+                    yield event
+                    continue
+                run += event
+                if self.prefill_share is not None and run >= self.prefill_share and self.places.decoding:
+                    return
+            self._joining = None
+
+    def _admit(self, request: Request) -> Iterator[Emission | int]:
+        """Prefill a request into the next free slot and emit its first token; numbers are tokens that were run."""
         if request.cancelled:
             request.finish_reason = "cancelled"
             yield Emission(request, [], "", 0, "cancelled")
             return
-        begin = time.perf_counter()
         stats = request.stats
         active = self._begin(request)
-        output = self._prefill(active)
+        output = yield from self._prefill(active)
         if output is not None and request.route is not None:
             stats.decision, turn = request.route.after_prefill(output.hidden[0])
             if turn is not None:
                 self._free(active)
                 request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
                 active = self._begin(request)
-                output = self._prefill(active)
+                output = yield from self._prefill(active)
         if output is None:
             yield self._emit(active, [], 0, None)
             return
-        verified = self._verify(active, EMPTY_DRAFT, output)
+        begin = time.perf_counter()
+        verified = active.verify(EMPTY_DRAFT, output)
+        self.places.seat(active)
         stats.prefill_s += time.perf_counter() - begin
         stats.near_ties += verified.near_ties
         yield self._emit(active, verified.token_ids, 0, state_to_draft_from(output, 0))
 
     def _begin(self, request: Request) -> Active:
         """Give a request the next free slot, empty but for what it can reuse."""
-        slot = len(self._active)
         request.stats.prompt_tokens = len(request.prompt_ids)
         stream, tracker = None, None
         if self.tokenizer is not None:
@@ -114,30 +155,30 @@ class DecodeLoop:
             if request.tags is not None:
                 tracker = ThoughtTracker(request.plan, request.tags, self.tokenizer, request.prompt_ids)
         active = Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
-        request.stats.reused_tokens = 0
-        if self.reuse_prefix and not self._reads:
-            factor = prefill_factor(request)
-            request.stats.reused_tokens = self.verifier.reuse(slot, request.prompt_ids, factor)
-        else:
-            self.verifier.clear(slot)
+        request.stats.reused_tokens = self.places.take(active, reuse=not self._reads)
         if self.drafter is not None:
             self.drafter.start(request.id, request.prompt_ids)
-        self._active.append(active)  # behind the start: what was not started is not stopped
+            active.drafting = True
         return active
 
-    def _prefill(self, active: Active) -> StepOutput | None:
-        """Run a request's prompt; None if it was cancelled on the way."""
-        request = active.request
+    def _prefill(self, active: Active) -> Generator[int, None, StepOutput | None]:
+        """Run a request's prompt chunk by chunk, telling how many tokens; None if it was cancelled on the way."""
+        request, verifier = active.request, self.verifier
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
-        slot, spec = self._active.index(active), self.verifier.spec_embedding is not None
         states: list[Tensor] | None = [] if self._reads else None
-        factor = prefill_factor(request)
-        for chunk in self.verifier.prefill(slot, new, factor, spec=spec, states=states):
-            output = chunk
+        for begin in range(0, len(new), verifier.prefill_chunk):
             if request.cancelled:
                 return None
-        assert output is not None
+            started = time.perf_counter()
+            chunk = new[begin : begin + verifier.prefill_chunk]
+            spec = verifier.spec_embedding is not None and begin + len(chunk) == len(new)
+            slot = self.places.slot(active)  # others may have ended since
+            [output] = verifier.prefill(slot, chunk, prefill_factor(request), spec=spec, states=states)
+            request.stats.prefill_s += time.perf_counter() - started
+            yield len(chunk)
+        if request.cancelled:
+            return None
         if states is not None:
             self.drafter.read(request.id, torch.cat(states))  # type: ignore[union-attr]
         return output
@@ -149,7 +190,7 @@ class DecodeLoop:
 
     def _step(self) -> Iterator[Emission]:
         """One verification for all active sequences."""
-        batch = list(self._active)
+        batch = list(self.places.decoding)
         begin = time.perf_counter()
         proposals, drafts = self._draft(batch)
         forced = [bool(active.forced) for active in batch]
@@ -157,7 +198,7 @@ class DecodeLoop:
         outputs = self.verifier.step(
             [step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
         )
-        verified = [self._verify(a, d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
+        verified = [a.verify(d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)
@@ -189,34 +230,6 @@ class DecodeLoop:
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
             yield self._emit(active, one.token_ids, accepted, state_to_draft_from(output, one.path[-1]))
-
-    def _verify(self, active: Active, draft: Draft, output: StepOutput) -> Verified:
-        """What stands of a draft, or of forced tokens in its place, and the token behind it."""
-        done: list[int] = []
-        for token in draft.token_ids if active.forced else ():
-            done.append(token)
-            active.forced.pop(0)
-            active.request.stats.forced_tokens += 1
-            if active.ends_step(token):
-                active.sampler.take(done)
-                return Verified(list(range(len(done))), done, 0)
-        if active.forced:  # no room was left for all of them in the step: the next is no choice either
-            done.append(active.forced.pop(0))
-            active.request.stats.forced_tokens += 1
-            active.ends_step(done[-1])
-            active.sampler.take(done)
-            return Verified(list(range(len(done))), done, 0)
-        if done:
-            active.sampler.take(done)
-            last = active.sampler.verify(EMPTY_DRAFT, output.logits[-1:], active.ends_step)
-            verified = Verified(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
-        else:
-            verified = active.sampler.verify(draft, output.logits, active.ends_step)
-        if active.request.route is not None:
-            chances = output.logits[verified.path].float().softmax(-1)
-            chosen = torch.tensor(verified.token_ids, device=chances.device)[:, None]
-            active.confidence = min(active.confidence, float(chances.gather(1, chosen).min()))
-        return verified
 
     def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
         """What is proposed, and the same cut to what pays; forced tokens go before any guess."""
@@ -285,9 +298,11 @@ class DecodeLoop:
             hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
         """
         request = active.request
-        kept, pieces, reason = self._cut(active, token_ids)
+        kept, pieces, reason = active.cut(token_ids)
         accepted = min(accepted, len(kept))
         request.token_ids += kept
+        logprobs = tuple(active.logprobs[: len(kept)])
+        request.logprobs += logprobs
         stats = request.stats
         stats.accepted += accepted
         stats.output_tokens = len(request.token_ids)
@@ -314,39 +329,19 @@ class DecodeLoop:
         text = "".join(pieces)
         request.text += text
         if route is None:
-            return Emission(request, kept, text, accepted, reason)
+            return Emission(request, kept, text, accepted, reason, logprobs)
         if reason is None:
             return Emission(request, [], "", 0, None)
-        return Emission(request, list(request.token_ids), request.text, 0, reason)
-
-    @staticmethod
-    def _cut(active: Active, token_ids: Sequence[int]) -> tuple[list[int], list[str], FinishReason | None]:
-        """Tokens up to the first that ends the request, their text, and why it ends."""
-        request = active.request
-        kept: list[int] = []
-        pieces: list[str] = []
-        reason: FinishReason | None = None
-        for token in token_ids:
-            kept.append(token)
-            if token in request.stop_token_ids:
-                reason = "stop"
-            elif active.stream is not None:
-                pieces.append(active.stream.push(token))
-                reason = "stop" if active.stream.stopped_by is not None else None
-            if reason is None and len(request.token_ids) + len(kept) >= request.max_tokens:
-                reason = "length"
-            if reason is not None:
-                break
-        return kept, pieces, reason
+        return Emission(request, list(request.token_ids), request.text, 0, reason, tuple(request.logprobs))
 
     def _again(self, active: Active, turn: Turn) -> None:
         """Give an answer up and let the request begin anew, before any that wait."""
         request = active.request
         self._free(active)
         request.stats.discarded_tokens += len(request.token_ids)
-        request.token_ids, request.text = [], ""
+        request.token_ids, request.text, request.logprobs = [], "", []
         request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
-        self._waiting.appendleft(request)
+        self.waiting.appendleft(request)
 
     def _observe(self, active: Active, token_ids: list[int], hidden: Tensor | None) -> None:
         """Tell the drafter what was emitted."""
@@ -360,7 +355,7 @@ class DecodeLoop:
             active.request.stats.draft_s += seconds
             active.request.stats.decode_s += seconds
 
-    def _check_room(self, request: Request) -> None:
+    def check_room(self, request: Request) -> None:
         """Refuse what the cache can never hold, before the request has any slot.
 
         Raises:
@@ -371,6 +366,12 @@ class DecodeLoop:
             raise ResourceError(
                 f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones do not fit "
                 f"the {self.verifier.max_tokens} tokens of context: shorten the prompt or lower max_tokens"
+            )
+        limit = self.places.cache_tokens
+        if limit is not None and needed_tokens(request) > limit:
+            raise ResourceError(
+                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones need room for "
+                f"{needed_tokens(request)} in the cache, which holds {limit}: shorten the prompt or lower max_tokens"
             )
 
     def _finish(self, active: Active, reason: FinishReason) -> str:
@@ -383,14 +384,7 @@ class DecodeLoop:
         return active.stream.finish()
 
     def _free(self, active: Active) -> None:
-        """Free a request's slot, keeping live slots together."""
-        slot = self._active.index(active)
-        last = len(self._active) - 1
-        if slot != last:
-            self._active[slot] = self._active[last]
-            self.verifier.move(last, slot)
-        elif not self.reuse_prefix:
-            self.verifier.clear(slot)
-        self._active.pop()
-        if self.drafter is not None:
+        """Take a request's slot from it."""
+        self.places.free(active)
+        if active.drafting and self.drafter is not None:
             self.drafter.stop(active.request.id)

@@ -20,6 +20,7 @@ _DTYPES = {
     "fp16": torch.float16,
 }
 _MAX_DRAFT = 32
+NO_SWITCH = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,14 @@ class EngineOptions:
         slots: sequences decoded at once.
         cache: "grow", or "static" (the whole context allocated, shapes constant).
         max_context: cap on the tokens of a sequence; the model's context by default.
-        draft: name of the drafter, "none" for plain decoding.
+        draft: name of the drafter, "none" for plain decoding; None: a bundle's own, else none.
         draft_options: the drafter's own options, by name.
         max_draft: the most draft tokens a sequence and step.
         adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
         prefill_chunk: tokens per prefill forward.
         reuse_prefix: run only what is new of a prompt that begins like the sequence before it in the same slot.
-        switch: the adapter that makes the model answer fast: a directory or a hub id; None: there is none.
+        switch: the adapter that makes the model answer fast: a directory or a hub id, "none" for none; None: a
+            bundle's own, else none.
     """
 
     dtype: str = "float32"
@@ -48,7 +50,7 @@ class EngineOptions:
     slots: int = 1
     cache: CacheKind = "grow"
     max_context: int | None = None
-    draft: str = "none"
+    draft: str | None = None
     draft_options: Mapping[str, Any] = field(default_factory=dict)
     max_draft: int = _MAX_DRAFT
     adaptive: bool = True

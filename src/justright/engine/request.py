@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
-from justright.engine.sampling import SamplingParams
+from justright.engine.sampling import Constraint, SamplingParams, TokenLogprob
 from justright.engine.stats import RequestStats
 from justright.switch.routing import Route
 from justright.switch.thinking import ModePlan, ThinkingTags
@@ -32,11 +32,17 @@ class Request:
         plan: the switch's factors and how long it may think.
         tags: how the model marks thoughts; None: nothing is known of them (needs a tokenizer).
         route: who decides between this prompt and plan, the fast ones, and slow ones; None: settled.
+        top_logprobs: how many of the likeliest tokens to tell with the log-probability of each emitted one; None: tell
+            nothing.
+        constraint: what the answer may be; thoughts are free.
         token_ids: what was emitted.
+        logprobs: of ``token_ids``, if asked for.
         text: what was emitted, as text, up to the stop string.
         finish_reason: "stop" (end token or stop string), "length", "cancelled"; None while it runs.
         stopped_by: the stop string, if one ended it.
         stats: counts and times.
+        timed_out: it was cancelled because its time was up.
+        error: what broke while it ran.
     """
 
     prompt_ids: Sequence[int]
@@ -47,13 +53,18 @@ class Request:
     plan: ModePlan = field(default_factory=ModePlan)
     tags: ThinkingTags | None = None
     route: Route | None = None
+    top_logprobs: int | None = None
+    constraint: Constraint | None = None
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
     stopped_by: str | None = None
     stats: RequestStats = field(default_factory=RequestStats)
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
+    timed_out: bool = False
+    error: Exception | None = None
 
     def cancel(self) -> None:
         """Stop at the next step; what was emitted stays."""
@@ -69,6 +80,7 @@ class Emission:
         token_ids: new tokens, maybe none on the last.
         text: new text that is certain (stop strings hold some back).
         drafted: how many of ``token_ids`` came from a draft.
+        logprobs: of ``token_ids``, if the request asks for them.
     """
 
     request: Request
@@ -76,3 +88,4 @@ class Emission:
     text: str
     drafted: int
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -105,6 +106,44 @@ class Verified:
     near_ties: int
 
 
+class Constraint(Protocol):
+    """What an output may be, token by token (a grammar, a JSON schema)."""
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """``[vocab]`` float32 scores, with minus infinity where a token is not allowed next."""
+        ...
+
+    def take(self, token_id: int) -> None:
+        """Note a chosen token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one emitted token was, by the model's own distribution (before temperature and the like).
+
+    Attributes:
+        token_id: the token.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens and theirs, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:
+    """For each token its row of log-probabilities, ``rows [tokens, vocab]``, told with the ``top`` likeliest."""
+    best = rows.topk(top, dim=-1)
+    chosen = rows.gather(1, torch.tensor(token_ids, device=rows.device)[:, None])[:, 0].tolist()
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        TokenLogprob(token, logprob, tuple(zip(ids, values, strict=True)))
+        for token, logprob, (ids, values) in zip(token_ids, chosen, likeliest, strict=True)
+    ]
+
+
 class Sampler:
     """Chooses the tokens of one request: its options, its random generator, the tokens so far.
 
@@ -124,26 +163,35 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
-    def verify(self, draft: Draft, logits: Tensor, until: Until = lambda _: False) -> Verified:
+    def verify(
+        self,
+        draft: Draft,
+        logits: Tensor,
+        until: Until = lambda _: False,
+        constraint: Constraint | None = None,
+    ) -> Verified:
         """Walk the draft from its root as far as the model agrees, and choose the token behind it.
 
         Args:
             draft: nodes 1.. of the step (its parent -1 is the step's node 0).
             logits: ``[nodes + 1, vocab]``, the model's, behind the root and behind each node.
             until: asked of every chosen token, once; True ends the walk with it, guessed or not.
+            constraint: on all tokens chosen here, which it is told.
         """
-        if self.params.greedy and self._context is None:
+        if self.params.greedy and self._context is None and constraint is None:
             return self._verify_greedy(draft, logits, until)
         children = _children(draft)
         path, tokens, ties = [0], [], 0
         while True:
             node = path[-1]
-            scores = self._process(logits[node])
+            scores = self._process(logits[node], constraint)
             token, accepted, tie = self._choose(scores, children[node], draft, node, logits.dtype)
             tokens.append(token)
             ties += tie
             if self._context is not None:
                 self._context.append(token)
+            if constraint is not None:
+                constraint.take(token)
             if until(token) or accepted is None:
                 return Verified(path, tokens, ties)
             path.append(accepted)
@@ -170,10 +218,11 @@ class Sampler:
                 return Verified(path, tokens, ties)
             path.append(accepted)
 
-    def _process(self, row: Tensor) -> Tensor:
-        """Processed scores ``[vocab]`` in float32, as ``generate`` would have them."""
+    def _process(self, row: Tensor, constraint: Constraint | None) -> Tensor:
+        """Processed scores ``[vocab]`` in float32, as ``generate`` would have them of what is allowed."""
         context = torch.tensor([self._context or []], dtype=torch.long, device=row.device)
-        scores: Tensor = self._processors(context, row[None].float())[0]
+        allowed = row.float() if constraint is None else constraint.mask(row.float())
+        scores: Tensor = self._processors(context, allowed[None])[0]
         return scores
 
     def _choose(

@@ -146,15 +146,19 @@ class Verifier:
         Returns:
             How many tokens of ``token_ids`` the slot holds now; run `prefill` on the rest.
         """
-        held = self._held[slot]
-        shared = 0
-        for shared, (mine, new) in enumerate(zip(held, token_ids[:-1], strict=False), start=1):
-            if mine != (new, factor):
-                shared -= 1
-                break
+        shared = self.shared(slot, token_ids, factor)
         self.cache.rewind(slot, shared)
-        del held[shared:]
+        del self._held[slot][shared:]
         return shared
+
+    def shared(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
+        """How many tokens `reuse` would find in slot ``slot``."""
+        count = 0
+        for held, new in zip(self._held[slot], token_ids[:-1], strict=False):
+            if held != (new, factor):
+                break
+            count += 1
+        return count
 
     def prefill(
         self,
@@ -223,10 +227,15 @@ class Verifier:
         self.cache.clear(slot)
         self._held[slot] = []
 
-    def move(self, source: int, target: int) -> None:
-        """Move a sequence to another slot, over whatever that one holds."""
-        self.cache.move(source, target)
-        self._held[target], self._held[source] = self._held[source], []
+    def release(self, slot: int) -> None:
+        """Forget slot ``slot``'s sequence and give its memory back."""
+        self.cache.release(slot)
+        self._held[slot] = []
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange the sequences of two slots."""
+        self.cache.swap(one, other)
+        self._held[one], self._held[other] = self._held[other], self._held[one]
 
     def time_step(self, tokens: int, past: int, slot: int = 0) -> float:
         """Seconds that a step of ``tokens`` chain tokens takes behind ``past`` cached ones (contents arbitrary).

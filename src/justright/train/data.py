@@ -29,6 +29,7 @@ TEACHER_TOKENS = 8
 """Of the verifier's distribution, how many of the most likely tokens are kept as targets."""
 
 _EVALUATION = "held-out"
+_ROW_NUMBERS = 2**21  # 8 MiB of float32
 
 Report = Callable[[int, int, float], None]
 """``(sequences done, sequences in all, tokens a second)``"""
@@ -266,12 +267,10 @@ def sample(
     states: list[Tensor] = []
     teachers: list[tuple[Tensor, Tensor]] = []
     for step in range(setting.output_tokens):
-        probs = torch.softmax(torch.cat(logits).float() / setting.temperature, dim=-1)
-        drawn = _draw(probs, generator)
-        best = probs.topk(min(TEACHER_TOKENS, probs.shape[-1]), dim=-1)
+        drawn, best, chances = _draw(logits, setting.temperature, generator)
         tokens.append(drawn)
         states.append(torch.cat(hidden).bfloat16().cpu())
-        teachers.append((best.indices.cpu(), best.values.half().cpu()))
+        teachers.append((best, chances))
         if step + 1 == setting.output_tokens:
             break
         outputs = verifier.step([StepInput(i, [t], factor=factors[i]) for i, t in enumerate(drawn.tolist())])
@@ -295,12 +294,28 @@ def sample(
     )
 
 
-def _draw(probs: Tensor, generator: torch.Generator) -> Tensor:
-    """One token a row by inverse CDF: ``[rows]`` on the CPU, the same on every device."""
-    uniform = torch.rand(len(probs), 1, generator=generator, dtype=torch.float32).to(probs.device)
-    cdf = probs.cumsum(dim=-1)
-    found = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)[:, 0]
-    return found.clamp(max=probs.shape[-1] - 1).cpu()
+def _draw(
+    logits: Sequence[Tensor], temperature: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token a row by inverse CDF, the same on every device; and the likeliest ones with their probabilities.
+
+    ``logits`` are ``[1, vocab]`` each; the results ``[rows]``, ``[rows, 8]`` int64, ``[rows, 8]`` float16, on the CPU. A
+    few rows at a time: a whole batch of a large vocabulary is more memory than the allocator keeps, and on a CPU getting
+    it anew at every step took longer than the model.
+    """
+    uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float32).to(logits[0].device)
+    rows = max(1, _ROW_NUMBERS // logits[0].shape[-1])
+    found = []
+    for begin in range(0, len(logits), rows):
+        probs = torch.softmax(torch.cat(list(logits[begin : begin + rows])).float() / temperature, dim=-1)
+        cdf = probs.cumsum(dim=-1)
+        drawn = torch.searchsorted(cdf, uniform[begin : begin + rows] * cdf[:, -1:], right=True)[:, 0]
+        best = probs.topk(min(TEACHER_TOKENS, probs.shape[-1]), dim=-1)
+        found.append(
+            (drawn.clamp(max=probs.shape[-1] - 1).cpu(), best.indices.cpu(), best.values.half().cpu())
+        )
+    tokens, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tokens, indices, values
 
 
 def _lengths(tokens: Tensor, end_tokens: frozenset[int]) -> Tensor:

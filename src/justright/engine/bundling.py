@@ -1,0 +1,182 @@
+"""A bundle's parts, checked against its model before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from justright.draft.registry import drafter_names
+from justright.draft.store import find_drafter, read_about, read_for, read_tensors
+from justright.engine.api import check_model, read_switch
+from justright.engine.defaults import Defaults
+from justright.engine.modes import Modes
+from justright.errors import UsageError
+from justright.models.architectures import context_length, text_config
+from justright.models.bundle import Bundle, Tick, bundled_files, write_bundle
+from justright.models.identity import weights_identity
+from justright.models.reading import Checkpoint
+from justright.models.sources import check_tokenizer_files, resolve, resolve_drafter
+from justright.models.tokenizers import load_tokenizer
+from justright.provenance import collect
+from justright.switch.adapter import Adapter
+
+KIND_OF = {"lstm": "lstm", "hybrid": "lstm", "attention": "attention"}
+"""Drafters that need a trained one, and its kind."""
+_BEST = {"lstm": "hybrid", "attention": "attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What belongs together.
+
+    Attributes:
+        model: the checkpoint directory.
+        verifier: `weights_identity` of it.
+        parts: of `justright.models.bundle.PARTS`, the folder of each.
+        about: of each part, what it is.
+        defaults: how it will be run.
+        notes: what whoever bundles should know.
+    """
+
+    model: Path
+    verifier: str
+    parts: Mapping[str, Path]
+    about: Mapping[str, Mapping[str, Any]]
+    defaults: Defaults
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(bundled_files(self.model, self.parts).values())
+
+    def write(self, out: Path, *, copy: bool = False, tick: Tick = lambda *_: None) -> Bundle:
+        """See `write_bundle`."""
+        record = collect(inputs={"model": self.model, **self.parts}, hash_inputs=False)
+        return write_bundle(
+            out, self.model, self.parts, verifier=self.verifier, about=self.about,
+            defaults=self.defaults.to_dict(), provenance=record, copy=copy, tick=tick,
+        )  # fmt: skip
+
+
+def check_contents(
+    model: str,
+    *,
+    switch: str | None = None,
+    draft: str | None = None,
+    draft_options: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Contents:
+    """Find all parts and check that they are for this model; reads no more of its weights than tells it apart.
+
+    Args:
+        model: as `resolve` takes it; of a bundle, its checkpoint.
+        switch: an adapter's directory or hub id.
+        draft: a drafter's directory or hub id, or the name of one: then the trained one that a package carries for this
+            model, if it needs one.
+        draft_options: of the drafter, by default.
+        defaults: names of `justright.engine.defaults.DEFAULTS` and their values.
+
+    Raises:
+        JustrightError: any of its kinds: a part that is not there, is damaged, or was made for another model; defaults
+            that cannot be.
+    """
+    path = resolve(model).path
+    check_model(path)
+    check_tokenizer_files(path)
+    with Checkpoint.open(path) as checkpoint:
+        config = checkpoint.config
+    tokenizer = load_tokenizer(path)
+    identity = weights_identity(path)
+    values = dict(defaults or {})
+    parts: dict[str, Path] = {}
+    about: dict[str, Mapping[str, Any]] = {}
+    notes: list[str] = []
+    adapter = None if switch is None else read_switch(switch, path)
+    if adapter is not None:
+        parts["switch"], about["switch"] = adapter.path, _about_switch(adapter)
+        notes += _check_switch(adapter, tokenizer)
+    if draft is not None:
+        name, folder = _drafter(draft, path, identity, text_config(config).vocab_size)
+        values.setdefault("draft", name)
+        if folder is not None:
+            parts["draft"], about["draft"] = folder, _about_drafter(folder)
+            if adapter is not None and 1.0 not in about["draft"]["factors"]:
+                notes.append("the drafter was trained in slow mode only: in fast mode it will guess less")
+    settled = Defaults.of(values, draft_options or {})
+    _check_defaults(settled, config, Modes(tokenizer, adapter), about.get("draft"))
+    return Contents(path, identity, parts, about, settled, tuple(notes))
+
+
+def _check_switch(adapter: Adapter, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Refuse an adapter for other tokens; tell what it does not tell."""
+    if (adapter.path / "tokenizer.json").is_file():
+        ours, theirs = tokenizer.get_vocab(), load_tokenizer(adapter.path).get_vocab()
+        if ours != theirs:
+            moved = sorted(set(ours.items()) ^ set(theirs.items()))
+            raise UsageError(
+                f"{adapter.path} was made for a model with other tokens ({moved[0][0]!r} first): extract a switch for "
+                "this one"
+            )
+    notes = []
+    if adapter.base is None:
+        notes.append(
+            f"{adapter.path} does not say which model it was made for: nobody can check that it is this one"
+        )
+    if adapter.template is None:
+        notes.append("the switch has no chat template: in fast mode the slow model's is used")
+    return notes
+
+
+def _about_switch(adapter: Adapter) -> dict[str, Any]:
+    kept = {name: adapter.settings[name] for name in ("form", "energy", "slow") if name in adapter.settings}
+    return {"base": adapter.base, "parameters": adapter.parameters, "taken_from": str(adapter.path), **kept}
+
+
+def _about_drafter(folder: Path) -> dict[str, Any]:
+    found = read_about(folder)
+    shape = ("kind", "cell", "width", "spec", "verifier")
+    kept: dict[str, Any] = {name: found[name] for name in shape if name in found}
+    length = found.get("accuracy", {}).get("length")
+    factors = found.get("data", {}).get("factors", [0.0])
+    return {**kept, "acceptance_length": length, "factors": factors, "taken_from": str(folder)}
+
+
+def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[str, Path | None]:
+    """The drafter's name, and the folder of the trained one if it needs one."""
+    named = draft in drafter_names()
+    if named and draft not in KIND_OF:
+        return draft, None
+    folder = find_drafter(None, identity, KIND_OF[draft], model) if named else resolve_drafter(draft)
+    about = read_for(folder, identity, read_about(folder)["kind"])
+    if about.get("vocab_size") != vocab_size:
+        raise UsageError(
+            f"the drafter in {folder} is for {about.get('vocab_size')} tokens, the model has {vocab_size}: train one "
+            "for this model (justright draft train)"
+        )
+    read_tensors(folder, about.get("draft_vocab") or 0, vocab_size)  # a damaged one is refused here
+    return draft if named else _BEST[about["kind"]], folder
+
+
+def _check_defaults(
+    defaults: Defaults, config: Mapping[str, Any], modes: Modes, drafter: Mapping[str, Any] | None
+) -> None:
+    """Refuse what this model, with these parts, cannot do.
+
+    Raises:
+        UsageError: a drafter that needs a trained one, an effort that needs a switch, more context than there is.
+    """
+    needed = KIND_OF.get(defaults.draft or "")
+    if needed is not None and (drafter is None or drafter["kind"] != needed):
+        has = "none" if drafter is None else f"one of the kind {drafter['kind']}"
+        raise UsageError(
+            f"{defaults.draft} drafts need a trained drafter of the kind {needed}, and the bundle has {has}: give one"
+        )
+    modes.check(defaults.thinking, text_config(dict(config)).hidden_size)
+    most = context_length(dict(config))
+    if defaults.max_context is not None and defaults.max_context > most:
+        raise UsageError(f"max_context is {defaults.max_context}, and the model's context is {most}")

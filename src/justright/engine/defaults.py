@@ -1,0 +1,134 @@
+"""How a bundle is run where nobody says otherwise; read in one place, so that every command does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from justright.draft.registry import create_drafter
+from justright.engine.modes import Thinking
+from justright.engine.options import NO_SWITCH, EngineOptions
+from justright.engine.sampling import SamplingParams
+from justright.errors import CheckpointError, UsageError
+from justright.models.bundle import MANIFEST, Bundle, is_bundle
+
+SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
+DEFAULTS = ("draft", "effort", "max_context", *SAMPLING)
+"""What can be set by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """A bundle's own way to be run; what is None is left to whoever runs it.
+
+    Attributes:
+        draft: name of the drafter.
+        draft_options: its options; not its path, which is the bundle's.
+        effort: of `justright.switch.effort.EFFORTS`.
+        max_context: cap on the tokens of a sequence.
+        sampling: fields of `SamplingParams` but for the seed.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+
+    draft: str | None = None
+    draft_options: Mapping[str, Any] = field(default_factory=dict)
+    effort: str | None = None
+    max_context: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.draft_options and self.draft is None:
+            raise UsageError("options of a drafter, and no drafter by default: name one (draft)")
+        if "path" in self.draft_options:
+            raise UsageError("a bundle's drafter is in the bundle: leave its path out")
+        if self.draft is not None:
+            create_drafter(self.draft, **self.draft_options)
+        if unknown := sorted(set(self.sampling) - set(SAMPLING)):
+            raise UsageError(f"sampling by default has no {unknown[0]}; allowed: {', '.join(SAMPLING)}")
+        for name, value in {"max_context": self.max_context, **self.sampling}.items():
+            whole = name in ("max_context", "top_k")
+            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if value is not None and not number:
+                raise UsageError(f"{name} is {value!r}; allowed: a {'whole ' * whole}number")
+        EngineOptions(max_context=self.max_context)  # checks it
+        _ = self.params, self.thinking
+
+    @property
+    def params(self) -> SamplingParams:
+        """How tokens are chosen."""
+        return SamplingParams(**self.sampling)
+
+    @property
+    def thinking(self) -> Thinking:
+        """How much is thought."""
+        return Thinking(self.effort)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], draft_options: Mapping[str, Any]) -> Defaults:
+        """Out of names of `DEFAULTS` and their values.
+
+        Raises:
+            UsageError: an unknown name, or a value that is not allowed.
+        """
+        if unknown := sorted(set(values) - set(DEFAULTS)):
+            raise UsageError(f"there is no default {unknown[0]!r}; allowed: {', '.join(DEFAULTS)}")
+        for name in ("draft", "effort"):
+            if not isinstance(values.get(name, ""), str | None):
+                raise UsageError(f"{name} is {values[name]!r}; allowed: a name")
+        sampling = {name: value for name, value in values.items() if name in SAMPLING}
+        rest = {name: value for name, value in values.items() if name not in SAMPLING}
+        return cls(**rest, draft_options=dict(draft_options), sampling=sampling)
+
+    @classmethod
+    def read(cls, path: Path) -> Defaults:
+        """Those of the bundle at ``path``; none of a plain checkpoint.
+
+        Raises:
+            CheckpointError: the manifest has some that this version does not know.
+        """
+        if not is_bundle(path):
+            return cls()
+        found = Bundle.open(path).defaults
+        try:
+            return cls(**found)
+        except (TypeError, UsageError) as error:
+            raise CheckpointError(f"the defaults in {path / MANIFEST} cannot be used: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest: what is set."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in found.items() if value not in (None, {})}
+
+
+def settle(options: EngineOptions, path: Path, draft: str = "none") -> tuple[EngineOptions, Defaults]:
+    """Fill in what ``options`` leave open: by the bundle at ``path``, if it is one.
+
+    Args:
+        options: as the user gave them.
+        path: the model's directory.
+        draft: the drafter, where neither user nor bundle names one.
+
+    Returns:
+        Options with no drafter left open, and the bundle's defaults.
+
+    Raises:
+        CheckpointError: a damaged bundle.
+    """
+    defaults = Defaults.read(path)
+    changes: dict[str, Any] = {}
+    if options.draft is None and defaults.draft is not None:
+        changes["draft"] = defaults.draft
+        changes["draft_options"] = {**defaults.draft_options, **options.draft_options}
+    elif options.draft is None:
+        changes["draft"] = draft
+    if options.max_context is None:
+        changes["max_context"] = defaults.max_context
+    if options.switch is None and is_bundle(path) and (switch := Bundle.open(path).part("switch")):
+        changes["switch"] = str(switch)
+    if options.switch == NO_SWITCH:
+        defaults = replace(defaults, effort=None)
+    return replace(options, **changes), defaults

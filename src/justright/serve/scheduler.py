@@ -1,0 +1,247 @@
+"""Continuous batching: one thread runs the engine, requests join and leave between its steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from justright.engine.api import Engine
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Emission, Request
+from justright.errors import JustrightError
+
+log = logging.getLogger("justright.serve")
+
+PREFILL_SHARE = 512
+"""Prompt tokens that are run between two steps of those who wait for their next token."""
+
+Listener = Callable[[Emission], None]
+"""Told of every emission, on the engine's thread; the last one has a finish reason. It must not block."""
+
+
+class QueueFull(JustrightError):
+    """Too many requests wait already.
+
+    Attributes:
+        retry_after_s: when there may be room, by how long the last ones took.
+    """
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests wait already: try again in {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
+
+
+class ShuttingDown(JustrightError):
+    """The server takes no more requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What goes on.
+
+    Attributes:
+        waiting: requests that have no slot yet.
+        running: requests that have one.
+        slots: the most that can.
+        cached_tokens: of keys and values, finished sequences' included.
+        reserved_tokens: that the running requests may come to need.
+        cache_tokens: the limit on these; None: there is none.
+        cache_bytes: allocated.
+        steps: taken since the start.
+        alive: whether the engine's thread runs.
+        draining: whether new requests are refused.
+    """
+
+    waiting: int
+    running: int
+    slots: int
+    cached_tokens: int
+    reserved_tokens: int
+    cache_tokens: int | None
+    cache_bytes: int
+    steps: int
+    alive: bool
+    draining: bool
+
+
+@dataclass(slots=True)
+class _Entry:
+    request: Request
+    listener: Listener
+    deadline: float | None
+    submitted: float
+
+
+class Scheduler:
+    """Runs requests of many threads on one engine.
+
+    Args:
+        engine: from now on used by nobody else.
+        max_waiting: requests that may wait for a slot; more are refused.
+        cache_tokens: the most tokens of keys and values at once; None: no limit but the slots' contexts.
+        prefill_share: prompt tokens between two steps of those that decode.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int = 64,
+        cache_tokens: int | None = None,
+        prefill_share: int = PREFILL_SHARE,
+    ) -> None:
+        self.engine = engine
+        self.max_waiting = max_waiting
+        self._loop = DecodeLoop(
+            engine.verifier,
+            engine.tokenizer,
+            drafter=engine.drafter,
+            cost=engine.cost,
+            max_draft=engine.options.max_draft,
+            reuse_prefix=engine.options.reuse_prefix,
+            cache_tokens=cache_tokens,
+            prefill_share=prefill_share,
+        )
+        self._changed = threading.Condition()
+        self._new: deque[_Entry] = deque()  # handed in, and not seen by the engine's thread yet
+        self._entries: dict[int, _Entry] = {}
+        self._draining = self._stopped = False
+        self._steps = 0
+        self._recent: deque[float] = deque(maxlen=32)  # seconds that requests took
+        self._thread = threading.Thread(target=self._run, name="justright-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: Request, listener: Listener, *, deadline_s: float | None = None) -> None:
+        """Hand a request in; from any thread.
+
+        Args:
+            request: fresh; it is the engine's until its last emission.
+            listener: told of its emissions.
+            deadline_s: seconds after which it is cut off, wherever it is.
+
+        Raises:
+            ResourceError: it can never fit.
+            QueueFull: too many wait.
+            ShuttingDown: no more are taken.
+        """
+        self._loop.check_room(request)
+        now = time.monotonic()
+        deadline = None if deadline_s is None else now + deadline_s
+        with self._changed:
+            if self._draining or self._stopped:
+                raise ShuttingDown("the server is shutting down: send the request to another one")
+            waiting = len(self._new) + len(self._loop.waiting)
+            busy = len(self._entries) >= self.engine.verifier.slots
+            if busy and waiting >= self.max_waiting:
+                raise QueueFull(waiting, self._patience(waiting))
+            entry = _Entry(request, listener, deadline, now)
+            self._entries[request.id] = entry
+            self._new.append(entry)
+            self._changed.notify_all()
+
+    def cancel(self, request: Request) -> None:
+        """End a request at the next step, or the next chunk of its prompt; from any thread."""
+        request.cancel()
+        with self._changed:
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more requests, wait for the rest, then cancel what is left and stop.
+
+        Returns:
+            Whether all of them came to their end.
+        """
+        with self._changed:
+            self._draining = True
+            finished = self._changed.wait_for(lambda: not self._entries, timeout_s)
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        return finished
+
+    def snapshot(self) -> Snapshot:
+        """What goes on, for metrics; from any thread, so figures of one step may mix with the next's."""
+        places, cache = self._loop.places, self.engine.verifier.cache
+        return Snapshot(
+            waiting=len(self._new) + len(self._loop.waiting),
+            running=len(places.all),
+            slots=cache.slots,
+            cached_tokens=sum(cache.lengths),
+            reserved_tokens=places.reserved_tokens,
+            cache_tokens=places.cache_tokens,
+            cache_bytes=cache.nbytes,
+            steps=self._steps,
+            alive=self._thread.is_alive(),
+            draining=self._draining,
+        )
+
+    def _patience(self, waiting: int) -> float:
+        """Seconds until a request that comes now might get a slot."""
+        each = sum(self._recent) / len(self._recent) if self._recent else 1.0
+        return max(1.0, each * (waiting + 1) / self.engine.verifier.slots)
+
+    def _run(self) -> None:
+        """The engine's thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._new or self._loop.busy or self._stopped)
+                while self._new:
+                    self._loop.waiting.append(self._new.popleft().request)
+            if self._stopped:
+                break
+            self._enforce()
+            try:
+                for emission in self._loop.advance():
+                    self._tell(emission)
+            except Exception as error:
+                log.exception("the engine failed; its requests are ended")
+                self._fail(error)
+            self._steps += 1
+        self._fail(None)
+
+    def _enforce(self) -> None:
+        """Cancel what is out of time, and let go of what was cancelled while it waited."""
+        now = time.monotonic()
+        for entry in list(self._entries.values()):
+            if entry.deadline is not None and now >= entry.deadline and not entry.request.cancelled:
+                entry.request.timed_out = True
+                entry.request.cancel()
+        gone = [request for request in self._loop.waiting if request.cancelled]
+        for request in gone:
+            self._loop.waiting.remove(request)
+            request.finish_reason = "cancelled"
+            self._tell(Emission(request, [], "", 0, "cancelled"))
+
+    def _tell(self, emission: Emission) -> None:
+        entry = self._entries[emission.request.id]
+        try:
+            entry.listener(emission)
+        except Exception:
+            log.exception("a listener failed; its request is cancelled")
+            emission.request.cancel()
+        if emission.finish_reason is not None:
+            with self._changed:
+                del self._entries[emission.request.id]
+                self._recent.append(time.monotonic() - entry.submitted)
+                self._changed.notify_all()
+
+    def _fail(self, error: Exception | None) -> None:
+        """End all requests; with what broke, if something did."""
+        with self._changed:
+            self._loop.waiting.extend(entry.request for entry in self._new)
+            self._new.clear()
+        self._loop.cancel_all()
+        for slot in range(self.engine.verifier.slots):
+            self.engine.verifier.clear(slot)
+        for entry in list(self._entries.values()):
+            entry.request.error = error
+            entry.request.finish_reason = "cancelled"
+            self._tell(Emission(entry.request, [], "", 0, "cancelled"))

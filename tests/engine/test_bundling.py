@@ -1,0 +1,212 @@
+"""Bundles in the engine: their parts belong together, and are used where nobody says otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bundle_helpers import Parts, tiny_drafter, tiny_parts
+from engine_helpers import prompt_of
+from justright.draft.hybrid import HybridDrafter
+from justright.draft.lstm_drafter import LstmDrafter
+from justright.draft.store import drafter_at_hand
+from justright.engine.api import Engine
+from justright.engine.bundling import check_contents
+from justright.engine.defaults import Defaults
+from justright.engine.modes import Thinking
+from justright.engine.sampling import SamplingParams
+from justright.errors import CheckpointError, JustrightError, UsageError
+from justright.models.bundle import MANIFEST, Bundle
+from tiny import save_tiny
+
+PROMPT = prompt_of(15)
+TALK = [{"role": "user", "content": "the quick fox"}]
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    return tiny_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def bundle(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "all"
+    check_contents(
+        str(parts.slow), switch=str(parts.switch), draft=str(parts.draft), draft_options={"nodes": 3, "spec": False},
+        defaults={"draft": "lstm", "effort": "none", "max_context": 200, "temperature": 0.8, "top_k": 5},
+    ).write(out)  # fmt: skip
+    return out
+
+
+def test_greedy_output_is_that_of_the_parts(parts: Parts, bundle: Path) -> None:
+    plain, switched = Engine.load(str(parts.slow)), Engine.load(str(parts.slow), switch=str(parts.switch))
+    engine = Engine.load(str(bundle), adaptive=False)
+    greedy: dict[str, Any] = {"params": SamplingParams(), "max_tokens": 24, "ignore_eos": True}
+    drafted = engine.generate(PROMPT, **greedy)
+    assert drafted.token_ids == plain.generate(PROMPT, **greedy).token_ids
+    assert drafted.stats.drafted > 0
+    fast = [e.conversation(TALK, thinking=Thinking("none"), **greedy) for e in (engine, switched)]
+    ours, theirs = (e.generate_batch([r])[0] for e, r in zip((engine, switched), fast, strict=True))
+    assert ours.token_ids == theirs.token_ids
+    assert ours.stats.fast_tokens > 0
+
+
+def test_its_own_ways_are_taken_where_nobody_says_otherwise(bundle: Path) -> None:
+    engine = Engine.load(str(bundle))
+    assert isinstance(engine.drafter, LstmDrafter)
+    assert engine.drafter.options.nodes == 3
+    assert engine.options.draft == "lstm"
+    assert engine.options.switch == str(bundle / "switch")
+    assert engine.verifier.max_tokens == 200
+    assert engine.request(PROMPT).params == SamplingParams(0.8, 5)
+    request = engine.conversation(TALK)
+    assert request.plan.factor == 1.0
+    assert engine.with_draft("none").request(PROMPT).params.top_k == 5
+
+
+def test_what_the_user_says_goes_before_it(parts: Parts, bundle: Path) -> None:
+    engine = Engine.load(str(bundle), draft="none", switch="none", max_context=300)
+    assert engine.drafter is None
+    assert engine.modes is not None
+    assert engine.modes.adapter is None
+    assert engine.verifier.max_tokens == 300
+    assert engine.conversation(TALK).plan.factor == 0.0
+    assert engine.request(PROMPT, SamplingParams()).params == SamplingParams()
+    hybrid = Engine.load(str(bundle), draft="hybrid", draft_options={"spec": False})
+    assert isinstance(hybrid.drafter, HybridDrafter), "which finds the bundle's drafter by itself"
+    more = Engine.load(str(bundle), draft_options={"nodes": 2})
+    assert isinstance(more.drafter, LstmDrafter)
+    assert (more.drafter.options.nodes, more.drafter.options.spec) == (2, False)
+    slow = Engine.load(str(bundle), switch=str(parts.switch)).conversation(
+        TALK, thinking=Thinking(factor=0.0)
+    )
+    assert slow.plan.factor == 0.0
+
+
+def test_a_plain_checkpoint_is_as_before(parts: Parts) -> None:
+    engine = Engine.load(str(parts.slow))
+    assert engine.options.draft == "none"
+    assert engine.options.switch is None
+    assert engine.defaults == Defaults()
+    assert not drafter_at_hand(parts.slow)
+
+
+def test_transformers_loads_it_as_it_is(parts: Parts, bundle: Path) -> None:
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(path) for path in (bundle, parts.slow))
+    assert type(ours) is type(theirs)
+    for name, tensor in theirs.state_dict().items():
+        assert bool((ours.state_dict()[name] == tensor).all()), name
+    assert AutoTokenizer.from_pretrained(bundle)("the fox")["input_ids"]
+    assert drafter_at_hand(bundle)
+
+
+def test_names_of_drafters_without_files(parts: Parts, tmp_path: Path) -> None:
+    found = check_contents(str(parts.slow), draft="suffix", draft_options={"tree": True})
+    assert found.parts == {}
+    found.write(tmp_path / "out")
+    assert Bundle.open(tmp_path / "out").defaults == {"draft": "suffix", "draft_options": {"tree": True}}
+    assert Engine.load(str(tmp_path / "out")).options.draft_options == {"tree": True}
+
+
+def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path) -> None:
+    """Of a bundle that is given as the model, the checkpoint is taken; its drafter by name."""
+    check_contents(str(bundle)).write(tmp_path / "bare")
+    assert Bundle.open(tmp_path / "bare").parts == {}
+    check_contents(str(bundle), draft="lstm").write(tmp_path / "drafting")
+    assert list(Bundle.open(tmp_path / "drafting").parts) == ["draft"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"switch": "SLOW"}, "a checkpoint, not an adapter"),
+        ({"switch": "./nowhere"}, "no such directory"),
+        ({"draft": "SLOW"}, "is not that of a drafter"),
+        ({"draft": "./nowhere"}, "no such directory"),
+        ({"draft": "lstm"}, "no installed package carries"),
+        ({"model": "OTHER"}, "was made for"),
+        ({"model": "OTHER", "switch": None}, "was trained for a model with the identity"),
+        ({"draft_options": {"path": "x"}}, "leave its path out"),
+        ({"draft_options": {"nodes": 0}}, "nodes is 0"),
+        ({"draft": None, "draft_options": {"nodes": 3}}, "no drafter by default"),
+        ({"draft": None, "defaults": {"draft": "lstm"}}, "need a trained drafter"),
+        ({"defaults": {"draft": "attention"}}, "need a trained drafter of the kind attention"),
+        ({"defaults": {"effort": "much"}}, "reasoning effort 'much'"),
+        ({"defaults": {"effort": 3}}, "effort is 3"),
+        ({"switch": None, "defaults": {"effort": "none"}}, "needs a switch"),
+        ({"defaults": {"effort": "auto"}}, "calibrate"),
+        ({"defaults": {"max_context": 5000}}, "the model's context is 512"),
+        ({"defaults": {"max_context": "long"}}, "a whole number"),
+        ({"defaults": {"temperature": -1}}, "temperature is -1"),
+        ({"defaults": {"top_k": 1.5}}, "a whole number"),
+        ({"defaults": {"colour": "red"}}, "no default 'colour'; allowed: draft, effort"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    change: dict[str, Any], message: str, parts: Parts, tmp_path: Path
+) -> None:
+    places = {"SLOW": str(parts.slow), "OTHER": str(parts.fast)}
+    given = {"model": str(parts.slow), "switch": str(parts.switch), "draft": str(parts.draft)} | change
+    given = {
+        name: places.get(value, value) if isinstance(value, str) else value for name, value in given.items()
+    }
+    with pytest.raises(JustrightError, match=message):
+        check_contents(**given)
+
+
+def test_other_tokens_are_refused(parts: Parts, tmp_path: Path) -> None:
+    switch = Path(shutil.copytree(parts.switch, tmp_path / "switch"))
+    file = switch / "tokenizer.json"
+    found = json.loads(file.read_text())
+    vocab = found["model"]["vocab"]
+    one, other = list(vocab)[10:12]
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    file.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match="with other tokens"):
+        check_contents(str(parts.slow), switch=str(switch))
+
+
+def test_an_adapter_that_does_not_tell_its_model_gets_a_note(parts: Parts, tmp_path: Path) -> None:
+    switch = Path(shutil.copytree(parts.switch, tmp_path / "switch"))
+    (switch / "switch.json").unlink()
+    (switch / "chat_template.jinja").unlink()
+    notes = check_contents(str(parts.slow), switch=str(switch)).notes
+    assert "does not say which model" in notes[0]
+    assert "no chat template" in notes[1]
+
+
+def test_a_damaged_part_is_refused(parts: Parts, tmp_path: Path) -> None:
+    draft = tiny_drafter(parts.slow, tmp_path / "draft")
+    weights = draft / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        check_contents(str(parts.slow), draft=str(draft))
+
+
+def test_another_models_weights_in_a_bundle_are_found_out(bundle: Path, parts: Parts, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(bundle, tmp_path / "mixed"))
+    save_tiny("llama", tmp_path / "other", seed=5)
+    shutil.copy(tmp_path / "other" / "model.safetensors", mixed / "model.safetensors")
+    with pytest.raises(UsageError, match="was made for"):
+        Engine.load(str(mixed))
+    with pytest.raises(UsageError, match="was trained for a model"):
+        Engine.load(str(mixed), switch="none")
+
+
+def test_defaults_of_a_later_version_are_refused(bundle: Path, tmp_path: Path) -> None:
+    later = Path(shutil.copytree(bundle, tmp_path / "later"))
+    data = json.loads((later / MANIFEST).read_text())
+    data["defaults"]["mood"] = "good"
+    (later / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="mood"):
+        Engine.load(str(later))
