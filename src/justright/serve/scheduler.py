@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from justright.engine.api import Engine
-from justright.engine.decode import DecodeLoop
 from justright.engine.request import Emission, Request
 from justright.errors import JustrightError
 
@@ -96,16 +95,7 @@ class Scheduler:
     ) -> None:
         self.engine = engine
         self.max_waiting = max_waiting
-        self._loop = DecodeLoop(
-            engine.verifier,
-            engine.tokenizer,
-            drafter=engine.drafter,
-            cost=engine.cost,
-            max_draft=engine.options.max_draft,
-            reuse_prefix=engine.options.reuse_prefix,
-            cache_tokens=cache_tokens,
-            prefill_share=prefill_share,
-        )
+        self._loop = engine.loop(cache_tokens=cache_tokens, prefill_share=prefill_share)
         self._changed = threading.Condition()
         self._new: deque[_Entry] = deque()  # handed in, and not seen by the engine's thread yet
         self._entries: dict[int, _Entry] = {}
@@ -137,9 +127,8 @@ class Scheduler:
         with self._changed:
             if self._draining or self._stopped:
                 raise ShuttingDown("the server is shutting down: send the request to another one")
-            waiting = len(self._new) + len(self._loop.waiting)
-            busy = len(self._entries) >= self.engine.verifier.slots
-            if busy and waiting >= self.max_waiting:
+            waiting = len(self._entries) - self.engine.verifier.slots
+            if waiting >= self.max_waiting:
                 raise QueueFull(waiting, self._patience(waiting))
             entry = _Entry(request, listener, deadline, now)
             self._entries[request.id] = entry

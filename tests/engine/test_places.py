@@ -1,0 +1,162 @@
+"""Requests that join and leave between steps: nobody's tokens change, memory is bounded, prefixes are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine_helpers import letters_tokenizer, prompt_of, verifier_of
+from justright.draft.suffix import SuffixDrafter
+from justright.engine.decode import DecodeLoop
+from justright.engine.places import needed_tokens
+from justright.engine.request import Emission, Request
+from justright.engine.sampling import SamplingParams
+from justright.errors import ResourceError
+
+LENGTHS = (3, 9, 17, 30, 41)
+PROMPTS = [prompt_of(length, seed=length) for length in LENGTHS]
+LETTERS = letters_tokenizer()
+
+
+def alone(prompt: list[int], tokens: int) -> list[int]:
+    request = Request(prompt, max_tokens=tokens)
+    list(DecodeLoop(verifier_of("llama")).run([request]))
+    return request.token_ids
+
+
+ALONE = {tuple(prompt): alone(prompt, 24) for prompt in PROMPTS}
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+@pytest.mark.parametrize("cache", ["grow", "static"])
+def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: st.DataObject) -> None:
+    """Any arrivals, lengths and cancellations; prompts in chunks of 4 beside those that decode."""
+    verifier = verifier_of("llama", slots=3, prefill_chunk=4, cache=cache)
+    loop = DecodeLoop(
+        verifier,
+        drafter=data.draw(st.sampled_from([None, SuffixDrafter()])),
+        reuse_prefix=data.draw(st.booleans()),
+        prefill_share=data.draw(st.sampled_from([None, 4, 8])),
+    )
+    requests = [
+        Request(prompt, max_tokens=data.draw(st.integers(1, 24)))
+        for prompt in data.draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=7))
+    ]
+    coming = list(requests)
+    while coming or loop.busy:
+        for _ in range(data.draw(st.integers(0, 2)) if loop.busy else 1):
+            if coming:
+                loop.waiting.append(coming.pop(0))
+        if data.draw(st.integers(0, 9)) == 0:
+            data.draw(st.sampled_from(requests)).cancel()
+        for _ in loop.advance():
+            pass
+    for request in requests:
+        whole = ALONE[tuple(request.prompt_ids)][: request.max_tokens]
+        if request.cancelled and request.finish_reason == "cancelled":
+            assert request.token_ids == whole[: len(request.token_ids)]
+        else:
+            assert request.token_ids == whole
+    assert not loop.places.all
+
+
+def test_a_long_prompt_does_not_stop_the_others() -> None:
+    """Between two chunks of it, those that decode take a step."""
+    verifier = verifier_of("llama", slots=2, prefill_chunk=4)
+    loop = DecodeLoop(verifier, prefill_share=4)
+    short, long = Request(PROMPTS[0], max_tokens=24), Request(PROMPTS[4], max_tokens=4)
+    loop.waiting.append(short)
+    list(loop.advance())
+    loop.waiting.append(long)
+    steps = 0
+    while not long.token_ids:
+        before = len(short.token_ids)
+        list(loop.advance())
+        steps += 1
+        assert len(short.token_ids) == before + 1
+    assert steps == -(-len(PROMPTS[4]) // 4)
+    list(loop.run([]))
+    assert (short.token_ids, long.token_ids) == (ALONE[tuple(PROMPTS[0])], ALONE[tuple(PROMPTS[4])][:4])
+
+
+def test_a_prefix_is_found_in_whatever_slot_it_lies() -> None:
+    verifier = verifier_of("llama", slots=3)
+    loop = DecodeLoop(verifier, reuse_prefix=True)
+    list(loop.run([Request(prompt, max_tokens=4) for prompt in PROMPTS[2:5]]))
+    for prompt in (PROMPTS[3], PROMPTS[4], PROMPTS[2]):
+        again = Request([*prompt, 7, 8], max_tokens=4)
+        list(loop.run([again]))
+        assert again.stats.reused_tokens >= len(prompt)
+        assert again.token_ids == alone([*prompt, 7, 8], 4)
+
+
+def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
+    verifier = verifier_of("llama", slots=3)
+    requests = [Request(prompt, max_tokens=8) for prompt in PROMPTS * 2]
+    limit = 2 * max(needed_tokens(request) for request in requests)
+    loop = DecodeLoop(verifier, reuse_prefix=True, cache_tokens=limit)
+    loop.waiting.extend(requests)
+    most = 0
+    while loop.busy:
+        list(loop.advance())
+        assert loop.places.reserved_tokens <= limit
+        most = max(most, len(loop.places.all))
+    assert most >= 2
+    assert [r.token_ids for r in requests] == [ALONE[tuple(r.prompt_ids)][:8] for r in requests]
+    with pytest.raises(ResourceError, match=r"need room for \d+ in the cache, which holds"):
+        loop.check_room(Request(PROMPTS[0], max_tokens=limit))
+
+
+class Only:
+    """A constraint: even tokens, and what it was told."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def mask(self, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[1::2] = -torch.inf
+        return scores
+
+    def take(self, token_id: int) -> None:
+        self.taken.append(token_id)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.9, seed=3, top_k=5)])
+@pytest.mark.parametrize("draft", [False, True])
+def test_a_constraint_holds_and_draws_as_it_would_without_drafts(params: SamplingParams, draft: bool) -> None:
+    request = Request(PROMPTS[1], params, max_tokens=24, constraint=(constraint := Only()))
+    list(DecodeLoop(verifier_of("llama"), drafter=SuffixDrafter() if draft else None).run([request]))
+    assert all(token % 2 == 0 for token in request.token_ids)
+    assert constraint.taken == request.token_ids
+    plain = Request(PROMPTS[1], params, max_tokens=24, constraint=Only())
+    list(DecodeLoop(verifier_of("llama")).run([plain]))
+    assert request.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_logprobs_are_the_model_s_own(draft: bool) -> None:
+    """Whatever the temperature, and however the tokens came: log-softmax of a plain forward's logits."""
+    params = SamplingParams(temperature=0.5, seed=1)
+    request = Request(PROMPTS[2], params, max_tokens=20, top_logprobs=3)
+    verifier = verifier_of("llama")
+    emissions: list[Emission] = list(
+        DecodeLoop(verifier, drafter=SuffixDrafter() if draft else None).run([request])
+    )
+    told = [one for emission in emissions for one in emission.logprobs]
+    assert told == request.logprobs
+    assert [one.token_id for one in told] == request.token_ids
+    ids = torch.tensor([[*PROMPTS[2], *request.token_ids]])
+    model = verifier.model
+    model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        rows = model(ids).logits[0, len(PROMPTS[2]) - 1 : -1].log_softmax(-1)
+    for row, one in zip(rows, told, strict=True):
+        assert one.logprob == pytest.approx(float(row[one.token_id]), abs=1e-4)
+        assert [value for _, value in one.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)

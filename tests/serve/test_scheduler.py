@@ -1,0 +1,196 @@
+"""The engine's thread: many callers, nobody waits for ever, nothing is left behind."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from engine_helpers import letters_tokenizer, prompt_of, verifier_of
+from justright.engine.api import Engine
+from justright.engine.decode import DecodeLoop
+from justright.engine.options import EngineOptions
+from justright.engine.request import Emission, Request
+from justright.errors import ResourceError
+from justright.serve.scheduler import QueueFull, Scheduler, ShuttingDown
+
+PROMPTS = [prompt_of(length, seed=length) for length in (3, 9, 17, 30, 41)]
+
+
+class Caller:
+    """Collects what a request emits."""
+
+    def __init__(self) -> None:
+        self.emissions: queue.Queue[Emission] = queue.Queue()
+
+    def __call__(self, emission: Emission) -> None:
+        self.emissions.put(emission)
+
+    def tokens(self, timeout: float = 30) -> list[int]:
+        found: list[int] = []
+        while True:
+            emission = self.emissions.get(timeout=timeout)
+            found += emission.token_ids
+            if emission.finish_reason is not None:
+                return found
+
+
+def engine_of(slots: int = 3, **options: Any) -> Engine:
+    return Engine(
+        verifier_of("llama", slots=slots, prefill_chunk=8),
+        letters_tokenizer(),
+        options=EngineOptions(slots=slots, **options),
+    )
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    running = Scheduler(engine_of(reuse_prefix=True), max_waiting=50, prefill_share=8)
+    running.start()
+    yield running
+    running.drain(10)
+
+
+def alone(prompt: list[int], tokens: int) -> list[int]:
+    request = Request(prompt, max_tokens=tokens)
+    list(DecodeLoop(verifier_of("llama")).run([request]))
+    return request.token_ids
+
+
+def test_many_threads_each_get_their_own(scheduler: Scheduler) -> None:
+    wanted = {tuple(prompt): alone(prompt, 20) for prompt in PROMPTS}
+    wrong = []
+
+    def call(index: int) -> None:
+        prompt = PROMPTS[index % len(PROMPTS)]
+        caller = Caller()
+        scheduler.submit(Request(prompt, max_tokens=20), caller)
+        if caller.tokens() != wanted[tuple(prompt)]:
+            wrong.append(index)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    found = scheduler.snapshot()
+    assert (found.waiting, found.running, found.reserved_tokens) == (0, 0, 0)
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    scheduler = Scheduler(engine_of(slots=1), max_waiting=2)  # not started: nothing moves
+    for _ in range(3):
+        scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
+    with pytest.raises(QueueFull) as caught:
+        scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
+    assert caught.value.retry_after_s >= 1
+    with pytest.raises(ResourceError, match="do not fit"):
+        scheduler.submit(Request(PROMPTS[0], max_tokens=10_000), Caller())
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it waits"])
+def test_a_deadline_ends_a_request(running: bool) -> None:
+    scheduler = Scheduler(engine_of(slots=1))
+    first, late = Caller(), Caller()
+    slow = Request(PROMPTS[0], max_tokens=300)
+    scheduler.submit(slow, first, deadline_s=0.0 if running else None)
+    request = Request(PROMPTS[1], max_tokens=4)
+    scheduler.submit(request, late, deadline_s=None if running else 0.0)
+    scheduler.start()
+    late.tokens()
+    timed = slow if running else request
+    first.tokens()
+    assert (timed.finish_reason, timed.timed_out) == ("cancelled", True)
+    assert {slow, request} - {timed}
+    assert all(not one.timed_out for one in (slow, request) if one is not timed)
+    assert scheduler.drain(5)
+
+
+def test_a_cancelled_request_frees_its_slot(scheduler: Scheduler) -> None:
+    caller = Caller()
+    request = Request(PROMPTS[0], max_tokens=400)
+    scheduler.submit(request, caller)
+    caller.emissions.get(timeout=30)
+    scheduler.cancel(request)
+    caller.tokens()
+    assert request.finish_reason == "cancelled"
+    assert scheduler.snapshot().running == 0
+
+
+def test_draining_finishes_what_runs_and_takes_no_more() -> None:
+    scheduler = Scheduler(engine_of())
+    scheduler.start()
+    caller = Caller()
+    scheduler.submit(Request(PROMPTS[0], max_tokens=20), caller)
+    assert scheduler.drain(30)
+    assert caller.tokens() == alone(PROMPTS[0], 20)
+    with pytest.raises(ShuttingDown):
+        scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
+
+
+def test_draining_cancels_what_takes_too_long() -> None:
+    scheduler = Scheduler(engine_of())
+    scheduler.start()
+    caller, request = Caller(), Request(PROMPTS[0], max_tokens=400)
+    scheduler.submit(request, caller)
+    caller.emissions.get(timeout=30)
+    assert not scheduler.drain(0.0)
+    caller.tokens()
+    assert request.finish_reason == "cancelled"
+
+
+def test_what_breaks_in_the_engine_ends_its_requests_and_nothing_else(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = RuntimeError("the device is gone")
+
+    def failing(*_: Any) -> Any:
+        raise broken
+
+    caller, request = Caller(), Request(PROMPTS[0], max_tokens=400)
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.engine.verifier, "step", failing)
+        scheduler.submit(request, caller)
+        caller.tokens()
+        assert request.error is broken
+    again = Caller()
+    scheduler.submit(Request(PROMPTS[1], max_tokens=20), again)
+    assert again.tokens() == alone(PROMPTS[1], 20)
+
+
+def test_a_listener_that_fails_harms_nobody_else(scheduler: Scheduler) -> None:
+    def failing(emission: Emission) -> None:
+        raise ValueError("gone")
+
+    request = Request(PROMPTS[0], max_tokens=400)
+    scheduler.submit(request, failing)
+    caller = Caller()
+    scheduler.submit(Request(PROMPTS[1], max_tokens=20), caller)
+    assert caller.tokens() == alone(PROMPTS[1], 20)
+    end = time.monotonic() + 30
+    while request.finish_reason is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert request.finish_reason == "cancelled"
+
+
+def test_a_thousand_requests_leave_no_memory_behind(scheduler: Scheduler) -> None:
+    """Cache, entries and queues are what they were after the first few."""
+    sizes = []
+    for turn in range(50):
+        callers = [Caller() for _ in range(20)]
+        for index, caller in enumerate(callers):
+            request = Request(PROMPTS[(turn + index) % 5], max_tokens=2)
+            scheduler.submit(request, caller)
+            if index % 7 == 0:
+                scheduler.cancel(request)
+        for caller in callers:
+            caller.tokens()
+        sizes.append(scheduler.snapshot().cache_bytes)
+    assert sizes[-1] == sizes[5]
+    assert not scheduler._entries
+    assert scheduler.snapshot().running == scheduler.snapshot().waiting == 0
