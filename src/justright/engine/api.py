@@ -242,7 +242,7 @@ class Engine:
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
         """Run requests, yielding output as it comes; closing the iterator cancels what is left."""
-        return self._loop().run(requests)
+        return self.loop().run(requests)
 
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
@@ -301,7 +301,8 @@ class Engine:
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
         return cache_folder() / "costs" / f"{digest}.json"
 
-    def _loop(self) -> DecodeLoop:
+    def loop(self, **options: Any) -> DecodeLoop:
+        """A decode loop over this engine, one at a time; ``options``: further ones of `DecodeLoop`."""
         return DecodeLoop(
             self.verifier,
             self.tokenizer,
@@ -309,6 +310,7 @@ class Engine:
             cost=self.cost,
             max_draft=self.options.max_draft,
             reuse_prefix=self.options.reuse_prefix,
+            **options,
         )
 
     def _need_tokenizer(self) -> PreTrainedTokenizerFast:
