@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cli_helpers import Run
@@ -18,10 +20,14 @@ from justright.errors import UsageError
     ],
 )
 def test_quick_changes_defaults_and_not_what_was_asked_for(
-    run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str], asked: tuple[object, ...]
+    run: Run,
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    asked: tuple[object, ...],
 ) -> None:
     def refuse(plan: object, *_: object) -> None:
         raise UsageError(f"asked: {(plan.contexts, plan.decode.tokens, plan.decode.repeats)}")  # type: ignore[attr-defined]
 
     monkeypatch.setattr("justright.bench.running.run_plan", refuse)
-    assert f"asked: {asked}" in run("bench", "decode", "any-model", *options).err
+    assert f"asked: {asked}" in run("bench", "decode", tiny_llama, *options).err

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from checkpoint_helpers import content, make_model
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models import bundle as module
 from justright.models.bundle import MANIFEST, Bundle, bundled_part, is_bundle, write_bundle
+from justright.models.sources import resolve
 from justright.provenance import collect
 
 
@@ -198,3 +200,33 @@ def test_what_is_none(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> 
     (tmp_path / "out" / "draft").rmdir()
     with pytest.raises(CheckpointError, match="lacks its draft"):
         found.part("draft")
+
+
+def test_the_parts_of_a_bundle_on_the_hub_are_fetched_too(
+    sources: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled(sources, tmp_path / "0123abcd")
+    calls: list[dict[str, Any]] = []
+    found = {"org/bundle": tmp_path / "0123abcd", "org/plain": sources[0]}
+
+    def download(repo: str, **options: Any) -> str:
+        calls.append(options)
+        return str(found[repo])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("org/bundle").path == tmp_path / "0123abcd"
+    first, parts = calls
+    names = [
+        f"{part}/{name}" for part in ("switch", "draft") for name in ("model.safetensors", "config.json")
+    ]
+    assert parts["revision"] == "0123abcd"
+    assert not any(n.endswith(".safetensors") for n in filter_repo_objects(names, **patterns(first)))
+    assert list(filter_repo_objects(names, **patterns(parts))) == names
+    assert not list(filter_repo_objects(["switch/adapter_model.bin", "model.safetensors"], **patterns(parts)))
+    calls.clear()
+    resolve("org/plain")
+    assert len(calls) == 1
+
+
+def patterns(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: call[name] for name in ("allow_patterns", "ignore_patterns")}

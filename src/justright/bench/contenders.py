@@ -5,6 +5,7 @@ Every contender decodes greedily, goes on behind end tokens, and emits the same 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 from justright.draft.registry import drafter_names
 from justright.draft.store import WEIGHTS
 from justright.engine.api import Engine
+from justright.engine.defaults import Defaults
+from justright.engine.sampling import SamplingParams
 from justright.engine.step import StepInput
 from justright.errors import UsageError
 from justright.provenance import file_sha256
@@ -97,7 +100,7 @@ class EngineContender:
         """See `Contender`."""
         if not again:
             self.engine.verifier.clear(0)
-        request = self.engine.generate(prompt_ids, max_tokens=tokens, ignore_eos=True)
+        request = self.engine.generate(prompt_ids, SamplingParams(), max_tokens=tokens, ignore_eos=True)
         stats = request.stats
         return Run(
             request.token_ids,
@@ -257,6 +260,15 @@ def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> P
     ).to(device)
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def bundled_choice(path: Path) -> str | None:
+    """The drafter that a bundle runs by default, as users name it; None where it has none."""
+    defaults = Defaults.read(path)
+    if defaults.draft is None or not defaults.draft_options:
+        return defaults.draft
+    options = ";".join(f"{name}={json.dumps(value)}" for name, value in defaults.draft_options.items())
+    return f"{defaults.draft}:{options}"
 
 
 def engine_contender(choice: Choice, engine: Engine) -> EngineContender:

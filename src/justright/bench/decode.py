@@ -92,7 +92,7 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
     engine: Engine | None = None
     model: PreTrainedModel | None = None
     if ours:
-        engine = Engine.load(str(path), EngineOptions(**setting.engine, reuse_prefix=True))
+        engine = Engine.load(str(path), EngineOptions(**setting.engine, reuse_prefix=True, draft="none"))
         made = {choice.label: engine_contender(choice, engine) for choice in ours}
     if len(ours) < len(choices):
         options = engine.options if engine else EngineOptions(**setting.engine)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from justright import __version__
-from justright.cli import bench, chat, draft, evaluate, generate, model, prune, switch, unpack, zoo
+from justright.cli import bench, bundle, chat, draft, evaluate, generate, model, prune, switch, unpack, zoo
 from justright.cli.output import output_of
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command("prune")(prune.prune)
 app.command("unpack")(unpack.unpack)
 app.add_typer(switch.app, name="switch")
 app.add_typer(draft.app, name="draft")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(bench.app, name="bench")
 app.command("demo")(bench.demo)
 app.command("eval")(evaluate.evaluate)

@@ -38,7 +38,13 @@ def decode(
     ] = "",
     tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and contender, interleaved.")] = 3,
-    draft: Annotated[str, typer.Option(help="The drafter among the default contenders.")] = "suffix",
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="The drafter among the default contenders.  (default: a bundle's own, else suffix)",
+            show_default=False,
+        ),
+    ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Peak memory too, each contender in its own process.")
     ] = False,
@@ -60,16 +66,20 @@ def decode(
     Exit code 1 if an output is wrong by more than floating-point noise.
     """
     output = output_of(ctx)
-    names = contenders or f"plain,{draft},transformers,transformers-lookup"
     if quick:
         context = chosen(ctx, "context", context, "1024")
         tokens, repeats = chosen(ctx, "tokens", tokens, 32), chosen(ctx, "repeats", repeats, 1)
     with output.status("starting torch"):
+        from justright.bench.contenders import bundled_choice
         from justright.bench.decode import DecodeSetting
         from justright.bench.demo import refuse_mismatches
         from justright.bench.running import Plan, numbers, run_plan, words
         from justright.bench.tasks import KINDS
+        from justright.models.sources import resolve
 
+    if not contenders:
+        draft = draft or bundled_choice(resolve(model).path) or "suffix"
+    names = contenders or f"plain,{draft},transformers,transformers-lookup"
     engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
     setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
     plan = Plan(model, tuple(words(tasks)) or KINDS, numbers(context), setting, memory)

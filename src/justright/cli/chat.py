@@ -46,7 +46,7 @@ def chat(
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
-    draft: opt.Draft = "suffix",
+    draft: opt.Draft = None,
     draft_option: opt.DraftOption = None,
     switch: opt.Switch = None,
     effort: opt.Effort = None,
@@ -70,7 +70,7 @@ def chat(
 
     When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
     """
-    from justright.cli.prepare import prepare
+    from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, thinking_of
 
     output = output_of(ctx)
@@ -93,14 +93,14 @@ def chat(
         },
     )
 
-    from justright.engine.sampling import SamplingParams
-
-    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    params = sampling_of(ctx, ready)
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
     thinking = thinking_of(
         effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
     )
+    if thinking == thinking_of():
+        thinking = ready.defaults.thinking
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now

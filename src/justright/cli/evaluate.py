@@ -63,7 +63,7 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where the task does not say.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
-    draft: Draft = "none",
+    draft: Draft = None,
     switch: Switch = None,
     effort: Effort = None,
     thinking_budget: ThinkingBudget = None,
@@ -119,6 +119,10 @@ def evaluate(
         if asks and not chat:
             raise UsageError("an effort is for conversations: put questions into the chat template (--chat)")
         engine = Engine.load(model, options)
+        options = engine.options
+        if thinking is None and chat and engine.defaults.effort is not None:
+            thinking = engine.defaults.thinking
+            effort = thinking.effort
         if thinking is not None and engine.modes is not None:
             engine.modes.check(thinking, engine.verifier.config.hidden_size)
     asked: dict[str, Any] = {

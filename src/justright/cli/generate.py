@@ -65,7 +65,7 @@ def generate(
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
-    draft: opt.Draft = "suffix",
+    draft: opt.Draft = None,
     draft_option: opt.DraftOption = None,
     switch: opt.Switch = None,
     effort: opt.Effort = None,
@@ -92,7 +92,7 @@ def generate(
 
     Ctrl-C prints what came and ends with exit code 130.
     """
-    from justright.cli.prepare import prepare
+    from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, thinking_of
 
     output = output_of(ctx)
@@ -111,9 +111,7 @@ def generate(
     }
     ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
 
-    from justright.engine.sampling import SamplingParams
-
-    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    params = sampling_of(ctx, ready)
     thinking = thinking_of(
         effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
     )
@@ -121,6 +119,8 @@ def generate(
     prompts = _prompts(ready, texts, system, raw=raw)
     if not isinstance(prompts[0], list) and thinking != thinking_of():
         raise UsageError("the options of thinking need the model's chat template: leave --raw out")
+    if isinstance(prompts[0], list) and thinking == thinking_of():
+        thinking = ready.defaults.thinking
     engine = ready.load()
     settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or ()}
     requests = [

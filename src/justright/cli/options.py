@@ -60,11 +60,12 @@ Stats = Annotated[
 ]
 
 Draft = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Who guesses ahead: suffix, lstm, hybrid, recycling, attention, none. Never changes greedy output; stops "
-        "by itself where it does not pay.",
+        "by itself where it does not pay.  (default: a bundle's own, else suffix; in eval none)",
         rich_help_panel=_LOADING,
+        show_default=False,
     ),
 ]
 DraftOption = Annotated[
@@ -139,7 +140,8 @@ Switch = Annotated[
     str | None,
     typer.Option(
         metavar="ADAPTER",
-        help="The switch to the model's fast twin, from `justright switch extract`: a directory or a hub id.",
+        help="The switch to the model's fast twin, from `justright switch extract`: a directory or a hub id; none: not "
+        "even a bundle's own.",
         rich_help_panel=_THINKING,
         show_default=False,
     ),
@@ -149,7 +151,8 @@ Effort = Annotated[
     typer.Option(
         metavar="EFFORT",
         help="none, minimal: fast mode. low, medium, high: think for up to 20, 50, 80% of --max-tokens. auto: a score "
-        "of the prompt decides. escalate: fast first, slow if unsure or cut.  (default: as the model does by itself)",
+        "of the prompt decides. escalate: fast first, slow if unsure or cut.  (default: a bundle's own, else as the "
+        "model does by itself)",
         rich_help_panel=_THINKING,
         show_default=False,
     ),

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from justright.cli.options import chosen
 from justright.cli.output import Output
 from justright.errors import ResourceError, UsageError
 from justright.models.architectures import (
@@ -26,9 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from justright.engine.api import Engine
+    from justright.engine.defaults import Defaults
     from justright.engine.options import EngineOptions
+    from justright.engine.sampling import SamplingParams
 
 Message = Mapping[str, str]
+_DRAFT = "suffix"
+"""Who drafts where neither user nor bundle says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Prepared:
         context: the most tokens of a sequence, prompt and answer.
         output: how the program talks.
         hidden_size: of the model.
+        defaults: a bundle's own.
     """
 
     source: Source
@@ -50,6 +58,7 @@ class Prepared:
     context: int
     output: Output
     hidden_size: int
+    defaults: Defaults
 
     @property
     def has_template(self) -> bool:
@@ -109,7 +118,8 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     """
     from justright.draft.registry import create_drafter
 
-    create_drafter(options.get("draft", "none"), **options.get("draft_options", {}))
+    if (draft := options.get("draft")) is not None:
+        create_drafter(draft, **options.get("draft_options", {}))
     source = resolve(model, progress=not (output.quiet or output.json))
     with Checkpoint.open(source.path) as checkpoint:
         config = checkpoint.config
@@ -118,15 +128,32 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     with output.status("starting torch"):
         _quiet_libraries(output)
         from justright.engine.api import check_model
+        from justright.engine.defaults import settle
         from justright.engine.options import EngineOptions
         from justright.models.tokenizers import load_tokenizer
-    checked = EngineOptions(**options)
+    checked, defaults = settle(EngineOptions(**options), source.path, draft=_DRAFT)
+    create_drafter(checked.draft or "none", **checked.draft_options)
     _ = checked.torch_device
     check_model(source.path)
     context = min(context_length(config), rope_switch_length(config) or context_length(config))
     context = min(context, checked.max_context or context)
     tokenizer = load_tokenizer(source.path)
-    return Prepared(source, checked, tokenizer, context, output, text_config(config).hidden_size)
+    hidden_size = text_config(config).hidden_size
+    return Prepared(source, checked, tokenizer, context, output, hidden_size, defaults)
+
+
+def sampling_of(ctx: typer.Context, ready: Prepared) -> SamplingParams:
+    """How to sample: every option as the user gave it, else as the bundle says, else its own default.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+    from dataclasses import asdict
+
+    from justright.engine.sampling import SamplingParams
+
+    own = asdict(ready.defaults.params)
+    return SamplingParams(**{name: chosen(ctx, name, ctx.params[name], value) for name, value in own.items()})
 
 
 def _quiet_libraries(output: Output) -> None:

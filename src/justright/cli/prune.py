@@ -197,7 +197,7 @@ def prune(
         from justright.prune.plan import Plan
         from justright.prune.settings import Settings
     devices = _devices(device)
-    options = EngineOptions(dtype=dtype, device=devices[0])
+    options = EngineOptions(dtype=dtype, device=devices[0], draft="none", switch="none")
     with Checkpoint.open(source.path) as checkpoint:
         context = context_length(checkpoint.config)
     texts = tuple(calibration or (() if plan else ("zoo",)))

@@ -309,6 +309,7 @@ def calibrate(
         device=device,
         cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # checked there
         slots=batch,
+        draft="none",
         switch=str(folder),
     )
     with output.status(f"loading {model}"):

@@ -50,11 +50,10 @@ def check_thinking(ready: Prepared, thinking: Thinking) -> None:
     Raises:
         JustrightError: no fast mode, no thoughts, an adapter that is none or another model's.
     """
-    from justright.engine.api import read_switch
+    from justright.engine.api import switch_of
     from justright.engine.modes import Modes
 
-    switch = ready.options.switch
-    adapter = None if switch is None else read_switch(switch, ready.source.path)
+    adapter = switch_of(ready.options, ready.source.path)
     Modes(ready.tokenizer, adapter).check(thinking, ready.hidden_size)
 
 

@@ -217,14 +217,14 @@ class AttentionDrafter:
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
         """As `justright.draft.lstm_drafter.LstmDrafter.bind`."""
         identity = None if path is None else weights_identity(path)
-        folder = find_drafter(self.options.path, identity, "attention")
+        folder = find_drafter(self.options.path, identity, "attention", path)
         read_for(folder, identity, "attention")
         self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
 
     def check(self, path: Path) -> None:
         """As `justright.draft.lstm_drafter.LstmDrafter.check`."""
         identity = weights_identity(path)
-        read_for(find_drafter(self.options.path, identity, "attention"), identity, "attention")
+        read_for(find_drafter(self.options.path, identity, "attention", path), identity, "attention")
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""

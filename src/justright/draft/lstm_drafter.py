@@ -114,7 +114,7 @@ class LstmDrafter:
             UsageError: it was made for another model.
         """
         identity = None if path is None else weights_identity(path)
-        folder = find_drafter(self.options.path, identity)
+        folder = find_drafter(self.options.path, identity, model=path)
         about = read_for(folder, identity, "lstm")
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
@@ -137,7 +137,7 @@ class LstmDrafter:
             JustrightError: what `bind` raises.
         """
         identity = weights_identity(path)
-        read_for(find_drafter(self.options.path, identity), identity, "lstm")
+        read_for(find_drafter(self.options.path, identity, model=path), identity, "lstm")
 
     def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
         """Choose the shape of trees by what they cost here, among those that the options leave.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.models.architectures import architecture_of
+from justright.models.bundle import bundled_part
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
 from justright.models.sources import resolve_drafter
@@ -25,19 +26,26 @@ CARRIED = "justright.trained_drafters"
 """Entry-point group: a callable that returns ``{identity of a verifier's weights: {kind: folder}}``."""
 
 
-def find_drafter(path: str | None, identity: str | None, kind: str = "lstm") -> Path:
+def find_drafter(
+    path: str | None, identity: str | None, kind: str = "lstm", model: Path | None = None
+) -> Path:
     """The folder of a drafter.
 
     Args:
-        path: a directory or a hub id; None: one that a package carries for the model with this identity.
+        path: a directory or a hub id; None: the bundle's own, if ``model`` is one with a drafter of this kind, else one
+            that a package carries for the model with this identity.
         identity: of the verifier's weights.
         kind: of drafter.
+        model: the verifier's directory.
 
     Raises:
         SourceError: there is none.
     """
     if path is not None:
         return resolve_drafter(path)
+    own = bundled_part(model, "draft")
+    if own is not None and read_about(own)["kind"] == kind:
+        return own
     for point in sorted(entry_points(group=CARRIED), key=lambda point: point.value):
         carried: dict[str, dict[str, Path]] = point.load()()
         if identity in carried and kind in carried[identity]:
@@ -49,9 +57,9 @@ def find_drafter(path: str | None, identity: str | None, kind: str = "lstm") -> 
 
 
 def drafter_at_hand(model: Path) -> bool:
-    """Whether an installed package carries a trained drafter for the checkpoint ``model``."""
+    """Whether the bundle ``model``, or an installed package for this checkpoint, has a trained drafter."""
     try:
-        find_drafter(None, weights_identity(model))
+        find_drafter(None, weights_identity(model), model=model)
     except SourceError:
         return False
     return True

@@ -19,6 +19,7 @@ from justright.calibration.stream import job_folder
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.engine.request import Request
+from justright.engine.sampling import SamplingParams
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.switch.calibrate import Outcomes, check_asked, fit_probe
 from justright.switch.routing import Decision, Turn
@@ -198,7 +199,8 @@ def _answer(engine: Engine, questions: Sequence[Question], max_tokens: int) -> d
 
 def _request(engine: Engine, question: Question, effort: str | None, max_tokens: int) -> Request:
     messages = [{"role": "user", "content": question.question}]
-    return engine.conversation(messages, thinking=Thinking(effort), max_tokens=max_tokens)
+    greedy = SamplingParams()  # whatever a bundle says
+    return engine.conversation(messages, greedy, thinking=Thinking(effort), max_tokens=max_tokens)
 
 
 def _read(path: Path) -> list[Question]:

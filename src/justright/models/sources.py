@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from justright.errors import CheckpointError, JustrightError, SourceError, UsageError
+from justright.models.bundle import PARTS, is_bundle
 from justright.models.reading import no_weights, weights_file
 
 ENTRY_POINTS = "justright.models"
@@ -263,6 +264,14 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                 ignore_patterns=HUB_IGNORE,
                 local_files_only=offline,
             )
+            if is_bundle(Path(path)):  # its parts, of the same commit
+                huggingface_hub.snapshot_download(
+                    repo,
+                    revision=Path(path).name,
+                    allow_patterns=[f"{part}/{pattern}" for part in PARTS for pattern in HUB_ALLOW],
+                    ignore_patterns=HUB_IGNORE[1:],
+                    local_files_only=offline,
+                )
     except errors.GatedRepoError as error:
         raise SourceError(
             f"{where} is gated: accept its terms at https://huggingface.co/{repo}, then run `hf auth login`"

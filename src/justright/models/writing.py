@@ -105,7 +105,7 @@ class CheckpointWriter:
         with self._disk():
             self._refuse_existing()
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.partial)
+            self._lock = take_lock(self.partial)
         try:
             with self._disk():
                 self._refuse_existing()
@@ -319,7 +319,12 @@ class CheckpointWriter:
             raise
 
 
-def _take_lock(partial: Path) -> Any:
+def take_lock(partial: Path) -> Any:
+    """The lock of a work folder, which is released by its ``release`` or with the process.
+
+    Raises:
+        UsageError: another process has it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(partial / "lock", timeout=0)

@@ -1,0 +1,199 @@
+"""``justright bundle``: a model with its switch, its drafter and its defaults, in one directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from justright.cli.options import DraftOption, Json, Model
+from justright.cli.output import Output, output_of
+from justright.cli.progress import kept_work, with_progress
+from justright.errors import CheckpointError, UsageError
+from justright.readable import key_values, readable_bytes
+
+if TYPE_CHECKING:
+    from justright.models.bundle import Bundle, Verified
+
+
+class _MakeByDefault(TyperGroup):
+    """``bundle MODEL ...`` is ``bundle make MODEL ...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name where it was left out."""
+        known = {*self.commands, *ctx.help_option_names}
+        if args and args[0] not in known:
+            args = ["make", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_MakeByDefault,
+    no_args_is_help=True,
+    help="A model with its switch, its drafter and its defaults in one directory, which every command takes as a "
+    "MODEL. justright bundle MODEL ... is short for justright bundle make MODEL ...",
+)
+
+
+@app.command("make")
+def make(
+    ctx: typer.Context,
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
+    ] = None,
+    switch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Its switch, from `justright switch extract`: a directory or a hub id.",
+            show_default=False,
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DRAFTER",
+            help="Its drafter, from `justright draft train`: a directory or a hub id; or a name: lstm, hybrid (the one "
+            "that a package carries for this model), suffix, recycling, none.",
+            show_default=False,
+        ),
+    ] = None,
+    draft_option: DraftOption = None,
+    default: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="What holds where nobody says otherwise: draft, effort, max_context, temperature, top_k, top_p, "
+            "min_p, repetition_penalty; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy weights, instead of linking them where that is possible.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what it would hold; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a model and its parts together; a part that was made for another model is refused.
+
+    Interrupted, the same command goes on behind the last file that was copied.
+    """
+    output = output_of(ctx)
+    if out is None and not dry_run:
+        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+    options = key_values(draft_option or [], "--draft-option")
+    values = key_values(default or [], "--default")
+    with output.status("checking the parts"):
+        from justright.engine.bundling import check_contents
+        from justright.models.bundle import check_new
+
+        if out is not None and not dry_run:
+            check_new(out)
+        contents = check_contents(model, switch=switch, draft=draft, draft_options=options, defaults=values)
+    for note in contents.notes:
+        output.note(f"note: {note}")
+    if dry_run:
+        defaults = contents.defaults.to_dict()
+        if output.json:
+            output.object(
+                {"size_bytes": contents.size_bytes, "parts": dict(contents.about), "defaults": defaults}
+            )
+        else:
+            parts = ", ".join(contents.parts) or "no parts"
+            output.text(f"{model} with {parts}: {readable_bytes(contents.size_bytes)}; {_words(defaults)}")
+        return
+    assert out is not None
+    with kept_work(output, out):
+        bundle = with_progress(
+            output,
+            lambda tick: contents.write(
+                out, copy=copy, tick=lambda stage, done, total: tick(stage, done >> 20, max(total >> 20, 1))
+            ),
+        )
+    show(output, bundle)
+
+
+@app.command("inspect")
+def inspect(
+    ctx: typer.Context,
+    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.", show_default=False)],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file; exit code 3 if one is missing or changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a bundle holds, for which model, and how it runs by default."""
+    from justright.models.bundle import Bundle
+    from justright.models.sources import resolve
+
+    output = output_of(ctx)
+    found = Bundle.open(resolve(bundle, progress=not (output.quiet or output.json)).path)
+    verified = with_progress(output, found.verify) if verify else None
+    show(output, found, verified)
+    if verified is not None and not verified.whole:
+        listed = [f"{name} is missing" for name in verified.missing]
+        listed += [f"{name} is changed" for name in verified.changed]
+        raise CheckpointError(
+            f"{found.path} is not as it was bundled: {', '.join(listed)}. Fetch or copy these again, or make the "
+            "bundle again"
+        )
+
+
+def show(output: Output, bundle: Bundle, verified: Verified | None = None) -> None:
+    """Write what a bundle holds."""
+    if output.json:
+        from dataclasses import asdict
+
+        checked = {} if verified is None else {"verified": asdict(verified) | {"whole": verified.whole}}
+        output.object(
+            {"path": str(bundle.path), "size_bytes": bundle.size_bytes(), **bundle.to_dict()} | checked
+        )
+        return
+    output.text(f"{bundle.path}: {readable_bytes(bundle.size_bytes())}")
+    output.text(f"  model   {_files(bundle, 'model')}; weights {bundle.verifier}")
+    for name, about in bundle.parts.items():
+        output.text(f"  {name:7} {_files(bundle, name)}; {_about(about)}")
+    for mode, file in bundle.templates.items():
+        output.text(f"  chat template{' of the fast mode' * (mode == 'fast')}: {file}")
+    output.text(f"  by default: {_words(bundle.defaults)}")
+    if verified is not None:
+        output.text(
+            "Every file is as it was bundled." if verified.whole else "Not every file is as it was bundled."
+        )
+        if verified.added:
+            output.note(f"note: not of the bundle: {', '.join(verified.added)}")
+
+
+def _files(bundle: Bundle, part: str) -> str:
+    from justright.models.bundle import part_of_file
+
+    count = sum(part_of_file(name) == part for name in bundle.files)
+    return f"{count} files, {readable_bytes(bundle.size_bytes(part))}"
+
+
+def _about(about: Any) -> str:
+    """A part in a few words."""
+    shown = {name: about[name] for name in ("kind", "form", "parameters", "width") if about.get(name)}
+    words = [
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in shown.items()
+    ]
+    for name, digits in (("energy", ".1%"), ("acceptance_length", ".2f")):
+        if about.get(name) is not None:
+            words.append(f"{name.replace('_', ' ')} {about[name]:{digits}}")
+    words += ["with [SPEC]"] if about.get("spec") else []
+    if "factors" in about:
+        words.append("for both modes" if 1.0 in about["factors"] else "for one mode")
+    return ", ".join(words)
+
+
+def _words(defaults: Any) -> str:
+    """Defaults in a line."""
+    flat = {name: value for name, value in defaults.items() if name not in ("draft_options", "sampling")}
+    flat |= {f"draft option {name}": value for name, value in defaults.get("draft_options", {}).items()}
+    flat |= defaults.get("sampling", {})
+    return ", ".join(f"{name} {value}" for name, value in flat.items()) or "as any model"
