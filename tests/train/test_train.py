@@ -151,6 +151,16 @@ def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: s
         Work(other).run()
 
 
+def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: str, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
+    Work(job).run()
+    fewer = Work(replace(job, out=tmp_path / "e", data=replace(job.data, sequences=10)))
+    data = SelfGenerated(tmp_path / "data", fewer.setting, fewer.identity, job.texts)
+    assert not data.missing
+    assert [len(shard.tokens) for shard in data.shards(data.training_files)] == [8, 2]
+    assert fewer.run().out.exists()
+
+
 def test_a_loss_that_is_no_number_stops_it(
     model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

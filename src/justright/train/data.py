@@ -213,7 +213,14 @@ class SelfGenerated:
     def shards(self, files: Sequence[Path]) -> Iterator[Shard]:
         """Read shards one after the other."""
         for file in files:
-            yield Shard.read(file)
+            yield self.read(file)
+
+    def read(self, file: Path) -> Shard:
+        """Read a shard, as far as the setting asks for it: the folder may hold more of the same data."""
+        shard, size = Shard.read(file), self._size(file)
+        if len(shard.tokens) == size:
+            return shard
+        return Shard(*(getattr(shard, name)[:size] for name in Shard.__slots__))
 
     def _size(self, file: Path) -> int:
         held_out = file.name.startswith(_EVALUATION)

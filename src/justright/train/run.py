@@ -304,7 +304,7 @@ class Training:
         order = _shuffled(len(files), self.setting.seed, epoch)
         number = int(order[place])
         if self._shard is None or self._shard[0] != number:
-            self._shard = number, Shard.read(files[number])
+            self._shard = number, self.data.read(files[number])
         shard = self._shard[1]
         rows = _shuffled(len(shard.tokens), self.setting.seed + 1, epoch * len(files) + number)
         mine = step % each * size * of_all + self.accelerator.process_index * size

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from justright.errors import UsageError
 from justright.models.sources import resolve
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
@@ -29,6 +30,7 @@ class DrafterRecipe:
         data: how much.
         training: how long.
         fast: the model whose switch the verifier carries: the drafter then serves both modes.
+        shipped: whether the package may carry it; what comes of Gemma is under Gemma's terms.
     """
 
     model: str
@@ -36,6 +38,7 @@ class DrafterRecipe:
     data: DataSetting
     training: TrainSetting
     fast: str | None = None
+    shipped: bool = True
 
 
 DRAFTER_RECIPES = {
@@ -44,6 +47,13 @@ DRAFTER_RECIPES = {
         _TEXTS,
         DataSetting(sequences=2816),
         TrainSetting(epochs=2.5, spec_steps=200, evaluate_every=110),
+    ),
+    "gemma-3-270m": DrafterRecipe(
+        "packaged:gemma-3-270m",
+        _TEXTS,
+        DataSetting(sequences=640, batch=32, chat=0.0),  # it has no chat template
+        TrainSetting(epochs=4, spec_steps=150, evaluate_every=80),
+        shipped=False,
     ),
     "slow": DrafterRecipe(
         "zoo:slow",
@@ -61,6 +71,8 @@ DRAFTER_RECIPES = {
 def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
     """Train drafter ``name`` in ``work``, or go on where it was cut; with ``release`` put it into the package."""
     recipe = DRAFTER_RECIPES[name]
+    if release and not recipe.shipped:
+        raise UsageError(f"the drafter {name} is not for the package: leave --release out")
     folder = work / "drafters"
     folder.mkdir(parents=True, exist_ok=True)
     switch = None if recipe.fast is None else _switch(recipe, folder / f"{name}-switch")
