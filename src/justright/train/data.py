@@ -306,9 +306,9 @@ def _draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token a row by inverse CDF, the same on every device; and the likeliest ones with their probabilities.
 
-    ``logits`` are ``[1, vocab]`` each; the results ``[rows]``, ``[rows, 8]`` int64, ``[rows, 8]`` float16, on the CPU. A
-    few rows at a time: a whole batch of a large vocabulary is more memory than the allocator keeps, and on a CPU getting
-    it anew at every step took longer than the model.
+    ``logits`` are ``[1, vocab]`` each; the results ``[rows]``, ``[rows, 8]`` int64, ``[rows, 8]`` float16, on the CPU.
+    A few rows at a time: a whole batch of a large vocabulary is more memory than the allocator keeps, and on a CPU
+    getting it anew at every step took longer than the model.
     """
     uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float32).to(logits[0].device)
     rows = max(1, _ROW_NUMBERS // logits[0].shape[-1])
