@@ -1,0 +1,37 @@
+"""The page at ``/``: plain files, without a build step or another host; it asks the API that all clients ask."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_POLICY = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def page() -> Response:
+    """The page."""
+    return _file("index.html")
+
+
+@router.get("/dashboard/{name}")
+def part(name: str) -> Response:
+    """What the page is made of; anything else is not there."""
+    return _file(name) if name in _PARTS else Response(status_code=404)
+
+
+_PARTS = frozenset(file.name for file in files(__package__).iterdir() if file.name.endswith((".js", ".css")))
+
+
+def _file(name: str) -> Response:
+    content = files(__package__).joinpath(name).read_bytes()
+    headers = {
+        "Content-Security-Policy": _POLICY,
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(content, media_type=_TYPES[name.rpartition(".")[2]], headers=headers)
