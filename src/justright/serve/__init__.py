@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server around the engine."""
+"""`justright serve`: one model behind an OpenAI-compatible HTTP API, on the embedded engine."""

@@ -1,0 +1,318 @@
+"""The HTTP application: routes, and from an HTTP request to an exchange with the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from justright import __version__
+from justright.engine.api import Engine
+from justright.engine.request import Request as EngineRequest
+from justright.errors import JustrightError
+from justright.serve import metrics, responses
+from justright.serve.answers import CompletionWriter, Writer
+from justright.serve.asking import Asking
+from justright.serve.exchange import Exchange
+from justright.serve.faults import ApiError, of_error, of_validation
+from justright.serve.guard import Guard
+from justright.serve.openapi import describe, errors, json_body, streamed
+from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
+from justright.serve.scheduler import Scheduler
+from justright.serve.settings import ServeSettings
+from justright.serve.tokens import TokenTexts
+
+B = TypeVar("B", bound=BaseModel)
+A = TypeVar("A", bound=Asked)
+Log = Callable[[dict[str, Any]], None]
+"""Told of every HTTP request, as values for JSON."""
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        engine: loaded.
+        scheduler: of that engine, started.
+        settings: how to serve.
+        log: told of every request.
+    """
+
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler, settings: ServeSettings, log: Log = lambda _: None
+    ) -> None:
+        assert engine.tokenizer is not None
+        self.engine, self.scheduler, self.settings, self.log = engine, scheduler, settings, log
+        self.asking = Asking(engine, settings)
+        self.texts = TokenTexts(engine.tokenizer)
+        self.metrics = metrics.Metrics(scheduler.snapshot)
+        self.started = int(time.time())
+        engine.encode("a")  # the first call may set the tokenizer up, and several threads come now
+        self._encoding = ThreadPoolExecutor(2, "justright-encode")
+
+    async def generate(self, http: Request, asked: A, make: Callable[[A], list[EngineRequest]]) -> Response:
+        """Answer one request, streamed or whole.
+
+        Raises:
+            ApiError: it cannot be answered.
+        """
+        arrived = time.perf_counter()
+        if self.scheduler.snapshot().draining:
+            raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
+        requests = await asyncio.get_running_loop().run_in_executor(self._encoding, make, asked)
+        chat = isinstance(asked, ChatRequest)
+        kind = Writer if chat else CompletionWriter
+        writer = kind(
+            ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
+            int(time.time()),
+            asked.model,
+            self.texts,
+            asked.choices,
+            asked.wants_usage,
+            asked.wants_trace,
+        )
+        exchange = Exchange(
+            requests,
+            self.scheduler,
+            self.metrics,
+            self.texts,
+            apart=chat,
+            deadline_s=self.settings.deadline_s,
+            arrived=arrived,
+        )
+        if asked.stream:
+            await exchange.__aenter__()  # a refusal is an ordinary answer; the stream leaves it at its end
+            return EventStream(exchange, writer, self.settings)
+        return await self._whole(http, exchange, writer)
+
+    async def _whole(self, http: Request, exchange: Exchange, writer: Writer) -> Response:
+        """The whole answer, unless the client leaves before it is there."""
+        async with exchange:
+            answer = asyncio.ensure_future(exchange.whole(writer))
+            gone = asyncio.ensure_future(_disconnected(http.receive))
+            try:
+                await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+                if answer.done():
+                    return JSONResponse(answer.result())
+                return Response(status_code=499)
+            finally:
+                for task in (answer, gone):
+                    task.cancel()
+                await asyncio.gather(answer, gone, return_exceptions=True)
+
+    def count(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Note an answer."""
+        known = path if path in _PATHS else "other"
+        self.metrics.responses.labels(known, str(status)).inc()
+        self.metrics.latency.labels(known).observe(seconds)
+        self.log({"method": method, "path": path, "status": status, "seconds": round(seconds, 4)})
+
+    def close(self) -> None:
+        """Let go of the threads that encode."""
+        self._encoding.shutdown(wait=False, cancel_futures=True)
+
+
+class EventStream(Response):
+    """Sends an exchange's events; ends it when the client has gone, or takes nothing for too long."""
+
+    def __init__(self, exchange: Exchange, writer: Writer, settings: ServeSettings) -> None:
+        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._exchange, self._writer, self._settings = exchange, writer, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything."""
+        sending = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
+            await self._exchange.__aexit__(None, None, None)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        events = self._exchange.events(self._writer, self._settings.keep_alive_s)
+        async with contextlib.aclosing(events):
+            async for data in events:
+                async with asyncio.timeout(self._settings.send_timeout_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+_PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/health/live", "/metrics"}
+)
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The application, guarded."""
+    app = FastAPI(
+        title="justright",
+        version=__version__,
+        description="One model behind an OpenAI-compatible API.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    _generating(app, service)
+    _looking(app, service)
+    _failing(app)
+    describe(app, keys=bool(service.settings.api_keys))
+    settings = service.settings
+    return Guard(app, settings.api_keys, settings.max_body_bytes, settings.body_timeout_s, service.count)
+
+
+def _generating(app: FastAPI, service: Service) -> None:
+    """The routes that ask the model."""
+    asking = service.asking
+
+    @app.post(
+        "/v1/chat/completions",
+        summary="Go on with a conversation",
+        openapi_extra=json_body(ChatRequest),
+        responses=streamed(responses.ChatCompletion, responses.ChatChunk)
+        | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+    )
+    async def chat_completions(http: Request) -> Response:
+        return await service.generate(http, await _parsed(http, ChatRequest), asking.chat)
+
+    @app.post(
+        "/v1/completions",
+        summary="Go on with a text",
+        openapi_extra=json_body(CompletionRequest),
+        responses=streamed(responses.Completion, responses.CompletionChunk)
+        | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+    )
+    async def completions(http: Request) -> Response:
+        return await service.generate(http, await _parsed(http, CompletionRequest), asking.completion)
+
+
+def _looking(app: FastAPI, service: Service) -> None:
+    """The routes that only look."""
+
+    @app.get("/v1/models", summary="The models that are served", responses=errors(401))
+    async def models() -> responses.ModelList:
+        return responses.ModelList(object="list", data=[card()])
+
+    @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 404))
+    async def model(model: str) -> responses.ModelCard:
+        if model != service.settings.model:
+            raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
+        return card()
+
+    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy())
+    async def health() -> Response:
+        now = service.scheduler.snapshot()
+        ready = now.alive and not now.draining
+        body: dict[str, Any] = {"status": "ready" if ready else "draining" if now.draining else "failed"}
+        body |= {"running": now.running, "waiting": now.waiting}
+        return JSONResponse(body, 200 if ready else 503)
+
+    @app.get("/health/live", summary="Whether the process answers", response_class=Response, status_code=204)
+    async def live() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401))
+    async def figures() -> Response:
+        return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+    def card() -> responses.ModelCard:
+        return responses.ModelCard(
+            id=service.settings.model,
+            object="model",
+            created=service.started,
+            owned_by="justright",
+            context_length=service.engine.verifier.max_tokens,
+            efforts=service.asking.efforts,
+        )
+
+
+def _unhealthy() -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": responses.Health} for code in (200, 503)}
+
+
+def _text() -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def _failing(app: FastAPI) -> None:
+    """Every error as OpenAI writes it."""
+
+    def answer(error: ApiError) -> JSONResponse:
+        return JSONResponse(error.to_dict(), error.status, dict(error.headers))
+
+    @app.exception_handler(ApiError)
+    async def told(_: Request, error: ApiError) -> Response:
+        return answer(error)
+
+    @app.exception_handler(JustrightError)
+    async def known(_: Request, error: JustrightError) -> Response:
+        return answer(of_error(error))
+
+    @app.exception_handler(HTTPException)
+    async def of_http(http: Request, error: HTTPException) -> Response:
+        what = "no such path" if error.status_code == 404 else str(error.detail)
+        return answer(
+            ApiError(
+                error.status_code, f"{http.method} {http.url.path}: {what}", None, None, error.headers or {}
+            )
+        )
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> Response:
+        return answer(ApiError(500, f"this is a bug in justright: {type(error).__name__}", None, "bug"))
+
+
+async def _parsed(http: Request, kind: type[B]) -> B:
+    """The body of a request.
+
+    Raises:
+        ApiError: it is none.
+    """
+    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
+        raise ApiError(400, message, None, "invalid_content_type")
+    return parse(await http.body(), kind)
+
+
+def parse(body: bytes, kind: type[B]) -> B:
+    """A request out of bytes.
+
+    Raises:
+        ApiError: no JSON, no UTF-8, or not what ``kind`` says.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        try:
+            raw = from_json(body)
+        except ValueError:
+            raw = None
+        raise of_validation(error, raw) from error
+
+
+def served_name(model: str) -> str:
+    """By what name a model is asked for: the last part of a path, else the name as it was given."""
+    return model.rstrip("/").rpartition("/")[2] if model.startswith((".", "/", "~")) else model

@@ -1,0 +1,258 @@
+"""From what a client asks to the engine's requests; slow for long prompts, so not for the event loop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+from jinja2 import Environment, TemplateError, meta
+from transformers import PreTrainedTokenizerFast
+
+from justright.engine.api import Engine
+from justright.engine.modes import Thinking
+from justright.engine.request import Request
+from justright.engine.sampling import SamplingParams
+from justright.errors import JustrightError, ResourceError, UsageError
+from justright.serve.constrain import Grammars
+from justright.serve.faults import ApiError, of_error
+from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
+from justright.serve.settings import ServeSettings
+from justright.switch.effort import DECIDING, EFFORTS, FAST_EFFORTS
+
+_OPENAI_COMPLETION = 16
+"""``max_tokens`` of a completion that does not say it, as OpenAI has it."""
+_SWITCH = "enable_thinking"
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""transformers' own mark of what an assistant says, which changes no text."""
+_OURS = frozenset(
+    {"messages", "conversation", "self", "raise_exception", "strftime_now", "tools", "documents"}
+)
+
+
+class Asking:
+    """Makes requests for one engine.
+
+    Args:
+        engine: only looked at.
+        settings: what holds where a request says nothing.
+    """
+
+    def __init__(self, engine: Engine, settings: ServeSettings) -> None:
+        assert engine.tokenizer is not None
+        assert engine.modes is not None
+        self.engine, self.settings = engine, settings
+        self._tokenizer: PreTrainedTokenizerFast = engine.tokenizer
+        self._modes = engine.modes
+        vocab_size = engine.verifier.config.vocab_size
+        self._grammars = Grammars(engine.tokenizer, vocab_size, engine.stop_token_ids)
+
+    def chat(self, asked: ChatRequest) -> list[Request]:
+        """The requests of a chat, one a choice.
+
+        Raises:
+            ApiError: what cannot be done, and by which parameter.
+        """
+        self._check_model(asked)
+        template = self._template_arguments(asked.chat_template_kwargs or {})
+        thinking = thinking_of(asked, self.settings.thinking)
+        messages = [self._message(message) for message in asked.messages]
+        found: list[Request] = []
+        for params in self._params(asked):
+            try:
+                request = self.engine.conversation(
+                    messages,
+                    params,
+                    thinking=thinking,
+                    template=template,
+                    max_tokens=asked.limit or self.settings.max_tokens,
+                    stop=asked.stops,
+                )
+            except ResourceError as error:
+                raise of_error(error, "messages") from error
+            except JustrightError as error:
+                raise of_error(error, _at_fault(asked, error)) from error
+            except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+                message = f"the model's chat template cannot write this conversation: {error}"
+                raise ApiError(400, message, "messages", "invalid_value") from error
+            name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
+            found.append(self._finish(request, asked, asked.limit, asked.likeliest, name))
+        return found
+
+    def completion(self, asked: CompletionRequest) -> list[Request]:
+        """The requests of a completion: all choices of the first prompt, of the second, and so on.
+
+        Raises:
+            ApiError: what cannot be done, and by which parameter.
+        """
+        self._check_model(asked)
+        found: list[Request] = []
+        for prompt in asked.prompts:
+            for params in self._params(asked):
+                try:
+                    request = self.engine.request(
+                        prompt, params, max_tokens=asked.max_tokens or _OPENAI_COMPLETION, stop=asked.stops
+                    )
+                except JustrightError as error:
+                    raise of_error(error, "prompt") from error
+                found.append(self._finish(request, asked, asked.max_tokens, asked.logprobs, "max_tokens"))
+        return found
+
+    @cached_property
+    def efforts(self) -> list[str]:
+        """The efforts that this model can have."""
+        return [effort for effort in (*EFFORTS, "xhigh") if self._can(effort)]
+
+    def _can(self, effort: str) -> bool:
+        try:
+            hidden_size = self.engine.verifier.config.hidden_size
+            self._modes.check(Thinking(None if effort == "xhigh" else effort), hidden_size)
+        except UsageError:
+            return False
+        thinks = self._modes.tags is not None or self._modes.adapter is not None
+        return thinks or effort in FAST_EFFORTS
+
+    def _check_model(self, asked: Asked) -> None:
+        if asked.model != self.settings.model:
+            message = f"there is no model {asked.model!r} here; there is {self.settings.model!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+
+    def _params(self, asked: Asked) -> list[SamplingParams]:
+        """How tokens are chosen, for each choice; with a seed, the choices count up from it."""
+        names = [field.name for field in fields(SamplingParams)]
+        given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+        try:
+            params = replace(self.settings.params, **given)
+        except UsageError as error:
+            raise of_error(error) from error
+        if params.seed is None:
+            return [params] * asked.choices
+        return [replace(params, seed=params.seed + number) for number in range(asked.choices)]
+
+    def _finish(
+        self, request: Request, asked: Asked, limit: int | None, likeliest: int | None, name: str
+    ) -> Request:
+        """The request with all that is not the prompt's."""
+        if limit is not None and request.max_tokens < limit:
+            context = self.engine.verifier.max_tokens
+            raise ApiError(
+                400,
+                f"{name} is {limit}, and of the context's {context} tokens the prompt leaves {request.max_tokens}: "
+                "ask for less, or shorten the prompt",
+                name,
+                "context_length_exceeded",
+            )
+        request.top_logprobs = likeliest
+        if isinstance(asked.response_format, AsJson | AsSchema):
+            schema = None
+            if isinstance(asked.response_format, AsSchema):
+                schema = asked.response_format.json_schema.schema_
+            try:
+                request.constraint = self._grammars.json(schema)
+            except UsageError as error:
+                raise of_error(error, "response_format") from error
+        return request
+
+    def _message(self, message: Message) -> dict[str, str]:
+        """A message as chat templates take it: plain text, and developers are the system where none are known."""
+        content = message.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content or [])
+        role = message.role
+        if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
+            role = "system"
+        more = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
+        return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}
+
+    def _template_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Refuse what would be ignored, and what is not the client's to say."""
+        for name, value in arguments.items():
+            param = f"chat_template_kwargs.{name}"
+            if name in _reserved():
+                raise ApiError(400, f"{param} is not the client's to say", param, "unsupported_parameter")
+            if name == _SWITCH and not isinstance(value, bool):
+                raise ApiError(400, f"{param} is {value!r}; allowed: true, false", param, "invalid_value")
+            if name not in self._variables and not (name == _SWITCH and self._modes.adapter is not None):
+                takes = ", ".join(sorted(self._variables - _reserved())) or "none"
+                message = f"this model's chat template takes no {name}; it takes: {takes}"
+                raise ApiError(400, message, param, "unknown_parameter")
+        return arguments
+
+    @cached_property
+    def _variables(self) -> frozenset[str]:
+        """What the chat templates of both modes read."""
+        adapter = self._modes.adapter
+        templates = [self._tokenizer.chat_template, None if adapter is None else adapter.template]
+        found: set[str] = set()
+        for template in templates:
+            if isinstance(template, str):
+                found |= template_variables(template)
+        return frozenset(found)
+
+
+def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
+    """How much to think: an explicit template argument before the request's effort before the server's default.
+
+    Args:
+        asked: by the client.
+        default: where it says nothing.
+
+    Raises:
+        ApiError: a contradiction.
+    """
+    wanted = (asked.chat_template_kwargs or {}).get(_SWITCH)
+    if wanted is None and asked.effort is None and asked.budget is None:
+        return default
+    effort = default.effort if asked.effort is None else asked.effort
+    if effort == "xhigh":
+        effort = None
+    elif wanted is False:
+        effort = "none"
+    if (wanted is True and (effort in FAST_EFFORTS or effort in DECIDING)) or (
+        asked.effort is None and asked.budget is not None and effort in FAST_EFFORTS
+    ):
+        effort = None
+    budget = asked.budget
+    if budget is None and effort is None and asked.effort is None:
+        budget = default.budget
+    try:
+        return Thinking(
+            effort,
+            budget,
+            closing=default.closing if budget is not None or effort in ("low", "medium", "high") else None,
+            scorer=default.scorer if effort == "auto" else "probe",
+            threshold=default.threshold if effort == default.effort else None,
+        )
+    except UsageError as error:
+        raise of_error(error, "thinking_budget" if "budget" in str(error) else "reasoning_effort") from error
+
+
+def template_variables(template: str) -> set[str]:
+    """What a chat template reads that somebody must give it."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    source = _GENERATION.sub("", template)
+    try:
+        return set(meta.find_undeclared_variables(environment.parse(source)))
+    except TemplateError:
+        return {_SWITCH} if _SWITCH in template else set()
+
+
+def _reserved() -> frozenset[str]:
+    """What the code around a template says, or could be told to do."""
+    options = set(signature(PreTrainedTokenizerFast.apply_chat_template).parameters)
+    return _OURS | options | set(PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
+
+
+def _at_fault(asked: ChatRequest, error: JustrightError) -> str:
+    """The parameter that an error of `Engine.conversation` is about."""
+    text = str(error)
+    if "effort" in text and asked.effort is not None:
+        return "reasoning_effort"
+    if ("thought" in text or "switch" in text) and asked.budget is not None:
+        return "thinking_budget"
+    if ("effort" in text or "switch" in text) and _SWITCH in (asked.chat_template_kwargs or {}):
+        return f"chat_template_kwargs.{_SWITCH}"
+    return "messages"

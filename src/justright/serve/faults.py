@@ -1,0 +1,126 @@
+"""What a client is told when something is wrong: an HTTP status and an error object as OpenAI writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from justright.errors import JustrightError, ResourceError, UsageError
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+"""Every status that means an error, and the ``type`` of its error object."""
+
+_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+_ALONE = {
+    "audio": "answers are text",
+    "best_of": "choose among answers yourself: n gives several",
+    "echo": "the prompt is not repeated",
+    "frequency_penalty": "use repetition_penalty",
+    "function_call": "there is no calling of functions; response_format gives JSON",
+    "functions": "there is no calling of functions; response_format gives JSON",
+    "logit_bias": "response_format can restrict an answer",
+    "modalities": "answers are text",
+    "parallel_tool_calls": "there is no calling of tools",
+    "prediction": "drafts are made from the prompt by themselves: put the text into it",
+    "presence_penalty": "use repetition_penalty",
+    "service_tier": "there is one tier",
+    "store": "nothing is stored",
+    "suffix": "the model writes what follows a prompt, not what goes between two texts",
+    "tool_calls": "there is no calling of tools",
+    "tool_choice": "there is no calling of tools; response_format gives JSON",
+    "tools": "there is no calling of tools; response_format gives JSON",
+    "verbosity": "ask for a length in the prompt, or set max_completion_tokens",
+    "web_search_options": "nothing is searched",
+}
+"""Parameters of OpenAI's that only their neutral value is allowed of, and what to do instead."""
+
+
+@dataclass(slots=True, eq=False)
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: of HTTP.
+        message: what was found, what is allowed, what to do.
+        param: the parameter at fault.
+        code: for programs.
+        headers: further ones of the response.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The body."""
+        about = {"message": self.message, "type": KINDS[self.status], "param": self.param, "code": self.code}
+        return {"error": about}
+
+
+def of_error(error: JustrightError, param: str | None = None) -> ApiError:
+    """What a client is told of an error that its request caused.
+
+    Args:
+        error: as raised.
+        param: the parameter that it is about, if known.
+    """
+    if isinstance(error, ResourceError):
+        return ApiError(400, str(error), param, "context_length_exceeded")
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error), param, "invalid_value")
+    return ApiError(500, str(error), None, "engine_error")
+
+
+def of_validation(error: ValidationError, body: Any) -> ApiError:
+    """What a client is told of a body that is no request; of several faults, the one that lies deepest.
+
+    Args:
+        error: pydantic's.
+        body: what was sent, as Python values; None where it is no JSON.
+    """
+    found = error.errors(include_url=False)
+    if any(one["type"] == "json_invalid" for one in found):
+        return ApiError(400, f"the body is no JSON: {found[0]['msg']}", None, "invalid_json")
+    worst = max(found, key=lambda one: (one["loc"][-1:] == ("type",), one["type"] in _CODES, len(one["loc"])))
+    path = _path(worst["loc"], body)
+    param = ".".join(map(str, path)) or None
+    name = str(path[-1]) if path else ""
+    if name in _ALONE:
+        return ApiError(400, f"{param} is not supported: {_ALONE[name]}", param, "unsupported_parameter")
+    code = _CODES.get(worst["type"], "invalid_value")
+    if code == "unknown_parameter":
+        return ApiError(400, f"there is no parameter {param}: leave it out", param, code)
+    if code == "missing_required_parameter":
+        return ApiError(400, f"the parameter {param} is missing", param, code)
+    message = worst["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{param}: {message}" if param else message, param, code)
+
+
+def _path(location: Sequence[int | str], body: Any) -> list[int | str]:
+    """Where a fault lies, without pydantic's names for the branches of a union."""
+    path: list[int | str] = []
+    for step in location:
+        if isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+        elif isinstance(body, Mapping) and step in body:
+            body = body[str(step)]
+        elif step != location[-1] or not isinstance(body, Mapping):
+            continue
+        path.append(step)
+    return path

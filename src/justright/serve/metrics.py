@@ -1,0 +1,143 @@
+"""Figures for Prometheus, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from justright.engine.request import Request
+from justright.serve.scheduler import Snapshot
+from justright.switch.thinking import FAST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+_STEP_TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
+CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+"""Upper bounds of the contexts that acceptance is told apart by."""
+
+
+class Metrics:
+    """All figures of one server.
+
+    Args:
+        snapshot: what goes on, asked when somebody looks.
+    """
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self.registry = CollectorRegistry()
+        self._http(self.registry)
+        self._tokens(self.registry)
+        self._gauges(self.registry, snapshot)
+
+    def _http(self, registry: CollectorRegistry) -> None:
+        self.responses = Counter(
+            "justright_http_requests",
+            "HTTP requests by path and status.",
+            ("path", "status"),
+            registry=registry,
+        )
+        self.answers = Counter(
+            "justright_answers", "Answers by how they ended.", ("ended_by",), registry=registry
+        )
+        self.latency = Histogram(
+            "justright_request_duration_seconds",
+            "From a request's arrival to its last byte.",
+            ("path",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "justright_time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.each_token = Histogram(
+            "justright_time_per_output_token_seconds",
+            "Mean time of an answer's tokens behind the first.",
+            buckets=_TOKEN_SECONDS,
+            registry=registry,
+        )
+
+    def _tokens(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"justright_{name}", text, labels, registry=registry)
+
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
+        self.cached_tokens = counter(
+            "prompt_tokens_cached", "Tokens of prompts that were in the cache already."
+        )
+        self.output_tokens = counter("output_tokens", "Tokens of answers, thoughts included.")
+        self.reasoning_tokens = counter("reasoning_tokens", "Tokens of thoughts.")
+        self.mode_tokens = counter("mode_tokens", "Tokens of answers by mode.", ("mode",))
+        self.discarded_tokens = counter("discarded_tokens", "Tokens of answers given up for slower ones.")
+        self.saved_tokens = Gauge(
+            "justright_saved_tokens",
+            "Tokens saved against thinking always, by calibration; may be negative.",
+            registry=registry,
+        )
+        self.drafted_tokens = counter("drafted_tokens", "Guessed tokens that were verified.")
+        self.accepted_tokens = counter("accepted_tokens", "Guessed tokens that stood.")
+        self.decisions = counter("decisions", "Answers by mode, and by who decided it.", ("mode", "by"))
+        self.acceptance = Histogram(
+            "justright_acceptance_length_tokens",
+            "Tokens that a verification gave, by the longest context of its class.",
+            ("context",),
+            buckets=_STEP_TOKENS,
+            registry=registry,
+        )
+
+    @staticmethod
+    def _gauges(registry: CollectorRegistry, snapshot: Callable[[], Snapshot]) -> None:
+        def gauge(name: str, text: str, value: Callable[[Snapshot], float]) -> None:
+            one = Gauge(f"justright_{name}", text, registry=registry)
+            one.set_function(lambda: value(snapshot()))
+
+        gauge("requests_waiting", "Requests that wait for a slot.", lambda now: now.waiting)
+        gauge("requests_running", "Requests that hold a slot.", lambda now: now.running)
+        gauge("slots", "The most requests that run at once.", lambda now: now.slots)
+        gauge("cache_tokens", "Tokens whose keys and values are kept.", lambda now: now.cached_tokens)
+        gauge("cache_reserved_tokens", "Tokens that what runs may need.", lambda now: now.reserved_tokens)
+        gauge("cache_limit_tokens", "The limit on these; NaN: none.", lambda now: _number(now.cache_tokens))
+        gauge("cache_bytes", "Memory of keys and values.", lambda now: now.cache_bytes)
+        gauge("engine_up", "Whether the engine's thread runs.", lambda now: now.alive)
+        gauge("draining", "Whether new requests are refused.", lambda now: now.draining)
+
+    def answered(self, request: Request, ended_by: str) -> None:
+        """Count a finished answer."""
+        stats = request.stats
+        self.answers.labels(ended_by).inc()
+        self.prompt_tokens.inc(stats.prompt_tokens)
+        self.cached_tokens.inc(stats.reused_tokens)
+        self.output_tokens.inc(stats.output_tokens)
+        self.reasoning_tokens.inc(stats.reasoning_tokens)
+        self.mode_tokens.labels("fast").inc(stats.fast_tokens)
+        self.mode_tokens.labels("slow").inc(stats.output_tokens - stats.fast_tokens)
+        self.discarded_tokens.inc(stats.discarded_tokens)
+        self.drafted_tokens.inc(stats.drafted)
+        self.accepted_tokens.inc(stats.accepted)
+        if stats.tokens_saved is not None:
+            self.saved_tokens.inc(stats.tokens_saved)
+        mode = "fast" if request.plan.factor >= FAST else "slow"
+        decision = stats.decision
+        self.decisions.labels(
+            mode if decision is None else decision.mode, decision.by if decision else "model"
+        ).inc()
+        for position, _, accepted in stats.steps:
+            self.acceptance.labels(context_class(stats.prompt_tokens + position)).observe(accepted + 1)
+
+    def render(self) -> bytes:
+        """The page that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+def context_class(tokens: int) -> str:
+    """The upper bound of the class that a context belongs to."""
+    return next((str(bound) for bound in CONTEXTS if tokens <= bound), "inf")
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

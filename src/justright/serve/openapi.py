@@ -1,0 +1,90 @@
+"""The OpenAPI document: what is asked, what is answered, and every error that can be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from justright.serve import responses
+from justright.serve.protocol import ChatRequest, CompletionRequest
+
+Responses = dict[int | str, dict[str, Any]]
+_REF = "#/components/schemas/{model}"
+_MEANINGS = {
+    400: "The request cannot be done; `param` says which parameter is at fault",
+    401: "An API key is needed",
+    404: "There is no such model",
+    408: "The body came too slowly",
+    413: "The body is too large",
+    429: "Too many requests wait; `Retry-After` says when to come again",
+    500: "The engine failed",
+    503: "The server shuts down",
+    504: "Nothing was answered within the server's deadline",
+}
+
+
+def errors(*statuses: int) -> Responses:
+    """The errors of a route."""
+    return {status: {"model": responses.ErrorBody, "description": _MEANINGS[status]} for status in statuses}
+
+
+def json_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """The body that a route reads."""
+    schema = {"$ref": _REF.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def streamed(whole: type[BaseModel], piece: type[BaseModel]) -> Responses:
+    """An answer that comes whole, or with ``stream`` as events."""
+    events = {
+        "schema": {"type": "string"},
+        "description": f"`data: ` and a {piece.__name__}, event by event; then `data: [DONE]`",
+    }
+    return {
+        200: {
+            "description": f"The answer; with `stream`, as events: each a {piece.__name__}, at last `[DONE]`",
+            "model": whole,
+            "content": {"text/event-stream": {"schema": events["schema"]}},
+        }
+    }
+
+
+def describe(app: FastAPI, *, keys: bool) -> None:
+    """Let the application tell the truth about itself.
+
+    Args:
+        app: with its routes.
+        keys: whether an API key is needed.
+    """
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, keys=keys)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
+    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = found["components"]["schemas"]
+    asked: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+    told: list[Any] = [(responses.ChatChunk, "serialization"), (responses.CompletionChunk, "serialization")]
+    _, extra = models_json_schema([*asked, *told], ref_template=_REF)
+    for name, schema in extra["$defs"].items():
+        schemas.setdefault(name, schema)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for path in found["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            if not keys:
+                operation["responses"].pop("401", None)
+    if keys:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"key": []}]
+    return found

@@ -1,0 +1,271 @@
+"""What clients may ask, after OpenAI's API; every parameter does something, is neutral, or is refused.
+
+Models are strict: no text for a number, no unknown names, no NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+MAX_CHOICES = 16
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
+MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 64
+
+Zero = Annotated[float, Field(ge=0, le=0)]
+Never = Annotated[list[Any], Field(max_length=0)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "auto", "escalate"]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """What all of it has in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TextPart(Strict):
+    """A piece of text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One turn of a conversation.
+
+    ``reasoning_content``, ``name`` and ``tool_call_id`` go to the chat template as they are; what OpenAI's client
+    writes beside them into an answer may come back as it was, empty.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+    audio: None = None
+    annotations: Never | None = None
+    function_call: None = None
+    tool_calls: Never | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role} needs content")
+        return self
+
+
+class StreamOptions(Strict):
+    """How to stream."""
+
+    include_usage: bool = False
+
+
+class Reasoning(Strict):
+    """How much to think; ``max_tokens`` is a budget of thought in tokens."""
+
+    effort: Effort | None = None
+    max_tokens: int | None = Field(None, ge=0)
+
+
+class Extras(Strict):
+    """What is ours alone: ``trace`` tells of every chunk how many of its tokens were drafted, and their texts."""
+
+    trace: bool = False
+
+
+class JsonSchema(Strict):
+    """A JSON schema that the answer keeps."""
+
+    name: str
+    schema_: dict[str, JsonValue] = Field(alias="schema")
+    description: str | None = None
+    strict: Literal[True] | None = None
+
+
+class AsText(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class AsJson(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class AsSchema(Strict):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type")]
+
+
+class Asked(Strict):
+    """What chats and completions have in common."""
+
+    model: str
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
+    stop: Stop | Stops | None = None
+    response_format: ResponseFormat | None = None
+    justright: Extras | None = None
+    user: str | None = Field(None, description="Without meaning here: nothing is kept about users.")
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _streams(self) -> Asked:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options are for stream: true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def choices(self) -> int:
+        """How many answers to a prompt."""
+        return self.n or 1
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_trace(self) -> bool:
+        """Whether chunks tell what was drafted."""
+        return self.justright is not None and self.justright.trace
+
+
+class ChatRequest(Asked):
+    """A conversation to go on with."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    thinking_budget: int | None = Field(
+        None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."
+    )
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    metadata: dict[str, str] | None = Field(None, description="Without meaning here: nothing is stored.")
+    safety_identifier: str | None = Field(None, description="Without meaning here.")
+    prompt_cache_key: str | None = Field(None, description="Without meaning here: prefixes are found anyway.")
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    verbosity: Literal["medium"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    tools: Never | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Never | None = None
+    function_call: Literal["none", "auto"] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ChatRequest:
+        twice = (
+            ("max_tokens", self.max_tokens, "max_completion_tokens", self.max_completion_tokens),
+            (
+                "reasoning_effort",
+                self.reasoning_effort,
+                "reasoning.effort",
+                self.reasoning and self.reasoning.effort,
+            ),
+            (
+                "thinking_budget",
+                self.thinking_budget,
+                "reasoning.max_tokens",
+                self.reasoning and self.reasoning.max_tokens,
+            ),
+        )
+        for one, value, other, another in twice:
+            if value is not None and another is not None and value != another:
+                raise ValueError(
+                    f"{one} is {value} and {other} is {another}: they mean the same, give one of them"
+                )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is for logprobs: true")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def effort(self) -> str | None:
+        """How much to think, by name."""
+        return self.reasoning_effort or (self.reasoning.effort if self.reasoning else None)
+
+    @property
+    def budget(self) -> int | None:
+        """How much to think, in tokens."""
+        if self.thinking_budget is None and self.reasoning is not None:
+            return self.reasoning.max_tokens
+        return self.thinking_budget
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens to tell with each; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Asked):
+    """A text to go on with."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)
+        ]
+    )
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: Literal[False] | None = None
+    suffix: None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_empty(cls, prompt: Any) -> Any:
+        if prompt == "" or (isinstance(prompt, list) and "" in prompt):
+            raise ValueError("a prompt is empty: give at least one token of text")
+        return prompt
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Each prompt by itself."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt

@@ -1,0 +1,48 @@
+"""The text and the bytes of single tokens, which log-probabilities and traces tell."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from transformers import PreTrainedTokenizerFast
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenTexts:
+    """Looks tokens up; a token of a few bytes of a character has them, and no readable text.
+
+    Args:
+        tokenizer: byte-level, or with pieces that write a space as a low line.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+        self._added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
+
+    def data(self, token_id: int) -> bytes:
+        """The bytes of a token; none of an id beyond the vocabulary."""
+        if token_id in self._added:
+            return str(self._added[token_id]).encode()
+        token = self.tokenizer.convert_ids_to_tokens(token_id)
+        if token is None:
+            return b""
+        if self._byte_level:
+            return bytes(_bytes_of()[letter] for letter in token if letter in _bytes_of())
+        if found := _BYTE.fullmatch(token):
+            return bytes([int(found[1], 16)])
+        return str(token).replace("\u2581", " ").encode()
+
+    def text(self, token_id: int) -> str:
+        """The text of a token, with U+FFFD for bytes that are none by themselves."""
+        return self.data(token_id).decode(errors="replace")
+
+
+@cache
+def _bytes_of() -> dict[str, int]:
+    """The letters that byte-level vocabularies write bytes with (GPT-2's table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(rest)}
