@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from justright import __version__
-from justright.cli import bench, bundle, chat, draft, evaluate, generate, model, prune, switch, unpack, zoo
+from justright.cli import (
+    bench,
+    bundle,
+    chat,
+    draft,
+    evaluate,
+    generate,
+    model,
+    prune,
+    serve,
+    switch,
+    unpack,
+    zoo,
+)
 from justright.cli.output import output_of
 
 app = typer.Typer(
@@ -43,6 +56,7 @@ def _root(
 
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("inspect")(model.inspect)
 app.command("path")(model.path)
 app.command("prune")(prune.prune)

@@ -269,9 +269,9 @@ class CompletionWriter(Writer):
     def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
         tokens = [self.texts.text(one.token_id) for one in logprobs]
         return {
-            "tokens": tokens,
+            "tokens": [self.texts.label(one.token_id) for one in logprobs],
             "token_logprobs": [_finite(one.logprob) for one in logprobs],
-            "top_logprobs": [{self.texts.text(t): _finite(p) for t, p in one.top} for one in logprobs],
+            "top_logprobs": [{self.texts.label(t): _finite(p) for t, p in one.top} for one in logprobs],
             "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else [],
         }
 

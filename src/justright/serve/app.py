@@ -21,7 +21,7 @@ from justright import __version__
 from justright.engine.api import Engine
 from justright.engine.request import Request as EngineRequest
 from justright.errors import JustrightError
-from justright.serve import metrics, responses
+from justright.serve import dashboard, metrics, responses
 from justright.serve.answers import CompletionWriter, Writer
 from justright.serve.asking import Asking
 from justright.serve.exchange import Exchange
@@ -177,6 +177,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     _generating(app, service)
     _looking(app, service)
+    app.include_router(dashboard.router)
     _failing(app)
     describe(app, keys=bool(service.settings.api_keys))
     settings = service.settings
@@ -243,8 +244,9 @@ def _looking(app: FastAPI, service: Service) -> None:
             object="model",
             created=service.started,
             owned_by="justright",
-            context_length=service.engine.verifier.max_tokens,
-            efforts=service.asking.efforts,
+            justright=responses.ModelTold(
+                context_length=service.engine.verifier.max_tokens, efforts=service.asking.efforts
+            ),
         )
 
 
@@ -311,8 +313,3 @@ def parse(body: bytes, kind: type[B]) -> B:
         except ValueError:
             raw = None
         raise of_validation(error, raw) from error
-
-
-def served_name(model: str) -> str:
-    """By what name a model is asked for: the last part of a path, else the name as it was given."""
-    return model.rstrip("/").rpartition("/")[2] if model.startswith((".", "/", "~")) else model

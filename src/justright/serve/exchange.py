@@ -109,6 +109,7 @@ class Exchange:
         """Note an emission; of one that ends its answer too early, raise what the client is told."""
         answer, emission = self.answers[letter.index], letter.emission
         request = emission.request
+        self._metrics.emitted_tokens.inc(len(emission.token_ids))
         if emission.token_ids and letter.index not in self._first:
             self._first[letter.index] = letter.at
             self._metrics.first_token.observe(letter.at - self._arrived)

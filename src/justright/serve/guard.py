@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from justright.readable import readable_bytes
 from justright.serve.faults import ApiError
 
-FREE = frozenset({"/health", "/health/live"})
-"""Paths that need no key."""
+FREE = frozenset({"/", "/health", "/health/live"})
+"""Paths that need no key; nor do the files of the page at ``/``, which asks for one itself."""
+_PAGE = "/dashboard/"
 
 Log = Callable[[str, str, int, float], None]
 """Told of every answer: method, path, status, seconds."""
@@ -69,7 +70,7 @@ class Guard:
 
     def _check_key(self, path: str, headers: Headers) -> None:
         """Compare in constant time, with every key."""
-        if not self._keys or path in FREE:
+        if not self._keys or path in FREE or path.startswith(_PAGE):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         digest = _digest(given.strip())

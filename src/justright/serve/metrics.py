@@ -70,6 +70,7 @@ class Metrics:
         self.cached_tokens = counter(
             "prompt_tokens_cached", "Tokens of prompts that were in the cache already."
         )
+        self.emitted_tokens = counter("emitted_tokens", "Tokens of answers, counted as they come.")
         self.output_tokens = counter("output_tokens", "Tokens of answers, thoughts included.")
         self.reasoning_tokens = counter("reasoning_tokens", "Tokens of thoughts.")
         self.mode_tokens = counter("mode_tokens", "Tokens of answers by mode.", ("mode",))

@@ -227,6 +227,13 @@ class CompletionChunk(Answered):
     usage: Usage | None = None
 
 
+class ModelTold(Answered):
+    """What can be asked of a model: the most tokens of prompt and answer, and the efforts that it can have; ours."""
+
+    context_length: int
+    efforts: list[str]
+
+
 class ModelCard(Answered):
     """A model that is served."""
 
@@ -234,8 +241,7 @@ class ModelCard(Answered):
     object: Literal["model"]
     created: int
     owned_by: str
-    context_length: int
-    efforts: list[str]
+    justright: ModelTold
 
 
 class ModelList(Answered):

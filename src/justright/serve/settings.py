@@ -49,3 +49,8 @@ class ServeSettings:
                 raise UsageError(f"{name} is {value}; allowed: above 0")
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise UsageError("an API key is empty or not ASCII: give at least one character, no accents")
+
+
+def served_name(model: str) -> str:
+    """By what name a model is asked for: the last part of a path, else the name as it was given."""
+    return model.rstrip("/").rpartition("/")[2] if model.startswith((".", "/", "~")) else model

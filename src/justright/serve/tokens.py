@@ -39,6 +39,14 @@ class TokenTexts:
         """The text of a token, with U+FFFD for bytes that are none by themselves."""
         return self.data(token_id).decode(errors="replace")
 
+    def label(self, token_id: int) -> str:
+        """The text of a token, or ``bytes:\\xe2\\x80`` (as OpenAI has it) of one that has none by itself."""
+        data = self.data(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
 
 @cache
 def _bytes_of() -> dict[str, int]:

@@ -1,0 +1,259 @@
+"""``justright serve``: a model behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from justright.cli import options as opt
+from justright.cli.output import Output, output_of
+from justright.errors import MissingExtraError, UsageError
+from justright.readable import key_values
+
+if TYPE_CHECKING:
+    from justright.cli.prepare import Prepared
+    from justright.engine.sampling import SamplingParams
+    from justright.serve.settings import ServeSettings
+
+_SERVING = "Serving"
+_MIB = 2**20
+
+_Host = Annotated[
+    str,
+    typer.Option(
+        help="Address to listen on; 0.0.0.0: all of this machine's, which wants an --api-key.",
+        rich_help_panel=_SERVING,
+    ),
+]
+_Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.", rich_help_panel=_SERVING)
+]
+_Name = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The model's name for clients.  (default: MODEL; of a path, its last part)",
+        rich_help_panel=_SERVING,
+        show_default=False,
+    ),
+]
+_Slots = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Requests run at once.", rich_help_panel=_SERVING)
+]
+_CacheTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Most tokens whose keys and values are kept, of all requests together.  (default: as memory allows)",
+        rich_help_panel=_SERVING,
+        show_default=False,
+    ),
+]
+_Queue = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Requests that may wait; more are told to come again.",
+        rich_help_panel=_SERVING,
+    ),
+]
+_Deadline = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Cut a request off after so long.  (default: never)",
+        rich_help_panel=_SERVING,
+        show_default=False,
+    ),
+]
+_Drain = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        help="Let requests come to their end for so long after SIGTERM or Ctrl-C; a second signal does not wait.",
+        rich_help_panel=_SERVING,
+    ),
+]
+_Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        envvar="JUSTRIGHT_API_KEY",
+        help="Refuse requests without this key (Authorization: Bearer KEY); repeatable. Others of this machine can "
+        "read a command line: rather use the variable (several with spaces between) or the file.",
+        rich_help_panel=_SERVING,
+        show_default=False,
+        show_envvar=True,
+    ),
+]
+_KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="API keys, one a line.", rich_help_panel=_SERVING, show_default=False),
+]
+_MaxBody = Annotated[
+    float, typer.Option(min=0.001, metavar="MIB", help="Largest body of a request.", rich_help_panel=_SERVING)
+]
+
+
+def serve(
+    ctx: typer.Context,
+    model: opt.Model,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    name: _Name = None,
+    slots: _Slots = 4,
+    cache_tokens: _CacheTokens = None,
+    queue: _Queue = 64,
+    deadline: _Deadline = None,
+    drain: _Drain = 30.0,
+    api_key: _Keys = None,
+    api_key_file: _KeyFile = None,
+    max_body: _MaxBody = 4.0,
+    as_json: opt.Json = False,
+    stats: opt.Stats = True,
+    max_tokens: opt.MaxTokens = 2048,
+    temperature: opt.Temperature = 1.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    draft: opt.Draft = None,
+    draft_option: opt.DraftOption = None,
+    switch: opt.Switch = None,
+    effort: opt.Effort = None,
+    thinking_budget: opt.ThinkingBudget = None,
+    closing: opt.Closing = None,
+    scorer: opt.ScorerName = "probe",
+    threshold: opt.Threshold = None,
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = "auto",
+    cpu_kernels: opt.CpuKernels = None,
+    max_context: opt.MaxContext = None,
+) -> None:
+    """Serve a model, or a bundle, as OpenAI's API does; a page at / shows what goes on.
+
+    The options of sampling and thinking hold for requests that do not say it themselves.
+
+    A line with the address comes when it is ready; with --json, that and every request as one JSON object a line.
+    """
+    _need_extra()
+    from justright.cli.prepare import prepare
+    from justright.cli.thinking import check_thinking, thinking_of
+    from justright.serve.run import address_of, bind
+    from justright.serve.settings import ServeSettings, served_name
+
+    output = output_of(ctx)
+    bound = bind(host, port)
+    keys = _keys(api_key or [], api_key_file)
+    engine_options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "cpu_kernels": cpu_kernels,
+        "max_context": max_context,
+        "slots": slots,
+        "draft": draft,
+        "draft_options": key_values(draft_option or [], "--draft-option"),
+        "switch": switch,
+        "reuse_prefix": True,
+    }
+    ready = prepare(model, output, engine_options)
+    thinking = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
+    if thinking == thinking_of():
+        thinking = ready.defaults.thinking
+    check_thinking(ready, thinking)
+    settings = ServeSettings(
+        name or served_name(model),
+        _sampling(ctx, ready),
+        thinking,
+        max_tokens,
+        deadline,
+        keys,
+        int(max_body * _MIB),
+    )
+    if not keys and not host.startswith("127.") and host not in ("localhost", "::1"):
+        output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
+    _run(ready, settings, bound, output, address_of(bound), queue, cache_tokens, drain)
+
+
+def _run(
+    ready: Prepared,
+    settings: ServeSettings,
+    bound: Any,
+    output: Output,
+    address: str,
+    queue: int,
+    cache_tokens: int | None,
+    drain: float,
+) -> None:
+    """Load the weights, and serve."""
+    from justright.serve.memory import affordable_tokens
+    from justright.serve.run import serve as run
+    from justright.serve.scheduler import Scheduler
+
+    engine = ready.load()
+    if cache_tokens is None:
+        cache_tokens = affordable_tokens(engine.verifier)
+    scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
+
+    def on_ready() -> None:
+        if output.json:
+            about = {"address": address, "model": settings.model, "cache_tokens": cache_tokens}
+            output.object({"event": "ready"} | about)
+        else:
+            output.text(
+                f"{settings.model} is served at {address}/v1; a page at {address}/ shows what goes on"
+            )
+
+    def on_request(values: dict[str, Any]) -> None:
+        if output.json:
+            output.object({"event": "request"} | values)
+
+    run(engine, scheduler, settings, bound, drain_s=drain, on_ready=on_ready, on_request=on_request)
+    output.note("all requests are done; the server has stopped")
+
+
+def _sampling(ctx: typer.Context, ready: Prepared) -> SamplingParams:
+    """As the user says, else as the bundle says, else as OpenAI's API has it."""
+    from justright.serve.settings import OPENAI
+
+    own = asdict(OPENAI) | dict(ready.defaults.sampling)
+    given = {key: opt.chosen(ctx, key, ctx.params[key], value) for key, value in own.items() if key != "seed"}
+    return replace(OPENAI, **given)
+
+
+def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
+    """All API keys."""
+    found = list(given)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
+        more = [line.strip() for line in lines if line.strip()]
+        if not more:
+            raise UsageError(f"the file of API keys {file} has none: write one a line")
+        found += more
+    return tuple(found)
+
+
+def _need_extra() -> None:
+    """Check that what serving needs is there, before any work.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    try:
+        import fastapi
+        import llguidance
+        import prometheus_client
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError(f"serving needs {error.name}: pip install 'justright[serve]'") from error
+    _ = fastapi, llguidance, prometheus_client, uvicorn
