@@ -154,3 +154,25 @@ def test_a_tiny_model_of_experts_is_bundled_too(run: Run, tmp_path: Path) -> Non
     assert made.code == 0, made.err
     used = run("generate", tmp_path / "out", "-p", "the fox", "--max-tokens", "8", "--json")
     assert json.loads(used.out)["options"]["draft"] == "recycling"
+
+
+def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {parts.slow}\nfast: {parts.fast}\ndefaults: {{effort: none}}\n")
+    lacking = run("bundle", "build", recipe)
+    assert lacking.code == 2
+    assert "out in the recipe" in lacking.err
+    dry = run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert [line.split()[0] for line in dry.out.splitlines()] == ["switch", "bundle", "in"]
+    steps = json.loads(run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run", "--json").out)
+    assert [step["stage"] for step in steps["stages"]] == ["switch", "bundle"]
+    assert list(tmp_path.iterdir()) == [recipe]
+    recipe.write_text(recipe.read_text() + f"out: {tmp_path / 'out'}\n")
+    made = run("bundle", "build", recipe)
+    assert made.code == 0, made.err
+    assert "by default: effort none" in made.out
+    recipe.write_text("model: a\ncolour: red\n")
+    wrong = run("bundle", "build", recipe)
+    assert wrong.code == 2
+    assert "unknown key colour; allowed: model" in wrong.err

@@ -10,11 +10,12 @@ from typer.core import TyperGroup
 
 from justright.cli.options import DraftOption, Json, Model
 from justright.cli.output import Output, output_of
-from justright.cli.progress import kept_work, with_progress
+from justright.cli.progress import kept_work, with_progress, with_words
 from justright.errors import CheckpointError, UsageError
-from justright.readable import key_values, readable_bytes
+from justright.readable import key_values, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
+    from justright.bundle.build import Step
     from justright.models.bundle import Bundle, Verified
 
 
@@ -142,6 +143,63 @@ def inspect(
             f"{found.path} is not as it was bundled: {', '.join(listed)}. Fetch or copy these again, or make the "
             "bundle again"
         )
+
+
+@app.command("build")
+def build(
+    ctx: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="A YAML file.", metavar="RECIPE", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The directory to create.  (default: the recipe's out)", show_default=False
+        ),
+    ] = None,
+    redo: Annotated[
+        bool,
+        typer.Option("--redo", help="Make stages anew whose settings have changed, and what follows them."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything; tell stages, sizes and time; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle from a pair of models: prune both alike, extract the switch, train the drafter for both modes.
+
+    Killed at any time, the same command goes on. Stages that were made with other settings are refused, unless --redo.
+    """
+    output = output_of(ctx)
+    with output.status("checking the recipe"):
+        from justright.bundle.build import Build
+        from justright.bundle.recipe import Recipe
+
+        wanted = Recipe.read(recipe)
+        target = out or wanted.out
+        if target is None:
+            raise UsageError("give the directory to create: -o DIR, or out in the recipe")
+        work = Build(wanted, target)
+    if dry_run:
+        with output.status("measuring"):
+            steps = work.estimate()
+        _show_steps(output, steps)
+        return
+    with kept_work(output, target):
+        bundle = with_words(output, lambda tell: work.run(tell, redo=redo))
+    show(output, bundle)
+
+
+def _show_steps(output: Output, steps: list[Step]) -> None:
+    if output.json:
+        from dataclasses import asdict
+
+        output.object({"stages": [asdict(step) for step in steps]})
+        return
+    for step in steps:
+        took = "" if step.seconds is None else f"about {readable_seconds(step.seconds)}, "
+        how = "made already, " if step.done else took
+        output.text(f"{step.stage:7} {how}{readable_bytes(step.size_bytes)}")
+    known = sum(step.seconds or 0.0 for step in steps)
+    output.text(f"in all  about {readable_seconds(known)}, measured on the models as they are")
 
 
 def show(output: Output, bundle: Bundle, verified: Verified | None = None) -> None:

@@ -9,12 +9,12 @@ import typer
 
 from justright.cli.options import Json, Model, chosen
 from justright.cli.output import Output, output_of
-from justright.cli.progress import kept_work
+from justright.cli.progress import kept_work, with_words
 from justright.errors import UsageError
 from justright.readable import readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from justright.train.pipeline import Tell, Trained
+    from justright.train.pipeline import Trained
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,7 +175,7 @@ def train(
         _show_estimate(output, found)
         return
     with kept_work(output, job.out):
-        trained = _with_progress(output, work.run)
+        trained = with_words(output, work.run)
     if not work.accelerator.is_main_process:
         return
     if output.json:
@@ -274,36 +274,3 @@ def _show_accuracy(output: Output, accuracy: dict[str, Any], coverage: float) ->
         f"A chain of its likeliest guesses against sampled text emits {accuracy['length']:.2f} tokens a verification "
         f"from plain states{more}. Its head knows {coverage:.1%} of the tokens."
     )
-
-
-def _with_progress(output: Output, run: Any) -> Trained:
-    """A bar for every stage, with a word on how it goes; on a log, a line for every evaluation."""
-    tell: Tell
-    if not output.progress:
-
-        def tell(stage: str, done: int, total: int, word: str) -> None:
-            if "acceptance" in word:
-                output.note(f"{stage}: {done}/{total}, {word}")
-
-        found: Trained = run(tell)
-        return found
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
-        rows: dict[str, Any] = {}
-
-        def tell(stage: str, done: int, total: int, word: str) -> None:
-            if stage not in rows:
-                rows[stage] = bar.add_task(stage, total=total or None)
-            if "acceptance" in word:
-                bar.console.print(f"{stage}: {done}/{total}, {word}")
-            bar.update(
-                rows[stage],
-                completed=done,
-                total=total or None,
-                description=f"{stage}: {word}" if word else stage,
-            )
-
-        trained: Trained = run(tell)
-        return trained

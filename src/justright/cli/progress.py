@@ -43,3 +43,33 @@ def with_progress(output: Output, run: Callable[[Callable[[str, int, int], None]
             bar.update(rows[stage], completed=done, total=total)
 
         return run(tick)
+
+
+def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:
+    """The same with a word on how it goes, ``(stage, done, in all, word)``; on a log, a line for every evaluation."""
+    if not output.progress:
+
+        def note(stage: str, done: int, total: int, word: str) -> None:
+            if "acceptance" in word:
+                output.note(f"{stage}: {done}/{total}, {word}")
+
+        return run(note)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
+        rows: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int, word: str) -> None:
+            if stage not in rows:
+                rows[stage] = bar.add_task(stage, total=total or None)
+            if "acceptance" in word:
+                bar.console.print(f"{stage}: {done}/{total}, {word}")
+            bar.update(
+                rows[stage],
+                completed=done,
+                total=total or None,
+                description=f"{stage}: {word}" if word else stage,
+            )
+
+        return run(tell)

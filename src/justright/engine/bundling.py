@@ -54,9 +54,9 @@ class Contents:
         """Of all files."""
         return sum(bundled_files(self.model, self.parts).values())
 
-    def write(self, out: Path, *, copy: bool = False, tick: Tick = lambda *_: None) -> Bundle:
-        """See `write_bundle`."""
-        record = collect(inputs={"model": self.model, **self.parts}, hash_inputs=False)
+    def write(self, out: Path, *, copy: bool = False, tick: Tick = lambda *_: None, **extra: Any) -> Bundle:
+        """See `write_bundle`; ``extra`` is for the provenance."""
+        record = collect(inputs={"model": self.model, **self.parts}, hash_inputs=False, **extra)
         return write_bundle(
             out, self.model, self.parts, verifier=self.verifier, about=self.about,
             defaults=self.defaults.to_dict(), provenance=record, copy=copy, tick=tick,

@@ -98,6 +98,11 @@ class Defaults:
         except (TypeError, UsageError) as error:
             raise CheckpointError(f"the defaults in {path / MANIFEST} cannot be used: {error}") from error
 
+    def named(self) -> dict[str, Any]:
+        """What is set, as `of` takes it, but for the drafter's options."""
+        found = {name: getattr(self, name) for name in DEFAULTS if name not in SAMPLING}
+        return {name: value for name, value in found.items() if value is not None} | dict(self.sampling)
+
     def to_dict(self) -> dict[str, Any]:
         """For the manifest: what is set."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}

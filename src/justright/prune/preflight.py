@@ -138,7 +138,7 @@ def sizes(
         of_layer = gone = 0
         for name in layers.disk_names(index):
             part = parameter_part(layers.architecture, name, layers.layers)
-            if part in settings.parts and _is_matrix(layers, name):
+            if part in settings.parts and is_matrix(layers, name):
                 numel = math.prod(checkpoint.shape(name))
                 of_layer += numel
                 gone += numel * (count - counts.get(index, count)) if part == "experts" else 0
@@ -183,7 +183,7 @@ def check_pattern(layers: LayerFormat, settings: Settings) -> None:
     for index in range(layers.layers):
         for name in layers.disk_names(index):
             part = parameter_part(layers.architecture, name, layers.layers)
-            if part in settings.parts and _is_matrix(layers, name):
+            if part in settings.parts and is_matrix(layers, name):
                 turned = part == "experts" and moe is not None and moe.disk.transposed
                 columns = layers.checkpoint.shape(name)[-2 if turned else -1]
                 if columns % m:
@@ -230,7 +230,8 @@ def check_length(config: dict[str, Any], length: int) -> None:
         )
 
 
-def _is_matrix(layers: LayerFormat, name: str) -> bool:
+def is_matrix(layers: LayerFormat, name: str) -> bool:
+    """Whether a tensor is one or a stack of matrices, and no stack of biases."""
     moe = layers.architecture.moe
     biases = (*moe.memory.biases, *moe.disk.biases) if moe else ()
     return len(layers.checkpoint.shape(name)) >= 2 and not name.endswith(biases or ("\0",))

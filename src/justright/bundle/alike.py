@@ -1,0 +1,67 @@
+"""A pair pruned alike: the same experts, and zeros in the same places.
+
+A switch is the difference of two models. Pruned each by its own scores, they would differ by every weight that one of
+them has lost and the other has not, which no low rank describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from justright.models.architectures import parameter_part
+from justright.models.decoder_layers import LayerFormat
+from justright.models.reading import Checkpoint
+from justright.models.writing import CheckpointWriter
+from justright.prune.passes import Tick
+from justright.prune.pipeline import Pruning
+from justright.prune.plan import FILE_NAME as PLAN
+from justright.prune.plan import Plan
+from justright.prune.preflight import is_matrix
+from justright.prune.settings import Settings
+
+
+def prune_alike(model: Path, like: Path, out: Path, settings: Settings, tick: Tick) -> None:
+    """Remove from ``model`` what was removed from its twin; interrupted, the same call goes on.
+
+    Args:
+        model: a checkpoint directory.
+        like: the twin, pruned.
+        out: the directory to create.
+        settings: how the twin was pruned.
+        tick: told of progress.
+
+    Raises:
+        JustrightError: see `Pruning` and `CheckpointWriter`.
+    """
+    plan = replace(Plan.read(like / PLAN), sparsity={})
+    source = model
+    if plan.experts:
+        alone = Settings(weights="none", parts=settings.parts)
+        source = out if settings.weights == "none" else out.with_name("experts")
+        if not source.exists():
+            Pruning(model, alone, plan=plan).run(source, tick)
+    if source != out:
+        same_zeros(source, like, out, settings.parts, tick)
+
+
+def same_zeros(model: Path, like: Path, out: Path, parts: tuple[str, ...], tick: Tick) -> None:
+    """Write ``model`` with zeros where the prunable matrices of ``like``, a checkpoint of its shape, have them."""
+    with Checkpoint.open(model) as ours, Checkpoint.open(like) as theirs:
+        layers = LayerFormat(theirs)
+        masked = {
+            name
+            for index in range(layers.layers)
+            for name in layers.disk_names(index)
+            if parameter_part(layers.architecture, name, layers.layers) in parts and is_matrix(layers, name)
+        }
+        fingerprint: dict[str, Any] = {"zeros_of": str(like), "parts": list(parts)}
+        with CheckpointWriter(
+            out, fingerprint=fingerprint, source=model, expected_bytes=ours.nbytes
+        ) as writer:
+            for done, name in enumerate(ours, 1):
+                tensor = ours.tensor(name)
+                writer.add(name, tensor * (theirs.tensor(name) != 0) if name in masked else tensor)
+                tick("zeros", done, len(ours))
+            writer.finish(ours.config)

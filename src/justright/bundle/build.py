@@ -1,0 +1,282 @@
+"""From a recipe to a bundle: prune both alike, extract the switch, train the drafter, bundle; each step resumable.
+
+OUT.partial/stages/        while it works; may be deleted to start over
+    slow/ fast/ switch/ draft/
+        stage.json         what it is made with
+        out/               complete, once it is there
+OUT.partial/bundle/        becomes OUT
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from justright.bundle.alike import prune_alike
+from justright.bundle.recipe import Recipe
+from justright.engine.bundling import KIND_OF, check_contents
+from justright.engine.options import EngineOptions
+from justright.errors import UsageError
+from justright.models.architectures import context_length
+from justright.models.bundle import Bundle, bundled_files, check_new
+from justright.models.files import write_whole
+from justright.models.identity import weights_identity
+from justright.models.reading import Checkpoint
+from justright.models.sources import resolve
+from justright.models.writing import take_lock
+from justright.prune.pipeline import Pruning
+from justright.prune.settings import Settings
+from justright.switch.effort import FAST_EFFORTS
+from justright.switch.extract import estimate as estimate_switch
+from justright.switch.extract import extract
+from justright.switch.pair import Pair
+from justright.train.pipeline import Job, Tell, Work
+
+_ABOUT = "stage.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a stage will take.
+
+    Attributes:
+        stage: slow, fast, switch, draft or bundle.
+        done: made already, with these settings.
+        seconds: about, measured on the models as they are, unpruned; None: little more than reading and writing.
+        size_bytes: of what it leaves.
+    """
+
+    stage: str
+    done: bool
+    seconds: float | None
+    size_bytes: int
+
+
+class Build:
+    """A checked recipe: everything cheap is done, nothing is written yet.
+
+    Args:
+        recipe: what is to be made.
+        out: the directory to create.
+
+    Raises:
+        JustrightError: any of its kinds: ``out`` exists; models that are no pair; texts that are too short; ...
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, Path(os.path.abspath(out.expanduser()))
+        check_new(self.out)
+        self.work = self.out.with_name(self.out.name + ".partial") / "stages"
+        self.device = EngineOptions(device=recipe.device).torch_device
+        self.model = resolve(recipe.model).path
+        self.fast = None if recipe.fast is None else resolve(recipe.fast).path
+        with Checkpoint.open(self.model) as checkpoint:
+            self.context = context_length(checkpoint.config)
+        _check_defaults(recipe, self.context)
+        self.pair = None if self.fast is None else Pair(self.model, self.fast)
+        self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
+        self.training = None if recipe.draft is None else Work(self._job(self.model, None, Path("unwritten")))
+        self.keys = self._keys()
+        """Stage -> what it is made with: settings, the models' identities, the stages before it."""
+
+    def estimate(self) -> list[Step]:
+        """What every stage will take, measured where it depends on the machine."""
+        size = sum(bundled_files(self.model, {}).values())
+        steps: list[Step] = []
+        for stage in self.keys:
+            if self._is_made(stage):
+                steps.append(Step(stage, True, None, _size(self._out(stage))))
+                continue
+            seconds: float | None = None
+            left = size
+            if stage == "slow" and self.pruning is not None:
+                seconds, left = self.pruning.seconds(), self.pruning.estimate().size_bytes
+            elif stage == "switch" and self.pair is not None and self.recipe.switch is not None:
+                how = self.recipe.switch
+                found = estimate_switch(self.pair, how.max_rank, how.svd, self.device)
+                seconds, left = found.seconds, found.spectra_bytes
+            elif stage == "draft" and self.training is not None:
+                about = self.training.estimate()
+                seconds = about["data"]["seconds"] + about["train_seconds"] + about["spec_seconds"]
+                left = about["data"]["bytes"]
+            steps.append(Step(stage, False, seconds, left))
+            size = left if stage == "slow" else size
+        return [*steps, Step("bundle", False, None, size)]
+
+    def run(self, tell: Tell = lambda *_: None, *, redo: bool = False) -> Bundle:
+        """Do it; interrupted at any time, the same call goes on.
+
+        Args:
+            tell: told of progress.
+            redo: make stages anew whose settings have changed, and what follows them.
+
+        Raises:
+            UsageError: a stage was made with other settings, and ``redo`` is not given; or another process is at it.
+            JustrightError: see the stages.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(self.work)
+        try:
+            self._settle(redo=redo)
+            model, fast = self.model, self.fast
+            if self.pruning is not None:
+                pruning, source = self.pruning, self.fast
+                model = self._stage("slow", lambda out: pruning.run(out, _named("slow", tell)))
+                if source is not None:
+                    ticks, how = _named("fast", tell), pruning.settings
+                    fast = self._stage("fast", lambda out: prune_alike(source, model, out, how, ticks))
+            switch = None if fast is None else self._extracted(model, fast, tell)
+            draft = None if self.recipe.draft is None else self._trained(model, switch, tell)
+            defaults = self.recipe.defaults
+            contents = check_contents(
+                str(model),
+                switch=None if switch is None else str(switch),
+                draft=None if draft is None else str(draft),
+                draft_options=defaults.draft_options,
+                defaults=defaults.named(),
+            )
+            return contents.write(self.out, tick=_named("bundle", tell), recipe=dict(self.recipe.said))
+        finally:
+            lock.release()
+
+    def _pruning(self, settings: Settings) -> Pruning:
+        given = (self.recipe.said.get("prune") or {}).get("length")
+        settled = settings if given else replace(settings, length=min(settings.length, self.context))
+        return Pruning(self.model, settled, device=str(self.device))
+
+    def _job(self, model: Path, switch: Path | None, out: Path) -> Job:
+        how = self.recipe.draft
+        assert how is not None
+        training = how.training if how.shape.spec else replace(how.training, spec_steps=0)
+        device = None if self.recipe.device == "auto" else self.recipe.device
+        adapter = None if switch is None else str(switch)
+        return Job(model, out, how.texts, how.shape, how.data, training, adapter, device=device)
+
+    def _extracted(self, model: Path, fast: Path, tell: Tell) -> Path:
+        how = self.recipe.switch
+        assert how is not None
+
+        def make(out: Path) -> None:
+            extract(
+                Pair(model, fast), out, how.ranks, budget=how.budget, max_rank=how.max_rank, exact=how.exact,
+                svd=how.svd, workers=how.workers, device=self.device, tick=_named("switch", tell),
+            )  # fmt: skip
+
+        return self._stage("switch", make)
+
+    def _trained(self, model: Path, switch: Path | None, tell: Tell) -> Path:
+        def make(out: Path) -> None:
+            Work(self._job(model, switch, out)).run(
+                lambda stage, done, total, word: tell(f"draft: {stage}", done, total, word)
+            )
+
+        return self._stage("draft", make)
+
+    # --- stages
+
+    def _keys(self) -> dict[str, dict[str, Any]]:
+        keys: dict[str, dict[str, Any]] = {}
+        recipe, pruning = self.recipe, self.pruning
+        model, fast = (None if path is None else weights_identity(path) for path in (self.model, self.fast))
+        if pruning is not None:
+            texts = None if pruning.calibration is None else pruning.calibration.fingerprint
+            keys["slow"] = {"model": model, "texts": texts, **pruning.settings.to_dict()}
+            model = _digest(keys["slow"])
+            if fast is not None:
+                keys["fast"] = {"model": fast, "like": model}
+                fast = _digest(keys["fast"])
+        if recipe.switch is not None:
+            keys["switch"] = {"model": model, "fast": fast, **asdict(recipe.switch)}
+        if recipe.draft is not None:
+            switch = _digest(keys["switch"]) if "switch" in keys else None
+            keys["draft"] = {"model": model, "switch": switch, **_flat(asdict(recipe.draft))}
+        return {stage: json.loads(json.dumps(key)) for stage, key in keys.items()}
+
+    def _out(self, stage: str) -> Path:
+        return self.work / stage / "out"
+
+    def _is_made(self, stage: str) -> bool:
+        return self._out(stage).exists() and _read(self.work / stage / _ABOUT) == self.keys[stage]
+
+    def _settle(self, *, redo: bool) -> None:
+        """Refuse, or remove, stages that were made with other settings; note the settings of the others.
+
+        Raises:
+            UsageError: there is one, and ``redo`` is False.
+        """
+        for stage, key in self.keys.items():
+            folder = self.work / stage
+            held = _read(folder / _ABOUT)
+            if held is not None and held != key:
+                if not redo:
+                    names = ", ".join(name for name in {**held, **key} if held.get(name) != key.get(name))
+                    raise UsageError(
+                        f"{folder} was made with other settings ({names}): --redo makes this stage and what follows it "
+                        "anew; or put the recipe back as it was, or give another output"
+                    )
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / _ABOUT, json.dumps(key, indent=1) + "\n")
+
+    def _stage(self, stage: str, make: Callable[[Path], object]) -> Path:
+        """What a stage leaves, made if it is not there."""
+        out = self._out(stage)
+        if not out.exists():
+            make(out)
+        return out
+
+
+def _check_defaults(recipe: Recipe, context: int) -> None:
+    """Refuse now what bundling would refuse after hours.
+
+    Raises:
+        UsageError: an effort without a switch or a probe, a drafter without a training, too much context.
+    """
+    defaults = recipe.defaults
+    if defaults.effort in FAST_EFFORTS | {"escalate"} and recipe.fast is None:
+        raise UsageError(
+            f"defaults.effort {defaults.effort} needs a switch: name fast, or leave the effort out"
+        )
+    if defaults.effort == "auto":
+        raise UsageError(
+            "defaults.effort auto needs a probe, which `justright switch calibrate` fits to a switch that is there: "
+            "leave it out, and bundle again with the calibrated one"
+        )
+    if defaults.draft in KIND_OF and recipe.draft is None:
+        raise UsageError(f"defaults.draft {defaults.draft} needs a trained drafter: add a section draft")
+    if defaults.max_context is not None and defaults.max_context > context:
+        raise UsageError(
+            f"defaults.max_context is {defaults.max_context}, and the model's context is {context}"
+        )
+
+
+def _named(stage: str, tell: Tell) -> Callable[[str, int, int], None]:
+    """What a stage tells, under its name."""
+    return lambda what, done, total: tell(f"{stage}: {what}", done, total, "")
+
+
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"data": {"batch": 8}}`` to ``{"data.batch": 8}``."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        inner = value if isinstance(value, dict) else {}
+        found |= {f"{name}.{key}": one for key, one in inner.items()} if inner else {name: value}
+    return found
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,218 @@
+"""A recipe: what a YAML file says of a bundle, checked before anything is read.
+
+model: org/reasoning-model        # who thinks
+fast: org/its-base-model          # what it was trained from; without it there is no switch
+out: bundle                       # or -o
+device: auto                      # or cpu
+prune: {sparsity: 0.4}            # fields of `justright.prune.settings.Settings`
+switch: {value: 0.9}              # fields of `SwitchRecipe`
+draft: {sequences: 4096}          # texts, and fields of `Shape`, `DataSetting`, `TrainSetting`
+draft_options: {nodes: 12}        # of the drafter, by default
+defaults: {effort: none}          # of `justright.engine.defaults.DEFAULTS`
+
+A section that is left out is a step that is left out; one that is empty (``draft: {}``) takes its defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from justright.engine.defaults import Defaults
+from justright.errors import UsageError
+from justright.prune.settings import Settings
+from justright.switch.decompose import Method
+from justright.switch.ranks import RankRule, Rule, Scope
+from justright.train.data import DataSetting
+from justright.train.pipeline import Shape
+from justright.train.run import TrainSetting
+
+T = TypeVar("T")
+DEVICES = ("auto", "cpu")
+_KEYS = ("model", "fast", "out", "device", "prune", "switch", "draft", "draft_options", "defaults")
+_EPOCHS = 2.5
+"""As `justright draft train` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRecipe:
+    """How the switch is extracted, see `justright.switch.ranks.RankRule` and `justright.switch.extract.extract`."""
+
+    rule: Rule = "energy"
+    value: float = 0.9
+    power: int = 2
+    scope: Scope = "matrix"
+    budget: int | None = None
+    max_rank: int = 512
+    exact: bool | None = None
+    svd: Method = "exact"
+    workers: int = 1
+
+    @property
+    def ranks(self) -> RankRule:
+        """How ranks are chosen; checked."""
+        return RankRule(self.rule, self.value, self.power, self.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRecipe:
+    """How the drafter is trained, see `justright.train.pipeline.Job`."""
+
+    texts: tuple[str, ...] = ("zoo",)
+    shape: Shape = field(default_factory=Shape)
+    data: DataSetting = field(default_factory=DataSetting)
+    training: TrainSetting = field(default_factory=lambda: TrainSetting(epochs=_EPOCHS))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is to be made.
+
+    Attributes:
+        model: the reasoning model, as `justright.models.sources.resolve` takes it.
+        fast: the model that it was trained from; None: no switch.
+        out: the directory to create.
+        device: of `DEVICES`.
+        prune: how both are pruned; None: not.
+        switch: how the switch is extracted; None: it is not.
+        draft: how the drafter is trained; None: it is not.
+        defaults: of the bundle.
+        said: the file's content, for the record.
+    """
+
+    model: str
+    fast: str | None = None
+    out: Path | None = None
+    device: str = "auto"
+    prune: Settings | None = None
+    switch: SwitchRecipe | None = None
+    draft: DraftRecipe | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> Recipe:
+        """Read and check a YAML file.
+
+        Raises:
+            UsageError: no such file, no YAML, an unknown key, or a value that is not allowed.
+        """
+        try:
+            said = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"the recipe {file} cannot be read: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"the recipe {file} is not YAML: {' '.join(str(error).split())}") from error
+        try:
+            return cls.of(said)
+        except UsageError as error:
+            raise UsageError(f"the recipe {file}: {error}") from error
+
+    @classmethod
+    def of(cls, said: Any) -> Recipe:
+        """Check what a file says.
+
+        Raises:
+            UsageError: an unknown key, or a value that is not allowed.
+        """
+        if not isinstance(said, dict):
+            raise UsageError(f"a mapping with the keys {', '.join(_KEYS)} is expected, not {said!r}")
+        _only(said, _KEYS, "")
+        for name in ("model", "fast", "out", "device"):
+            if not isinstance(said.get(name, ""), str):
+                raise UsageError(f"{name} is {said[name]!r}; allowed: text")
+        if not said.get("model"):
+            raise UsageError("model is missing: name the model that is to be bundled")
+        if said.get("device", "auto") not in DEVICES:
+            raise UsageError(f"device is {said['device']!r}; allowed: {', '.join(DEVICES)}")
+        fast = said.get("fast")
+        if fast is None and "switch" in said:
+            raise UsageError("a switch is extracted from two models: name fast too, or leave switch out")
+        switch = None
+        if fast is not None:
+            switch = _section(SwitchRecipe, said.get("switch") or {}, "switch")
+            _ = switch.ranks
+        return cls(
+            said["model"],
+            fast,
+            Path(said["out"]) if "out" in said else None,
+            said.get("device", "auto"),
+            _prune(said["prune"] or {}, paired=fast is not None) if "prune" in said else None,
+            switch,
+            _draft(said["draft"] or {}) if "draft" in said else None,
+            _defaults(said),
+            said,
+        )
+
+
+def _prune(section: Any, *, paired: bool) -> Settings:
+    _mapping(section, "prune")
+    settings = _section(Settings, {"calibration": ["zoo"]} | section, "prune")
+    if paired and settings.uneven:
+        raise UsageError(
+            "prune.uneven is true, and switches do not cover uneven models: leave it or fast out"
+        )
+    return settings
+
+
+def _draft(section: Any) -> DraftRecipe:
+    """Keys of three classes in one section; a key of two of them (seed) is for both."""
+    kinds: tuple[type[Any], ...] = (Shape, DataSetting, TrainSetting)
+    names = {kind: [one.name for one in fields(kind) if one.name != "factors"] for kind in kinds}
+    _mapping(section, "draft")
+    _only(section, ("texts", *dict.fromkeys(name for listed in names.values() for name in listed)), "draft.")
+    texts = section.get("texts", ["zoo"])
+    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"draft.texts is {texts!r}; allowed: a list of names, as [zoo, notes.txt]")
+    whole = {"epochs": _EPOCHS} | section
+    shape, data, training = (
+        _section(kind, {n: whole[n] for n in names[kind] if n in whole}, "draft") for kind in kinds
+    )
+    return DraftRecipe(tuple(texts), shape, data, training)
+
+
+def _defaults(said: Mapping[str, Any]) -> Defaults:
+    """A trained drafter's name is settled when it is there."""
+    values, options = said.get("defaults") or {}, said.get("draft_options") or {}
+    _mapping(values, "defaults")
+    _mapping(options, "draft_options")
+    if options and "draft" not in values:
+        values = {"draft": "hybrid", **values}
+    return Defaults.of(values, options)
+
+
+def _section(kind: type[T], section: Any, name: str) -> T:
+    """A section as the class that it is for.
+
+    Raises:
+        UsageError: an unknown key, or a value of the wrong type or out of range.
+    """
+    _mapping(section, name)
+    _only(section, [one.name for one in fields(kind)], f"{name}.")  # type: ignore[arg-type]  # a dataclass
+    try:
+        return TypeAdapter(kind).validate_python(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (name, *first["loc"]))
+        raise UsageError(f"{where} is {first['input']!r}: {first['msg'].lower()}") from error
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def _mapping(section: Any, name: str) -> None:
+    if not isinstance(section, dict):
+        raise UsageError(f"{name} is {section!r}; allowed: keys with their values")
+
+
+def _only(section: Mapping[Any, Any], allowed: Collection[str], where: str) -> None:
+    for key in section:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, n=1)
+            meant = f" Did you mean {where}{close[0]}?" if close else ""
+            raise UsageError(f"unknown key {where}{key}; allowed: {', '.join(allowed)}.{meant}")

@@ -1,0 +1,225 @@
+"""From a tiny pair to a bundle, in one piece and in many."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bundle_helpers import tiny_pair
+from justright.bundle import build as module
+from justright.bundle.build import Build
+from justright.bundle.recipe import Recipe
+from justright.engine.api import Engine
+from justright.engine.sampling import SamplingParams
+from justright.errors import UsageError
+from justright.models.bundle import Bundle
+from justright.models.reading import Checkpoint
+from justright.prune.plan import Plan
+
+WORDS = "the cat sat on a mat and the dog ran to the cat with a hat "
+STAGES = ("slow", "fast", "switch", "draft")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return tiny_pair(tmp_path_factory.mktemp("pair"), "olmoe")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("texts") / "words.txt"
+    file.write_text(WORDS * 200)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def said(pair: tuple[Path, Path], texts: str) -> dict[str, Any]:
+    return {
+        "model": str(pair[0]),
+        "fast": str(pair[1]),
+        "device": "cpu",
+        "prune": {
+            "sparsity": 0.4,
+            "expert_sparsity": 0.25,
+            "calibration": [texts],
+            "sequences": 4,
+            "length": 32,
+            "min_tokens": 1,
+        },
+        "switch": {"value": 0.99},
+        "draft": {
+            "texts": [texts],
+            "sequences": 16,
+            "held_out": 8,
+            "prompt_tokens": 12,
+            "output_tokens": 24,
+            "batch": 8,
+            "chat": 0,
+            "epochs": 1,
+            "rows": 4,
+            "spec_steps": 2,
+            "spec_rows": 4,
+            "width": 32,
+            "steps": 3,
+            "evaluate_every": 4,
+        },
+        "defaults": {"effort": "none", "draft": "lstm"},
+    }
+
+
+@pytest.fixture(scope="module")
+def built(said: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    Build(Recipe.of(said), out).run()
+    return out
+
+
+def test_it_is_a_bundle_that_runs(built: Path, said: dict[str, Any]) -> None:
+    bundle = Bundle.open(built)
+    assert bundle.verify().whole
+    assert list(bundle.parts) == ["switch", "draft"]
+    assert bundle.parts["draft"]["factors"] == [0.0, 1.0]
+    assert bundle.provenance["extra"]["recipe"] == said
+    assert not built.with_name("bundle.partial").exists()
+    engine = Engine.load(str(built), adaptive=False)
+    plain = Engine.load(str(built), draft="none")
+    talk = [{"role": "user", "content": "the dog"}]
+    requests = [e.conversation(talk, SamplingParams(), max_tokens=12) for e in (engine, plain)]
+    ours, theirs = (e.generate_batch([r])[0] for e, r in zip((engine, plain), requests, strict=True))
+    assert ours.token_ids == theirs.token_ids
+    assert ours.stats.fast_tokens == len(ours.token_ids)
+    assert ours.stats.drafted > 0
+
+
+def test_both_are_pruned_alike(said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "extract", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Build(Recipe.of(said), tmp_path / "out").run()
+    stages = tmp_path / "out.partial" / "stages"
+    slow, fast = (Checkpoint.open(stages / name / "out") for name in ("slow", "fast"))
+    plan = Plan.read(stages / "slow" / "out" / "plan.json")
+    assert plan.kept == 6
+    original = Checkpoint.open(Path(said["fast"]))
+    name = "model.layers.1.mlp.experts.{}.up_proj.weight"
+    for place, expert in enumerate(plan.experts[1].kept):
+        ours, whole = fast.tensor(name.format(place)), original.tensor(name.format(expert))
+        zeros = slow.tensor(name.format(place)) == 0
+        assert 0.1 < float(zeros.float().mean()) < 0.5
+        assert torch.equal(ours, whole * ~zeros)
+    assert torch.equal(fast.tensor("model.norm.weight"), original.tensor("model.norm.weight"))
+    assert set(slow) == set(fast)
+
+
+def test_killed_in_every_stage_it_goes_on(said: dict[str, Any], built: Path, tmp_path: Path) -> None:
+    out, stages = tmp_path / "out", tmp_path / "out.partial" / "stages"
+    told: list[str] = []
+
+    def dying(in_stage: str, what: str, done: int, *_: Any) -> None:
+        told.append(what.partition(":")[0])
+        if told[-1] == in_stage and done:
+            raise KeyboardInterrupt
+
+    for number, stage in enumerate([*STAGES, "bundle"]):
+        told.clear()
+        with pytest.raises(KeyboardInterrupt):
+            Build(Recipe.of(said), out).run(partial(dying, stage))
+        assert not out.exists()
+        assert set(told) <= set([*STAGES, "bundle"][max(0, number - 1) :]), "what was made is not made again"
+        assert all((stages / name / "out").is_dir() for name in STAGES[:number])
+    steps = Build(Recipe.of(said), out).estimate()
+    assert [step.done for step in steps] == [True] * 4 + [False]
+    Build(Recipe.of(said), out).run()
+    one, other = Bundle.open(built), Bundle.open(out)
+    weights = [name for name in one.files if name.endswith(".safetensors")]
+    assert {"model.safetensors", "draft/model.safetensors", "switch/adapter_model.safetensors"} <= set(
+        weights
+    )
+    for name in weights:
+        assert one.files[name] == other.files[name], name
+
+
+def test_a_recipe_that_changed_meanwhile(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {name: value for name, value in said.items() if name not in ("draft", "defaults")}
+    monkeypatch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Build(Recipe.of(said), tmp_path / "out").run()
+    stages = tmp_path / "out.partial" / "stages"
+    times = {name: (stages / name / "out").stat().st_mtime_ns for name in ("slow", "fast", "switch")}
+    other = said | {"switch": {"value": 0.5}}
+    with pytest.raises(UsageError, match=r"switch was made with other settings \(value\): --redo"):
+        Build(Recipe.of(other), tmp_path / "out").run()
+    with pytest.raises(ZeroDivisionError):
+        Build(Recipe.of(other), tmp_path / "out").run(redo=True)
+    now = {name: (stages / name / "out").stat().st_mtime_ns for name in times}
+    assert [name for name in times if now[name] != times[name]] == ["switch"]
+
+
+def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path) -> None:
+    steps = Build(Recipe.of(said), tmp_path / "out").estimate()
+    assert [step.stage for step in steps] == [*STAGES, "bundle"]
+    assert all(step.size_bytes > 0 and not step.done for step in steps)
+    assert [step.seconds is None for step in steps] == [False, True, False, False, True]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = Recipe.of({"model": str(pair[0]), "defaults": {"draft": "suffix", "temperature": 0.5}})
+    Build(recipe, tmp_path / "out").run()
+    bundle = Bundle.open(tmp_path / "out")
+    assert not bundle.parts
+    assert bundle.defaults == {"draft": "suffix", "sampling": {"temperature": 0.5}}
+    with pytest.raises(UsageError, match="exists already"):
+        Build(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"defaults": {"effort": "auto"}}, "switch calibrate"),
+        ({"defaults": {"effort": "none"}, "fast": None}, "needs a switch"),
+        ({"defaults": {"draft": "lstm"}, "draft": None}, "add a section draft"),
+        ({"defaults": {"max_context": 4096}}, "the model's context is 512"),
+        ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),
+        ({"prune": {"expert_sparsity": 0.9}}, "experts would stay"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    change: dict[str, Any], message: str, said: dict[str, Any], texts: str, tmp_path: Path
+) -> None:
+    changed = said | change
+    for name in ("draft", "prune"):
+        key = {"draft": "texts", "prune": "calibration"}[name]
+        if change.get(name):
+            changed[name] = {**said[name], **change[name], key: [texts]}
+    if changed["fast"] is None:
+        changed = {name: value for name, value in changed.items() if name not in ("fast", "switch")}
+    if changed["draft"] is None:
+        del changed["draft"]
+    with pytest.raises(UsageError, match=message):
+        Build(Recipe.of(changed), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_lie_beside_what_they_made(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "extract", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Build(Recipe.of(said), tmp_path / "out").run()
+    found = json.loads((tmp_path / "out.partial/stages/slow/stage.json").read_text())
+    assert found["sparsity"] == 0.4
