@@ -218,6 +218,7 @@ async function ask(event) {
       stream: true,
       justright: { trace: true },
     };
+    if (at("temperature").value !== "") body.temperature = Number(at("temperature").value);
     if (at("effort").value) body.reasoning_effort = at("effort").value;
     const response = await fetch("v1/chat/completions", {
       method: "POST",
