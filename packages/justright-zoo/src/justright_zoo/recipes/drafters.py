@@ -51,8 +51,8 @@ DRAFTER_RECIPES = {
     "gemma-3-270m": DrafterRecipe(
         "packaged:gemma-3-270m",
         _TEXTS,
-        DataSetting(sequences=640, batch=32, chat=0.0),  # it has no chat template
-        TrainSetting(epochs=4, spec_steps=150, evaluate_every=80),
+        DataSetting(sequences=448, batch=32, chat=0.0),  # it has no chat template
+        TrainSetting(epochs=4, spec_steps=120, evaluate_every=60),
         shipped=False,
     ),
     "slow": DrafterRecipe(
