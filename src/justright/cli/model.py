@@ -117,11 +117,7 @@ def _memory(found: Inspection) -> Table:
 
 def _capabilities(found: Inspection) -> Table:
     rows = [(one.name, one.status, one.reason) for one in found.capabilities]
-    table = _table("What justright can do with it", ("", "", "why"), rows)
-    if any(one.status == "planned" for one in found.capabilities):
-        table.caption = "planned: the model suits it, and this version of justright does not do it yet"
-        table.caption_justify = "left"
-    return table
+    return _table("What justright can do with it", ("", "", "why"), rows)
 
 
 def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:

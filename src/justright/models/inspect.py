@@ -38,7 +38,7 @@ _FLOATS = frozenset(["F64", "F32", "F16", "BF16"])
 # Tensors beside the weights of quantised or old checkpoints that are no parameters.
 _COMPANIONS = ("_scales", "_scale", "_scale_inv", "inv_freq", "masked_bias")
 
-Status = Literal["yes", "no", "planned"]
+Status = Literal["yes", "no"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Capability:
 
     Attributes:
         name: "run", "draft", "prune experts", "prune weights" or "switch".
-        status: "planned": the model suits the method, and this version of justright does not have it yet.
+        status: whether it can be done.
         reason: why, or why not.
     """
 
@@ -298,7 +298,7 @@ def _capabilities(
         also = " and the experts'" if experts is not None else ""
         weights = Capability("prune weights", "yes", f"{matrices} plain linear matrices{also}")
         partner = "needs a reasoning model and the model that it was trained from"
-        switch = Capability("switch", "planned", f"low-rank over {matrices} matrices; {partner}")
+        switch = Capability("switch", "yes", f"low-rank over {matrices} matrices; {partner}")
     return run, draft, prune_experts, weights, switch
 
 
@@ -319,5 +319,5 @@ def _can_run(
         return Capability("run", "no", reason), Capability("draft", "no", "it cannot be run")
     return (
         Capability("run", "yes", "all layers use attention, so rejected drafts can be taken back"),
-        Capability("draft", "yes", "suffix drafts work with any model that runs"),
+        Capability("draft", "yes", "suffix drafts work with any model that runs; an LSTM drafter can be trained for it"),
     )
