@@ -43,7 +43,10 @@ def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
     for label, name, options in drafters:
         listed = ";".join(f"{key}={value}" for key, value in (options | more).items())
         found.append(f"{label}={name}:{listed}" if listed else label)
-    return tuple(found)
+    left_out = words(chosen.without) if chosen.without else ()
+    if unknown := [name for name in left_out if name not in {one.partition("=")[0] for one in found}]:
+        raise SystemExit(f"--without {', '.join(unknown)}: there is no such contender here")
+    return tuple(one for one in found if one.partition("=")[0] not in left_out)
 
 
 def verdicts(found: Sequence[Summary]) -> Iterator[str]:
@@ -103,6 +106,9 @@ def main() -> int:
         "--fixed",
         action="store_true",
         help="acceptance alone: every draft verified in full, in trees of at most 32 rows ([SPEC] included)",
+    )
+    parser.add_argument(
+        "--without", metavar="NAMES", help="leave contenders out (they may be added to --out later)"
     )
     parser.add_argument("--quick", action="store_true", help="512 tokens of context, one kind, one repeat")
     parser.add_argument("--out", type=Path, help="JSON file: results as they come, and where to go on from")
