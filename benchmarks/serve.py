@@ -365,7 +365,9 @@ def main() -> int:
         for one in loads:
             if one.server == "justright" and one.clients == chosen.slots:
                 over = one.tokens_per_s / bare - 1
-                print(f"The engine alone: {bare:.1f} tokens/s; over HTTP {one.tokens_per_s:.1f} ({over:+.1%}).")
+                print(
+                    f"The engine alone: {bare:.1f} tokens/s; over HTTP {one.tokens_per_s:.1f} ({over:+.1%})."
+                )
         print(f"\n{machine_line(result['machine'])}")
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

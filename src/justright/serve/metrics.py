@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from justright.engine.request import Request
@@ -107,7 +106,6 @@ class Metrics:
         gauge("cache_bytes", "Memory of keys and values.", lambda now: now.cache_bytes)
         gauge("engine_up", "Whether the engine's thread runs.", lambda now: now.alive)
         gauge("draining", "Whether new requests are refused.", lambda now: now.draining)
-        registry.register(_Emitted(snapshot))
 
     def answered(self, request: Request, ended_by: str) -> None:
         """Count a finished answer."""
@@ -135,18 +133,6 @@ class Metrics:
     def render(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self.registry)
-
-
-class _Emitted:
-    """Tokens as they come; the counters of `Metrics` know an answer when it has ended."""
-
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        self._snapshot = snapshot
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """What prometheus-client asks for."""
-        value = self._snapshot().emitted_tokens
-        yield CounterMetricFamily("justright_emitted_tokens", "Tokens emitted so far.", value=value)
 
 
 def context_class(tokens: int) -> str:

@@ -51,7 +51,6 @@ class Snapshot:
         cache_tokens: the limit on these; None: there is none.
         cache_bytes: allocated.
         steps: taken since the start.
-        emitted_tokens: since the start.
         alive: whether the engine's thread runs.
         draining: whether new requests are refused.
     """
@@ -64,7 +63,6 @@ class Snapshot:
     cache_tokens: int | None
     cache_bytes: int
     steps: int
-    emitted_tokens: int
     alive: bool
     draining: bool
 
@@ -102,7 +100,7 @@ class Scheduler:
         self._new: deque[_Entry] = deque()  # handed in, and not seen by the engine's thread yet
         self._entries: dict[int, _Entry] = {}
         self._draining = self._stopped = False
-        self._steps = self._emitted = 0
+        self._steps = 0
         self._recent: deque[float] = deque(maxlen=32)  # seconds that requests took
         self._thread = threading.Thread(target=self._run, name="justright-engine", daemon=True)
 
@@ -170,7 +168,6 @@ class Scheduler:
             cache_tokens=places.cache_tokens,
             cache_bytes=cache.nbytes,
             steps=self._steps,
-            emitted_tokens=self._emitted,
             alive=self._thread.is_alive(),
             draining=self._draining,
         )
@@ -213,7 +210,6 @@ class Scheduler:
             self._tell(Emission(request, [], "", 0, "cancelled"))
 
     def _tell(self, emission: Emission) -> None:
-        self._emitted += len(emission.token_ids)
         entry = self._entries[emission.request.id]
         try:
             entry.listener(emission)
