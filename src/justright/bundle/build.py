@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.bundle.alike import prune_alike
-from justright.bundle.recipe import Recipe
+from justright.bundle.recipe import DraftRecipe, Recipe
 from justright.engine.bundling import KIND_OF, check_contents
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
@@ -29,6 +29,7 @@ from justright.models.files import write_whole
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
 from justright.models.sources import resolve
+from justright.models.tokenizers import load_tokenizer
 from justright.models.writing import take_lock
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
@@ -37,6 +38,7 @@ from justright.switch.extract import estimate as estimate_switch
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.train.pipeline import Job, Tell, Work
+from justright.train.prompts import Prompts
 
 _ABOUT = "stage.json"
 
@@ -81,7 +83,7 @@ class Build:
         _check_defaults(recipe, self.context)
         self.pair = None if self.fast is None else Pair(self.model, self.fast)
         self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
-        self.training = None if recipe.draft is None else Work(self._job(self.model, None, Path("unwritten")))
+        self.training = None if recipe.draft is None else self._training(recipe.draft)
         self.keys = self._keys()
         """Stage -> what it is made with: settings, the models' identities, the stages before it."""
 
@@ -149,6 +151,16 @@ class Build:
         given = (self.recipe.said.get("prune") or {}).get("length")
         settled = settings if given else replace(settings, length=min(settings.length, self.context))
         return Pruning(self.model, settled, device=str(self.device))
+
+    def _training(self, how: DraftRecipe) -> Work:
+        """The training as far as it can be checked without the switch; the fast mode's prompts are."""
+        work = Work(self._job(self.model, None, self.work / "unwritten"))
+        if self.fast is not None and (template := load_tokenizer(self.fast).chat_template) is not None:
+            said = {"chat_template": template}
+            Prompts(
+                work.tokenizer, how.texts, length=how.data.prompt_tokens, chat=how.data.chat, template=said
+            )
+        return work
 
     def _job(self, model: Path, switch: Path | None, out: Path) -> Job:
         how = self.recipe.draft
