@@ -13,6 +13,7 @@ from justright.cli import (
     chat,
     draft,
     evaluate,
+    gateway,
     generate,
     model,
     prune,
@@ -57,6 +58,7 @@ def _root(
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
+app.command("gateway")(gateway.gateway)
 app.command("inspect")(model.inspect)
 app.command("path")(model.path)
 app.command("prune")(prune.prune)

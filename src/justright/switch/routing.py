@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
-from justright.switch.scorers import Scorer
 from justright.switch.thinking import ModePlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from justright.switch.scorers import Scorer
 
 
 @dataclass(frozen=True, slots=True)

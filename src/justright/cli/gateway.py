@@ -1,0 +1,176 @@
+"""``justright gateway``: effort and `auto` in front of a server that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from justright.cli import options as opt
+from justright.cli.output import Output, output_of
+from justright.cli.serve import _Drain, _Host, _KeyFile, _Keys, _keys, _MaxBody, _Port
+from justright.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from justright.serve.gateway import Gateway
+
+_UPSTREAM = "Upstream"
+_MIB = 2**20
+
+
+def gateway(
+    ctx: typer.Context,
+    upstream: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="The server behind it: http://HOST:PORT, with or without /v1.",
+            rich_help_panel=_UPSTREAM,
+            show_default=False,
+        ),
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="vllm, sglang or llama.cpp.  (default: as its list of models says)",
+            rich_help_panel=_UPSTREAM,
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Its model, which clients ask for.  (default: the first of its list)",
+            rich_help_panel=_UPSTREAM,
+            show_default=False,
+        ),
+    ] = None,
+    fast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Its adapter for the fast mode, by name; of llama.cpp by id or path.  (default: the only one; with "
+            "none the chat template's enable_thinking)",
+            rich_help_panel=_UPSTREAM,
+            show_default=False,
+        ),
+    ] = None,
+    upstream_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="JUSTRIGHT_UPSTREAM_KEY",
+            help="The API key that it wants.  (default: what the client sends)",
+            rich_help_panel=_UPSTREAM,
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            help="Give a request up (504) when it has said nothing for so long.",
+            rich_help_panel=_UPSTREAM,
+        ),
+    ] = 600.0,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EFFORT",
+            help="Where a request does not say it: none, minimal: fast. low, medium, high: slow. auto: by what the "
+            "prompt has (numbers, words of reasoning): the calibrated probe needs hidden states, which only "
+            "`justright serve` has.  (default: as the model does by itself)",
+            rich_help_panel="Thinking",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="auto: think above this score.  (default: 0.5)",
+            rich_help_panel="Thinking",
+            show_default=False,
+        ),
+    ] = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8080,
+    drain: _Drain = 30.0,
+    api_key: _Keys = None,
+    api_key_file: _KeyFile = None,
+    max_body: _MaxBody = 4.0,
+    as_json: opt.Json = False,
+    stats: opt.Stats = True,
+) -> None:
+    """Choose slow or fast for each request to a vLLM, SGLang or llama.cpp server that runs already.
+
+    Clients speak to it as to the server itself; what it chose, and why, is in the headers X-Justright-Mode and
+    X-Justright-Reason of the answer.
+    """
+    try:
+        from justright.serve.discover import Wanted
+        from justright.serve.gateway import Gateway, GatewaySettings
+        from justright.serve.upstream import Policy
+    except ImportError as error:
+        raise MissingExtraError(f"the gateway needs {error.name}: pip install 'justright[serve]'") from error
+
+    output = output_of(ctx)
+    settings = GatewaySettings(
+        upstream,
+        Wanted(kind, model, fast),
+        Policy(effort, threshold=threshold),
+        _keys(api_key or [], api_key_file),
+        upstream_key,
+        timeout_s=timeout,
+        max_body_bytes=int(max_body * _MIB),
+    )
+    bound = _bind(host, port)
+    asyncio.run(_run(Gateway(settings), bound, drain, output))
+    output.note("the gateway has stopped")
+
+
+async def _run(running: Gateway, bound: socket.socket, drain_s: float, output: Output) -> None:
+    """Ask the upstream what it is, and serve."""
+    import uvicorn
+
+    from justright.serve.faults import ApiError
+    from justright.serve.gateway import create_gateway
+
+    def log(method: str, path: str, status: int, seconds: float) -> None:
+        if output.json:
+            about = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
+            output.object({"event": "request"} | about)
+
+    config = uvicorn.Config(
+        create_gateway(running, log),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+    address = f"http://{'[%s]' if bound.family == socket.AF_INET6 else '%s'}:%d" % bound.getsockname()[:2]
+    try:
+        told = (await running.upstream()).told()
+    except ApiError as error:
+        if error.code == "upstream_unknown":
+            raise UsageError(error.message) from error
+        told = f"{error.message} It is asked again with each request"
+    if output.json:
+        output.object({"event": "ready", "address": address, "upstream": told})
+    else:
+        output.text(f"{address}/v1 stands before {running.origin}; {told}")
+    await uvicorn.Server(config).serve([bound])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A port of our own; 0 takes any."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(
+            f"port {port} of {host} cannot be used ({error}): give another --host or --port"
+        ) from error

@@ -1,0 +1,115 @@
+"""What kind of server an upstream is, and which of its models is the fast one, by what it tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from justright.errors import UsageError
+from justright.serve.upstream import KINDS, Kind, Upstream
+
+_OWNERS: Mapping[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
+"""What a list of models says whose they are -> the server's kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user says of the upstream; None: as it tells itself.
+
+    Attributes:
+        kind: of `KINDS`.
+        model: the model that has two modes.
+        fast: its adapter, by name, or by id or path for llama.cpp.
+    """
+
+    kind: str | None = None
+    model: str | None = None
+    fast: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise UsageError(f"a server of the kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+
+
+def kind_of(models: Any, wanted: Wanted) -> Kind:
+    """The kind of a server.
+
+    Args:
+        models: its answer to ``/v1/models``.
+        wanted: what the user says.
+
+    Raises:
+        UsageError: it says nothing that is known.
+    """
+    if wanted.kind is not None:
+        return next(kind for kind in KINDS if kind == wanted.kind)
+    owners = [str(card.get("owned_by")) for card in _cards(models)]
+    for owner in owners:
+        if owner in _OWNERS:
+            return _OWNERS[owner]
+    raise UsageError(
+        f"the upstream's models are owned by {', '.join(owners)}, which tells of no server that is known: say what it "
+        f"is (--kind {', '.join(KINDS)})"
+    )
+
+
+def upstream_of(models: Any, adapters: Any, wanted: Wanted) -> Upstream:
+    """The upstream, all names settled.
+
+    Args:
+        models: its answer to ``/v1/models``.
+        adapters: llama.cpp's answer to ``/lora-adapters``; None of others.
+        wanted: what the user says.
+
+    Raises:
+        UsageError: it does not have what the user names, or several that could be meant.
+    """
+    kind = kind_of(models, wanted)
+    cards = _cards(models)
+    names = [str(card["id"]) for card in cards]
+    bases = [str(card["id"]) for card in cards if not card.get("parent")]
+    model = wanted.model or (bases or names)[0]
+    if model not in names:
+        raise UsageError(f"the upstream has no model {model!r}; it has: {', '.join(names)}")
+    if kind == "llama.cpp":
+        entries = [entry for entry in _listed(adapters, "/lora-adapters") if isinstance(entry.get("id"), int)]
+        paths = {str(entry.get("path", "")): int(entry["id"]) for entry in entries}
+        ids = tuple(int(entry["id"]) for entry in entries)
+        return Upstream(kind, model, _adapter_id(paths, ids, wanted.fast), ids)
+    loras = [str(card["id"]) for card in cards if card.get("parent")]
+    return Upstream(kind, model, _one(loras, wanted.fast))
+
+
+def _one(there: Sequence[str], wanted: str | None) -> str | None:
+    """The adapter that is meant; None where there is none."""
+    if wanted is not None and wanted not in there:
+        raise UsageError(f"the upstream has no adapter {wanted!r}; it has: {', '.join(there) or 'none'}")
+    if wanted is None and len(there) > 1:
+        raise UsageError(
+            f"the upstream has several adapters: say which is the fast mode (--fast): {', '.join(there)}"
+        )
+    return wanted or (there[0] if there else None)
+
+
+def _adapter_id(paths: Mapping[str, int], ids: Sequence[int], wanted: str | None) -> int | None:
+    """llama.cpp's id of the adapter that is meant, by its id or its path."""
+    if wanted is not None and wanted.isdecimal() and int(wanted) in ids:
+        return int(wanted)
+    found = _one(list(paths), wanted)
+    return None if found is None else paths[found]
+
+
+def _cards(models: Any) -> list[Mapping[str, Any]]:
+    """The models of a list, at least one."""
+    data = models.get("data") if isinstance(models, Mapping) else None
+    cards = [card for card in _listed(data, "/v1/models") if "id" in card]
+    if not cards:
+        raise UsageError("the upstream lists no model at /v1/models: is it an OpenAI-compatible server?")
+    return cards
+
+
+def _listed(found: Any, path: str) -> list[Mapping[str, Any]]:
+    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
+        raise UsageError(f"the upstream's {path} is no list of objects: is it an OpenAI-compatible server?")
+    return found
