@@ -100,11 +100,49 @@ _KeyFile = Annotated[
 _MaxBody = Annotated[
     float, typer.Option(min=0.001, metavar="MIB", help="Largest body of a request.", rich_help_panel=_SERVING)
 ]
+_Engine = Annotated[
+    str,
+    typer.Option(
+        help="embedded: in this process. vllm: write vLLM's arguments and become it: the checkpoint as it is, the "
+        "switch as a LoRA module, effort and auto by a middleware (docs/scale.md).",
+        rich_help_panel=_SERVING,
+    ),
+]
+_EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ARGUMENT",
+        help="With --engine vllm: a further argument of vLLM's, as it is, such as --enforce-eager; repeatable.",
+        rich_help_panel=_SERVING,
+        show_default=False,
+    ),
+]
+_Copies = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="With --engine vllm: copies of the model, each in a process of its own.",
+        rich_help_panel=_SERVING,
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="With --engine vllm: write its files and print its command.",
+        rich_help_panel=_SERVING,
+    ),
+]
 
 
 def serve(
     ctx: typer.Context,
     model: opt.Model,
+    engine: _Engine = "embedded",
+    engine_arg: _EngineArg = None,
+    copies: _Copies = 1,
+    dry_run: _DryRun = False,
     host: _Host = "127.0.0.1",
     port: _Port = 8000,
     name: _Name = None,
@@ -144,6 +182,12 @@ def serve(
     A line with the address comes when it is ready; with --json, that and every request as one JSON object a line.
     """
     _need_extra()
+    if engine == "vllm":
+        from justright.cli.serve_vllm import serve_vllm
+
+        serve_vllm(ctx, model, engine_arg or [], copies, dry_run)
+        return
+    _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import prepare
     from justright.cli.thinking import check_thinking, thinking_of
     from justright.serve.run import address_of, bind
@@ -241,6 +285,18 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
             raise UsageError(f"the file of API keys {file} has none: write one a line")
         found += more
     return tuple(found)
+
+
+def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_run: bool) -> None:
+    """Refuse what only vLLM has.
+
+    Raises:
+        UsageError: see above.
+    """
+    if engine != "embedded":
+        raise UsageError(f"engine {engine!r}; allowed: embedded, vllm")
+    if engine_arg or copies > 1 or dry_run:
+        raise UsageError("--engine-arg, --copies and --dry-run are for --engine vllm: leave them out")
 
 
 def _need_extra() -> None:

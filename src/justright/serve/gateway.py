@@ -189,7 +189,7 @@ class Gateway:
             raise ApiError(400, message, None, "invalid_content_type")
         body = parsed(await http.body())
         found = mapped(body, await self.upstream(http.headers))
-        return await self.relay(http, found.body, _told(found))
+        return await self.relay(http, found.body, found.headers)
 
     async def health(self, http: Request) -> Response:
         """Whether the upstream takes requests."""
@@ -263,13 +263,6 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _told(found: Mapped) -> dict[str, str]:
-    """Headers that say who answers and why."""
-    if found.decision is None:
-        return {}
-    return {"X-Justright-Mode": found.decision.mode, "X-Justright-Reason": found.decision.reason}
 
 
 async def _of_api(_: Request, error: ApiError) -> Response:

@@ -112,6 +112,13 @@ class Mapped:
     body: dict[str, Any] = field(default_factory=dict)
     decision: Decision | None = None
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """For the answer: who answers, and why."""
+        if self.decision is None:
+            return {}
+        return {"X-Justright-Mode": self.decision.mode, "X-Justright-Reason": self.decision.reason}
+
 
 def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
     """A chat request for ``upstream``: an explicit template argument before the effort before the default.

@@ -93,8 +93,8 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
     for target, parts in sorted(stacks.items(), key=lambda one: _place(one[0], order)):
         rank = max(a.shape[0] for a, _ in parts)
         if rank:
-            lows = torch.stack([_pad(a, rank, 0) for a, _ in parts])
-            highs = torch.stack([_pad(b, rank, 1) for _, b in parts])
+            lows = torch.stack([zero_padded(a, rank, 0) for a, _ in parts])
+            highs = torch.stack([zero_padded(b, rank, 1) for _, b in parts])
             found.append(_stack(target, rank, *((highs.mT, lows.mT) if swapped else (lows, highs))))
     return found
 
@@ -158,7 +158,10 @@ def save_adapter(
                 f"the largest rank is {max(one.rank for one in found)}, and engines that need one rank for all take "
                 f"at most {PADDED_RANKS[-1]}: ask for less energy, or for a compact adapter"
             )
-        found = [Factors(one.target, most, _pad(one.a, most, 0), _pad(one.b, most, 1)) for one in found]
+        found = [
+            Factors(one.target, most, zero_padded(one.a, most, 0), zero_padded(one.b, most, 1))
+            for one in found
+        ]
     else:
         keys = [(one.parameter(moe) or one.target, one.rank) for one in found]
         patterns = {f"^{re.escape(key)}$": rank for key, rank in keys if rank != most}
@@ -288,7 +291,7 @@ def module_of(pair: Pair, index: int, name: str) -> str:
     return f"{pair.slow.architecture.memory.layer(index)}.{name.removesuffix('.weight')}"
 
 
-def _pad(tensor: Tensor, rank: int, axis: int) -> Tensor:
+def zero_padded(tensor: Tensor, rank: int, axis: int) -> Tensor:
     """Zeros behind the rank axis, up to ``rank``."""
     shape = list(tensor.shape)
     shape[axis] = rank - shape[axis]

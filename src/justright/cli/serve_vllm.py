@@ -1,0 +1,131 @@
+"""``justright serve --engine vllm``: from the options of `serve` to vLLM's own command."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from justright.cli.options import chosen
+from justright.cli.output import Output, output_of
+from justright.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from justright.serve.vllm.launch import Command
+
+_NOT_HERE = {
+    "cache_tokens": "vLLM has --gpu-memory-utilization, and on a CPU VLLM_CPU_KVCACHE_SPACE",
+    "queue": "vLLM queues without a limit",
+    "deadline": "vLLM has none",
+    "drain": "vLLM has --shutdown-timeout",
+    "max_body": "vLLM has no such limit",
+    "max_tokens": "vLLM answers up to the end of the context where a request does not say it",
+    "draft_option": "vLLM's drafts have their own (--engine-arg)",
+    "thinking_budget": "give it with a request",
+    "device": "vLLM takes what there is",
+    "cpu_kernels": "vLLM has its own",
+}
+"""Options of `serve` that would do nothing, and what to do instead."""
+
+
+def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: int, dry_run: bool) -> None:
+    """Write vLLM's arguments, and become it.
+
+    Raises:
+        UsageError: an option that vLLM has no place for.
+        MissingExtraError: vLLM is not installed.
+    """
+    from justright.cli.prepare import prepare
+    from justright.cli.serve import _keys, _sampling
+    from justright.engine.api import switch_of
+    from justright.models.packaged import cache_folder
+    from justright.serve.settings import served_name
+    from justright.serve.upstream import Policy
+    from justright.serve.vllm.launch import VllmSettings, check_installed, command, version_note
+
+    output, given = output_of(ctx), ctx.params
+    _refuse(ctx)
+    if not dry_run and (note := version_note(check_installed())):
+        output.note(f"note: {note}")
+    settings = VllmSettings(
+        given["name"] or served_name(model),
+        given["host"],
+        given["port"],
+        chosen(ctx, "dtype", given["dtype"], "auto"),
+        slots=chosen(ctx, "slots", given["slots"], None),
+        draft=given["draft"] or "none",
+        closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
+        data_parallel=copies,
+        api_keys=_keys(given["api_key"] or [], given["api_key_file"]),
+        more=tuple(engine_args),
+    )
+    ready = prepare(model, output, {"max_context": given["max_context"], "switch": given["switch"]})
+    policy = Policy(given["effort"] or ready.defaults.effort, threshold=given["threshold"])
+    draft = given["draft"] or _bundled(ready.defaults.draft)
+    context = ready.options.max_context
+    settings = replace(
+        settings, params=_sampling(ctx, ready), policy=policy, max_context=context, draft=draft
+    )
+    adapter = switch_of(ready.options, ready.source.path)
+    folder = cache_folder() / "vllm" / _digest(ready.source.path, None if adapter is None else adapter.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = command(ready.source.path, adapter, ready.tokenizer, settings, folder)
+    notes = list(found.notes)
+    if policy.effort == "auto":
+        notes.append(
+            "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
+            "which vLLM keeps"
+        )
+    if given["draft"] is None and ready.defaults.draft not in (None, draft):
+        notes.append(
+            f"the bundle's drafter {ready.defaults.draft} is not on vLLM here: it runs without drafts"
+        )
+    for note in notes:
+        output.note(f"note: {note}")
+    if dry_run:
+        _show(output, found)
+        return
+    if draft == "suffix" and find_spec("arctic_inference") is None:
+        raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
+    output.note(
+        f"starting vLLM; {settings.model} will be served at http://{settings.host}:{settings.port}/v1"
+    )
+    found.replace_process()
+
+
+def _refuse(ctx: typer.Context) -> None:
+    """Refuse what was given and would do nothing."""
+    for name, instead in _NOT_HERE.items():
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine: {instead}")
+    if ctx.params["scorer"] != "heuristic" and chosen(ctx, "scorer", True, False):
+        raise UsageError(
+            "the scorer of auto on vLLM is heuristic: a probe needs hidden states, which vLLM keeps"
+        )
+
+
+def _bundled(draft: str | None) -> str:
+    """A bundle's own drafter, where vLLM has it and what it needs."""
+    return "suffix" if draft == "suffix" and find_spec("arctic_inference") is not None else "none"
+
+
+def _show(output: Output, found: Command) -> None:
+    """Print the command; an API key stays out of it."""
+    variables = {name: "..." if "KEY" in name else value for name, value in found.environment.items()}
+    words = [sys.executable, *found.arguments]
+    if output.json:
+        output.object({"command": words, "environment": variables})
+        return
+    shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    output.text(" ".join([*shown, shlex.join(words)]))
+
+
+def _digest(model: Path, adapter: Path | None) -> str:
+    return hashlib.sha256(f"{model}\n{adapter}".encode()).hexdigest()[:16]

