@@ -161,6 +161,24 @@ def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: 
     assert fewer.run().out.exists()
 
 
+def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(UsageError, match=r"d cannot be made: .*file is a file"):
+        Work(job_for(model, texts, file / "d"))
+    with pytest.raises(UsageError, match="is a file"):
+        Work(job_for(model, texts, tmp_path / "d", data_folder=file))
+    with pytest.raises(UsageError, match="holds other things than training data"):
+        Work(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
+    whole = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
+    Work(whole).run()
+    more = replace(whole, out=tmp_path / "e", data=replace(whole.data, sequences=40))
+    assert Work(more).estimate()["data"]["tokens"] == 16 * 32, "what is there already is not made again"
+    with pytest.raises(UsageError, match="other settings"):
+        Work(replace(more, data=replace(whole.data, temperature=0.5)))
+    assert not list(tmp_path.glob("e*"))
+
+
 def test_a_loss_that_is_no_number_stops_it(
     model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from justright.bench.contenders import PLAIN, Run
 from justright.bench.report import machine_line, steadiness_line
-from justright.errors import MissingExtraError
+from justright.errors import MissingExtraError, UsageError
+from justright.models.files import check_output
 
 if TYPE_CHECKING:
     from justright.bench.decode import Cell, Results
@@ -28,6 +29,24 @@ def need_matplotlib() -> None:
         raise MissingExtraError(
             "the picture needs matplotlib: pip install 'justright[plots]', or leave it out with --no-picture"
         ) from error
+
+
+def check_picture(file: Path) -> None:
+    """Refuse a picture that cannot be drawn or written, before the work that it shows.
+
+    Raises:
+        UsageError: the folder is not there, or matplotlib knows no such format.
+        MissingExtraError: no matplotlib.
+    """
+    check_output(file)
+    need_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise UsageError(
+            f"the picture {file} is of no format that can be drawn: end it in .png, .svg or .pdf"
+        )
 
 
 def save_picture(results: Results, draft: str, file: Path) -> Path:

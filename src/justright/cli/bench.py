@@ -141,10 +141,9 @@ def longspec(
     """
     output = output_of(ctx)
     if picture is not None:
-        from justright.bench.picture import need_matplotlib
+        from justright.bench.picture import check_picture
 
-        check_output(picture)
-        need_matplotlib()
+        check_picture(picture)
     with output.status("starting torch"):
         from justright.bench.decode import DecodeSetting
         from justright.bench.demo import refuse_mismatches

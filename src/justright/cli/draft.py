@@ -198,17 +198,15 @@ def inspect(
     output = output_of(ctx)
     from justright.draft.lstm import read_config
     from justright.draft.store import WEIGHTS, read_about
-    from justright.models.files import check_output
     from justright.models.sources import resolve_drafter
 
     folder = resolve_drafter(drafter)
     about = read_about(folder)
     if picture is not None:
-        from justright.bench.picture import need_matplotlib
+        from justright.bench.picture import check_picture
         from justright.train.picture import draw_curve
 
-        check_output(picture)
-        need_matplotlib()
+        check_picture(picture)
         draw_curve(folder, picture)
     size = (folder / WEIGHTS).stat().st_size
     if output.json:

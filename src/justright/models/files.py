@@ -83,6 +83,21 @@ def check_output(file: Path) -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before the work that fills it.
+
+    Raises:
+        UsageError: something on its way is no folder, or may not be written to.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UsageError(f"{folder} cannot be made: {there} is a file; give another folder")
+    if not os.access(there, os.W_OK | os.X_OK) or there.is_relative_to("/proc"):
+        raise UsageError(f"{folder} cannot be made: {there} is read-only for you; give another folder")
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     partial = file.with_name(file.name + ".partial")

@@ -319,5 +319,7 @@ def _can_run(
         return Capability("run", "no", reason), Capability("draft", "no", "it cannot be run")
     return (
         Capability("run", "yes", "all layers use attention, so rejected drafts can be taken back"),
-        Capability("draft", "yes", "suffix drafts work with any model that runs; an LSTM drafter can be trained for it"),
+        Capability(
+            "draft", "yes", "suffix drafts for any model that runs; an LSTM drafter can be trained for it"
+        ),
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from justright.engine.step import StepInput
 from justright.engine.verifier import Verifier
 from justright.errors import UsageError
-from justright.models.files import write_whole
+from justright.models.files import check_folder, write_whole
 from justright.train.prompts import Prompts
 
 TEACHER_TOKENS = 8
@@ -120,14 +120,15 @@ class SelfGenerated:
     """The data folder of one training: shards made so far, and how to make the rest.
 
     Args:
-        folder: where the shards are; made if need be.
+        folder: where the shards are; made with the first.
         setting: how much.
         identity: the verifier's.
         texts: names of the sources, for the record.
         switch: hash of the adapter, for the record.
 
     Raises:
-        UsageError: the folder holds data of another verifier, other texts or another setting.
+        UsageError: the folder holds data of another verifier, other texts or another setting, or something else; or it
+            cannot be made.
     """
 
     def __init__(
@@ -143,18 +144,18 @@ class SelfGenerated:
         record = {"verifier": identity, "texts": list(texts), "switch": switch, **asdict(setting)}
         # More sequences of the same kind are the same data, only more of it.
         self.record = json.loads(json.dumps({k: v for k, v in record.items() if k != "sequences"}))
-        folder.mkdir(parents=True, exist_ok=True)
-        about = folder / "data.json"
-        if about.exists():
-            found = json.loads(about.read_text(encoding="utf-8"))
+        check_folder(folder)
+        self._about = folder / "data.json"
+        if self._about.exists():
+            found = json.loads(self._about.read_text(encoding="utf-8"))
             differing = [name for name in self.record if found.get(name) != self.record[name]]
             if differing:
                 raise UsageError(
                     f"{folder} holds training data made with other settings ({', '.join(differing)}): give another "
                     "--data, or delete it"
                 )
-        else:
-            write_whole(about, json.dumps(self.record, indent=1) + "\n")
+        elif folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} holds other things than training data: give a folder of its own")
 
     @property
     def training_files(self) -> list[Path]:
@@ -172,6 +173,17 @@ class SelfGenerated:
     def missing(self) -> list[Path]:
         """Shards not made yet (or made for fewer sequences), the held-out ones first."""
         return [file for file in [*self.held_out_files, *self.training_files] if not self._made(file)]
+
+    def begin(self) -> None:
+        """Make the folder, and note what will be in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._about.exists():
+            write_whole(self._about, json.dumps(self.record, indent=1) + "\n")
+
+    @property
+    def missing_sequences(self) -> int:
+        """How many sequences are in `missing`."""
+        return sum(self._size(file) for file in self.missing)
 
     def _made(self, file: Path) -> bool:
         if not file.exists():
@@ -197,6 +209,7 @@ class SelfGenerated:
             report: told after every shard.
             part: ``(index, count)``: of several processes that share the work.
         """
+        self.begin()
         index, count = part
         mine = [*self.held_out_files, *self.training_files][index::count]
         missing = [file for file in mine if not self._made(file)]
@@ -332,14 +345,14 @@ def _lengths(tokens: Tensor, end_tokens: frozenset[int]) -> Tensor:
     return first.long()
 
 
-def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting) -> dict[str, Any]:
-    """Measured seconds and bytes of the whole data, from a few steps of one batch."""
+def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting, sequences: int) -> dict[str, Any]:
+    """Measured seconds and bytes of so many ``sequences``, from a few steps of one batch."""
     size = min(setting.batch, setting.sequences)
     short = DataSetting(batch=size, output_tokens=16, prompt_tokens=setting.prompt_tokens)
     chosen = [prompts.prompt(i) for i in range(size)]
     begin = time.perf_counter()
     sample(verifier, chosen, [0.0] * size, short, frozenset(), torch.Generator().manual_seed(0))
     per_token = (time.perf_counter() - begin) / (size * short.output_tokens)
-    tokens = (setting.sequences + setting.held_out) * setting.output_tokens
+    tokens = sequences * setting.output_tokens
     row = 2 * verifier.config.hidden_size + TEACHER_TOKENS * 6 + 4
     return {"tokens": tokens, "seconds": tokens * per_token, "bytes": tokens * row}

@@ -22,6 +22,7 @@ from justright.engine.api import check_model, end_tokens, read_switch
 from justright.engine.verifier import Verifier
 from justright.errors import UsageError
 from justright.models.architectures import context_length
+from justright.models.files import check_folder
 from justright.models.identity import weights_identity
 from justright.models.sources import check_tokenizer_files, resolve_adapter
 from justright.models.tokenizers import load_tokenizer
@@ -156,6 +157,7 @@ class Work:
     def __init__(self, job: Job) -> None:
         if job.out.exists():
             raise UsageError(f"{job.out} exists already: choose another output, or remove it first")
+        check_folder(job.out)
         self.job = job
         check_model(job.model)
         config = AutoConfig.from_pretrained(job.model, local_files_only=True)
@@ -175,6 +177,9 @@ class Work:
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)
         self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
         self.prompts = [self._prompts(factor) for factor in factors]
+        self.data = SelfGenerated(
+            job.data_folder or job.partial / "data", self.setting, self.identity, list(job.texts), self.switch
+        )
         self.accelerator = Accelerator(
             cpu=job.device == "cpu",
             kwargs_handlers=[
@@ -200,7 +205,7 @@ class Work:
     def estimate(self) -> dict[str, Any]:
         """Measured on a few steps: seconds and bytes of the data and of the training."""
         verifier = self._verifier()
-        data = estimate(verifier, self.prompts[0], self.setting)
+        data = estimate(verifier, self.prompts[0], self.setting, self.data.missing_sequences)
         config = self.config
         steps = round(self.job.training.epochs * self.setting.sequences / self.job.training.rows)
         # A prefix costs three times its products: forward, and backward twice.
@@ -227,11 +232,10 @@ class Work:
 
     def run(self, tell: Tell = lambda *_: None) -> Trained:
         """Do it; interrupted, the same job goes on from there."""
-        job = self.job
-        folder = job.data_folder or job.partial / "data"
-        with self.accelerator.main_process_first():
-            data = SelfGenerated(folder, self.setting, self.identity, list(job.texts), self.switch)
+        job, data = self.job, self.data
         if data.missing:
+            with self.accelerator.main_process_first():
+                data.begin()
             self._generate(data, tell)
         self.accelerator.wait_for_everyone()
         verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)

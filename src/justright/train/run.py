@@ -82,7 +82,7 @@ class Progress:
         step: steps done in this phase.
         steps: of this phase.
         loss: of the last step.
-        prefixes_per_s: of the last step.
+        prefixes_per_s: of the last step that this run took.
         accuracy: of the last evaluation.
     """
 
@@ -178,10 +178,11 @@ class Training:
         """
         saved = time.monotonic()
         accuracy: Accuracy | None = None
+        rate = 0.0
         try:
             while self.state.phase != "done":
                 phase, steps = self.state.phase, self.phases[self.state.phase]
-                now = Progress(phase, self.state.step, steps, self.state.loss)
+                now = Progress(phase, self.state.step, steps, self.state.loss, rate)
                 if self._evaluation_is_due(steps):
                     now.accuracy = accuracy = self._evaluated(steps)
                 else:
@@ -189,7 +190,7 @@ class Training:
                     now.loss, count = self.take_step()
                     took = time.perf_counter() - begin
                     self.state.seconds += took
-                    now.step, now.prefixes_per_s = self.state.step, count / took
+                    now.step, now.prefixes_per_s = self.state.step, (rate := count / took)
                 report(now)
                 if now.accuracy is not None or time.monotonic() - saved > save_every_s:
                     self.save()
