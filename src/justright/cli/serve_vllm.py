@@ -6,7 +6,6 @@ import hashlib
 import shlex
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,11 @@ import typer
 from justright.cli.options import chosen
 from justright.cli.output import Output, output_of
 from justright.errors import MissingExtraError, UsageError
+from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.serve.vllm.launch import Command
+    from justright.cli.prepare import Prepared
+    from justright.serve.vllm.launch import Command, VllmSettings
 
 _NOT_HERE = {
     "cache_tokens": "vLLM has --gpu-memory-utilization, and on a CPU VLLM_CPU_KVCACHE_SPACE",
@@ -26,7 +27,6 @@ _NOT_HERE = {
     "drain": "vLLM has --shutdown-timeout",
     "max_body": "vLLM has no such limit",
     "max_tokens": "vLLM answers up to the end of the context where a request does not say it",
-    "draft_option": "vLLM's drafts have their own (--engine-arg)",
     "thinking_budget": "give it with a request",
     "device": "vLLM takes what there is",
     "cpu_kernels": "vLLM has its own",
@@ -39,50 +39,26 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
 
     Raises:
         UsageError: an option that vLLM has no place for.
-        MissingExtraError: vLLM is not installed.
+        MissingExtraError: vLLM is not installed, or what a drafter needs there.
     """
     from justright.cli.prepare import prepare
-    from justright.cli.serve import _keys, _sampling
     from justright.engine.api import switch_of
     from justright.models.packaged import cache_folder
-    from justright.serve.settings import served_name
-    from justright.serve.upstream import Policy
-    from justright.serve.vllm.launch import VllmSettings, check_installed, command, version_note
+    from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params
     _refuse(ctx)
     if not dry_run and (note := version_note(check_installed())):
         output.note(f"note: {note}")
-    settings = VllmSettings(
-        given["name"] or served_name(model),
-        given["host"],
-        given["port"],
-        chosen(ctx, "dtype", given["dtype"], "auto"),
-        slots=chosen(ctx, "slots", given["slots"], None),
-        draft=given["draft"] or "none",
-        closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
-        data_parallel=copies,
-        api_keys=_keys(given["api_key"] or [], given["api_key_file"]),
-        more=tuple(engine_args),
-    )
+    settings = _settings(ctx, model, engine_args, copies)
     ready = prepare(model, output, {"max_context": given["max_context"], "switch": given["switch"]})
-    policy = Policy(given["effort"] or ready.defaults.effort, threshold=given["threshold"])
-    draft = given["draft"] or _bundled(ready.defaults.draft)
-    context = ready.options.max_context
-    settings = replace(
-        settings, params=_sampling(ctx, ready), policy=policy, max_context=context, draft=draft
-    )
+    settings = _with_defaults(ctx, settings, ready)
     adapter = switch_of(ready.options, ready.source.path)
     folder = cache_folder() / "vllm" / _digest(ready.source.path, None if adapter is None else adapter.path)
     folder.mkdir(parents=True, exist_ok=True)
     found = command(ready.source.path, adapter, ready.tokenizer, settings, folder)
     notes = list(found.notes)
-    if policy.effort == "auto":
-        notes.append(
-            "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
-            "which vLLM keeps"
-        )
-    if given["draft"] is None and ready.defaults.draft not in (None, draft):
+    if given["draft"] is None and ready.defaults.draft not in (None, settings.draft):
         notes.append(
             f"the bundle's drafter {ready.defaults.draft} is not on vLLM here: it runs without drafts"
         )
@@ -91,12 +67,54 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     if dry_run:
         _show(output, found)
         return
-    if draft == "suffix" and find_spec("arctic_inference") is None:
-        raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
+    check_drafter(settings.draft)
     output.note(
         f"starting vLLM; {settings.model} will be served at http://{settings.host}:{settings.port}/v1"
     )
     found.replace_process()
+
+
+def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: int) -> VllmSettings:
+    """As the user says, checked before anything is read."""
+    from justright.cli.serve import _keys
+    from justright.serve.settings import served_name
+    from justright.serve.upstream import Policy
+    from justright.serve.vllm.launch import VllmSettings
+
+    given = ctx.params
+    return VllmSettings(
+        given["name"] or served_name(model),
+        given["host"],
+        given["port"],
+        chosen(ctx, "dtype", given["dtype"], "auto"),
+        slots=chosen(ctx, "slots", given["slots"], None),
+        draft=given["draft"] or "none",
+        draft_options=key_values(given["draft_option"] or [], "--draft-option"),
+        policy=Policy(given["effort"], threshold=given["threshold"]),
+        closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
+        data_parallel=copies,
+        api_keys=_keys(given["api_key"] or [], given["api_key_file"]),
+        more=tuple(engine_args),
+    )
+
+
+def _with_defaults(ctx: typer.Context, settings: VllmSettings, ready: Prepared) -> VllmSettings:
+    """Where the user says nothing, as a bundle says; a drafter for another model is refused."""
+    from justright.cli.serve import _sampling
+    from justright.draft.registry import create_drafter
+
+    draft = ctx.params["draft"] or _bundled(ready.defaults.draft)
+    drafter = create_drafter(draft, **settings.draft_options)
+    if drafter is not None and hasattr(drafter, "check"):
+        drafter.check(ready.source.path)
+    effort = settings.policy.effort or ready.defaults.effort
+    return replace(
+        settings,
+        params=_sampling(ctx, ready),
+        policy=replace(settings.policy, effort=effort),
+        max_context=ready.options.max_context,
+        draft=draft,
+    )
 
 
 def _refuse(ctx: typer.Context) -> None:
@@ -112,8 +130,14 @@ def _refuse(ctx: typer.Context) -> None:
 
 
 def _bundled(draft: str | None) -> str:
-    """A bundle's own drafter, where vLLM has it and what it needs."""
-    return "suffix" if draft == "suffix" and find_spec("arctic_inference") is not None else "none"
+    """A bundle's own drafter, where what it needs is installed."""
+    from justright.serve.vllm.launch import DRAFTERS, check_drafter
+
+    try:
+        check_drafter(draft or "none")
+    except MissingExtraError:
+        return "none"
+    return draft if draft in DRAFTERS else "none"
 
 
 def _show(output: Output, found: Command) -> None:

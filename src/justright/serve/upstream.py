@@ -37,6 +37,7 @@ class Upstream:
         fast: the adapter of the fast mode: its name, for llama.cpp its id; None: the chat template alone.
         adapters: llama.cpp's ids of all adapters.
         budgets: whether it was set up to end thoughts (vLLM with a reasoning config).
+        has_fast: whether there is a fast mode: an adapter, or a template that leaves thoughts out.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Upstream:
     fast: str | int | None = None
     adapters: tuple[int, ...] = ()
     budgets: bool = False
+    has_fast: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -141,6 +143,9 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
     if decision.mode == "fast" and budget is not None and decision.by in ("effort", "template"):
         message = f"{decision.reason}, which does not think: leave the budget out"
         raise ApiError(400, message, "thinking_budget", "invalid_value")
+    if decision.mode == "fast" and not upstream.has_fast:
+        message = f"{decision.reason}, and {upstream.model} has one mode: it was served without a switch"
+        raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     sent = _without_auto(body)
     template = dict(sent.get("chat_template_kwargs") or {})
     if decision.mode == "fast":

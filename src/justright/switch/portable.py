@@ -56,8 +56,8 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
 def both_templates(slow: str, fast: str) -> str:
     """One chat template: the fast one where ``enable_thinking`` is false, else the slow one; each to the letter.
 
-    Each begins on a line of its own, whose break chat templates do not write, and ends before an empty expression, which
-    keeps the block behind it from taking spaces.
+    Each begins on a line of its own, whose break chat templates do not write, and ends before an empty expression,
+    which keeps the block behind it from taking spaces.
     """
     slow, fast = (text.removesuffix("\n") for text in (slow, fast))  # as a template's end is read
     chosen = "enable_thinking is defined and enable_thinking is false"

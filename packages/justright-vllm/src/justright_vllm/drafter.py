@@ -1,0 +1,159 @@
+"""A drafter of ours as vLLM's custom class: chains of the LSTM, or of the hybrid of it and suffix drafts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from justright.draft.base import Draft
+from justright.draft.hybrid import HybridDrafter, HybridOptions
+from justright.draft.lstm_drafter import LstmDrafter, LstmOptions
+from justright.errors import UsageError
+from justright_vllm import problem
+
+VARIABLE = "JUSTRIGHT_VLLM_DRAFTER"
+"""``{"draft": "lstm" or "hybrid", "options": {...}, "model": DIRECTORY}``"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Verifier:
+    """vLLM's model as a drafter asks for it."""
+
+    embedding: Tensor
+    head: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def get_input_embeddings(self) -> _Weight:
+        return _Weight(self.embedding)
+
+    def get_output_embeddings(self) -> _Weight:
+        return _Weight(self.head)
+
+
+class ChainDrafter:
+    """What vLLM drives: `load_model` once, then for every step `tell` (by our plugin) and `propose`.
+
+    Requests come and go with vLLM's batch; one that comes back is begun anew from its tokens.
+
+    Args:
+        vllm_config: vLLM's.
+
+    Raises:
+        UsageError: a vLLM that was not tried, a model that is split over devices, or no word on which drafter.
+    """
+
+    wants_states = True
+
+    def __init__(self, vllm_config: Any) -> None:
+        if (reason := problem()) is not None:
+            raise UsageError(f"justright's drafter cannot run in this vLLM: {reason}")
+        parallel = vllm_config.parallel_config
+        if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+            raise UsageError(
+                "justright's drafter needs the model in one piece: no tensor or pipeline parallelism"
+            )
+        self._length = vllm_config.speculative_config.num_speculative_tokens
+        self._max_tokens = vllm_config.model_config.max_model_len
+        self._vocab_size = vllm_config.model_config.get_vocab_size()
+        try:
+            asked = json.loads(os.environ.get(VARIABLE, ""))
+            self._path = Path(asked["model"])
+            self.drafter = chain_drafter(asked["draft"], asked["options"], self._length)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{VARIABLE} does not say which drafter: start vLLM by justright serve"
+            ) from error
+        self._drafts: dict[str, Draft] = {}
+        self._ids: list[str] = []
+        self._states: list[Tensor | None] = []
+
+    def load_model(self, model: torch.nn.Module) -> None:
+        """Read the drafter, and join it to vLLM's model."""
+        named = {name.replace(".base_layer", ""): tensor for name, tensor in model.named_parameters()}
+        embedding = next(t for name, t in named.items() if name.endswith("embed_tokens.weight"))
+        head = next((t for name, t in named.items() if name.endswith("lm_head.weight")), embedding)
+        rows = slice(0, self._vocab_size)  # vLLM pads them
+        verifier = _Verifier(embedding.detach()[rows], head.detach()[rows])
+        self.drafter.bind(verifier, self._path)
+
+    def tell(
+        self, batch: Any, sampled: Sequence[Sequence[int]], states: Tensor, drafts: Sequence[int] | None
+    ) -> None:
+        """Note which requests there are, and the state that predicted the last token of each.
+
+        Args:
+            batch: vLLM's.
+            sampled: new tokens of each request; none while its prompt is read.
+            states: ``[rows, hidden_size]``, of each request as many rows as it had draft tokens, and one more.
+            drafts: draft tokens of each request; None: nobody had any.
+        """
+        self._ids = list(batch.req_ids[: len(sampled)])
+        self._states, row = [], 0
+        for index, tokens in enumerate(sampled):
+            self._states.append(states[row + len(tokens) - 1].clone() if tokens else None)
+            row += 1 + (0 if drafts is None else drafts[index])
+        for gone in self._drafts.keys() - set(batch.req_id_to_index):
+            self.drafter.stop(gone)
+            del self._drafts[gone]
+
+    def propose(
+        self, sampled: Sequence[Sequence[int]], lengths: Any, tokens: Any, slot_mappings: Any = None
+    ) -> list[list[int]]:
+        """The chain that each request is to verify; maybe none.
+
+        Args:
+            sampled: new tokens of each request.
+            lengths: tokens of each request, the new ones with them.
+            tokens: ``[requests, max tokens]``, all tokens.
+            slot_mappings: not looked at.
+        """
+        found: list[list[int]] = []
+        for index, (name, new) in enumerate(zip(self._ids, sampled, strict=True)):
+            length = int(lengths[index])
+            room = min(self._length, self._max_tokens - length - 1)
+            if not new or room < 1:
+                found.append([])
+                continue
+            if name not in self._drafts:
+                self.drafter.start(name, tokens[index, : length - len(new)].tolist())
+            elif len(self._drafts[name]) and isinstance(self.drafter, HybridDrafter):
+                self.drafter.verified(name, self._drafts[name], len(new) - 1)
+            self.drafter.observe(name, list(new), self._states[index])
+            draft = self.drafter.propose(name, room)
+            self._drafts[name] = draft
+            found.append(list(draft.token_ids))
+        return found
+
+
+def chain_drafter(draft: str, options: dict[str, Any], length: int) -> LstmDrafter | HybridDrafter:
+    """A drafter whose drafts are chains of at most ``length`` tokens, without [SPEC].
+
+    Raises:
+        UsageError: another drafter, or options that it does not have.
+    """
+    chain: dict[str, Any] = {"top_k": 1, "nodes": length, "depth": length, "spec": False, "temperature": 0.0}
+    if fixed := sorted(set(options) & set(chain)):
+        raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
+    try:
+        if draft == "lstm":
+            return LstmDrafter(LstmOptions(**chain, **options))
+        if draft == "hybrid":
+            return HybridDrafter(HybridOptions(**chain, **options))
+    except TypeError as error:
+        raise UsageError(f"{draft} drafts do not have these options: {error}") from error
+    raise UsageError(f"{draft} drafts are not for vLLM; allowed: lstm, hybrid")
