@@ -98,7 +98,7 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
     if any(one["type"] == "json_invalid" for one in found):
         return ApiError(400, f"the body is no JSON: {found[0]['msg']}", None, "invalid_json")
     worst = max(found, key=lambda one: (one["loc"][-1:] == ("type",), one["type"] in _CODES, len(one["loc"])))
-    path = _path(worst["loc"], body)
+    path = _path(worst["loc"], body, missing=worst["type"] == "missing")
     param = ".".join(map(str, path)) or None
     name = str(path[-1]) if path else ""
     if name in _ALONE:
@@ -112,15 +112,15 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
     return ApiError(400, f"{param}: {message}" if param else message, param, code)
 
 
-def _path(location: Sequence[int | str], body: Any) -> list[int | str]:
+def _path(location: Sequence[int | str], body: Any, *, missing: bool) -> list[int | str]:
     """Where a fault lies, without pydantic's names for the branches of a union."""
     path: list[int | str] = []
-    for step in location:
+    for at, step in enumerate(location, start=1):
         if isinstance(body, list) and isinstance(step, int):
             body = body[step]
         elif isinstance(body, Mapping) and step in body:
             body = body[str(step)]
-        elif step != location[-1] or not isinstance(body, Mapping):
+        elif not missing or at < len(location):
             continue
         path.append(step)
     return path
