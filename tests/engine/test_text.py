@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.text import TextStream
@@ -159,6 +160,18 @@ def test_special_tokens_are_no_text() -> None:
     stream = TextStream(tokenizer)
     assert push_all(stream, [*tokenizer("fox")["input_ids"], end])[-2:] == ["", ""]
     assert stream.text == "fox"
+
+
+def test_special_tokens_that_mark_thoughts_are_shown() -> None:
+    """Otherwise nobody could tell where a thought ends; ordinary tokens come as they are in any case."""
+    for special in (True, False):
+        tokenizer = copy.deepcopy(tiny_tokenizer())
+        tokenizer.add_tokens(
+            [AddedToken("<think>", special=special), AddedToken("</think>", special=special)]
+        )
+        stream = TextStream(tokenizer)
+        push_all(stream, tokenizer("<think>fox</think></s>dog")["input_ids"])
+        assert stream.text == "<think>fox</think>dog"
 
 
 @given(st.text(max_size=30))

@@ -195,6 +195,12 @@ def test_json(plain: Running, temperature: float) -> None:
     assert said(ask(plain, response_format={"type": "text"})) == said(ask(plain))
 
 
+def test_json_has_one_kind_of_number(plain: Running) -> None:
+    body = {"model": MODEL, "prompt": [9.0, 10], "max_tokens": 3.0, "temperature": 0, "seed": 1.0, "n": 1.0}
+    answer = plain.client.post("/v1/completions", json=body)
+    assert answer.json()["usage"]["completion_tokens"] == 3
+
+
 def test_messages_of_every_kind(plain: Running) -> None:
     parts = [
         {"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": "there"}]}
@@ -283,6 +289,12 @@ def test_efforts(thinking: Running) -> None:
     escalated = ask(thinking, extra_body={"reasoning_effort": "escalate"})
     assert escalated.choices[0].justright["decision"]["by"] == "escalate"
     assert escalated.choices[0].justright["discarded_tokens"] == 12, "it was cut, so it was thought about"
+    slow = alone(thinking, HELLO)
+    assert said(escalated) == answer_of(slow.text, slow.tags, thinking=True)
+    assert escalated.choices[0].message.reasoning_content == slow.text.strip()
+    chunks = list(ask(thinking, extra_body={"reasoning_effort": "escalate"}, stream=True))
+    thought = [getattr(c.choices[0].delta, "reasoning_content", None) or "" for c in chunks]
+    assert "".join(thought) == slow.text.strip()
     hint = {"chat_template_kwargs": {"hint": "Careful!"}}
     assert ask(thinking, extra_body=hint).usage.prompt_tokens > ask(thinking).usage.prompt_tokens
 
@@ -292,6 +304,10 @@ def test_a_thought_is_free_and_the_answer_is_json(thinking: Running) -> None:
     answer = ask(thinking, max_completion_tokens=60, response_format=form, extra_body={"thinking_budget": 6})
     assert json.loads(said(answer)) in ("yes", "no")
     assert answer.usage.completion_tokens_details.reasoning_tokens >= 6
+    again = {"thinking_budget": 6, "reasoning_effort": "escalate"}
+    answer = ask(thinking, max_completion_tokens=60, response_format=form, extra_body=again)
+    assert answer.choices[0].justright["discarded_tokens"] > 0, "a fast answer was given up"
+    assert json.loads(said(answer)) in ("yes", "no"), "and the grammar began anew"
 
 
 def test_interleaved_prompts_are_never_mixed(plain: Running, thinking: Running) -> None:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def test_a_slow_reader_makes_nobody_wait(tiny_path: Path) -> None:
         answer = server.client.post(CHAT, json=body(max_tokens=5))
         assert answer.status_code == 200
         until(lambda: server.scheduler.snapshot().running == 0, 60)
+        given_up = 'justright_answers_total{ended_by="abandoned"}'
+        assert figures(server)[given_up] > 0, "it was not answered to its end"
         lazy.close()
 
 
@@ -249,6 +252,36 @@ def test_an_engine_that_fails_says_so_and_goes_on(engine: Engine) -> None:
         assert server.client.post(CHAT, json=body(max_tokens=5)).status_code == 200
 
 
+def test_an_engine_that_is_dead_says_so(engine: Engine) -> None:
+    with running(engine, ServeSettings(MODEL, keep_alive_s=0.05)) as server, slowly(server):
+        stream = server.client.stream("POST", CHAT, json=body(stream=True))
+        with stream as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            now = server.scheduler.snapshot()
+            server.scheduler.snapshot = lambda: replace(now, alive=False)  # type: ignore[method-assign]
+            server.scheduler.drain(0)
+            last = [line for line in lines if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert server.client.get("/health").json()["status"] == "failed"
+
+
+def test_no_more_prompts_are_encoded_than_could_wait(engine: Engine) -> None:
+    with running(engine, max_waiting=0) as server:
+        go = threading.Event()
+        server.service._encoding.submit(go.wait, 20)
+        server.service._encoding.submit(go.wait, 20)
+        held = begin(server, max_tokens=2)
+        until(lambda: server.service._encoding_now == 1)
+        answer = server.client.post(CHAT, json=body(max_tokens=2))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        go.set()
+        until(lambda: server.service._encoding_now == 0)
+        until(lambda: server.scheduler.snapshot().running == 0)
+        assert held.recv(100).startswith(b"HTTP/1.1 200")
+        held.close()
+
+
 def test_metrics(thinking: Running) -> None:
     before = figures(thinking)
     thinking.client.post(CHAT, json=body(max_tokens=20))
@@ -283,6 +316,11 @@ def figures(server: Running) -> dict[str, float]:
 
 
 def test_ports() -> None:
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        with bind("127.0.0.1", 0) as listening:
+            listening.listen()
+            with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         with pytest.raises(UsageError, match="give another --port"):

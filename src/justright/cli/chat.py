@@ -162,14 +162,15 @@ class Conversation:
         """The system message and all turns."""
         return [*self._start(), *self.turns]
 
-    def answered(self, text: str) -> None:
+    def answered(self, request: Request) -> None:
         """Add what the model said; a thought is not said, and not remembered."""
-        from justright.switch.thinking import ThinkingTags
+        from justright.engine.thoughts import answer_of
+        from justright.switch.thinking import begins_thinking
 
-        tags = ThinkingTags.of(self.ready.tokenizer)
-        if tags is not None and tags.close in text:
-            text = text.rpartition(tags.close)[2].strip()
-        self.turns.append({"role": "assistant", "content": text})
+        tags = request.tags
+        opened = tags is not None and begins_thinking(tags, self.ready.tokenizer, request.prompt_ids)
+        said = answer_of(request.text, tags, thinking=opened)
+        self.turns.append({"role": "assistant", "content": said})
 
     def withdraw(self) -> None:
         """Take back what the user said last."""
@@ -278,7 +279,7 @@ class _Session:
                     self.output.text(emission.text, end="")
         self.last = request
         if request.text or request.finish_reason != "cancelled":
-            self.conversation.answered(request.text)
+            self.conversation.answered(request)
         else:
             self.conversation.withdraw()
         self.answers += 1

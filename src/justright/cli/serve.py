@@ -14,6 +14,8 @@ from justright.errors import MissingExtraError, UsageError
 from justright.readable import key_values
 
 if TYPE_CHECKING:
+    import socket
+
     from justright.cli.prepare import Prepared
     from justright.engine.sampling import SamplingParams
     from justright.serve.settings import ServeSettings
@@ -194,7 +196,6 @@ def serve(
     from justright.serve.settings import ServeSettings, served_name
 
     output = output_of(ctx)
-    bound = bind(host, port)
     keys = _keys(api_key or [], api_key_file)
     engine_options: dict[str, Any] = {
         "dtype": dtype,
@@ -207,29 +208,30 @@ def serve(
         "switch": switch,
         "reuse_prefix": True,
     }
-    ready = prepare(model, output, engine_options)
-    thinking = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-    if thinking == thinking_of():
-        thinking = ready.defaults.thinking
-    check_thinking(ready, thinking)
-    settings = ServeSettings(
-        name or served_name(model),
-        _sampling(ctx, ready),
-        thinking,
-        max_tokens,
-        deadline,
-        keys,
-        int(max_body * _MIB),
-    )
-    if not keys and not host.startswith("127.") and host not in ("localhost", "::1"):
-        output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
-    _run(ready, settings, bound, output, address_of(bound), queue, cache_tokens, drain)
+    with bind(host, port) as bound:  # refused before anything takes long
+        ready = prepare(model, output, engine_options)
+        thinking = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
+        if thinking == thinking_of():
+            thinking = ready.defaults.thinking
+        check_thinking(ready, thinking)
+        settings = ServeSettings(
+            name or served_name(model),
+            _sampling(ctx, ready),
+            thinking,
+            max_tokens,
+            deadline,
+            keys,
+            int(max_body * _MIB),
+        )
+        if not keys and not host.startswith("127.") and host not in ("localhost", "::1"):
+            output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
+        _run(ready, settings, bound, output, address_of(bound), queue, cache_tokens, drain)
 
 
 def _run(
     ready: Prepared,
     settings: ServeSettings,
-    bound: Any,
+    bound: socket.socket,
     output: Output,
     address: str,
     queue: int,

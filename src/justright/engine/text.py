@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from justright.switch.thinking import ThinkingTags
+
 
 class TextStream:
     """The text of one output, piece by piece; ends it at a stop string.
 
     A piece is held back while it could still be the beginning of a stop string, so that nothing behind or of
     the stop string is ever shown. How the text falls into tokens makes no difference. A character whose last
-    bytes never came is left out.
+    bytes never came is left out; so are special tokens, but for those that mark thoughts.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -26,6 +28,7 @@ class TextStream:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._undecoded: list[int] = []
         self._stop = [s for s in stop if s]
+        self._tags = _special_tags(tokenizer)
         self._held = ""
         self.text = ""
         self.stopped_by: str | None = None
@@ -47,6 +50,8 @@ class TextStream:
 
     def _decode(self, token_id: int) -> str:
         """The text that ``token_id`` completes."""
+        if token_id in self._tags:
+            return self._tags[token_id]
         self._undecoded.append(token_id)
         try:
             piece = self._stream.step(self._backend, token_id)
@@ -72,3 +77,11 @@ class TextStream:
         piece, self._held = self._held[:count], "" if drop_rest else self._held[count:]
         self.text += piece
         return piece
+
+
+def _special_tags(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    """The special tokens that are tags of thoughts: whoever reads on must see where a thought ends."""
+    backend, usual = tokenizer.backend_tokenizer, ThinkingTags()
+    found = {backend.token_to_id(tag): tag for tag in (usual.open, usual.close)}
+    found.pop(None, None)
+    return {i: tag for i, tag in found.items() if backend.decode([i], skip_special_tokens=True) != tag}

@@ -24,12 +24,12 @@ from justright.errors import JustrightError
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answers import CompletionWriter, Writer
 from justright.serve.asking import Asking
-from justright.serve.exchange import Exchange
+from justright.serve.exchange import Exchange, refused
 from justright.serve.faults import ApiError, of_error, of_validation
 from justright.serve.guard import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
-from justright.serve.scheduler import Scheduler
+from justright.serve.scheduler import QueueFull, Scheduler
 from justright.serve.settings import ServeSettings
 from justright.serve.tokens import TokenTexts
 
@@ -60,6 +60,7 @@ class Service:
         self.started = int(time.time())
         engine.encode("a")  # the first call may set the tokenizer up, and several threads come now
         self._encoding = ThreadPoolExecutor(2, "justright-encode")
+        self._encoding_now = 0
 
     async def generate(self, http: Request, asked: A, make: Callable[[A], list[EngineRequest]]) -> Response:
         """Answer one request, streamed or whole.
@@ -68,9 +69,7 @@ class Service:
             ApiError: it cannot be answered.
         """
         arrived = time.perf_counter()
-        if self.scheduler.snapshot().draining:
-            raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
-        requests = await asyncio.get_running_loop().run_in_executor(self._encoding, make, asked)
+        requests = await self._encoded(asked, make)
         chat = isinstance(asked, ChatRequest)
         kind = Writer if chat else CompletionWriter
         writer = kind(
@@ -95,6 +94,20 @@ class Service:
             await exchange.__aenter__()  # a refusal is an ordinary answer; the stream leaves it at its end
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
+
+    async def _encoded(self, asked: A, make: Callable[[A], list[EngineRequest]]) -> list[EngineRequest]:
+        """The engine's requests, made on a thread of our own; no more at once than could be queued behind it."""
+        now = self.scheduler.snapshot()
+        if now.draining:
+            raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
+        most = self.scheduler.max_waiting + now.slots
+        if self._encoding_now >= most:
+            raise refused(QueueFull(self._encoding_now, 1.0))
+        self._encoding_now += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoding, make, asked)
+        finally:
+            self._encoding_now -= 1
 
     async def _whole(self, http: Request, exchange: Exchange, writer: Writer) -> Response:
         """The whole answer, unless the client leaves before it is there."""
@@ -138,7 +151,8 @@ class EventStream(Response):
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                sending.result()
+                with contextlib.suppress(TimeoutError):  # it takes nothing; the operating system closes it
+                    sending.result()
         finally:
             for task in (sending, gone):
                 task.cancel()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from inspect import signature
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.api import Engine
@@ -22,6 +23,7 @@ from justright.serve.faults import ApiError, of_error
 from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
 from justright.serve.settings import ServeSettings
 from justright.switch.effort import DECIDING, EFFORTS, FAST_EFFORTS
+from justright.switch.routing import Decision, Route, Turn
 
 _OPENAI_COMPLETION = 16
 """``max_tokens`` of a completion that does not say it, as OpenAI has it."""
@@ -59,6 +61,9 @@ class Asking:
         self._check_model(asked)
         template = self._template_arguments(asked.chat_template_kwargs or {})
         thinking = thinking_of(asked, self.settings.thinking)
+        if asked.effort is not None and not self._thinks and asked.effort not in FAST_EFFORTS | DECIDING:
+            message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
+            raise ApiError(400, message, "reasoning_effort", "invalid_value")
         messages = [self._message(message) for message in asked.messages]
         found: list[Request] = []
         for params in self._params(asked):
@@ -107,13 +112,17 @@ class Asking:
         return [effort for effort in (*EFFORTS, "xhigh") if self._can(effort)]
 
     def _can(self, effort: str) -> bool:
+        scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
             hidden_size = self.engine.verifier.config.hidden_size
-            self._modes.check(Thinking(None if effort == "xhigh" else effort), hidden_size)
+            self._modes.check(Thinking(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
-        thinks = self._modes.tags is not None or self._modes.adapter is not None
-        return thinks or effort in FAST_EFFORTS
+        return self._thinks or effort in FAST_EFFORTS
+
+    @property
+    def _thinks(self) -> bool:
+        return self._modes.tags is not None or self._modes.adapter is not None
 
     def _check_model(self, asked: Asked) -> None:
         if asked.model != self.settings.model:
@@ -151,9 +160,11 @@ class Asking:
             if isinstance(asked.response_format, AsSchema):
                 schema = asked.response_format.json_schema.schema_
             try:
-                request.constraint = self._grammars.json(schema)
+                request.constraint = constraint = self._grammars.json(schema)
             except UsageError as error:
                 raise of_error(error, "response_format") from error
+            if request.route is not None:
+                request.route = Anew(request.route, constraint.begin, request.route.holds_output)
         return request
 
     def _message(self, message: Message) -> dict[str, str]:
@@ -164,7 +175,8 @@ class Asking:
         role = message.role
         if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
             role = "system"
-        more = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
+        names = ("name", "tool_call_id", "reasoning_content")
+        more = {name: getattr(message, name, None) for name in names}
         return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}
 
     def _template_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -191,6 +203,32 @@ class Asking:
             if isinstance(template, str):
                 found |= template_variables(template)
         return frozenset(found)
+
+
+@dataclass(slots=True)
+class Anew:
+    """A route that has what follows the answer begin again, where the answer is given up.
+
+    Attributes:
+        route: who decides.
+        begin: called before another turn.
+        holds_output: as the route does.
+    """
+
+    route: Route
+    begin: Callable[[], None]
+    holds_output: bool
+
+    def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
+        """As the route decides."""
+        return self.route.after_prefill(hidden)
+
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
+        """As the route decides."""
+        decision, turn = self.route.after_answer(finish_reason, confidence)
+        if turn is not None:
+            self.begin()
+        return decision, turn
 
 
 def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:

@@ -80,7 +80,7 @@ class Exchange:
             ApiError: there is none.
         """
         while not all(answer.done for answer in self.answers):
-            for letter in await self._inbox.get(timeout_s=60.0):
+            for letter in await self._letters(timeout_s=10.0):
                 self._take(letter)
         return writer.answer(self.answers)
 
@@ -91,9 +91,9 @@ class Exchange:
         """
         yield b"".join(event(chunk) for n in range(len(self.answers)) for chunk in writer.first(n))
         while not all(answer.done for answer in self.answers):
-            letters = await self._inbox.get(keep_alive_s)
             pieces: list[bytes] = []
             try:
+                letters = await self._letters(keep_alive_s)
                 for letter in letters:
                     delta = self._take(letter)
                     answer = self.answers[letter.index]
@@ -104,6 +104,13 @@ class Exchange:
             if pieces or not letters:
                 yield b"".join(pieces) or KEEP_ALIVE
         yield b"".join([*map(event, writer.last(self.answers)), DONE])
+
+    async def _letters(self, timeout_s: float) -> list[Letter]:
+        """What came; of an engine that is dead nothing ever will."""
+        letters = await self._inbox.get(timeout_s)
+        if not letters and not self._scheduler.snapshot().alive:
+            raise ApiError(500, "the engine is dead: start the server again", None, "engine_error")
+        return letters
 
     def _take(self, letter: Letter) -> Delta:
         """Note an emission; of one that ends its answer too early, raise what the client is told."""

@@ -24,7 +24,11 @@ KINDS = {
 }
 """Every status that means an error, and the ``type`` of its error object."""
 
-_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+_CODES = {
+    "missing": "missing_required_parameter",
+    "union_tag_not_found": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+}
 _ALONE = {
     "audio": "answers are text",
     "best_of": "choose among answers yourself: n gives several",
@@ -99,6 +103,8 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
         return ApiError(400, f"the body is no JSON: {found[0]['msg']}", None, "invalid_json")
     worst = max(found, key=lambda one: (one["loc"][-1:] == ("type",), one["type"] in _CODES, len(one["loc"])))
     path = _path(worst["loc"], body, missing=worst["type"] == "missing")
+    if worst["type"].startswith("union_tag"):
+        path.append(worst["ctx"]["discriminator"].strip("'"))
     param = ".".join(map(str, path)) or None
     name = str(path[-1]) if path else ""
     if name in _ALONE:

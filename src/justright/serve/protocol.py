@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -15,12 +15,22 @@ MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 64
 
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Never = Annotated[list[Any], Field(max_length=0)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "auto", "escalate"]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
-TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
+Prompt = Annotated[str, Field(min_length=1)]
+_SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
+Prompts = Annotated[list[Prompt], _SEVERAL]
 
 
 class Strict(BaseModel):
@@ -36,17 +46,27 @@ class TextPart(Strict):
     text: str
 
 
-class Message(Strict):
-    """One turn of a conversation.
+class Spoken(Strict):
+    """What was said to the model.
 
-    ``reasoning_content``, ``name`` and ``tool_call_id`` go to the chat template as they are; what OpenAI's client
-    writes beside them into an answer may come back as it was, empty.
+    ``name`` and ``tool_call_id`` go to the chat template as they are.
     """
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    role: Literal["system", "developer", "user", "tool"]
+    content: str | list[TextPart]
     name: str | None = None
     tool_call_id: str | None = None
+
+
+class Replied(Strict):
+    """What the model said; what OpenAI's client writes beside an answer may come back as it was, empty.
+
+    ``name`` and ``reasoning_content`` go to the chat template as they are.
+    """
+
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
     audio: None = None
@@ -54,11 +74,8 @@ class Message(Strict):
     function_call: None = None
     tool_calls: Never | None = None
 
-    @model_validator(mode="after")
-    def _says_something(self) -> Message:
-        if self.content is None and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role} needs content")
-        return self
+
+Message = Annotated[Spoken | Replied, Field(discriminator="role")]
 
 
 class StreamOptions(Strict):
@@ -71,7 +88,7 @@ class Reasoning(Strict):
     """How much to think; ``max_tokens`` is a budget of thought in tokens."""
 
     effort: Effort | None = None
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: Whole | None = Field(None, ge=0)
 
 
 class Extras(Strict):
@@ -115,16 +132,16 @@ class Asked(Strict):
     """What chats and completions have in common."""
 
     model: str
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    n: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: Whole | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
     stop: Stop | Stops | None = None
     response_format: ResponseFormat | None = None
     justright: Extras | None = None
@@ -164,12 +181,12 @@ class ChatRequest(Asked):
     """A conversation to go on with."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
-    thinking_budget: int | None = Field(
+    thinking_budget: Whole | None = Field(
         None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."
     )
     chat_template_kwargs: dict[str, JsonValue] | None = None
@@ -241,25 +258,11 @@ class ChatRequest(Asked):
 class CompletionRequest(Asked):
     """A text to go on with."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)
-        ]
-    )
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    prompt: Prompt | Prompts | TokenIds | Annotated[list[TokenIds], _SEVERAL]
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Literal[False] | None = None
     suffix: None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _not_empty(cls, prompt: Any) -> Any:
-        if prompt == "" or (isinstance(prompt, list) and "" in prompt):
-            raise ValueError("a prompt is empty: give at least one token of text")
-        return prompt
+    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -22,6 +22,9 @@ from justright.serve.settings import ServeSettings
 
 log = logging.getLogger("justright.serve")
 
+_SILENCE_MS = 60_000
+"""After which a client that takes nothing of what was sent is cut off, its half-open connection too."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A port of our own, not listening yet; 0 takes any.
@@ -36,6 +39,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise UsageError(f"host {host!r} cannot be used: {error}") from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: of every connection, which takes it over from here
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
         found.bind(address)
     except OSError as error:
         found.close()

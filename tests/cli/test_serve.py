@@ -1,0 +1,147 @@
+"""``justright serve``: what it refuses before any weight is read, and its life as a process of its own."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli_helpers import Run
+
+
+@contextmanager
+def process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A server in a process of its own, and the line that says where it is."""
+    command = [sys.executable, "-m", "justright", "serve", *map(str, arguments), "--json", "--port", "0"]
+    found = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+    assert found.stdout is not None
+    try:
+        line = found.stdout.readline()
+        assert line, found.stderr and found.stderr.read()
+        yield found, json.loads(line)
+    finally:
+        found.kill()
+        found.communicate()
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--port", "99999"), "65535"),
+        (("--host", "no such host"), "cannot be used"),
+        (("--slots", "0"), "--slots"),
+        (("--deadline", "-1"), "deadline_s is -1"),
+        (("--temperature", "-1"), "temperature is -1"),
+        (("--effort", "none"), "switch"),
+        (("--effort", "enormous"), "allowed"),
+        (("--thinking-budget", "5"), "marks no thoughts"),
+        (("--api-key", ""), "API key is empty"),
+        (("--api-key-file", "nowhere"), "cannot be read"),
+        (("--draft", "luck"), "suffix"),
+        (("--engine", "steam"), "embedded, vllm"),
+        (("--copies", "2"), "--engine vllm"),
+    ],
+)
+def test_bad_options(run: Run, tiny_llama: Path, arguments: tuple[str, ...], message: str) -> None:
+    port = () if "--port" in arguments else ("--port", 0)
+    result = run("serve", tiny_llama, *port, *arguments)
+    assert result.code == 2, result.err
+    assert message in result.err
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+def test_a_port_in_use_is_refused(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", tiny_llama, "--port", port)
+    assert result.code == 2
+    assert f"port {port} of 127.0.0.1 cannot be used" in result.err
+    (tmp_path / "keys").write_text("\n\n")
+    result = run("serve", tiny_llama, "--port", 0, "--api-key-file", tmp_path / "keys")
+    assert "has none" in result.err
+
+
+def test_a_missing_extra_is_named(run: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "llguidance":
+            raise ModuleNotFoundError("No module named 'llguidance'", name=name)
+        return really(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    result = run("serve", tiny_llama)
+    assert result.code == 6
+    assert "serving needs llguidance: pip install 'justright[serve]'" in result.err
+
+
+def test_it_serves_and_drains(tiny_llama: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("from-file\n")
+    arguments = (tiny_llama, "--name", "mine", "--slots", 2, "--api-key-file", keys, "--draft", "none")
+    with process(*arguments, JUSTRIGHT_API_KEY="from-env also-env") as (server, ready):
+        assert ready["event"] == "ready"
+        assert ready["model"] == "mine"
+        client = httpx.Client(base_url=ready["address"], timeout=60)
+        assert client.get("/v1/models").status_code == 401
+        for key in ("from-file", "from-env", "also-env"):
+            assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        client.headers["Authorization"] = "Bearer from-file"
+        body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 400}
+        body["temperature"] = 0
+        first = client.post("/v1/chat/completions", json=body | {"max_tokens": 2})
+        assert first.status_code == 200
+        got: list[int] = []
+
+        def long() -> None:
+            answer = client.post("/v1/chat/completions", json=body)
+            got.append(answer.json()["usage"]["completion_tokens"])
+
+        request = threading.Thread(target=long)
+        request.start()
+        while client.get("/health").json()["running"] == 0 and request.is_alive():
+            pass
+        server.send_signal(signal.SIGTERM)
+        request.join(60)
+        out, err = server.communicate(timeout=60)
+        client.close()
+    assert server.returncode == 0, err
+    assert got == [400], "what ran came to its end"
+    events = [json.loads(line) for line in out.splitlines()]
+    assert {"event": "request", "method": "POST", "path": "/v1/chat/completions", "status": 200} in [
+        {k: v for k, v in event.items() if k != "seconds"} for event in events
+    ]
+    assert "the server has stopped" in err
+
+
+def test_a_second_signal_does_not_wait(tiny_llama: Path) -> None:
+    with process(tiny_llama, "--drain", 60, "--draft", "none") as (server, ready):
+        body = {
+            "model": ready["model"],
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 450,
+        }
+        url = f"{ready['address']}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body | {"stream": True, "n": 16}, timeout=60) as answer:
+            next(answer.iter_lines())
+            server.send_signal(signal.SIGINT)
+            with httpx.Client(base_url=ready["address"]) as client:
+                while client.get("/health").json()["status"] != "draining":
+                    pass
+            server.send_signal(signal.SIGINT)
+            assert server.wait(20) == 130
