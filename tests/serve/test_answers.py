@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +47,8 @@ def split(pieces: list[str], *, thinking: bool) -> tuple[str, str]:
         ("  4 < 5 </ ", False, "", "  4 < 5 </ "),
         ("cut < /think", True, "cut < /think", ""),
         ("cut </thin", True, "cut </thin", ""),
-        ("a</think>b</think>c", True, "a", "b</think>c"),
+        ("a</think>b\n</think>\nc", True, "a", "b\nc"),
+        ("a<think>b<think>c</think>d", False, "bc", "ad"),
         ("<think></think>4", False, "", "4"),
         ("", True, "", ""),
     ],
@@ -68,13 +70,13 @@ def test_thoughts_are_apart_however_text_falls(text: str, thinking: bool, though
 )
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_split_as_by_hand(pieces: list[str], thinking: bool) -> None:
-    text, parts, now = "".join(pieces), {True: "", False: ""}, thinking
-    beside, found = thinking, "tag"
-    while found:
-        piece, found, text = text.partition(TAGS.close if now else TAGS.open)
+    parts, now, beside = {True: "", False: ""}, thinking, thinking
+    for piece in re.split(r"(</?think>)", "".join(pieces) + "<think>")[:-1]:
+        if piece in (TAGS.open, TAGS.close):
+            now, beside = piece == TAGS.open, True
+            continue
         piece = piece.lstrip() if beside else piece
         parts[now] += piece.rstrip() if now else piece
-        now, beside = not now, True
     assert split(pieces, thinking=thinking) == (parts[True], parts[False])
 
 

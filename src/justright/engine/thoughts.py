@@ -23,6 +23,9 @@ class Part:
 class ThoughtText:
     """Splits one output as it comes: tags are in neither part, nor is white space beside them.
 
+    What follows a closing tag is answer, also of a model that closes a thought twice (one that its budget cut, and that
+    went on).
+
     A piece is held back while it could still be the beginning of a tag, or white space before one.
 
     Args:
@@ -42,10 +45,11 @@ class ThoughtText:
             return [Part(text, False)] if text else []
         self._held += text
         parts: list[Part] = []
-        while (at := self._held.find(tag := self._tag)) >= 0:
+        while found := self._next_tag():
+            at, tag = found
             self._release(parts, at, before_tag=True)
             self._held = self._held[len(tag) :]
-            self._thinking, self._beside = not self._thinking, True
+            self._thinking, self._beside = tag == self._tags.open, True
         self._release(parts, len(self._held) - self._pending())
         return parts
 
@@ -55,16 +59,20 @@ class ThoughtText:
         self._release(parts, len(self._held), before_tag=self._thinking)
         return parts
 
-    @property
-    def _tag(self) -> str:
-        """The tag that comes next."""
+    def _next_tag(self) -> tuple[int, str] | None:
+        """Where in the held text the first tag is, and which."""
         assert self._tags is not None
-        return self._tags.close if self._thinking else self._tags.open
+        found = [
+            (at, tag) for tag in (self._tags.open, self._tags.close) if (at := self._held.find(tag)) >= 0
+        ]
+        return min(found, default=None)
 
     def _pending(self) -> int:
         """Length of the end of the held text that may begin a tag, or be white space in a thought before one."""
-        tag, held = self._tag, self._held
-        begun = next((n for n in range(min(len(tag) - 1, len(held)), 0, -1) if held.endswith(tag[:n])), 0)
+        assert self._tags is not None
+        tags, held = (self._tags.open, self._tags.close), self._held
+        longest = min(max(map(len, tags)) - 1, len(held))
+        begun = next((n for n in range(longest, 0, -1) if any(t.startswith(held[-n:]) for t in tags)), 0)
         before = held[: len(held) - begun]
         return begun + (len(before) - len(before.rstrip()) if self._thinking else 0)
 
