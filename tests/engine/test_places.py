@@ -32,7 +32,7 @@ def alone(prompt: list[int], tokens: int) -> list[int]:
 ALONE = {tuple(prompt): alone(prompt, 24) for prompt in PROMPTS}
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("cache", ["grow", "static"])
 def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: st.DataObject) -> None:

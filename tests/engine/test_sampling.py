@@ -309,7 +309,7 @@ def test_processors_are_those_of_generate() -> None:
         model._prepare_special_tokens(config)
         wanted = model._get_logits_processor(config, input_ids_seq_length=9)(context, logits.clone())
         sampler = Sampler(params, context[0].tolist())
-        assert torch.equal(sampler._process(logits[0].clone()), wanted[0]), params
+        assert torch.equal(sampler._process(logits[0].clone(), None), wanted[0]), params
 
 
 def test_repetition_penalty_sees_accepted_guesses_and_not_rejected_ones() -> None:
