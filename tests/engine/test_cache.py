@@ -62,7 +62,9 @@ def test_any_history_equals_a_list(static: bool, data: st.DataObject) -> None:
         addresses = None
         for _ in range(data.draw(st.integers(1, 12))):
             slot = data.draw(st.integers(0, SLOTS - 1))
-            match data.draw(st.sampled_from(["step", "step", "step", "rewind", "clear", "release", "swap"])):
+            match data.draw(
+                st.sampled_from(["step", "step", "step", "rewind", "clear", "release", "fit", "swap"])
+            ):
                 case "step":
                     count = data.draw(st.integers(1, 9))
                     if len(model[slot]) + count > MAX_TOKENS:
@@ -86,6 +88,10 @@ def test_any_history_equals_a_list(static: bool, data: st.DataObject) -> None:
                     cache.release(slot)
                     model[slot] = []
                     assert static or cache.capacities[slot] == 0
+                case "fit":
+                    capacity = data.draw(st.integers(len(model[slot]), MAX_TOKENS))
+                    cache.fit(slot, capacity)
+                    assert static or cache.capacities[slot] == capacity
                 case "swap":
                     other = data.draw(st.integers(0, SLOTS - 1))
                     cache.swap(slot, other)

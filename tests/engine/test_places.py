@@ -106,6 +106,7 @@ def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
     while loop.busy:
         list(loop.advance())
         assert loop.places.reserved_tokens <= limit
+        assert sum(verifier.cache.capacities) <= limit, "the memory itself, finished sequences' included"
         most = max(most, len(loop.places.all))
     assert most >= 2
     assert [r.token_ids for r in requests] == [ALONE[tuple(r.prompt_ids)][:8] for r in requests]

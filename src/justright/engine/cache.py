@@ -69,13 +69,23 @@ class KVCache:
         old = self.capacities[slot]
         if needed <= old:
             return
-        capacity = min(max(needed, old + max(_GROWTH_TOKENS, old // 4)), self.max_tokens)
+        self._set_capacity(slot, min(max(needed, old + max(_GROWTH_TOKENS, old // 4)), self.max_tokens))
+
+    @torch.inference_mode()
+    def fit(self, slot: int, capacity: int) -> None:
+        """Give row ``slot`` room for so many tokens and no more (a static cache has its room for good)."""
+        assert self.lengths[slot] <= capacity <= self.max_tokens
+        if not self.static and capacity != self.capacities[slot]:
+            self._set_capacity(slot, capacity)
+
+    def _set_capacity(self, slot: int, capacity: int) -> None:
+        # The lesser of old and new until all is done, so that a cache that found no memory half-way stays usable.
+        self.capacities[slot] = min(self.capacities[slot], capacity)
         for stores in (self._keys, self._values):
             for store in stores:
                 if store is not None:
                     assert isinstance(store, list)
-                    store[slot] = self._grown(store[slot], self.lengths[slot], capacity)
-        # Last, so that a cache that found no memory half-way stays usable: a row too large does no harm.
+                    store[slot] = _resized(store[slot], self.lengths[slot], capacity)
         self.capacities[slot] = capacity
 
     def layer(
@@ -158,16 +168,10 @@ class KVCache:
         """Empty row ``slot``; its memory stays for the next sequence."""
         self.lengths[slot] = 0
 
-    @torch.inference_mode()
     def release(self, slot: int) -> None:
         """Empty row ``slot`` and give its memory back (a static cache has it for good)."""
         self.lengths[slot] = 0
-        if self.static:
-            return
-        self.capacities[slot] = 0
-        for store in (*self._keys, *self._values):
-            if store is not None:
-                store[slot] = store[slot][:, :0].clone()
+        self.fit(slot, 0)
 
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
@@ -194,10 +198,11 @@ class KVCache:
             return _allocate(torch.zeros, (self.slots, heads, self.capacities[0], size), like)
         return [_allocate(torch.empty, (heads, capacity, size), like) for capacity in self.capacities]
 
-    def _grown(self, old: Tensor, length: int, capacity: int) -> Tensor:
-        new = _allocate(torch.empty, (old.shape[0], capacity, old.shape[2]), old)
-        new[:, :length] = old[:, :length]
-        return new
+
+def _resized(old: Tensor, length: int, capacity: int) -> Tensor:
+    new = _allocate(torch.empty, (old.shape[0], capacity, old.shape[2]), old)
+    new[:, :length] = old[:, :length]
+    return new
 
 
 def _allocate(make: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from justright.engine.active import Active, prefill_factor
 from justright.engine.request import Request
 from justright.engine.verifier import Verifier
 
-_DRAFT_ROWS = 64
-"""Tokens that a step may hold beside those that stay."""
+_DRAFT_ROWS = 66
+"""Tokens that a step may hold beside those that stay: the last one and 32 guesses, a [SPEC] behind each."""
 
 
 class Places:
@@ -100,7 +100,7 @@ class Places:
             if self.reserved_tokens + sum(cache.capacities[slot + 1 :]) <= limit:
                 break
             self.verifier.release(other)
-        cache.reserve(slot, most - cache.lengths[slot])
+        cache.fit(slot, most)
 
 
 def needed_tokens(request: Request) -> int:
