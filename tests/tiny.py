@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -202,3 +203,15 @@ def save_tiny(family: str, path: Path, seed: int = 0, **changes: Any) -> Path:
     tiny_model(family, seed, **changes).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+def save_pair(folder: Path, family: str = "qwen3", **changes: Any) -> tuple[Path, Path]:
+    """``(slow, fast)``: two checkpoints of which slow has learnt a little in every matrix of its layers."""
+    slow, fast = (save_tiny(family, folder / name, **changes) for name in ("slow", "fast"))
+    tensors = load_file(slow / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in tensors.items():
+        if tensor.ndim >= 2 and ".layers." in name and "gate.weight" not in name:
+            tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * 0.04
+    save_file(tensors, slow / "model.safetensors", {"format": "pt"})
+    return slow, fast

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from bundle_helpers import tiny_pair
 from justright.bundle import build as module
 from justright.bundle.build import Build
 from justright.bundle.recipe import Recipe
@@ -20,6 +19,7 @@ from justright.errors import UsageError
 from justright.models.bundle import Bundle
 from justright.models.reading import Checkpoint
 from justright.prune.plan import Plan
+from tiny import save_pair
 
 WORDS = "the cat sat on a mat and the dog ran to the cat with a hat "
 STAGES = ("slow", "fast", "switch", "draft")
@@ -32,7 +32,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return tiny_pair(tmp_path_factory.mktemp("pair"), "olmoe")
+    return save_pair(tmp_path_factory.mktemp("pair"), "olmoe")
 
 
 @pytest.fixture(scope="module")

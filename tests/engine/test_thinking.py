@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine_helpers import ScriptedDrafter, prompt_of
@@ -27,7 +25,7 @@ from justright.switch.ranks import RankRule
 from justright.switch.routing import Auto, Escalate, Turn
 from justright.switch.scorers import Callback
 from justright.switch.thinking import ModePlan, ThinkingTags, ThoughtTracker, begins_thinking, closing_ids
-from tiny import save_tiny, tiny_tokenizer
+from tiny import save_pair, save_tiny, tiny_tokenizer
 
 TOKENS = 24
 TOKENIZER = tiny_tokenizer()
@@ -39,13 +37,7 @@ OPENED = [*prompt_of(9), *TOKENIZER("<think>\n")["input_ids"]]
 def switched(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
     """A tiny model with the switch to another one, three slots."""
     folder = tmp_path_factory.mktemp("pair")
-    fast, slow = save_tiny("qwen3", folder / "fast"), save_tiny("qwen3", folder / "slow")
-    tensors = load_file(slow / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in tensors.items():
-        if tensor.ndim == 2 and ".layers." in name:
-            tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * 0.03
-    save_file(tensors, slow / "model.safetensors", {"format": "pt"})
+    slow, fast = save_pair(folder)
     adapter = extract(Pair(slow, fast), folder / "adapter", RankRule("energy", 1.0)).path
     verifier = Verifier.load(slow, slots=3)
     verifier.switch = AppliedSwitch(verifier.model, read_adapter(adapter))

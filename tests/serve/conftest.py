@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from justright.engine.api import Engine
 from justright.serve.settings import ServeSettings
@@ -16,7 +14,7 @@ from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
 from serve_helpers import MODEL, Running, running
-from tiny import save_tiny, tiny_tokenizer
+from tiny import save_pair, save_tiny, tiny_tokenizer
 
 SLOW_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}|{% endfor %}{{ hint | default('') }}"
@@ -34,13 +32,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model whose template opens a thought, and the switch to another."""
     folder = tmp_path_factory.mktemp("pair")
-    slow, fast = save_tiny("qwen3", folder / "slow"), save_tiny("qwen3", folder / "fast")
-    tensors = load_file(slow / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in tensors.items():
-        if tensor.ndim == 2 and ".layers." in name:
-            tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * 0.03
-    save_file(tensors, slow / "model.safetensors", {"format": "pt"})
+    slow, fast = save_pair(folder)
     for path, template in ((slow, SLOW_TEMPLATE), (fast, FAST_TEMPLATE)):
         tokenizer = copy.deepcopy(tiny_tokenizer())
         tokenizer.chat_template = template

@@ -24,7 +24,6 @@ import httpx
 import pytest
 import torch
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from draft_helpers import network_for
@@ -34,7 +33,7 @@ from justright.models.identity import weights_identity
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from tiny import SPECIAL, VOCAB_SIZE, save_tiny, tiny_tokenizer
+from tiny import SPECIAL, VOCAB_SIZE, save_pair, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.vllm,
@@ -107,13 +106,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("vllm")
     shape: dict[str, Any] = {"vocab_size": VOCAB_SIZE + 2, "head_dim": 32}
     shape |= {"use_sliding_window": False, "sliding_window": None}
-    slow, fast = (save_tiny("qwen3", folder / name, **shape) for name in ("slow", "fast"))
-    tensors = load_file(slow / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in tensors.items():
-        if tensor.ndim == 2 and ".layers." in name:
-            tensors[name] = tensor + torch.randn(tensor.shape, generator=generator) * 0.03
-    save_file(tensors, slow / "model.safetensors", {"format": "pt"})
+    slow, fast = save_pair(folder, **shape)
     for path, template in ((slow, SLOW_TEMPLATE), (fast, FAST_TEMPLATE)):
         tokenizer = copy.deepcopy(tiny_tokenizer())
         tokenizer.add_tokens(["<think>", "</think>"])
