@@ -16,7 +16,7 @@ from justright.serve.metrics import Metrics
 from justright.serve.scheduler import Snapshot
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-NOTHING = Snapshot(0, 0, 1, 0, 0, None, 0, 0, True, False)
+NOTHING = Snapshot(0, 0, 1, 0, 0, None, 0, True, False)
 
 
 def test_grafana_asks_for_figures_that_there_are() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from engine_helpers import letters_tokenizer, prompt_of, verifier_of
 from justright.draft.suffix import SuffixDrafter
 from justright.engine.decode import DecodeLoop
-from justright.engine.places import needed_tokens
 from justright.engine.request import Emission, Request
 from justright.engine.sampling import SamplingParams
 from justright.errors import ResourceError
@@ -99,7 +98,7 @@ def test_a_prefix_is_found_in_whatever_slot_it_lies() -> None:
 def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
     verifier = verifier_of("llama", slots=3)
     requests = [Request(prompt, max_tokens=8) for prompt in PROMPTS * 2]
-    limit = 2 * max(needed_tokens(request) for request in requests)
+    limit = 2 * max(DecodeLoop(verifier).places.needed(request) for request in requests)
     loop = DecodeLoop(verifier, reuse_prefix=True, cache_tokens=limit)
     loop.waiting.extend(requests)
     most = 0
@@ -112,6 +111,25 @@ def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
     assert [r.token_ids for r in requests] == [ALONE[tuple(r.prompt_ids)][:8] for r in requests]
     with pytest.raises(ResourceError, match=r"need room for \d+ in the cache, which holds"):
         loop.check_room(Request(PROMPTS[0], max_tokens=limit))
+
+
+def test_one_slot_s_budget_is_its_context() -> None:
+    """Whatever fits the context fits the budget of a single slot, room for drafts included."""
+    verifier = verifier_of("llama", max_tokens=60)
+    request = Request(PROMPTS[2], max_tokens=60 - len(PROMPTS[2]))
+    list(DecodeLoop(verifier, cache_tokens=60).run([request]))
+    assert len(request.token_ids) == request.max_tokens
+
+
+def test_a_request_that_grew_beyond_the_budget_runs_alone() -> None:
+    """Escalation asks by a longer prompt than was checked; it must not stand at the head of the queue for ever."""
+    verifier = verifier_of("llama", slots=2)
+    loop = DecodeLoop(verifier, cache_tokens=120)
+    grown = Request(PROMPTS[4], max_tokens=24)
+    loop.waiting.extend([Request(PROMPTS[0], max_tokens=8), grown, Request(PROMPTS[1], max_tokens=8)])
+    while loop.busy:
+        list(loop.advance())
+    assert grown.token_ids == ALONE[tuple(PROMPTS[4])]
 
 
 class Only:

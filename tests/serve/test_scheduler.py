@@ -15,7 +15,7 @@ from justright.engine.api import Engine
 from justright.engine.decode import DecodeLoop
 from justright.engine.options import EngineOptions
 from justright.engine.request import Emission, Request
-from justright.errors import ResourceError
+from justright.errors import ResourceError, UsageError
 from justright.serve.scheduler import QueueFull, Scheduler, ShuttingDown
 
 PROMPTS = [prompt_of(length, seed=length) for length in (3, 9, 17, 30, 41)]
@@ -98,17 +98,52 @@ def test_a_deadline_ends_a_request(running: bool) -> None:
     scheduler = Scheduler(engine_of(slots=1))
     first, late = Caller(), Caller()
     slow = Request(PROMPTS[0], max_tokens=300)
-    scheduler.submit(slow, first, deadline_s=0.0 if running else None)
+    scheduler.submit(slow, first)
+    scheduler.start()
+    first.emissions.get(timeout=30)
+    if running:
+        scheduler._entries[slow.id].deadline = 0.0
     request = Request(PROMPTS[1], max_tokens=4)
     scheduler.submit(request, late, deadline_s=None if running else 0.0)
-    scheduler.start()
+    timed, other = (slow, request) if running else (request, slow)
     late.tokens()
-    timed = slow if running else request
     first.tokens()
     assert (timed.finish_reason, timed.timed_out) == ("cancelled", True)
-    assert {slow, request} - {timed}
-    assert all(not one.timed_out for one in (slow, request) if one is not timed)
+    assert (other.finish_reason, other.timed_out) == ("length", False)
     assert scheduler.drain(5)
+
+
+def test_a_deadline_ends_a_long_prompt_that_runs_alone() -> None:
+    scheduler = Scheduler(engine_of(slots=1), prefill_share=8)
+    caller, request = Caller(), Request(prompt_of(400), max_tokens=2)
+    scheduler.submit(request, caller, deadline_s=0.0)
+    before = scheduler.engine.verifier.prefill
+    chunks: list[int] = []
+
+    def counting(slot: int, tokens: Any, *rest: Any, **options: Any) -> Any:
+        chunks.append(len(tokens))
+        scheduler._entries[request.id].deadline = 0.0
+        return before(slot, tokens, *rest, **options)
+
+    scheduler._entries[request.id].deadline = None
+    scheduler.engine.verifier.prefill = counting  # type: ignore[method-assign]
+    scheduler.start()
+    caller.tokens()
+    assert request.timed_out
+    assert len(chunks) == 1
+    assert scheduler.drain(5)
+
+
+def test_several_are_taken_all_or_none() -> None:
+    scheduler = Scheduler(engine_of(slots=1), max_waiting=2)
+    scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
+    pair = [(Request(prompt, max_tokens=2), Caller()) for prompt in PROMPTS[:3]]
+    with pytest.raises(QueueFull):
+        scheduler.submit_all(pair)
+    assert len(scheduler._entries) == 1
+    scheduler.submit_all(pair[:2])
+    with pytest.raises(UsageError, match="4 sequences at once, and this server takes 3"):
+        scheduler.submit_all([*pair, *pair[:1]])
 
 
 def test_a_cancelled_request_frees_its_slot(scheduler: Scheduler) -> None:
@@ -161,6 +196,26 @@ def test_what_breaks_in_the_engine_ends_its_requests_and_nothing_else(
     again = Caller()
     scheduler.submit(Request(PROMPTS[1], max_tokens=20), again)
     assert again.tokens() == alone(PROMPTS[1], 20)
+
+
+def test_those_that_wait_are_spared_when_a_step_breaks() -> None:
+    scheduler = Scheduler(engine_of(slots=1))
+    step, broken = scheduler.engine.verifier.step, RuntimeError("once")
+
+    def failing_once(inputs: Any) -> Any:
+        scheduler.engine.verifier.step = step  # type: ignore[method-assign]
+        raise broken
+
+    scheduler.engine.verifier.step = failing_once  # type: ignore[method-assign]
+    pairs = [(Request(prompt, max_tokens=20), Caller()) for prompt in PROMPTS[:3]]
+    scheduler.submit_all(pairs)
+    scheduler.start()
+    (first, caller), *others = pairs
+    caller.tokens()
+    assert first.error is broken
+    for request, one in others:
+        assert one.tokens() == alone(list(request.prompt_ids), 20)
+    assert scheduler.drain(5)
 
 
 def test_a_listener_that_fails_harms_nobody_else(scheduler: Scheduler) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from justright.draft.base import EMPTY_DRAFT, Draft, Drafter
 from justright.engine.active import Active, chain, prefill_factor, state_to_draft_from, step_input
 from justright.engine.cost import StepCost
-from justright.engine.places import Places, needed_tokens
+from justright.engine.places import Places
 from justright.engine.request import Emission, FinishReason, Request
 from justright.engine.sampling import Sampler
 from justright.engine.speculation import Speculation, choose
@@ -38,8 +38,8 @@ class DecodeLoop:
         reuse_prefix: keep a finished sequence in its slot, and run only what is new of a prompt that begins
             alike (chats).
         cache_tokens: the most tokens of keys and values at once; a request waits until its own fit in.
-        prefill_share: the most prompt tokens (rounded up to a chunk) that are run between two steps of those that
-            decode; None: whole prompts.
+        prefill_share: prompt tokens (rounded up to a chunk) after which `advance` goes on to those that decode, and
+            returns; None: whole prompts.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DecodeLoop:
             active.request.text += self._finish(active, "cancelled")
 
     def _join(self) -> Iterator[Emission]:
-        """Run prompts: whole ones, or at most ``prefill_share`` tokens of them while others decode."""
+        """Run prompts: whole ones, or ``prefill_share`` tokens of them."""
         run = 0
         while True:
             if self._joining is None:
@@ -116,7 +116,7 @@ class DecodeLoop:
                     yield event
                     continue
                 run += event
-                if self.prefill_share is not None and run >= self.prefill_share and self.places.decoding:
+                if self.prefill_share is not None and run >= self.prefill_share:
                     return
             self._joining = None
 
@@ -367,11 +367,11 @@ class DecodeLoop:
                 f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones do not fit "
                 f"the {self.verifier.max_tokens} tokens of context: shorten the prompt or lower max_tokens"
             )
-        limit = self.places.cache_tokens
-        if limit is not None and needed_tokens(request) > limit:
+        limit, needed = self.places.cache_tokens, self.places.needed(request)
+        if limit is not None and needed > limit:
             raise ResourceError(
                 f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones need room for "
-                f"{needed_tokens(request)} in the cache, which holds {limit}: shorten the prompt or lower max_tokens"
+                f"{needed} in the cache, which holds {limit}: shorten the prompt or lower max_tokens"
             )
 
     def _finish(self, active: Active, reason: FinishReason) -> str:

@@ -40,13 +40,19 @@ class Places:
     @property
     def reserved_tokens(self) -> int:
         """Tokens of cache that the sequences may come to use."""
-        return sum(needed_tokens(active.request) for active in self.all)
+        return sum(self.needed(active.request) for active in self.all)
+
+    def needed(self, request: Request) -> int:
+        """Tokens of cache that a request may come to use."""
+        return min(len(request.prompt_ids) + request.max_tokens + _DRAFT_ROWS, self.verifier.max_tokens)
 
     def has_room(self, request: Request) -> bool:
-        """Whether a request can join now."""
+        """Whether a request can join now; where nobody else is, it can (its prompt may have grown by escalation)."""
         if self.joining is not None or len(self.decoding) == self.verifier.slots:
             return False
-        return self.cache_tokens is None or self.reserved_tokens + needed_tokens(request) <= self.cache_tokens
+        if self.cache_tokens is None or not self.all:
+            return True
+        return self.reserved_tokens + self.needed(request) <= self.cache_tokens
 
     def slot(self, active: Active) -> int:
         """Where a sequence is, now; a step may change it."""
@@ -95,14 +101,8 @@ class Places:
         """Reserve all that a request may need, and give back what finished sequences hold beyond the limit."""
         cache, limit = self.verifier.cache, self.cache_tokens
         assert limit is not None
-        most = min(needed_tokens(request), cache.max_tokens)
         for other in reversed(range(slot + 1, cache.slots)):
             if self.reserved_tokens + sum(cache.capacities[slot + 1 :]) <= limit:
                 break
             self.verifier.release(other)
-        cache.fit(slot, most)
-
-
-def needed_tokens(request: Request) -> int:
-    """Tokens of cache that a request may come to use."""
-    return len(request.prompt_ids) + request.max_tokens + _DRAFT_ROWS
+        cache.fit(slot, self.needed(request))

@@ -66,8 +66,6 @@ class Answer:
 
     def take(self, emission: Emission) -> Delta:
         """What an emission adds."""
-        if not (emission.token_ids or emission.text or emission.finish_reason):
-            return Delta("", "", (), 0, ())  # held back, and may yet be given up for another prompt's
         if self._split is None:
             self._begin()
         assert self._split is not None

@@ -245,10 +245,10 @@ def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
     if wanted is None and asked.effort is None and asked.budget is None:
         return default
     effort = default.effort if asked.effort is None else asked.effort
-    if effort == "xhigh":
-        effort = None
-    elif wanted is False:
+    if wanted is False:
         effort = "none"
+    elif effort == "xhigh":
+        effort = None
     if (wanted is True and (effort in FAST_EFFORTS or effort in DECIDING)) or (
         asked.effort is None and asked.budget is not None and effort in FAST_EFFORTS
     ):

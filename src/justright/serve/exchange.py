@@ -58,14 +58,11 @@ class Exchange:
         Raises:
             ApiError: there is no room, or the server is shutting down.
         """
-        for index, answer in enumerate(self.answers):
-            try:
-                self._scheduler.submit(
-                    answer.request, self._inbox.listener(index), deadline_s=self._deadline_s
-                )
-            except JustrightError as error:
-                self._cancel()
-                raise refused(error) from error
+        pairs = [(answer.request, self._inbox.listener(n)) for n, answer in enumerate(self.answers)]
+        try:
+            self._scheduler.submit_all(pairs, deadline_s=self._deadline_s)
+        except JustrightError as error:
+            raise refused(error) from error
         return self
 
     async def __aexit__(

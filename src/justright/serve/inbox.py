@@ -54,11 +54,12 @@ class Inbox:
         """All that came since the last call; waits for something, at most ``timeout_s`` (then nothing)."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._arrived.wait()
+                while not self._letters:  # the bell may still ring for some that were taken
+                    await self._arrived.wait()
+                    self._arrived.clear()
+                    self._rung = False  # before the letters are taken: whoever comes later rings again
         except TimeoutError:
             return []
-        self._arrived.clear()
-        self._rung = False  # before the letters are taken: whoever comes later rings again
         found = []
         while self._letters:
             found.append(self._letters.popleft())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from justright.engine.verifier import Verifier
 from justright.models.inspect import cached_values_per_token
 
+CGROUPS = Path("/sys/fs/cgroup")
 SHARE = 0.8
 """Of the memory that is free once the model is loaded; the rest is for a step's own tensors and for others."""
 
@@ -23,4 +26,21 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_left_of_limits()])
+
+
+def _left_of_limits() -> list[int]:
+    """What a container's or a service's own limit leaves, where there is one (cgroup v2)."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
+    except OSError:
+        return []
+    found = []
+    folder = CGROUPS / own
+    for one in (folder, *folder.parents):
+        try:
+            most, now = ((one / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+            found.append(max(int(most) - int(now), 0))
+        except (OSError, ValueError):  # none here, or "max": no limit
+            continue
+    return found

@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from justright.engine.api import Engine
 from justright.engine.request import Emission, Request
-from justright.errors import JustrightError
+from justright.errors import JustrightError, UsageError
 
 log = logging.getLogger("justright.serve")
 
@@ -50,7 +50,6 @@ class Snapshot:
         reserved_tokens: that the running requests may come to need.
         cache_tokens: the limit on these; None: there is none.
         cache_bytes: allocated.
-        steps: taken since the start.
         alive: whether the engine's thread runs.
         draining: whether new requests are refused.
     """
@@ -62,7 +61,6 @@ class Snapshot:
     reserved_tokens: int
     cache_tokens: int | None
     cache_bytes: int
-    steps: int
     alive: bool
     draining: bool
 
@@ -100,7 +98,6 @@ class Scheduler:
         self._new: deque[_Entry] = deque()  # handed in, and not seen by the engine's thread yet
         self._entries: dict[int, _Entry] = {}
         self._draining = self._stopped = False
-        self._steps = 0
         self._recent: deque[float] = deque(maxlen=32)  # seconds that requests took
         self._thread = threading.Thread(target=self._run, name="justright-engine", daemon=True)
 
@@ -109,30 +106,41 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, request: Request, listener: Listener, *, deadline_s: float | None = None) -> None:
-        """Hand a request in; from any thread.
+        """`submit_all` of one."""
+        self.submit_all([(request, listener)], deadline_s=deadline_s)
+
+    def submit_all(
+        self, pairs: Sequence[tuple[Request, Listener]], *, deadline_s: float | None = None
+    ) -> None:
+        """Hand requests in, all of them or none; from any thread.
 
         Args:
-            request: fresh; it is the engine's until its last emission.
-            listener: told of its emissions.
-            deadline_s: seconds after which it is cut off, wherever it is.
+            pairs: fresh requests, the engine's until their last emission, and who is told of these.
+            deadline_s: seconds after which they are cut off, wherever they are.
 
         Raises:
-            ResourceError: it can never fit.
+            ResourceError: one can never fit.
+            UsageError: they are more than may ever wait and run at once.
             QueueFull: too many wait.
             ShuttingDown: no more are taken.
         """
-        self._loop.check_room(request)
+        for request, _ in pairs:
+            self._loop.check_room(request)
+        places = self.max_waiting + self.engine.verifier.slots
+        if len(pairs) > places:
+            raise UsageError(f"{len(pairs)} sequences at once, and this server takes {places}: ask for fewer")
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
         with self._changed:
             if self._draining or self._stopped:
                 raise ShuttingDown("the server is shutting down: send the request to another one")
-            waiting = len(self._entries) - self.engine.verifier.slots
-            if waiting >= self.max_waiting:
+            if len(self._entries) + len(pairs) > places:
+                waiting = max(len(self._entries) - self.engine.verifier.slots, 0)
                 raise QueueFull(waiting, self._patience(waiting))
-            entry = _Entry(request, listener, deadline, now)
-            self._entries[request.id] = entry
-            self._new.append(entry)
+            for request, listener in pairs:
+                entry = _Entry(request, listener, deadline, now)
+                self._entries[request.id] = entry
+                self._new.append(entry)
             self._changed.notify_all()
 
     def cancel(self, request: Request) -> None:
@@ -167,7 +175,6 @@ class Scheduler:
             reserved_tokens=places.reserved_tokens,
             cache_tokens=places.cache_tokens,
             cache_bytes=cache.nbytes,
-            steps=self._steps,
             alive=self._thread.is_alive(),
             draining=self._draining,
         )
@@ -191,10 +198,9 @@ class Scheduler:
                 for emission in self._loop.advance():
                     self._tell(emission)
             except Exception as error:
-                log.exception("the engine failed; its requests are ended")
-                self._fail(error)
-            self._steps += 1
-        self._fail(None)
+                log.exception("the engine failed; the requests that ran are ended")
+                self._end(error, waiting=False)
+        self._end(None, waiting=True)
 
     def _enforce(self) -> None:
         """Cancel what is out of time, and let go of what was cancelled while it waited."""
@@ -210,6 +216,8 @@ class Scheduler:
             self._tell(Emission(request, [], "", 0, "cancelled"))
 
     def _tell(self, emission: Emission) -> None:
+        if not (emission.token_ids or emission.text or emission.finish_reason):
+            return  # held back, and may yet be given up for another prompt's
         entry = self._entries[emission.request.id]
         try:
             entry.listener(emission)
@@ -222,15 +230,22 @@ class Scheduler:
                 self._recent.append(time.monotonic() - entry.submitted)
                 self._changed.notify_all()
 
-    def _fail(self, error: Exception | None) -> None:
-        """End all requests; with what broke, if something did."""
-        with self._changed:
-            self._loop.waiting.extend(entry.request for entry in self._new)
-            self._new.clear()
+    def _end(self, error: Exception | None, *, waiting: bool) -> None:
+        """End the requests that run, with what broke, if something did; and those that wait, if ``waiting`` says so."""
+        kept: list[Request] = []
+        if not waiting:
+            kept = list(self._loop.waiting)
+            self._loop.waiting.clear()
         self._loop.cancel_all()
         for slot in range(self.engine.verifier.slots):
             self.engine.verifier.clear(slot)
-        for entry in list(self._entries.values()):
+        with self._changed:
+            if waiting:
+                self._new.clear()
+            spared = {request.id for request in [*kept, *(entry.request for entry in self._new)]}
+            ended = [entry for entry in self._entries.values() if entry.request.id not in spared]
+        for entry in ended:
             entry.request.error = error
             entry.request.finish_reason = "cancelled"
             self._tell(Emission(entry.request, [], "", 0, "cancelled"))
+        self._loop.waiting.extend(kept)

@@ -204,7 +204,8 @@ async function ask(event) {
   if (running !== null) return;
   const text = at("prompt").value.trim();
   if (!text) return;
-  messages.push({ role: "user", content: text });
+  const own = messages; // a new chat may begin before this answer ends
+  own.push({ role: "user", content: text });
   said(turn("you"), text);
   at("prompt").value = "";
   const answer = new Answer();
@@ -213,7 +214,7 @@ async function ask(event) {
   try {
     const body = {
       model: model ?? "",
-      messages,
+      messages: own,
       max_completion_tokens: Number(at("limit").value),
       stream: true,
       justright: { trace: true },
@@ -237,7 +238,8 @@ async function ask(event) {
   } catch (fault) {
     if (fault.name !== "AbortError") said(answer.article, fault.message, "fault");
   } finally {
-    messages.push({ role: "assistant", content: answer.text });
+    if (answer.text) own.push({ role: "assistant", content: answer.text });
+    else own.pop(); // a question that got no answer is not asked again with the next
     running = null;
     busy(false);
     at("prompt").focus();
