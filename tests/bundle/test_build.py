@@ -169,6 +169,50 @@ def test_a_recipe_that_changed_meanwhile(
     assert [name for name in times if now[name] != times[name]] == ["switch"]
 
 
+def switch_only(said: dict[str, Any], value: float) -> Recipe:
+    return Recipe.of({"model": said["model"], "fast": said["fast"], "switch": {"value": value}})
+
+
+def adapter_of(bundle: Path) -> bytes:
+    return (bundle / "switch" / "adapter_model.safetensors").read_bytes()
+
+
+def test_killed_while_a_stage_is_removed_it_is_not_taken_as_made(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, *_: Any, **__: Any) -> None:
+        (folder / "stage.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Build(switch_only(said, 0.99), tmp_path / "out").run()
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Build(switch_only(said, 0.5), tmp_path / "out").run(redo=True)
+    Build(switch_only(said, 0.5), tmp_path / "out").run()
+    Build(switch_only(said, 0.5), tmp_path / "fresh").run()
+    assert adapter_of(tmp_path / "out") == adapter_of(tmp_path / "fresh")
+
+
+def test_a_stage_without_its_settings_is_made_anew(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Build(switch_only(said, 0.99), tmp_path / "out").run()
+    about = tmp_path / "out.partial" / "stages" / "switch" / "stage.json"
+    about.write_text("{")
+    work = Build(switch_only(said, 0.5), tmp_path / "out")
+    assert not work.estimate()[0].done
+    work.run()
+    Build(switch_only(said, 0.5), tmp_path / "fresh").run()
+    assert adapter_of(tmp_path / "out") == adapter_of(tmp_path / "fresh")
+
+
 def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path) -> None:
     steps = Build(Recipe.of(said), tmp_path / "out").estimate()
     assert [step.stage for step in steps] == [*STAGES, "bundle"]

@@ -136,15 +136,11 @@ def test_what_never_fits_is_refused(engine: Engine) -> None:
 
 
 def test_a_deadline_cuts(engine: Engine) -> None:
-    with running(engine, ServeSettings(MODEL, deadline_s=0.5)) as server, slowly(server):
+    with running(engine, ServeSettings(MODEL, deadline_s=2.0)) as server, slowly(server):
         cut = server.client.post(CHAT, json=body()).json()
         assert cut["choices"][0]["finish_reason"] == "length"
         assert cut["choices"][0]["justright"]["ended_by"] == "deadline"
         assert 0 < cut["usage"]["completion_tokens"] < 450
-        with begin(server):
-            until(lambda: server.scheduler.snapshot().running == 1)
-            late = server.client.post(CHAT, json=body())
-        assert late.status_code in (200, 504)
 
 
 def test_keep_alive_while_nothing_comes(engine: Engine) -> None:
@@ -178,8 +174,7 @@ def test_keys(engine: Engine) -> None:
 
 
 def test_bodies_are_limited(engine: Engine) -> None:
-    limits = ServeSettings(MODEL, max_body_bytes=2000, body_timeout_s=0.3)
-    with running(engine, limits) as server:
+    with running(engine, ServeSettings(MODEL, max_body_bytes=2000)) as server:
         large = json.dumps(body(user="x" * 2000)).encode()
 
         def in_pieces() -> Iterator[bytes]:
@@ -190,6 +185,10 @@ def test_bodies_are_limited(engine: Engine) -> None:
             assert answer.status_code == 413
             assert ErrorBody.model_validate_json(answer.content).error.code == "body_too_large"
         assert server.client.post(CHAT, json=body(max_tokens=2)).status_code == 200
+
+
+def test_half_a_body_is_not_waited_for(engine: Engine) -> None:
+    with running(engine, ServeSettings(MODEL, body_timeout_s=0.3)) as server:
         host, port = server.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as half:
             half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
