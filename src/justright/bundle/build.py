@@ -224,16 +224,21 @@ class Build:
         """
         for stage, key in self.keys.items():
             folder = self.work / stage
+            if (old := _old(folder)).exists():  # killed while it was removed
+                shutil.rmtree(old)
             held = _read(folder / _ABOUT)
-            if held is not None and held != key:
+            if held == key:
+                continue
+            if held is not None:
                 if not redo:
                     names = ", ".join(name for name in {**held, **key} if held.get(name) != key.get(name))
                     raise UsageError(
                         f"{folder} was made with other settings ({names}): --redo makes this stage and what follows it "
                         "anew; or put the recipe back as it was, or give another output"
                     )
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
+            if folder.exists():  # without settings, too: nobody knows what it was made with
+                _remove(folder)
+            folder.mkdir()
             write_whole(folder / _ABOUT, json.dumps(key, indent=1) + "\n")
 
     def _stage(self, stage: str, make: Callable[[Path], object]) -> Path:
@@ -282,8 +287,22 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _remove(folder: Path) -> None:
+    """Take away its name first: half removed, nobody takes it for whole."""
+    folder.rename(_old(folder))
+    shutil.rmtree(_old(folder))
+
+
 def _read(file: Path) -> dict[str, Any] | None:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    """None where there is none, or a damaged one."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def _digest(key: Mapping[str, Any]) -> str:
