@@ -202,12 +202,21 @@ def test_what_is_none(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> 
         found.part("draft")
 
 
-def test_the_parts_of_a_bundle_on_the_hub_are_fetched_too(
+def test_all_that_the_manifest_of_a_bundle_on_the_hub_names_is_fetched(
     sources: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundled(sources, tmp_path / "0123abcd")
+    model, parts = sources
+    for name in ("NOTICE", "LICENCE", "CARD.md", "index.html", "score.png", "tokenizer.model.v3", "a[1].txt"):
+        (model / name).write_text(name)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    (parts["switch"] / "NOTICE").write_text("mine")
+    made = bundled(sources, tmp_path / "0123abcd")
+    assert {"NOTICE", "a[1].txt", "switch/NOTICE", "additional_chat_templates/tools.jinja"} <= set(made.files)
+    never = ["switch/adapter_model.bin", "draft/code.py", "pytorch_model.bin", "weights.pkl", "a1.txt"]
+    hub = [*made.files, MANIFEST, *never]
     calls: list[dict[str, Any]] = []
-    found = {"org/bundle": tmp_path / "0123abcd", "org/plain": sources[0]}
+    found = {"org/bundle": tmp_path / "0123abcd", "org/plain": model}
 
     def download(repo: str, **options: Any) -> str:
         calls.append(options)
@@ -215,17 +224,34 @@ def test_the_parts_of_a_bundle_on_the_hub_are_fetched_too(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve("org/bundle").path == tmp_path / "0123abcd"
-    first, parts = calls
-    names = [
-        f"{part}/{name}" for part in ("switch", "draft") for name in ("model.safetensors", "config.json")
-    ]
-    assert parts["revision"] == "0123abcd"
-    assert not any(n.endswith(".safetensors") for n in filter_repo_objects(names, **patterns(first)))
-    assert list(filter_repo_objects(names, **patterns(parts))) == names
-    assert not list(filter_repo_objects(["switch/adapter_model.bin", "model.safetensors"], **patterns(parts)))
+    first, second = calls
+    assert second["revision"] == "0123abcd"
+    assert MANIFEST in filter_repo_objects(hub, **patterns(first))
+    assert sorted(filter_repo_objects(hub, **patterns(second))) == sorted(made.files)
+    assert not any(
+        n.endswith(".safetensors") and "/" in n for n in filter_repo_objects(hub, **patterns(first))
+    )
     calls.clear()
     resolve("org/plain")
     assert len(calls) == 1
+
+
+def test_what_a_manifest_names_is_not_fetched_if_it_may_be_code(
+    sources: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled(sources, tmp_path / "0123abcd")
+    file = tmp_path / "0123abcd" / MANIFEST
+    data = json.loads(file.read_text())
+    names = ["switch/code.py", "weights.pkl", "adapter_model.bin", "draft/a.ckpt"]
+    data["files"] |= {name: {"size_bytes": 1, "sha256": "0"} for name in names}
+    file.write_text(json.dumps(data))
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda repo, **options: calls.append(options) or str(tmp_path / "0123abcd"),
+    )
+    resolve("org/bundle")
+    assert [list(filter_repo_objects(names, **patterns(call))) for call in calls] == [[], []]
 
 
 def patterns(call: dict[str, Any]) -> dict[str, Any]:

@@ -229,13 +229,12 @@ class Build:
             held = _read(folder / _ABOUT)
             if held == key:
                 continue
-            if held is not None:
-                if not redo:
-                    names = ", ".join(name for name in {**held, **key} if held.get(name) != key.get(name))
-                    raise UsageError(
-                        f"{folder} was made with other settings ({names}): --redo makes this stage and what follows it "
-                        "anew; or put the recipe back as it was, or give another output"
-                    )
+            if held is not None and not redo:
+                names = ", ".join(name for name in {**held, **key} if held.get(name) != key.get(name))
+                raise UsageError(
+                    f"{folder} was made with other settings ({names}): --redo makes this stage and what follows it "
+                    "anew; or put the recipe back as it was, or give another output"
+                )
             if folder.exists():  # without settings, too: nobody knows what it was made with
                 _remove(folder)
             folder.mkdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import glob
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from justright.errors import CheckpointError, JustrightError, SourceError, UsageError
-from justright.models.bundle import PARTS, is_bundle
+from justright.models.bundle import Bundle, is_bundle
 from justright.models.reading import no_weights, weights_file
 
 ENTRY_POINTS = "justright.models"
 # The hub's pattern language lets * match slashes: what lies in subfolders is taken out again below.
 HUB_ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "README*"]
-HUB_IGNORE = ["*/*.safetensors", "consolidated*.safetensors", "*.bin", "*.pt", "*.pth", "*.py", "*.pkl"]
+HUB_NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.py", "*.pkl"]
+"""Pickles and code: not even where a bundle's manifest names them."""
+HUB_IGNORE = ["*/*.safetensors", "consolidated*.safetensors", *HUB_NEVER]
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -264,12 +267,12 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                 ignore_patterns=HUB_IGNORE,
                 local_files_only=offline,
             )
-            if is_bundle(Path(path)):  # its parts, of the same commit
+            if is_bundle(Path(path)):  # all that it names, of the same commit
                 huggingface_hub.snapshot_download(
                     repo,
                     revision=Path(path).name,
-                    allow_patterns=[f"{part}/{pattern}" for part in PARTS for pattern in HUB_ALLOW],
-                    ignore_patterns=HUB_IGNORE[1:],
+                    allow_patterns=[glob.escape(name) for name in Bundle.open(Path(path)).files],
+                    ignore_patterns=HUB_NEVER,
                     local_files_only=offline,
                 )
     except errors.GatedRepoError as error:
