@@ -4,9 +4,10 @@ python benchmarks/serve.py                             about half an hour on two
 python benchmarks/serve.py --quick                     a few minutes, to see that it works
 python benchmarks/serve.py --overload 600              ten minutes at twice the capacity instead
 
-Peers: `transformers serve` (needs what `pip install transformers[serving]` brings) and llama.cpp's server
-(`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same values, other arithmetic). A peer that is not
-installed is left out. Each server runs alone, gets the same requests in the same order, and answers greedily.
+Ours answers with drafts and, as justright-plain, without. Peers: `transformers serve`, as it is and with its continuous
+batching, and llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same values, other
+arithmetic). A peer that is not installed, or does not answer, is left out. Each server runs alone, gets the same requests
+in the same order, and answers greedily. A third of the tasks repeats its text, as many at work do.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from justright.bench.decode import describe_machine
 from justright.bench.longtexts import zoo_texts
@@ -38,7 +41,17 @@ from justright.bench.running import numbers, words
 from justright.models.packaged import MODELS, find_parts
 from justright.models.sources import resolve
 
-NAME = "packaged:smollm2-135m-instruct"
+NAME, OURS = "packaged:smollm2-135m-instruct", "justright"
+LLAMA = """
+import sys, time
+import xllamacpp as x
+p = x.CommonParams()
+p.model.path, p.port, p.n_parallel = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+p.hostnames, p.n_ctx = ["127.0.0.1"], 8192 * p.n_parallel
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[4])
+s = x.Server(p)
+time.sleep(1e9)
+"""
 START_S = 180.0
 LENGTHS = (400, 1600, 6400)  # characters of text in the question: about 100, 400 and 1,600 tokens
 TASKS = ("Summarise this text.", "Repeat the first paragraph.", "What happens next?")
@@ -52,17 +65,17 @@ class Question:
 
 @dataclass(slots=True)
 class Answer:
-    """Seconds are from the request's start."""
+    """Seconds are from the request's start; ``status`` is 200 only of what was answered."""
 
     status: int
-    first_s: float = 0.0
+    first_s: float | None = None
     end_s: float = 0.0
     tokens: int = 0
     text: str = ""
 
     @property
     def each_s(self) -> float:
-        return (self.end_s - self.first_s) / max(self.tokens - 1, 1)
+        return (self.end_s - (self.first_s or 0.0)) / max(self.tokens - 1, 1)
 
 
 @dataclass(slots=True)
@@ -73,13 +86,14 @@ class Load:
     clients: int
     wall_s: float
     answers: list[Answer] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens_per_s(self) -> float:
         return sum(a.tokens for a in self.answers) / self.wall_s
 
     def percentiles(self, name: str) -> list[float]:
-        values = sorted(getattr(a, name) for a in self.answers if a.status == 200)
+        values = sorted(getattr(a, name) for a in self.answers if a.first_s is not None)
         return (
             [values[min(len(values) - 1, int(q * len(values)))] for q in (0.5, 0.95, 0.99)] if values else []
         )
@@ -107,25 +121,26 @@ def free_port() -> int:
 
 
 def commands(slots: int, port: int) -> dict[str, list[str]]:
-    path, python = resolve(NAME).path, sys.executable
+    path, python, threads = resolve(NAME).path, sys.executable, str(torch.get_num_threads())
     ours = [python, "-m", "justright", "serve", NAME, "--port", str(port), "--slots", str(slots)]
-    found = {"justright": [*ours, "--draft", "hybrid"], "justright, plain": [*ours, "--draft", "none"]}
-    transformers = str(Path(python).with_name("transformers"))
-    stock = [transformers, "serve", str(path), "--port", str(port), "--dtype", "float32", "--device", "cpu"]
-    if find_spec("fastapi"):
-        found["transformers"] = [*stock, "--continuous-batching"]
+    ours += ["--device", "cpu"]
+    found = {OURS: [*ours, "--draft", "hybrid"], "justright-plain": [*ours, "--draft", "none"]}
+    if find_spec("fastapi") and find_spec("openai"):
+        program = str(Path(python).with_name("transformers"))
+        stock = [program, "serve", str(path), "--port", str(port), "--dtype", "float32", "--device", "cpu"]
+        found |= {"transformers": stock, "transformers-batching": [*stock, "--continuous-batching"]}
     if find_spec("xllamacpp"):
         [gguf] = find_parts(MODELS[NAME.partition(":")[2]])
-        code = (
-            "import sys, time, xllamacpp as x\n"
-            "p = x.CommonParams()\n"
-            "p.model.path, p.port, p.n_parallel = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
-            "p.hostname, p.n_ctx = '127.0.0.1', 8192 * p.n_parallel\n"
-            "s = x.Server(p)\n"
-            "time.sleep(1e9)\n"
-        )
-        found["llama.cpp"] = [python, "-c", code, str(gguf), str(port), str(slots)]
+        found["llama.cpp"] = [python, "-c", LLAMA, str(gguf), str(port), str(slots), threads]
     return found
+
+
+class NotAnswered(Exception):
+    """A server that refused, failed or said nothing: it gets no figures."""
+
+
+class NotStarted(Exception):
+    """A server that did not come up, with the end of what it said."""
 
 
 @contextlib.contextmanager
@@ -142,7 +157,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[subprocess
                         break
                 if server.poll() is not None or time.monotonic() > end:
                     tail = log.read_text(errors="replace")[-2000:]
-                    raise SystemExit(f"{' '.join(command[:6])} ... did not start:\n{tail}")
+                    raise NotStarted(f"{' '.join(command[:4])} ... did not start:\n{tail}")
                 time.sleep(0.2)
             yield server
         finally:
@@ -170,14 +185,18 @@ async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Answ
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         answer.status = response.status_code
         async for data in _events(response):
+            if "error" in data:
+                answer.status = 500
             for choice in data.get("choices", []):
                 piece = choice.get("delta", {}).get("content") or ""
-                if piece and not answer.first_s:
+                if piece and answer.first_s is None:
                     answer.first_s = time.perf_counter() - begin
                 answer.text += piece
             if usage := data.get("usage"):
                 answer.tokens = usage["completion_tokens"]
     answer.end_s = time.perf_counter() - begin
+    if answer.status == 200 and not answer.tokens:
+        answer.status = 0
     return answer
 
 
@@ -193,16 +212,20 @@ async def load(server: str, port: int, clients: int, asked: Sequence[Question]) 
     waiting = list(reversed(asked))
     found = Load(server, clients, 0.0)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900) as client:
-        model = (
-            (await client.get("/v1/models")).json()["data"][0]["id"]
-            if server != "transformers"
-            else str(resolve(NAME).path)
-        )
+        if server.startswith("transformers"):
+            model = str(resolve(NAME).path)
+        else:
+            model = (await client.get("/v1/models")).json()["data"][0]["id"]
         await ask(client, model, Question("Hello", 4))
 
         async def one() -> None:
             while waiting:
-                found.answers.append(await ask(client, model, waiting.pop()))
+                question = waiting.pop()
+                answer = await ask(client, model, question)
+                if answer.status != 200:
+                    raise NotAnswered(f"status {answer.status}")
+                found.answers.append(answer)
+                found.texts[question.text] = answer.text
 
         begin = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(clients)))
@@ -210,12 +233,12 @@ async def load(server: str, port: int, clients: int, asked: Sequence[Question]) 
     return found
 
 
-async def overload(port: int, seconds: float, rate: float, pid: int) -> dict[str, Any]:
+async def overload(port: int, seconds: float, rate: float, pid: int, tokens: int) -> dict[str, Any]:
     """Requests at ``rate`` a second, whether or not earlier ones are answered: everyone gets an answer or a 429."""
     import psutil
 
     process = psutil.Process(pid)
-    pool = questions(300, 32)
+    pool = questions(300, tokens)
     statuses: dict[str, int] = {}
     memory: list[tuple[float, float]] = []
     tasks: set[asyncio.Task[None]] = set()
@@ -244,13 +267,7 @@ async def overload(port: int, seconds: float, rate: float, pid: int) -> dict[str
         await asyncio.gather(*tasks)
         page = (await client.get("/metrics")).text
     lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("justright_requests_"))
-    return {
-        "sent": sent,
-        "statuses": statuses,
-        "lost": sent - sum(statuses.values()),
-        "memory_mib": memory,
-        "after": lines,
-    }
+    return {"sent": sent, "statuses": statuses, "memory_mib": memory, "after": lines}
 
 
 def in_engine(slots: int, asked: Sequence[Question]) -> float:
@@ -259,10 +276,11 @@ def in_engine(slots: int, asked: Sequence[Question]) -> float:
 
     from justright.engine.api import Engine
     from justright.engine.request import Emission
+    from justright.serve.memory import affordable_tokens
     from justright.serve.scheduler import Scheduler
 
-    engine = Engine.load(NAME, slots=slots, draft="hybrid", reuse_prefix=True)
-    scheduler = Scheduler(engine, max_waiting=len(asked))
+    engine = Engine.load(NAME, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
+    scheduler = Scheduler(engine, max_waiting=len(asked), cache_tokens=affordable_tokens(engine.verifier))
     scheduler.start()
     ended: queue.Queue[Emission] = queue.Queue()
 
@@ -283,37 +301,49 @@ def in_engine(slots: int, asked: Sequence[Question]) -> float:
             scheduler.submit(waiting.pop(), listener)
     seconds = time.perf_counter() - begin
     scheduler.drain(1)
-    return sum(len(r.token_ids) for r in requests) / seconds
+    return round(sum(len(r.token_ids) for r in requests) / seconds, 1)
+
+
+def overhead(slots: int, asked: Sequence[Question], logs: Path) -> tuple[list[float], list[float]]:
+    """Tokens a second over HTTP and of the scheduler alone, in turns."""
+    over, alone = [], []
+    for turn in range(3):
+        port = free_port()
+        with running(commands(slots, port)[OURS], port, logs / f"overhead-{turn}.log"):
+            over.append(round(asyncio.run(load(OURS, port, slots, asked)).tokens_per_s, 1))
+        alone.append(in_engine(slots, asked))
+    return over, alone
 
 
 # --- report
 
 
 def table(loads: Sequence[Load]) -> str:
-    own = {load.clients: load for load in loads if load.server == "justright"}
+    by = {(load.server, load.clients): load for load in loads}
     rows = []
     for one in sorted(loads, key=lambda load: load.clients):
-        ours = own[one.clients].tokens_per_s
-        first, each = one.percentiles("first_s"), one.percentiles("each_s")
+        own, plain = by.get((OURS, one.clients)), by.get(("justright-plain", one.clients))
+        same = None if plain is None else sum(plain.texts.get(q) == text for q, text in one.texts.items())
         rows.append(
             (
                 str(one.clients),
                 one.server,
                 f"{one.tokens_per_s:.1f}",
-                f"{ours / one.tokens_per_s:.2f}",
-                " / ".join(f"{value:.2f}" for value in first),
-                " / ".join(f"{1000 * value:.0f}" for value in each),
-                str(len(one.answers)),
+                "" if own is None else f"{own.tokens_per_s / one.tokens_per_s:.2f}",
+                " / ".join(f"{value:.2f}" for value in one.percentiles("first_s")),
+                " / ".join(f"{1000 * value:.0f}" for value in one.percentiles("each_s")),
+                "" if same is None else f"{same} of {len(one.texts)}",
             )
         )
+    percentiles = "p50 / p95 / p99"
     header = (
         "clients",
         "server",
         "tokens/s",
         "ours is",
-        "first token s, p50 / p95 / p99",
+        f"first token s, {percentiles}",
         "each token ms",
-        "answers",
+        "as plain",
     )
     return markdown_table(header, rows)
 
@@ -326,52 +356,68 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=24, help="of each number of clients")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer, at most")
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--servers", default="", help="only these, e.g. 'justright,llama.cpp'")
-    parser.add_argument("--overload", type=float, default=0.0, help="seconds at twice the capacity, instead")
+    parser.add_argument("--servers", help="only these, with commas between")
+    parser.add_argument("--overload", type=float, metavar="SECONDS", help="at twice the capacity, instead")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    clients = (1, 4) if chosen.quick else numbers(chosen.clients)
     count, tokens = (6, 16) if chosen.quick else (chosen.requests, chosen.tokens)
     asked = questions(count, tokens)
-    logs = Path(os.environ.get("TMPDIR", "/tmp")) / f"justright-serve-{os.getpid()}"
-    logs.mkdir(parents=True)
-    result: dict[str, Any] = {"machine": describe_machine()}
-    if chosen.overload:
-        port = free_port()
-        command = commands(chosen.slots, port)["justright"]
-        with running(command, port, logs / "justright.log") as server:
-            measured = asyncio.run(load("justright", port, chosen.slots, asked))
-            rate = 2 * len(measured.answers) / measured.wall_s
-            result["overload"] = asyncio.run(overload(port, chosen.overload, rate, server.pid))
-            result["rate"] = rate
-        print(json.dumps(result["overload"], indent=1))
-    else:
-        wanted = words(chosen.servers) if chosen.servers else None
-        loads: list[Load] = []
-        for name in commands(chosen.slots, 0):
-            if wanted is not None and name not in wanted:
-                continue
-            for many in clients:
-                port = free_port()
-                print(f"{name}, {many} clients", file=sys.stderr, flush=True)
-                with running(
-                    commands(chosen.slots, port)[name], port, logs / f"{name.replace(', ', '-')}-{many}.log"
-                ):
-                    loads.append(asyncio.run(load(name, port, many, asked)))
-        bare = statistics.median(in_engine(chosen.slots, asked) for _ in range(3))
-        result |= {"loads": [asdict(one) for one in loads], "in_engine_tokens_per_s": bare}
-        print(table(loads))
-        for one in loads:
-            if one.server == "justright" and one.clients == chosen.slots:
-                over = one.tokens_per_s / bare - 1
-                print(
-                    f"The engine alone: {bare:.1f} tokens/s; over HTTP {one.tokens_per_s:.1f} ({over:+.1%})."
-                )
-        print(f"\n{machine_line(result['machine'])}")
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        if chosen.overload:
+            result = overloaded(chosen.slots, asked, chosen.overload, tokens, logs)
+        else:
+            clients = (1, 4) if chosen.quick else numbers(chosen.clients)
+            names = words(chosen.servers) if chosen.servers else tuple(commands(chosen.slots, 0))
+            result = compared(names, clients, chosen.slots, asked, logs)
+    machine = describe_machine()
+    print(f"\n{machine_line(machine)}. One run.")
     if chosen.out is not None:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+        chosen.out.write_text(json.dumps({"machine": machine, **result}, indent=1) + "\n", encoding="utf-8")
+    return int(bool(result.get("lost")))
+
+
+def overloaded(
+    slots: int, asked: Sequence[Question], seconds: float, tokens: int, logs: Path
+) -> dict[str, Any]:
+    port = free_port()
+    with running(commands(slots, port)[OURS], port, logs / "overload") as server:
+        measured = asyncio.run(load(OURS, port, slots, asked))
+        rate = 2 * len(measured.answers) / measured.wall_s
+        found = asyncio.run(overload(port, seconds, rate, server.pid, tokens))
+    lost = {name: count for name, count in found["statuses"].items() if name not in ("answered", "429")}
+    start, half, end = (
+        found["memory_mib"][int(at * (len(found["memory_mib"]) - 1))][1] for at in (0, 0.5, 1)
+    )
+    print(
+        f"memory: {start:.0f} MiB at the start, {half:.0f} half-way, {end:.0f} at the end; after it {found['after']}"
+    )
+    return {**found, "rate": rate, "lost": lost}
+
+
+def compared(
+    names: Sequence[str], clients: Sequence[int], slots: int, asked: Sequence[Question], logs: Path
+) -> dict[str, Any]:
+    loads: list[Load] = []
+    for name in names:
+        for many in clients:
+            port = free_port()
+            print(f"{name}, {many} clients", file=sys.stderr, flush=True)
+            try:
+                with running(commands(slots, port)[name], port, logs / f"{name}-{many}"):
+                    loads.append(asyncio.run(load(name, port, many, asked)))
+            except (NotStarted, NotAnswered) as error:
+                print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+                break
+    print(table(loads))
+    result: dict[str, Any] = {"loads": [asdict(one) for one in loads]}
+    if OURS in names:
+        over, alone = overhead(slots, asked, logs)
+        cost = 1 - statistics.median(over) / statistics.median(alone)
+        print(f"Tokens a second over HTTP {over}, of the engine alone {alone}: HTTP costs {cost:.1%}.")
+        result |= {"over_http": over, "alone": alone}
+    return result
 
 
 if __name__ == "__main__":
