@@ -197,6 +197,12 @@ def test_killed_while_a_stage_is_removed_it_is_not_taken_as_made(
     assert adapter_of(tmp_path / "out") == adapter_of(tmp_path / "fresh")
 
 
+def test_what_others_keep_beside_it_is_left(said: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out.partial" / "checkpoint").mkdir(parents=True)
+    Build(switch_only(said, 0.99), tmp_path / "out").run()
+    assert [file.name for file in (tmp_path / "out.partial").iterdir()] == ["checkpoint"]
+
+
 def test_a_stage_without_its_settings_is_made_anew(
     said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

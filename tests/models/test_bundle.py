@@ -76,6 +76,17 @@ def test_what_is_written_is_read_again(sources: tuple[Path, dict[str, Path]], tm
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_what_others_keep_beside_it_is_left(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Hours of an interrupted `prune -o OUT`, or of `bundle build -o OUT`."""
+    kept = [tmp_path / "out.partial" / name for name in ("checkpoint/shard.safetensors", "stages/slow/x")]
+    for file in kept:
+        file.parent.mkdir(parents=True)
+        file.write_text("hours")
+    bundled(sources, tmp_path / "out")
+    assert [file.read_text() for file in kept] == ["hours"] * 2
+    assert sorted(file.name for file in (tmp_path / "out.partial").iterdir()) == ["checkpoint", "stages"]
+
+
 def test_weights_are_linked_and_texts_are_not(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     bundled(sources, tmp_path / "linked")
     bundled(sources, tmp_path / "copied", copy=True)

@@ -9,6 +9,7 @@ OUT.partial/bundle/        becomes OUT
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -143,9 +144,15 @@ class Build:
                 draft_options=defaults.draft_options,
                 defaults=defaults.named(),
             )
-            return contents.write(self.out, tick=_named("bundle", tell), recipe=dict(self.recipe.said))
+            bundle = contents.write(self.out, tick=_named("bundle", tell), recipe=dict(self.recipe.said))
+            for stage in self.keys:
+                _remove(self.work / stage)
+            shutil.rmtree(self.work, ignore_errors=True)
+            return bundle
         finally:
             lock.release()
+            with contextlib.suppress(OSError):  # others may keep something there
+                self.work.parent.rmdir()
 
     def _pruning(self, settings: Settings) -> Pruning:
         given = (self.recipe.said.get("prune") or {}).get("length")

@@ -20,7 +20,7 @@ from typing import Any
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models.files import COMPANIONS, sync_folder, write_durably
 from justright.models.reading import Checkpoint, read_json
-from justright.models.writing import DISK_MARGIN_BYTES, take_lock
+from justright.models.writing import DISK_MARGIN_BYTES, leave, take_lock
 from justright.provenance import Provenance, file_sha256
 from justright.readable import readable_bytes
 
@@ -186,7 +186,8 @@ def write_bundle(
 ) -> Bundle:
     """Put a bundle together in ``OUT.partial``; it has its name when it is complete.
 
-    Interrupted, the same call goes on behind the last file that was copied. Large files are hard links where the file
+    Interrupted, the same call goes on behind the last file that was copied. What others keep in ``OUT.partial`` (the
+    shards of an interrupted `prune`) is left. Large files are hard links where the file
     system has them: then the bundle and what it was made from share them.
 
     Args:
@@ -223,9 +224,10 @@ def write_bundle(
         check_new(out)
         staging.rename(out)
         sync_folder(out.parent)
-    finally:
+    except BaseException:
         lock.release()
-    shutil.rmtree(work, ignore_errors=True)
+        raise
+    leave(work, lock)
     return bundle
 
 

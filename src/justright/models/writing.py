@@ -337,6 +337,15 @@ def take_lock(partial: Path) -> Any:
     return lock
 
 
+def leave(partial: Path, lock: Any) -> None:
+    """Give back a lock with its file; the folder goes too, unless there is something else in it."""
+    with contextlib.suppress(OSError):  # while it is held: nobody else's is taken away
+        (partial / "lock").unlink(missing_ok=True)
+    lock.release()
+    with contextlib.suppress(OSError):
+        partial.rmdir()
+
+
 def _final_names(count: int, store: Store) -> list[str]:
     single = SINGLE if store == "dense" else sparse.SINGLE
     if count == 1:
