@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from justright.bundle.alike import prune_alike
+from justright.bundle.contents import KIND_OF, check_contents
 from justright.bundle.recipe import DraftRecipe, Recipe
-from justright.engine.bundling import KIND_OF, check_contents
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.models.architectures import context_length

@@ -90,7 +90,7 @@ def make(
     options = key_values(draft_option or [], "--draft-option")
     values = key_values(default or [], "--default")
     with output.status("checking the parts"):
-        from justright.engine.bundling import check_contents
+        from justright.bundle.contents import check_contents
         from justright.models.bundle import check_new
 
         if out is not None and not dry_run:

@@ -1,4 +1,4 @@
-"""Bundles in the engine: their parts belong together, and are used where nobody says otherwise."""
+"""What a bundle holds: its parts belong together, and are used where nobody says otherwise."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bundle_helpers import Parts, tiny_drafter, tiny_parts
 from engine_helpers import prompt_of
+from justright.bundle.contents import check_contents
 from justright.draft.hybrid import HybridDrafter
 from justright.draft.lstm_drafter import LstmDrafter
 from justright.draft.store import drafter_at_hand
 from justright.engine.api import Engine
-from justright.engine.bundling import check_contents
 from justright.engine.defaults import Defaults
 from justright.engine.modes import Thinking
 from justright.engine.sampling import SamplingParams
@@ -174,6 +175,20 @@ def test_other_tokens_are_refused(parts: Parts, tmp_path: Path) -> None:
     file.write_text(json.dumps(found))
     with pytest.raises(UsageError, match="with other tokens"):
         check_contents(str(parts.slow), switch=str(switch))
+
+
+def test_a_model_with_one_more_token_is_another_model(parts: Parts, tmp_path: Path) -> None:
+    """So a drafter of these weights has their vocabulary: whoever compares identities need not compare sizes."""
+    larger = AutoModelForCausalLM.from_pretrained(parts.slow)
+    rows = larger.config.vocab_size
+    with torch.no_grad():
+        larger.resize_token_embeddings(rows + 1, mean_resizing=False)
+        larger.get_input_embeddings().weight[rows:] = larger.get_input_embeddings().weight[rows - 1 : rows]
+        larger.get_output_embeddings().weight[rows:] = larger.get_output_embeddings().weight[rows - 1 : rows]
+    shutil.copytree(parts.slow, tmp_path / "larger")
+    larger.save_pretrained(tmp_path / "larger")
+    with pytest.raises(UsageError, match="was trained for a model with the identity"):
+        check_contents(str(tmp_path / "larger"), draft=str(parts.draft))
 
 
 def test_an_adapter_that_does_not_tell_its_model_gets_a_note(parts: Parts, tmp_path: Path) -> None:

@@ -152,12 +152,7 @@ def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[s
     if named and draft not in KIND_OF:
         return draft, None
     folder = find_drafter(None, identity, KIND_OF[draft], model) if named else resolve_drafter(draft)
-    about = read_for(folder, identity, read_about(folder)["kind"])
-    if about.get("vocab_size") != vocab_size:
-        raise UsageError(
-            f"the drafter in {folder} is for {about.get('vocab_size')} tokens, the model has {vocab_size}: train one "
-            "for this model (justright draft train)"
-        )
+    about = read_for(folder, identity, read_about(folder)["kind"])  # of these weights, so of their vocabulary
     read_tensors(folder, about.get("draft_vocab") or 0, vocab_size)  # a damaged one is refused here
     return draft if named else _BEST[about["kind"]], folder
 
