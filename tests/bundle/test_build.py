@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from justright.bundle.build import Build
 from justright.bundle.recipe import Recipe
 from justright.engine.api import Engine
 from justright.engine.sampling import SamplingParams
-from justright.errors import UsageError
+from justright.errors import CheckpointError, UsageError
 from justright.models.bundle import Bundle
 from justright.models.reading import Checkpoint
 from justright.prune.plan import Plan
@@ -247,6 +248,10 @@ def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
         ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),
         ({"prune": {"expert_sparsity": 0.9}}, "experts would stay"),
         ({"draft": {"chat": 0.5}}, "the chat template takes"),
+        ({"draft": {"cell": "attention"}, "defaults": {"draft": "hybrid"}}, "kind lstm.* one of the kind attention"),
+        ({"draft": {}, "defaults": {"draft": "attention"}}, "kind attention.* one of the kind lstm"),
+        ({"switch": {"svd": "randomized", "rule": "entropy"}}, "needs all singular values"),
+        ({"switch": {"workers": 0}}, "workers 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
@@ -264,6 +269,24 @@ def test_what_cannot_be_is_refused_before_any_work(
     with pytest.raises(UsageError, match=message):
         Build(Recipe.of(changed), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_template_that_leaves_thinking_out_needs_no_switch(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(pair[0], tmp_path / "model"))
+    template = "{{ messages[0].content }}{% if enable_thinking is false %} {% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    recipe = Recipe.of({"model": str(model), "defaults": {"effort": "none"}})
+    Build(recipe, tmp_path / "out").run()
+    assert Engine.load(str(tmp_path / "out")).defaults.effort == "none"
+
+
+def test_a_model_that_cannot_be_run_is_refused_before_any_work(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(pair[0], tmp_path / "model"))
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        Build(Recipe.of({"model": str(model)}), tmp_path / "out")
 
 
 def test_settings_lie_beside_what_they_made(

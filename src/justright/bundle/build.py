@@ -19,22 +19,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from justright.bundle.alike import prune_alike
-from justright.bundle.contents import KIND_OF, check_contents
+from justright.bundle.contents import KIND_OF, check_contents, check_defaults, check_verifier
 from justright.bundle.recipe import DraftRecipe, Recipe
+from justright.engine.modes import Modes
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.models.architectures import context_length
 from justright.models.bundle import Bundle, bundled_files, check_new
 from justright.models.files import write_whole
 from justright.models.identity import weights_identity
-from justright.models.reading import Checkpoint
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
 from justright.models.writing import take_lock
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
-from justright.switch.effort import FAST_EFFORTS
+from justright.switch.adapter import Adapter
+from justright.switch.extract import check_svd
 from justright.switch.extract import estimate as estimate_switch
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
@@ -79,9 +82,11 @@ class Build:
         self.device = EngineOptions(device=recipe.device).torch_device
         self.model = resolve(recipe.model).path
         self.fast = None if recipe.fast is None else resolve(recipe.fast).path
-        with Checkpoint.open(self.model) as checkpoint:
-            self.context = context_length(checkpoint.config)
-        _check_defaults(recipe, self.context)
+        config, tokenizer = check_verifier(self.model)
+        self.context = context_length(config)
+        self._check_defaults(config, tokenizer)
+        if recipe.switch is not None:
+            check_svd(recipe.switch.svd, recipe.switch.ranks, recipe.switch.workers)
         self.pair = None if self.fast is None else Pair(self.model, self.fast)
         self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
         self.training = None if recipe.draft is None else self._training(recipe.draft)
@@ -153,6 +158,31 @@ class Build:
             lock.release()
             with contextlib.suppress(OSError):  # others may keep something there
                 self.work.parent.rmdir()
+
+    def _check_defaults(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+        """Refuse now what bundling would refuse after hours.
+
+        Raises:
+            UsageError: an effort without a switch or a probe, a drafter without a training, too much context.
+        """
+        recipe, defaults, kind = self.recipe, self.recipe.defaults, None
+        if defaults.effort == "auto":
+            raise UsageError(
+                "defaults.effort auto needs a probe, which `justright switch calibrate` fits to a switch that is there: "
+                "leave it out, and bundle again with the calibrated one"
+            )
+        if recipe.draft is not None:
+            kind = "attention" if recipe.draft.shape.cell == "attention" else "lstm"
+        elif defaults.draft in KIND_OF:
+            raise UsageError(f"defaults.draft {defaults.draft} needs a trained drafter: add a section draft")
+        switch = None  # as it will be
+        if self.fast is not None:
+            switch = Adapter(self.work / "switch", {}, {}, None, load_tokenizer(self.fast).chat_template, {})
+        try:
+            check_defaults(defaults, config, Modes(tokenizer, switch), kind)
+        except UsageError as error:
+            made = "" if self.fast else " (a recipe that names fast makes a switch)"
+            raise UsageError(f"defaults: {error}{made * (defaults.effort is not None)}") from error
 
     def _pruning(self, settings: Settings) -> Pruning:
         given = (self.recipe.said.get("prune") or {}).get("length")
@@ -253,30 +283,6 @@ class Build:
         if not out.exists():
             make(out)
         return out
-
-
-def _check_defaults(recipe: Recipe, context: int) -> None:
-    """Refuse now what bundling would refuse after hours.
-
-    Raises:
-        UsageError: an effort without a switch or a probe, a drafter without a training, too much context.
-    """
-    defaults = recipe.defaults
-    if defaults.effort in FAST_EFFORTS | {"escalate"} and recipe.fast is None:
-        raise UsageError(
-            f"defaults.effort {defaults.effort} needs a switch: name fast, or leave the effort out"
-        )
-    if defaults.effort == "auto":
-        raise UsageError(
-            "defaults.effort auto needs a probe, which `justright switch calibrate` fits to a switch that is there: "
-            "leave it out, and bundle again with the calibrated one"
-        )
-    if defaults.draft in KIND_OF and recipe.draft is None:
-        raise UsageError(f"defaults.draft {defaults.draft} needs a trained drafter: add a section draft")
-    if defaults.max_context is not None and defaults.max_context > context:
-        raise UsageError(
-            f"defaults.max_context is {defaults.max_context}, and the model's context is {context}"
-        )
 
 
 def _named(stage: str, tell: Tell) -> Callable[[str, int, int], None]:

@@ -86,11 +86,7 @@ def check_contents(
             that cannot be.
     """
     path = resolve(model).path
-    check_model(path)
-    check_tokenizer_files(path)
-    with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
-    tokenizer = load_tokenizer(path)
+    config, tokenizer = check_verifier(path)
     identity = weights_identity(path)
     values = dict(defaults or {})
     parts: dict[str, Path] = {}
@@ -108,8 +104,21 @@ def check_contents(
             if adapter is not None and 1.0 not in about["draft"]["factors"]:
                 notes.append("the drafter was trained in slow mode only: in fast mode it will guess less")
     settled = Defaults.of(values, draft_options or {})
-    _check_defaults(settled, config, Modes(tokenizer, adapter), about.get("draft"))
+    check_defaults(settled, config, Modes(tokenizer, adapter), about.get("draft", {}).get("kind"))
     return Contents(path, identity, parts, about, settled, tuple(notes))
+
+
+def check_verifier(path: Path) -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
+    """The config and the tokenizer of a model that can be bundled.
+
+    Raises:
+        JustrightError: it cannot be run here, is damaged, or has no tokenizer.
+    """
+    check_model(path)
+    check_tokenizer_files(path)
+    with Checkpoint.open(path) as checkpoint:
+        config = checkpoint.config
+    return config, load_tokenizer(path)
 
 
 def _check_switch(adapter: Adapter, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -157,17 +166,21 @@ def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[s
     return draft if named else _BEST[about["kind"]], folder
 
 
-def _check_defaults(
-    defaults: Defaults, config: Mapping[str, Any], modes: Modes, drafter: Mapping[str, Any] | None
-) -> None:
-    """Refuse what this model, with these parts, cannot do.
+def check_defaults(defaults: Defaults, config: Mapping[str, Any], modes: Modes, kind: str | None) -> None:
+    """Refuse what a model, with these parts, cannot do.
+
+    Args:
+        defaults: of the bundle.
+        config: of the model.
+        modes: of the model, with its switch.
+        kind: of the trained drafter; None: there is none.
 
     Raises:
         UsageError: a drafter that needs a trained one, an effort that needs a switch, more context than there is.
     """
     needed = KIND_OF.get(defaults.draft or "")
-    if needed is not None and (drafter is None or drafter["kind"] != needed):
-        has = "none" if drafter is None else f"one of the kind {drafter['kind']}"
+    if needed not in (None, kind):
+        has = "none" if kind is None else f"one of the kind {kind}"
         raise UsageError(
             f"{defaults.draft} drafts need a trained drafter of the kind {needed}, and the bundle has {has}: give one"
         )

@@ -178,12 +178,13 @@ def _draft(section: Any) -> DraftRecipe:
 
 
 def _defaults(said: Mapping[str, Any]) -> Defaults:
-    """A trained drafter's name is settled when it is there."""
+    """Options name the drafter that they are for; else its name is settled when it is there."""
     values, options = said.get("defaults") or {}, said.get("draft_options") or {}
     _mapping(values, "defaults")
     _mapping(options, "draft_options")
     if options and "draft" not in values:
-        values = {"draft": "hybrid", **values}
+        cell = (said.get("draft") or {}).get("cell")
+        values = {"draft": "attention" if cell == "attention" else "hybrid", **values}
     return Defaults.of(values, options)
 
 

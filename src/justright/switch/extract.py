@@ -173,7 +173,7 @@ def extract(
     if form == "portable":
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
-    _check_svd(svd, rule, workers)
+    check_svd(svd, rule, workers)
     work = out.with_name(out.name + ".partial")
     identities = [weights_identity(path) for path in pair.paths]
     job = {"slow": identities[0], "fast": identities[1], "max_rank": max_rank, "svd": svd}
@@ -229,7 +229,12 @@ def _write(
     return _save(pair, found, result, work, dtype, provenance.to_json())
 
 
-def _check_svd(svd: str, rule: RankRule, workers: int) -> None:
+def check_svd(svd: str, rule: RankRule, workers: int) -> None:
+    """Refuse a decomposition that the rule cannot choose by.
+
+    Raises:
+        UsageError: that, an unknown one, or no workers.
+    """
     if svd not in METHODS:
         raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
     if workers < 1:
