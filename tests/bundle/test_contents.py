@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bundle_helpers import Parts, tiny_drafter, tiny_parts
 from engine_helpers import prompt_of
 from justright.bundle.contents import check_contents
+from justright.cli.output import Output
+from justright.cli.prepare import prepare
 from justright.draft.hybrid import HybridDrafter
 from justright.draft.lstm_drafter import LstmDrafter
 from justright.draft.store import drafter_at_hand
@@ -218,10 +220,39 @@ def test_another_models_weights_in_a_bundle_are_found_out(bundle: Path, parts: P
         Engine.load(str(mixed), switch="none")
 
 
+def changed(bundle: Path, folder: Path, **defaults: Any) -> Path:
+    copy = Path(shutil.copytree(bundle, folder))
+    data = json.loads((copy / MANIFEST).read_text())
+    data["defaults"] |= defaults
+    (copy / MANIFEST).write_text(json.dumps(data))
+    return copy
+
+
+def test_a_drafter_that_is_not_installed_is_missed_only_where_it_is_used(
+    bundle: Path, tmp_path: Path
+) -> None:
+    other = changed(bundle, tmp_path / "other", draft="magic", draft_options={"spell": 3})
+    assert Engine.load(str(other), draft="none").drafter is None
+    assert isinstance(Engine.load(str(other), draft="lstm").drafter, LstmDrafter)
+    with pytest.raises(UsageError, match="no drafter is called 'magic'"):
+        Engine.load(str(other))
+    with pytest.raises(CheckpointError, match="cannot be used: a drafter's name and options"):
+        Engine.load(str(changed(bundle, tmp_path / "damaged", draft_options=[1])))
+
+
+def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    first = LstmDrafter.__init__
+    monkeypatch.setattr(LstmDrafter, "__init__", lambda self, *a: made.append(a) or first(self, *a))
+    for options in ({}, {"draft": "lstm"}, {"draft": "lstm", "draft_options": {"nodes": 2}}):
+        Engine.load(str(bundle), adaptive=False, **options)  # type: ignore[arg-type]
+    assert len(made) == 3
+    ready = prepare(str(bundle), Output(), {"draft": "lstm", "adaptive": False})
+    assert len(made) == 3
+    ready.load()
+    assert len(made) == 4
+
+
 def test_defaults_of_a_later_version_are_refused(bundle: Path, tmp_path: Path) -> None:
-    later = Path(shutil.copytree(bundle, tmp_path / "later"))
-    data = json.loads((later / MANIFEST).read_text())
-    data["defaults"]["mood"] = "good"
-    (later / MANIFEST).write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="mood"):
-        Engine.load(str(later))
+        Engine.load(str(changed(bundle, tmp_path / "later", mood="good")))

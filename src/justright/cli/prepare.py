@@ -116,10 +116,10 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     Raises:
         JustrightError: any of its kinds.
     """
-    from justright.draft.registry import create_drafter
+    from justright.draft.registry import check_drafter
 
     if (draft := options.get("draft")) is not None:
-        create_drafter(draft, **options.get("draft_options", {}))
+        check_drafter(draft, **options.get("draft_options", {}))
     source = resolve(model, progress=not (output.quiet or output.json))
     with Checkpoint.open(source.path) as checkpoint:
         config = checkpoint.config
@@ -132,7 +132,7 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
         from justright.engine.options import EngineOptions
         from justright.models.tokenizers import load_tokenizer
     checked, defaults = settle(EngineOptions(**options), source.path, draft=_DRAFT)
-    create_drafter(checked.draft or "none", **checked.draft_options)
+    check_drafter(checked.draft or "none", **checked.draft_options)
     _ = checked.torch_device
     check_model(source.path)
     context = min(context_length(config), rope_switch_length(config) or context_length(config))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from justright.draft.base import Drafter
 from justright.errors import UsageError
@@ -18,47 +18,42 @@ from justright.errors import UsageError
 GROUP = "justright.drafters"
 
 
-def _none() -> None:
-    return None
+Kind = tuple[Callable[[Any], Drafter], Callable[..., object]]
+"""A drafter's class and that of its options, which are checked where they are made."""
 
 
-def _suffix(**options: object) -> Drafter:
+def _suffix() -> Kind:
     from justright.draft.suffix import SuffixDrafter, SuffixOptions
 
-    _check_options("suffix", SuffixOptions, options)
-    return SuffixDrafter(SuffixOptions(**options))  # type: ignore[arg-type]  # SuffixOptions checks each
+    return SuffixDrafter, SuffixOptions
 
 
-def _lstm(**options: object) -> Drafter:
+def _lstm() -> Kind:
     from justright.draft.lstm_drafter import LstmDrafter, LstmOptions
 
-    _check_options("lstm", LstmOptions, options)
-    return LstmDrafter(LstmOptions(**options))  # type: ignore[arg-type]
+    return LstmDrafter, LstmOptions
 
 
-def _hybrid(**options: object) -> Drafter:
+def _hybrid() -> Kind:
     from justright.draft.hybrid import HybridDrafter, HybridOptions
 
-    _check_options("hybrid", HybridOptions, options)
-    return HybridDrafter(HybridOptions(**options))  # type: ignore[arg-type]
+    return HybridDrafter, HybridOptions
 
 
-def _recycling(**options: object) -> Drafter:
+def _recycling() -> Kind:
     from justright.draft.recycling import RecyclingDrafter, RecyclingOptions
 
-    _check_options("recycling", RecyclingOptions, options)
-    return RecyclingDrafter(RecyclingOptions(**options))  # type: ignore[arg-type]
+    return RecyclingDrafter, RecyclingOptions
 
 
-def _attention(**options: object) -> Drafter:
+def _attention() -> Kind:
     from justright.draft.attention_drafter import AttentionDrafter, AttentionOptions
 
-    _check_options("attention", AttentionOptions, options)
-    return AttentionDrafter(AttentionOptions(**options))  # type: ignore[arg-type]
+    return AttentionDrafter, AttentionOptions
 
 
-BUILT_IN: dict[str, Callable[..., Drafter | None]] = {
-    "none": _none,
+BUILT_IN: dict[str, Callable[[], Kind]] = {
+    "none": lambda: (lambda _: cast(Drafter, None), lambda: None),
     "suffix": _suffix,
     "lstm": _lstm,
     "hybrid": _hybrid,
@@ -87,9 +82,25 @@ def create_drafter(name: str, **options: object) -> Drafter | None:
             drafter that does not import or is no drafter.
         MissingExtraError: the drafter needs an optional dependency that is not installed.
     """
+    return _maker(name, options)()
+
+
+def check_drafter(name: str, **options: object) -> None:
+    """Refuse what `create_drafter` refuses, as far as that can be told without making one.
+
+    Raises:
+        UsageError: no such drafter, an option that it does not have or a value out of range.
+    """
+    _maker(name, options)
+
+
+def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None]:
+    """What makes a drafter, its options checked."""
     if name in BUILT_IN:
-        _check_options(name, BUILT_IN[name], options)
-        return BUILT_IN[name](**options)
+        kind, settings = BUILT_IN[name]()
+        _check_options(name, settings, options)
+        checked = settings(**options)
+        return lambda: kind(checked)
     third_party = _third_party()
     if name not in third_party:
         raise UsageError(f"no drafter is called {name!r}; there are: {', '.join(drafter_names())}")
@@ -99,15 +110,19 @@ def create_drafter(name: str, **options: object) -> Drafter | None:
     except (ImportError, AttributeError) as error:
         raise UsageError(f"drafter {name!r} ({entry_point.value}) cannot be loaded: {error}") from error
     _check_options(name, factory, options)
-    drafter = factory(**options)
-    wanted = ("name", "needs_hidden", "start", "observe", "propose", "stop")
-    lacking = [attribute for attribute in wanted if not hasattr(drafter, attribute)]
-    if lacking:
-        raise UsageError(
-            f"drafter {name!r} ({entry_point.value}) is no justright.draft.base.Drafter: it lacks"
-            f" {', '.join(lacking)}"
-        )
-    return cast(Drafter, drafter)
+
+    def make() -> Drafter:
+        drafter = factory(**options)
+        wanted = ("name", "needs_hidden", "start", "observe", "propose", "stop")
+        lacking = [attribute for attribute in wanted if not hasattr(drafter, attribute)]
+        if lacking:
+            raise UsageError(
+                f"drafter {name!r} ({entry_point.value}) is no justright.draft.base.Drafter: it lacks"
+                f" {', '.join(lacking)}"
+            )
+        return cast(Drafter, drafter)
+
+    return make
 
 
 def _third_party() -> dict[str, EntryPoint]:

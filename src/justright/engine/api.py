@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from justright import __version__
 from justright.draft.base import Drafter
-from justright.draft.registry import create_drafter
+from justright.draft.registry import check_drafter, create_drafter
 from justright.engine.cost import StepCost
 from justright.engine.decode import DecodeLoop
 from justright.engine.defaults import Defaults, settle
@@ -108,7 +108,7 @@ class Engine:
             raise UsageError(f"give options or {', '.join(changes)}, not both")
         device = options.torch_device
         if options.draft is not None:
-            create_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
+            check_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
         path = resolve(model).path
         options, defaults = settle(options, path)
         drafter = create_drafter(options.draft or "none", **options.draft_options)

@@ -24,7 +24,7 @@ class Defaults:
     """A bundle's own way to be run; what is None is left to whoever runs it.
 
     Attributes:
-        draft: name of the drafter.
+        draft: name of the drafter; whether it is installed here is asked when it is used.
         draft_options: its options; not its path, which is the bundle's.
         effort: of `justright.switch.effort.EFFORTS`.
         max_context: cap on the tokens of a sequence.
@@ -41,12 +41,12 @@ class Defaults:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.draft, str | None) or not isinstance(self.draft_options, Mapping):
+            raise UsageError(f"a drafter's name and options are {self.draft!r} and {self.draft_options!r}")
         if self.draft_options and self.draft is None:
             raise UsageError("options of a drafter, and no drafter by default: name one (draft)")
         if "path" in self.draft_options:
             raise UsageError("a bundle's drafter is in the bundle: leave its path out")
-        if self.draft is not None:
-            create_drafter(self.draft, **self.draft_options)
         if unknown := sorted(set(self.sampling) - set(SAMPLING)):
             raise UsageError(f"sampling by default has no {unknown[0]}; allowed: {', '.join(SAMPLING)}")
         for name, value in {"max_context": self.max_context, **self.sampling}.items():
@@ -69,10 +69,10 @@ class Defaults:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], draft_options: Mapping[str, Any]) -> Defaults:
-        """Out of names of `DEFAULTS` and their values.
+        """For a bundle that is made: out of names of `DEFAULTS` and their values.
 
         Raises:
-            UsageError: an unknown name, or a value that is not allowed.
+            UsageError: an unknown name, or a value that is not allowed; no such drafter.
         """
         if unknown := sorted(set(values) - set(DEFAULTS)):
             raise UsageError(f"there is no default {unknown[0]!r}; allowed: {', '.join(DEFAULTS)}")
@@ -81,7 +81,10 @@ class Defaults:
                 raise UsageError(f"{name} is {values[name]!r}; allowed: a name")
         sampling = {name: value for name, value in values.items() if name in SAMPLING}
         rest = {name: value for name, value in values.items() if name not in SAMPLING}
-        return cls(**rest, draft_options=dict(draft_options), sampling=sampling)
+        found = cls(**rest, draft_options=dict(draft_options), sampling=sampling)
+        if found.draft is not None:
+            create_drafter(found.draft, **found.draft_options)
+        return found
 
     @classmethod
     def read(cls, path: Path) -> Defaults:
