@@ -18,12 +18,6 @@ from justright.models.sources import resolve
 from justright.provenance import collect
 
 
-@pytest.fixture(autouse=True)
-def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Link what would be weights, tiny as they are here."""
-    monkeypatch.setattr(module, "LINKED_ABOVE", 60)
-
-
 @pytest.fixture
 def sources(tmp_path: Path) -> tuple[Path, dict[str, Path]]:
     model = make_model(tmp_path / "model")
@@ -88,12 +82,14 @@ def test_what_others_keep_beside_it_is_left(sources: tuple[Path, dict[str, Path]
 
 
 def test_weights_are_linked_and_texts_are_not(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    model = sources[0]
+    (model / "tokenizer.json").write_text(json.dumps({"tokens": "x" * (1 << 21)}))
     bundled(sources, tmp_path / "linked")
     bundled(sources, tmp_path / "copied", copy=True)
-    model = sources[0]
     assert (tmp_path / "linked" / "model.safetensors").samefile(model / "model.safetensors")
     assert not (tmp_path / "copied" / "model.safetensors").samefile(model / "model.safetensors")
-    assert not (tmp_path / "linked" / "config.json").samefile(model / "config.json")
+    for name in ("config.json", "tokenizer.json"):
+        assert not (tmp_path / "linked" / name).samefile(model / name)
     assert not any(file.is_symlink() for file in (tmp_path / "linked").rglob("*"))
 
 
@@ -155,6 +151,18 @@ def test_killed_at_any_time_it_goes_on(
     assert made.verify() == module.Verified()
     kept = [tmp_path / "out" / file.relative_to(tmp_path / "out.partial" / "bundle") for file in copied]
     assert [file.stat().st_ino for file in kept] == list(copied.values())
+
+
+def test_links_of_an_interrupted_run_become_copies_where_copies_are_wanted(
+    sources: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_hashed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bundled(sources, tmp_path / "out")
+    bundled(sources, tmp_path / "out", copy=True)
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert not (tmp_path / "out" / name).samefile(sources[0] / name)
 
 
 def test_a_source_that_changed_meanwhile_is_taken_anew(

@@ -27,8 +27,6 @@ from justright.readable import readable_bytes
 MANIFEST = "justright.json"
 FORMAT = "justright-bundle-1"
 PARTS = ("switch", "draft")
-LINKED_ABOVE = 1 << 20
-"""Bytes from which a file is linked rather than copied: weights nobody edits, and not the texts that somebody may."""
 
 # Beside the weights and `COMPANIONS`: what tells of a model, its licence in whatever form, pictures of its card.
 _TOLD = [*COMPANIONS, "*.json", "*.txt", "*.md", "*.html", "*.png"]
@@ -187,7 +185,7 @@ def write_bundle(
     """Put a bundle together in ``OUT.partial``; it has its name when it is complete.
 
     Interrupted, the same call goes on behind the last file that was copied. What others keep in ``OUT.partial`` (the
-    shards of an interrupted `prune`) is left. Large files are hard links where the file
+    shards of an interrupted `prune`) is left. Weights are hard links where the file
     system has them: then the bundle and what it was made from share them.
 
     Args:
@@ -266,13 +264,13 @@ def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick
     """Link or copy what is not in its place yet, and remove what has none."""
     for file in list(_walk(staging)):
         name = file.relative_to(staging).as_posix()
-        if name not in sources or not _same(sources[name], file):
+        if name not in sources or not _same(sources[name], file, linked=_linked(name, copy=copy)):
             file.unlink()
     waiting = {name: file for name, file in sources.items() if not (staging / name).exists()}
     for name in sources:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
     for name, file in list(waiting.items()):
-        if not copy and file.stat().st_size >= LINKED_ABOVE:
+        if _linked(name, copy=copy):
             with contextlib.suppress(
                 OSError
             ):  # another file system, one without links, or too many: a copy then
@@ -303,10 +301,17 @@ def _copy(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
-def _same(source: Path, placed: Path) -> bool:
-    """Whether a file in its place is the source, linked, or a whole copy of it."""
+def _linked(name: str, *, copy: bool) -> bool:
+    """Weights, which nobody edits in place, and not the texts that somebody may."""
+    return not copy and name.endswith(".safetensors")
+
+
+def _same(source: Path, placed: Path, *, linked: bool) -> bool:
+    """Whether a file in its place is a whole copy of the source, or the source itself where it may be."""
     one, other = source.stat(), placed.stat()
-    return source.samefile(placed) or (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+    if source.samefile(placed):
+        return linked
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
 def _hashed(staging: Path, sources: Mapping[str, Path], tick: Tick) -> dict[str, dict[str, Any]]:
