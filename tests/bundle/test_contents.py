@@ -20,11 +20,13 @@ from justright.draft.hybrid import HybridDrafter
 from justright.draft.lstm_drafter import LstmDrafter
 from justright.draft.store import drafter_at_hand
 from justright.engine.api import Engine
-from justright.engine.defaults import Defaults
+from justright.engine.defaults import Defaults, settle
 from justright.engine.modes import Thinking
+from justright.engine.options import EngineOptions
 from justright.engine.sampling import SamplingParams
 from justright.errors import CheckpointError, JustrightError, UsageError
 from justright.models.bundle import MANIFEST, Bundle
+from justright.switch.effort import EFFORTS
 from tiny import save_tiny
 
 PROMPT = prompt_of(15)
@@ -238,6 +240,25 @@ def test_a_drafter_that_is_not_installed_is_missed_only_where_it_is_used(
         Engine.load(str(other))
     with pytest.raises(CheckpointError, match="cannot be used: a drafter's name and options"):
         Engine.load(str(changed(bundle, tmp_path / "damaged", draft_options=[1])))
+
+
+def test_without_the_switch_only_efforts_that_need_it_go(bundle: Path, tmp_path: Path) -> None:
+    left = {}
+    for effort in EFFORTS:
+        path = changed(bundle, tmp_path / effort, effort=effort)
+        left[effort] = settle(EngineOptions(switch="none"), path)[1].effort
+    assert [name for name, found in left.items() if found == name] == ["low", "medium", "high"]
+    assert {left[name] for name in ("none", "minimal", "auto", "escalate")} == {None}
+
+
+def test_the_bundles_own_drafter_by_name_keeps_its_options(bundle: Path) -> None:
+    for draft, options, kept in (
+        ("lstm", {}, {"nodes": 3, "spec": False}),
+        ("lstm", {"nodes": 2}, {"nodes": 2, "spec": False}),
+        ("hybrid", {}, {}),
+    ):
+        found = settle(EngineOptions(draft=draft, draft_options=options), bundle)[0]
+        assert (found.draft, found.draft_options) == (draft, kept)
 
 
 def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from justright.engine.options import NO_SWITCH, EngineOptions
 from justright.engine.sampling import SamplingParams
 from justright.errors import CheckpointError, UsageError
 from justright.models.bundle import MANIFEST, Bundle, is_bundle
+from justright.switch.effort import DECIDING, FAST_EFFORTS
 
 SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
 DEFAULTS = ("draft", "effort", "max_context", *SAMPLING)
@@ -128,7 +129,7 @@ def settle(options: EngineOptions, path: Path, draft: str = "none") -> tuple[Eng
     """
     defaults = Defaults.read(path)
     changes: dict[str, Any] = {}
-    if options.draft is None and defaults.draft is not None:
+    if defaults.draft is not None and options.draft in (None, defaults.draft):
         changes["draft"] = defaults.draft
         changes["draft_options"] = {**defaults.draft_options, **options.draft_options}
     elif options.draft is None:
@@ -137,6 +138,6 @@ def settle(options: EngineOptions, path: Path, draft: str = "none") -> tuple[Eng
         changes["max_context"] = defaults.max_context
     if options.switch is None and is_bundle(path) and (switch := Bundle.open(path).part("switch")):
         changes["switch"] = str(switch)
-    if options.switch == NO_SWITCH:
+    if options.switch == NO_SWITCH and defaults.effort in FAST_EFFORTS | DECIDING:  # the others need none
         defaults = replace(defaults, effort=None)
     return replace(options, **changes), defaults

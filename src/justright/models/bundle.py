@@ -185,8 +185,8 @@ def write_bundle(
     """Put a bundle together in ``OUT.partial``; it has its name when it is complete.
 
     Interrupted, the same call goes on behind the last file that was copied. What others keep in ``OUT.partial`` (the
-    shards of an interrupted `prune`) is left. Weights are hard links where the file
-    system has them: then the bundle and what it was made from share them.
+    shards of an interrupted `prune`) is left. Weights are hard links where the file system has them: then the bundle
+    and what it was made from share them.
 
     Args:
         out: the directory to create.
