@@ -4,10 +4,10 @@ python benchmarks/serve.py                             about half an hour on two
 python benchmarks/serve.py --quick                     a few minutes, to see that it works
 python benchmarks/serve.py --overload 600              ten minutes at twice the capacity instead
 
-Ours answers with drafts and, as justright-plain, without. Peers: `transformers serve`, as it is and with its continuous
-batching, and llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same values, other
-arithmetic). A peer that is not installed, or does not answer, is left out. Each server runs alone, gets the same requests
-in the same order, and answers greedily. A third of the tasks repeats its text, as many at work do.
+Ours answers with drafts and, as justright-plain, without. Peers: `transformers serve`, as it is and with its
+continuous batching, and llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same
+values, other arithmetic). A peer that is not installed, or does not answer, is left out. Each server runs alone, gets
+the same requests in the same order, and answers greedily. A third of the tasks repeats its text, as many at work do.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ s = x.Server(p)
 time.sleep(1e9)
 """
 START_S = 180.0
+FRESH = httpx.Limits(
+    max_connections=None, max_keepalive_connections=0
+)  # llama.cpp closes connections unasked
 LENGTHS = (400, 1600, 6400)  # characters of text in the question: about 100, 400 and 1,600 tokens
 TASKS = ("Summarise this text.", "Repeat the first paragraph.", "What happens next?")
 
@@ -211,7 +214,7 @@ async def load(server: str, port: int, clients: int, asked: Sequence[Question]) 
     """So many clients, each asking its next question when the last one is answered."""
     waiting = list(reversed(asked))
     found = Load(server, clients, 0.0)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
         if server.startswith("transformers"):
             model = str(resolve(NAME).path)
         else:
@@ -242,8 +245,7 @@ async def overload(port: int, seconds: float, rate: float, pid: int, tokens: int
     statuses: dict[str, int] = {}
     memory: list[tuple[float, float]] = []
     tasks: set[asyncio.Task[None]] = set()
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
 
         async def one(question: Question) -> None:
@@ -407,8 +409,8 @@ def compared(
             try:
                 with running(commands(slots, port)[name], port, logs / f"{name}-{many}"):
                     loads.append(asyncio.run(load(name, port, many, asked)))
-            except (NotStarted, NotAnswered) as error:
-                print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+            except (NotStarted, NotAnswered, httpx.HTTPError) as error:
+                print(f"{name} is left out from {many} clients on: {error}", file=sys.stderr, flush=True)
                 break
     print(table(loads))
     result: dict[str, Any] = {"loads": [asdict(one) for one in loads]}
