@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Prepared
+    from justright.engine.defaults import Defaults
     from justright.serve.vllm.launch import Command, VllmSettings
 
 _NOT_HERE = {
@@ -51,18 +52,15 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     if not dry_run and (note := version_note(check_installed())):
         output.note(f"note: {note}")
     settings = _settings(ctx, model, engine_args, copies)
-    ready = prepare(model, output, {"max_context": given["max_context"], "switch": given["switch"]})
-    settings = _with_defaults(ctx, settings, ready)
+    # Drafters are vLLM's business: of the bundle's own, see `_drafting`.
+    options = {"max_context": given["max_context"], "switch": given["switch"], "draft": "none"}
+    ready = prepare(model, output, options)
+    settings, notes = _with_defaults(ctx, settings, ready)
     adapter = switch_of(ready.options, ready.source.path)
     folder = cache_folder() / "vllm" / _digest(ready.source.path, None if adapter is None else adapter.path)
     folder.mkdir(parents=True, exist_ok=True)
     found = command(ready.source.path, adapter, ready.tokenizer, settings, folder)
-    notes = list(found.notes)
-    if given["draft"] is None and ready.defaults.draft not in (None, settings.draft):
-        notes.append(
-            f"the bundle's drafter {ready.defaults.draft} is not on vLLM here: it runs without drafts"
-        )
-    for note in notes:
+    for note in [*found.notes, *notes]:
         output.note(f"note: {note}")
     if dry_run:
         _show(output, found)
@@ -89,7 +87,9 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
         chosen(ctx, "dtype", given["dtype"], "auto"),
         slots=chosen(ctx, "slots", given["slots"], None),
         draft=given["draft"] or "none",
-        draft_options=key_values(given["draft_option"] or [], "--draft-option"),
+        draft_options={}
+        if given["draft"] is None
+        else _draft_options(ctx),  # else maybe for the bundle's drafter
         policy=Policy(given["effort"], threshold=given["threshold"]),
         closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
         data_parallel=copies,
@@ -98,23 +98,49 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
     )
 
 
-def _with_defaults(ctx: typer.Context, settings: VllmSettings, ready: Prepared) -> VllmSettings:
-    """Where the user says nothing, as a bundle says; a drafter for another model is refused."""
+def _draft_options(ctx: typer.Context) -> dict[str, Any]:
+    return key_values(ctx.params["draft_option"] or [], "--draft-option")
+
+
+def _with_defaults(
+    ctx: typer.Context, settings: VllmSettings, ready: Prepared
+) -> tuple[VllmSettings, list[str]]:
+    """Where the user says nothing, as a bundle says, and what to tell of it; a drafter for another model is refused."""
     from justright.cli.serve import _sampling
     from justright.draft.registry import create_drafter
 
-    draft = ctx.params["draft"] or _bundled(ready.defaults.draft)
-    drafter = create_drafter(draft, **settings.draft_options)
-    if drafter is not None and hasattr(drafter, "check"):
-        drafter.check(ready.source.path)
+    draft, options, notes = _drafting(ctx.params["draft"], _draft_options(ctx), ready.defaults)
     effort = settings.policy.effort or ready.defaults.effort
-    return replace(
+    settled = replace(
         settings,
         params=_sampling(ctx, ready),
         policy=replace(settings.policy, effort=effort),
         max_context=ready.options.max_context,
         draft=draft,
+        draft_options=options,
     )
+    drafter = create_drafter(draft, **options)
+    if drafter is not None and hasattr(drafter, "check"):
+        drafter.check(ready.source.path)
+    return settled, notes
+
+
+def _drafting(
+    asked: str | None, given: dict[str, Any], defaults: Defaults
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Who drafts, how, and what to tell; the user's options go before the bundle's, as in the embedded engine."""
+    from justright.serve.vllm.plugin import FIXED
+
+    own = defaults.draft
+    draft = asked or _bundled(own)
+    if own is None or draft != own:
+        told = f"the bundle's drafter {own} is not on vLLM here: it runs without drafts"
+        return draft, given, [told] if asked is None and own is not None else []
+    theirs = {name: value for name, value in defaults.draft_options.items() if name not in given}
+    left = sorted(theirs if draft == "suffix" else FIXED & set(theirs))
+    told = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM settles them itself"
+    kept = {name: value for name, value in theirs.items() if name not in left}
+    return draft, {**kept, **given}, [told] if left else []
 
 
 def _refuse(ctx: typer.Context) -> None:
