@@ -228,6 +228,49 @@ def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_tells_what_has_to_be_made_anew(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Build(switch_only(said, 0.99), tmp_path / "out").run()
+    same, other = (Build(switch_only(said, value), tmp_path / "out").estimate()[0] for value in (0.99, 0.5))
+    assert (same.done, same.changed) == (True, ())
+    assert (other.done, other.changed) == (False, ("value",))
+
+
+def test_an_edited_text_is_another_setting_and_workers_are_none(
+    said: dict[str, Any], texts: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text(Path(texts).read_text())
+    recipe = {name: said[name] for name in ("model", "fast", "device")}
+    recipe["draft"] = said["draft"] | {"texts": [str(file)]}
+
+    def keys(**changes: Any) -> dict[str, dict[str, Any]]:
+        return Build(Recipe.of(recipe | changes), tmp_path / "out").keys
+
+    first = keys()
+    assert keys(switch={"workers": 4}) == first
+    file.write_text(file.read_text() + "and one more thought")
+    assert [name for name, value in keys()["draft"].items() if value != first["draft"][name]] == ["prompts"]
+    assert len(first["draft"]["prompts"]) == 2, "of both modes"
+
+
+def test_what_whoever_builds_should_know_is_kept(said: dict[str, Any], tmp_path: Path) -> None:
+    model, fast = (Path(shutil.copytree(said[name], tmp_path / name)) for name in ("model", "fast"))
+    for path in (model, fast):
+        (path / "chat_template.jinja").unlink(missing_ok=True)
+        config = json.loads((path / "tokenizer_config.json").read_text())
+        config.pop("chat_template", None)
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    work = Build(Recipe.of({"model": str(model), "fast": str(fast)}), tmp_path / "out")
+    assert "the fast model has no chat template" in work.notes[-1]
+    work.run()
+    assert "the switch has no chat template" in work.notes[-1]
+
+
 def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = Recipe.of({"model": str(pair[0]), "defaults": {"draft": "suffix", "temperature": 0.5}})
     Build(recipe, tmp_path / "out").run()
@@ -248,7 +291,10 @@ def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
         ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),
         ({"prune": {"expert_sparsity": 0.9}}, "experts would stay"),
         ({"draft": {"chat": 0.5}}, "the chat template takes"),
-        ({"draft": {"cell": "attention"}, "defaults": {"draft": "hybrid"}}, "kind lstm.* one of the kind attention"),
+        (
+            {"draft": {"cell": "attention"}, "defaults": {"draft": "hybrid"}},
+            "kind lstm.* one of the kind attention",
+        ),
         ({"draft": {}, "defaults": {"draft": "attention"}}, "kind attention.* one of the kind lstm"),
         ({"switch": {"svd": "randomized", "rule": "entropy"}}, "needs all singular values"),
         ({"switch": {"workers": 0}}, "workers 0"),

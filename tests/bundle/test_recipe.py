@@ -61,7 +61,9 @@ def test_sections_that_are_left_out_or_empty(tmp_path: Path) -> None:
     assert empty.draft.training.epochs == 2.5
 
 
-@pytest.mark.parametrize(("cell", "name"), [("attention", "attention"), ("rnn", "hybrid"), ("lstm", "hybrid")])
+@pytest.mark.parametrize(
+    ("cell", "name"), [("attention", "attention"), ("rnn", "hybrid"), ("lstm", "hybrid")]
+)
 def test_options_are_for_the_drafter_that_is_trained(cell: str, name: str) -> None:
     found = Recipe.of({"model": "m", "draft": {"cell": cell}, "draft_options": {"nodes": 4}})
     assert found.defaults.draft == name

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bundle_helpers import Parts, tiny_parts
 from cli_helpers import Run
+from justright.bundle import build, contents
 from justright.models.bundle import MANIFEST, is_bundle
+from justright.switch.pair import Pair
 from tiny import save_tiny
 
 
@@ -57,8 +60,10 @@ def test_a_dry_run_writes_nothing(run: Run, parts: Parts, tmp_path: Path) -> Non
 
 
 def test_what_is_damaged_is_named(run: Run, bundle: Path) -> None:
-    with (bundle / "model.safetensors").open("r+b") as file:
-        file.truncate(1000)
+    weights = bundle / "model.safetensors"
+    damaged = weights.read_bytes()[:1000]
+    weights.unlink()  # a link: the model's own stay as they are
+    weights.write_bytes(damaged)
     (bundle / "switch" / "notes.txt").write_text("mine")
     seen = run("bundle", "inspect", bundle, "--verify")
     assert seen.code == 3
@@ -124,6 +129,9 @@ def test_other_checkpoints_are_made_of_its_checkpoint(
     [
         (["bundle", "SLOW"], 2, "give the directory to create"),
         (["bundle", "SLOW", "-o", "SLOW"], 2, "exists already"),
+        (["bundle", "SLOW", "-o", "SLOW", "--dry-run"], 2, "exists already"),
+        (["bundle", "SLOW", "-o", "SLOW/config.json/out", "--dry-run"], 2, "is a file; give another folder"),
+        (["bundle", "SLOW", "-o", "/proc/out", "--dry-run"], 2, "read-only for you"),
         (["bundle", "SLOW", "-o", "OUT", "--switch", "DRAFT"], 2, "is a checkpoint, not an adapter"),
         (["bundle", "FAST", "-o", "OUT", "--switch", "SWITCH"], 2, "was made for"),
         (["bundle", "FAST", "-o", "OUT", "--draft", "DRAFT"], 2, "was trained for a model"),
@@ -137,6 +145,7 @@ def test_bad_input(
     run: Run, parts: Parts, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     places = {"SLOW": parts.slow, "FAST": parts.fast, "SWITCH": parts.switch, "DRAFT": parts.draft}
+    places["SLOW/config.json/out"] = parts.slow / "config.json" / "out"
     done = run(*({"OUT": tmp_path / "out", **places}.get(word, word) for word in arguments))
     assert done.code == code, done.err
     assert message in done.err
@@ -156,7 +165,7 @@ def test_a_tiny_model_of_experts_is_bundled_too(run: Run, tmp_path: Path) -> Non
     assert json.loads(used.out)["options"]["draft"] == "recycling"
 
 
-def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path) -> None:
+def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {parts.slow}\nfast: {parts.fast}\ndefaults: {{effort: none}}\n")
     lacking = run("bundle", "build", recipe)
@@ -168,9 +177,28 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path) -> None:
     steps = json.loads(run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run", "--json").out)
     assert [step["stage"] for step in steps["stages"]] == ["switch", "bundle"]
     assert list(tmp_path.iterdir()) == [recipe]
+    assert run("bundle", "build", recipe, "-o", "/proc/out", "--dry-run").code == 2
     recipe.write_text(recipe.read_text() + f"out: {tmp_path / 'out'}\n")
+    whole = contents.check_contents
+    strange = ("the parts are strange",)
+    monkeypatch.setattr(build, "check_contents", lambda *a, **k: replace(whole(*a, **k), notes=strange))
+    monkeypatch.setattr(Pair, "notes", lambda _: ["the pair is strange"])
+    with monkeypatch.context() as patch:
+        patch.setattr(contents.Contents, "write", lambda *_, **__: 1 / 0)
+        run("bundle", "build", recipe)
+    said = recipe.read_text()
+    recipe.write_text(said + "switch: {value: 0.5}\n")
+    dry = run("bundle", "build", recipe, "--dry-run")
+    assert "switch was made with other settings (value): give --redo" in dry.err
+    assert "the pair is strange" in dry.err
+    assert "give --redo" not in run("bundle", "build", recipe, "--dry-run", "--redo").err
+    recipe.write_text(said)
     made = run("bundle", "build", recipe)
     assert made.code == 0, made.err
+    assert [line for line in made.err.splitlines() if "strange" in line] == [
+        "note: the pair is strange",
+        "note: the parts are strange",
+    ]
     assert "by default: effort none" in made.out
     recipe.write_text("model: a\ncolour: red\n")
     wrong = run("bundle", "build", recipe)

@@ -197,6 +197,11 @@ def test_no_room_and_no_place(
         ({"files": {"/etc/passwd": {"size_bytes": 1, "sha256": "0"}}}, "only files in the bundle"),
         ({"templates": {"chat": ".."}}, "only files in the bundle"),
         ({"files": {"config.json": 7}}, "of config.json it says 7"),
+        ({"files": {"config.json": {"size_bytes": "9", "sha256": "0"}}}, "of config.json it says"),
+        ({"files": {"config.json": {"size_bytes": True, "sha256": "0"}}}, "of config.json it says"),
+        ({"files": {"config.json": {"size_bytes": 9, "sha256": None}}}, "of config.json it says"),
+        ({"files": {"config.json": {"size_bytes": 9}}}, "of config.json it says"),
+        ({"files": {"config.json": ["size_bytes", "sha256"]}}, "of config.json it says"),
         ({"parts": None}, "parts is None"),
     ],
 )

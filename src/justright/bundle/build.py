@@ -37,9 +37,8 @@ from justright.models.writing import take_lock
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
 from justright.switch.adapter import Adapter
-from justright.switch.extract import check_svd
+from justright.switch.extract import check_svd, extract
 from justright.switch.extract import estimate as estimate_switch
-from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.train.pipeline import Job, Tell, Work
 from justright.train.prompts import Prompts
@@ -56,12 +55,14 @@ class Step:
         done: made already, with these settings.
         seconds: about, measured on the models as they are, unpruned; None: little more than reading and writing.
         size_bytes: of what it leaves.
+        changed: settings in which the recipe differs from what it was made with: it needs ``redo``.
     """
 
     stage: str
     done: bool
     seconds: float | None
     size_bytes: int
+    changed: tuple[str, ...] = ()
 
 
 class Build:
@@ -88,7 +89,10 @@ class Build:
         if recipe.switch is not None:
             check_svd(recipe.switch.svd, recipe.switch.ranks, recipe.switch.workers)
         self.pair = None if self.fast is None else Pair(self.model, self.fast)
+        self.notes = [] if self.pair is None else self.pair.notes()
+        """What whoever builds should know; `run` adds to it."""
         self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
+        self.prompts: list[Prompts] = []
         self.training = None if recipe.draft is None else self._training(recipe.draft)
         self.keys = self._keys()
         """Stage -> what it is made with: settings, the models' identities, the stages before it."""
@@ -113,7 +117,7 @@ class Build:
                 about = self.training.estimate()
                 seconds = about["data"]["seconds"] + about["train_seconds"] + about["spec_seconds"]
                 left = about["data"]["bytes"]
-            steps.append(Step(stage, False, seconds, left))
+            steps.append(Step(stage, False, seconds, left, tuple(self._changed(stage))))
             size = left if stage == "slow" else size
         return [*steps, Step("bundle", False, None, size)]
 
@@ -149,6 +153,7 @@ class Build:
                 draft_options=defaults.draft_options,
                 defaults=defaults.named(),
             )
+            self.notes += contents.notes
             bundle = contents.write(self.out, tick=_named("bundle", tell), recipe=dict(self.recipe.said))
             for stage in self.keys:
                 _remove(self.work / stage)
@@ -168,8 +173,8 @@ class Build:
         recipe, defaults, kind = self.recipe, self.recipe.defaults, None
         if defaults.effort == "auto":
             raise UsageError(
-                "defaults.effort auto needs a probe, which `justright switch calibrate` fits to a switch that is there: "
-                "leave it out, and bundle again with the calibrated one"
+                "defaults.effort auto needs a probe, which `justright switch calibrate` fits to a switch that is there:"
+                " leave it out, and bundle again with the calibrated one"
             )
         if recipe.draft is not None:
             kind = "attention" if recipe.draft.shape.cell == "attention" else "lstm"
@@ -192,11 +197,11 @@ class Build:
     def _training(self, how: DraftRecipe) -> Work:
         """The training as far as it can be checked without the switch; the fast mode's prompts are."""
         work = Work(self._job(self.model, None, self.work / "unwritten"))
+        self.prompts = list(work.prompts)
         if self.fast is not None and (template := load_tokenizer(self.fast).chat_template) is not None:
             said = {"chat_template": template}
-            Prompts(
-                work.tokenizer, how.texts, length=how.data.prompt_tokens, chat=how.data.chat, template=said
-            )
+            length, chat = how.data.prompt_tokens, how.data.chat
+            self.prompts += [Prompts(work.tokenizer, how.texts, length=length, chat=chat, template=said)]
         return work
 
     def _job(self, model: Path, switch: Path | None, out: Path) -> Job:
@@ -242,13 +247,25 @@ class Build:
                 fast = _digest(keys["fast"])
         if recipe.switch is not None:
             keys["switch"] = {"model": model, "fast": fast, **asdict(recipe.switch)}
+            del keys["switch"]["workers"]  # changes nothing but the time
         if recipe.draft is not None:
             switch = _digest(keys["switch"]) if "switch" in keys else None
-            keys["draft"] = {"model": model, "switch": switch, **_flat(asdict(recipe.draft))}
+            prompts = [one.fingerprint for one in self.prompts]
+            keys["draft"] = {
+                "model": model,
+                "switch": switch,
+                **_flat(asdict(recipe.draft)),
+                "prompts": prompts,
+            }
         return {stage: json.loads(json.dumps(key)) for stage, key in keys.items()}
 
     def _out(self, stage: str) -> Path:
         return self.work / stage / "out"
+
+    def _changed(self, stage: str) -> list[str]:
+        """Settings in which a stage that is there differs from the recipe."""
+        held, key = _read(self.work / stage / _ABOUT), self.keys[stage]
+        return [] if held is None else [n for n in {**held, **key} if held.get(n) != key.get(n)]
 
     def _is_made(self, stage: str) -> bool:
         return self._out(stage).exists() and _read(self.work / stage / _ABOUT) == self.keys[stage]
@@ -263,14 +280,12 @@ class Build:
             folder = self.work / stage
             if (old := _old(folder)).exists():  # killed while it was removed
                 shutil.rmtree(old)
-            held = _read(folder / _ABOUT)
-            if held == key:
+            if _read(folder / _ABOUT) == key:
                 continue
-            if held is not None and not redo:
-                names = ", ".join(name for name in {**held, **key} if held.get(name) != key.get(name))
+            if (changed := self._changed(stage)) and not redo:
                 raise UsageError(
-                    f"{folder} was made with other settings ({names}): --redo makes this stage and what follows it "
-                    "anew; or put the recipe back as it was, or give another output"
+                    f"{folder} was made with other settings ({', '.join(changed)}): --redo makes this stage and what "
+                    "follows it anew; or put the recipe back as it was, or give another output"
                 )
             if folder.exists():  # without settings, too: nobody knows what it was made with
                 _remove(folder)

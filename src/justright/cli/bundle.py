@@ -93,7 +93,7 @@ def make(
         from justright.bundle.contents import check_contents
         from justright.models.bundle import check_new
 
-        if out is not None and not dry_run:
+        if out is not None:
             check_new(out)
         contents = check_contents(model, switch=switch, draft=draft, draft_options=options, defaults=values)
     for note in contents.notes:
@@ -178,17 +178,21 @@ def build(
         if target is None:
             raise UsageError("give the directory to create: -o DIR, or out in the recipe")
         work = Build(wanted, target)
+    for note in (known := list(work.notes)):
+        output.note(f"note: {note}")
     if dry_run:
         with output.status("measuring"):
             steps = work.estimate()
-        _show_steps(output, steps)
+        _show_steps(output, steps, redo=redo)
         return
     with kept_work(output, target):
         bundle = with_words(output, lambda tell: work.run(tell, redo=redo))
+    for note in work.notes[len(known) :]:
+        output.note(f"note: {note}")
     show(output, bundle)
 
 
-def _show_steps(output: Output, steps: list[Step]) -> None:
+def _show_steps(output: Output, steps: list[Step], *, redo: bool) -> None:
     if output.json:
         from dataclasses import asdict
 
@@ -198,6 +202,10 @@ def _show_steps(output: Output, steps: list[Step]) -> None:
         took = "" if step.seconds is None else f"about {readable_seconds(step.seconds)}, "
         how = "made already, " if step.done else took
         output.text(f"{step.stage:7} {how}{readable_bytes(step.size_bytes)}")
+        if step.changed and not redo:
+            output.note(
+                f"note: {step.stage} was made with other settings ({', '.join(step.changed)}): give --redo"
+            )
     known = sum(step.seconds or 0.0 for step in steps)
     output.text(f"in all  about {readable_seconds(known)}, measured on the models as they are")
 

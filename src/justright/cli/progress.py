@@ -29,20 +29,7 @@ def kept_work(output: Output, out: Path) -> Iterator[None]:
 
 def with_progress(output: Output, run: Callable[[Callable[[str, int, int], None]], T]) -> T:
     """Call ``run`` with a function ``(stage, done, in all)`` that draws a bar for every stage, if bars are wanted."""
-    if not output.progress:
-        return run(lambda *_: None)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
-        rows: dict[str, Any] = {}
-
-        def tick(stage: str, done: int, total: int) -> None:
-            if stage not in rows:
-                rows[stage] = bar.add_task(stage, total=total)
-            bar.update(rows[stage], completed=done, total=total)
-
-        return run(tick)
+    return with_words(output, lambda tell: run(lambda stage, done, total: tell(stage, done, total, "")))
 
 
 def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:

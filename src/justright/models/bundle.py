@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from justright.errors import CheckpointError, ResourceError, UsageError
-from justright.models.files import COMPANIONS, sync_folder, write_durably
+from justright.models.files import COMPANIONS, check_folder, sync_folder, write_durably
 from justright.models.reading import Checkpoint, read_json
 from justright.models.writing import DISK_MARGIN_BYTES, leave, take_lock
 from justright.provenance import Provenance, file_sha256
@@ -105,7 +105,8 @@ class Bundle:
             if not _inside(name):
                 raise CheckpointError(f"{file} names {name!r}: only files in the bundle are allowed")
         for name, entry in data["files"].items():
-            if not isinstance(entry, dict) or not {"size_bytes", "sha256"} <= set(entry):
+            known = entry if isinstance(entry, dict) else {}
+            if type(known.get("size_bytes")) is not int or not isinstance(known.get("sha256"), str):
                 raise CheckpointError(f"{file} is damaged: of {name} it says {entry!r}")
         return cls(path, data["verifier"], **{name: data[name] for name in names})
 
@@ -230,13 +231,14 @@ def write_bundle(
 
 
 def check_new(out: Path) -> None:
-    """Refuse an output that exists.
+    """Refuse an output that exists, or cannot be made.
 
     Raises:
-        UsageError: it does.
+        UsageError: that.
     """
     if out.exists():
         raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    check_folder(out)
 
 
 def bundled_files(model: Path, parts: Mapping[str, Path]) -> dict[str, int]:

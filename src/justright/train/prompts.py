@@ -5,7 +5,10 @@ Where a source holds conversations, its prompts are these, up to an assistant's 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +74,16 @@ class Prompts:
         self._frames = _frames(tokenizer, length, template or {}) if self.chat else []
         self._start = list(tokenizer("", verbose=False)["input_ids"])
         """Special tokens that a text begins with, for the models that want any."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that prompts are drawn from; texts of the same names may have been edited."""
+        parts = [(source.border, source.turns) for source in self.sources]
+        settings = [self.length, self.chat, self.seed, self.shares, self._frames, self._start, parts]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for source in self.sources:
+            digest.update(array("q", source.stream).tobytes())
+        return digest.hexdigest()[:16]
 
     def prompt(self, number: int, *, held_out: bool = False) -> list[int]:
         """Token ids of prompt ``number``: ``length`` of them, or a conversation of at most as many."""
