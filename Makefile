@@ -1,6 +1,6 @@
 # Two commands: `make demo` runs the main job, `make test` proves that all is well.
 # Each sets up everything it needs in .venv; the second time they start at once.
-.PHONY: demo test test-vllm lint docs clean help
+.PHONY: demo serve test test-vllm lint docs clean help
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST_ARGS ?=
+MODEL ?= packaged:smollm2-135m-instruct
+SERVE_ARGS ?=
 VLLM_VENV ?= .venv-vllm
 VLLM_VERSION := 0.32.0
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
@@ -19,10 +21,14 @@ help:
 	@echo "make demo    the main job on the packaged model: plain beside speculative decoding, proven identical"
 	@echo "make test    lint, types, layers and all tests"
 	@echo "make test-vllm  installs vLLM for CPUs into an environment of its own (4 GB) and runs its tests"
+	@echo "make serve   a server on the packaged model, or MODEL=..., with SERVE_ARGS=..."
 	@echo "make docs    build the documentation site"
 
 demo: $(VENV)/.ready
 	$(BIN)/justright demo
+
+serve: $(VENV)/.ready-serve
+	$(BIN)/justright serve $(MODEL) $(SERVE_ARGS)
 
 test: lint
 	@# Threads that sleep while they wait: as fast as need be, and not brought to a halt by a neighbour.
@@ -55,6 +61,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt packages/justright-zoo/pyproject.
 	$(PIP) nanobind cmake ninja && CMAKE_ARGS=-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-deps --no-build-isolation arctic-inference==0.3.0 \
 		|| echo "note: no C++ suffix tree (see above); using the plain Python one"
+	@touch $@
+
+$(VENV)/.ready-serve: $(VENV)/.ready
+	$(PIP) --editable '.[serve]'
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

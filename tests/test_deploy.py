@@ -57,7 +57,17 @@ def commands() -> dict[str, list[str]]:
         "Dockerfile": json.loads(docker[1]),
         "compose": compose["services"]["justright"]["command"],
         "systemd": shlex.split(start[1])[2:],
+        "Ray Serve": shlex.split(_ray_command()),
     }
+
+
+def _ray_command() -> str:
+    """What its page in docs/scale.md starts."""
+    ray = (DEPLOY / "ray_serve.py").read_text()
+    assert '"-m", "justright", "serve", *options, "--port"' in ray
+    start = re.search(r'^JUSTRIGHT_SERVE="(.*?)"', (DEPLOY.parent / "docs/scale.md").read_text(), re.M)
+    assert start
+    return f"serve {start[1]}"
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "compose", "systemd"])

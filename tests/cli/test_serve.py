@@ -45,6 +45,7 @@ def process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
         (("--port", "99999"), "65535"),
         (("--host", "no such host"), "cannot be used"),
         (("--slots", "0"), "--slots"),
+        (("--cache-tokens", "5"), "256"),
         (("--deadline", "-1"), "deadline_s is -1"),
         (("--temperature", "-1"), "temperature is -1"),
         (("--effort", "none"), "switch"),
@@ -88,6 +89,15 @@ def test_a_missing_extra_is_named(run: Run, tiny_llama: Path, monkeypatch: pytes
     result = run("serve", tiny_llama)
     assert result.code == 6
     assert "serving needs llguidance: pip install 'justright[serve]'" in result.err
+
+
+def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:
+    arguments = (tiny_llama, "--name", "mine", "--cache-tokens", 300, "--draft", "none")
+    with process(*arguments) as (_, ready), httpx.Client(base_url=ready["address"], timeout=60) as client:
+        assert client.get("/v1/models").json()["data"][0]["justright"]["context_length"] == 300
+        body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+        usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+        assert usage["total_tokens"] == 300, "nobody said how many: as many as there is room for"
 
 
 def test_it_serves_and_drains(tiny_llama: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from justright.cli import options as opt
 from justright.cli.output import Output, output_of
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, ResourceError, UsageError
 from justright.readable import key_values
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ _Slots = Annotated[
 _CacheTokens = Annotated[
     int | None,
     typer.Option(
-        min=1,
+        min=256,
         metavar="N",
-        help="Most tokens whose keys and values are kept, of all requests together.  (default: as memory allows)",
+        help="Most tokens whose keys and values are kept, of all requests together; if less than the model's context, "
+        "also the longest request.  (default: as memory allows)",
         rich_help_panel=_SERVING,
         show_default=False,
     ),
@@ -239,13 +240,18 @@ def _run(
     drain: float,
 ) -> None:
     """Load the weights, and serve."""
-    from justright.serve.memory import affordable_tokens
+    from justright.serve.memory import LEAST_TOKENS, affordable_tokens
     from justright.serve.run import serve as run
     from justright.serve.scheduler import Scheduler
 
     engine = ready.load()
     if cache_tokens is None:
         cache_tokens = affordable_tokens(engine.verifier)
+    if cache_tokens < LEAST_TOKENS:
+        raise ResourceError(f"memory is left for {cache_tokens} tokens; serving needs room for {LEAST_TOKENS}")
+    if cache_tokens < (context := engine.verifier.max_tokens):
+        engine.verifier.shorten(cache_tokens)
+        output.note(f"note: the cache has room for {cache_tokens} of the context's {context} tokens")
     scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
 
     def on_ready() -> None:

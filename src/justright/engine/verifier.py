@@ -138,6 +138,16 @@ class Verifier:
         self.cache = self._new_cache(slots)
         self._held = [[] for _ in range(slots)]
 
+    def shorten(self, max_tokens: int) -> None:
+        """Let no sequence become longer than ``max_tokens``, where memory has no room for the whole context.
+
+        Raises:
+            UsageError: the cache is allocated already.
+        """
+        if self.cache.static:
+            raise UsageError("a static cache is allocated whole: give max_tokens when the verifier is made")
+        self.max_tokens = self.cache.max_tokens = min(self.max_tokens, max_tokens)
+
     def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
         """Cut slot ``slot`` to what it has in common with a new prompt, leaving at least one token to run.
 

@@ -10,6 +10,8 @@ from justright.engine.verifier import Verifier
 from justright.models.inspect import cached_values_per_token
 
 CGROUPS = Path("/sys/fs/cgroup")
+LEAST_TOKENS = 256
+"""Of keys and values, that a server must have room for."""
 SHARE = 0.8
 """Of the memory that is free once the model is loaded; the rest is for a step's own tensors and for others."""
 
