@@ -70,6 +70,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "a", "refusal": None}]}, "messages.0.refusal"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
      "messages.0.content.0.type"),
+    ({"messages": [{"role": "user", "name": "Bob", "content": "a"}]}, "messages"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls"),
     ({"messages": [{"role": "user", "content": "a" * 4000}]}, "messages"),
     ({"max_completion_tokens": 10**6, "max_tokens": None}, "max_completion_tokens"),

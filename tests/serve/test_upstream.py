@@ -226,6 +226,14 @@ def test_servers_tell_what_they_are() -> None:
     assert upstream_of(llama, adapters, Wanted(fast="1")) == LLAMA
     assert upstream_of(llama, adapters, Wanted(fast="1.gguf")) == LLAMA
     assert upstream_of(llama, [], Wanted()) == Upstream("llama.cpp", "base")
+    assert upstream_of(llama, [], Wanted(), "{% if enable_thinking %}").has_fast
+    one = upstream_of(llama, [], Wanted(), "{{ messages }}")
+    assert not one.has_fast
+    for effort in ("none", "auto"):
+        with pytest.raises(ApiError, match="has one mode"):
+            chat({"messages": [], "reasoning_effort": effort}, one, Policy())
+    assert chat({"messages": [], "reasoning_effort": "high"}, one, Policy()).decision.mode == "slow"
+    assert "slow only" in one.told()
     unknown = {"data": [card("base", "me")]}
     assert upstream_of(unknown, None, Wanted(kind="vllm")) == BARE
 
@@ -234,6 +242,7 @@ def test_servers_tell_what_they_are() -> None:
     ("models", "wanted", "match"),
     [
         ({"data": [card("base", "me")]}, Wanted(), "say what it is"),
+        ({"data": [card("base", "justright")]}, Wanted(), "chooses slow or fast by itself"),
         ({"data": [card("base", "vllm")]}, Wanted(model="other"), "no model 'other'; it has: base"),
         ({"data": [card("base", "vllm")]}, Wanted(fast="q"), "no adapter 'q'; it has: none"),
         (

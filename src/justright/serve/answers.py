@@ -63,6 +63,7 @@ class Answer:
     _offset: int = 0
     _split: ThoughtText | None = None
     _tracker: ThoughtTracker | None = None
+    _behind_thought: bool = False
 
     def take(self, emission: Emission) -> Delta:
         """What an emission adds."""
@@ -93,11 +94,15 @@ class Answer:
             self._tracker = ThoughtTracker(ModePlan(), tags, self.texts.tokenizer, request.prompt_ids)
 
     def _counts(self, token_id: int) -> bool:
-        """Whether a token's log-probability is told: those of thoughts and the end token's are not."""
+        """Whether a token's log-probability is told: not of thoughts, white space behind them, and the end."""
         if self._tracker is not None:
             self._tracker.push(token_id)
             if self._tracker.flags[-1][0]:
+                self._behind_thought = True
                 return False
+            if self._behind_thought and not self.texts.text(token_id).strip():
+                return False
+            self._behind_thought = False
         return token_id not in self.request.stop_token_ids
 
     @property
@@ -105,17 +110,23 @@ class Answer:
         """As OpenAI names it; what was cut by a deadline was cut."""
         return "stop" if self.request.finish_reason == "stop" else "length"
 
+    @property
+    def ended_by(self) -> str:
+        """The model's own end, a stop string, the length or the deadline; nobody is told of ``cancelled``."""
+        request = self.request
+        if request.timed_out:
+            return "deadline"
+        if request.finish_reason == "cancelled":
+            return "cancelled"
+        if request.stopped_by is not None:
+            return "stop"
+        return "end" if request.finish_reason == "stop" else "length"
+
     def told(self) -> dict[str, Any]:
         """How the answer came about: `responses.Told`."""
         request, stats = self.request, self.request.stats
         decision = stats.decision
         mode = "fast" if request.plan.factor >= FAST else "slow"
-        if request.timed_out:
-            ended_by = "deadline"
-        elif request.stopped_by is not None:
-            ended_by = "stop"
-        else:
-            ended_by = "end" if request.finish_reason == "stop" else "length"
         return {
             "mode": mode if decision is None else decision.mode,
             "decision": None if decision is None else decision.to_dict(),
@@ -128,7 +139,7 @@ class Answer:
             "near_ties": stats.near_ties,
             "prefill_s": round(stats.prefill_s, 6),
             "decode_s": round(stats.decode_s, 6),
-            "ended_by": ended_by,
+            "ended_by": self.ended_by,
             "stop": request.stopped_by,
         }
 

@@ -102,7 +102,7 @@ class Service:
             raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
         most = self.scheduler.max_waiting + now.slots
         if self._encoding_now >= most:
-            raise refused(QueueFull(self._encoding_now, 1.0))
+            raise refused(QueueFull(self._encoding_now - now.slots, 1.0))
         self._encoding_now += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoding, make, asked)

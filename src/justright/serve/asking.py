@@ -175,9 +175,17 @@ class Asking:
         role = message.role
         if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
             role = "system"
+        for name in ("name", "tool_call_id"):
+            if getattr(message, name, None) is not None and not self._reads(name):
+                fault = f"messages: this model's chat template has no place for {name}: leave it out"
+                raise ApiError(400, fault, "messages", "unsupported_parameter")
         names = ("name", "tool_call_id", "reasoning_content")
         more = {name: getattr(message, name, None) for name in names}
         return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}
+
+    def _reads(self, name: str) -> bool:
+        """Whether a chat template reads what a message calls ``name``."""
+        return any(re.search(rf"""\.{name}\b|['"]{name}['"]""", one) for one in self._templates)
 
     def _template_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Refuse what would be ignored, and what is not the client's to say."""
@@ -196,13 +204,14 @@ class Asking:
     @cached_property
     def _variables(self) -> frozenset[str]:
         """What the chat templates of both modes read."""
+        return frozenset(name for template in self._templates for name in template_variables(template))
+
+    @cached_property
+    def _templates(self) -> list[str]:
+        """The chat templates of both modes."""
         adapter = self._modes.adapter
-        templates = [self._tokenizer.chat_template, None if adapter is None else adapter.template]
-        found: set[str] = set()
-        for template in templates:
-            if isinstance(template, str):
-                found |= template_variables(template)
-        return frozenset(found)
+        both = [self._tokenizer.chat_template, None if adapter is None else adapter.template]
+        return [one for one in both if isinstance(one, str)]
 
 
 @dataclass(slots=True)

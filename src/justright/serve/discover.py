@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from justright.errors import UsageError
-from justright.serve.upstream import KINDS, Kind, Upstream
+from justright.serve.upstream import KINDS, SWITCH, Kind, Upstream
 
 _OWNERS: Mapping[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 """What a list of models says whose they are -> the server's kind."""
@@ -48,19 +48,24 @@ def kind_of(models: Any, wanted: Wanted) -> Kind:
     for owner in owners:
         if owner in _OWNERS:
             return _OWNERS[owner]
+    if "justright" in owners:
+        raise UsageError(
+            "the upstream is a justright server, which chooses slow or fast by itself: ask it directly"
+        )
     raise UsageError(
         f"the upstream's models are owned by {', '.join(owners)}, which tells of no server that is known: say what it "
         f"is (--kind {', '.join(KINDS)})"
     )
 
 
-def upstream_of(models: Any, adapters: Any, wanted: Wanted) -> Upstream:
+def upstream_of(models: Any, adapters: Any, wanted: Wanted, template: str | None = None) -> Upstream:
     """The upstream, all names settled.
 
     Args:
         models: its answer to ``/v1/models``.
         adapters: llama.cpp's answer to ``/lora-adapters``; None of others.
         wanted: what the user says.
+        template: the model's chat template, where it is known: without an adapter it has to be what makes a fast mode.
 
     Raises:
         UsageError: it does not have what the user names, or several that could be meant.
@@ -76,7 +81,9 @@ def upstream_of(models: Any, adapters: Any, wanted: Wanted) -> Upstream:
         entries = [entry for entry in _listed(adapters, "/lora-adapters") if isinstance(entry.get("id"), int)]
         paths = {str(entry.get("path", "")): int(entry["id"]) for entry in entries}
         ids = tuple(int(entry["id"]) for entry in entries)
-        return Upstream(kind, model, _adapter_id(paths, ids, wanted.fast), ids)
+        fast = _adapter_id(paths, ids, wanted.fast)
+        has_fast = fast is not None or template is None or SWITCH in template
+        return Upstream(kind, model, fast, ids, has_fast=has_fast)
     loras = [str(card["id"]) for card in cards if card.get("parent")]
     return Upstream(kind, model, _one(loras, wanted.fast))
 

@@ -132,8 +132,8 @@ class Exchange:
 
     def _count(self, letter: Letter) -> None:
         request = letter.emission.request
-        ended_by = "error" if request.error is not None else str(request.finish_reason)
-        self._metrics.answered(request, "deadline" if request.timed_out else ended_by)
+        ended_by = "error" if request.error is not None else self.answers[letter.index].ended_by
+        self._metrics.answered(request, ended_by)
         tokens = request.stats.output_tokens
         if tokens > 1:
             seconds = letter.at - self._first.get(letter.index, letter.at)

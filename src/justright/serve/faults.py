@@ -101,7 +101,7 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
     found = error.errors(include_url=False)
     if any(one["type"] == "json_invalid" for one in found):
         return ApiError(400, f"the body is no JSON: {found[0]['msg']}", None, "invalid_json")
-    worst = max(found, key=lambda one: (one["loc"][-1:] == ("type",), one["type"] in _CODES, len(one["loc"])))
+    worst = max(found, key=_depth)
     path = _path(worst["loc"], body, missing=worst["type"] == "missing")
     if worst["type"].startswith("union_tag"):
         path.append(worst["ctx"]["discriminator"].strip("'"))
@@ -116,6 +116,12 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
         return ApiError(400, f"the parameter {param} is missing", param, code)
     message = worst["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, param, code)
+
+
+def _depth(one: Any) -> tuple[bool, bool, int, bool]:
+    """How deep a fault lies; of a union's branches, the one whose type fits."""
+    kind, place = one["type"], one["loc"]
+    return place[-1:] == ("type",), kind in _CODES, len(place), not kind.endswith("_type")
 
 
 def _path(location: Sequence[int | str], body: Any, *, missing: bool) -> list[int | str]:

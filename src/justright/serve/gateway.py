@@ -111,10 +111,20 @@ class Gateway:
         models = await self._json("/v1/models", headers)
         try:
             kind = kind_of(models, self.settings.wanted)
-            adapters = await self._json("/lora-adapters", headers) if kind == "llama.cpp" else None
-            return upstream_of(models, adapters, self.settings.wanted)
+            if kind != "llama.cpp":
+                return upstream_of(models, None, self.settings.wanted)
+            adapters = await self._json("/lora-adapters", headers)
+            return upstream_of(models, adapters, self.settings.wanted, await self._template(headers))
         except UsageError as error:
             raise BadUpstream(502, str(error), None, "upstream_unknown") from error
+
+    async def _template(self, headers: Mapping[str, str]) -> str | None:
+        """llama.cpp's chat template, if it tells."""
+        with contextlib.suppress(ApiError):
+            props = await self._json("/props", headers)
+            if isinstance(props, dict) and isinstance(found := props.get("chat_template"), str):
+                return found
+        return None
 
     async def _json(self, path: str, headers: Mapping[str, str]) -> Any:
         """What the upstream tells at ``path``."""

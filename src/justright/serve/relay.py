@@ -117,7 +117,8 @@ class Relay:
         self._begun = True
         self._events = answer.headers.get("content-type", "").startswith("text/event-stream")
         kept = [(name.lower(), value) for name, value in answer.headers.raw]
-        raw = [(name, value) for name, value in kept if name.decode("latin-1") not in _HOP_BY_HOP]
+        dropped = _HOP_BY_HOP | {"date"}  # this server says when it answers
+        raw = [(name, value) for name, value in kept if name.decode("latin-1") not in dropped]
         start = {"type": "http.response.start", "status": answer.status_code, "headers": raw + self._headers}
         await self._send(send, start)
         async for piece in answer.aiter_raw():

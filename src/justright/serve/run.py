@@ -104,6 +104,13 @@ class HttpServer(uvicorn.Server):
             self._draining.start()
 
     def _drain(self) -> None:
+        now = self._service.scheduler.snapshot()
+        if count := now.running + now.waiting:
+            log.warning(
+                "stopping: %d requests may come to their end for %g s; a second signal does not wait",
+                count,
+                self._drain_s,
+            )
         if not self._service.scheduler.drain(self._drain_s):
             log.warning("some requests were not done within %g s; they are cancelled", self._drain_s)
         self.should_exit = True

@@ -64,6 +64,8 @@ class Upstream:
 
     def told(self) -> str:
         """In a line."""
+        if not self.has_fast:
+            return f"{self.kind}: {self.model}, without an adapter and a template that knows no {SWITCH}: slow only"
         if self.fast is None:
             return f"{self.kind}: {self.model}, without an adapter: fast by its chat template alone"
         fast = f"with adapter {self.fast}" if self.kind == "llama.cpp" else f"is {self.fast_model}"
@@ -143,7 +145,7 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
     if decision.mode == "fast" and budget is not None and decision.by in ("effort", "template"):
         message = f"{decision.reason}, which does not think: leave the budget out"
         raise ApiError(400, message, "thinking_budget", "invalid_value")
-    if decision.mode == "fast" and not upstream.has_fast:
+    if not upstream.has_fast and (decision.mode == "fast" or decision.score is not None):
         message = f"{decision.reason}, and {upstream.model} has one mode: it was served without a switch"
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     sent = _without_auto(body)
