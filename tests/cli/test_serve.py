@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,29 @@ def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:
         body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
         usage = client.post("/v1/chat/completions", json=body).json()["usage"]
         assert usage["total_tokens"] == 300, "nobody said how many: as many as there is room for"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_costs_lines_and_no_answer(tiny_llama: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "justright", "serve", str(tiny_llama), "--json", "--port", str(port)]
+    with Path("/dev/full").open("w") as full:
+        server = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    try:
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        for _ in range(300):
+            with suppress(httpx.TransportError):
+                if client.get("/health").status_code == 200:
+                    break
+            time.sleep(0.2)
+        model = client.get("/v1/models").json()["data"][0]["id"]
+        body = {"model": model, "prompt": "Hello", "max_tokens": 3}
+        assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
+        server.terminate()
+        assert "No space left" in server.communicate(timeout=30)[1]
+    finally:
+        server.kill()
 
 
 def test_it_serves_and_drains(tiny_llama: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from justright.draft.lstm import read_config
 from justright.bench.longtexts import zoo_texts
+from justright.draft.lstm import read_config
 from justright.engine.api import Engine
 from justright.models.identity import weights_identity
 from justright.models.sources import resolve

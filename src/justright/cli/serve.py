@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -248,27 +250,43 @@ def _run(
     if cache_tokens is None:
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:
-        raise ResourceError(f"memory is left for {cache_tokens} tokens; serving needs room for {LEAST_TOKENS}")
+        raise ResourceError(
+            f"memory is left for {cache_tokens} tokens; serving needs room for {LEAST_TOKENS}"
+        )
     if cache_tokens < (context := engine.verifier.max_tokens):
         engine.verifier.shorten(cache_tokens)
         output.note(f"note: the cache has room for {cache_tokens} of the context's {context} tokens")
     scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
 
     def on_ready() -> None:
-        if output.json:
-            about = {"address": address, "model": settings.model, "cache_tokens": cache_tokens}
-            output.object({"event": "ready"} | about)
-        else:
-            output.text(
-                f"{settings.model} is served at {address}/v1; a page at {address}/ shows what goes on"
-            )
+        with _lines_may_fail(output):
+            if output.json:
+                about = {"address": address, "model": settings.model, "cache_tokens": cache_tokens}
+                output.object({"event": "ready"} | about)
+            else:
+                output.text(
+                    f"{settings.model} is served at {address}/v1; a page at {address}/ shows what goes on"
+                )
 
     def on_request(values: dict[str, Any]) -> None:
         if output.json:
-            output.object({"event": "request"} | values)
+            with _lines_may_fail(output):
+                output.object({"event": "request"} | values)
 
     run(engine, scheduler, settings, bound, drain_s=drain, on_ready=on_ready, on_request=on_request)
     output.note("all requests are done; the server has stopped")
+
+
+@contextlib.contextmanager
+def _lines_may_fail(output: Output) -> Iterator[None]:
+    """A full disk, or a reader that left, costs the lines that it cannot take, and no answer."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            output.note(
+                f"note: a line could not be written: {error.strerror}; requests are answered all the same"
+            )
 
 
 def _sampling(ctx: typer.Context, ready: Prepared) -> SamplingParams:
