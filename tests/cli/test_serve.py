@@ -109,15 +109,15 @@ def test_a_full_disk_costs_lines_and_no_answer(tiny_llama: Path) -> None:
     with Path("/dev/full").open("w") as full:
         server = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True)
     try:
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        for _ in range(300):
-            with suppress(httpx.TransportError):
-                if client.get("/health").status_code == 200:
-                    break
-            time.sleep(0.2)
-        model = client.get("/v1/models").json()["data"][0]["id"]
-        body = {"model": model, "prompt": "Hello", "max_tokens": 3}
-        assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for _ in range(300):
+                with suppress(httpx.TransportError):
+                    if client.get("/health").status_code == 200:
+                        break
+                time.sleep(0.2)
+            model = client.get("/v1/models").json()["data"][0]["id"]
+            body = {"model": model, "prompt": "Hello", "max_tokens": 3}
+            assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
         server.terminate()
         assert "No space left" in server.communicate(timeout=30)[1]
     finally:
