@@ -28,8 +28,8 @@ from justright.engine.modes import Modes
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.models.architectures import context_length
-from justright.models.bundle import Bundle, bundled_files, check_new
-from justright.models.files import write_whole
+from justright.models.bundle import Bundle, bundled_files
+from justright.models.files import check_new, write_whole
 from justright.models.identity import weights_identity
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer

@@ -12,6 +12,7 @@ from justright.cli.options import DraftOption, Json, Model
 from justright.cli.output import Output, output_of
 from justright.cli.progress import kept_work, with_progress, with_words
 from justright.errors import CheckpointError, UsageError
+from justright.models.files import check_new
 from justright.readable import key_values, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
@@ -91,7 +92,6 @@ def make(
     values = key_values(default or [], "--default")
     with output.status("checking the parts"):
         from justright.bundle.contents import check_contents
-        from justright.models.bundle import check_new
 
         if out is not None:
             check_new(out)

@@ -11,6 +11,7 @@ import typer
 from justright.cli.options import Json, Model
 from justright.cli.output import Output, output_of
 from justright.cli.progress import kept_work, with_progress
+from justright.models.files import check_new
 from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
@@ -272,8 +273,8 @@ def _check_options(ctx: typer.Context) -> None:
         raise UsageError(
             "--eval-limit and --eval-chat say how to run --eval TASKS: name tasks, or leave them out"
         )
-    if out is not None and out.exists() and not given["evaluate"] and not dry_run:
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    if out is not None and not given["evaluate"] and not dry_run:
+        check_new(out)
     decided = (
         "sparsity",
         "expert_sparsity",

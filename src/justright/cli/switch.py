@@ -12,6 +12,7 @@ from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
+from justright.models.files import check_new
 from justright.readable import readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def extract(
     output = output_of(ctx)
     if out is None and not dry_run:
         raise UsageError("give the directory to create (-o DIR), or --dry-run")
-    if out is not None and out.exists():
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    if out is not None:
+        check_new(out)
     if factor != 1 and form != "merged":
         raise UsageError(
             "--factor is baked into a merged checkpoint only; an adapter is scaled where it is used"

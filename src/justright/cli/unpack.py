@@ -10,7 +10,7 @@ import typer
 from justright.cli.options import Json, Model
 from justright.cli.output import output_of
 from justright.cli.progress import kept_work, with_progress
-from justright.errors import UsageError
+from justright.models.files import check_new
 from justright.readable import readable_bytes
 
 
@@ -30,8 +30,7 @@ def unpack(
     from justright.models.uneven import is_uneven
 
     output = output_of(ctx)
-    if out.exists():
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    check_new(out)
     source = resolve(model, progress=not (output.quiet or output.json)).path
     with kept_work(output, out):
         path = with_progress(

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from justright.errors import CheckpointError, ResourceError, UsageError
-from justright.models.files import COMPANIONS, check_folder, sync_folder, write_durably
+from justright.models.files import COMPANIONS, check_new, sync_folder, write_durably
 from justright.models.reading import Checkpoint, read_json
 from justright.models.writing import DISK_MARGIN_BYTES, leave, take_lock
 from justright.provenance import Provenance, file_sha256
@@ -228,17 +228,6 @@ def write_bundle(
         raise
     leave(work, lock)
     return bundle
-
-
-def check_new(out: Path) -> None:
-    """Refuse an output that exists, or cannot be made.
-
-    Raises:
-        UsageError: that.
-    """
-    if out.exists():
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
-    check_folder(out)
 
 
 def bundled_files(model: Path, parts: Mapping[str, Path]) -> dict[str, int]:

@@ -83,6 +83,17 @@ def check_output(file: Path) -> None:
         )
 
 
+def check_new(out: Path) -> None:
+    """Refuse an output folder that exists, or cannot be made, before the work that fills it.
+
+    Raises:
+        UsageError: that.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    check_folder(out)
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that cannot be made, before the work that fills it.
 

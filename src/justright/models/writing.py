@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models import sparse
-from justright.models.files import copy_companions, sync_folder, write_durably
+from justright.models.files import check_new, copy_companions, sync_folder, write_durably
 from justright.models.reading import INDEX, SINGLE, read_header
 from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile, dtype_name, header_room
 from justright.provenance import FILE_NAME as PROVENANCE
@@ -103,12 +103,12 @@ class CheckpointWriter:
         self._added: set[str] = set()
         self._finished = False
         with self._disk():
-            self._refuse_existing()
+            check_new(self.out)
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(self.partial)
         try:
             with self._disk():
-                self._refuse_existing()
+                check_new(self.out)
                 self._shards = self._take_up(resume)
                 self._check_room(expected_bytes)
         except BaseException:
@@ -186,7 +186,7 @@ class CheckpointWriter:
             for name, content in contents.items():
                 write_durably(self._folder / name, content.encode() if isinstance(content, str) else content)
             sync_folder(self._folder)
-            self._refuse_existing()
+            check_new(self.out)
             os.rename(self._folder, self.out)
             sync_folder(self.out.parent)
         self._finished = True
@@ -286,10 +286,6 @@ class CheckpointWriter:
         return kept
 
     # --- room
-
-    def _refuse_existing(self) -> None:
-        if self.out.exists():
-            raise UsageError(f"{self.out} exists already: choose another output, or remove it first")
 
     def _check_room(self, expected_bytes: int | None) -> None:
         if expected_bytes is None:

@@ -15,6 +15,7 @@ import torch
 
 from justright.calibration.stream import job_folder
 from justright.errors import JustrightError, UsageError
+from justright.models.files import check_new
 from justright.models.identity import weights_identity
 from justright.provenance import collect as collect_provenance
 from justright.switch.adapter import REPORT
@@ -164,8 +165,7 @@ def extract(
     Raises:
         JustrightError: ``out`` exists, identical models, or a rule that keeps nothing or more than ``max_rank``.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+    check_new(out)
     if form not in FORMS:
         raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
     if not 0 <= factor <= 1:

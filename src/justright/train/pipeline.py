@@ -22,7 +22,7 @@ from justright.engine.api import check_model, end_tokens, read_switch
 from justright.engine.verifier import Verifier
 from justright.errors import UsageError
 from justright.models.architectures import context_length
-from justright.models.files import check_folder
+from justright.models.files import check_new
 from justright.models.identity import weights_identity
 from justright.models.sources import check_tokenizer_files, resolve_adapter
 from justright.models.tokenizers import load_tokenizer
@@ -155,9 +155,7 @@ class Work:
     """
 
     def __init__(self, job: Job) -> None:
-        if job.out.exists():
-            raise UsageError(f"{job.out} exists already: choose another output, or remove it first")
-        check_folder(job.out)
+        check_new(job.out)
         self.job = job
         check_model(job.model)
         config = AutoConfig.from_pretrained(job.model, local_files_only=True)
