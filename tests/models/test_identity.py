@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from justright.models import identity
 from justright.models.identity import weights_identity
 from tiny import save_tiny
 
@@ -26,3 +28,12 @@ def test_copies_and_shards_are_one_model_and_others_are_not(tmp_path: Path) -> N
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, tmp_path / "copy" / "model.safetensors", {"format": "pt"})
     assert weights_identity(tmp_path / "copy") != found
+
+
+def test_the_same_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_tiny("llama", tmp_path / "model")
+    found = weights_identity(path)
+    monkeypatch.setattr(identity, "_digest", lambda _: "read again")
+    assert weights_identity(path) == found
+    (path / "model.safetensors").touch()
+    assert weights_identity(path) == "read again"

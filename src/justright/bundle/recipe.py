@@ -36,8 +36,6 @@ from justright.train.run import TrainSetting
 T = TypeVar("T")
 DEVICES = ("auto", "cpu")
 _KEYS = ("model", "fast", "out", "device", "prune", "switch", "draft", "draft_options", "defaults")
-_EPOCHS = 2.5
-"""As `justright draft train` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class DraftRecipe:
     texts: tuple[str, ...] = ("zoo",)
     shape: Shape = field(default_factory=Shape)
     data: DataSetting = field(default_factory=DataSetting)
-    training: TrainSetting = field(default_factory=lambda: TrainSetting(epochs=_EPOCHS))
+    training: TrainSetting = field(default_factory=TrainSetting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +168,8 @@ def _draft(section: Any) -> DraftRecipe:
     texts = section.get("texts", ["zoo"])
     if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UsageError(f"draft.texts is {texts!r}; allowed: a list of names, as [zoo, notes.txt]")
-    whole = {"epochs": _EPOCHS} | section
     shape, data, training = (
-        _section(kind, {n: whole[n] for n in names[kind] if n in whole}, "draft") for kind in kinds
+        _section(kind, {n: section[n] for n in names[kind] if n in section}, "draft") for kind in kinds
     )
     return DraftRecipe(tuple(texts), shape, data, training)
 

@@ -50,7 +50,7 @@ class TrainSetting:
         seed: of weights and batches.
     """
 
-    epochs: float = 2.0
+    epochs: float = 2.5
     rows: int = 8
     rate: float = 0.012
     decay: float = 0.5
