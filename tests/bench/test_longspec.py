@@ -6,12 +6,23 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from draft_helpers import saved_drafter
 from justright.bench.contenders import Choice, Run, check_names
 from justright.bench.decode import DecodeSetting, Results
 from justright.bench.longset import Prompt, write
-from justright.bench.longspec import LongPlan, draw, run_longspec, summaries, table_rows
+from justright.bench.longspec import (
+    NARROW,
+    LongPlan,
+    Summary,
+    draw,
+    narrow_rows,
+    run_longspec,
+    summaries,
+    table_rows,
+)
+from justright.bench.report import rich_table
 from justright.errors import ResourceError, UsageError
 from tiny import save_tiny, tiny_model
 
@@ -132,3 +143,27 @@ def test_summaries_count_tokens_and_verifications_together() -> None:
     assert one.x_plain == pytest.approx(3.0)
     assert one.x_plain_least == pytest.approx(2.0)
     assert one.verify_ms == pytest.approx(800 / 15)
+
+
+def test_a_narrow_terminal_has_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = (5, 2.05, 12.5, 10.25, 30.5, 120.5, 1300.5, 1094.5, 0.5, "identical")
+    found = [
+        Summary(group, name, *figures)
+        for group in ("quote-and-answer", "summarise")
+        for name in ("transformers-lookup", "hybrid:path=drafters/mine-2")
+    ]
+    Console(width=80).print(rich_table("By kind", NARROW, narrow_rows(found)))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[4] == ["quote-and-answer"]
+    assert lines[5] == [
+        "transformers-lookup",
+        "2.05",
+        "12.50",
+        "10.25",
+        "120.5",
+        "1300.5",
+        "1094.5",
+        "identical",
+    ]
+    assert lines[6][0] == "hybrid:p…ers/mine-2"
+    assert len(lines) == 10, "no cell takes a second line"

@@ -267,6 +267,22 @@ def table_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
     ]
 
 
+NARROW = (
+    "contender", "tokens\n/step", "x\nplain", "least", "draft\nms", "verify\nms", "tokens\n/s", "output",
+)  # fmt: skip
+
+
+def narrow_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """Rows for `NARROW`, which fit 80 columns: each group is a line of its own above its contenders."""
+    rows: list[tuple[str, ...]] = []
+    for number, (one, row) in enumerate(zip(found, table_rows(found), strict=True)):
+        if number == 0 or one.group != found[number - 1].group:
+            rows.append((one.group, *("" for _ in NARROW[1:])))
+        name = one.contender if len(one.contender) < 20 else f"{one.contender[:8]}…{one.contender[-10:]}"
+        rows.append((f"  {name}", *row[3:6], *row[7:]))
+    return rows
+
+
 def draw(results: Results, file: Path) -> Path:
     """Acceptance by length, speed-up by length, and what a verification costs: a PNG (needs matplotlib)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -139,7 +139,9 @@ def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]],
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for index, name in enumerate(header):
         text = index < left or (index == len(header) - 1 and left > 1)
         table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=index < left)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="bench", help="Measure the engine, beside transformers' own.", no_args_is_help=True)
 
+_WIDE = 140
+"""Columns of a terminal that `bench longspec` fills."""
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
 
 
@@ -174,13 +176,17 @@ def longspec(
 
 
 def _show_longspec(output: Output, results: Results) -> None:
-    from justright.bench.longspec import HEADER, summaries, table_rows
+    from justright.bench.longspec import HEADER, NARROW, narrow_rows, summaries, table_rows
     from justright.bench.report import fitted, machine_line, rich_table, steadiness_line
 
+    width = output.console().width
     for by in ("length", "kind"):
-        header = (by, *HEADER[1:])
-        shown, body = fitted(header, table_rows(summaries(results, by=by)), output.console().width)
-        output.table(rich_table(f"By {by}", shown, body, left=2))
+        found = summaries(results, by=by)
+        if width < _WIDE:
+            output.table(rich_table(f"By {by}", NARROW, narrow_rows(found)))
+        else:
+            shown, body = fitted((by, *HEADER[1:]), table_rows(found), width)
+            output.table(rich_table(f"By {by}", shown, body, left=2))
     output.table(machine_line(results.machine), steadiness_line(results))
 
 
