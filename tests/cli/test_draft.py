@@ -24,6 +24,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
+def test_a_shipped_drafter_is_inspected_by_its_models_name(run: Run, tmp_path: Path) -> None:
+    seen = run("draft", "inspect", "zoo:slow", "--picture", tmp_path / "curve.png")
+    assert seen.code == 0, seen.err
+    assert "LSTM drafter, width 256, 5 steps" in seen.out
+    assert (tmp_path / "curve.png").exists()
+    assert run("draft", "inspect", "zoo:nobody").code != 0
+
+
 def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path) -> None:
     out = tmp_path / "drafter"
     dry = run("draft", "train", model, "--dry-run", "--texts", texts, *SMALL_TRAINING)

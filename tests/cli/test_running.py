@@ -61,3 +61,6 @@ def test_stats_line() -> None:
         "prompt 100 tokens, 200/s | answer 41 tokens, 10.0/s | 2.00 tokens a step (20 of 30 guesses accepted) | "
         "2 near ties | ended by stop"
     )
+    stats.drafted = stats.accepted = 0
+    assert "plainly" in stats_line(request, drafts=True)
+    assert "plainly" not in stats_line(request)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
+from client_suite import SUITE, Subject
 
 from justright.engine.modes import Thinking
 from justright.engine.sampling import SamplingParams
@@ -82,16 +82,15 @@ def test_a_stream_is_the_same_answer(plain: Running) -> None:
     assert all(c.usage is None and c.choices for c in without)
 
 
-def test_the_async_client(plain: Running) -> None:
-    async def both() -> tuple[str, str]:
-        async with AsyncOpenAI(base_url=f"{plain.address}/v1", api_key="none", max_retries=0) as client:
-            options: dict[str, Any] = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 12}
-            whole = await client.chat.completions.create(**options)
-            stream = await client.chat.completions.create(**options, stream=True)
-            return said(whole), "".join([c.choices[0].delta.content or "" async for c in stream])
+@pytest.fixture(scope="module")
+def subject(thinking: Running) -> Subject:
+    assert thinking.reference is not None
+    return Subject(thinking.address, thinking.openai(), thinking.reference)
 
-    whole, streamed = asyncio.run(both())
-    assert whole == streamed == alone(plain, HELLO).text
+
+@pytest.mark.parametrize("check", SUITE, ids=lambda check: check.__name__)
+def test_the_suite_of_every_server(subject: Subject, check: Callable[[Subject], None]) -> None:
+    check(subject)
 
 
 def test_completions(plain: Running) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from justright.cli import main
 from justright.engine.modes import chat_tokens
@@ -19,7 +21,8 @@ from justright.errors import UsageError
 from justright.models.tokenizers import load_tokenizer
 from justright.serve.upstream import Policy, Upstream
 from justright.serve.vllm.launch import VllmSettings, command, version_note
-from justright.serve.vllm.middleware import VARIABLE, Modes, from_variable, to_variable
+from justright.serve.vllm.middleware import VARIABLE, Answering, Modes, Served, from_variable, to_variable
+from justright.serve.vllm.told import Asked
 from justright.switch.adapter import Adapter, LowRank, read_adapter
 from justright.switch.portable import both_templates, save_portable
 from tiny import tiny_tokenizer
@@ -49,8 +52,9 @@ def test_the_command_has_the_model_as_it_is_and_the_switch_padded(
         "2",
     )
     assert json.loads(after["--speculative-config"])["method"] == "suffix"
-    upstream, policy = from_variable(found.environment[VARIABLE])
-    assert (upstream, policy) == (UPSTREAM, Policy())
+    served = from_variable(found.environment[VARIABLE])
+    assert (served.upstream, served.policy) == (UPSTREAM, Policy())
+    assert served.drafts
 
     written = read_adapter(tmp_path / "switch")
     rank = int(after["--max-lora-rank"])
@@ -74,7 +78,7 @@ def test_a_plain_model_needs_no_files(tiny_path: Path, tmp_path: Path) -> None:
 def test_a_model_of_one_mode_is_not_fast_by_default(tiny_path: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_path)
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny"), tmp_path)
-    assert not from_variable(found.environment[VARIABLE])[0].has_fast
+    assert not from_variable(found.environment[VARIABLE]).upstream.has_fast
     with pytest.raises(UsageError, match="needs a switch"):
         command(tiny_path, None, tokenizer, VllmSettings("tiny", policy=Policy("none")), tmp_path)
 
@@ -98,7 +102,7 @@ def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_p
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny", closing="</think>So"), tmp_path)
     config = found.arguments[list(found.arguments).index("--reasoning-config") + 1]
     assert json.loads(config) == {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>So"}
-    assert from_variable(found.environment[VARIABLE])[0].budgets
+    assert from_variable(found.environment[VARIABLE]).upstream.budgets
 
 
 @pytest.mark.parametrize("fast", ["\n F {{ x }}\n  ", "{% if true %}\nF{% endif %}\n", "F"])
@@ -153,6 +157,20 @@ def test_versions() -> None:
     assert "0.33.1 was not tried" in str(version_note("0.33.1"))
 
 
+SCHEMAS = {
+    "ChatCompletionRequest": {
+        "properties": {name: {} for name in ("model", "messages", "chat_template_kwargs", "reasoning_effort")}
+    }
+}
+
+
+class Document:
+    """vLLM's application, as far as it is asked what it knows."""
+
+    def openapi(self) -> Any:
+        return {"components": {"schemas": SCHEMAS}}
+
+
 async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the application behind the middleware got, and what the client got."""
     got: dict[str, Any] = {}
@@ -177,13 +195,14 @@ async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[s
         sent.append(message)
 
     headers = [(b"content-length", str(sum(map(len, pieces))).encode()), (b"x-a", b"b")]
-    await Modes(app)({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "app": Document()}
+    await Modes(app)(scope, receive, send)
     return got, sent
 
 
 @pytest.fixture
 def _modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, to_variable(UPSTREAM, Policy("none")))
+    monkeypatch.setenv(VARIABLE, to_variable(Served(UPSTREAM, Policy("none"), (7, 8))))
 
 
 @pytest.mark.usefixtures("_modes")
@@ -214,6 +233,109 @@ def test_the_middleware_refuses_as_the_api_does() -> None:
     )
     assert (got, sent[0]["status"]) == ({}, 400)
     assert json.loads(sent[1]["body"])["error"]["code"] == "unsupported_value"
+
+
+@pytest.mark.usefixtures("_modes")
+@pytest.mark.parametrize(
+    ("more", "param", "code"),
+    [
+        ({"nonsense": 1}, "nonsense", "unknown_parameter"),
+        ({"store": True}, "store", "unsupported_parameter"),
+        ({"reasoning": {"depth": 1}}, "reasoning.depth", "unknown_parameter"),
+    ],
+)
+def test_what_vllm_would_ignore_is_refused(more: dict[str, Any], param: str, code: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": HELLO, **more}).encode()
+    got, sent = asyncio.run(_asked("/v1/chat/completions", body))
+    error = json.loads(sent[1]["body"])["error"]
+    assert (got, error["param"], error["code"]) == ({}, param, code)
+    neutral = json.dumps({"model": "tiny", "messages": HELLO, "store": False}).encode()
+    got, _ = asyncio.run(_asked("/v1/chat/completions", neutral))
+    assert "store" not in json.loads(got["body"])
+
+
+SLOW = Asked(chat=True, model="tiny", mode="slow", thoughts=(7, 8))
+
+
+def _answered(asked: Asked | None, status: int, kind: str, *pieces: bytes) -> tuple[dict[str, Any], bytes]:
+    """What a client gets of an answer that comes in pieces."""
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        answering = Answering(send, asked, {"X-Justright-Mode": "slow"})
+        headers = [(b"Content-Type", kind.encode()), (b"content-length", b"5")]
+        await answering({"type": "http.response.start", "status": status, "headers": headers})
+        for index, piece in enumerate(pieces):
+            more = index + 1 < len(pieces)
+            await answering({"type": "http.response.body", "body": piece, "more_body": more})
+
+    asyncio.run(run())
+    return sent[0], b"".join(message["body"] for message in sent[1:])
+
+
+def _vllms_answer() -> dict[str, Any]:
+    message = {"role": "assistant", "content": "\n\nYes.", "reasoning": "\nWell\n"}
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": "stop",
+        "stop_reason": None,
+        "token_ids": [1, 8, 2, 3, 9],
+    }
+    body: dict[str, Any] = {"model": "tiny", "choices": [choice], "prompt_token_ids": [5, 7]}
+    return body | {"usage": {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}}
+
+
+def test_a_whole_answer_gets_our_form() -> None:
+    start, body = _answered(SLOW, 200, "application/json", json.dumps(_vllms_answer()).encode())
+    found = json.loads(body)
+    assert dict(start["headers"])[b"content-length"] == str(len(body)).encode()
+    assert dict(start["headers"])[b"x-justright-mode"] == b"slow"
+    [choice] = found["choices"]
+    assert choice["message"]["reasoning_content"] == "Well"
+    assert choice["message"]["content"] == "Yes."
+    assert found["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert (choice["justright"]["mode"], choice["justright"]["ended_by"]) == ("slow", "end")
+    assert "prompt_token_ids" not in found
+    assert "token_ids" not in choice
+
+
+def test_errors_get_openais_form_and_other_bodies_none() -> None:
+    error = {"error": {"message": "no", "type": "BadRequestError", "param": "body.temperature", "code": 400}}
+    _, body = _answered(None, 400, "application/json", json.dumps(error).encode())
+    assert json.loads(body)["error"] | {"message": ""} == {
+        "message": "", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value",
+    }  # fmt: skip
+    _, body = _answered(SLOW, 200, "text/plain", b"as ", b"it is")
+    assert body == b"as it is"
+    _, body = _answered(SLOW, 200, "application/json", b"no JSON")
+    assert body == b"no JSON"
+
+
+@given(st.lists(st.integers(0, 2000), max_size=6))
+def test_a_stream_is_rewritten_event_by_event_wherever_it_is_cut(cuts: list[int]) -> None:
+    def chunk(delta: dict[str, Any], ids: list[int], **more: Any) -> dict[str, Any]:
+        return {"model": "tiny", "choices": [{"index": 0, "delta": delta, "token_ids": ids, **more}]}
+
+    first = chunk({"role": "assistant"}, []) | {"prompt_token_ids": [5, 7]}
+    chunks = [first, chunk({"reasoning": "Well"}, [1]), chunk({}, [8]), chunk({"content": "\n"}, [2])]
+    chunks += [chunk({"content": "Yes"}, [3]), chunk({"content": ""}, [9], finish_reason="stop")]
+    chunks += [{"model": "tiny", "choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 5}}]
+    data = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks) + b"data: [DONE]\n\n"
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    pieces = [data[begin:end] for begin, end in pairwise(edges)]
+    _, body = _answered(SLOW, 200, "text/event-stream", *pieces)
+    *events, end, rest = body.split(b"\n\n")
+    assert (end, rest) == (b"data: [DONE]", b"")
+    found = [json.loads(one.removeprefix(b"data: "))["choices"][0] for one in events]
+    deltas = [choice["delta"] for choice in found]
+    assert "".join(one.get("reasoning_content", "") for one in deltas) == "Well"
+    assert "".join(one.get("content") or "" for one in deltas) == "Yes"
+    assert found[-1]["justright"]["ended_by"] == "end"
+    assert not any("token_ids" in choice for choice in found)
 
 
 def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

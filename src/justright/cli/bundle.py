@@ -123,20 +123,21 @@ def make(
 def inspect(
     ctx: typer.Context,
     bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.", show_default=False)],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Hash every file; exit code 3 if one is missing or changed.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash every file, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a bundle holds, for which model, and how it runs by default."""
+    """Say what a bundle holds, for which model, and how it runs by default.
+
+    If a file is missing, or not as long as it was, the exit code is 3; with --verify, if one byte is another.
+    """
     from justright.models.bundle import Bundle
     from justright.models.sources import resolve
 
     output = output_of(ctx)
     found = Bundle.open(resolve(bundle, progress=not (output.quiet or output.json)).path)
-    verified = with_progress(output, found.verify) if verify else None
-    show(output, found, verified)
-    if verified is not None and not verified.whole:
+    verified = with_progress(output, found.verify) if verify else found.verify(hashes=False)
+    show(output, found, verified if verify else None)
+    if not verified.whole:
         listed = [f"{name} is missing" for name in verified.missing]
         listed += [f"{name} is changed" for name in verified.changed]
         raise CheckpointError(

@@ -234,7 +234,9 @@ class _Session:
             self._set_effort(argument.strip() or None)
             say(f"effort {argument.strip()}" if argument.strip() else "effort as at the start")
         elif name == "/stats":
-            say(stats_line(self.last) if self.last else "no answer yet", markup=False, soft_wrap=True)
+            drafts = self.engine.drafter is not None
+            line = stats_line(self.last, drafts=drafts) if self.last else "no answer yet"
+            say(line, markup=False, soft_wrap=True)
         else:
             raise UsageError(f"no command {name}; there are /help, /reset, /system, /effort, /stats, /exit")
 

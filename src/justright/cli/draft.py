@@ -187,7 +187,13 @@ def train(
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    drafter: Annotated[str, typer.Argument(help="A drafter's directory or hub id.", show_default=False)],
+    drafter: Annotated[
+        str,
+        typer.Argument(
+            help="A drafter's directory or hub id; or a model that has one: a bundle, packaged:NAME, zoo:NAME.",
+            show_default=False,
+        ),
+    ],
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw its training curve into this file (needs matplotlib).", show_default=False),
@@ -197,10 +203,9 @@ def inspect(
     """Say what a drafter is, for which model, and how well it guessed on held-out prompts."""
     output = output_of(ctx)
     from justright.draft.lstm import read_config
-    from justright.draft.store import WEIGHTS, read_about
-    from justright.models.sources import resolve_drafter
+    from justright.draft.store import WEIGHTS, named_drafter, read_about
 
-    folder = resolve_drafter(drafter)
+    folder = named_drafter(drafter)
     about = read_about(folder)
     if picture is not None:
         from justright.bench.picture import check_picture

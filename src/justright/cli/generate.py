@@ -227,4 +227,4 @@ def _show(
     text = "" if live else request.text
     whole = request.text
     output.text(text, end="" if whole.endswith("\n") else "\n")
-    output.note(stats_line(request))
+    output.note(stats_line(request, drafts=report["options"]["draft"] not in (None, "none")))

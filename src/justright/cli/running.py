@@ -51,8 +51,8 @@ def until(interrupt: Interrupt, emissions: Iterator[Emission]) -> Iterator[Emiss
             break
 
 
-def stats_line(request: Request) -> str:
-    """One line on a finished request: speed of both phases, what speculation brought, near ties."""
+def stats_line(request: Request, *, drafts: bool = False) -> str:
+    """One line on a finished request: speed of both phases, what speculation (where it was on) brought, near ties."""
     stats = request.stats
     parts = [
         f"prompt {stats.prompt_tokens} tokens, {stats.prefill_tokens_per_s:.0f}/s",
@@ -61,6 +61,8 @@ def stats_line(request: Request) -> str:
     if stats.drafted:
         guesses = f"{stats.accepted} of {stats.drafted} guesses accepted"
         parts.append(f"{stats.acceptance_length:.2f} tokens a step ({guesses})")
+    elif drafts and stats.verifications:
+        parts.append("no draft was worth its step: decoded plainly")
     if stats.reasoning_tokens or stats.fast_tokens:
         parts[1] += f" ({stats.reasoning_tokens} thought, {stats.answer_tokens} said)"
     if stats.discarded_tokens:

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.models.architectures import architecture_of
-from justright.models.bundle import bundled_part
+from justright.models.bundle import bundled_part, is_bundle
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
-from justright.models.sources import resolve_drafter
+from justright.models.sources import resolve, resolve_drafter
 
 FORMAT = "justright-drafter-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -54,6 +54,19 @@ def find_drafter(
         "no installed package carries a trained drafter for this model: train one (justright draft train MODEL -o "
         "DRAFTER) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
     )
+
+
+def named_drafter(name: str) -> Path:
+    """The folder of a drafter by its own name, or by its model's: a bundle, ``packaged:NAME``, ``zoo:NAME``.
+
+    Raises:
+        UsageError: there is nothing of that name.
+        SourceError: that model has none at hand.
+    """
+    if ":" not in name and not is_bundle(Path(name).expanduser()):
+        return resolve_drafter(name)
+    model = resolve(name).path
+    return find_drafter(None, weights_identity(model), model=model)
 
 
 def drafter_at_hand(model: Path) -> bool:

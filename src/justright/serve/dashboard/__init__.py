@@ -12,7 +12,7 @@ _POLICY = "default-src 'self'; img-src data:; base-uri 'none'; form-action 'none
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 def page() -> Response:
     """The page."""
     return _file("index.html")

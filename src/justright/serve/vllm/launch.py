@@ -24,7 +24,7 @@ from justright.errors import MissingExtraError, UsageError
 from justright.models.files import write_durably
 from justright.serve.upstream import SWITCH, Policy, Upstream
 from justright.serve.vllm import plugin
-from justright.serve.vllm.middleware import PATH, VARIABLE, to_variable
+from justright.serve.vllm.middleware import PATH, VARIABLE, Served, to_variable
 from justright.switch.adapter import Adapter
 from justright.switch.effort import FAST_EFFORTS
 from justright.switch.portable import both_templates, save_portable
@@ -172,7 +172,10 @@ def command(
             "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
             "which vLLM keeps"
         )
-    environment[VARIABLE] = to_variable(upstream, settings.policy)
+    ids = tokenizer.get_vocab()
+    marks = (ids[tags.open], ids[tags.close]) if thinks and tags is not None else None
+    served = Served(upstream, settings.policy, marks, settings.draft != "none")
+    environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]
     return Command([*arguments, *settings.more], environment, notes)
@@ -182,6 +185,14 @@ def _plain(path: Path, settings: VllmSettings) -> list[str]:
     """What is a setting here and an argument there."""
     found = ["--model", str(path), "--served-model-name", settings.model, "--dtype", settings.dtype]
     found += ["--host", settings.host, "--port", str(settings.port), "--middleware", PATH]
+    found += ["--enable-per-request-metrics", "--enable-prompt-tokens-details"]
+    # As the embedded server writes JSON, by the same library.
+    found += [
+        "--structured-outputs-config",
+        json.dumps({"backend": "guidance", "disable_any_whitespace": True}),
+    ]
+    if settings.draft != "none":
+        found += ["--per-request-spec-decode-metrics", "summary"]
     found += ["--override-generation-config", json.dumps(_sampling(settings.params))]
     numbers = {"--max-model-len": settings.max_context, "--max-num-seqs": settings.slots}
     if settings.data_parallel > 1:

@@ -1,6 +1,6 @@
-"""Effort and `auto` inside vLLM's own server: the ASGI class that its ``--middleware`` takes.
+"""Our front inside vLLM's own server: the ASGI class that its ``--middleware`` takes.
 
-It changes the bodies of chats and completions before vLLM reads them, and nothing else.
+Effort and `auto` choose a model before vLLM reads a request; its answers are given the embedded server's form.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,16 +17,21 @@ from justright.errors import UsageError
 from justright.serve import upstream as mapping
 from justright.serve.faults import ApiError
 from justright.serve.guard import respond
-from justright.serve.upstream import Mapped, Policy, Upstream
+from justright.serve.upstream import SWITCH, Mapped, Policy, Upstream
+from justright.serve.vllm.parameters import Parameters
+from justright.serve.vllm.told import Asked, Telling, openai_error
 
 VARIABLE = "JUSTRIGHT_VLLM_MODES"
 """Tells the class, which vLLM makes without arguments, what there is: see `to_variable`."""
 PATH = f"{__name__}.Modes"
 _CHAT, _COMPLETION = "/v1/chat/completions", "/v1/completions"
+_KINDS = {True: "ChatCompletionRequest", False: "CompletionRequest"}
 
 
 class Modes:
-    """Chooses slow or fast for each request, by the name of the model that is asked for.
+    """Chooses slow or fast for each request, by the name of the model that is asked for; answers as `serve` does.
+
+    Parameters that vLLM would ignore are refused, its answers and errors get the embedded server's form (`Telling`).
 
     Args:
         app: vLLM's.
@@ -36,7 +42,8 @@ class Modes:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._upstream, self._policy = from_variable(os.environ.get(VARIABLE))
+        self._served = from_variable(os.environ.get(VARIABLE))
+        self._parameters: Parameters | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -47,38 +54,162 @@ class Modes:
         if body is None:
             return
         try:
-            found = self._mapped(scope["path"], body)
+            found, asked = self._mapped(scope, body)
         except ApiError as error:
             await respond(error, send)
             return
         if found is None:  # no JSON object: vLLM says what is wrong with it
-            await self._app(scope, _again(body, receive), send)
+            await self._app(scope, _again(body, receive), Answering(send, None, {}))
             return
         sent = json.dumps(found.body).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         changed = dict(scope) | {"headers": [*headers, (b"content-length", str(len(sent)).encode())]}
-        await self._app(changed, _again(sent, receive), _telling(found, send))
+        await self._app(changed, _again(sent, receive), Answering(send, asked, found.headers))
 
-    def _mapped(self, path: str, body: bytes) -> Mapped | None:
+    def _mapped(self, scope: Scope, body: bytes) -> tuple[Mapped | None, Asked | None]:
+        """The request for vLLM, and what its answer has to be told by."""
         try:
-            asked = json.loads(body)
+            said = json.loads(body)
         except (ValueError, RecursionError):
-            return None
-        if not isinstance(asked, dict):
-            return None
-        if path == _CHAT:
-            return mapping.chat(asked, self._upstream, self._policy)
-        return mapping.completion(asked, self._upstream)
+            return None, None
+        if not isinstance(said, dict):
+            return None, None
+        chat, served = scope["path"] == _CHAT, self._served
+        if chat:
+            found = mapping.chat(said, served.upstream, served.policy)
+        else:
+            found = mapping.completion(said, served.upstream)
+        sent = self._known(scope).checked(_KINDS[chat], found.body, mapped=found.decision is not None)
+        named = said.get("model")
+        mode = "fast" if named is not None and named == served.upstream.fast else "slow"
+        asked = Asked(
+            chat,
+            named if isinstance(named, str) else None,
+            mode if found.decision is None else found.decision.mode,
+            found.decision,
+            served.thoughts
+            if chat and _dict(sent, "chat_template_kwargs").get(SWITCH) is not False
+            else None,
+            ids=said.get("return_token_ids") is True,
+            usage=_dict(said, "stream_options").get("include_usage") is True,
+            drafts=served.drafts,
+        )
+        return Mapped(sent | _for_us(sent, asked), found.decision), asked
+
+    def _known(self, scope: Scope) -> Parameters:
+        """What vLLM knows; its application comes with a request."""
+        if self._parameters is None:
+            app: Any = scope.get("app")
+            self._parameters = Parameters({} if app is None else app.openapi())
+        return self._parameters
 
 
-def to_variable(upstream: Upstream, policy: Policy) -> str:
+def _dict(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A parameter that is an object; vLLM refuses one that is not."""
+    found = body.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _for_us(sent: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
+    """What we ask beside the client: token ids to count thoughts, a stream's usage (both left out of the answer)."""
+    more: dict[str, Any] = {}
+    if asked.thoughts is not None:
+        more["return_token_ids"] = True
+    options = sent.get("stream_options")
+    if sent.get("stream") is True and (options is None or isinstance(options, dict)):
+        more["stream_options"] = {**(options or {}), "include_usage": True}
+    return more
+
+
+class Answering:
+    """A send that rewrites vLLM's answer: events as they come, anything else whole.
+
+    Args:
+        send: to the client.
+        asked: by the client; None: something that is no request.
+        headers: further ones: who answers, and why.
+    """
+
+    def __init__(self, send: Send, asked: Asked | None, headers: Mapping[str, str]) -> None:
+        self._send = send
+        self._telling = None if asked is None else Telling(asked)
+        self._more = [
+            (name.lower().encode(), value.encode("ascii", "replace")) for name, value in headers.items()
+        ]
+        self._start: Message = {}
+        self._kind, self._held = b"", b""
+
+    async def __call__(self, message: Message) -> None:
+        """Take one message of vLLM's."""
+        if message["type"] == "http.response.start":
+            headers = [(name.lower(), value) for name, value in message.get("headers", [])]
+            self._kind = dict(headers).get(b"content-type", b"").partition(b";")[0]
+            self._start = {**message, "headers": [*headers, *self._more]}
+            if self._kind != b"application/json":
+                await self._send(self._start)
+            return
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if self._kind == b"application/json":
+            self._held += body
+            if not more:
+                await self._whole()
+            return
+        if self._kind == b"text/event-stream" and self._telling is not None:
+            body = self._events(body) + (self._held if not more else b"")
+            if not body and more:
+                return
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _whole(self) -> None:
+        status, body = self._start["status"], self._held
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if isinstance(found, dict) and status >= 400:
+            body = json.dumps(openai_error(status, found)).encode()
+        elif isinstance(found, dict) and self._telling is not None and "choices" in found:
+            body = json.dumps(self._telling.whole(found), ensure_ascii=False).encode()
+        length = (b"content-length", str(len(body)).encode())
+        headers = [(name, value) for name, value in self._start["headers"] if name != b"content-length"]
+        await self._send({**self._start, "headers": [*headers, length]})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _events(self, data: bytes) -> bytes:
+        assert self._telling is not None
+        *events, self._held = (self._held + data).split(b"\n\n")
+        return b"".join(map(self._telling.events, events))
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a vLLM serves.
+
+    Attributes:
+        upstream: its models.
+        policy: where a request says nothing.
+        thoughts: ids of the tokens that begin and end a thought; None: it does not tell them from answers.
+        drafts: whether it has a drafter.
+    """
+
+    upstream: Upstream
+    policy: Policy
+    thoughts: tuple[int, int] | None = None
+    drafts: bool = False
+
+
+def to_variable(served: Served) -> str:
     """What `VARIABLE` holds; a scorer of the user's own does not travel."""
     names = ("model", "fast", "budgets", "has_fast")
-    found: dict[str, Any] = {name: getattr(upstream, name) for name in names}
-    return json.dumps(found | {"effort": policy.effort, "threshold": policy.threshold})
+    found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
+    found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
+    return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts})
 
 
-def from_variable(text: str | None) -> tuple[Upstream, Policy]:
+def from_variable(text: str | None) -> Served:
     """Read what `to_variable` wrote.
 
     Raises:
@@ -88,8 +219,11 @@ def from_variable(text: str | None) -> tuple[Upstream, Policy]:
         found: Mapping[str, Any] = json.loads(text or "")
         settings = {name: found[name] for name in ("budgets", "has_fast")}
         upstream = Upstream("vllm", found["model"], found["fast"], **settings)
-        return upstream, Policy(found["effort"], threshold=found["threshold"])
-    except (ValueError, KeyError, TypeError) as error:
+        thoughts = None if found["thoughts"] is None else (found["thoughts"][0], found["thoughts"][1])
+        return Served(
+            upstream, Policy(found["effort"], threshold=found["threshold"]), thoughts, found["drafts"]
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(
             f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "
             "`justright serve MODEL --engine vllm`, or copy the variable from its --dry-run"
@@ -118,15 +252,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return receive_again
-
-
-def _telling(found: Mapped, send: Send) -> Send:
-    """A send that puts who answers, and why, into the headers."""
-    raw = [(name.lower().encode(), value.encode("ascii", "replace")) for name, value in found.headers.items()]
-
-    async def telling(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *raw]
-        await send(message)
-
-    return telling
