@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
+from justright.cli.progress import with_words
 from justright.errors import UsageError
 from justright.models.files import check_output
 
 if TYPE_CHECKING:
     from justright.bench.decode import Progress, Results
     from justright.bench.demo import Demo
+
+T = TypeVar("T")
 
 app = typer.Typer(name="bench", help="Measure the engine, beside transformers' own.", no_args_is_help=True)
 
@@ -85,8 +87,7 @@ def decode(
     engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
     setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
     plan = Plan(model, tuple(words(tasks)) or KINDS, numbers(context), setting, memory)
-    with _progress(output) as progress:
-        results = run_plan(plan, out, progress)
+    results = _measured(output, lambda progress: run_plan(plan, out, progress))
     if output.json:
         output.object(results.to_dict())
     else:
@@ -161,8 +162,7 @@ def longspec(
     engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
     setting = DecodeSetting(tuple(draft), tokens, repeats, engine)
     plan = LongPlan(model, setting, prompts, numbers(buckets), tuple(words(kinds)) or KINDS, per_cell, seed)
-    with _progress(output) as progress:
-        results = run_longspec(plan, out, progress)
+    results = _measured(output, lambda progress: run_longspec(plan, out, progress))
     if picture is not None:
         draw(results, picture)
     if output.json:
@@ -283,8 +283,7 @@ def demo(
         from justright.bench.demo import DemoSetting, refuse_mismatches, run_demo
 
     setting = DemoSetting(model, context, tokens, repeats, draft)
-    with _progress(output) as progress:
-        done = run_demo(setting, out, picture=picture, progress=progress)
+    done = _measured(output, lambda progress: run_demo(setting, out, picture=picture, progress=progress))
     if output.json:
         files = [str(file) for file in done.files]
         summary = {
@@ -327,19 +326,11 @@ def _conclude(output: Output, done: Demo) -> None:
     output.text(f"Written: {', '.join(str(file) for file in done.files)}")
 
 
-@contextlib.contextmanager
-def _progress(output: Output) -> Iterator[Progress | None]:
-    """A progress bar on stderr, where progress is shown."""
-    if not output.progress:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _measured(output: Output, run: Callable[[Progress], T]) -> T:
+    """Call ``run`` with a function ``(what, done, in all)`` that shows how far it is."""
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
-        row = bar.add_task("loading", total=None)
+    def told(tell: Callable[[str, int, int, str], None]) -> T:
+        tell("measuring", 0, 0, "loading")
+        return run(lambda what, done, total: tell("measuring", done, total, what))
 
-        def tell(what: str, done: int, total: int) -> None:
-            bar.update(row, description=what, completed=done, total=total)
-
-        yield tell
+    return with_words(output, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 from justright.cli.output import Output
 
 T = TypeVar("T")
+_LINE_S = 30.0
+"""The least between two lines on a log."""
 
 
 @contextmanager
@@ -33,14 +36,14 @@ def with_progress(output: Output, run: Callable[[Callable[[str, int, int], None]
 
 
 def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:
-    """The same with a word on how it goes, ``(stage, done, in all, word)``; on a log, a line for every evaluation."""
+    """The same with a word on how it goes, ``(stage, done, in all, word)``.
+
+    On a log: a line for every evaluation and, where it takes long, one every half minute.
+    """
+    if output.json or output.quiet:
+        return run(lambda *_: None)
     if not output.progress:
-
-        def note(stage: str, done: int, total: int, word: str) -> None:
-            if "acceptance" in word:
-                output.note(f"{stage}: {done}/{total}, {word}")
-
-        return run(note)
+        return run(_lines(output))
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -60,3 +63,18 @@ def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], Non
             )
 
         return run(tell)
+
+
+def _lines(output: Output) -> Callable[[str, int, int, str], None]:
+    """Tell a log."""
+    last = time.monotonic()
+
+    def tell(stage: str, done: int, total: int, word: str) -> None:
+        nonlocal last
+        if "acceptance" in word or time.monotonic() - last >= _LINE_S:
+            last = time.monotonic()
+            output.note(
+                ", ".join([f"{stage}: {done}/{total}" if total else stage, *([word] if word else [])])
+            )
+
+    return tell

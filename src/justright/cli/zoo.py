@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from justright.cli.options import Json
-from justright.cli.output import Output, output_of
+from justright.cli.output import output_of
+from justright.cli.progress import with_words
 from justright.errors import MissingExtraError
 from justright.readable import readable_bytes, readable_count
 
@@ -124,29 +126,22 @@ def build(
                 f"{found.seconds / 60:.0f} minutes here; {readable_bytes(found.size_bytes)} in the end"
             )
         return
-    path = _with_progress(output, name, lambda report: run(name, work, out or Path(f"zoo-{name}"), report))
+
+    def told(tell: Callable[[str, int, int, str], None]) -> Path:
+        tell(name, 0, 0, "preparing")
+        made: Path = run(
+            name,
+            work,
+            out or Path(f"zoo-{name}"),
+            lambda step, steps, loss, rate: tell(name, step, steps, f"loss {loss:.3f}, {rate:.0f} tokens/s"),
+        )
+        return made
+
+    path = with_words(output, told)
     if output.json:
         output.object({"path": str(path)})
     else:
         output.text(str(path))
-
-
-def _with_progress(output: Output, name: str, run: Any) -> Path:
-    if not output.progress:
-        found: Path = run(lambda *_: None)
-        return found
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
-        row = bar.add_task(f"{name}: preparing", total=None)
-
-        def report(step: int, steps: int, loss: float, rate: float) -> None:
-            text = f"{name}: loss {loss:.3f}, {rate:.0f} tokens/s"
-            bar.update(row, description=text, completed=step, total=steps)
-
-        done: Path = run(report)
-        return done
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> Any:
