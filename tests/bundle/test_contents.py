@@ -18,7 +18,7 @@ from justright.cli.output import Output
 from justright.cli.prepare import prepare
 from justright.draft.hybrid import HybridDrafter
 from justright.draft.lstm_drafter import LstmDrafter
-from justright.draft.store import drafter_at_hand
+from justright.draft.store import drafter_at_hand, named_drafter
 from justright.engine.api import Engine
 from justright.engine.defaults import Defaults, settle
 from justright.engine.modes import Thinking
@@ -51,6 +51,15 @@ def bundle(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
         defaults={"draft": "lstm", "effort": "none", "max_context": 200, "temperature": 0.8, "top_k": 5},
     ).write(out)  # fmt: skip
     return out
+
+
+def test_a_drafter_goes_by_its_bundles_name(parts: Parts, bundle: Path, tmp_path: Path) -> None:
+    assert named_drafter(str(bundle)) == bundle / "draft"
+    assert named_drafter(str(parts.draft)) == parts.draft
+    shutil.copytree(bundle, other := tmp_path / "other")
+    config = other / "draft" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "attention"}))
+    assert named_drafter(str(other)) == other / "draft", "of whatever kind"
 
 
 def test_greedy_output_is_that_of_the_parts(parts: Parts, bundle: Path) -> None:

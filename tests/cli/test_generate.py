@@ -63,7 +63,18 @@ def test_json_has_all_of_it(run: Run, tiny_llama: Path) -> None:
     [found] = objects(result.out)
     assert result.err == ""
     assert set(found) == {
-        *("index", "prompt", "text", "token_ids", "finish_reason", "stopped_by", "stats", "model", "options")
+        *(
+            "index",
+            "prompt",
+            "text",
+            "token_ids",
+            "finish_reason",
+            "stopped_by",
+            "stats",
+            "model",
+            "options",
+            "decoded_plainly",
+        )
     }
     assert found["model"] == str(tiny_llama)
     assert found["options"]["seed"] == 3  # type: ignore[index]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from justright.cli.running import cancel_on_interrupt, stats_line, until
+from justright.cli.running import as_object, cancel_on_interrupt, stats_line, until
 from justright.engine.request import Emission, Request
 from justright.engine.stats import RequestStats
 
@@ -64,3 +64,4 @@ def test_stats_line() -> None:
     stats.drafted = stats.accepted = 0
     assert "plainly" in stats_line(request, drafts=True)
     assert "plainly" not in stats_line(request)
+    assert [as_object(request, drafts=drafts)["decoded_plainly"] for drafts in (True, False)] == [True, False]

@@ -287,7 +287,7 @@ class _Session:
         self.answers += 1
         if self.output.json:
             turn = {"turn": self.answers, "prompt": text, "forgotten_turns": forgotten}
-            self.output.object(turn | as_object(request))
+            self.output.object(turn | as_object(request, drafts=self.engine.drafter is not None))
         else:
             self.output.text("" if request.text.endswith("\n") else "\n", end="")
         if interrupt.seen and not sys.stdin.isatty():

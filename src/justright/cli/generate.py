@@ -219,12 +219,14 @@ def _show(
     from justright.cli.running import as_object, stats_line
 
     request = requests[index]
+    drafts = report["options"]["draft"] not in (None, "none")
     if output.json:
-        output.object({"index": index, "prompt": texts[index], **as_object(request), **report})
+        answer = as_object(request, drafts=drafts)
+        output.object({"index": index, "prompt": texts[index], **answer, **report})
         return
     if len(requests) > 1:
         output.text(f"{'' if index == 0 else chr(10)}==> {index + 1} of {len(requests)} <==")
     text = "" if live else request.text
     whole = request.text
     output.text(text, end="" if whole.endswith("\n") else "\n")
-    output.note(stats_line(request, drafts=report["options"]["draft"] not in (None, "none")))
+    output.note(stats_line(request, drafts=drafts))

@@ -61,7 +61,7 @@ def stats_line(request: Request, *, drafts: bool = False) -> str:
     if stats.drafted:
         guesses = f"{stats.accepted} of {stats.drafted} guesses accepted"
         parts.append(f"{stats.acceptance_length:.2f} tokens a step ({guesses})")
-    elif drafts and stats.verifications:
+    elif _decoded_plainly(stats, drafts=drafts):
         parts.append("no draft was worth its step: decoded plainly")
     if stats.reasoning_tokens or stats.fast_tokens:
         parts[1] += f" ({stats.reasoning_tokens} thought, {stats.answer_tokens} said)"
@@ -92,12 +92,18 @@ def totals_line(stats: Sequence[RequestStats]) -> str:
     return " | ".join(parts)
 
 
-def as_object(request: Request) -> dict[str, Any]:
-    """A finished request for JSON."""
+def as_object(request: Request, *, drafts: bool = False) -> dict[str, Any]:
+    """A finished request for JSON; ``decoded_plainly`` where a drafter was there (``drafts``) and none paid."""
     return {
         "text": request.text,
         "token_ids": request.token_ids,
         "finish_reason": request.finish_reason or "cancelled",
         "stopped_by": request.stopped_by,
+        "decoded_plainly": _decoded_plainly(request.stats, drafts=drafts),
         "stats": request.stats.to_dict(),
     }
+
+
+def _decoded_plainly(stats: RequestStats, *, drafts: bool) -> bool:
+    """Whether there was a drafter, and steps, and no draft was worth one."""
+    return drafts and bool(stats.verifications) and not stats.drafted

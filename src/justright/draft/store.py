@@ -66,7 +66,7 @@ def named_drafter(name: str) -> Path:
     if ":" not in name and not is_bundle(Path(name).expanduser()):
         return resolve_drafter(name)
     model = resolve(name).path
-    return find_drafter(None, weights_identity(model), model=model)
+    return bundled_part(model, "draft") or find_drafter(None, weights_identity(model), model=model)
 
 
 def drafter_at_hand(model: Path) -> bool:
