@@ -71,7 +71,7 @@ def chat(
     When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
     """
     from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, thinking_of
+    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
 
     output = output_of(ctx)
     engine_options: dict[str, Any] = {
@@ -96,11 +96,10 @@ def chat(
     params = sampling_of(ctx, ready)
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
-    thinking = thinking_of(
+    said = thinking_of(
         effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
     )
-    if thinking == thinking_of():
-        thinking = ready.defaults.thinking
+    thinking = settled_thinking(said, ready.defaults)
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now

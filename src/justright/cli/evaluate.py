@@ -102,9 +102,11 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
-        from justright.cli.thinking import thinking_of
+        from justright.cli.thinking import settled_thinking, thinking_of
         from justright.engine.api import Engine
+        from justright.engine.defaults import settle
         from justright.engine.options import EngineOptions
+        from justright.models.sources import resolve
 
         options = EngineOptions(
             dtype=dtype,
@@ -114,16 +116,12 @@ def evaluate(
             draft=draft,
             switch=switch,
         )
-        asks = effort is not None or thinking_budget is not None
-        thinking = thinking_of(effort, thinking_budget) if asks else None
-        if asks and not chat:
-            raise UsageError("an effort is for conversations: put questions into the chat template (--chat)")
+        options, defaults = settle(options, resolve(model).path)
+        said = thinking_of(effort, thinking_budget)
+        thinking = settled_thinking(said, defaults, None if chat else "put questions into it (--chat)")
+        effort = thinking.effort
         engine = Engine.load(model, options)
-        options = engine.options
-        if thinking is None and chat and engine.defaults.effort is not None:
-            thinking = engine.defaults.thinking
-            effort = thinking.effort
-        if thinking is not None and engine.modes is not None:
+        if engine.modes is not None:
             engine.modes.check(thinking, engine.verifier.config.hidden_size)
     asked: dict[str, Any] = {
         "limit": limit,
@@ -132,7 +130,10 @@ def evaluate(
         "max_tokens": max_tokens,
         "template": arguments,
     }
-    found = run(engine, names, manager, **asked, thinking=thinking, progress=output.progress)
+    asks = thinking != thinking_of()
+    found = run(
+        engine, names, manager, **asked, thinking=thinking if asks else None, progress=output.progress
+    )
     asked |= {"effort": effort, "thinking_budget": thinking_budget}
     made = {"model": model, "tasks": names, "options": asdict(options) | asked, "made_by": _made_by()}
     figures = [figure.to_dict() for figure in found]

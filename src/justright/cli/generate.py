@@ -93,7 +93,7 @@ def generate(
     Ctrl-C prints what came and ends with exit code 130.
     """
     from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, thinking_of
+    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
@@ -112,15 +112,13 @@ def generate(
     ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
 
     params = sampling_of(ctx, ready)
-    thinking = thinking_of(
+    said = thinking_of(
         effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
     )
+    templated = ready.has_template and not raw
+    thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
     check_thinking(ready, thinking)
     prompts = _prompts(ready, texts, system, raw=raw)
-    if not isinstance(prompts[0], list) and thinking != thinking_of():
-        raise UsageError("the options of thinking need the model's chat template: leave --raw out")
-    if isinstance(prompts[0], list) and thinking == thinking_of():
-        thinking = ready.defaults.thinking
     engine = ready.load()
     settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or ()}
     requests = [

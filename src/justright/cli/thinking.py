@@ -8,6 +8,7 @@ from justright.errors import UsageError
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Prepared
+    from justright.engine.defaults import Defaults
     from justright.engine.modes import Thinking
 
 _MODES = {"slow": 0.0, "fast": 1.0}
@@ -42,6 +43,24 @@ def thinking_of(
         scorer,
         threshold,
     )
+
+
+def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None = None) -> Thinking:
+    """As the user said; where that is nothing, as the bundle does.
+
+    Args:
+        said: by `thinking_of`.
+        defaults: the bundle's.
+        untemplated: where prompts are no conversations, and so nothing can be said: what to do about that.
+
+    Raises:
+        UsageError: something was said all the same.
+    """
+    if said == thinking_of():
+        return said if untemplated else defaults.thinking
+    if untemplated:
+        raise UsageError(f"the options of thinking need the model's chat template: {untemplated}")
+    return said
 
 
 def check_thinking(ready: Prepared, thinking: Thinking) -> None:
