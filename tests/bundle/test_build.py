@@ -220,11 +220,25 @@ def test_a_stage_without_its_settings_is_made_anew(
     assert adapter_of(tmp_path / "out") == adapter_of(tmp_path / "fresh")
 
 
+def test_it_prunes_as_the_command_does(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = {name: said[name] for name in ("model", "prune")}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device, wanted in (("auto", "cuda:0,cuda:1"), ("cpu", "cpu")):
+        pruning = Build(Recipe.of(bare | {"device": device}), tmp_path / "out").pruning
+        assert pruning is not None
+        assert (pruning.device, pruning.rows) == (wanted, 4)
+
+
 def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path) -> None:
     steps = Build(Recipe.of(said), tmp_path / "out").estimate()
     assert [step.stage for step in steps] == [*STAGES, "bundle"]
     assert all(step.size_bytes > 0 and not step.done for step in steps)
     assert [step.seconds is None for step in steps] == [False, True, False, False, True]
+    assert [step.held.split(",")[0] for step in steps] == [
+        *("the pruned model", "the pruned model", "decompositions", "texts and states", "the model in it")
+    ]
     assert not list(tmp_path.iterdir())
 
 

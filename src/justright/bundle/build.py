@@ -35,6 +35,7 @@ from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
 from justright.models.writing import take_lock
 from justright.prune.pipeline import Pruning
+from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
 from justright.switch.adapter import Adapter
 from justright.switch.extract import check_svd, extract
@@ -54,7 +55,8 @@ class Step:
         stage: slow, fast, switch, draft or bundle.
         done: made already, with these settings.
         seconds: about, measured on the models as they are, unpruned; None: little more than reading and writing.
-        size_bytes: of what it leaves.
+        size_bytes: of ``held``.
+        held: what the size is of.
         changed: settings in which the recipe differs from what it was made with: it needs ``redo``.
     """
 
@@ -62,6 +64,7 @@ class Step:
     done: bool
     seconds: float | None
     size_bytes: int
+    held: str
     changed: tuple[str, ...] = ()
 
 
@@ -102,24 +105,26 @@ class Build:
         size = sum(bundled_files(self.model, {}).values())
         steps: list[Step] = []
         for stage in self.keys:
-            if self._is_made(stage):
-                steps.append(Step(stage, True, None, _size(self._out(stage))))
-                continue
-            seconds: float | None = None
-            left = size
-            if stage == "slow" and self.pruning is not None:
-                seconds, left = self.pruning.seconds(), self.pruning.estimate().size_bytes
-            elif stage == "switch" and self.pair is not None and self.recipe.switch is not None:
-                how = self.recipe.switch
-                found = estimate_switch(self.pair, how.max_rank, how.svd, self.device)
-                seconds, left = found.seconds, found.spectra_bytes
-            elif stage == "draft" and self.training is not None:
-                about = self.training.estimate()
-                seconds = about["data"]["seconds"] + about["train_seconds"] + about["spec_seconds"]
-                left = about["data"]["bytes"]
-            steps.append(Step(stage, False, seconds, left, tuple(self._changed(stage))))
-            size = left if stage == "slow" else size
-        return [*steps, Step("bundle", False, None, size)]
+            steps.append(self._estimated(stage, size))
+            size = steps[-1].size_bytes if stage == "slow" else size
+        return [*steps, Step("bundle", False, None, size, "the model in it, its parts not counted")]
+
+    def _estimated(self, stage: str, model_bytes: int) -> Step:
+        if self._is_made(stage):
+            return Step(stage, True, None, _size(self._out(stage)), "what it left")
+        seconds: float | None = None
+        size, held = model_bytes, "the pruned model"
+        if stage == "slow" and self.pruning is not None:
+            seconds, size = self.pruning.seconds(), self.pruning.estimate().size_bytes
+        elif stage == "switch" and self.pair is not None and self.recipe.switch is not None:
+            how = self.recipe.switch
+            found = estimate_switch(self.pair, how.max_rank, how.svd, self.device)
+            seconds, size, held = found.seconds, found.spectra_bytes, "decompositions, while it works"
+        elif stage == "draft" and self.training is not None:
+            about = self.training.estimate()
+            seconds = about["data"]["seconds"] + about["train_seconds"] + about["spec_seconds"]
+            size, held = about["data"]["bytes"], "texts and states, while it works"
+        return Step(stage, False, seconds, size, held, tuple(self._changed(stage)))
 
     def run(self, tell: Tell = lambda *_: None, *, redo: bool = False) -> Bundle:
         """Do it; interrupted at any time, the same call goes on.
@@ -192,7 +197,10 @@ class Build:
     def _pruning(self, settings: Settings) -> Pruning:
         given = (self.recipe.said.get("prune") or {}).get("length")
         settled = settings if given else replace(settings, length=min(settings.length, self.context))
-        return Pruning(self.model, settled, device=str(self.device))
+        device = str(self.device)
+        if self.recipe.device == "auto":
+            device = every_device(device)
+        return Pruning(self.model, settled, device=device)
 
     def _training(self, how: DraftRecipe) -> Work:
         """The training as far as it can be checked without the switch; the fast mode's prompts are."""

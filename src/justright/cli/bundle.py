@@ -202,7 +202,7 @@ def _show_steps(output: Output, steps: list[Step], *, redo: bool) -> None:
     for step in steps:
         took = "" if step.seconds is None else f"about {readable_seconds(step.seconds)}, "
         how = "made already, " if step.done else took
-        output.text(f"{step.stage:7} {how}{readable_bytes(step.size_bytes)}")
+        output.text(f"{step.stage:7} {how}{readable_bytes(step.size_bytes)} ({step.held})")
         if step.changed and not redo:
             output.note(
                 f"note: {step.stage} was made with other settings ({', '.join(step.changed)}): give --redo"

@@ -303,13 +303,11 @@ def _check_options(ctx: typer.Context) -> None:
 
 def _devices(text: str) -> list[str]:
     """The devices that layers run on, each checked; ``auto`` is every GPU there is, or the CPU."""
-    import torch
-
     from justright.engine.options import EngineOptions
+    from justright.prune.preflight import every_device
 
-    if text == "auto" and torch.cuda.device_count() > 1:
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [str(EngineOptions(device=name.strip()).torch_device) for name in text.split(",")]
+    found = [str(EngineOptions(device=name.strip()).torch_device) for name in text.split(",")]
+    return every_device(*found).split(",") if text == "auto" else found
 
 
 def _evaluation(

@@ -97,7 +97,7 @@ class Pruning:
         plan: Plan | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        rows: int = 1,
+        rows: int = 4,
         statistics: Path | None = None,
     ) -> None:
         self.model, self.settings, self.given, self.statistics = model, settings, plan, statistics

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models.architectures import context_length, expert_groups, num_experts, parameter_part
 from justright.models.decoder_layers import LayerFormat
@@ -215,6 +217,12 @@ def check_room(out: Path, result: int, work: int) -> None:
             f"{readable_bytes(work)} to work with are needed, {readable_bytes(free)} are free. Free some, write "
             "elsewhere, or calibrate with fewer or shorter sequences"
         )
+
+
+def every_device(single: str) -> str:
+    """Where layers run unless somebody says it: on all GPUs, where there are several, else on ``single``."""
+    count = torch.cuda.device_count()
+    return ",".join(f"cuda:{number}" for number in range(count)) if count > 1 else single
 
 
 def check_length(config: dict[str, Any], length: int) -> None:
