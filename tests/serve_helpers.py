@@ -14,7 +14,8 @@ from openai import OpenAI
 
 from justright.engine.api import Engine
 from justright.serve.app import Service
-from justright.serve.run import HttpServer, address_of, bind
+from justright.serve.life import HttpServer, address_of, bind
+from justright.serve.run import server_of
 from justright.serve.scheduler import Scheduler
 from justright.serve.settings import ServeSettings
 
@@ -67,14 +68,15 @@ def running(
     cache_tokens: int | None = None,
     drain_s: float = 5.0,
     reference: Engine | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
-    """A server in this process."""
+    """A server in this process; ``options``: further ones of `server_of`."""
     scheduler = Scheduler(engine, max_waiting=max_waiting, cache_tokens=cache_tokens)
     settings = settings or ServeSettings(MODEL)
     service = Service(engine, scheduler, settings)
     ready = threading.Event()
     bound = bind("127.0.0.1", 0)
-    server = HttpServer(service, bound, drain_s=drain_s, on_ready=ready.set)
+    server = server_of(service, bound, drain_s=drain_s, on_ready=ready.set, **options)
     scheduler.start()
     thread = threading.Thread(target=server.run_until_stopped, daemon=True)
     thread.start()

@@ -22,9 +22,18 @@ class JustrightError(Exception):
 
 
 class UsageError(JustrightError):
-    """The request makes no sense: a bad option, an empty prompt, an unknown value."""
+    """The request makes no sense: a bad option, an empty prompt, an unknown value.
+
+    Args:
+        message: see above.
+        about: the setting at fault, by its name in the code, for those who let users call it otherwise.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "", *, about: str | None = None) -> None:
+        super().__init__(message)
+        self.about = about
 
 
 class SourceError(JustrightError):

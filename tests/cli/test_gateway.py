@@ -7,8 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 
 from cli_helpers import Run
 
@@ -16,10 +24,8 @@ from cli_helpers import Run
 def test_it_runs_until_it_is_told_to_stop() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = "http://{}:{}".format(*free.getsockname())
-    command = [sys.executable, "-m", "justright", "gateway", "--upstream", nobody, "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process, ready = started(nobody)
     assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
     assert ready["event"] == "ready"
     assert "cannot be reached" in ready["upstream"]
     assert httpx.get(f"{ready['address']}/v1/models").status_code == 502
@@ -27,7 +33,93 @@ def test_it_runs_until_it_is_told_to_stop() -> None:
     assert (request["event"], request["path"], request["status"]) == ("request", "/v1/models", 502)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
-    assert process.returncode in (0, -signal.SIGTERM)
+    assert process.returncode == 0
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """A vLLM of one model and its fast adapter; with ``hang`` in a body it never answers."""
+
+    def do_GET(self) -> None:
+        cards = [{"id": "base", "owned_by": "vllm"}, {"id": "quick", "owned_by": "vllm", "parent": "base"}]
+        self._answer({"object": "list", "data": cards})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if "hang" in body:
+            asked.set()
+            time.sleep(60)
+        self._answer({"model": body["model"]})
+
+    def _answer(self, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+asked = threading.Event()
+
+
+def started(upstream: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """A gateway in a process of its own, and the line that says where it is."""
+    command = [sys.executable, "-m", "justright", "gateway", "--upstream", upstream, "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())
+
+
+@pytest.fixture
+def gateway() -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Upstream) as upstream:
+        upstream.daemon_threads = True
+        upstream.block_on_close = False
+        threading.Thread(target=upstream.serve_forever, daemon=True).start()
+        process, ready = started(f"http://127.0.0.1:{upstream.server_port}")
+        yield process, ready
+        process.kill()
+        process.communicate()
+        upstream.shutdown()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
+def test_auto_is_decided_without_torch(gateway: tuple[subprocess.Popen[str], dict[str, Any]]) -> None:
+    process, ready = gateway
+    for question, mode, model in (
+        ("Hi", "fast", "quick"),
+        ("Prove why 1 + 2 - 3 < 4 * 5, step by step, then each 6", "slow", "base"),
+    ):
+        body = {"messages": [{"role": "user", "content": question}], "reasoning_effort": "auto"}
+        answer = httpx.post(f"{ready['address']}/v1/chat/completions", json=body)
+        assert answer.headers["x-justright-mode"] == mode
+        assert answer.headers["x-justright-reason"].startswith("heuristic says")
+        assert answer.json() == {"model": model}
+    loaded = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "libpython" in loaded or "python" in loaded
+    assert "torch" not in loaded
+
+
+def test_a_second_signal_does_not_wait(gateway: tuple[subprocess.Popen[str], dict[str, Any]]) -> None:
+    process, ready = gateway
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError):
+            httpx.post(
+                f"{ready['address']}/v1/chat/completions", json={"messages": [], "hang": 1}, timeout=60
+            )
+
+    request = threading.Thread(target=ask, daemon=True)
+    request.start()
+    assert asked.wait(20)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
 
 
 def test_what_makes_no_sense_is_refused_at_once(run: Run) -> None:

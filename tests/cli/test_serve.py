@@ -172,10 +172,49 @@ def test_a_second_signal_does_not_wait(tiny_llama: Path) -> None:
         }
         url = f"{ready['address']}/v1/chat/completions"
         with httpx.stream("POST", url, json=body | {"stream": True, "n": 16}, timeout=60) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # kept: one that is let go closes the connection
+            next(lines)
             server.send_signal(signal.SIGINT)
             with httpx.Client(base_url=ready["address"]) as client:
                 while client.get("/health").json()["status"] != "draining":
                     pass
             server.send_signal(signal.SIGINT)
             assert server.wait(20) == 130
+
+
+def test_a_dead_engine_ends_the_process(tiny_llama: Path) -> None:
+    """So that systemd starts it again; what was asked is told."""
+    code = """if True:
+        from justright.cli import main
+        from justright.serve.scheduler import Scheduler
+
+        def broken(self):
+            raise MemoryError("no more of it")
+
+        Scheduler._enforce = broken
+        main()
+    """
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        str(tiny_llama),
+        "--json",
+        "--port",
+        "0",
+        "--draft",
+        "none",
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        ready = json.loads(server.stdout.readline())
+        body = {"model": ready["model"], "prompt": "Hello", "max_tokens": 3}
+        answer = httpx.post(f"{ready['address']}/v1/completions", json=body, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_error")
+        _, err = server.communicate(timeout=30)
+    finally:
+        server.kill()
+    assert server.returncode == 1
+    assert "error: the engine died (MemoryError: no more of it): start the server again" in err

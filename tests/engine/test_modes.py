@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
@@ -13,7 +14,8 @@ from justright.errors import UsageError
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from justright.switch.scorers import Callback
+from justright.switch.routing import Escalate
+from justright.switch.scorers import Callback, Probe
 from tiny import save_tiny, tiny_tokenizer
 
 MESSAGES = [{"role": "user", "content": "how many?"}]
@@ -82,6 +84,24 @@ def test_a_function_of_the_users_decides(engine: Engine) -> None:
         decision = request.stats.decision
         assert decision is not None
         assert (decision.mode, decision.by) == (mode, "callback")
+
+
+def test_a_probe_is_read_once(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(str(paths[0]), switch=str(paths[1]))
+    none = torch.zeros(64)
+    probe = Probe(none, 0.0, none, none + 1, 0.7, {"escalate": {"threshold": 0.25}})
+    read: list[Path] = []
+
+    def once(folder: Path, _: int) -> Probe:
+        read.append(folder)
+        return probe
+
+    monkeypatch.setattr(Probe, "read", once)
+    for effort in ("auto", "auto", "escalate"):
+        request = engine.conversation(MESSAGES, thinking=Thinking(effort), max_tokens=4)
+    assert len(read) == 1
+    assert isinstance(request.route, Escalate)
+    assert request.route.threshold == 0.25
 
 
 def test_without_a_switch_the_template_may_leave_thinking_out(paths: tuple[Path, Path]) -> None:

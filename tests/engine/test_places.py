@@ -146,6 +146,9 @@ class Only:
     def take(self, token_id: int) -> None:
         self.taken.append(token_id)
 
+    def begin(self) -> None:
+        self.taken.clear()
+
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.9, seed=3, top_k=5)])
 @pytest.mark.parametrize("draft", [False, True])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import ScriptedDrafter, prompt_of
+from justright.draft.suffix import SuffixDrafter
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
@@ -223,6 +224,49 @@ def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
         assert decision.mode == ("slow" if thought else "fast")
         assert request.stats.discarded_tokens == ((len(cut) if stops else TOKENS) if thought else 0)
         assert switched.cache.lengths == [0, 0, 0]
+
+
+class Anything:
+    """A constraint that allows all, and notes what it was told."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def mask(self, scores: Tensor) -> Tensor:
+        return scores
+
+    def take(self, token_id: int) -> None:
+        self.taken.append(token_id)
+
+    def begin(self) -> None:
+        self.taken.clear()
+
+
+def test_a_constraint_begins_anew_with_the_answer(switched: Verifier) -> None:
+    plain = prompt_of(9)
+    request = Request(
+        plain,
+        max_tokens=TOKENS,
+        plan=ModePlan(1.0),
+        route=Escalate(0.0, Turn(plain, ModePlan())),
+        constraint=(constraint := Anything()),
+    )
+    list(DecodeLoop(switched, TOKENIZER).run([request]))
+    assert request.stats.discarded_tokens == TOKENS
+    assert constraint.taken == request.token_ids
+
+
+def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
+    for escalates in (False, True):
+        slow = Turn(OPENED, ModePlan(budget=5))
+        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, top_logprobs=0)
+        if escalates:
+            request.plan, request.route = ModePlan(1.0), Escalate(0.0, slow)
+        list(DecodeLoop(switched, TOKENIZER, drafter=SuffixDrafter()).run([request]))
+        assert request.stats.forced_tokens
+        thought = [one.thought for one in request.logprobs]
+        assert sum(thought) == request.stats.reasoning_tokens < TOKENS
+        assert thought == sorted(thought, reverse=True)
 
 
 def test_an_escalated_request_among_others(switched: Verifier) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from justright.engine.api import Engine
 from justright.errors import UsageError
+from justright.serve.life import bind
 from justright.serve.responses import ErrorBody
-from justright.serve.run import bind
 from justright.serve.settings import ServeSettings
 from serve_helpers import MODEL, Running, running
 

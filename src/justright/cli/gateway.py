@@ -10,7 +10,7 @@ import typer
 
 from justright.cli import options as opt
 from justright.cli.output import Output, output_of
-from justright.cli.serve import _Drain, _Host, _KeyFile, _Keys, _keys, _MaxBody, _Port
+from justright.cli.serve import _Connections, _Drain, _Host, _KeyFile, _Keys, _keys, _MaxBody, _Port
 from justright.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def gateway(
     host: _Host = "127.0.0.1",
     port: _Port = 8080,
     drain: _Drain = 30.0,
+    max_connections: _Connections = 1024,
     api_key: _Keys = None,
     api_key_file: _KeyFile = None,
     max_body: _MaxBody = 4.0,
@@ -113,6 +114,7 @@ def gateway(
     try:
         from justright.serve.discover import Wanted
         from justright.serve.gateway import Gateway, GatewaySettings
+        from justright.serve.life import bind
         from justright.serve.upstream import Policy
     except ImportError as error:
         raise MissingExtraError(f"the gateway needs {error.name}: pip install 'justright[serve]'") from error
@@ -127,50 +129,40 @@ def gateway(
         timeout_s=timeout,
         max_body_bytes=int(max_body * _MIB),
     )
-    bound = _bind(host, port)
-    asyncio.run(_run(Gateway(settings), bound, drain, output))
+    with bind(host, port) as bound:
+        asyncio.run(_run(Gateway(settings), bound, drain, max_connections, output))
     output.note("the gateway has stopped")
 
 
-async def _run(running: Gateway, bound: socket.socket, drain_s: float, output: Output) -> None:
+async def _run(
+    running: Gateway, bound: socket.socket, drain_s: float, max_connections: int, output: Output
+) -> None:
     """Ask the upstream what it is, and serve."""
-    import uvicorn
-
     from justright.serve.faults import ApiError
     from justright.serve.gateway import create_gateway
+    from justright.serve.life import HttpServer, address_of
 
     def log(method: str, path: str, status: int, seconds: float) -> None:
         if output.json:
             about = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
-            output.object({"event": "request"} | about)
+            with output.lines_may_fail():
+                output.object({"event": "request"} | about)
 
-    config = uvicorn.Config(
-        create_gateway(running, log),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
-    )
-    address = f"http://{'[%s]' if bound.family == socket.AF_INET6 else '%s'}:%d" % bound.getsockname()[:2]
     try:
         told = (await running.upstream()).told()
     except ApiError as error:
         if error.code == "upstream_unknown":
             raise UsageError(error.message) from error
         told = f"{error.message} It is asked again with each request"
-    if output.json:
-        output.object({"event": "ready", "address": address, "upstream": told})
-    else:
-        output.text(f"{address}/v1 stands before {running.origin}; {told}")
-    await uvicorn.Server(config).serve([bound])
 
+    def on_ready() -> None:
+        address = address_of(bound)
+        with output.lines_may_fail():
+            if output.json:
+                output.object({"event": "ready", "address": address, "upstream": told})
+            else:
+                output.text(f"{address}/v1 stands before {running.origin}; {told}")
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A port of our own; 0 takes any."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(
-            f"port {port} of {host} cannot be used ({error}): give another --host or --port"
-        ) from error
+    app = create_gateway(running, log)
+    server = HttpServer(app, bound, close_s=drain_s, max_connections=max_connections, on_ready=on_ready)
+    await server.serve([bound])

@@ -43,6 +43,17 @@ class Output:
         """Write a JSON object to stdout, on one line."""
         self.text(json.dumps(value, ensure_ascii=False))
 
+    @contextlib.contextmanager
+    def lines_may_fail(self) -> Iterator[None]:
+        """A full disk, or a reader that left, costs a server the lines that it cannot take, and no answer."""
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.note(
+                    f"note: a line could not be written: {error.strerror}; requests are answered all the same"
+                )
+
     def note(self, text: str) -> None:
         """Write a line to stderr, for people; nothing with ``--quiet``."""
         if not self.quiet:

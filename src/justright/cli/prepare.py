@@ -8,7 +8,7 @@ engine = ready.load()
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -142,18 +142,19 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     return Prepared(source, checked, tokenizer, context, output, hidden_size, defaults)
 
 
-def sampling_of(ctx: typer.Context, ready: Prepared) -> SamplingParams:
-    """How to sample: every option as the user gave it, else as the bundle says, else its own default.
+def sampling_of(
+    ctx: typer.Context, ready: Prepared, otherwise: SamplingParams | None = None
+) -> SamplingParams:
+    """How to sample: every option as the user gave it, else as the bundle says, else as ``otherwise`` (greedy).
 
     Raises:
         UsageError: a value that is not allowed.
     """
-    from dataclasses import asdict
-
     from justright.engine.sampling import SamplingParams
 
-    own = asdict(ready.defaults.params)
-    return SamplingParams(**{name: chosen(ctx, name, ctx.params[name], value) for name, value in own.items()})
+    own = replace(otherwise or SamplingParams(), **ready.defaults.sampling)
+    names = [field.name for field in fields(own) if field.name in ctx.params]
+    return replace(own, **{name: chosen(ctx, name, ctx.params[name], getattr(own, name)) for name in names})
 
 
 def _quiet_libraries(output: Output) -> None:

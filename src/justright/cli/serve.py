@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
     import socket
 
     from justright.cli.prepare import Prepared
-    from justright.engine.sampling import SamplingParams
     from justright.serve.settings import ServeSettings
 
 _SERVING = "Serving"
@@ -82,6 +78,15 @@ _Drain = Annotated[
         min=0.0,
         metavar="SECONDS",
         help="Let requests come to their end for so long after SIGTERM or Ctrl-C; a second signal does not wait.",
+        rich_help_panel=_SERVING,
+    ),
+]
+_Connections = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Connections open at once; the requests of more are told to come again.",
         rich_help_panel=_SERVING,
     ),
 ]
@@ -156,6 +161,7 @@ def serve(
     queue: _Queue = 64,
     deadline: _Deadline = None,
     drain: _Drain = 30.0,
+    max_connections: _Connections = 1024,
     api_key: _Keys = None,
     api_key_file: _KeyFile = None,
     max_body: _MaxBody = 4.0,
@@ -193,10 +199,10 @@ def serve(
         serve_vllm(ctx, model, engine_arg or [], copies, dry_run)
         return
     _check_embedded(engine, engine_arg, copies, dry_run)
-    from justright.cli.prepare import prepare
+    from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, thinking_of
-    from justright.serve.run import address_of, bind
-    from justright.serve.settings import ServeSettings, served_name
+    from justright.serve.life import bind
+    from justright.serve.settings import OPENAI, ServeSettings, served_name
 
     output = output_of(ctx)
     keys = _keys(api_key or [], api_key_file)
@@ -219,7 +225,7 @@ def serve(
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),
-            _sampling(ctx, ready),
+            sampling_of(ctx, ready, OPENAI),
             thinking,
             max_tokens,
             deadline,
@@ -228,7 +234,7 @@ def serve(
         )
         if not keys and not host.startswith("127.") and host not in ("localhost", "::1"):
             output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
-        _run(ready, settings, bound, output, address_of(bound), queue, cache_tokens, drain)
+        _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 
 def _run(
@@ -236,12 +242,13 @@ def _run(
     settings: ServeSettings,
     bound: socket.socket,
     output: Output,
-    address: str,
     queue: int,
     cache_tokens: int | None,
     drain: float,
+    max_connections: int,
 ) -> None:
     """Load the weights, and serve."""
+    from justright.serve.life import address_of
     from justright.serve.memory import LEAST_TOKENS, affordable_tokens
     from justright.serve.run import serve as run
     from justright.serve.scheduler import Scheduler
@@ -258,8 +265,10 @@ def _run(
         output.note(f"note: the cache has room for {cache_tokens} of the context's {context} tokens")
     scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
 
+    address = address_of(bound)
+
     def on_ready() -> None:
-        with _lines_may_fail(output):
+        with output.lines_may_fail():
             if output.json:
                 about = {"address": address, "model": settings.model, "cache_tokens": cache_tokens}
                 output.object({"event": "ready"} | about)
@@ -270,32 +279,20 @@ def _run(
 
     def on_request(values: dict[str, Any]) -> None:
         if output.json:
-            with _lines_may_fail(output):
+            with output.lines_may_fail():
                 output.object({"event": "request"} | values)
 
-    run(engine, scheduler, settings, bound, drain_s=drain, on_ready=on_ready, on_request=on_request)
+    run(
+        engine,
+        scheduler,
+        settings,
+        bound,
+        drain_s=drain,
+        max_connections=max_connections,
+        on_ready=on_ready,
+        on_request=on_request,
+    )
     output.note("all requests are done; the server has stopped")
-
-
-@contextlib.contextmanager
-def _lines_may_fail(output: Output) -> Iterator[None]:
-    """A full disk, or a reader that left, costs the lines that it cannot take, and no answer."""
-    try:
-        yield
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            output.note(
-                f"note: a line could not be written: {error.strerror}; requests are answered all the same"
-            )
-
-
-def _sampling(ctx: typer.Context, ready: Prepared) -> SamplingParams:
-    """As the user says, else as the bundle says, else as OpenAI's API has it."""
-    from justright.serve.settings import OPENAI
-
-    own = asdict(OPENAI) | dict(ready.defaults.sampling)
-    given = {key: opt.chosen(ctx, key, ctx.params[key], value) for key, value in own.items() if key != "seed"}
-    return replace(OPENAI, **given)
 
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ _NOT_HERE = {
     "deadline": "vLLM has none",
     "drain": "vLLM has --shutdown-timeout",
     "max_body": "vLLM has no such limit",
+    "max_connections": "vLLM has no such limit",
     "max_tokens": "vLLM answers up to the end of the context where a request does not say it",
     "thinking_budget": "give it with a request",
     "device": "vLLM takes what there is",
@@ -106,14 +107,15 @@ def _with_defaults(
     ctx: typer.Context, settings: VllmSettings, ready: Prepared
 ) -> tuple[VllmSettings, list[str]]:
     """Where the user says nothing, as a bundle says, and what to tell of it; a drafter for another model is refused."""
-    from justright.cli.serve import _sampling
+    from justright.cli.prepare import sampling_of
     from justright.draft.registry import create_drafter
+    from justright.serve.settings import OPENAI
 
     draft, options, notes = _drafting(ctx.params["draft"], _draft_options(ctx), ready.defaults)
     effort = settings.policy.effort or ready.defaults.effort
     settled = replace(
         settings,
-        params=_sampling(ctx, ready),
+        params=sampling_of(ctx, ready, OPENAI),
         policy=replace(settings.policy, effort=effort),
         max_context=ready.options.max_context,
         draft=draft,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -62,12 +62,17 @@ class Active:
         forced_alone = request.stats.forced_tokens - forced_before == len(verified.token_ids)
         if request.top_logprobs is not None:
             rows = output.logits[verified.path].float().log_softmax(-1)
-            self.logprobs = token_logprobs(rows, verified.token_ids, request.top_logprobs)
+            told = token_logprobs(rows, verified.token_ids, request.top_logprobs)
+            self.logprobs = [replace(one, thought=self._is_thought(n)) for n, one in enumerate(told)]
         if request.route is not None and not forced_alone:
             chances = output.logits[verified.path].float().softmax(-1)
             chosen = torch.tensor(verified.token_ids, device=chances.device)[:, None]
             self.confidence = min(self.confidence, float(chances.gather(1, chosen).min()))
         return verified
+
+    def _is_thought(self, index: int) -> bool:
+        """Whether a token is of a thought: that of ``index`` among those that were chosen since the last emission."""
+        return self.tracker is not None and self.tracker.flags[len(self.request.token_ids) + index][0]
 
     def _choose(self, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, or of forced tokens in its place, and the token behind it."""

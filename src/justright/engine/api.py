@@ -7,6 +7,7 @@ print(result.text, result.stats.acceptance_length)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -287,7 +288,8 @@ class Engine:
             largest = min(2 * self.options.max_draft, verifier.max_tokens // 4)
             cost = StepCost.measure(verifier.time_step, context=verifier.max_tokens, largest=largest)
             if kept is not None and cost.complete:
-                cost.save(kept)
+                with contextlib.suppress(OSError):  # a full disk; it is measured again then
+                    cost.save(kept)
         return cost
 
     def _cost_file(self, path: Path) -> Path:

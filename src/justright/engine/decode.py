@@ -340,6 +340,8 @@ class DecodeLoop:
         self._free(active)
         request.stats.discarded_tokens += len(request.token_ids)
         request.token_ids, request.text, request.logprobs = [], "", []
+        if request.constraint is not None:
+            request.constraint.begin()
         request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
         self.waiting.appendleft(request)
 

@@ -55,7 +55,7 @@ class Thinking:
         if self.factor is not None and self.effort is not None:
             raise UsageError("give an effort or a factor of the switch, not both: the effort sets the factor")
         if self.budget is not None and self.effort in FAST_EFFORTS:
-            raise UsageError(f"effort {self.effort} does not think: leave the budget out")
+            raise UsageError(f"effort {self.effort} does not think: leave the budget out", about="budget")
         if self.scorer != "probe" and self.effort != "auto":
             raise UsageError("a scorer is for the effort auto: leave it out")
         if self.threshold is not None and self.effort not in DECIDING:
@@ -92,6 +92,7 @@ class Modes:
         self.tokenizer, self.adapter = tokenizer, adapter
         self.tags = ThinkingTags.of(tokenizer)
         self._slow_tokens = None if adapter is None else _mean_slow_tokens(adapter)
+        self._probe: Probe | None = None
         if adapter is not None and "thinking" in adapter.settings:
             self.tags = ThinkingTags(**adapter.settings["thinking"])
 
@@ -147,12 +148,14 @@ class Modes:
         wants_fast = thinking.effort in FAST_EFFORTS
         if self.adapter is None and thinking.effort in DECIDING:
             raise UsageError(
-                f"effort {thinking.effort} needs a switch (--switch ADAPTER): this model has one mode"
+                f"effort {thinking.effort} needs a switch (--switch ADAPTER): this model has one mode",
+                about="effort",
             )
         if self.adapter is None and wants_fast and not self._has_off_switch:
             raise UsageError(
                 f"effort {thinking.effort} needs a switch (--switch ADAPTER), or a chat template that takes "
-                "enable_thinking; this model has neither"
+                "enable_thinking; this model has neither",
+                about="effort",
             )
         if self.adapter is None and thinking.plan(1).switches and not wants_fast:
             raise UsageError("factors and modes of the switch need one: give --switch ADAPTER")
@@ -161,7 +164,8 @@ class Modes:
         if self.tags is not None:
             self._tags(thinking)  # refuses a closing text without the tag
         if self.tags is None and (thinking.budget is not None or thinking.answer is not None):
-            raise UsageError("this model marks no thoughts (<think>), so they cannot be limited")
+            message = "this model marks no thoughts (<think>), so they cannot be limited"
+            raise UsageError(message, about="answer" if thinking.budget is None else "budget")
         if thinking.effort == "auto":
             self._scorer(thinking, hidden_size)
 
@@ -207,17 +211,29 @@ class Modes:
         assert self.adapter is not None
         if thinking.effort == "escalate":
             threshold = thinking.threshold
-            if threshold is None:
-                threshold = _calibrated(self.adapter, hidden_size)
-            return Escalate(threshold, slow)
+            return Escalate(self._escalate_below(hidden_size) if threshold is None else threshold, slow)
         prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
         return Auto(self._scorer(thinking, hidden_size), prompt, slow, threshold=thinking.threshold)
 
     def _scorer(self, thinking: Thinking, hidden_size: int) -> Scorer:
-        assert self.adapter is not None
         if not isinstance(thinking.scorer, str):
             return thinking.scorer
-        return Heuristic() if thinking.scorer == "heuristic" else Probe.read(self.adapter.path, hidden_size)
+        return Heuristic() if thinking.scorer == "heuristic" else self._read_probe(hidden_size)
+
+    def _read_probe(self, hidden_size: int) -> Probe:
+        """The switch's probe, read once."""
+        assert self.adapter is not None
+        if self._probe is None:
+            self._probe = Probe.read(self.adapter.path, hidden_size)
+        return self._probe
+
+    def _escalate_below(self, hidden_size: int) -> float:
+        """The confidence below which to think again, as `justright switch calibrate` found it."""
+        try:
+            about = self._read_probe(hidden_size).about
+        except UsageError:
+            return ESCALATE_BELOW
+        return float(about.get("escalate", {}).get("threshold", ESCALATE_BELOW))
 
 
 def _mean_slow_tokens(adapter: Adapter) -> float | None:
@@ -229,15 +245,6 @@ def _mean_slow_tokens(adapter: Adapter) -> float | None:
         return float(json.loads(file.read_text(encoding="utf-8"))["about"]["always"]["slow"]["tokens"])
     except (KeyError, TypeError, ValueError):
         return None  # whoever needs the probe says what is wrong with it
-
-
-def _calibrated(adapter: Adapter, hidden_size: int) -> float:
-    """The confidence below which to think again, as `justright switch calibrate` found it."""
-    try:
-        about = Probe.read(adapter.path, hidden_size).about
-    except UsageError:
-        return ESCALATE_BELOW
-    return float(about.get("escalate", {}).get("threshold", ESCALATE_BELOW))
 
 
 def chat_tokens(

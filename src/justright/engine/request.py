@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Literal
 
@@ -64,7 +64,19 @@ class Request:
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     timed_out: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
+
+    def again(self, params: SamplingParams, constraint: Constraint | None) -> Request:
+        """A fresh request for the same, of one that has not run: tokens chosen as ``params`` say."""
+        return replace(
+            self,
+            params=params,
+            constraint=constraint,
+            token_ids=[],
+            logprobs=[],
+            stats=replace(self.stats, steps=[]),
+            id=next(_ids),
+        )
 
     def cancel(self) -> None:
         """Stop at the next step; what was emitted stays."""

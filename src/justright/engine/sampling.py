@@ -67,7 +67,8 @@ class SamplingParams:
         for field in fields(self):
             good, allowed = checks[field.name]
             if not good:
-                raise UsageError(f"{field.name} is {getattr(self, field.name)}; allowed: {allowed}")
+                message = f"{field.name} is {getattr(self, field.name)}; allowed: {allowed}"
+                raise UsageError(message, about=field.name)
 
     @property
     def greedy(self) -> bool:
@@ -117,6 +118,10 @@ class Constraint(Protocol):
         """Note a chosen token."""
         ...
 
+    def begin(self) -> None:
+        """Forget all that was chosen: the answer was given up, and another one begins."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -126,11 +131,13 @@ class TokenLogprob:
         token_id: the token.
         logprob: natural logarithm of its probability.
         top: the likeliest tokens and theirs, the likeliest first.
+        thought: whether the token is of a thought, its tags included.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    thought: bool = False
 
 
 def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:

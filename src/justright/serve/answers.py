@@ -12,7 +12,7 @@ from justright.engine.request import Emission, Request
 from justright.engine.sampling import TokenLogprob
 from justright.engine.thoughts import ThoughtText
 from justright.serve.tokens import TokenTexts
-from justright.switch.thinking import FAST, ModePlan, ThoughtTracker, begins_thinking
+from justright.switch.thinking import FAST, begins_thinking
 
 _LEAST_LOGPROB = -9999.0
 """What stands for a probability of nothing, which JSON has no number for (OpenAI's own value)."""
@@ -62,7 +62,6 @@ class Answer:
     done: bool = False
     _offset: int = 0
     _split: ThoughtText | None = None
-    _tracker: ThoughtTracker | None = None
     _behind_thought: bool = False
 
     def take(self, emission: Emission) -> Delta:
@@ -76,7 +75,7 @@ class Answer:
             self.done = True
         reasoning = "".join(part.text for part in parts if part.thought)
         content = "".join(part.text for part in parts if not part.thought)
-        logprobs = [one for one in emission.logprobs if self._counts(one.token_id)]
+        logprobs = [one for one in emission.logprobs if self._counts(one)]
         self.reasoning += reasoning
         self.content += content
         self.logprobs += logprobs
@@ -90,20 +89,15 @@ class Answer:
         tags = request.tags if self.apart else None
         opened = tags is not None and begins_thinking(tags, self.texts.tokenizer, request.prompt_ids)
         self._split = ThoughtText(tags, thinking=opened)
-        if tags is not None and request.top_logprobs is not None:
-            self._tracker = ThoughtTracker(ModePlan(), tags, self.texts.tokenizer, request.prompt_ids)
 
-    def _counts(self, token_id: int) -> bool:
+    def _counts(self, one: TokenLogprob) -> bool:
         """Whether a token's log-probability is told: not of thoughts, white space behind them, and the end."""
-        if self._tracker is not None:
-            self._tracker.push(token_id)
-            if self._tracker.flags[-1][0]:
-                self._behind_thought = True
+        if self.apart:
+            beside = one.thought or (self._behind_thought and not self.texts.text(one.token_id).strip())
+            self._behind_thought = beside
+            if beside:
                 return False
-            if self._behind_thought and not self.texts.text(token_id).strip():
-                return False
-            self._behind_thought = False
-        return token_id not in self.request.stop_token_ids
+        return one.token_id not in self.request.stop_token_ids
 
     @property
     def finish_reason(self) -> str:

@@ -14,18 +14,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from justright import __version__
 from justright.engine.api import Engine
 from justright.engine.request import Request as EngineRequest
-from justright.errors import JustrightError
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answers import CompletionWriter, Writer
 from justright.serve.asking import Asking
 from justright.serve.exchange import Exchange, refused
-from justright.serve.faults import ApiError, of_error, of_validation
+from justright.serve.faults import ApiError, of_validation
+from justright.serve.front import HANDLERS, body_of, disconnected
 from justright.serve.guard import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
@@ -113,7 +112,7 @@ class Service:
         """The whole answer, unless the client leaves before it is there."""
         async with exchange:
             answer = asyncio.ensure_future(exchange.whole(writer))
-            gone = asyncio.ensure_future(_disconnected(http.receive))
+            gone = asyncio.ensure_future(disconnected(http.receive))
             try:
                 await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
                 if answer.done():
@@ -147,7 +146,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything."""
         sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -169,12 +168,6 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _disconnected(receive: Receive) -> None:
-    """Wait until the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 _PATHS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/health/live", "/metrics"}
 )
@@ -188,11 +181,11 @@ def create_app(service: Service) -> ASGIApp:
         description="One model behind an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
+        exception_handlers=dict(HANDLERS),
     )
     _generating(app, service)
     _looking(app, service)
     app.include_router(dashboard.router)
-    _failing(app)
     describe(app, keys=bool(service.settings.api_keys))
     settings = service.settings
     return Guard(app, settings.api_keys, settings.max_body_bytes, settings.body_timeout_s, service.count)
@@ -210,7 +203,7 @@ def _generating(app: FastAPI, service: Service) -> None:
         | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
     )
     async def chat_completions(http: Request) -> Response:
-        return await service.generate(http, await _parsed(http, ChatRequest), asking.chat)
+        return await service.generate(http, parse(await body_of(http), ChatRequest), asking.chat)
 
     @app.post(
         "/v1/completions",
@@ -220,7 +213,7 @@ def _generating(app: FastAPI, service: Service) -> None:
         | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
     )
     async def completions(http: Request) -> Response:
-        return await service.generate(http, await _parsed(http, CompletionRequest), asking.completion)
+        return await service.generate(http, parse(await body_of(http), CompletionRequest), asking.completion)
 
 
 def _looking(app: FastAPI, service: Service) -> None:
@@ -248,6 +241,9 @@ def _looking(app: FastAPI, service: Service) -> None:
     async def live() -> Response:
         return Response(status_code=204)
 
+    for path, endpoint in (("/health", health), ("/health/live", live)):  # what some load balancers ask
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+
     @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
@@ -270,47 +266,6 @@ def _unhealthy() -> dict[int | str, dict[str, Any]]:
 
 def _text() -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-
-
-def _failing(app: FastAPI) -> None:
-    """Every error as OpenAI writes it."""
-
-    def answer(error: ApiError) -> JSONResponse:
-        return JSONResponse(error.to_dict(), error.status, dict(error.headers))
-
-    @app.exception_handler(ApiError)
-    async def told(_: Request, error: ApiError) -> Response:
-        return answer(error)
-
-    @app.exception_handler(JustrightError)
-    async def known(_: Request, error: JustrightError) -> Response:
-        return answer(of_error(error))
-
-    @app.exception_handler(HTTPException)
-    async def of_http(http: Request, error: HTTPException) -> Response:
-        what = "no such path" if error.status_code == 404 else str(error.detail)
-        return answer(
-            ApiError(
-                error.status_code, f"{http.method} {http.url.path}: {what}", None, None, error.headers or {}
-            )
-        )
-
-    @app.exception_handler(Exception)
-    async def unknown(_: Request, error: Exception) -> Response:
-        return answer(ApiError(500, f"this is a bug in justright: {type(error).__name__}", None, "bug"))
-
-
-async def _parsed(http: Request, kind: type[B]) -> B:
-    """The body of a request.
-
-    Raises:
-        ApiError: it is none.
-    """
-    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
-        raise ApiError(400, message, None, "invalid_content_type")
-    return parse(await http.body(), kind)
 
 
 def parse(body: bytes, kind: type[B]) -> B:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import cached_property
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 from jinja2 import Environment, TemplateError, meta
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
-from justright.errors import JustrightError, ResourceError, UsageError
-from justright.serve.constrain import Grammars
+from justright.errors import JustrightError, UsageError
+from justright.serve.constrain import Grammars, JsonConstraint
 from justright.serve.faults import ApiError, of_error
 from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
 from justright.serve.settings import ServeSettings
-from justright.switch.effort import DECIDING, EFFORTS, FAST_EFFORTS
-from justright.switch.routing import Decision, Route, Turn
+from justright.switch.effort import DECIDING, FAST_EFFORTS, AskedEffort
 
 _OPENAI_COMPLETION = 16
 """``max_tokens`` of a completion that does not say it, as OpenAI has it."""
@@ -65,27 +63,23 @@ class Asking:
             message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
         messages = [self._message(message) for message in asked.messages]
-        found: list[Request] = []
-        for params in self._params(asked):
-            try:
-                request = self.engine.conversation(
-                    messages,
-                    params,
-                    thinking=thinking,
-                    template=template,
-                    max_tokens=asked.limit or self.settings.max_tokens,
-                    stop=asked.stops,
-                )
-            except ResourceError as error:
-                raise of_error(error, "messages") from error
-            except JustrightError as error:
-                raise of_error(error, _at_fault(asked, error)) from error
-            except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-                message = f"the model's chat template cannot write this conversation: {error}"
-                raise ApiError(400, message, "messages", "invalid_value") from error
-            name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-            found.append(self._finish(request, asked, asked.limit, asked.likeliest, name))
-        return found
+        try:
+            request = self.engine.conversation(
+                messages,
+                thinking=thinking,
+                template=template,
+                max_tokens=asked.limit or self.settings.max_tokens,
+                stop=asked.stops,
+            )
+        except JustrightError as error:
+            raise of_error(error, _at_fault(asked, error)) from error
+        except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            message = f"the model's chat template cannot write this conversation: {error}"
+            raise ApiError(400, message, "messages", "invalid_value") from error
+        name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
+        self._check_limit(request, asked.limit, name)
+        request.top_logprobs = asked.likeliest
+        return self._choices(request, asked, self._constraint(asked))
 
     def completion(self, asked: CompletionRequest) -> list[Request]:
         """The requests of a completion: all choices of the first prompt, of the second, and so on.
@@ -94,22 +88,24 @@ class Asking:
             ApiError: what cannot be done, and by which parameter.
         """
         self._check_model(asked)
+        constraint = self._constraint(asked)
         found: list[Request] = []
         for prompt in asked.prompts:
-            for params in self._params(asked):
-                try:
-                    request = self.engine.request(
-                        prompt, params, max_tokens=asked.max_tokens or _OPENAI_COMPLETION, stop=asked.stops
-                    )
-                except JustrightError as error:
-                    raise of_error(error, "prompt") from error
-                found.append(self._finish(request, asked, asked.max_tokens, asked.logprobs, "max_tokens"))
+            try:
+                request = self.engine.request(
+                    prompt, max_tokens=asked.max_tokens or _OPENAI_COMPLETION, stop=asked.stops
+                )
+            except JustrightError as error:
+                raise of_error(error, "prompt") from error
+            self._check_limit(request, asked.max_tokens, "max_tokens")
+            request.top_logprobs = asked.logprobs
+            found += self._choices(request, asked, constraint)
         return found
 
     @cached_property
     def efforts(self) -> list[str]:
         """The efforts that this model can have."""
-        return [effort for effort in (*EFFORTS, "xhigh") if self._can(effort)]
+        return [effort for effort in get_args(AskedEffort) if self._can(effort)]
 
     def _can(self, effort: str) -> bool:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
@@ -136,15 +132,30 @@ class Asking:
         try:
             params = replace(self.settings.params, **given)
         except UsageError as error:
-            raise of_error(error) from error
+            raise of_error(error, error.about) from error
         if params.seed is None:
             return [params] * asked.choices
         return [replace(params, seed=params.seed + number) for number in range(asked.choices)]
 
-    def _finish(
-        self, request: Request, asked: Asked, limit: int | None, likeliest: int | None, name: str
-    ) -> Request:
-        """The request with all that is not the prompt's."""
+    def _choices(self, request: Request, asked: Asked, constraint: JsonConstraint | None) -> list[Request]:
+        """A request for each choice."""
+        return [
+            request.again(params, None if constraint is None else constraint.copy())
+            for params in self._params(asked)
+        ]
+
+    def _constraint(self, asked: Asked) -> JsonConstraint | None:
+        """What the answer has to keep."""
+        wanted = asked.response_format
+        if not isinstance(wanted, AsJson | AsSchema):
+            return None
+        try:
+            return self._grammars.json(wanted.json_schema.schema_ if isinstance(wanted, AsSchema) else None)
+        except UsageError as error:
+            raise of_error(error, "response_format") from error
+
+    def _check_limit(self, request: Request, limit: int | None, name: str) -> None:
+        """Refuse an answer that is longer than what the prompt leaves, rather than cut it."""
         if limit is not None and request.max_tokens < limit:
             context = self.engine.verifier.max_tokens
             raise ApiError(
@@ -154,18 +165,6 @@ class Asking:
                 name,
                 "context_length_exceeded",
             )
-        request.top_logprobs = likeliest
-        if isinstance(asked.response_format, AsJson | AsSchema):
-            schema = None
-            if isinstance(asked.response_format, AsSchema):
-                schema = asked.response_format.json_schema.schema_
-            try:
-                request.constraint = constraint = self._grammars.json(schema)
-            except UsageError as error:
-                raise of_error(error, "response_format") from error
-            if request.route is not None:
-                request.route = Anew(request.route, constraint.begin, request.route.holds_output)
-        return request
 
     def _message(self, message: Message) -> dict[str, str]:
         """A message as chat templates take it: plain text, and developers are the system where none are known."""
@@ -214,32 +213,6 @@ class Asking:
         return [one for one in both if isinstance(one, str)]
 
 
-@dataclass(slots=True)
-class Anew:
-    """A route that has what follows the answer begin again, where the answer is given up.
-
-    Attributes:
-        route: who decides.
-        begin: called before another turn.
-        holds_output: as the route does.
-    """
-
-    route: Route
-    begin: Callable[[], None]
-    holds_output: bool
-
-    def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
-        """As the route decides."""
-        return self.route.after_prefill(hidden)
-
-    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
-        """As the route decides."""
-        decision, turn = self.route.after_answer(finish_reason, confidence)
-        if turn is not None:
-            self.begin()
-        return decision, turn
-
-
 def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
     """How much to think: an explicit template argument before the request's effort before the server's default.
 
@@ -274,7 +247,7 @@ def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
             threshold=default.threshold if effort == default.effort else None,
         )
     except UsageError as error:
-        raise of_error(error, "thinking_budget" if "budget" in str(error) else "reasoning_effort") from error
+        raise of_error(error, _at_fault(asked, error)) from error
 
 
 def template_variables(template: str) -> set[str]:
@@ -294,12 +267,11 @@ def _reserved() -> frozenset[str]:
 
 
 def _at_fault(asked: ChatRequest, error: JustrightError) -> str:
-    """The parameter that an error of `Engine.conversation` is about."""
-    text = str(error)
-    if "effort" in text and asked.effort is not None:
-        return "reasoning_effort"
-    if ("thought" in text or "switch" in text) and asked.budget is not None:
+    """The parameter that an error of `Engine.conversation` is about, by the name that the client used."""
+    about = error.about if isinstance(error, UsageError) else None
+    if about == "budget":
         return "thinking_budget"
-    if ("effort" in text or "switch" in text) and _SWITCH in (asked.chat_template_kwargs or {}):
-        return f"chat_template_kwargs.{_SWITCH}"
+    if about == "effort":
+        by_template = asked.effort is None and _SWITCH in (asked.chat_template_kwargs or {})
+        return f"chat_template_kwargs.{_SWITCH}" if by_template else "reasoning_effort"
     return "messages"

@@ -86,3 +86,7 @@ class JsonConstraint:
     def begin(self) -> None:
         """From the beginning: the answer was given up for another one."""
         self._matcher.reset()
+
+    def copy(self) -> JsonConstraint:
+        """One for another answer, as far as this one is."""
+        return JsonConstraint(self._matcher.deep_copy(), sorted(self._stop))

@@ -135,8 +135,8 @@ class Exchange:
         ended_by = "error" if request.error is not None else self.answers[letter.index].ended_by
         self._metrics.answered(request, ended_by)
         tokens = request.stats.output_tokens
-        if tokens > 1:
-            seconds = letter.at - self._first.get(letter.index, letter.at)
+        seconds = letter.at - self._first.get(letter.index, letter.at)
+        if tokens > 1 and seconds > 0:  # one that was held back comes at once, and tells of no pace
             self._metrics.each_token.observe(seconds / (tokens - 1))
 
     def _cancel(self) -> None:

@@ -12,16 +12,16 @@ from urllib.parse import quote
 
 import httpx
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from justright.errors import JustrightError, UsageError
+from justright.errors import UsageError
 from justright.serve import upstream as mapping
 from justright.serve.discover import Wanted, kind_of, upstream_of
-from justright.serve.faults import KINDS, ApiError
+from justright.serve.faults import ApiError
+from justright.serve.front import HANDLERS, body_of
 from justright.serve.guard import Guard, Log
 from justright.serve.relay import BadUpstream, Relay, fault_of, origin, passed_headers
 from justright.serve.upstream import Mapped, Policy, Upstream
@@ -193,11 +193,7 @@ class Gateway:
 
     async def generate(self, http: Request, mapped: Callable[[dict[str, Any], Upstream], Mapped]) -> ASGIApp:
         """Map a request and hand it on."""
-        media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media != "application/json":
-            message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
-            raise ApiError(400, message, None, "invalid_content_type")
-        body = parsed(await http.body())
+        body = parsed(await body_of(http))
         found = mapped(body, await self.upstream(http.headers))
         return await self.relay(http, found.body, found.headers)
 
@@ -250,8 +246,7 @@ def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
         Route("/health", gateway.health, methods=["GET"]),
         Route("/health/live", live, methods=["GET"]),
     ]
-    handlers = {ApiError: _of_api, HTTPException: _of_http, JustrightError: _of_known, Exception: _of_bug}
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     settings = gateway.settings
     return Guard(app, settings.api_keys, settings.max_body_bytes, settings.body_timeout_s, log)
 
@@ -273,24 +268,3 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
-
-
-async def _of_api(_: Request, error: ApiError) -> Response:
-    return JSONResponse(error.to_dict(), error.status, dict(error.headers))
-
-
-async def _of_http(http: Request, error: HTTPException) -> Response:
-    what = "no such path" if error.status_code == 404 else str(error.detail)
-    status = error.status_code if error.status_code in KINDS else 400
-    told = ApiError(status, f"{http.method} {http.url.path}: {what}", None, None, error.headers or {})
-    return await _of_api(http, told)
-
-
-async def _of_known(http: Request, error: JustrightError) -> Response:
-    return await _of_api(http, ApiError(500, str(error), None, "gateway_error"))
-
-
-async def _of_bug(http: Request, error: Exception) -> Response:
-    return await _of_api(
-        http, ApiError(500, f"this is a bug in justright: {type(error).__name__}", None, "bug")
-    )

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright.readable import readable_bytes
+from justright.serve.connection import CROWDED
 from justright.serve.faults import ApiError
 
 FREE = frozenset({"/", "/health", "/health/live"})
@@ -24,7 +25,7 @@ Log = Callable[[str, str, int, float], None]
 
 
 class Guard:
-    """Refuses requests without a key and bodies that are too large or too slow; tells of every answer.
+    """Refuses a crowd, requests without a key, bodies that are too large or too slow; tells of every answer.
 
     A body is read whole, at most to the limit, before anything looks at it.
 
@@ -57,6 +58,8 @@ class Guard:
             await send(message)
 
         try:
+            if scope.get("state", {}).get(CROWDED):
+                raise _crowded()
             headers = Headers(scope=scope)
             self._check_key(scope["path"], headers)
             body = await self._body(headers, receive)
@@ -105,6 +108,12 @@ class Guard:
     def _too_large(self) -> ApiError:
         message = f"the body is larger than the {readable_bytes(self._max)} that this server takes"
         return ApiError(413, message, None, "body_too_large", {"Connection": "close"})
+
+
+def _crowded() -> ApiError:
+    message = "too many connections are open: send the request again later"
+    headers = {"Retry-After": "5", "Connection": "close"}
+    return ApiError(503, message, None, "too_many_connections", headers)
 
 
 class _Gone(Exception):

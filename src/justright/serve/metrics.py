@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from justright.engine.request import Request
 from justright.serve.scheduler import Snapshot
@@ -30,7 +32,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._http(self.registry)
         self._tokens(self.registry)
-        self._gauges(self.registry, snapshot)
+        self.registry.register(_Now(snapshot))
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.responses = Counter(
@@ -91,22 +93,6 @@ class Metrics:
             registry=registry,
         )
 
-    @staticmethod
-    def _gauges(registry: CollectorRegistry, snapshot: Callable[[], Snapshot]) -> None:
-        def gauge(name: str, text: str, value: Callable[[Snapshot], float]) -> None:
-            one = Gauge(f"justright_{name}", text, registry=registry)
-            one.set_function(lambda: value(snapshot()))
-
-        gauge("requests_waiting", "Requests that wait for a slot.", lambda now: now.waiting)
-        gauge("requests_running", "Requests that hold a slot.", lambda now: now.running)
-        gauge("slots", "The most requests that run at once.", lambda now: now.slots)
-        gauge("cache_tokens", "Tokens whose keys and values are kept.", lambda now: now.cached_tokens)
-        gauge("cache_reserved_tokens", "Tokens that what runs may need.", lambda now: now.reserved_tokens)
-        gauge("cache_limit_tokens", "The limit on these; NaN: none.", lambda now: _number(now.cache_tokens))
-        gauge("cache_bytes", "Memory of keys and values.", lambda now: now.cache_bytes)
-        gauge("engine_up", "Whether the engine's thread runs.", lambda now: now.alive)
-        gauge("draining", "Whether new requests are refused.", lambda now: now.draining)
-
     def answered(self, request: Request, ended_by: str) -> None:
         """Count a finished answer."""
         stats = request.stats
@@ -135,10 +121,30 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class _Now(Collector):
+    """What goes on, from one look at it."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """A gauge for each figure."""
+        now = self._snapshot()
+        limit = float("nan") if now.cache_tokens is None else now.cache_tokens
+        for name, text, value in (
+            ("requests_waiting", "Requests that wait for a slot.", now.waiting),
+            ("requests_running", "Requests that hold a slot.", now.running),
+            ("slots", "The most requests that run at once.", now.slots),
+            ("cache_tokens", "Tokens whose keys and values are kept.", now.cached_tokens),
+            ("cache_reserved_tokens", "Tokens that what runs may need.", now.reserved_tokens),
+            ("cache_limit_tokens", "The limit on these; NaN: none.", limit),
+            ("cache_bytes", "Memory of keys and values.", now.cache_bytes),
+            ("engine_up", "Whether the engine's thread runs.", now.alive),
+            ("draining", "Whether new requests are refused.", now.draining),
+        ):
+            yield GaugeMetricFamily(f"justright_{name}", text, value=float(value))
+
+
 def context_class(tokens: int) -> str:
     """The upper bound of the class that a context belongs to."""
     return next((str(bound) for bound in CONTEXTS if tokens <= bound), "inf")
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -18,11 +18,11 @@ _MEANINGS = {
     400: "The request cannot be done; `param` says which parameter is at fault",
     401: "An API key is needed",
     404: "There is no such model",
-    408: "The body came too slowly",
+    408: "The head or the body came too slowly",
     413: "The body is too large",
     429: "Too many requests wait; `Retry-After` says when to come again",
     500: "The engine failed",
-    503: "The server shuts down",
+    503: "The server shuts down, or too many connections are open",
     504: "Nothing was answered within the server's deadline",
 }
 
@@ -40,15 +40,11 @@ def json_body(kind: type[BaseModel]) -> dict[str, Any]:
 
 def streamed(whole: type[BaseModel], piece: type[BaseModel]) -> Responses:
     """An answer that comes whole, or with ``stream`` as events."""
-    events = {
-        "schema": {"type": "string"},
-        "description": f"`data: ` and a {piece.__name__}, event by event; then `data: [DONE]`",
-    }
     return {
         200: {
             "description": f"The answer; with `stream`, as events: each a {piece.__name__}, at last `[DONE]`",
             "model": whole,
-            "content": {"text/event-stream": {"schema": events["schema"]}},
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     }
 

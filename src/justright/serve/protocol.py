@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from justright.switch.effort import AskedEffort
+
 MAX_CHOICES = 16
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
@@ -24,7 +26,6 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Never = Annotated[list[Any], Field(max_length=0)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "auto", "escalate"]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
@@ -87,7 +88,7 @@ class StreamOptions(Strict):
 class Reasoning(Strict):
     """How much to think; ``max_tokens`` is a budget of thought in tokens."""
 
-    effort: Effort | None = None
+    effort: AskedEffort | None = None
     max_tokens: Whole | None = Field(None, ge=0)
 
 
@@ -184,7 +185,7 @@ class ChatRequest(Asked):
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    reasoning_effort: Effort | None = None
+    reasoning_effort: AskedEffort | None = None
     reasoning: Reasoning | None = None
     thinking_budget: Whole | None = Field(
         None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."

@@ -11,6 +11,7 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from justright.serve.faults import ApiError
+from justright.serve.front import disconnected
 from justright.serve.guard import respond
 
 _HOP_BY_HOP = frozenset(
@@ -84,7 +85,7 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything."""
         relaying = asyncio.ensure_future(self._relay(send))
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait((relaying, gone), return_when=asyncio.FIRST_COMPLETED)
             if relaying.done():
@@ -138,9 +139,3 @@ def passed_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def origin(url: httpx.URL) -> str:
     """Scheme, host and port, for messages: a URL's user and password stay here."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Wait until the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

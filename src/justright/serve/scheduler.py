@@ -81,6 +81,10 @@ class Scheduler:
         max_waiting: requests that may wait for a slot; more are refused.
         cache_tokens: the most tokens of keys and values at once; None: no limit but the slots' contexts.
         prefill_share: prompt tokens between two steps of those that decode.
+
+    Attributes:
+        death: what ended the engine's thread before its time; None: nothing did.
+        on_death: called then, on that thread.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class Scheduler:
         self._new: deque[_Entry] = deque()  # handed in, and not seen by the engine's thread yet
         self._entries: dict[int, _Entry] = {}
         self._draining = self._stopped = False
+        self.death: BaseException | None = None
+        self.on_death: Callable[[], None] = lambda: None
         self._recent: deque[float] = deque(maxlen=32)  # seconds that requests took
         self._thread = threading.Thread(target=self._run, name="justright-engine", daemon=True)
 
@@ -175,7 +181,7 @@ class Scheduler:
             reserved_tokens=places.reserved_tokens,
             cache_tokens=places.cache_tokens,
             cache_bytes=cache.nbytes,
-            alive=self._thread.is_alive(),
+            alive=self._thread.is_alive() and self.death is None,
             draining=self._draining,
         )
 
@@ -185,7 +191,19 @@ class Scheduler:
         return max(1.0, each * (waiting + 1) / self.engine.verifier.slots)
 
     def _run(self) -> None:
-        """The engine's thread."""
+        """The engine's thread; whatever ends it, nobody waits for it any more."""
+        try:
+            self._serve()
+        except BaseException as error:
+            log.critical("the engine's thread died; the server stops", exc_info=error)
+            self.death = error
+            with self._changed:
+                self._stopped = True
+            for entry in list(self._entries.values()):
+                self._give_up(entry, error)
+            self.on_death()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._new or self._loop.busy or self._stopped)
@@ -245,7 +263,11 @@ class Scheduler:
             spared = {request.id for request in [*kept, *(entry.request for entry in self._new)]}
             ended = [entry for entry in self._entries.values() if entry.request.id not in spared]
         for entry in ended:
-            entry.request.error = error
-            entry.request.finish_reason = "cancelled"
-            self._tell(Emission(entry.request, [], "", 0, "cancelled"))
+            self._give_up(entry, error)
         self._loop.waiting.extend(kept)
+
+    def _give_up(self, entry: _Entry, error: BaseException | None) -> None:
+        """End a request where it is."""
+        entry.request.error = error
+        entry.request.finish_reason = "cancelled"
+        self._tell(Emission(entry.request, [], "", 0, "cancelled"))

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from justright.errors import UsageError
 from justright.serve.faults import ApiError
-from justright.switch.effort import FAST_EFFORTS, SHARES
+from justright.switch.effort import FAST_EFFORTS, SHARES, AskedEffort
 from justright.switch.routing import Decision
-
-if TYPE_CHECKING:
-    from justright.switch.scorers import Scorer
+from justright.switch.scorers import Heuristic, Scorer
 
 Kind = Literal["vllm", "sglang", "llama.cpp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "auto")
+EFFORTS = (*(effort for effort in get_args(AskedEffort) if effort != "escalate"), "max")
 """What a client may ask for; `escalate` needs the probabilities of a whole answer before any of it is shown."""
 
 SWITCH = "enable_thinking"
@@ -92,13 +90,9 @@ class Policy:
 
     def decide(self, prompt: str) -> Decision:
         """Slow if ``prompt`` scores above the threshold."""
-        import torch
-
-        from justright.switch.scorers import Heuristic
-
         scorer = self.scorer or Heuristic()
         threshold = scorer.threshold if self.threshold is None else self.threshold
-        score = float(scorer.score(prompt, torch.empty(0)))
+        score = float(scorer.score(prompt, None))
         hard = score > threshold
         reason = f"{scorer.name} says {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
         return Decision("slow" if hard else "fast", scorer.name, score, threshold, reason)

@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from justright.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:  # a gateway scores without torch
+    from torch import Tensor
 
 PROBE = "auto.json"
 
@@ -35,8 +35,8 @@ class Scorer(Protocol):
         """Above it, slow."""
         ...
 
-    def score(self, prompt: str, hidden: Tensor) -> float:
-        """Difficulty of ``prompt``, whose last state in fast mode is ``hidden [hidden_size]``."""
+    def score(self, prompt: str, hidden: Tensor | None) -> float:
+        """Difficulty of ``prompt``, whose last state in fast mode is ``hidden [hidden_size]``; None: nobody has it."""
         ...
 
 
@@ -61,14 +61,16 @@ class Probe:
     about: Mapping[str, Any]
     name: str = "probe"
 
-    def score(self, prompt: str, hidden: Tensor) -> float:
+    def score(self, prompt: str, hidden: Tensor | None) -> float:
         """See `Scorer`."""
+        if hidden is None:
+            raise UsageError("a probe scores hidden states, and here are none: choose the heuristic")
         return float(self.scores(hidden[None])[0])
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Of ``hidden [prompts, hidden_size]``: ``[prompts]`` in (0, 1)."""
         standard = (hidden.float().cpu() - self.mean) / self.scale
-        return torch.sigmoid(standard @ self.weight + self.bias)
+        return (standard @ self.weight + self.bias).sigmoid()
 
     def save(self, folder: Path) -> None:
         """Write ``auto.json`` into an adapter's folder, whole or not at all."""
@@ -93,11 +95,14 @@ class Probe:
             UsageError: there is none, or it is for another hidden size.
             CheckpointError: it is damaged.
         """
+        import torch
+
         file = folder / PROBE
         if not file.is_file():
             raise UsageError(
                 f"{folder} has no {PROBE}, so nobody knows which prompts are hard: run `justright switch calibrate`, "
-                "or choose another scorer (heuristic)"
+                "or choose another scorer (heuristic)",
+                about="effort",
             )
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -125,11 +130,11 @@ class Probe:
 class Callback:
     """A scorer that is the user's own function of the prompt and its last state."""
 
-    function: Callable[[str, Tensor], float]
+    function: Callable[[str, Any], float]
     threshold: float = 0.5
     name: str = "callback"
 
-    def score(self, prompt: str, hidden: Tensor) -> float:
+    def score(self, prompt: str, hidden: Tensor | None) -> float:
         """See `Scorer`."""
         return float(self.function(prompt, hidden))
 
@@ -144,7 +149,7 @@ class Heuristic:
     threshold: float = 0.5
     name: str = "heuristic"
 
-    def score(self, prompt: str, hidden: Tensor) -> float:
+    def score(self, prompt: str, hidden: Tensor | None) -> float:
         """See `Scorer`."""
         words = prompt.lower().split()
         signs = len(re.findall(r"\d+(?:\.\d+)?", prompt)) + len(re.findall(r"[+\-*/^=<>](?=\s|\d)", prompt))

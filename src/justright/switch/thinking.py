@@ -73,7 +73,7 @@ class ModePlan:
         for name in ("switch_after", "budget"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise UsageError(f"{name} is {value}; allowed: 0 or more tokens")
+                raise UsageError(f"{name} is {value}; allowed: 0 or more tokens", about=name)
 
     @property
     def switches(self) -> bool:

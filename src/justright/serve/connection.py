@@ -1,0 +1,98 @@
+"""One client's connection: how many there may be, and how long the head of a request may take to come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from justright.serve.faults import ApiError
+
+CROWDED = "crowded"
+"""In the ``state`` of a request's scope: it came by a connection too many, and is to be refused."""
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1 by uvicorn, with limits of our own; what is no HTTP is told so as OpenAI writes errors."""
+
+    max_connections: int
+    head_s: float
+    _waiting: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def limited(cls, max_connections: int, head_s: float) -> type[Connection]:
+        """The class with limits, which uvicorn makes without arguments of ours.
+
+        Args:
+            max_connections: open at once; the requests of more are refused, by whoever reads `CROWDED`.
+            head_s: for the head of a request to come, from its connection or its first byte on.
+        """
+        return type("Limited", (cls,), {"max_connections": max_connections, "head_s": head_s})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self.app_state = {**self.app_state, CROWDED: True}
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """A client sent something."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait()
+        else:
+            self._wait_no_more()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client left."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no HTTP."""
+        self._refuse(ApiError(400, msg, None, "invalid_http"))
+
+    def _wait(self) -> None:
+        """Give the client time, which no further piece makes longer."""
+        if self._waiting is None and not self.transport.is_closing():
+            self._waiting = self.loop.call_later(self.head_s, self._too_late)
+
+    def _wait_no_more(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _too_late(self) -> None:
+        if not self.conn.trailing_data[
+            0
+        ]:  # it never said a word, and is told none that answers something later
+            self.transport.close()
+            return
+        message = f"the head of the request did not come within {self.head_s:g} s"
+        self._refuse(ApiError(408, message, None, "head_timeout"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Send an error, and close."""
+        self._wait_no_more()
+        if self.transport.is_closing():
+            return
+        body = json.dumps(error.to_dict()).encode()
+        headers: list[tuple[Any, Any]] = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            pieces = (
+                h11.Response(
+                    status_code=error.status, headers=headers, reason=HTTPStatus(error.status).phrase
+                ),
+                h11.Data(data=body),
+            )
+            self.transport.write(b"".join(self.conn.send(piece) or b"" for piece in pieces))
+        self.transport.close()

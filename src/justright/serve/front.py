@@ -1,0 +1,62 @@
+"""What every HTTP front here has in common: errors as OpenAI writes them, bodies that are JSON, clients that leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
+
+from justright.errors import JustrightError
+from justright.serve.faults import KINDS, ApiError, of_error
+
+
+async def body_of(http: Request) -> bytes:
+    """The body of a request that says that it is JSON; web pages may send forms to any address without being asked.
+
+    Raises:
+        ApiError: it says something else.
+    """
+    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
+        raise ApiError(400, message, None, "invalid_content_type")
+    return await http.body()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _told(_: Request, error: ApiError) -> Response:
+    return JSONResponse(error.to_dict(), error.status, dict(error.headers))
+
+
+async def _known(http: Request, error: JustrightError) -> Response:
+    return await _told(http, of_error(error))
+
+
+async def _of_http(http: Request, error: HTTPException) -> Response:
+    what = "no such path" if error.status_code == 404 else str(error.detail)
+    status = error.status_code if error.status_code in KINDS else 400
+    message = f"{http.method} {http.url.path}: {what}"
+    return await _told(http, ApiError(status, message, None, None, error.headers or {}))
+
+
+async def _bug(http: Request, error: Exception) -> Response:
+    message = f"this is a bug in justright: {type(error).__name__}"
+    return await _told(http, ApiError(500, message, None, "bug"))
+
+
+HANDLERS: Mapping[Any, Any] = {
+    ApiError: _told,
+    JustrightError: _known,
+    HTTPException: _of_http,
+    Exception: _bug,
+}
+"""For Starlette and FastAPI: every error as OpenAI writes it."""

@@ -1,0 +1,87 @@
+"""Several choices of one prompt: it is written and encoded once, its grammar compiled once, and each is its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from justright.serve.asking import Asking
+from justright.serve.constrain import Grammars
+from justright.serve.protocol import ChatRequest, CompletionRequest
+from serve_helpers import MODEL, Running
+
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "a",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, plain: Running) -> list[str]:
+    """What takes long, as often as it was done."""
+    found: list[str] = []
+
+    def count(owner: Any, name: str) -> None:
+        before = getattr(owner, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            found.append(name)
+            return before(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for owner, name in (
+        (plain.engine, "conversation"),
+        (plain.engine, "request"),
+        (Grammars, "json"),
+    ):
+        count(owner, name)
+    return found
+
+
+def test_a_chat_is_written_once(plain: Running, counted: list[str]) -> None:
+    asked = ChatRequest.model_validate(
+        {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "n": 5, "response_format": SCHEMA}
+    )
+    requests = Asking(plain.engine, plain.service.settings).chat(asked)
+    assert sorted(counted) == ["conversation", "json", "request"]
+    for name in ("id", "constraint", "stats", "token_ids", "logprobs"):
+        assert len({id(getattr(one, name)) for one in requests}) == 5, f"each has its own {name}"
+
+
+def test_each_prompt_is_encoded_once(plain: Running, counted: list[str]) -> None:
+    asked = CompletionRequest.model_validate(
+        {"model": MODEL, "prompt": ["a", "b"], "n": 3, "seed": 4, "response_format": SCHEMA}
+    )
+    requests = Asking(plain.engine, plain.service.settings).completion(asked)
+    assert sorted(counted) == ["json", "request", "request"]
+    assert [one.params.seed for one in requests] == [4, 5, 6, 4, 5, 6]
+
+
+def test_choices_are_what_each_would_be_alone(plain: Running) -> None:
+    body = {
+        "model": MODEL,
+        "prompt": "hello",
+        "max_tokens": 12,
+        "logprobs": 1,
+        "response_format": SCHEMA,
+        "temperature": 1.5,
+    }
+
+    def texts(**fields: Any) -> list[str]:
+        answer = plain.client.post("/v1/completions", json=body | fields).json()
+        return [choice["text"] for choice in answer["choices"]]
+
+    together = texts(n=4, seed=7)
+    assert together == [text for seed in range(7, 11) for text in texts(seed=seed)]
+    assert {json.loads(text)["a"] for text in together} <= {True, False}
