@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from engine_helpers import prompt_of
 from justright.engine import kernels
-from justright.engine.kernels import FusedMember, FusedProjections, PackedLinear, pack
+from justright.engine.kernels import FusedMember, FusedProjections, PackedLinear, pack, padded_rows, supported
 from justright.engine.step import StepInput
 from justright.engine.verifier import Verifier
 from justright.models.architectures import fused_groups, linear_modules
@@ -169,3 +169,26 @@ def test_memory_that_is_no_file_is_left_alone() -> None:
 def test_supported_where_the_kernels_are() -> None:
     assert not kernels.supported(torch.device("cpu"), torch.bfloat16)
     assert not kernels.supported(torch.device("cuda"), torch.float32)
+
+
+def test_products_run_with_few_numbers_of_rows() -> None:
+    sizes = {rows: padded_rows(rows) for rows in range(1, 513)}
+    assert len(set(sizes.values())) <= 64, "each is a kernel that is compiled, and kept"
+    assert all(size == rows for rows, size in sizes.items() if rows <= 32), (
+        "decoding pays for no row too many"
+    )
+    assert all(rows <= size <= 1.25 * rows for rows, size in sizes.items())
+    assert all(padded_rows(size) == size for size in sizes.values())
+
+
+@pytest.mark.skipif(not supported(torch.device("cpu"), torch.float32), reason="no oneDNN here")
+@pytest.mark.parametrize("shape", [(33,), (1, 33), (2, 65), (129,), (513,)])
+def test_rows_that_are_added_are_taken_away(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(24, 40)
+    x = torch.randn(*shape, 24)
+    with torch.no_grad():
+        expected = linear(x)
+        found = PackedLinear(linear.weight.clone(), linear.bias)(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)

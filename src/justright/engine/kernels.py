@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,6 +27,16 @@ _MADV_DONTNEED = 4
 def supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether packed kernels exist for this device and dtype (oneDNN, float32 on a CPU)."""
     return device.type == "cpu" and dtype == torch.float32 and torch._C._has_mkldnn
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows a product of ``rows`` runs with: one of few sizes.
+
+    oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB each: a server
+    whose prompts are of all lengths would grow by hundreds of MiB.
+    """
+    step = 1 if rows <= 32 else 8 if rows <= 128 else 16 if rows <= 256 else 32
+    return -(-rows // step) * step
 
 
 class PackedLinear(nn.Module):
@@ -49,8 +60,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return out
+        flat = x.reshape(-1, self.in_features)
+        rows = len(flat)
+        if (more := padded_rows(rows) - rows) > 0:
+            flat = F.pad(flat, (0, 0, 0, more))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, self.packed, self.bias, "none", [], "")
+        return out[:rows].view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`'s."""
