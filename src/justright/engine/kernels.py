@@ -32,8 +32,8 @@ def supported(device: torch.device, dtype: torch.dtype) -> bool:
 def padded_rows(rows: int) -> int:
     """How many rows a product of ``rows`` runs with: one of few sizes.
 
-    oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB each: a server
-    whose prompts are of all lengths would grow by hundreds of MiB.
+    oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB each: a
+    server whose prompts are of all lengths would grow by hundreds of MiB.
     """
     step = 1 if rows <= 32 else 8 if rows <= 128 else 16 if rows <= 256 else 32
     return -(-rows // step) * step
