@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from client_suite import FAST, SUITE, Subject, chat, interleaved_prompts_are_never_mixed
 from openai import BadRequestError, OpenAI
 from transformers import AutoModelForCausalLM
 
+from client_suite import FAST, SUITE, Subject, chat, interleaved_prompts_are_never_mixed
 from draft_helpers import network_for
 from justright.engine.api import Engine
 from justright.models.identity import weights_identity
@@ -30,7 +30,7 @@ from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
 from serve_helpers import MODEL
-from tiny import SPECIAL, VOCAB_SIZE, save_pair, tiny_tokenizer
+from tiny import SPECIAL, VOCAB_SIZE, save_pair, save_tiny, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.vllm,
@@ -65,12 +65,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def vllm(parts: tuple[Path, Path], folder: Path, *options: str) -> Iterator[Subject]:
+def vllm(parts: tuple[Path, Path | None], folder: Path, *options: str) -> Iterator[Subject]:
     """vLLM as the command line starts it; all its processes end with it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "justright", "serve", str(parts[0]), "--engine", "vllm", "--name", MODEL]
-    command += ["--port", str(port), "--dtype", "float32", "--max-context", "256", "--switch", str(parts[1])]
+    command += ["--port", str(port), "--dtype", "float32", "--max-context", "256"]
+    command += [] if parts[1] is None else ["--switch", str(parts[1])]
     command += ["--engine-arg=--enforce-eager", *options]
     environment = os.environ | {
         "JUSTRIGHT_CACHE": str(folder),
@@ -87,7 +88,8 @@ def vllm(parts: tuple[Path, Path], folder: Path, *options: str) -> Iterator[Subj
     client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
     try:
         _wait(process, address, log)
-        yield Subject(address, client, Engine.load(str(parts[0]), switch=str(parts[1])), tuple(SPECIAL))
+        switch = None if parts[1] is None else str(parts[1])
+        yield Subject(address, client, Engine.load(str(parts[0]), switch=switch), tuple(SPECIAL))
     finally:
         client.close()
         with contextlib.suppress(ProcessLookupError):
@@ -199,3 +201,18 @@ def test_drafts_change_not_one_token(drafting: Subject) -> None:
             rf"^vllm:spec_decode_num_{name}_tokens_total\{{.*\}} ([\d.e+]+)$", figures, re.MULTILINE
         )
         assert sum(map(float, found)) > 0
+
+
+def test_a_pruned_checkpoint_is_served_as_it_is(tmp_path: Path) -> None:
+    model = save_tiny("qwen3_moe", tmp_path / "moe", head_dim=32)
+    (texts := tmp_path / "texts.txt").write_text("the quick brown fox jumps over the lazy dog " * 300)
+    out = tmp_path / "pruned"
+    settings = ["--expert-sparsity", "0.5", "--sparsity", "0.6", "--calibration", str(texts)]
+    small = ["--sequences", "4", "--length", "40", "--min-tokens", "2"]
+    prune = [sys.executable, "-m", "justright", "prune", str(model), "-o", str(out), *settings, *small]
+    subprocess.run(prune, check=True, capture_output=True)
+    with vllm((out, None), tmp_path) as served:
+        for prompt in ("the quick", "lazy dog", "fox jumps"):
+            options: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+            found = served.client.completions.create(model=MODEL, prompt=prompt, **options)
+            assert found.choices[0].text == served.reference.generate(prompt, max_tokens=12).text
