@@ -65,6 +65,23 @@ class Upstream(BaseHTTPRequestHandler):
 asked = threading.Event()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_costs_lines_and_no_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "justright", "gateway", "--upstream", "http://127.0.0.1:9", "--json"]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=full, stderr=subprocess.PIPE)
+    for _ in range(200):
+        with suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 502:
+                break
+        time.sleep(0.1)
+    assert httpx.get(f"http://127.0.0.1:{port}/health/live").status_code == 204
+    process.terminate()
+    assert b"No space left" in process.communicate(timeout=30)[1]
+
+
 def started(upstream: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """A gateway in a process of its own, and the line that says where it is."""
     command = [sys.executable, "-m", "justright", "gateway", "--upstream", upstream, "--port", "0", "--json"]

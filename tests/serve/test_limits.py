@@ -57,6 +57,7 @@ def test_a_crowd_is_told_to_come_again(engine: Engine) -> None:
         half = [held.enter_context(connect(server.address)) for _ in range(2)]
         half[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
         with server.http() as another:
+            assert another.get("/health/live").status_code == 204, "it lives, and nobody should end it"
             answer = another.post(CHAT, json=BODY)
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1

@@ -16,7 +16,8 @@ from justright.readable import readable_bytes
 from justright.serve.connection import CROWDED
 from justright.serve.faults import ApiError
 
-FREE = frozenset({"/", "/health", "/health/live"})
+_HEALTH = frozenset({"/health", "/health/live"})
+FREE = _HEALTH | {"/"}
 """Paths that need no key; nor do the files of the page at ``/``, which asks for one itself."""
 _PAGE = "/dashboard/"
 
@@ -58,7 +59,7 @@ class Guard:
             await send(message)
 
         try:
-            if scope.get("state", {}).get(CROWDED):
+            if scope.get("state", {}).get(CROWDED) and scope["path"] not in _HEALTH:
                 raise _crowded()
             headers = Headers(scope=scope)
             self._check_key(scope["path"], headers)
