@@ -105,6 +105,23 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: str, tmp_path: Pat
     assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
 
 
+def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: str, tmp_path: Path) -> None:
+    larger = job_for(model, texts, tmp_path / "drafter")
+    Work(larger)._generate(Work(larger).data, lambda *_: None)
+    kept = larger.partial / "data"
+    before = {file.name: file.read_bytes() for file in kept.glob("*.safetensors")}
+    quick = TrainSetting(epochs=1, rows=4, spec_steps=0)
+    for sequences in (16, 20):  # whole shards less, and a part of the last
+        fewer = replace(larger, data=replace(larger.data, sequences=sequences), training=quick)
+        trained = Work(fewer).run()
+        assert trained.left == kept
+        assert {file.name: file.read_bytes() for file in kept.glob("*.safetensors")} == before
+        assert [path.name for path in larger.partial.iterdir()] == ["data"]
+        larger.out.rename(tmp_path / f"of-{sequences}")
+    assert Work(replace(larger, training=quick)).run().left is None
+    assert not larger.partial.exists()
+
+
 def test_a_killed_training_resumed_equals_an_uninterrupted_one(
     model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

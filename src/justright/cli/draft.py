@@ -256,6 +256,11 @@ def _show_trained(output: Output, trained: Trained) -> None:
     output.text(f"{trained.out}: {readable_bytes(trained.size_bytes)}")
     _show_accuracy(output, asdict(trained.accuracy), trained.coverage)
     name = "lstm" if isinstance(trained.config, LstmConfig) else "attention"
+    if trained.left is not None:
+        output.note(
+            f"note: {trained.left} holds more texts than were asked for, from a larger run: another training may take "
+            f"them (--data {trained.left}); else delete it"
+        )
     output.text(f"Use it: justright generate MODEL --draft {name} --draft-option path={trained.out}")
 
 

@@ -185,11 +185,15 @@ class SelfGenerated:
         """How many sequences are in `missing`."""
         return sum(self._size(file) for file in self.missing)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the folder holds more sequences than the setting asks for: those of a larger run."""
+        wanted = self.training_files
+        there = sorted(self.folder.glob("shard-*.safetensors"))
+        return any(file not in wanted or _sequences(file) > self._size(file) for file in there)
+
     def _made(self, file: Path) -> bool:
-        if not file.exists():
-            return False
-        with safe_open(file, "pt") as shard:
-            return bool(shard.get_slice("lengths").get_shape()[0] >= self._size(file))
+        return file.exists() and _sequences(file) >= self._size(file)
 
     def generate(
         self,
@@ -254,6 +258,12 @@ class SelfGenerated:
         factors = [setting.factors[turn] for turn in turns]
         generator = torch.Generator().manual_seed(hash((setting.seed, held_out, number)) % 2**63)
         return sample(verifier, chosen, factors, setting, end_tokens, generator)
+
+
+def _sequences(file: Path) -> int:
+    """How many are in a shard."""
+    with safe_open(file, "pt") as shard:
+        return int(shard.get_slice("lengths").get_shape()[0])
 
 
 @torch.inference_mode()
