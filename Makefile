@@ -82,6 +82,9 @@ $(VLLM_VENV)/.ready: pyproject.toml packages/vllm-requirements.py
 	$(VLLM_PIP) --requirement $(VLLM_VENV)/requirements.txt
 	$(VLLM_PIP) --no-deps $(VLLM_VENV)/wheel/*.whl
 	$(VLLM_PIP) --editable '.[serve]' --editable packages/justright-vllm pytest hypothesis
+	$(VLLM_PIP) nanobind cmake ninja && CMAKE_ARGS=-DPython_EXECUTABLE=$(CURDIR)/$(VLLM_VENV)/bin/python \
+		PATH="$(CURDIR)/$(VLLM_VENV)/bin:$$PATH" $(VLLM_PIP) --no-deps --no-build-isolation arctic-inference==0.3.0 \
+		|| echo "note: no C++ suffix tree (see above): vLLM's suffix drafts are not tested"
 	rm -r $(VLLM_VENV)/wheel
 	@touch $@
 

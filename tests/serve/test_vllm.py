@@ -216,3 +216,17 @@ def test_a_pruned_checkpoint_is_served_as_it_is(tmp_path: Path) -> None:
             options: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
             found = served.client.completions.create(model=MODEL, prompt=prompt, **options)
             assert found.choices[0].text == served.reference.generate(prompt, max_tokens=12).text
+
+
+@pytest.mark.skipif(
+    find_spec("arctic_inference") is None, reason="arctic-inference is not installed beside vLLM"
+)
+def test_vllms_own_suffix_drafts_change_not_one_token(
+    parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with vllm(parts, tmp_path_factory.mktemp("suffix"), "--draft", "suffix") as served:
+        interleaved_prompts_are_never_mixed(served)
+        long = "the quick brown fox " * 12
+        answer = served.ask(long, **FAST, max_completion_tokens=60)
+        assert served.said(answer) == served.expected(long, "none", max_tokens=60)
+        assert answer.choices[0].justright["drafted"] > 0

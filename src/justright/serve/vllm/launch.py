@@ -149,6 +149,8 @@ def command(
     if adapter is not None:
         fast = settings.model + _FAST
         arguments += _lora(adapter, path, fast, tokenizer, folder)
+        if drafting:
+            arguments += _room(settings)
         if adapter.exact:
             notes.append(
                 f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM has no place for them"
@@ -230,6 +232,13 @@ def _lora(
         write_durably(template, both_templates(slow, adapter.template).encode())
         found += ["--chat-template", str(template), "--chat-template-content-format", "string"]
     return found
+
+
+def _room(settings: VllmSettings) -> list[str]:
+    """vLLM refuses to start with adapters and drafts unless a step holds the drafts of all its sequences."""
+    slots = settings.slots or 128
+    tokens = max(4096, slots * (_DRAFT_TOKENS[settings.draft] + 1))
+    return ["--max-num-seqs", str(slots), "--max-num-batched-tokens", str(tokens)]
 
 
 def _has_fast(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> bool:
