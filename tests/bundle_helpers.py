@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,7 @@ from justright.models.identity import weights_identity
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from tiny import save_pair
+from tiny import save_pair, tokenizer_with
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class Parts:
     fast: Path
     switch: Path
     draft: Path
+
+
+def thinking_pair(folder: Path, slow_template: str, fast_template: str, **shape: Any) -> tuple[Path, Path]:
+    """A slow model, and the switch to its fast twin, which has its own template; ``shape`` as `save_pair` takes it."""
+    slow, fast = save_pair(folder, **shape)
+    for path, template in ((slow, slow_template), (fast, fast_template)):
+        tokenizer_with(template).save_pretrained(path)
+    return slow, extract(Pair(slow, fast), folder / "adapter", RankRule("energy", 1.0)).path
 
 
 def tiny_drafter(model: Path, folder: Path) -> Path:

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from justright.draft.base import Draft
 from justright.engine.attention import ATTENTION_NAME
+from justright.engine.decode import DecodeLoop
+from justright.engine.request import Request
 from justright.engine.verifier import Verifier
 from tiny import VOCAB_SIZE, tiny_model
 
@@ -56,6 +58,13 @@ def verifier_of(family: str, *, seed: int = 0, **options: object) -> Verifier:
     model = tiny_model(family, seed)
     model.set_attn_implementation(ATTENTION_NAME)
     return Verifier(model, **options)
+
+
+def alone(prompt: list[int], tokens: int) -> list[int]:
+    """Greedy output of the tiny llama, for a request that has it to itself."""
+    request = Request(prompt, max_tokens=tokens)
+    list(DecodeLoop(verifier_of("llama")).run([request]))
+    return request.token_ids
 
 
 class ScriptedDrafter:

@@ -9,13 +9,14 @@ ties and no term is silently zero.
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -196,6 +197,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def tokenizer_with(template: str | None, *tokens: str | AddedToken) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with another chat template, and further tokens."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def save_tiny(family: str, path: Path, seed: int = 0, **changes: Any) -> Path:

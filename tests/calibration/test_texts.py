@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from justright.calibration.texts import _divide, build, parse, read_texts
 from justright.errors import CheckpointError, SourceError, UsageError
-from tiny import tiny_tokenizer
+from tiny import tiny_tokenizer, tokenizer_with
 
 WORDS = "the quick brown fox jumps over the lazy dog. "
 
@@ -69,14 +68,13 @@ def test_conversations_go_through_the_models_template(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "General greeting"}]
     file = tmp_path / "chats.jsonl"
     file.write_text((json.dumps({"messages": turns}) + "\n") * 50)
-    tokenizer = copy.deepcopy(tiny_tokenizer())  # others have it too
     assert next(iter(read_texts(str(file)))) == turns
     for template, expected in (
         (None, "Hello there\nGeneral greeting"),
         ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}",
-         f"<user>Hello there{tokenizer.eos_token}\n<assistant>General greeting"),
+         "<user>Hello there</s>\n<assistant>General greeting"),
     ):  # fmt: skip
-        tokenizer.chat_template = template
+        tokenizer = tokenizer_with(template)
         ids = [*tokenizer(expected, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         found = build(tokenizer, [str(file)], 1, len(ids) * 50).ids[0].tolist()
         assert found == ids * 50

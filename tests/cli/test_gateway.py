@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,16 @@ from cli_helpers import Run
 def test_it_runs_until_it_is_told_to_stop() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = "http://{}:{}".format(*free.getsockname())
-    process, ready = started(nobody)
-    assert process.stdout is not None
-    assert ready["event"] == "ready"
-    assert "cannot be reached" in ready["upstream"]
-    assert httpx.get(f"{ready['address']}/v1/models").status_code == 502
-    request = json.loads(process.stdout.readline())
-    assert (request["event"], request["path"], request["status"]) == ("request", "/v1/models", 502)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 0
+    with started(nobody) as (process, ready):
+        assert process.stdout is not None
+        assert ready["event"] == "ready"
+        assert "cannot be reached" in ready["upstream"]
+        assert httpx.get(f"{ready['address']}/v1/models").status_code == 502
+        request = json.loads(process.stdout.readline())
+        assert (request["event"], request["path"], request["status"]) == ("request", "/v1/models", 502)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -82,12 +82,17 @@ def test_a_full_disk_costs_lines_and_no_answer() -> None:
     assert b"No space left" in process.communicate(timeout=30)[1]
 
 
-def started(upstream: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+@contextmanager
+def started(upstream: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A gateway in a process of its own, and the line that says where it is."""
     command = [sys.executable, "-m", "justright", "gateway", "--upstream", upstream, "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, json.loads(process.stdout.readline())
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -96,10 +101,8 @@ def gateway() -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
         upstream.daemon_threads = True
         upstream.block_on_close = False
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
-        process, ready = started(f"http://127.0.0.1:{upstream.server_port}")
-        yield process, ready
-        process.kill()
-        process.communicate()
+        with started(f"http://127.0.0.1:{upstream.server_port}") as running:
+            yield running
         upstream.shutdown()
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
 
+from bundle_helpers import thinking_pair
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.errors import UsageError
-from justright.switch.extract import extract
 from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
 from justright.switch.routing import Escalate
 from justright.switch.scorers import Callback, Probe
-from tiny import save_tiny, tiny_tokenizer
+from tiny import save_tiny
 
 MESSAGES = [{"role": "user", "content": "how many?"}]
 SLOW_TEMPLATE = (
@@ -29,19 +27,7 @@ FAST_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A slow model whose template opens a thought, and the switch to a fast one with a template of its own."""
-    folder = tmp_path_factory.mktemp("modes")
-    slow, fast = save_tiny("llama", folder / "slow"), save_tiny("llama", folder / "fast")
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(slow / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"] *= 1.1
-    save_file(tensors, slow / "model.safetensors", {"format": "pt"})
-    for path, template in ((slow, SLOW_TEMPLATE), (fast, FAST_TEMPLATE)):
-        tokenizer = copy.deepcopy(tiny_tokenizer())
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(path)
-    assert not Pair(slow, fast).notes()
-    return slow, extract(Pair(slow, fast), folder / "adapter", RankRule("fixed", 2)).path
+    return thinking_pair(tmp_path_factory.mktemp("modes"), SLOW_TEMPLATE, FAST_TEMPLATE, family="llama")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine_helpers import letters_tokenizer, prompt_of, verifier_of
+from engine_helpers import alone, letters_tokenizer, prompt_of, verifier_of
 from justright.draft.suffix import SuffixDrafter
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Emission, Request
@@ -20,12 +20,6 @@ from justright.errors import ResourceError
 LENGTHS = (3, 9, 17, 30, 41)
 PROMPTS = [prompt_of(length, seed=length) for length in LENGTHS]
 LETTERS = letters_tokenizer()
-
-
-def alone(prompt: list[int], tokens: int) -> list[int]:
-    request = Request(prompt, max_tokens=tokens)
-    list(DecodeLoop(verifier_of("llama")).run([request]))
-    return request.token_ids
 
 
 ALONE = {tuple(prompt): alone(prompt, 24) for prompt in PROMPTS}

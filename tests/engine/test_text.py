@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 
 import pytest
@@ -12,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.text import TextStream
-from tiny import tiny_tokenizer
+from tiny import tiny_tokenizer, tokenizer_with
 
 ALPHABET = "ab€ \n"
 
@@ -165,10 +164,8 @@ def test_special_tokens_are_no_text() -> None:
 def test_special_tokens_that_mark_thoughts_are_shown() -> None:
     """Otherwise nobody could tell where a thought ends; ordinary tokens come as they are in any case."""
     for special in (True, False):
-        tokenizer = copy.deepcopy(tiny_tokenizer())
-        tokenizer.add_tokens(
-            [AddedToken("<think>", special=special), AddedToken("</think>", special=special)]
-        )
+        tags = (AddedToken(tag, special=special) for tag in ("<think>", "</think>"))
+        tokenizer = tokenizer_with(None, *tags)
         stream = TextStream(tokenizer)
         push_all(stream, tokenizer("<think>fox</think></s>dog")["input_ids"])
         assert stream.text == "<think>fox</think>dog"

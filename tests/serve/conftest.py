@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bundle_helpers import thinking_pair
 from justright.engine.api import Engine
 from justright.serve.settings import ServeSettings
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
 from serve_helpers import MODEL, Running, running
-from tiny import save_pair, save_tiny, tiny_tokenizer
+from tiny import save_tiny
 
 SLOW_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}|{% endfor %}{{ hint | default('') }}"
@@ -31,13 +28,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model whose template opens a thought, and the switch to another."""
-    folder = tmp_path_factory.mktemp("pair")
-    slow, fast = save_pair(folder)
-    for path, template in ((slow, SLOW_TEMPLATE), (fast, FAST_TEMPLATE)):
-        tokenizer = copy.deepcopy(tiny_tokenizer())
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(path)
-    return slow, extract(Pair(slow, fast), folder / "adapter", RankRule("energy", 1.0)).path
+    return thinking_pair(tmp_path_factory.mktemp("pair"), SLOW_TEMPLATE, FAST_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine_helpers import letters_tokenizer, prompt_of, verifier_of
+from engine_helpers import alone, letters_tokenizer, prompt_of, verifier_of
 from justright.engine.api import Engine
-from justright.engine.decode import DecodeLoop
 from justright.engine.options import EngineOptions
 from justright.engine.request import Emission, Request
 from justright.errors import ResourceError, UsageError
@@ -53,12 +52,6 @@ def scheduler() -> Iterator[Scheduler]:
     running.start()
     yield running
     running.drain(10)
-
-
-def alone(prompt: list[int], tokens: int) -> list[int]:
-    request = Request(prompt, max_tokens=tokens)
-    list(DecodeLoop(verifier_of("llama")).run([request]))
-    return request.token_ids
 
 
 def test_many_threads_each_get_their_own(scheduler: Scheduler) -> None:
