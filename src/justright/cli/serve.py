@@ -200,7 +200,7 @@ def serve(
         return
     _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, thinking_of
+    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
     from justright.serve.life import bind
     from justright.serve.settings import OPENAI, ServeSettings, served_name
 
@@ -219,9 +219,8 @@ def serve(
     }
     with bind(host, port) as bound:  # refused before anything takes long
         ready = prepare(model, output, engine_options)
-        thinking = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        if thinking == thinking_of():
-            thinking = ready.defaults.thinking
+        said = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
+        thinking = settled_thinking(said, ready.defaults)
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),
