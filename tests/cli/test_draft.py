@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from cli_helpers import Run
 from draft_helpers import SMALL_TRAINING
+from justright.cli.draft import train
+from justright.train.data import DataSetting
+from justright.train.pipeline import Shape
+from justright.train.run import TrainSetting
 from tiny import save_tiny
 
 
@@ -22,6 +28,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("t") / "words.txt"
     file.write_text(" ".join(f"word{(i * i) % 17}" for i in range(4000)))
     return str(file)
+
+
+def test_the_commands_defaults_are_the_codes() -> None:
+    settings = {one.name: one.default for kind in (DataSetting, TrainSetting, Shape) for one in fields(kind)}
+    options = {name: one.default for name, one in inspect.signature(train).parameters.items()}
+    assert len(shared := settings.keys() & options.keys()) > 15
+    assert {name: options[name] for name in shared} == {name: settings[name] for name in shared}
 
 
 def test_a_shipped_drafter_is_inspected_by_its_models_name(run: Run, tmp_path: Path) -> None:
