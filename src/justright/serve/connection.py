@@ -68,10 +68,9 @@ class Connection(H11Protocol):
             self._waiting = None
 
     def _too_late(self) -> None:
-        if not self.conn.trailing_data[
-            0
-        ]:  # it never said a word, and is told none that answers something later
-            self.transport.close()
+        heard, _ = self.conn.trailing_data
+        if not heard:
+            self.transport.close()  # without a word: it would be taken for the answer to a later request
             return
         message = f"the head of the request did not come within {self.head_s:g} s"
         self._refuse(ApiError(408, message, None, "head_timeout"))
