@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from client_suite import SUITE, Subject
 
+from client_suite import SUITE, Subject
 from justright.engine.modes import Thinking
 from justright.engine.sampling import SamplingParams
 from justright.engine.thoughts import answer_of
