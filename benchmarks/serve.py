@@ -30,11 +30,13 @@ from typing import Any
 
 import httpx
 from servers import OURS, PACKAGED, NotStarted, commands, free_port, running
+from transformers import AutoConfig
 
 from justright.bench.decode import describe_machine
 from justright.bench.longtexts import zoo_texts
 from justright.bench.report import machine_line, markdown_table
 from justright.bench.running import numbers, words
+from justright.models.architectures import context_length
 from justright.models.sources import resolve
 
 FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -86,13 +88,14 @@ class Load:
         )
 
 
-def questions(count: int, tokens: int) -> list[Question]:
-    """Mixed lengths and tasks, the same in every run; some texts come twice, as they do at work."""
+def questions(model: str, count: int, tokens: int) -> list[Question]:
+    """Mixed lengths and tasks, the same in every run, cut to what a small model can read."""
+    most = 2 * context_length(AutoConfig.from_pretrained(resolve(model).path, local_files_only=True))
     texts = [source.text for source in zoo_texts()]
     chance = random.Random(0)
     found = []
     for index in range(count):
-        text, length = chance.choice(texts), LENGTHS[index % len(LENGTHS)]
+        text, length = chance.choice(texts), min(LENGTHS[index % len(LENGTHS)], most)
         begin = chance.randrange(0, max(len(text) - length, 1))
         found.append(Question(f"{text[begin : begin + length]}\n\n{chance.choice(TASKS)}", tokens))
     return found
@@ -177,7 +180,9 @@ async def load(server: str, served: str, port: int, clients: int, asked: Sequenc
     return found
 
 
-async def overload(port: int, seconds: float, rate: float, pid: int, tokens: int) -> dict[str, Any]:
+async def overload(
+    served: str, port: int, seconds: float, rate: float, pid: int, tokens: int
+) -> dict[str, Any]:
     """Requests at ``rate`` a second, whether or not earlier ones are answered: everyone gets an answer or a 429."""
     import psutil
 
@@ -187,7 +192,7 @@ async def overload(port: int, seconds: float, rate: float, pid: int, tokens: int
     tasks: set[asyncio.Task[None]] = set()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
         card = (await client.get("/v1/models")).json()["data"][0]
-        model, pool = card["id"], in_both_modes(questions(300, tokens), card)
+        model, pool = card["id"], in_both_modes(questions(served, 300, tokens), card)
 
         async def one(question: Question) -> None:
             try:
@@ -309,7 +314,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     count, tokens = (6, 16) if chosen.quick else (chosen.requests, chosen.tokens)
-    asked = questions(count, tokens)
+    asked = questions(chosen.model, count, tokens)
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         if chosen.overload:
@@ -335,7 +340,7 @@ def overloaded(
     with running(commands(model, slots, port)[OURS], port, logs / "overload") as server:
         measured = asyncio.run(load(OURS, model, port, slots, asked))
         rate = 2 * len(measured.answers) / measured.wall_s
-        found = asyncio.run(overload(port, seconds, rate, server.pid, asked[0].max_tokens))
+        found = asyncio.run(overload(model, port, seconds, rate, server.pid, asked[0].max_tokens))
     lost = {name: count for name, count in found["statuses"].items() if name not in ("answered", "429")}
     start, half, end = (
         found["memory_mib"][int(at * (len(found["memory_mib"]) - 1))][1] for at in (0, 0.5, 1)
