@@ -25,6 +25,13 @@ from serve_helpers import MODEL
 
 QUESTIONS = ("Hi", "Name three rivers", "the quick brown fox", "abc def", "1 + 2", "lazy dog")
 FAST: dict[str, Any] = {"reasoning_effort": "none"}
+SCHEMA = {
+    "type": "object",
+    "properties": {"size": {"type": "integer", "maximum": 99}, "kind": {"enum": ["a", "bc"]}},
+    "required": ["size", "kind"],
+    "additionalProperties": False,
+}
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
 
 
 @dataclass
@@ -217,14 +224,7 @@ def log_probabilities(subject: Subject) -> None:
 
 
 def json_of_a_schema(subject: Subject) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"size": {"type": "integer", "maximum": 99}, "kind": {"enum": ["a", "bc"]}},
-        "required": ["size", "kind"],
-        "additionalProperties": False,
-    }
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    answer = subject.ask(**FAST, response_format=form, max_completion_tokens=200)
+    answer = subject.ask(**FAST, response_format=FORM, max_completion_tokens=200)
     assert answer.choices[0].finish_reason == "stop"
     found = json.loads(subject.said(answer)[1])
     assert set(found) == {"size", "kind"}

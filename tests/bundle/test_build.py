@@ -185,10 +185,7 @@ def test_killed_while_a_stage_is_removed_it_is_not_taken_as_made(
         (folder / "stage.json").unlink()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            Build(switch_only(said, 0.99), tmp_path / "out").run()
+    up_to_the_bundle(said, tmp_path / "out", monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(module.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -204,13 +201,18 @@ def test_what_others_keep_beside_it_is_left(said: dict[str, Any], tmp_path: Path
     assert [file.name for file in (tmp_path / "out.partial").iterdir()] == ["checkpoint"]
 
 
-def test_a_stage_without_its_settings_is_made_anew(
-    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def up_to_the_bundle(said: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the switch, and fail before it is bundled."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            Build(switch_only(said, 0.99), tmp_path / "out").run()
+            Build(switch_only(said, 0.99), out).run()
+
+
+def test_a_stage_without_its_settings_is_made_anew(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up_to_the_bundle(said, tmp_path / "out", monkeypatch)
     about = tmp_path / "out.partial" / "stages" / "switch" / "stage.json"
     about.write_text("{")
     work = Build(switch_only(said, 0.5), tmp_path / "out")
@@ -245,10 +247,7 @@ def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path
 def test_a_dry_run_tells_what_has_to_be_made_anew(
     said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            Build(switch_only(said, 0.99), tmp_path / "out").run()
+    up_to_the_bundle(said, tmp_path / "out", monkeypatch)
     same, other = (Build(switch_only(said, value), tmp_path / "out").estimate()[0] for value in (0.99, 0.5))
     assert (same.done, same.changed) == (True, ())
     assert (other.done, other.changed) == (False, ("value",))

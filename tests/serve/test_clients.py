@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from client_suite import SUITE, Subject
+from client_suite import FORM, SUITE, Subject
 from justright.engine.modes import Thinking
 from justright.engine.sampling import SamplingParams
 from justright.engine.thoughts import answer_of
@@ -176,15 +176,8 @@ def test_logprobs(plain: Running) -> None:
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_json(plain: Running, temperature: float) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"size": {"type": "integer", "maximum": 99}, "kind": {"enum": ["a", "bc"]}},
-        "required": ["size", "kind"],
-        "additionalProperties": False,
-    }
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     for n in range(3):
-        answer = ask(plain, temperature=temperature, seed=n, response_format=form, max_completion_tokens=200)
+        answer = ask(plain, temperature=temperature, seed=n, response_format=FORM, max_completion_tokens=200)
         assert answer.choices[0].finish_reason == "stop"
         found = json.loads(said(answer))
         assert set(found) == {"size", "kind"}
