@@ -38,6 +38,7 @@ from justright.bench.report import machine_line, markdown_table
 from justright.bench.running import numbers, words
 from justright.models.architectures import context_length
 from justright.models.sources import resolve
+from justright.models.tokenizers import load_tokenizer
 
 FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 """A connection of its own for each request: llama.cpp closes those that wait, unasked."""
@@ -181,14 +182,17 @@ async def load(server: str, served: str, port: int, clients: int, asked: Sequenc
 
 
 async def overload(
-    served: str, port: int, seconds: float, rate: float, pid: int, tokens: int
+    served: str, port: int, seconds: float, rate: float, pid: int, slots: int, tokens: int
 ) -> dict[str, Any]:
-    """Requests at ``rate`` a second, whether or not earlier ones are answered: everyone gets an answer or a 429."""
+    """Requests at ``rate`` a second, whether or not earlier ones are answered: everyone gets an answer or a 429.
+
+    Before it every slot holds the longest question, so that the cache's first use is no growth.
+    """
     import psutil
 
     process = psutil.Process(pid)
     statuses: dict[str, int] = {}
-    memory: list[tuple[float, float]] = []
+    memory: list[tuple[float, float, float]] = []
     tasks: set[asyncio.Task[None]] = set()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
         card = (await client.get("/v1/models")).json()["data"][0]
@@ -202,6 +206,9 @@ async def overload(
                 name = type(error).__name__
             statuses[name] = statuses.get(name, 0) + 1
 
+        tokenizer = load_tokenizer(resolve(served).path)
+        longest = max(pool, key=lambda question: len(tokenizer(question.text)["input_ids"]))
+        await asyncio.gather(*(ask(client, model, longest) for _ in range(slots)))
         begin = time.monotonic()
         sent = 0
         while (now := time.monotonic() - begin) < seconds:
@@ -210,12 +217,19 @@ async def overload(
             task.add_done_callback(tasks.discard)
             sent += 1
             if not memory or now - memory[-1][0] > seconds / 40:
-                memory.append((now, process.memory_info().rss / 2**20))
+                cache = _figures((await client.get("/metrics")).text)["justright_cache_bytes"]
+                memory.append((now, process.memory_info().rss / 2**20, cache / 2**20))
             await asyncio.sleep(max(0.0, sent / rate - (time.monotonic() - begin)))
         await asyncio.gather(*tasks)
-        page = (await client.get("/metrics")).text
-    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("justright_requests_"))
-    return {"sent": sent, "statuses": statuses, "memory_mib": memory, "after": lines}
+        figures = _figures((await client.get("/metrics")).text)
+    after = {name: value for name, value in figures.items() if name.startswith("justright_requests_")}
+    return {"sent": sent, "statuses": statuses, "memory_mib": memory, "after": after}
+
+
+def _figures(page: str) -> dict[str, float]:
+    """Prometheus' text, by name (labels included)."""
+    lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
 
 
 def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
@@ -340,16 +354,17 @@ def overloaded(
     with running(commands(model, slots, port)[OURS], port, logs / "overload") as server:
         measured = asyncio.run(load(OURS, model, port, slots, asked))
         rate = 2 * len(measured.answers) / measured.wall_s
-        found = asyncio.run(overload(model, port, seconds, rate, server.pid, asked[0].max_tokens))
+        found = asyncio.run(overload(model, port, seconds, rate, server.pid, slots, asked[0].max_tokens))
     lost = {name: count for name, count in found["statuses"].items() if name not in ("answered", "429")}
-    start, half, end = (
-        found["memory_mib"][int(at * (len(found["memory_mib"]) - 1))][1] for at in (0, 0.5, 1)
+    (_, start, full), (_, half, _), (_, end, _) = (
+        found["memory_mib"][int(at * (len(found["memory_mib"]) - 1))] for at in (0, 0.5, 1)
     )
     print(
         f"{found['sent']} requests in {seconds:.0f} s, {rate:.2f} a second: {found['statuses']}; lost: {lost or 'none'}"
     )
     print(
-        f"memory: {start:.0f} MiB at the start, {half:.0f} half-way, {end:.0f} at the end; after it {found['after']}"
+        f"memory: {start:.0f} MiB at the start ({full:.0f} of them keys and values, the most that {slots} questions "
+        f"need), {half:.0f} half-way, {end:.0f} at the end; after it {found['after']}"
     )
     return {**found, "rate": rate, "lost": lost}
 

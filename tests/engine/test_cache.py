@@ -63,7 +63,7 @@ def test_any_history_equals_a_list(static: bool, data: st.DataObject) -> None:
         for _ in range(data.draw(st.integers(1, 12))):
             slot = data.draw(st.integers(0, SLOTS - 1))
             match data.draw(
-                st.sampled_from(["step", "step", "step", "rewind", "clear", "release", "fit", "swap"])
+                st.sampled_from(["step", "step", "step", "rewind", "clear", "release", "fit", "swap", "copy"])
             ):
                 case "step":
                     count = data.draw(st.integers(1, 9))
@@ -92,6 +92,11 @@ def test_any_history_equals_a_list(static: bool, data: st.DataObject) -> None:
                     capacity = data.draw(st.integers(len(model[slot]), MAX_TOKENS))
                     cache.fit(slot, capacity)
                     assert static or cache.capacities[slot] == capacity
+                case "copy":
+                    source = data.draw(st.sampled_from([row for row in range(SLOTS) if row != slot]))
+                    count = data.draw(st.integers(0, len(model[source])))
+                    cache.copy(source, slot, count)
+                    model[slot] = model[source][:count]
                 case "swap":
                     other = data.draw(st.integers(0, SLOTS - 1))
                     cache.swap(slot, other)

@@ -14,6 +14,7 @@ from justright.errors import UsageError
 from justright.switch.pair import Pair
 from justright.switch.routing import Escalate
 from justright.switch.scorers import Callback, Probe
+from justright.switch.thinking import ModePlan
 from tiny import save_tiny
 
 MESSAGES = [{"role": "user", "content": "how many?"}]
@@ -88,6 +89,15 @@ def test_a_probe_is_read_once(paths: tuple[Path, Path], monkeypatch: pytest.Monk
     assert len(read) == 1
     assert isinstance(request.route, Escalate)
     assert request.route.threshold == 0.25
+
+
+def test_what_one_mode_ran_is_not_copied_into_another(paths: tuple[Path, Path]) -> None:
+    engine = Engine.load(str(paths[0]), switch=str(paths[1]), slots=3, reuse_prefix=True)
+    requests = [engine.request("how many of them?", max_tokens=12) for _ in range(3)]
+    requests[1].plan = ModePlan(1.0)
+    engine.generate_batch(requests)
+    assert [r.stats.reused_tokens for r in requests] == [0, 0, len(requests[0].prompt_ids) - 1]
+    assert requests[0].token_ids == requests[2].token_ids
 
 
 def test_without_a_switch_the_template_may_leave_thinking_out(paths: tuple[Path, Path]) -> None:

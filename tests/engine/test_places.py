@@ -89,6 +89,25 @@ def test_a_prefix_is_found_in_whatever_slot_it_lies() -> None:
         assert again.token_ids == alone([*prompt, 7, 8], 4)
 
 
+@pytest.mark.parametrize("cache", ["grow", "static"])
+@pytest.mark.parametrize("limit", [None, 400])
+def test_a_prefix_of_one_that_still_runs_is_copied(cache: Any, limit: int | None) -> None:
+    """The choices of one request, and conversations behind one system prompt, run what is their own."""
+    verifier = verifier_of("llama", slots=3, cache=cache)
+    loop = DecodeLoop(verifier, reuse_prefix=True, cache_tokens=limit)
+    prompt = PROMPTS[3]
+    requests = [
+        Request(prompt, max_tokens=24),
+        Request(prompt, max_tokens=9),
+        Request([*prompt, 5, 6], max_tokens=24),
+    ]
+    list(loop.run(requests))
+    assert [r.stats.reused_tokens for r in requests] == [0, len(prompt) - 1, len(prompt)]
+    assert [r.token_ids for r in requests] == [
+        ALONE[tuple(prompt)], ALONE[tuple(prompt)][:9], alone([*prompt, 5, 6], 24)
+    ]  # fmt: skip
+
+
 def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
     verifier = verifier_of("llama", slots=3)
     requests = [Request(prompt, max_tokens=8) for prompt in PROMPTS * 2]

@@ -236,18 +236,19 @@ def test_what_is_left_after_the_drain_is_told(engine: Engine) -> None:
 
 def test_an_engine_that_fails_says_so_and_goes_on(engine: Engine) -> None:
     with running(engine) as server:
-        step = server.engine.verifier.step
+        step, trial = server.engine.verifier.step, server.engine.verifier.time_step
 
         def broken(*_: Any) -> Any:
             raise RuntimeError("out of order")
 
         server.engine.verifier.step = broken  # type: ignore[method-assign]
+        server.engine.verifier.time_step = lambda *_: 0.0  # type: ignore[method-assign]  # the device is well
         answer = server.client.post(CHAT, json=body(max_tokens=5))
         assert answer.status_code == 500
         assert ErrorBody.model_validate_json(answer.content).error.code == "engine_error"
         with pytest.raises(openai.APIError, match="out of order"):
             list(server.openai().chat.completions.create(**body(max_tokens=5, stream=True)))
-        server.engine.verifier.step = step  # type: ignore[method-assign]
+        server.engine.verifier.step, server.engine.verifier.time_step = step, trial  # type: ignore[method-assign]
         assert server.client.post(CHAT, json=body(max_tokens=5)).status_code == 200
 
 

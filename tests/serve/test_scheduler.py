@@ -175,7 +175,7 @@ def test_draining_cancels_what_takes_too_long() -> None:
 def test_what_breaks_in_the_engine_ends_its_requests_and_nothing_else(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = RuntimeError("the device is gone")
+    broken = RuntimeError("this one is too much")
 
     def failing(*_: Any) -> Any:
         raise broken
@@ -183,12 +183,36 @@ def test_what_breaks_in_the_engine_ends_its_requests_and_nothing_else(
     caller, request = Caller(), Request(PROMPTS[0], max_tokens=400)
     with monkeypatch.context() as patch:
         patch.setattr(scheduler.engine.verifier, "step", failing)
+        patch.setattr(scheduler.engine.verifier, "time_step", lambda *_: 0.0)  # the device is well
         scheduler.submit(request, caller)
         caller.tokens()
         assert request.error is broken
     again = Caller()
     scheduler.submit(Request(PROMPTS[1], max_tokens=20), again)
     assert again.tokens() == alone(PROMPTS[1], 20)
+
+
+def test_a_device_that_is_gone_for_good_ends_the_thread() -> None:
+    """Else every request would fail for ever, at a server that calls itself ready."""
+    scheduler = Scheduler(engine_of(slots=1))
+    broken, told = RuntimeError("the device is gone"), threading.Event()
+
+    def failing(*_: Any) -> Any:
+        raise broken
+
+    scheduler.engine.verifier.step = failing  # type: ignore[method-assign]
+    scheduler.on_death = told.set
+    pairs = [(Request(prompt, max_tokens=20), Caller()) for prompt in PROMPTS[:3]]
+    scheduler.submit_all(pairs)
+    scheduler.start()
+    for request, caller in pairs:
+        caller.tokens()
+        assert request.error is broken, "those that waited are told too"
+    assert told.wait(5)
+    assert scheduler.death is broken
+    assert not scheduler.snapshot().alive
+    with pytest.raises(ShuttingDown):
+        scheduler.submit(Request(PROMPTS[0], max_tokens=4), Caller())
 
 
 def test_those_that_wait_are_spared_when_a_step_breaks() -> None:

@@ -18,7 +18,8 @@ class KVCache:
 
     Life cycle: ``reserve`` room for new tokens, the attention function writes them with ``write`` during the
     forward, then ``keep`` makes the accepted ones part of the sequence and forgets the rest. Only ``keep``,
-    ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or behind a row's length are garbage.
+    ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or behind a row's length are
+    garbage.
 
     Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may differ
     between layers and between keys and values. A growing cache has a tensor ``[kv_heads, capacity, head_dim]`` for each
@@ -158,6 +159,17 @@ class KVCache:
         for row in self._row(slot):
             row[:, :count] = 0
         self.lengths[slot] = count
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Make row ``target`` hold the first ``count`` tokens of row ``source``, and nothing else."""
+        assert source != target
+        assert 0 <= count <= self.lengths[source]
+        self.lengths[target] = 0
+        self.reserve(target, count)
+        for old, new in zip(self._row(source), self._row(target), strict=True):
+            new[:, :count] = old[:, :count]
+        self.lengths[target] = count
 
     def rewind(self, slot: int, length: int) -> None:
         """Cut row ``slot`` to its first ``length`` tokens."""

@@ -14,7 +14,8 @@ class Places:
     """The verifier's slots: those that decode are 0, 1, 2, ...; the one whose prompt is being run comes behind them.
 
     A finished sequence stays in its slot until the place is needed, if ``reuse_prefix`` says so: a prompt that begins
-    like it, in the same mode of the switch, then runs only what is new.
+    like it, in the same mode of the switch, then runs only what is new. What it shares with a sequence that still runs
+    is copied.
 
     Args:
         verifier: the model.
@@ -59,21 +60,31 @@ class Places:
         return len(self.decoding) if active is self.joining else self.decoding.index(active)
 
     def take(self, active: Active, *, reuse: bool = True) -> int:
-        """Give a sequence the free slot that holds the most of its prompt; returns how many tokens that is."""
+        """Give a sequence the free slot that holds the most of its prompt, or a copy of what another holds of it.
+
+        Returns:
+            How many tokens of the prompt need not be run.
+        """
         request, first = active.request, len(self.decoding)
-        free = range(first, self.verifier.slots)
-        factor, shared = prefill_factor(request), 0
+        verifier, shared, copied, source = self.verifier, 0, 0, 0
         if self.reuse_prefix and reuse:
-            found = {slot: self.verifier.shared(slot, request.prompt_ids, factor) for slot in free}
-            best = max(found, key=lambda slot: (found[slot], -self.verifier.cache.lengths[slot]))
-            self.verifier.swap(best, first)
-            shared = self.verifier.reuse(first, request.prompt_ids, factor)
+            factor = prefill_factor(request)
+            found = [verifier.shared(slot, request.prompt_ids, factor) for slot in range(verifier.slots)]
+            best = max(
+                range(first, verifier.slots), key=lambda slot: (found[slot], -verifier.cache.lengths[slot])
+            )
+            verifier.swap(best, first)
+            shared = verifier.reuse(first, request.prompt_ids, factor)
+            source = max(range(first), key=found.__getitem__, default=first)
+            copied = found[source] if source < first else 0
         else:
-            self.verifier.clear(first)
+            verifier.clear(first)
         self.joining = active
         if self.cache_tokens is not None:
             self._make_room(first, request)
-        return shared
+        if copied > shared:
+            verifier.copy(source, first, copied)
+        return max(shared, copied)
 
     def seat(self, active: Active) -> None:
         """A sequence's prompt was run: from now on it decodes."""

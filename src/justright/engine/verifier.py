@@ -232,6 +232,11 @@ class Verifier:
         last = self._last.pop(slot)
         self._held[slot] += [(last.token_ids[node], last.factor) for node in path]
 
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Let slot ``target`` hold the first ``count`` tokens of slot ``source``'s sequence instead of its own."""
+        self.cache.copy(source, target, count)
+        self._held[target] = self._held[source][:count]
+
     def clear(self, slot: int) -> None:
         """Forget slot ``slot``'s sequence."""
         self.cache.clear(slot)

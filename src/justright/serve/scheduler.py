@@ -218,6 +218,7 @@ class Scheduler:
             except Exception as error:
                 log.exception("the engine failed; the requests that ran are ended")
                 self._end(error, waiting=False)
+                self.engine.verifier.time_step(1, 0)  # a device that is gone for good ends the thread
         self._end(None, waiting=True)
 
     def _enforce(self) -> None:
