@@ -102,10 +102,18 @@ def questions(model: str, count: int, tokens: int) -> list[Question]:
     return found
 
 
-def in_both_modes(asked: Sequence[Question], card: dict[str, Any]) -> list[Question]:
-    """The same, every other one fast, if the model that a server names has a fast mode."""
+def in_both_modes(asked: Sequence[Question]) -> list[Question]:
+    """The same, every other one fast."""
+    return [replace(q, effort="none") if index % 2 else q for index, q in enumerate(asked)]
+
+
+async def name_and_questions(
+    client: httpx.AsyncClient, asked: Sequence[Question]
+) -> tuple[str, list[Question]]:
+    """The model that a server of ours names, and what it is asked: in both modes if it has a fast one."""
+    card = (await client.get("/v1/models")).json()["data"][0]
     fast = "none" in card.get("justright", {}).get("efforts", [])
-    return [replace(q, effort="none") if fast and index % 2 else q for index, q in enumerate(asked)]
+    return card["id"], in_both_modes(asked) if fast else list(asked)
 
 
 # --- clients
@@ -161,8 +169,7 @@ async def load(server: str, served: str, port: int, clients: int, asked: Sequenc
         if server.startswith(("transformers", "vllm")):
             model = str(resolve(served).path)
         else:
-            card = (await client.get("/v1/models")).json()["data"][0]
-            model, asked = card["id"], in_both_modes(asked, card)
+            model, asked = await name_and_questions(client, asked)
         waiting = list(reversed(asked))
         await ask(client, model, Question("Hello", 4))
 
@@ -195,8 +202,7 @@ async def overload(
     memory: list[tuple[float, float, float]] = []
     tasks: set[asyncio.Task[None]] = set()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
-        card = (await client.get("/v1/models")).json()["data"][0]
-        model, pool = card["id"], in_both_modes(questions(served, 300, tokens), card)
+        model, pool = await name_and_questions(client, questions(served, 300, tokens))
 
         async def one(question: Question) -> None:
             try:
@@ -237,6 +243,7 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     import queue
 
     from justright.engine.api import Engine
+    from justright.engine.modes import Thinking
     from justright.engine.request import Emission
     from justright.serve.memory import affordable_tokens
     from justright.serve.scheduler import Scheduler
@@ -244,6 +251,8 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     engine = Engine.load(model, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
     scheduler = Scheduler(engine, max_waiting=len(asked), cache_tokens=affordable_tokens(engine.verifier))
     scheduler.start()
+    if engine.modes is not None and engine.modes.adapter is not None:
+        asked = in_both_modes(asked)
     ended: queue.Queue[Emission] = queue.Queue()
 
     def listener(emission: Emission) -> None:
@@ -251,7 +260,12 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
             ended.put(emission)
 
     requests = [
-        engine.conversation([{"role": "user", "content": q.text}], max_tokens=q.max_tokens) for q in asked
+        engine.conversation(
+            [{"role": "user", "content": q.text}],
+            thinking=Thinking(q.effort) if q.effort else None,
+            max_tokens=q.max_tokens,
+        )
+        for q in asked
     ]
     waiting = list(reversed(requests))
     begin = time.perf_counter()

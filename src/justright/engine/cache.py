@@ -18,8 +18,8 @@ class KVCache:
 
     Life cycle: ``reserve`` room for new tokens, the attention function writes them with ``write`` during the
     forward, then ``keep`` makes the accepted ones part of the sequence and forgets the rest. Only ``keep``,
-    ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or behind a row's length are
-    garbage.
+    ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or behind a row's
+    length are garbage.
 
     Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may differ
     between layers and between keys and values. A growing cache has a tensor ``[kv_heads, capacity, head_dim]`` for each

@@ -28,7 +28,7 @@ def check_effort(effort: str) -> None:
         raise UsageError(
             f"reasoning effort {effort!r}; allowed: {', '.join(EFFORTS)}. none and minimal answer in fast mode; low, "
             "medium and high think for up to 20, 50 and 80% of the answer's tokens; auto and escalate decide by "
-            "request",
+            "request. Without any it thinks without a limit",
             about="effort",
         )
 
