@@ -134,7 +134,12 @@ def test_the_hybrid_takes_the_suffix_where_it_promises_more(tmp_path: Path) -> N
     assert draft(repeating, None).source == "suffix"
     assert not draft(repeating, None).spec
     assert draft(repeating, 1000.0).source == "lstm"
-    assert draft([11, 12, 13, 14, 15, 16, 17, 18], None).source == "lstm"
+    once = [11, 12, 13, 14, 15, 16, 17, 18, 11, 12]
+    less = draft(once, None)
+    assert less.source == "lstm"
+    assert less.instead is not None
+    assert (less.instead.source, less.instead.token_ids[0]) == ("suffix", 12), "for the engine to choose"
+    assert draft(once, 1000.0).instead is None, "a fixed threshold decides alone"
 
 
 def test_the_threshold_follows_what_was_accepted(tmp_path: Path) -> None:

@@ -59,18 +59,34 @@ def test_noise_only_adds() -> None:
     assert cost.curve(64, 8)[-1] == pytest.approx(linear(8, 64), rel=1e-6)
 
 
-def test_a_slow_machine_measures_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
+def test_a_slow_machine_measures_few_sizes() -> None:
+    steps = []
 
     def time_step(tokens: int, past: int) -> float:
-        nonlocal now
-        now += 2.0
-        return linear(tokens, past)
+        steps.append(tokens)
+        return 200 * linear(tokens, past)
 
-    monkeypatch.setattr("justright.engine.cost.time.monotonic", lambda: now)
     cost = StepCost.measure(time_step, context=4096)
     assert cost.sizes == (1, 8)
-    assert cost.curve(64, 8)[-1] == pytest.approx(linear(8, 64), rel=1e-6)
+    assert not cost.complete
+    assert len(steps) == 4 * 4
+    assert cost.curve(64, 8)[-1] == pytest.approx(200 * linear(8, 64), rel=1e-6)
+
+
+def test_a_busy_while_makes_no_size_dearer_than_the_others() -> None:
+    """It falls on all of them, and each has quiet turns."""
+    calls = iter(range(10_000))
+
+    def time_step(tokens: int, past: int) -> float:
+        return linear(tokens, past) * (1.5 if next(calls) // 15 % 2 else 1.0)  # 15 steps busy, 15 quiet
+
+    curve = StepCost.measure(time_step, context=4096).curve(2000, 32)
+    assert curve.tolist() == pytest.approx([linear(n, 2000) for n in range(1, 33)], rel=0.02)
+
+
+def test_a_further_token_never_adds_more_than_the_first() -> None:
+    cost = StepCost.measure(lambda n, past: 0.01 + (past > 64) * (0.001 if n == 1 else 0.1 * n), context=4096)
+    assert cost.slope_s[1] <= cost.slope_s[0]
 
 
 def test_a_slower_machine_moves_the_whole_curve() -> None:

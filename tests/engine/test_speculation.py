@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.engine.cost import StepCost
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Request
-from justright.engine.speculation import Speculation, choose
+from justright.engine.speculation import Speculation, choose, preferred
 from tiny import tiny_model
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -93,6 +94,34 @@ def test_the_best_cut_by_trying_all(case: tuple[list[Draft], list[Speculation], 
     assert got == pytest.approx(best if best >= 1.05 * plain else plain, rel=1e-9) or (
         best == pytest.approx(1.05 * plain)
     )
+
+
+def test_of_two_drafts_the_one_that_pays_more() -> None:
+    """A wide tree that has more accepted, or one likely node: it depends on what rows cost."""
+    tree = Draft(range(10, 20), [-1] * 10, [0.3, *[0.1] * 9], source="tree")
+    likely = replace(chain(0.9), source="chain")
+    both = replace(tree, instead=likely)
+    record = Speculation({("tree", 3): 1.0, ("chain", 0): 1.0})
+    assert preferred(both, record, 5, FREE) is both
+    assert preferred(both, record, 5, HALF) is likely
+    assert preferred(tree, record, 5, HALF) is tree
+    record.drafted(both, 0.5)
+    assert preferred(both, record, 5, FREE) is likely, "the time to draft counts too"
+
+
+def test_a_slow_drafter_that_always_loses_rests_although_another_is_verified() -> None:
+    slow, quick = replace(chain(0.1, 0.1), source="slow"), replace(chain(0.9), source="quick")
+    record = Speculation()
+    record.drafted(slow, 0.1)
+    for _ in range(3):
+        assert not record.rests()
+        record.set_aside(slow)
+        record.verified(quick, 1, 1)
+    assert record.rests()
+    assert not record.rests()
+    record.verified(slow, 2, 1)
+    record.set_aside(slow)
+    assert not record.rests(), "it is patient again"
 
 
 def test_a_batch_gives_its_places_to_the_likeliest() -> None:

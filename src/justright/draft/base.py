@@ -31,6 +31,8 @@ class Draft:
             token), shape ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each guess).
         spec: run [SPEC] behind the last verified token and behind every node, and give its state to ``observe``.
         source: which of a drafter's ways made it, where there are several; each is judged by itself.
+        instead: another draft for the same place; the engine takes the one that pays more. Only of two that were not
+            sampled.
     """
 
     token_ids: Sequence[int] = ()
@@ -39,6 +41,7 @@ class Draft:
     proposal: Tensor | None = field(default=None, compare=False)
     spec: bool = False
     source: str = ""
+    instead: Draft | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -1,8 +1,9 @@
 """Hybrid drafts: the text's own past where it promises more, the LSTM where it does not.
 
 Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold, else a tree
-of the LSTM. Differs: the threshold is the LSTM's own recent success in this request, and the score is corrected by what
-came of earlier ones, unless a threshold is fixed by option.
+of the LSTM. Differs, unless a threshold is fixed by option: the threshold is the LSTM's own recent success in this
+request, the score is corrected by what came of earlier ones, and a suffix draft below the threshold stands beside the
+LSTM's, for the engine to take where its few rows pay more.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class HybridDrafter:
             self.trust[request_id] = _MEMORY * self.trust[request_id] + (1 - _MEMORY) * ratio
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """A suffix draft if it promises more than the threshold, else one of the LSTM."""
+        """A suffix draft if it promises more than the threshold, else one of the LSTM, the other one behind it."""
         guess = self.propose_cheaply(request_id, max_nodes)
         fixed = self.options.threshold
         if fixed is None:
@@ -133,7 +134,10 @@ class HybridDrafter:
         if len(guess) and better:
             return guess
         draft = self.lstm.propose(request_id, max_nodes)
-        return draft if len(draft) else guess
+        if not len(draft):
+            return guess
+        both = len(guess) and fixed is None and draft.proposal is None
+        return replace(draft, instead=guess) if both else draft
 
     def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
         """A suffix draft, which takes next to no time."""

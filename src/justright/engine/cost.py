@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,10 @@ from numpy.typing import NDArray
 _SIZES = (1, 8, 32, 2, 16, 4, 64)
 _NEAR = 64
 _FAR = 2048
+_FAR_SIZE = 32
+"""Measured with much behind it too, beside the first two: the more rows, the less noise in what one of them costs."""
 _REPEATS = 3
+_MOST_REPEATS = 10
 _BUDGET_S = 6.0
 _SCALE_RATE = 0.1
 _SIZE_RATE = 0.03
@@ -70,36 +72,42 @@ class StepCost:
 
     @classmethod
     def measure(cls, time_step: TimeStep, *, context: int, largest: int = max(_SIZES)) -> StepCost:
-        """Measure with ``time_step(tokens, past) -> seconds``: the least of three, since noise only adds.
+        """Measure with ``time_step(tokens, past) -> seconds``: the least of several, since noise only adds.
 
-        Takes some seconds; on a busy machine it stops after 6 with fewer sizes (at least 1 and 8), and the
-        curve is corrected while running.
+        All sizes take turns, so that a machine that is busy for a while makes none of them look dearer than the
+        others. Takes some 6 seconds; on a slow machine fewer sizes are measured (at least 1 and 8), and the curve is
+        corrected while running.
 
         Args:
             time_step: runs one forward.
             context: the most tokens that the cache holds.
             largest: the largest step ever run.
         """
-        near = min(_NEAR, context // 4)
-        far = min(_FAR, context // 2)
-        deadline = time.monotonic() + _BUDGET_S
-
-        def least(tokens: int, past: int) -> float:
-            time_step(tokens, past)
-            return min(time_step(tokens, past) for _ in range(_REPEATS))
-
+        near, far = min(_NEAR, context // 4), min(_FAR, context // 2)
         wanted = [n for n in _SIZES if n <= max(largest, 1) and n + far <= context]
-        measured: dict[int, float] = {}
-        slopes = (0.0, 0.0)
-        for n in wanted:
-            if len(measured) >= 2 and time.monotonic() > deadline:
+        points = [(n, near) for n in wanted[:2]] + [(n, far) for n in wanted[:2]]
+        needed = len(points)
+        for n in wanted[2:]:
+            points += [(n, near), (n, far)] if n == _FAR_SIZE else [(n, near)]
+        spent, taken = 0.0, 0
+        for point in points:  # the first time at each makes kernels, and is not counted
+            if taken >= needed and spent * (1 + _REPEATS) > _BUDGET_S:
                 break
-            measured[n] = least(n, near)
-            if len(measured) == min(2, len(wanted)):
-                slopes = _slopes({m: (measured[m], least(m, far)) for m in measured}, max(far - near, 1))
-        sizes = tuple(sorted(measured))
-        near_s = np.maximum.accumulate([measured[n] for n in sizes])
-        return cls(sizes, tuple(float(s) for s in near_s), slopes, complete=len(sizes) == len(wanted))
+            spent += time_step(*point)
+            taken += 1
+        least = dict.fromkeys(points[:taken], inf)
+        for turn in range(_MOST_REPEATS):
+            if turn >= _REPEATS and spent > _BUDGET_S:
+                break
+            for point in least:
+                seconds = time_step(*point)
+                least[point] = min(least[point], seconds)
+                spent += seconds
+        sizes = tuple(sorted(n for n, past in least if past == near))
+        near_s = np.maximum.accumulate([least[n, near] for n in sizes])
+        both = {n: (least[n, near], least[n, far]) for n, past in least if past == far and (n, near) in least}
+        slopes = _slopes(both, max(far - near, 1))
+        return cls(sizes, tuple(float(s) for s in near_s), slopes, complete=taken == len(points))
 
     def curve(self, past: int, largest: int) -> NDArray[np.float64]:
         """Seconds of a step of 1, 2, ..., ``largest`` tokens behind ``past`` cached ones: ``[largest]``."""
@@ -143,9 +151,10 @@ class StepCost:
 def _slopes(seconds: dict[int, tuple[float, float]], gap: int) -> tuple[float, float]:
     """Extra seconds per cached token: for one token, and for each further one.
 
-    ``seconds`` holds, per number of tokens, a step's time near and ``gap`` cached tokens further.
+    ``seconds`` holds, per number of tokens, a step's time near and ``gap`` cached tokens further. All tokens read the
+    same keys and values, so that a further one never adds more than the first.
     """
     per_cached = {n: max(far - near, 0.0) / gap for n, (near, far) in seconds.items()}
     few, many = min(per_cached), max(per_cached)
     more = max(per_cached[many] - per_cached[few], 0.0) / max(many - few, 1)
-    return per_cached[few], more
+    return per_cached[few], min(more, per_cached[few])

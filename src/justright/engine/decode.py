@@ -17,7 +17,7 @@ from justright.engine.cost import StepCost
 from justright.engine.places import Places
 from justright.engine.request import Emission, FinishReason, Request
 from justright.engine.sampling import Sampler
-from justright.engine.speculation import Speculation, choose
+from justright.engine.speculation import Speculation, choose, preferred
 from justright.engine.step import StepOutput
 from justright.engine.text import TextStream
 from justright.engine.verifier import Verifier
@@ -247,8 +247,12 @@ class DecodeLoop:
         proposals = [self._propose(self.drafter, slot, active) for slot, active in enumerate(batch)]
         if self.cost is None:
             return proposals, list(proposals)
-        records = [active.record for active in batch]
-        chosen = choose(proposals, records, self.verifier.cache.lengths[: len(batch)], self.cost)
+        records, pasts = [active.record for active in batch], self.verifier.cache.lengths[: len(batch)]
+        for slot, (draft, record) in enumerate(zip(proposals, records, strict=True)):
+            proposals[slot] = preferred(draft, record, pasts[slot], self.cost)
+            if proposals[slot] is not draft:
+                record.set_aside(draft)
+        chosen = choose(proposals, records, pasts, self.cost)
         for active, proposal, draft in zip(batch, proposals, chosen, strict=True):
             if len(proposal) and not len(draft):
                 active.record.set_aside(proposal)
