@@ -69,9 +69,11 @@ def verdicts(found: Sequence[Summary]) -> Iterator[str]:
         if not row:
             continue  # acceptance alone
         best = max(row, key=lambda name: row[name].x_plain or 0)
+        first = max(row, key=lambda name: row[name].x_plain_all or 0)
         hybrid = row.get("hybrid")
         if hybrid is not None:
             text = f"hybrid at {group}: {hybrid.x_plain:.2f}x plain (best: {best}, {row[best].x_plain:.2f}x)"
+            text += f", all prompts together {hybrid.x_plain_all:.2f}x (best: {first}, {row[first].x_plain_all:.2f}x)"
             text += f", least {hybrid.x_plain_least:.2f}x (goal 0.97x)"
             if hybrid.x_transformers is not None:
                 text += f", {hybrid.x_transformers:.2f}x generate"

@@ -142,11 +142,12 @@ def test_summaries_count_tokens_and_verifications_together() -> None:
     assert one.acceptance_length == pytest.approx(40 / 15)
     assert one.x_plain == pytest.approx(3.0)
     assert one.x_plain_least == pytest.approx(2.0)
+    assert one.x_plain_all == pytest.approx(4.0 / 1.5)
     assert one.verify_ms == pytest.approx(800 / 15)
 
 
 def test_a_narrow_terminal_has_it_too(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = (5, 2.05, 12.5, 10.25, 30.5, 120.5, 1300.5, 1094.5, 0.5, "identical")
+    figures = (5, 2.05, 12.5, 10.25, 11.5, 30.5, 120.5, 1300.5, 1094.5, 0.5, "identical")
     found = [
         Summary(group, name, *figures)
         for group in ("quote-and-answer", "summarise")

@@ -176,6 +176,7 @@ class Summary:
         acceptance_length: tokens a verification, over all prompts together.
         x_plain: speed against our plain loop: median over the prompts; None without it.
         x_plain_least: the least of them.
+        x_plain_all: the same over all prompts together: the time they take, plainly, over that of this contender.
         x_transformers: against transformers' ``generate``: median.
         draft_ms: a verification's drafting, in milliseconds.
         verify_ms: its verifying.
@@ -190,6 +191,7 @@ class Summary:
     acceptance_length: float
     x_plain: float | None
     x_plain_least: float | None
+    x_plain_all: float | None
     x_transformers: float | None
     draft_ms: float
     verify_ms: float
@@ -218,6 +220,8 @@ def _summary(group: str, name: str, rows: Sequence[dict[str, Cell]]) -> Summary:
     tokens = sum(len(run.token_ids) - run.first_tokens for run in runs)
     steps = sum(run.verifications for run in runs)
     plain = [r for row in rows if (r := speed_ratio(row[name], row.get(PLAIN))) is not None]
+    pairs = [(row[name], row[PLAIN]) for row in rows if row[name].runs and PLAIN in row and row[PLAIN].runs]
+    own_s, plain_s = (sum(pair[i].median("decode_s") for pair in pairs) for i in (0, 1))
     stock = [r for row in rows if (r := speed_ratio(row[name], row.get(TRANSFORMERS))) is not None]
     ours = name not in (TRANSFORMERS, LOOKUP)
     verdicts = sorted({cell.agreement.verdict if cell.agreement else "-" for cell in cells})
@@ -228,6 +232,7 @@ def _summary(group: str, name: str, rows: Sequence[dict[str, Cell]]) -> Summary:
         tokens / max(steps, 1),
         statistics.median(plain) if plain else None,
         min(plain) if plain else None,
+        plain_s / own_s if own_s else None,
         statistics.median(stock) if stock else None,
         1000 * sum(run.draft_s for run in runs) / max(steps, 1) if ours else 0.0,
         1000 * sum(run.verify_s for run in runs) / max(steps, 1) if ours else 0.0,
@@ -238,8 +243,8 @@ def _summary(group: str, name: str, rows: Sequence[dict[str, Cell]]) -> Summary:
 
 
 HEADER = (
-    "length", "contender", "prompts", "tokens/step", "x plain", "least", "x transformers", "draft ms", "verify ms",
-    "tokens/s", "output",
+    "length", "contender", "prompts", "tokens/step", "x plain", "least", "all", "x transformers", "draft ms",
+    "verify ms", "tokens/s", "output",
 )  # fmt: skip
 
 
@@ -257,6 +262,7 @@ def table_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
             f"{one.acceptance_length:.2f}",
             times(one.x_plain),
             times(one.x_plain_least),
+            times(one.x_plain_all),
             times(one.x_transformers),
             f"{one.draft_ms:.1f}" if one.verify_ms else "",
             f"{one.verify_ms:.1f}" if one.verify_ms else "",
@@ -279,7 +285,7 @@ def narrow_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
         if number == 0 or one.group != found[number - 1].group:
             rows.append((one.group, *("" for _ in NARROW[1:])))
         name = one.contender if len(one.contender) < 20 else f"{one.contender[:8]}…{one.contender[-10:]}"
-        rows.append((f"  {name}", *row[3:6], *row[7:]))
+        rows.append((f"  {name}", *row[3:6], *row[8:]))
     return rows
 
 
