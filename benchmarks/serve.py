@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -214,17 +215,21 @@ async def overload(
 
         tokenizer = load_tokenizer(resolve(served).path)
         longest = max(pool, key=lambda question: len(tokenizer(question.text)["input_ids"]))
-        await asyncio.gather(*(ask(client, model, longest) for _ in range(slots)))
+        if {
+            answer.status
+            for answer in await asyncio.gather(*(ask(client, model, longest) for _ in range(slots)))
+        } != {200}:
+            raise NotAnswered(f"the longest question, {slots} times")
         begin = time.monotonic()
         sent = 0
         while (now := time.monotonic() - begin) < seconds:
+            if not memory or now - memory[-1][0] > seconds / 40:
+                cache = _figures((await client.get("/metrics")).text)["justright_cache_bytes"]
+                memory.append((now, process.memory_info().rss / 2**20, cache / 2**20))
             task = asyncio.create_task(one(pool[sent % len(pool)]))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             sent += 1
-            if not memory or now - memory[-1][0] > seconds / 40:
-                cache = _figures((await client.get("/metrics")).text)["justright_cache_bytes"]
-                memory.append((now, process.memory_info().rss / 2**20, cache / 2**20))
             await asyncio.sleep(max(0.0, sent / rate - (time.monotonic() - begin)))
         await asyncio.gather(*tasks)
         figures = _figures((await client.get("/metrics")).text)
@@ -245,13 +250,17 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     from justright.engine.api import Engine
     from justright.engine.modes import Thinking
     from justright.engine.request import Emission
+    from justright.engine.sampling import SamplingParams
+    from justright.errors import UsageError
     from justright.serve.memory import affordable_tokens
     from justright.serve.scheduler import Scheduler
 
     engine = Engine.load(model, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
     scheduler = Scheduler(engine, max_waiting=len(asked), cache_tokens=affordable_tokens(engine.verifier))
     scheduler.start()
-    if engine.modes is not None and engine.modes.adapter is not None:
+    assert engine.modes is not None
+    with contextlib.suppress(UsageError):  # as the server finds out whether there is a fast mode
+        engine.modes.check(Thinking("none"), engine.verifier.config.hidden_size)
         asked = in_both_modes(asked)
     ended: queue.Queue[Emission] = queue.Queue()
 
@@ -262,6 +271,7 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     requests = [
         engine.conversation(
             [{"role": "user", "content": q.text}],
+            SamplingParams(),
             thinking=Thinking(q.effort) if q.effort else None,
             max_tokens=q.max_tokens,
         )

@@ -69,7 +69,7 @@ def test_a_slow_machine_measures_few_sizes() -> None:
     cost = StepCost.measure(time_step, context=4096)
     assert cost.sizes == (1, 8)
     assert not cost.complete
-    assert len(steps) == 4 * 4
+    assert len(steps) == 5 * 4
     assert cost.curve(64, 8)[-1] == pytest.approx(200 * linear(8, 64), rel=1e-6)
 
 
@@ -82,6 +82,13 @@ def test_a_busy_while_makes_no_size_dearer_than_the_others() -> None:
 
     curve = StepCost.measure(time_step, context=4096).curve(2000, 32)
     assert curve.tolist() == pytest.approx([linear(n, 2000) for n in range(1, 33)], rel=0.02)
+
+
+def test_a_slow_beginning_does_not_count() -> None:
+    """A library that is loaded, weights that are read: at the first steps, and never again."""
+    calls = iter(range(10_000))
+    cost = StepCost.measure(lambda n, past: linear(n, past) + 10.0 * (next(calls) < 4), context=4096)
+    assert cost.complete
 
 
 def test_a_further_token_never_adds_more_than_the_first() -> None:

@@ -27,7 +27,7 @@ ALONE = {tuple(prompt): alone(prompt, 24) for prompt in PROMPTS}
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("cache", ["grow", "static"])
+@pytest.mark.parametrize("cache", ["grow", "static", "trimmed"])
 def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: st.DataObject) -> None:
     """Any arrivals, lengths and cancellations; prompts in chunks of 4 beside those that decode."""
     verifier = verifier_of("llama", slots=3, prefill_chunk=4, cache=cache)
@@ -35,6 +35,7 @@ def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: 
         verifier,
         drafter=data.draw(st.sampled_from([None, SuffixDrafter()])),
         reuse_prefix=data.draw(st.booleans()),
+        cache_tokens=data.draw(st.sampled_from([None, 300])),
         prefill_share=data.draw(st.sampled_from([None, 4, 8])),
     )
     requests = [
@@ -106,6 +107,36 @@ def test_a_prefix_of_one_that_still_runs_is_copied(cache: Any, limit: int | None
     assert [r.token_ids for r in requests] == [
         ALONE[tuple(prompt)], ALONE[tuple(prompt)][:9], alone([*prompt, 5, 6], 24)
     ]  # fmt: skip
+
+
+def test_a_copy_leaves_finished_sequences_alone() -> None:
+    """What a running sequence has of a prompt as well is no reason to cut one that is finished."""
+    verifier = verifier_of("llama", slots=3)
+    loop = DecodeLoop(verifier, reuse_prefix=True)
+    begin = PROMPTS[3][:6]
+    running, finished = Request([*begin, *PROMPTS[4]], max_tokens=24), Request(PROMPTS[3], max_tokens=4)
+    other, again = Request([*begin, 7, 8], max_tokens=4), Request([*PROMPTS[3], 9], max_tokens=4)
+    for request in (running, finished, other, again):
+        loop.waiting.append(request)
+        while not (request.token_ids if request is running else request.finish_reason):
+            list(loop.advance())
+    assert running.finish_reason is None
+    assert [r.stats.reused_tokens for r in (finished, other, again)] == [6, 6, len(PROMPTS[3])]
+    assert again.token_ids == alone([*PROMPTS[3], 9], 4)
+
+
+def test_no_memory_for_a_copy_leaves_an_empty_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = verifier_of("llama", slots=2)
+    loop = DecodeLoop(verifier, reuse_prefix=True)
+    list(loop.run([Request(PROMPTS[0], max_tokens=4), Request(PROMPTS[3], max_tokens=4)]))
+    monkeypatch.setattr(verifier.cache, "reserve", no_memory)
+    with pytest.raises(ResourceError):
+        verifier.copy(1, 0, 5)
+    assert verifier.shared(0, PROMPTS[0]) == 0
+
+
+def no_memory(*_: Any) -> None:
+    raise ResourceError("none left")
 
 
 def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:

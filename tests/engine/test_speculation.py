@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -119,7 +120,7 @@ def test_a_slow_drafter_that_always_loses_rests_although_another_is_verified() -
         record.verified(quick, 1, 1)
     assert record.rests()
     assert not record.rests()
-    record.verified(slow, 2, 1)
+    record.verified(slow, 2, 1)  # it wins once
     record.set_aside(slow)
     assert not record.rests(), "it is patient again"
 
@@ -205,6 +206,37 @@ def test_few_shadows_at_once() -> None:
     for _ in range(100):
         record.set_aside(chain(0.9, 0.9))
     assert len(record._shadows) == 4
+
+
+class Torn(ScriptedDrafter):
+    """Offers a wide tree that is wrong, and one right token instead."""
+
+    def __init__(self, truth: dict[tuple[int, ...], Sequence[int]]) -> None:
+        super().__init__(truth)
+        self.sources: list[str] = []
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        truth, done = self.state[request_id]
+        right = truth[done]
+        wrong = Draft([(right + n) % 300 for n in range(1, 9)], [-1] * 8, [0.12] * 8, source="tree")
+        return replace(wrong, instead=Draft([right], [-1], [0.9], source="one")).first(max_nodes)
+
+    def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:
+        self.sources.append(draft.source)
+
+
+def test_the_loop_takes_the_draft_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = prompt_of(9)
+    truth = {tuple(prompt): reference(tiny_model("llama"), prompt, 60)}
+    monkeypatch.setattr(StepCost, "observe", lambda *_: None)
+    for cost, wanted in ((HALF, "one"), (None, "tree")):
+        drafter = Torn(truth)
+        request = Request(prompt, max_tokens=60)
+        for _ in DecodeLoop(verifier_of("llama"), drafter=drafter, cost=cost).run([request]):
+            pass
+        assert request.token_ids == truth[tuple(prompt)]
+        assert drafter.sources.count(wanted) > 20
+        assert set(drafter.sources) == {wanted}
 
 
 class WrongDrafter(ScriptedDrafter):

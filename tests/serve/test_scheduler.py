@@ -215,6 +215,20 @@ def test_a_device_that_is_gone_for_good_ends_the_thread() -> None:
         scheduler.submit(Request(PROMPTS[0], max_tokens=4), Caller())
 
 
+def test_a_trial_without_memory_ends_nothing(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise ResourceError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.engine.verifier, "step", failing)
+        caller = Caller()
+        scheduler.submit(Request(PROMPTS[0], max_tokens=40), caller)
+        caller.tokens()
+    again = Caller()
+    scheduler.submit(Request(PROMPTS[1], max_tokens=20), again)
+    assert again.tokens() == alone(PROMPTS[1], 20)
+
+
 def test_those_that_wait_are_spared_when_a_step_breaks() -> None:
     scheduler = Scheduler(engine_of(slots=1))
     step, broken = scheduler.engine.verifier.step, RuntimeError("once")

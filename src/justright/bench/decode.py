@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,6 +37,7 @@ from justright.bench.tasks import Task
 from justright.engine.api import Engine
 from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
+from justright.models.cpu import processor_name
 from justright.models.files import write_whole
 from justright.provenance import collect
 
@@ -351,13 +351,4 @@ def describe_machine() -> dict[str, Any]:
     kept = {name: record[name] for name in ("justright", "git_revision", "versions", "platform", "created")}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     threads = torch.get_num_threads()
-    return kept | {"processor": _processor(), "cores": os.cpu_count(), "threads": threads, "gpu": gpu}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return kept | {"processor": processor_name(), "cores": os.cpu_count(), "threads": threads, "gpu": gpu}

@@ -176,7 +176,7 @@ class Summary:
         acceptance_length: tokens a verification, over all prompts together.
         x_plain: speed against our plain loop: median over the prompts; None without it.
         x_plain_least: the least of them.
-        x_plain_all: the same over all prompts together: the time they take, plainly, over that of this contender.
+        x_plain_all: over all prompts together: the time to decode as many tokens of each, plainly, over this one's.
         x_transformers: against transformers' ``generate``: median.
         draft_ms: a verification's drafting, in milliseconds.
         verify_ms: its verifying.
@@ -221,7 +221,7 @@ def _summary(group: str, name: str, rows: Sequence[dict[str, Cell]]) -> Summary:
     steps = sum(run.verifications for run in runs)
     plain = [r for row in rows if (r := speed_ratio(row[name], row.get(PLAIN))) is not None]
     pairs = [(row[name], row[PLAIN]) for row in rows if row[name].runs and PLAIN in row and row[PLAIN].runs]
-    own_s, plain_s = (sum(pair[i].median("decode_s") for pair in pairs) for i in (0, 1))
+    own_s, plain_s = (sum(1 / pair[i].median("tokens_per_s") for pair in pairs) for i in (0, 1))
     stock = [r for row in rows if (r := speed_ratio(row[name], row.get(TRANSFORMERS))) is not None]
     ours = name not in (TRANSFORMERS, LOOKUP)
     verdicts = sorted({cell.agreement.verdict if cell.agreement else "-" for cell in cells})

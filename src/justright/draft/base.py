@@ -52,9 +52,10 @@ class Draft:
         return float(sum(self.probs))
 
     def first(self, count: int) -> Draft:
-        """The tree cut to its first ``count`` nodes (topological order keeps it a tree)."""
+        """The tree cut to its first ``count`` nodes (topological order keeps it a tree), the other one likewise."""
+        instead = None if self.instead is None else self.instead.first(count)
         if count >= len(self):
-            return self
+            return self if instead is self.instead else replace(self, instead=instead)
         proposal = None if self.proposal is None else self.proposal[: count + 1]
         return replace(
             self,
@@ -62,6 +63,7 @@ class Draft:
             parents=self.parents[:count],
             probs=self.probs[:count],
             proposal=proposal,
+            instead=instead,
         )
 
     def rows(self, count: int | None = None) -> int:

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from justright import __version__
 from justright.draft.base import Drafter
 from justright.draft.registry import check_drafter, create_drafter
-from justright.engine.cost import StepCost
+from justright.engine.cost import METHOD, StepCost
 from justright.engine.decode import DecodeLoop
 from justright.engine.defaults import Defaults, settle
 from justright.engine.modes import Modes, Thinking, chat_tokens
@@ -32,6 +32,7 @@ from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
+from justright.models.cpu import processor_name
 from justright.models.packaged import cache_folder
 from justright.models.sources import check_tokenizer_files, resolve, resolve_adapter
 from justright.models.tokenizers import load_tokenizer
@@ -295,9 +296,18 @@ class Engine:
     def _cost_file(self, path: Path) -> Path:
         stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.glob("*.safetensors"))]
         device = self.verifier.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{os.cpu_count()}"
+        cpu = f"{processor_name()} x {os.cpu_count()}"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
         identity = [
-            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.cache),
+            *(
+                METHOD,
+                str(path),
+                stat,
+                name,
+                self.verifier.dtype,
+                self.options.cpu_kernels,
+                self.options.cache,
+            ),
             *(torch.get_num_threads(), torch.__version__, __version__, self.options.max_draft),
         ]
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+METHOD = 2
+"""Of measuring: costs that another one measured are not read."""
 _SIZES = (1, 8, 32, 2, 16, 4, 64)
 _NEAR = 64
 _FAR = 2048
@@ -75,8 +77,8 @@ class StepCost:
         """Measure with ``time_step(tokens, past) -> seconds``: the least of several, since noise only adds.
 
         All sizes take turns, so that a machine that is busy for a while makes none of them look dearer than the
-        others. Takes some 6 seconds; on a slow machine fewer sizes are measured (at least 1 and 8), and the curve is
-        corrected while running.
+        others: up to ten turns, and at most some 6 seconds, on a slow machine with fewer sizes (at least 1 and 8, three
+        turns however long). The curve is corrected while running.
 
         Args:
             time_step: runs one forward.
@@ -89,8 +91,10 @@ class StepCost:
         needed = len(points)
         for n in wanted[2:]:
             points += [(n, near), (n, far)] if n == _FAR_SIZE else [(n, near)]
+        for point in points[:needed]:  # what is loaded and made at the very first is not counted at all
+            time_step(*point)
         spent, taken = 0.0, 0
-        for point in points:  # the first time at each makes kernels, and is not counted
+        for point in points:  # the first turn, which may make kernels, says how many there is time for
             if taken >= needed and spent * (1 + _REPEATS) > _BUDGET_S:
                 break
             spent += time_step(*point)
@@ -156,5 +160,6 @@ def _slopes(seconds: dict[int, tuple[float, float]], gap: int) -> tuple[float, f
     """
     per_cached = {n: max(far - near, 0.0) / gap for n, (near, far) in seconds.items()}
     few, many = min(per_cached), max(per_cached)
+    one = max(per_cached[few], per_cached[many] / many)
     more = max(per_cached[many] - per_cached[few], 0.0) / max(many - few, 1)
-    return per_cached[few], min(more, per_cached[few])
+    return one, min(more, one)

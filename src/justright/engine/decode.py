@@ -249,9 +249,9 @@ class DecodeLoop:
             return proposals, list(proposals)
         records, pasts = [active.record for active in batch], self.verifier.cache.lengths[: len(batch)]
         for slot, (draft, record) in enumerate(zip(proposals, records, strict=True)):
-            proposals[slot] = preferred(draft, record, pasts[slot], self.cost)
-            if proposals[slot] is not draft:
-                record.set_aside(draft)
+            proposals[slot] = preferred(draft, record, pasts[slot], self.cost, len(batch))
+            if draft.instead is not None:
+                record.set_aside(draft if proposals[slot] is draft.instead else draft.instead)
         chosen = choose(proposals, records, pasts, self.cost)
         for active, proposal, draft in zip(batch, proposals, chosen, strict=True):
             if len(proposal) and not len(draft):
@@ -265,10 +265,11 @@ class DecodeLoop:
         limit = min(self.max_draft, left, room)
         if limit < 1:
             return EMPTY_DRAFT
+        rests = self.cost is not None and active.record.rests()
+        propose = getattr(drafter, "propose_cheaply", None) if rests else drafter.propose
+        if propose is None:
+            return EMPTY_DRAFT
         begin = time.perf_counter()
-        propose = drafter.propose
-        if self.cost is not None and active.record.rests():
-            propose = getattr(drafter, "propose_cheaply", lambda *_: EMPTY_DRAFT)
         draft = propose(active.request.id, limit).first(limit)
         active.record.drafted(draft, time.perf_counter() - begin)
         if draft.rows() > room + 1:  # no place for its [SPEC]

@@ -39,7 +39,7 @@ class EngineOptions:
         max_draft: the most draft tokens a sequence and step.
         adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
         prefill_chunk: tokens per prefill forward.
-        reuse_prefix: run only what is new of a prompt that begins like the sequence before it in the same slot.
+        reuse_prefix: run only what is new of a prompt that begins like another sequence in the cache.
         switch: the adapter that makes the model answer fast: a directory or a hub id, "none" for none; None: a
             bundle's own, else none.
     """

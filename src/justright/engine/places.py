@@ -66,18 +66,19 @@ class Places:
             How many tokens of the prompt need not be run.
         """
         request, first = active.request, len(self.decoding)
-        verifier, shared, copied, source = self.verifier, 0, 0, 0
+        verifier, shared, copied, source = self.verifier, 0, 0, first
         if self.reuse_prefix and reuse:
-            factor = prefill_factor(request)
+            factor, free = prefill_factor(request), range(first, verifier.slots)
             found = [verifier.shared(slot, request.prompt_ids, factor) for slot in range(verifier.slots)]
-            best = max(
-                range(first, verifier.slots), key=lambda slot: (found[slot], -verifier.cache.lengths[slot])
-            )
-            verifier.swap(best, first)
-            shared = verifier.reuse(first, request.prompt_ids, factor)
             source = max(range(first), key=found.__getitem__, default=first)
             copied = found[source] if source < first else 0
-        else:
+            # What a copy gives as well is no reason to cut a finished sequence.
+            gains = {slot: found[slot] if found[slot] > copied else 0 for slot in free}
+            best = max(free, key=lambda slot: (gains[slot], -verifier.cache.lengths[slot]))
+            verifier.swap(best, first)
+            if gains[best]:
+                shared = verifier.reuse(first, request.prompt_ids, factor)
+        if not shared:
             verifier.clear(first)
         self.joining = active
         if self.cache_tokens is not None:

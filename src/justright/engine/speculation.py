@@ -43,6 +43,7 @@ class Speculation:
     draft_s: dict[str, float] = field(default_factory=dict)
     _shadows: list[_Shadow] = field(default_factory=list)
     _aside: int = 0
+    _lost: str = ""
     _rest: int = 0
 
     def expected(self, draft: Draft) -> np.ndarray:
@@ -52,21 +53,19 @@ class Speculation:
 
     def verified(self, draft: Draft, used: int, accepted: int) -> None:
         """Of ``draft`` as it was proposed, the first ``used`` nodes were verified, ``accepted`` accepted."""
-        if self._takes_time(draft):
+        if draft.source == self._lost:
             self._aside = 0
         self._learn(_kind(draft), accepted, draft.first(used).score)
 
     def set_aside(self, draft: Draft) -> None:
         """``draft`` is not verified; remember it, to see whether it would have been right."""
-        if self._takes_time(draft):
+        if self.draft_s.get(draft.source, 0.0) > _FREE_S:
+            self._lost = draft.source
             self._aside += 1
             if self._aside >= _PATIENCE:
                 self._rest = min(2 ** (self._aside - _PATIENCE), _LONGEST_REST)
         if len(draft) and len(self._shadows) < _MAX_SHADOWS:
             self._shadows.append(_Shadow(draft))
-
-    def _takes_time(self, draft: Draft) -> bool:
-        return self.draft_s.get(draft.source, 0.0) > _FREE_S
 
     def rests(self) -> bool:
         """Whether the drafter is left in peace this time (or asked for what costs nothing)."""
@@ -116,18 +115,20 @@ class _Shadow:
         return self.node in self.draft.parents
 
 
-def preferred(draft: Draft, record: Speculation, past: int, cost: StepCost) -> Draft:
+def preferred(draft: Draft, record: Speculation, past: int, cost: StepCost, batch: int = 1) -> Draft:
     """Of a draft and the one that may stand instead of it, that with more expected tokens a second.
 
-    Each is looked at alone, cut where it pays most.
+    Each is cut where it pays most, in a step of ``batch`` sequences whose others decode plainly.
     """
 
     def rate(one: Draft) -> float:
-        rows = 1 + np.cumsum(_rows(one))
+        rows = batch + np.cumsum(_rows(one))
         seconds = cost.curve(past, int(rows[-1]))[rows - 1] + record.draft_s.get(one.source, 0.0)
-        return float(np.max((1 + record.expected(one)) / seconds))
+        return float(np.max((batch + record.expected(one)) / seconds))
 
-    return draft if draft.instead is None else max((draft, draft.instead), key=rate)
+    if draft.instead is None or not len(draft.instead):
+        return draft
+    return max((draft, draft.instead), key=rate) if len(draft) else draft.instead
 
 
 def choose(

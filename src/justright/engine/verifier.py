@@ -234,6 +234,7 @@ class Verifier:
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Let slot ``target`` hold the first ``count`` tokens of slot ``source``'s sequence instead of its own."""
+        self._held[target] = []  # also if there is no memory for it
         self.cache.copy(source, target, count)
         self._held[target] = self._held[source][:count]
 

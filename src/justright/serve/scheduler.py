@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from justright.engine.api import Engine
 from justright.engine.request import Emission, Request
-from justright.errors import JustrightError, UsageError
+from justright.errors import JustrightError, ResourceError, UsageError
 
 log = logging.getLogger("justright.serve")
 
@@ -218,8 +220,17 @@ class Scheduler:
             except Exception as error:
                 log.exception("the engine failed; the requests that ran are ended")
                 self._end(error, waiting=False)
-                self.engine.verifier.time_step(1, 0)  # a device that is gone for good ends the thread
+            else:
+                continue
+            self._try_one_token()
         self._end(None, waiting=True)
+
+    def _try_one_token(self) -> None:
+        """Behind a step that failed: what cannot even do this is gone for good, and ends the thread."""
+        try:
+            self.engine.verifier.time_step(1, 0)
+        except (ResourceError, torch.OutOfMemoryError):
+            log.warning("there is no memory for a step of one token; the server goes on", exc_info=True)
 
     def _enforce(self) -> None:
         """Cancel what is out of time, and let go of what was cancelled while it waited."""
