@@ -143,13 +143,12 @@ def test_summaries_count_tokens_and_verifications_together() -> None:
     assert one.x_plain == pytest.approx(3.0)
     assert one.x_plain_least == pytest.approx(2.0)
     assert one.x_plain_all == pytest.approx(4.0 / 1.5)
-    for (
-        cells
-    ) in results.cells.values():  # whoever gives five tokens at once before it is timed gains nothing by it
+    assert one.verify_ms == pytest.approx(800 / 15)
+    # Whoever gives five tokens at once before the clock runs gains nothing by it.
+    for cells in results.cells.values():
         cells["x"].runs = [Run([0] * 21, 0.1, 5, cells["x"].runs[0].decode_s, 10, 0, 0.1, 0.4)]
     [one] = [s for s in summaries(results) if s.contender == "x"]
     assert one.x_plain_all == pytest.approx(4.0 / 1.5 * 16 / 20)
-    assert one.verify_ms == pytest.approx(800 / 15)
 
 
 def test_a_narrow_terminal_has_it_too(capsys: pytest.CaptureFixture[str]) -> None:
