@@ -18,175 +18,37 @@ import argparse
 import asyncio
 import contextlib
 import json
-import random
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+from clients import (
+    FRESH,
+    Load,
+    NotAnswered,
+    Question,
+    ask,
+    in_both_modes,
+    load,
+    name_and_questions,
+    questions,
+)
 from servers import OURS, PACKAGED, NotStarted, commands, free_port, running
-from transformers import AutoConfig
 
 from justright.bench.decode import describe_machine
-from justright.bench.longtexts import zoo_texts
 from justright.bench.report import machine_line, markdown_table
 from justright.bench.running import numbers, words
-from justright.models.architectures import context_length
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
-
-FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-"""A connection of its own for each request: llama.cpp closes those that wait, unasked."""
-LENGTHS = (400, 1600, 6400)  # characters of text in the question: about 100, 400 and 1,600 tokens
-TASKS = ("Summarise this text.", "Repeat the first paragraph.", "What happens next?")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    text: str
-    max_tokens: int
-    effort: str | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """Seconds are from the request's start; ``status`` is 200 only of what was answered."""
-
-    status: int
-    first_s: float | None = None
-    end_s: float = 0.0
-    tokens: int = 0
-    text: str = ""
-
-    @property
-    def each_s(self) -> float:
-        return (self.end_s - (self.first_s or 0.0)) / max(self.tokens - 1, 1)
-
-
-@dataclass(slots=True)
-class Load:
-    """What one server did under one number of clients."""
-
-    server: str
-    clients: int
-    wall_s: float
-    answers: list[Answer] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return sum(a.tokens for a in self.answers) / self.wall_s
-
-    def percentiles(self, name: str) -> list[float]:
-        values = sorted(getattr(a, name) for a in self.answers if a.first_s is not None)
-        return (
-            [values[min(len(values) - 1, int(q * len(values)))] for q in (0.5, 0.95, 0.99)] if values else []
-        )
-
-
-def questions(model: str, count: int, tokens: int) -> list[Question]:
-    """Mixed lengths and tasks, the same in every run, cut to what a small model can read."""
-    most = 2 * context_length(AutoConfig.from_pretrained(resolve(model).path, local_files_only=True))
-    texts = [source.text for source in zoo_texts()]
-    chance = random.Random(0)
-    found = []
-    for index in range(count):
-        text, length = chance.choice(texts), min(LENGTHS[index % len(LENGTHS)], most)
-        begin = chance.randrange(0, max(len(text) - length, 1))
-        found.append(Question(f"{text[begin : begin + length]}\n\n{chance.choice(TASKS)}", tokens))
-    return found
-
-
-def in_both_modes(asked: Sequence[Question]) -> list[Question]:
-    """The same, every other one fast."""
-    return [replace(q, effort="none") if index % 2 else q for index, q in enumerate(asked)]
-
-
-async def name_and_questions(
-    client: httpx.AsyncClient, asked: Sequence[Question]
-) -> tuple[str, list[Question]]:
-    """The model that a server of ours names, and what it is asked: in both modes if it has a fast one."""
-    card = (await client.get("/v1/models")).json()["data"][0]
-    fast = "none" in card.get("justright", {}).get("efforts", [])
-    return card["id"], in_both_modes(asked) if fast else list(asked)
-
-
-# --- clients
-
-
-class NotAnswered(Exception):
-    """A server that refused, failed or said nothing: it gets no figures."""
-
-
-async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Answer:
-    begin = time.perf_counter()
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": question.text}],
-        "max_tokens": question.max_tokens,
-        "temperature": 0.0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if question.effort is not None:
-        body["reasoning_effort"] = question.effort
-    answer = Answer(0)
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        answer.status = response.status_code
-        async for data in _events(response):
-            if "error" in data:
-                answer.status = 500
-            for choice in data.get("choices", []):
-                delta = choice.get("delta", {})
-                piece = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
-                if piece and answer.first_s is None:
-                    answer.first_s = time.perf_counter() - begin
-                answer.text += piece
-            if usage := data.get("usage"):
-                answer.tokens = usage["completion_tokens"]
-    answer.end_s = time.perf_counter() - begin
-    if answer.status == 200 and not answer.tokens:
-        answer.status = 0
-    return answer
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in response.aiter_lines():
-        data = line.removeprefix("data:").strip()
-        if line.startswith("data:") and data != "[DONE]":
-            yield json.loads(data)
-
-
-async def load(server: str, served: str, port: int, clients: int, asked: Sequence[Question]) -> Load:
-    """So many clients, each asking its next question when the last one is answered."""
-    found = Load(server, clients, 0.0)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
-        if server.startswith(("transformers", "vllm")):
-            model = str(resolve(served).path)
-        else:
-            model, asked = await name_and_questions(client, asked)
-        waiting = list(reversed(asked))
-        await ask(client, model, Question("Hello", 4))
-
-        async def one() -> None:
-            while waiting:
-                question = waiting.pop()
-                answer = await ask(client, model, question)
-                if answer.status != 200:
-                    raise NotAnswered(f"status {answer.status}")
-                found.answers.append(answer)
-                found.texts[question.text] = answer.text
-
-        begin = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(clients)))
-        found.wall_s = time.perf_counter() - begin
-    return found
 
 
 async def overload(
@@ -215,11 +77,8 @@ async def overload(
 
         tokenizer = load_tokenizer(resolve(served).path)
         longest = max(pool, key=lambda question: len(tokenizer(question.text)["input_ids"]))
-        if {
-            answer.status
-            for answer in await asyncio.gather(*(ask(client, model, longest) for _ in range(slots)))
-        } != {200}:
-            raise NotAnswered(f"the longest question, {slots} times")
+        filling = await asyncio.gather(*(ask(client, model, longest) for _ in range(slots)))
+        assert all(answer.status == 200 for answer in filling)
         begin = time.monotonic()
         sent = 0
         while (now := time.monotonic() - begin) < seconds:
@@ -244,7 +103,7 @@ def _figures(page: str) -> dict[str, float]:
 
 
 def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
-    """The same questions without HTTP: tokens a second of the scheduler alone."""
+    """The same questions without HTTP, in this process: tokens a second of the scheduler alone, at the second time."""
     import queue
 
     from justright.engine.api import Engine
@@ -268,36 +127,47 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
         if emission.finish_reason is not None:
             ended.put(emission)
 
-    requests = [
-        engine.conversation(
-            [{"role": "user", "content": q.text}],
-            SamplingParams(),
-            thinking=Thinking(q.effort) if q.effort else None,
-            max_tokens=q.max_tokens,
-        )
-        for q in asked
-    ]
-    waiting = list(reversed(requests))
-    begin = time.perf_counter()
-    for _ in range(min(slots, len(waiting))):
-        scheduler.submit(waiting.pop(), listener)
-    for _ in requests:
-        ended.get()
-        if waiting:
-            scheduler.submit(waiting.pop(), listener)
-    seconds = time.perf_counter() - begin
+    def all_of_them() -> float:
+        waiting, tokens = list(reversed(asked)), 0
+        begin = time.perf_counter()
+
+        def submit() -> None:
+            question = waiting.pop()
+            request = engine.conversation(
+                [{"role": "user", "content": question.text}],
+                SamplingParams(),
+                thinking=Thinking(question.effort) if question.effort else None,
+                max_tokens=question.max_tokens,
+            )
+            scheduler.submit(request, listener)
+
+        for _ in range(min(slots, len(asked))):
+            submit()
+        for _ in asked:
+            tokens += len(ended.get().request.token_ids)
+            if waiting:
+                submit()
+        return tokens / (time.perf_counter() - begin)
+
+    all_of_them()
+    found = round(all_of_them(), 1)
     scheduler.drain(1)
-    return round(sum(len(r.token_ids) for r in requests) / seconds, 1)
+    return found
 
 
 def overhead(model: str, slots: int, asked: Sequence[Question], logs: Path) -> dict[str, list[float]]:
-    """Tokens a second over HTTP and of the scheduler alone, in turns."""
+    """Tokens a second over HTTP and of the scheduler alone, in turns, each in a new process.
+
+    All questions are asked twice, and the second time counts: kernels are compiled at the first.
+    """
     over, alone = [], []
     for turn in range(3):
         port = free_port()
         with running(commands(model, slots, port)[OURS], port, logs / f"overhead-{turn}.log"):
+            asyncio.run(load(OURS, model, port, slots, asked))
             over.append(round(asyncio.run(load(OURS, model, port, slots, asked)).tokens_per_s, 1))
-        alone.append(in_engine(model, slots, asked))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            alone.append(pool.submit(in_engine, model, slots, asked).result())
     cost = 1 - statistics.median(over) / statistics.median(alone)
     print(f"Tokens a second over HTTP {over}, of the engine alone {alone}: HTTP costs {cost:.1%}.")
     return {"over_http": over, "alone": alone}
