@@ -299,16 +299,8 @@ class Engine:
         cpu = f"{processor_name()} x {os.cpu_count()}"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
         identity = [
-            *(
-                METHOD,
-                str(path),
-                stat,
-                name,
-                self.verifier.dtype,
-                self.options.cpu_kernels,
-                self.options.cache,
-            ),
-            *(torch.get_num_threads(), torch.__version__, __version__, self.options.max_draft),
+            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.cache),
+            *(torch.get_num_threads(), torch.__version__, __version__, METHOD, self.options.max_draft),
         ]
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
         return cache_folder() / "costs" / f"{digest}.json"
