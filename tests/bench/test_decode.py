@@ -30,6 +30,7 @@ from justright.bench.running import Plan, numbers, run_plan
 from justright.bench.tasks import Task, build
 from justright.errors import JustrightError, ResourceError, UsageError
 from justright.models.tokenizers import load_tokenizer
+from tiny import save_tiny
 
 ALL = (PLAIN, "suffix", TRANSFORMERS, LOOKUP)
 TOKENS = 24
@@ -154,6 +155,35 @@ def test_both_ways_to_recompute_logits_agree(opened: Opened, task: Task) -> None
     theirs = transformers_logits(opened.model, task.prompt_ids, output)
     assert ours.argmax(-1).tolist() == output
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_windows_are_read_in_chunks_to_the_same_end(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny(family, tmp_path / family, max_position_embeddings=1024)
+    opened = open_contenders(path, DecodeSetting(ALL))
+    assert opened.model is not None
+    prompt = build("summarise", load_tokenizer(path), 400).prompt_ids
+    lengths: list[int] = []
+    opened.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    whole = {one.name: one.run(prompt, TOKENS) for one in opened.contenders}
+    assert max(lengths) >= len(prompt)
+    whole_logits = transformers_logits(opened.model, prompt, whole[PLAIN].token_ids)
+    monkeypatch.setattr("justright.bench.contenders.CHUNK", 64)
+    lengths.clear()
+    for one in opened.contenders:
+        for again in (False, True):
+            run = one.run(prompt, TOKENS, again=again)
+            assert run.token_ids == whole[PLAIN].token_ids == whole[one.name].token_ids
+            assert run.verifications == whole[one.name].verifications
+            assert run.first_tokens == whole[one.name].first_tokens
+            assert (run.prefill_s is None) == (again and one.name not in (TRANSFORMERS, LOOKUP))
+    assert max(lengths) == 64
+    logits = transformers_logits(opened.model, prompt, whole[PLAIN].token_ids)
+    torch.testing.assert_close(logits, whole_logits, rtol=1e-4, atol=1e-4)
 
 
 class Counting:

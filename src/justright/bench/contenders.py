@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from justright.draft.registry import drafter_names
@@ -32,6 +32,8 @@ TRANSFORMERS = "transformers"
 LOOKUP = "transformers-lookup"
 LOOKUP_TOKENS = 10
 """Prompt lookup's ``prompt_lookup_num_tokens``: what transformers' documentation uses."""
+CHUNK = 1024
+"""Tokens of a prompt that transformers reads at once where a model has sliding windows; see `read_in_chunks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +163,20 @@ class TransformersContender:
             None if cache is not None else clock.first_s - begin,
             clock.first_tokens,
             end - clock.first_s,
-            clock.forwards - 1,
+            clock.verifications,
         )
 
     def _cache(self, prompt_ids: Sequence[int]) -> Any:
         """The last run's cache cut back to this prompt but for its last token, if it was the same prompt.
 
         Never for prompt lookup: given a filled cache, assisted ``generate`` (5.23) runs the whole prompt
-        behind it once more, and its output is wrong.
+        behind it once more, and its output is wrong. Never with sliding windows either: what has left them is gone.
         """
         if self.name == LOOKUP or self._kept is None or self._kept[0] != tuple(prompt_ids):
             return None
         cache = self._kept[1]
+        if any(cache.is_sliding):
+            return None
         surplus = cache.get_seq_length() - (len(prompt_ids) - 1)
         if surplus > 0:
             cache.crop(-surplus)
@@ -180,25 +184,25 @@ class TransformersContender:
 
 
 class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here
-    """Notes when the first tokens come, how many they are, and how many forwards there were."""
+    """Notes when the first tokens come, how many they are, and how many forwards came behind them."""
 
     def __init__(self) -> None:
-        self.forwards = 0
+        self.verifications = 0
         self.first_s = 0.0
         self.first_tokens = 0
         self._prompt = True
 
     def on_forward(self, *_: Any) -> None:
-        """A forward hook of the model."""
-        self.forwards += 1
+        """A forward hook of the model. What runs before the first tokens is the prompt, in however many forwards."""
+        self.verifications += self.first_tokens > 0
 
     def put(self, value: Tensor) -> None:
         """New tokens; the first call has the prompt."""
         if self._prompt:
             self._prompt = False
-        elif self.forwards == 1:
+        elif not self.first_tokens:
             self.first_s = time.perf_counter()
-            self.first_tokens += value.numel()
+            self.first_tokens = value.numel()
 
     def end(self) -> None:
         """No more come."""
@@ -254,12 +258,40 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model as transformers runs it by default, with end tokens that do not end anything."""
+    """The model as transformers runs it by default, but for `read_in_chunks`, and with end tokens that end nothing."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
     ).to(device)
     model.generation_config.eos_token_id = None
+    model.register_forward_pre_hook(read_in_chunks, with_kwargs=True)
     return model.eval()
+
+
+def read_in_chunks(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A forward pre-hook: a long prompt goes into a cache with sliding windows `CHUNK` tokens at a time.
+
+    In one forward every window is a mask over the whole prompt: minutes and gigabytes at 32K tokens. ``generate``'s own
+    ``prefill_chunk_size`` does the same, but not for prompt lookup. Only the prefill is another, which is told apart.
+    """
+    ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+    last = max(CHUNK, kwargs.get("logits_to_keep") or 0)
+    if ids is None or cache is None or ids.shape[1] <= last or not any(cache.is_sliding):
+        return None
+    past, whole = cache.get_seq_length(), ids.shape[1]
+
+    def part(begin: int, end: int) -> dict[str, Any]:
+        found = kwargs | {"input_ids": ids[:, begin:end]}
+        if (mask := kwargs.get("attention_mask")) is not None:
+            found["attention_mask"] = mask[:, : past + end]
+        if (positions := kwargs.get("position_ids")) is not None:
+            found["position_ids"] = positions[..., begin:end]
+        return found
+
+    for begin in range(0, whole - last, CHUNK):
+        model(*args, **part(begin, min(begin + CHUNK, whole - last)) | {"logits_to_keep": 1})
+    return args, part(whole - last, whole)
 
 
 def bundled_choice(path: Path) -> str | None:
@@ -282,9 +314,11 @@ def engine_contender(choice: Choice, engine: Engine) -> EngineContender:
 def transformers_logits(
     model: PreTrainedModel, prompt_ids: Sequence[int], output_ids: Sequence[int]
 ) -> Tensor:
-    """What the model says before each output token, in one forward of transformers: ``[output, vocab]``."""
+    """What the model says before each output token, by transformers, all tokens given: ``[output, vocab]``."""
     ids = torch.tensor([[*prompt_ids, *output_ids]], device=model.device)
-    logits: Tensor = model(ids, use_cache=False, logits_to_keep=len(output_ids) + 1).logits[0, :-1]
+    cache = DynamicCache(config=model.config)
+    keep = len(output_ids) + 1
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, logits_to_keep=keep).logits[0, :-1]
     return logits
 
 
