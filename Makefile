@@ -31,8 +31,9 @@ serve: $(VENV)/.ready-serve
 	$(BIN)/justright serve $(MODEL) $(SERVE_ARGS)
 
 test: lint
-	@# Threads that sleep while they wait: as fast as need be, and not brought to a halt by a neighbour.
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# A process a core (at most four: each loads models), whose threads sleep while they wait; whole files, so that what a
+	@# file shares is made once. In one process: make test PYTEST_ARGS=--numprocesses=0
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-vllm: $(VLLM_VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -m vllm -rs $(PYTEST_ARGS) tests/serve/test_vllm.py

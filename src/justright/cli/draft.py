@@ -104,9 +104,12 @@ def train(
     epochs: Annotated[float, typer.Option(help="Passes over the texts.", rich_help_panel=_WORK)] = 2.5,
     rows: Annotated[int, typer.Option(help="Texts a step.", rich_help_panel=_WORK)] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_WORK)] = 0.012,
-    spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 300,
+    spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 700,
     spec_rows: Annotated[int, typer.Option(help="Texts a step of these.", rich_help_panel=_WORK)] = 4,
     spec_rate: Annotated[float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)] = 0.004,
+    vector_rate: Annotated[
+        float, typer.Option(help="Of [SPEC]'s embedding, in sizes of a token's.", rich_help_panel=_WORK)
+    ] = 0.2,
     evaluate_every: Annotated[
         int, typer.Option(help="Steps between evaluations.", rich_help_panel=_WORK)
     ] = 100,
@@ -134,7 +137,7 @@ def train(
     if device not in ("auto", "cpu"):
         raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
     if not spec or cell == "attention":
-        for name in ("spec_steps", "spec_rows", "spec_rate"):
+        for name in ("spec_steps", "spec_rows", "spec_rate", "vector_rate"):
             if chosen(ctx, name, True, False):
                 raise UsageError(f"--{name.replace('_', '-')} has no meaning without [SPEC]: leave it out")
     if cell == "attention" and chosen(ctx, "spec", spec, False):
@@ -160,6 +163,7 @@ def train(
                 spec_steps=spec_steps if spec else 0,
                 spec_rows=spec_rows,
                 spec_rate=spec_rate,
+                vector_rate=vector_rate,
                 evaluate_every=evaluate_every,
                 patience=patience,
                 seed=seed,

@@ -46,7 +46,7 @@ class AttentionTraining(Training):
         ids, probs = (
             t[rows, 1:].flatten(0, 1).to(self.device) for t in (shard.teacher_ids, shard.teacher_probs)
         )
-        own, _ = self._loss.step(logits.flatten(0, 1), ids, probs.float(), exists.flatten().to(self.device))
+        own = self._loss.step(logits.flatten(0, 1), ids, probs.float(), exists.flatten().to(self.device))
         target = _normalised(shard.hidden[rows, 1:].to(self.device).float())
         apart = F.smooth_l1_loss(_normalised(states.float()), target, reduction="none").mean(-1)
         feature = apart[exists.to(self.device)].mean()

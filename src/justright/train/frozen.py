@@ -50,3 +50,10 @@ def load_frozen(path: Path, device: torch.device, **options: Any) -> PreTrainedM
                 parent, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, HalfLinear(module))
     return model.eval()
+
+
+@torch.no_grad()
+def embedded(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
+    """Tokens ``[...]`` as the first layer sees them (some families scale them): ``[..., hidden_size]`` float32."""
+    found: Tensor = model.get_input_embeddings()(token_ids)
+    return found.float()

@@ -80,21 +80,16 @@ class DraftLoss:
         self.index = torch.full((vocab_size,), -1, dtype=torch.long, device=vocab.device)
         self.index[vocab] = torch.arange(len(vocab), device=vocab.device)
 
-    def step(self, logits: Tensor, ids: Tensor, probs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of one step.
+    def step(self, logits: Tensor, ids: Tensor, probs: Tensor, valid: Tensor) -> Tensor:
+        """Loss of one step: the mean over valid rows.
 
         Args:
             logits: ``[rows, head_size]``.
             ids: ``[rows, 8]``, the teacher's tokens, most likely first.
             probs: ``[rows, 8]``.
             valid: ``[rows]`` bool.
-
-        Returns:
-            Mean loss over valid rows, and the share of them whose most likely guess is the teacher's.
         """
         places = self.index[ids]
         weight = probs * (places >= 0) * valid[:, None]
         logs = torch.log_softmax(logits.float(), dim=-1)
-        loss = -(weight * logs.gather(1, places.clamp_min(0))).sum() / weight.sum().clamp_min(1e-6)
-        right = (logits.argmax(-1) == places[:, 0]) & (places[:, 0] >= 0) & valid
-        return loss, right.sum() / valid.sum().clamp_min(1)
+        return -(weight * logs.gather(1, places.clamp_min(0))).sum() / weight.sum().clamp_min(1e-6)

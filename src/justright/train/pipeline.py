@@ -30,7 +30,7 @@ from justright.provenance import collect, file_sha256
 from justright.switch.apply import AppliedSwitch
 from justright.train.attention import AttentionTraining
 from justright.train.data import DataSetting, SelfGenerated, estimate
-from justright.train.frozen import load_frozen
+from justright.train.frozen import embedded, load_frozen
 from justright.train.measure import Accuracy, measure_trees
 from justright.train.prompts import Prompts
 from justright.train.run import Progress, Training, TrainSetting
@@ -301,7 +301,7 @@ class Work:
         model = LstmModel(config, embedding, head, vocab)
         if model.spec is not None:
             with torch.no_grad():
-                model.spec.copy_(embedding[vocab].float().mean(0))
+                model.spec.copy_(embedded(verifier, vocab).mean(0))
         return model, coverage
 
     def _finish(

@@ -27,6 +27,7 @@ from justright.models.cpu import has_bfloat16
 from justright.models.files import recover_folder, swap_folder
 from justright.switch.apply import AppliedSwitch
 from justright.train.data import SelfGenerated, Shard
+from justright.train.frozen import embedded
 from justright.train.measure import Accuracy, measure
 from justright.train.objective import DraftLoss, Prefixes, prefixes
 from justright.train.spec import states_behind
@@ -45,6 +46,7 @@ class TrainSetting:
         spec_rows: sequences a step with [SPEC].
         spec_every: every how many tokens a [SPEC] stands there.
         spec_rate: peak learning rate of these steps.
+        vector_rate: the same of [SPEC]'s embedding, in sizes (root mean square) of a token's.
         evaluate_every: steps between evaluations on held-out prompts.
         patience: evaluations without a better one after which a phase ends; 0: never.
         seed: of weights and batches.
@@ -54,16 +56,18 @@ class TrainSetting:
     rows: int = 8
     rate: float = 0.012
     decay: float = 0.5
-    spec_steps: int = 300
+    spec_steps: int = 700
     spec_rows: int = 4
     spec_every: int = 2
     spec_rate: float = 0.004
+    vector_rate: float = 0.2
     evaluate_every: int = 100
     patience: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "rows", "rate", "spec_rows", "spec_every", "spec_rate", "evaluate_every"):
+        rates = ("rate", "spec_rate", "vector_rate")
+        for name in ("epochs", "rows", *rates, "spec_rows", "spec_every", "evaluate_every"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed: above 0")
         for name in ("spec_steps", "patience"):
@@ -155,6 +159,9 @@ class Training:
         self._record = json.loads(json.dumps(record))
         self._loss = DraftLoss(model.vocab, model.config.vocab_size)
         self._shard: tuple[int, Shard] | None = None
+        self._token_size = (
+            0.0 if verifier is None else float(embedded(verifier, model.vocab).square().mean().sqrt())
+        )
         self._optimizers = self._make_optimizers()
         self._wrapped: Any = self.accelerator.prepare(self.model)
         recover_folder(folder, "state.json")
@@ -226,9 +233,10 @@ class Training:
         rate = self.setting.rate if phase == "drafter" else self.setting.spec_rate
         steps = self.phases[phase]
         share = min(1.0, (step + 1) / 20, (steps - step) / (self.setting.decay * steps))
-        for optimizer, factor in zip(self._optimizers, (1.0, 0.2), strict=True):
+        rates = (rate, 0.2 * rate, self.setting.vector_rate * self._token_size)
+        for optimizer, peak in zip(self._optimizers, rates, strict=False):  # without [SPEC] there are but two
             for group in optimizer.param_groups:
-                group["lr"] = rate * share * factor
+                group["lr"] = share * peak
         loss, count = self._plain_loss(step) if phase == "drafter" else self._spec_loss(step)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -276,7 +284,7 @@ class Training:
         # The verifier's own head on [SPEC]: the token two past the prefix.
         head = self.verifier.get_output_embeddings().weight[self.model.vocab]
         logits = states.to(head.dtype) @ head.T
-        own, _ = self._loss.step(
+        own = self._loss.step(
             logits, *(t[:, 0].to(self.device) for t in (batch.teacher_ids, batch.teacher_probs, batch.valid))
         )
         return loss + own, len(batch.tokens)
@@ -290,9 +298,7 @@ class Training:
         half = self.device.type != "cpu" or has_bfloat16()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             logits = self._wrapped(hidden, tokens)
-        losses = [
-            self._loss.step(one, ids[:, i], probs[:, i], valid[:, i])[0] for i, one in enumerate(logits)
-        ]
+        losses = [self._loss.step(one, ids[:, i], probs[:, i], valid[:, i]) for i, one in enumerate(logits)]
         return torch.stack(losses).mean()
 
     def _batch(self, step: int, size: int) -> tuple[Shard, Tensor]:
@@ -323,15 +329,20 @@ class Training:
         return 0 < self.setting.patience <= self.state.worse
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the matrices (Jordan 2024), AdamW for the rest and for what is looked up."""
+        """Muon for the matrices (Jordan 2024), AdamW for the rest and for what is looked up, and for [SPEC]."""
         looked_up = {"embedding.weight"} if getattr(self.model.config, "embedding", "") == "own" else set()
         named = dict(self.model.named_parameters())
         matrices = [p for n, p in named.items() if p.ndim == 2 and n not in looked_up]
+        spec = named.pop("spec", None)
         rest = [p for n, p in named.items() if p.ndim != 2 or n in looked_up]
         muon = torch.optim.Muon(
             matrices, lr=self.setting.rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         )
-        return [muon, torch.optim.AdamW(rest, lr=self.setting.rate, weight_decay=0.0, betas=(0.9, 0.95))]
+        others = [rest] if spec is None else [rest, [spec]]
+        return [
+            muon,
+            *(torch.optim.AdamW(p, self.setting.rate, weight_decay=0.0, betas=(0.9, 0.95)) for p in others),
+        ]
 
     def save(self) -> None:
         """Write the checkpoint; the folder changes from the old one to the new one at once."""

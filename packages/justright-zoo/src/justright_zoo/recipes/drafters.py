@@ -52,7 +52,7 @@ DRAFTER_RECIPES = {
         "packaged:gemma-3-270m",
         _TEXTS,
         DataSetting(sequences=448, batch=32, chat=0.0),  # it has no chat template
-        TrainSetting(epochs=4, spec_steps=120, evaluate_every=60),
+        TrainSetting(epochs=4, spec_steps=700, evaluate_every=100),
         shipped=False,
     ),
     "slow": DrafterRecipe(
