@@ -25,6 +25,21 @@ def test_a_linear_machine_is_measured_right() -> None:
         assert cost.curve(past, 64).tolist() == pytest.approx(wanted, rel=1e-6)
 
 
+def test_windows_cost_no_more_once_they_are_full() -> None:
+    """Two layers of three look back 512 tokens: what they add up to there says nothing about the way behind it."""
+    windows = (512, None, 512)
+
+    def sliding(tokens: int, past: int) -> float:
+        return linear(tokens, (2 * min(past, 512) + past) // 3)
+
+    cost = StepCost.measure(sliding, context=40_000, windows=windows)
+    for past in (64, 400, 8000, 32_000):
+        wanted = [sliding(n, past) for n in range(1, 65)]
+        assert cost.curve(past, 64).tolist() == pytest.approx(wanted, rel=1e-3)
+    blind = StepCost.measure(sliding, context=40_000)
+    assert blind.curve(32_000, 8)[-1] > 1.2 * sliding(8, 32_000)
+
+
 def test_beyond_the_largest_size_it_costs_in_proportion() -> None:
     curve = StepCost((1, 2, 4), (1.0, 1.5, 2.0), (0.0, 0.0)).curve(0, 8)
     assert curve.tolist() == pytest.approx([1, 1.5, 1.75, 2, 2.5, 3, 3.5, 4])

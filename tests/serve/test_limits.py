@@ -148,7 +148,7 @@ def test_a_full_disk_costs_the_measured_costs(tiny_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(StepCost, "save", full)
-    monkeypatch.setattr(StepCost, "read", lambda _: None)
+    monkeypatch.setattr(StepCost, "read", lambda *_: None)
     with running(Engine.load(str(tiny_path), draft="suffix")) as server:
         assert server.client.post(CHAT, json=BODY | {"max_tokens": 2}).status_code == 200
 

@@ -283,11 +283,13 @@ class Engine:
     def measured_cost(self, path: Path | None) -> StepCost:
         """The step costs of this model on this machine: read from the cache folder, or measured and kept there."""
         kept = None if path is None else self._cost_file(path)
-        cost = None if kept is None else StepCost.read(kept)
+        verifier = self.verifier
+        windows = tuple(None if window is None else window.size for window in verifier.windows)
+        cost = None if kept is None else StepCost.read(kept, windows)
         if cost is None:
-            verifier = self.verifier
-            largest = min(2 * self.options.max_draft, verifier.max_tokens // 4)
-            cost = StepCost.measure(verifier.time_step, context=verifier.max_tokens, largest=largest)
+            context = verifier.max_tokens
+            largest = min(2 * self.options.max_draft, context // 4)
+            cost = StepCost.measure(verifier.time_step, context=context, largest=largest, windows=windows)
             if kept is not None and cost.complete:
                 with contextlib.suppress(OSError):  # a full disk; it is measured again then
                     cost.save(kept)

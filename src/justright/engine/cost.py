@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-METHOD = 2
+METHOD = 3
 """Of measuring: costs that another one measured are not read."""
 _SIZES = (1, 8, 32, 2, 16, 4, 64)
 _NEAR = 64
@@ -32,13 +32,15 @@ _SCALE_RATE = 0.1
 _SIZE_RATE = 0.03
 
 TimeStep = Callable[[int, int], float]
+Windows = tuple[int | None, ...]
 
 
 @dataclass(slots=True)
 class StepCost:
-    """Seconds of one forward over n tokens behind p cached ones: ``near(n) + (p - 64) * slope(n)``.
+    """Seconds of one forward over n tokens behind p cached ones: ``near(n) + (keys(p) - keys(64)) * slope(n)``.
 
-    ``near`` interpolates what was measured at p = 64; ``slope`` is linear in n, from a second measurement
+    ``near`` interpolates what was measured at p = 64; ``keys`` is what a layer reads of p tokens, in the mean over the
+    layers, of which some may look no further than their window; ``slope`` is linear in n, from a second measurement
     further back. `observe` corrects the curve by what steps really took: a machine that is slower or faster than
     when it was measured moves the whole curve at once, and what is left over bends it, slowly, near that size.
     A step of n tokens never counts for more than n steps of one.
@@ -46,8 +48,9 @@ class StepCost:
     Attributes:
         sizes: measured numbers of tokens, ascending, from 1.
         near_s: seconds at 64 cached tokens, per size.
-        slope_s: extra seconds per cached token: for one token, and for each further one.
+        slope_s: extra seconds per key of a layer: for one token, and for each further one.
         complete: all sizes were measured within the time allowed, so that the curve is worth keeping.
+        windows: how far back each layer looks; None: over everything.
 
     Raises:
         ValueError: sizes that do not ascend from 1, or times that are none.
@@ -57,6 +60,7 @@ class StepCost:
     near_s: tuple[float, ...]
     slope_s: tuple[float, float]
     complete: bool = True
+    windows: Windows = (None,)
     _scale: float = field(init=False, default=1.0)
     _factors: NDArray[np.float64] = field(init=False)
 
@@ -73,7 +77,14 @@ class StepCost:
         self._factors = np.ones(len(self.sizes))
 
     @classmethod
-    def measure(cls, time_step: TimeStep, *, context: int, largest: int = max(_SIZES)) -> StepCost:
+    def measure(
+        cls,
+        time_step: TimeStep,
+        *,
+        context: int,
+        largest: int = max(_SIZES),
+        windows: Windows = (None,),
+    ) -> StepCost:
         """Measure with ``time_step(tokens, past) -> seconds``: the least of several, since noise only adds.
 
         All sizes take turns, so that a machine that is busy for a while makes none of them look dearer than the
@@ -84,6 +95,7 @@ class StepCost:
             time_step: runs one forward.
             context: the most tokens that the cache holds.
             largest: the largest step ever run.
+            windows: see the class.
         """
         near, far = min(_NEAR, context // 4), min(_FAR, context // 2)
         wanted = [n for n in _SIZES if n <= max(largest, 1) and n + far <= context]
@@ -110,8 +122,8 @@ class StepCost:
         sizes = tuple(sorted(n for n, past in least if past == near))
         near_s = np.maximum.accumulate([least[n, near] for n in sizes])
         both = {n: (least[n, near], least[n, far]) for n, past in least if past == far and (n, near) in least}
-        slopes = _slopes(both, max(far - near, 1))
-        return cls(sizes, tuple(float(s) for s in near_s), slopes, complete=taken == len(points))
+        slopes = _slopes(both, max(_mean_keys(far, windows) - _mean_keys(near, windows), 1.0))
+        return cls(sizes, tuple(float(s) for s in near_s), slopes, taken == len(points), windows)
 
     def curve(self, past: int, largest: int) -> NDArray[np.float64]:
         """Seconds of a step of 1, 2, ..., ``largest`` tokens behind ``past`` cached ones: ``[largest]``."""
@@ -120,7 +132,8 @@ class StepCost:
         beyond = tokens > self.sizes[-1]
         near[beyond] *= tokens[beyond] / self.sizes[-1]
         one, more = self.slope_s
-        seconds = self._scale * (near + max(past - _NEAR, 0) * (one + more * (tokens - 1)))
+        keys = max(_mean_keys(past, self.windows) - _mean_keys(_NEAR, self.windows), 0.0)
+        seconds = self._scale * (near + keys * (one + more * (tokens - 1)))
         bounded: NDArray[np.float64] = np.minimum(seconds, seconds[0] * tokens)
         return bounded
 
@@ -141,21 +154,27 @@ class StepCost:
         partial.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> StepCost | None:
-        """What `save` wrote, or None if there is nothing usable."""
+    def read(cls, path: Path, windows: Windows = (None,)) -> StepCost | None:
+        """What `save` wrote, for a model with these windows, or None if there is nothing usable."""
         try:
             data = json.loads(path.read_text())
             one, more = data["slope_s"]
             sizes, near_s = data["sizes"], data["near_s"]
-            return cls(tuple(map(int, sizes)), tuple(map(float, near_s)), (float(one), float(more)))
+            slopes = float(one), float(more)
+            return cls(tuple(map(int, sizes)), tuple(map(float, near_s)), slopes, windows=windows)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
-def _slopes(seconds: dict[int, tuple[float, float]], gap: int) -> tuple[float, float]:
-    """Extra seconds per cached token: for one token, and for each further one.
+def _mean_keys(past: int, windows: Windows) -> float:
+    """How many of ``past`` cached tokens a layer reads, in the mean over the layers."""
+    return sum(past if window is None else min(past, window) for window in windows) / len(windows)
 
-    ``seconds`` holds, per number of tokens, a step's time near and ``gap`` cached tokens further. All tokens read the
+
+def _slopes(seconds: dict[int, tuple[float, float]], gap: float) -> tuple[float, float]:
+    """Extra seconds per key of a layer: for one token, and for each further one.
+
+    ``seconds`` holds, per number of tokens, a step's time near and with ``gap`` more keys a layer. All tokens read the
     same keys and values, so that a further one never adds more than the first.
     """
     per_cached = {n: max(far - near, 0.0) / gap for n, (near, far) in seconds.items()}
