@@ -313,7 +313,7 @@ def test_the_vector_learns_at_a_rate_of_its_own(model: Path, texts: str, tmp_pat
 
 
 def test_tokens_are_embedded_as_the_first_layer_sees_them(tmp_path: Path) -> None:
-    verifier = load_frozen(save_tiny("gemma3", tmp_path / "gemma3"), torch.device("cpu"))
+    verifier = load_frozen(save_tiny("gemma2", tmp_path / "gemma2"), torch.device("cpu"))
     seen: list[torch.Tensor] = []
     first = decoder_of(verifier).layers[0]
     first.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
