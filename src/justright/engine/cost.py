@@ -23,6 +23,7 @@ METHOD = 3
 _SIZES = (1, 8, 32, 2, 16, 4, 64)
 _NEAR = 64
 _FAR = 2048
+_FARTHEST = 8192
 _FAR_SIZE = 32
 """Measured with much behind it too, beside the first two: the more rows, the less noise in what one of them costs."""
 _REPEATS = 3
@@ -97,7 +98,9 @@ class StepCost:
             largest: the largest step ever run.
             windows: see the class.
         """
-        near, far = min(_NEAR, context // 4), min(_FAR, context // 2)
+        # A quarter of a long context: the noise of the slope grows with the distance that it is carried on to.
+        near = min(_NEAR, context // 4)
+        far = min(max(_FAR, min(context // 4, _FARTHEST)), context // 2)
         wanted = [n for n in _SIZES if n <= max(largest, 1) and n + far <= context]
         points = [(n, near) for n in wanted[:2]] + [(n, far) for n in wanted[:2]]
         needed = len(points)
