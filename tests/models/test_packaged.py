@@ -235,5 +235,5 @@ def test_the_packaged_gemma():
     assert model.config.layer_types.count("full_attention") == 3
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     assert inputs.input_ids[0, 0] == tokenizer.bos_token_id
-    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert "Paris" in tokenizer.decode(answer[0])
+    likeliest = model(**inputs).logits[0, -1].topk(5).indices  # a small base model: " the" comes first
+    assert " Paris" in [tokenizer.decode(token) for token in likeliest]

@@ -36,7 +36,7 @@ def test_companions_are_copied_and_nothing_else(tmp_path):
     wanted = [
         *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
         *("chat_template.jinja", "additional_chat_templates/tool.jinja", "generation_config.json", "LICENSE"),
-        *("README.md", "spiece.model", "tokenizer.model"),
+        *("README.md", "spiece.model", "tokenizer.model", "GEMMA_TERMS.html"),
     ]
     unwanted = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling_x.py", "provenance.json"]
     for name in wanted + unwanted:

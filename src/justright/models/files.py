@@ -32,6 +32,7 @@ COMPANIONS = [
     "LICENCE*",
     "NOTICE*",
     "USE_POLICY*",
+    "*TERMS*",
     "README*",
 ]
 
