@@ -46,7 +46,7 @@ DRAFTER_RECIPES = {
         "packaged:smollm2-135m-instruct",
         _TEXTS,
         DataSetting(sequences=2816),
-        TrainSetting(epochs=2.5, spec_steps=200, evaluate_every=110),
+        TrainSetting(epochs=2.5, spec_steps=700, evaluate_every=110),
     ),
     "gemma-3-270m": DrafterRecipe(
         "packaged:gemma-3-270m",
@@ -113,6 +113,8 @@ def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
         target = DRAFTERS / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(out, target)
+        told = target / "provenance.json"
+        told.write_text(told.read_text("utf-8").replace(str(Path.home()), "~"), "utf-8")  # nobody's own paths
         return target
     return out
 
