@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_input_hashes_are_those_of_the_whole_files(tmp_path):
         "size_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+
+
+def test_the_home_folder_of_whoever_made_it_is_not_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    inside, outside = tmp_path / "me" / "models" / "a", tmp_path / "mean"
+    inside.mkdir(parents=True)
+    outside.mkdir()
+
+    inputs = collect(inputs={"inside": inside, "outside": outside}).inputs
+
+    assert inputs["inside"]["path"] == str(Path("~/models/a"))
+    assert inputs["outside"]["path"] == str(outside)
 
 
 def test_unhashed_inputs_say_so(tmp_path):

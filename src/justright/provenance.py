@@ -36,8 +36,8 @@ class Provenance:
         platform: operating system, machine and Python implementation.
         created: UTC date and time, ISO 8601.
         seed: the random seed, or None where no randomness is involved.
-        inputs: per input its path and ``files``: name -> ``size_bytes`` and ``sha256`` (of the whole content;
-            null where hashing was turned off).
+        inputs: per input its path (``~`` for the home folder) and ``files``: name -> ``size_bytes`` and ``sha256``
+            (of the whole content; null where hashing was turned off).
         extra: whatever the caller adds: settings, measured numbers.
     """
 
@@ -163,4 +163,8 @@ def _describe_input(path: Path, hashed: bool) -> dict[str, Any]:
         file.name: {"size_bytes": file.stat().st_size, "sha256": file_sha256(file) if hashed else None}
         for file in files
     }
-    return {"path": str(path.resolve()), "files": described}
+    # The record is passed on with the artefact. expanduser: a user without a home (a container's) is no error.
+    shown, home = path.resolve(), os.path.expanduser("~")
+    if shown.is_relative_to(home):
+        shown = Path("~") / shown.relative_to(home)
+    return {"path": str(shown), "files": described}
