@@ -30,7 +30,8 @@ def test_it_says_what_ran():
     assert record.seed == 7
 
 
-def test_input_hashes_are_those_of_the_whole_files(tmp_path):
+def test_input_hashes_are_those_of_the_whole_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     content = bytes(range(256)) * 9000
     (tmp_path / "model.safetensors").write_bytes(content)
     (tmp_path / "config.json").write_text("{}")

@@ -164,7 +164,7 @@ def _describe_input(path: Path, hashed: bool) -> dict[str, Any]:
         for file in files
     }
     # The record is passed on with the artefact. expanduser: a user without a home (a container's) is no error.
-    shown, home = path.resolve(), os.path.expanduser("~")
+    shown, home = path.resolve(), os.path.realpath(os.path.expanduser("~"))
     if shown.is_relative_to(home):
         shown = Path("~") / shown.relative_to(home)
     return {"path": str(shown), "files": described}
