@@ -178,7 +178,8 @@ def test_windows_are_read_in_chunks_to_the_same_end(
         for again in (False, True):
             run = one.run(prompt, TOKENS, again=again)
             assert run.token_ids == whole[PLAIN].token_ids == whole[one.name].token_ids
-            assert run.verifications == whole[one.name].verifications
+            if one.name != "suffix":  # which of its drafts pay is weighed by the clock
+                assert run.verifications == whole[one.name].verifications
             assert run.first_tokens == whole[one.name].first_tokens
             assert (run.prefill_s is None) == (again and one.name not in (TRANSFORMERS, LOOKUP))
     assert max(lengths) == 64
