@@ -17,6 +17,7 @@ from justright.bench.longspec import (
     LongPlan,
     Summary,
     draw,
+    left_out,
     narrow_rows,
     run_longspec,
     summaries,
@@ -114,6 +115,13 @@ def test_only_the_first_of_ours_runs_a_prompt(model: Path, prompts: Path) -> Non
 def test_prompts_beyond_the_context_are_left_out_and_none_is_an_error(model: Path, prompts: Path) -> None:
     with pytest.raises(ResourceError, match="no prompt fits"):
         run_longspec(plan_for(model, prompts, "plain", buckets=(100_000,)))
+
+
+def test_what_has_no_prompt_is_named(model: Path, prompts: Path) -> None:
+    plan = plan_for(
+        model, prompts, "plain", kinds=("summarise", "continue", "multi-turn"), buckets=(64, 100_000)
+    )
+    assert left_out(plan, run_longspec(plan)) == ["multi-turn@64", "100000"]
 
 
 def test_contenders_with_labels_and_options() -> None:

@@ -43,7 +43,7 @@ def test_unknown_name_lists_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("name", "option"), [("none", "tree"), ("suffix", "depth")])
 def test_unknown_option(name: str, option: str) -> None:
-    with pytest.raises(UsageError, match=f"{name}.*{option}"):
+    with pytest.raises(UsageError, match=f"{name}.*these options: {option}; it"):
         create_drafter(name, **{option: 1})
 
 

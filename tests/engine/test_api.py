@@ -157,6 +157,8 @@ def test_another_drafter_on_the_same_model(engine: Engine) -> None:
     assert engine.with_draft("none").drafter is None
     with pytest.raises(UsageError, match="no drafter is called"):
         engine.with_draft("oracle")
+    with pytest.raises(UsageError, match="nodes is 64; a step verifies at most 32"):
+        engine.with_draft("recycling", nodes=64)
 
 
 @pytest.mark.parametrize("context", [2, 3, 7, 40])
@@ -176,6 +178,7 @@ def test_the_smallest_contexts_work(context: int, checkpoint: Path) -> None:
         ({"max_draft": 0}, "max_draft is 0"),
         ({"prefill_chunk": -1}, "prefill_chunk is -1"),
         ({"max_context": 1}, "max_context is 1; allowed: 2 or more"),
+        ({"draft_options": {"nodes": 33}}, "nodes is 33; a step verifies at most 32"),
     ],
 )
 def test_options_that_make_no_sense(changes: dict[str, Any], message: str) -> None:

@@ -242,11 +242,19 @@ def test_wrong_training_settings_are_refused(wrong: dict[str, Any]) -> None:
         TrainSetting(**wrong)
 
 
+def test_an_unknown_cell_is_refused() -> None:
+    with pytest.raises(UsageError, match="cell is 'gru'; allowed: lstm, rnn, attention"):
+        Shape(cell="gru")
+
+
 def test_a_dry_run_writes_nothing(model: Path, texts: str, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d")
     found = Work(job).estimate()
     assert found["data"]["tokens"] == 32 * 32
     assert min(found["data"]["seconds"], found["train_seconds"], found["spec_seconds"]) > 0
+    assert found["spec_steps"] == job.training.spec_steps > 0
+    plain = Work(job_for(model, texts, tmp_path / "d", shape=Shape(width=32, steps=3, spec=False))).estimate()
+    assert plain["spec_steps"] == plain["spec_seconds"] == 0
     assert not list(tmp_path.iterdir())
 
 

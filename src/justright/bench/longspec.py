@@ -115,6 +115,16 @@ def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | 
     return results
 
 
+def left_out(plan: LongPlan, results: Results) -> list[str]:
+    """What of a plan has no prompt, beyond the context or without a text for it: ``LENGTH``, or ``KIND@LENGTH``."""
+    there = {name.partition("#")[0] for name in results.cells}
+    found = []
+    for bucket in plan.buckets:
+        missing = [f"{kind}@{bucket}" for kind in plan.kinds if f"{kind}@{bucket}" not in there]
+        found += [str(bucket)] if len(missing) == len(plan.kinds) else missing
+    return found
+
+
 def _tasks(plan: LongPlan, tokenizer: Any, room: int) -> list[Task]:
     """Prompts as tokens, shortest first; of the lengths that fit, or nearly."""
     if plan.prompts is not None:

@@ -151,7 +151,7 @@ def longspec(
         from justright.bench.decode import DecodeSetting
         from justright.bench.demo import refuse_mismatches
         from justright.bench.longset import KINDS
-        from justright.bench.longspec import LongPlan, draw, run_longspec, summaries
+        from justright.bench.longspec import LongPlan, draw, left_out, run_longspec, summaries
         from justright.bench.running import numbers, words
         from justright.draft.store import drafter_at_hand
         from justright.models.sources import resolve
@@ -169,9 +169,11 @@ def longspec(
         from dataclasses import asdict
 
         tables = {by: [asdict(one) for one in summaries(results, by=by)] for by in ("length", "kind")}
-        output.object({"summaries": tables, **results.to_dict()})
+        output.object({"summaries": tables, "left_out": left_out(plan, results), **results.to_dict()})
     else:
         _show_longspec(output, results)
+        if missing := left_out(plan, results):
+            output.text(f"Left out, beyond the context or no text for it: {', '.join(missing)}")
     refuse_mismatches(results)
 
 

@@ -245,10 +245,17 @@ def _show_estimate(output: Output, found: dict[str, Any]) -> None:
         output.object(found)
         return
     data = found["data"]
-    output.text(
+    text = (
         f"Data: {data['tokens']:,} tokens, about {readable_seconds(data['seconds'])} and "
         f"{readable_bytes(data['bytes'])}. Training: {found['steps']:,} steps, about "
-        f"{readable_seconds(found['train_seconds'])}; with [SPEC]: about {readable_seconds(found['spec_seconds'])}."
+        f"{readable_seconds(found['train_seconds'])}"
+    )
+    if found["spec_steps"]:
+        text += (
+            f"; with [SPEC]: {found['spec_steps']:,} steps, about {readable_seconds(found['spec_seconds'])}"
+        )
+    output.text(
+        f"{text}. By the size of the products: evaluation comes on top, and small models take longer."
     )
 
 

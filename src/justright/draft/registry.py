@@ -138,7 +138,9 @@ def _check_options(name: str, factory: Callable[..., object], options: dict[str,
     try:
         signature.bind(**options)
     except TypeError as error:
-        there = ", ".join(signature.parameters) or "none"
+        there = ", ".join(signature.parameters)
+        unknown = ", ".join(option for option in options if option not in signature.parameters)
         raise UsageError(
-            f"drafter {name!r} does not take these options: {error}; its options are: {there}"
+            f"drafter {name!r} does not take these options: {unknown or error}; "
+            + (f"its options are: {there}" if there else "it has no options")
         ) from error

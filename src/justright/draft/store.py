@@ -50,9 +50,10 @@ def find_drafter(
         carried: dict[str, dict[str, Path]] = point.load()()
         if identity in carried and kind in carried[identity]:
             return carried[identity][kind]
+    cell = " --cell attention" if kind == "attention" else ""
     raise SourceError(
-        "no installed package carries a trained drafter for this model: train one (justright draft train MODEL -o "
-        "DRAFTER) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
+        f"no installed package carries a trained {kind} drafter for this model: train one (justright draft train MODEL "
+        f"-o DRAFTER{cell}) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
     )
 
 

@@ -26,7 +26,7 @@ from justright.engine.cost import METHOD, StepCost
 from justright.engine.decode import DecodeLoop
 from justright.engine.defaults import Defaults, settle
 from justright.engine.modes import Modes, Thinking, chat_tokens
-from justright.engine.options import NO_SWITCH, EngineOptions
+from justright.engine.options import NO_SWITCH, EngineOptions, check_nodes
 from justright.engine.request import Emission, Request
 from justright.engine.sampling import SamplingParams
 from justright.engine.verifier import Verifier
@@ -261,6 +261,7 @@ class Engine:
 
     def with_draft(self, draft: str, *, adaptive: bool = True, **options: Any) -> Engine:
         """The same loaded model with another drafter (and its options); run one of the engines at a time."""
+        check_nodes(options, self.options.max_draft)
         drafter = create_drafter(draft, **options)
         bind(drafter, self.verifier, self.path)
         engine = Engine(

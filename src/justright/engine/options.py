@@ -68,6 +68,7 @@ class EngineOptions:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.max_context is not None and self.max_context < 2:
             raise UsageError(f"max_context is {self.max_context}; allowed: 2 or more")
+        check_nodes(self.draft_options, self.max_draft)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -95,3 +96,14 @@ class EngineOptions:
 def _one_of(name: str, value: str, allowed: Any) -> None:
     if value not in allowed:
         raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def check_nodes(draft_options: Mapping[str, Any], max_draft: int) -> None:
+    """Refuse trees that no step would verify in full.
+
+    Raises:
+        UsageError: more ``nodes`` than the engine's ``max_draft``.
+    """
+    nodes = draft_options.get("nodes")
+    if isinstance(nodes, int) and nodes > max_draft:
+        raise UsageError(f"nodes is {nodes}; a step verifies at most {max_draft} drafted tokens (max_draft)")

@@ -63,6 +63,10 @@ class Shape:
     draft_vocab: int | None = None
     spec: bool = True
 
+    def __post_init__(self) -> None:
+        if self.cell not in ("lstm", "rnn", "attention"):
+            raise UsageError(f"drafter: cell is {self.cell!r}; allowed: lstm, rnn, attention")
+
     def config(self, identity: str, model: Any) -> LstmConfig | AttentionConfig:
         """For a verifier of this identity and config."""
         reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
@@ -226,18 +230,15 @@ class Work:
             numbers = config.steps * step
         rate = _flops(self.accelerator.device)
         prefixes = self.job.training.epochs * self.setting.sequences * self.setting.output_tokens
-        spec = (
-            self.job.training.spec_steps * self.job.training.spec_rows
-            if getattr(config, "spec", False)
-            else 0
-        )
+        spec_steps = self.job.training.spec_steps if getattr(config, "spec", False) else 0
         rows = self.setting.prompt_tokens + self.setting.output_tokens * (
             1 + 2 / self.job.training.spec_every
         )
         size = sum(p.numel() for p in verifier.model.parameters())
         train_s = 6 * numbers * prefixes / rate
-        spec_s = 2 * size * rows * spec / rate
-        return {"data": data, "steps": steps, "train_seconds": train_s, "spec_seconds": spec_s}
+        spec_s = 2 * size * rows * spec_steps * self.job.training.spec_rows / rate
+        times = {"train_seconds": train_s, "spec_seconds": spec_s}
+        return {"data": data, "steps": steps, "spec_steps": spec_steps, **times}
 
     def run(self, tell: Tell = lambda *_: None) -> Trained:
         """Do it; interrupted, the same job goes on from there."""
