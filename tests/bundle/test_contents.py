@@ -152,6 +152,7 @@ def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path)
         ({"model": "OTHER", "switch": None}, "was trained for a model with the identity"),
         ({"draft_options": {"path": "x"}}, "leave its path out"),
         ({"draft_options": {"nodes": 0}}, "nodes is 0"),
+        ({"draft_options": {"nodes": 33}}, "a step verifies at most 32"),
         ({"draft": None, "draft_options": {"nodes": 3}}, "no drafter by default"),
         ({"draft": None, "defaults": {"draft": "lstm"}}, "need a trained drafter"),
         ({"defaults": {"draft": "attention"}}, "need a trained drafter of the kind attention"),

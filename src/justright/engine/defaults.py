@@ -84,6 +84,9 @@ class Defaults:
         rest = {name: value for name, value in values.items() if name not in SAMPLING}
         found = cls(**rest, draft_options=dict(draft_options), sampling=sampling)
         if found.draft is not None:
+            EngineOptions(
+                draft=found.draft, draft_options=found.draft_options
+            )  # what loading it would refuse
             create_drafter(found.draft, **found.draft_options)
         return found
 
