@@ -173,3 +173,11 @@ def test_conversations_go_into_the_bucket_they_fill() -> None:
         (1024, "wildchat-1024-1000-50", 1),
         (2048, "wildchat-2048", 1),
     ]
+
+
+def test_a_short_conversation_is_never_filed_under_a_long_bucket() -> None:
+    """1,102 tokens are no prompt of 65,536, whatever the other buckets are."""
+    turns = [{"role": "user", "content": "x" * 4 * 1094}]
+    row = {"conversation": turns, "language": "English", "toxic": False, "conversation_hash": "a"}
+    assert not from_conversations([row], count, buckets=[1024, 65536])
+    assert [p.bucket for p in from_conversations([row], count, buckets=[2048, 65536])] == [2048]

@@ -331,3 +331,13 @@ def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Pa
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS)
     run(verifier, [request], ScriptedDrafter({tuple(OPENED): expected}))
     assert request.token_ids == expected
+
+
+def test_forced_tokens_are_not_counted_as_accepted(switched: Verifier) -> None:
+    """Plain decoding chooses one token a verification, whatever a budget forces between."""
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=3), tags=TAGS)
+    list(DecodeLoop(switched, TOKENIZER).run([request]))
+    stats = request.stats
+    assert stats.forced_tokens >= len(closing_ids(TAGS, TOKENIZER)) > 1
+    assert stats.acceptance_length == 1.0
+    assert stats.output_tokens == TOKENS

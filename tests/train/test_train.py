@@ -345,6 +345,10 @@ def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_p
     Work(job).run()
     curve = json.loads((job.out / "curve.json").read_text())
     assert curve[-1]["loss"] < curve[0]["loss"]
+    trees = json.loads((job.out / "config.json").read_text())["trees"]["plain"]
+    assert trees["1"][0][0] > 0, (
+        "its trees were measured, so that they can be fitted to a machine like the LSTM's"
+    )
     options = {"path": str(job.out), "min_prob": 0.0}
     drafted = Engine.load(str(model), draft="attention", draft_options=options, adaptive=False)
     prompt = list(range(8, 40))

@@ -53,7 +53,7 @@ class Prompt:
     Attributes:
         id: unique in its file.
         kind: one of `KINDS`.
-        bucket: the most tokens it has; at least nine tenths of them.
+        bucket: the most tokens it has; at least nine tenths of them, or more than half in a conversation of WildChat.
         messages: the conversation, the last turn the user's; role ``text`` for a plain text to go on from.
         steering: words with which the assistant's turn already begins; "" for none.
         source: where the text is from.
@@ -240,7 +240,7 @@ def from_conversations(
         rows: with ``conversation`` (a list of turns ``role``, ``content``), ``language``, ``toxic`` and
             ``conversation_hash``; read until every bucket is full.
         count: tokens of a text.
-        buckets: the most tokens of a prompt; a prompt is longer than the next smaller bucket.
+        buckets: the most tokens of a prompt; a prompt has more than half of them.
         per_bucket: prompts a bucket.
 
     Raises:
@@ -257,7 +257,7 @@ def from_conversations(
                 continue
             size = sum(count(turn["content"]) + 8 for turn in turns[:end])
             bucket = next((b for b in found if size <= b), None)
-            if bucket is not None and size >= min(found) // 2 and len(found[bucket]) < per_bucket:
+            if bucket is not None and size > bucket // 2 and len(found[bucket]) < per_bucket:
                 name = str(row.get("conversation_hash", len(found[bucket])))
                 found[bucket].append(
                     Prompt(

@@ -157,7 +157,9 @@ class DecodeLoop:
         active = Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
         request.stats.reused_tokens = self.places.take(active, reuse=not self._reads)
         if self.drafter is not None:
-            self.drafter.start(request.id, request.prompt_ids)
+            started = time.perf_counter()
+            self.drafter.start(request.id, request.prompt_ids)  # a suffix index of the whole prompt, maybe
+            request.stats.prefill_s += time.perf_counter() - started
             active.drafting = True
         return active
 
@@ -180,7 +182,9 @@ class DecodeLoop:
         if request.cancelled:
             return None
         if states is not None:
+            started = time.perf_counter()
             self.drafter.read(request.id, torch.cat(states))  # type: ignore[union-attr]
+            request.stats.prefill_s += time.perf_counter() - started
         return output
 
     @property
@@ -198,6 +202,7 @@ class DecodeLoop:
         outputs = self.verifier.step(
             [step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
         )
+        forced_before = [active.request.stats.forced_tokens for active in batch]
         verified = [a.verify(d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):
@@ -207,8 +212,8 @@ class DecodeLoop:
         # What was forced is nobody's guess.
         drafts = [EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)]
         accepts = [len(one.path) - 1 if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
-        for active, proposal, draft, accepted, one in zip(
-            batch, proposals, drafts, accepts, verified, strict=True
+        for active, before, proposal, draft, accepted, one in zip(
+            batch, forced_before, proposals, drafts, accepts, verified, strict=True
         ):
             active.record.emitted(one.token_ids)
             if len(draft):
@@ -217,6 +222,7 @@ class DecodeLoop:
                     self.drafter.verified(active.request.id, draft, accepted)  # type: ignore[union-attr]
             stats = active.request.stats
             stats.verifications += 1
+            stats.forced_steps += stats.forced_tokens - before == len(one.token_ids)
             stats.plain_steps += not len(draft)
             stats.drafted += len(draft)
             stats.near_ties += one.near_ties
@@ -357,10 +363,12 @@ class DecodeLoop:
             return
         begin = time.perf_counter()
         self.drafter.observe(active.request.id, token_ids, hidden if self.drafter.needs_hidden else None)
-        seconds = time.perf_counter() - begin
-        if active.request.stats.verifications:
-            active.request.stats.draft_s += seconds
-            active.request.stats.decode_s += seconds
+        seconds, stats = time.perf_counter() - begin, active.request.stats
+        if stats.verifications:
+            stats.draft_s += seconds
+            stats.decode_s += seconds
+        else:
+            stats.prefill_s += seconds
 
     def check_room(self, request: Request) -> None:
         """Refuse what the cache can never hold, before the request has any slot.
