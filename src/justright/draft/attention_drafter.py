@@ -175,7 +175,8 @@ class _Packed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``, float32."""
-        return self._product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        found: Tensor = self._product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        return found
 
 
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:
