@@ -126,7 +126,8 @@ class AttentionModel(nn.Module):
     def logits(self, state: Tensor) -> Tensor:
         """``[..., head_size]``."""
         if self.packed_head is not None:
-            return self.packed_head(state)
+            packed: Tensor = self.packed_head(state)
+            return packed
         return F.linear(state, self.head_rows.to(state.dtype))
 
     def pack(self) -> None:
