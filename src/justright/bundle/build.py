@@ -29,7 +29,7 @@ from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.models.architectures import context_length
 from justright.models.bundle import Bundle, bundled_files
-from justright.models.files import check_new, write_whole
+from justright.models.files import check_new, local_path, write_whole
 from justright.models.identity import weights_identity
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
@@ -80,7 +80,7 @@ class Build:
     """
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, Path(os.path.abspath(out.expanduser()))
+        self.recipe, self.out = recipe, Path(os.path.abspath(local_path(out)))
         check_new(self.out)
         self.work = self.out.with_name(self.out.name + ".partial") / "stages"
         self.device = EngineOptions(device=recipe.device).torch_device

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from justright.errors import CheckpointError, MissingExtraError, SourceError, UsageError
+from justright.models.files import local_path
 
 CARRIED = "justright.calibration"
 """Entry-point group: a package's folder of calibration texts, a file for each domain (a `pathlib.Path`)."""
@@ -116,7 +117,7 @@ def read_texts(name: str) -> Iterator[Text]:
     if name.startswith("hub:"):
         yield from _hub(name.removeprefix("hub:"))
         return
-    path = Path(name).expanduser()
+    path = local_path(name)
     carrier, _, domain = name.partition(":")
     folder = _carried(carrier)
     if folder is not None and not path.exists():

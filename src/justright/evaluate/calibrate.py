@@ -21,6 +21,7 @@ from justright.engine.modes import Thinking
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
 from justright.errors import CheckpointError, SourceError, UsageError
+from justright.models.files import local_path
 from justright.switch.calibrate import Outcomes, check_asked, fit_probe
 from justright.switch.routing import Decision, Turn
 from justright.switch.scorers import Probe
@@ -71,7 +72,7 @@ def read_questions(names: Sequence[str]) -> list[Question]:
     """
     found = []
     for name in names:
-        path = Path(name).expanduser()
+        path = local_path(name)
         if path.is_file():
             found += _read(path)
             continue

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from justright.errors import CheckpointError, UnsupportedModelError
 from justright.models import sparse
+from justright.models.files import exists
 from justright.models.names import canonical_names
 
 if TYPE_CHECKING:
@@ -388,13 +389,13 @@ def _read_index(file: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file} has no weight_map: fetch the file again")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
             raise CheckpointError(f"{file} names the shard {shard!r}: only files beside it are allowed")
     return weight_map
 
 
 def _check_shards_exist(path: Path, files: list[Path]) -> None:
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in files if not exists(file)]
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} of its {len(files)} shards: {', '.join(missing[:4])}"
