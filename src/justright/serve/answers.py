@@ -101,8 +101,10 @@ class Answer:
         for one in emission.logprobs:
             if self._decoder is None:
                 self._decoder = TextStream(tokenizer)
-            self._held.append((len(self._decoder.text), one))
-            self._decoder.push(one.token_id)
+            begin, own = len(self._decoder.text), self.texts.text(one.token_id)
+            if self._decoder.push(one.token_id).endswith(own):  # what came with it is of tokens before
+                begin = len(self._decoder.text) - len(own)
+            self._held.append((begin, one))
         self._length += len(emission.text)
         ended = emission.finish_reason is not None and emission.request.stopped_by is None
         count = sum(ended or begin < self._length for begin, _ in self._held)
