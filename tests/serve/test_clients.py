@@ -347,10 +347,10 @@ def test_logprobs_leave_out_a_stop_string_s_tokens(plain: Running, chat: bool) -
         else:
             found = plain.openai().completions.create(**options, prompt="Hello", max_tokens=24, logprobs=1)
         choices = [c for part in (found if stream else [found]) for c in part.choices]
-        said = [(c.delta if stream else c.message).content if chat else c.text for c in choices]
+        texts = [(c.delta if stream else c.message).content if chat else c.text for c in choices]
         told = [c.logprobs for c in choices if c.logprobs is not None]
         tokens = [t for one in told for t in ([x.token for x in one.content] if chat else one.tokens)]
-        return "".join(one or "" for one in said), tokens
+        return "".join(one or "" for one in texts), tokens
 
     text, tokens = answer()
     assert len(tokens) == 24

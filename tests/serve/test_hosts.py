@@ -105,6 +105,8 @@ def test_vllm_checks_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
         for host in ("box", "mine", "localhost:1"):
             assert get(there, "/metrics", host).text == "vllm"
         refused(get(there, "/metrics", FOREIGN[0]))
+        squeezed = {"content-encoding": "gzip"}
+        assert httpx.post(f"{there}/v1/completions", content=b"x", headers=squeezed).status_code == 415
 
 
 @pytest.mark.parametrize(

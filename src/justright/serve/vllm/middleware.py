@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright.errors import UsageError
 from justright.serve import upstream as mapping
 from justright.serve.faults import ApiError
+from justright.serve.front import check_plain
 from justright.serve.guard import respond
 from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Mapped, Policy, Upstream
@@ -61,6 +63,7 @@ class Modes:
         if body is None:
             return
         try:
+            check_plain(Headers(scope=scope))
             found, asked = self._mapped(scope, body)
         except ApiError as error:
             await respond(error, send)
