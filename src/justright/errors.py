@@ -58,6 +58,18 @@ class ResourceError(JustrightError):
     exit_code = 5
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, torch's, its CPU allocator's (a plain RuntimeError), CUDA's.
+
+    torch is not imported for the sake of its error's class.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    by_allocator = "DefaultCPUAllocator" in text and ("can't allocate" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and (by_allocator or "CUDA error: out of memory" in text)
+
+
 class MissingExtraError(JustrightError):
     """An optional dependency is needed and is not installed."""
 

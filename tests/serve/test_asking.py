@@ -85,3 +85,26 @@ def test_choices_are_what_each_would_be_alone(plain: Running) -> None:
     together = texts(n=4, seed=7)
     assert together == [text for seed in range(7, 11) for text in texts(seed=seed)]
     assert {json.loads(text)["a"] for text in together} <= {True, False}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_names_are_given_to_the_template_as_transformers_does(
+    plain: Running, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    shown = "{{ m['name'] | default('') }}: " if reads else ""
+    template = "{% for m in messages %}" + shown + "{{ m['content'] }}|{% endfor %}"
+    tokenizer = plain.engine.tokenizer
+    assert tokenizer is not None
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    messages = [
+        {"role": "system", "content": "Be kind.", "name": "boss"},
+        {"role": "user", "content": "hello", "name": "Bob"},
+        {"role": "assistant", "content": "hi", "name": "Al"},
+        {"role": "user", "content": "and?"},
+    ]
+    noted = [message | {"provider_specific_fields": {"a": 1}} for message in messages]
+    asked = ChatRequest.model_validate({"model": MODEL, "messages": noted})
+    [request] = Asking(plain.engine, plain.service.settings).chat(asked)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert ("Bob" in expected) == reads
+    assert tokenizer.decode(request.prompt_ids) == expected

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from justright.cli.output import Output
-from justright.errors import JustrightError, ResourceError, UsageError
+from justright.errors import JustrightError, ResourceError, UsageError, is_out_of_memory
 from justright.models.files import cannot_write
 
 INTERRUPTED = 130
@@ -84,9 +84,7 @@ def as_known(error: Exception) -> JustrightError | None:
         return full
     if isinstance(error, OSError) and error.filename:
         return UsageError(f"{error.filename} cannot be used: {error.strerror}")
-    # torch is not imported for the sake of its error's class.
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+    if is_out_of_memory(error):
         return ResourceError(
             "not enough memory: use a smaller --max-context, fewer prompts at once (--batch), a smaller "
             "--dtype or a smaller model (`justright inspect` says what a model needs)"

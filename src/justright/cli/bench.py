@@ -236,9 +236,9 @@ def longset(
             )
         else:
             sources = read_folder(texts) if texts else zoo_texts()
-            chosen = tuple(words(kinds)) or KINDS
+            wanted = tuple(words(kinds)) or KINDS
             prompts = build(
-                sources, count, buckets=numbers(buckets), kinds=chosen, per_cell=per_cell, seed=seed
+                sources, count, buckets=numbers(buckets), kinds=wanted, per_cell=per_cell, seed=seed
             )
     write(prompts, out)
     cells: dict[tuple[str, int], int] = {}

@@ -61,7 +61,12 @@ class DecodeLoop:
         self.cost = cost
         self.max_draft = max_draft
         self.prefill_share = prefill_share
-        self.places = Places(verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens)
+        spec_rows = (
+            0 if verifier.spec_embedding is None else max_draft + 1
+        )  # behind the last token and each guess
+        self.places = Places(
+            verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens, spec_rows=spec_rows
+        )
         self.waiting: deque[Request] = deque()
         self._joining: Iterator[Emission | int] | None = None
 

@@ -22,7 +22,8 @@ from justright.engine.request import Request as EngineRequest
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answers import CompletionWriter, Writer
 from justright.serve.asking import Asking
-from justright.serve.exchange import Exchange, refused
+from justright.serve.connection import HALF_CLOSED
+from justright.serve.exchange import KEEP_ALIVE, Exchange, refused
 from justright.serve.faults import ApiError, of_validation
 from justright.serve.front import HANDLERS, body_of, disconnected
 from justright.serve.guard import Guard
@@ -147,16 +148,27 @@ class EventStream(Response):
         """Send everything."""
         sending = asyncio.ensure_future(self._send(send))
         gone = asyncio.ensure_future(disconnected(receive))
+        asked: list[asyncio.Future[None]] = []
+        scope.setdefault("state", {})[HALF_CLOSED] = lambda: asked.append(
+            asyncio.ensure_future(self._ask(send, sending))
+        )
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 with contextlib.suppress(TimeoutError):  # it takes nothing; the operating system closes it
                     sending.result()
         finally:
-            for task in (sending, gone):
+            for task in (sending, gone, *asked):
                 task.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
+            await asyncio.gather(sending, gone, *asked, return_exceptions=True)
             await self._exchange.__aexit__(None, None, None)
+
+    async def _ask(self, send: Send, sending: asyncio.Future[None]) -> None:
+        """Write comments, which show whether a client that sends no more still reads."""
+        for pause_s in (0.05, 0.2, 1.0):
+            if not sending.done():
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await asyncio.sleep(pause_s)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -181,6 +193,7 @@ def create_app(service: Service) -> ASGIApp:
         description="One model behind an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to an address built from the Host header
         exception_handlers=dict(HANDLERS),
     )
     _generating(app, service)
@@ -188,7 +201,8 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(dashboard.router)
     describe(app, keys=bool(service.settings.api_keys))
     settings = service.settings
-    return Guard(app, settings.api_keys, settings.max_body_bytes, settings.body_timeout_s, service.count)
+    limits = (settings.max_body_bytes, settings.body_timeout_s)
+    return Guard(app, settings.api_keys, *limits, service.count, settings.hosts)
 
 
 def _generating(app: FastAPI, service: Service) -> None:
@@ -200,7 +214,7 @@ def _generating(app: FastAPI, service: Service) -> None:
         summary="Go on with a conversation",
         openapi_extra=json_body(ChatRequest),
         responses=streamed(responses.ChatCompletion, responses.ChatChunk)
-        | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+        | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def chat_completions(http: Request) -> Response:
         return await service.generate(http, parse(await body_of(http), ChatRequest), asking.chat)
@@ -210,7 +224,7 @@ def _generating(app: FastAPI, service: Service) -> None:
         summary="Go on with a text",
         openapi_extra=json_body(CompletionRequest),
         responses=streamed(responses.Completion, responses.CompletionChunk)
-        | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+        | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def completions(http: Request) -> Response:
         return await service.generate(http, parse(await body_of(http), CompletionRequest), asking.completion)
@@ -219,17 +233,17 @@ def _generating(app: FastAPI, service: Service) -> None:
 def _looking(app: FastAPI, service: Service) -> None:
     """The routes that only look."""
 
-    @app.get("/v1/models", summary="The models that are served", responses=errors(401))
+    @app.get("/v1/models", summary="The models that are served", responses=errors(401, 403))
     async def models() -> responses.ModelList:
         return responses.ModelList(object="list", data=[card()])
 
-    @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 404))
+    @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 403, 404))
     async def model(model: str) -> responses.ModelCard:
         if model != service.settings.model:
             raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
         return card()
 
-    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy())
+    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy() | errors(403))
     async def health() -> Response:
         now = service.scheduler.snapshot()
         ready = now.alive and not now.draining
@@ -237,14 +251,20 @@ def _looking(app: FastAPI, service: Service) -> None:
         body |= {"running": now.running, "waiting": now.waiting}
         return JSONResponse(body, 200 if ready else 503)
 
-    @app.get("/health/live", summary="Whether the process answers", response_class=Response, status_code=204)
+    @app.get(
+        "/health/live",
+        summary="Whether the process answers",
+        response_class=Response,
+        status_code=204,
+        responses=errors(403),
+    )
     async def live() -> Response:
         return Response(status_code=204)
 
     for path, endpoint in (("/health", health), ("/health/live", live)):  # what some load balancers ask
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401))
+    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401, 403))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 

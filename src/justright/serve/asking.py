@@ -22,6 +22,7 @@ from justright.serve.faults import ApiError, of_error
 from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
 from justright.serve.settings import ServeSettings
 from justright.switch.effort import DECIDING, FAST_EFFORTS, AskedEffort
+from justright.switch.thinking import ThinkingTags
 
 _OPENAI_COMPLETION = 16
 """``max_tokens`` of a completion that does not say it, as OpenAI has it."""
@@ -59,6 +60,8 @@ class Asking:
         self._check_model(asked)
         template = self._template_arguments(asked.chat_template_kwargs or {})
         thinking = thinking_of(asked, self.settings.thinking)
+        if thinking.effort in FAST_EFFORTS and not self._reasons:
+            thinking = replace(thinking, effort=None)  # it answers without reasoning anyway
         if asked.effort is not None and not self._thinks and asked.effort not in FAST_EFFORTS | DECIDING:
             message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
@@ -114,7 +117,18 @@ class Asking:
             self._modes.check(Thinking(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
-        return self._thinks or effort in FAST_EFFORTS
+        return self._reasons
+
+    @property
+    def _reasons(self) -> bool:
+        """Whether the model reasons: by its switch, or by a chat template that knows the tags or can leave it out.
+
+        Tags in the vocabulary alone say nothing: a model that never reasons may share it with one that does.
+        """
+        tags = self._modes.tags or ThinkingTags()
+        marks = (tags.open, tags.close, _SWITCH)
+        known = any(mark in template for template in self._templates for mark in marks)
+        return self._modes.adapter is not None or known
 
     @property
     def _thinks(self) -> bool:
@@ -174,10 +188,9 @@ class Asking:
         role = message.role
         if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
             role = "system"
-        for name in ("name", "tool_call_id"):
-            if getattr(message, name, None) is not None and not self._reads(name):
-                fault = f"messages: this model's chat template has no place for {name}: leave it out"
-                raise ApiError(400, fault, "messages", "unsupported_parameter")
+        if getattr(message, "tool_call_id", None) is not None and not self._reads("tool_call_id"):
+            fault = "messages: this model's chat template has no place for tool_call_id: leave it out"
+            raise ApiError(400, fault, "messages", "unsupported_parameter")
         names = ("name", "tool_call_id", "reasoning_content")
         more = {name: getattr(message, name, None) for name in names}
         return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}

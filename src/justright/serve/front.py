@@ -18,13 +18,26 @@ async def body_of(http: Request) -> bytes:
     """The body of a request that says that it is JSON; web pages may send forms to any address without being asked.
 
     Raises:
-        ApiError: it says something else.
+        ApiError: it says something else, or that the body is compressed.
     """
+    check_plain(http.headers)
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
         raise ApiError(400, message, None, "invalid_content_type")
     return await http.body()
+
+
+def check_plain(headers: Mapping[str, str]) -> None:
+    """Refuse a compressed body.
+
+    Raises:
+        ApiError: 415.
+    """
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        message = f"the body has the Content-Encoding {coding!r}: send it as it is, without one"
+        raise ApiError(415, message, None, "unsupported_content_encoding", {"Accept-Encoding": "identity"})
 
 
 async def disconnected(receive: Receive) -> None:

@@ -50,25 +50,28 @@ class TextPart(Strict):
 class Spoken(Strict):
     """What was said to the model.
 
-    ``name`` and ``tool_call_id`` go to the chat template as they are.
+    ``name`` and ``tool_call_id`` go to the chat template as they are; ``provider_specific_fields`` are a client's own
+    note (LiteLLM's), and nothing reads them.
     """
 
     role: Literal["system", "developer", "user", "tool"]
     content: str | list[TextPart]
     name: str | None = None
     tool_call_id: str | None = None
+    provider_specific_fields: dict[str, JsonValue] | None = None
 
 
 class Replied(Strict):
     """What the model said; what OpenAI's client writes beside an answer may come back as it was, empty.
 
-    ``name`` and ``reasoning_content`` go to the chat template as they are.
+    ``name`` and ``reasoning_content`` go to the chat template as they are; nothing reads ``provider_specific_fields``.
     """
 
     role: Literal["assistant"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    provider_specific_fields: dict[str, JsonValue] | None = None
     refusal: None = None
     audio: None = None
     annotations: Never | None = None

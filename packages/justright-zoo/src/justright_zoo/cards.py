@@ -203,9 +203,9 @@ def tables(measured: dict[str, Any]) -> list[Table]:
             row += [f"{share:.0%}", f"{other['tokens']:.0f}", f"{s['tokens'] / other['tokens']:.1f}"]
         rows.append(row)
     found: list[Table] = [("Held-out problems, greedy", header, rows)]
-    if perplexity := measured.get("perplexity"):
-        names = list(perplexity)
-        body = [[d, *(f"{perplexity[n][d]:.2f}" for n in names)] for d in DOMAIN_NAMES]
+    if by_model := measured.get("perplexity"):
+        names = list(by_model)
+        body = [[d, *(f"{by_model[n][d]:.2f}" for n in names)] for d in DOMAIN_NAMES]
         found.append(("Perplexity a token by domain", ["domain", *(f"zoo:{n}" for n in names)], body))
     if routing := measured.get("routing"):
         body = [[str(layer), f"{value:.3f}"] for layer, value in enumerate(routing["specialisation"])]

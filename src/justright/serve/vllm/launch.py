@@ -22,6 +22,7 @@ from justright.draft.registry import drafter_names
 from justright.engine.sampling import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.models.files import write_durably
+from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Policy, Upstream
 from justright.serve.vllm import plugin
 from justright.serve.vllm.middleware import PATH, VARIABLE, Served, to_variable
@@ -59,6 +60,7 @@ class VllmSettings:
         closing: text that ends a thought which its budget cuts; None: the model's.
         data_parallel: copies of the model, each in a process of its own.
         api_keys: of which a request must have one.
+        hosts: the names that clients may call the server by.
         more: further arguments of vLLM, as they are.
     """
 
@@ -75,6 +77,7 @@ class VllmSettings:
     closing: str | None = None
     data_parallel: int = 1
     api_keys: tuple[str, ...] = ()
+    hosts: Hosts = field(default_factory=Hosts)
     more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -176,7 +179,8 @@ def command(
         )
     ids = tokenizer.get_vocab()
     marks = (ids[tags.open], ids[tags.close]) if thinks and tags is not None else None
-    served = Served(upstream, settings.policy, marks, settings.draft != "none")
+    keys = bool(settings.api_keys)
+    served = Served(upstream, settings.policy, marks, settings.draft != "none", settings.hosts, keys)
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]

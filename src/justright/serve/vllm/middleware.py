@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright.errors import UsageError
 from justright.serve import upstream as mapping
 from justright.serve.faults import ApiError
+from justright.serve.front import check_plain
 from justright.serve.guard import respond
+from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Mapped, Policy, Upstream
 from justright.serve.vllm.parameters import Parameters
 from justright.serve.vllm.told import Asked, Telling, openai_error
@@ -47,6 +50,12 @@ class Modes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] == "http":
+            try:
+                self._served.hosts.check(scope, keys=self._served.keys)
+            except ApiError as error:
+                await respond(error, send)
+                return
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (_CHAT, _COMPLETION):
             await self._app(scope, receive, send)
             return
@@ -54,6 +63,7 @@ class Modes:
         if body is None:
             return
         try:
+            check_plain(Headers(scope=scope))
             found, asked = self._mapped(scope, body)
         except ApiError as error:
             await respond(error, send)
@@ -193,12 +203,16 @@ class Served:
         policy: where a request says nothing.
         thoughts: ids of the tokens that begin and end a thought; None: it does not tell them from answers.
         drafts: whether it has a drafter.
+        hosts: the names that clients may call it by.
+        keys: whether it needs an API key.
     """
 
     upstream: Upstream
     policy: Policy
     thoughts: tuple[int, int] | None = None
     drafts: bool = False
+    hosts: Hosts = field(default_factory=Hosts)
+    keys: bool = False
 
 
 def to_variable(served: Served) -> str:
@@ -206,6 +220,7 @@ def to_variable(served: Served) -> str:
     names = ("model", "fast", "budgets", "has_fast")
     found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
     found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
+    found |= {"hosts": asdict(served.hosts), "keys": served.keys}
     return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts})
 
 
@@ -220,9 +235,9 @@ def from_variable(text: str | None) -> Served:
         settings = {name: found[name] for name in ("budgets", "has_fast")}
         upstream = Upstream("vllm", found["model"], found["fast"], **settings)
         thoughts = None if found["thoughts"] is None else (found["thoughts"][0], found["thoughts"][1])
-        return Served(
-            upstream, Policy(found["effort"], threshold=found["threshold"]), thoughts, found["drafts"]
-        )
+        policy = Policy(found["effort"], threshold=found["threshold"])
+        hosts = Hosts(tuple(found["hosts"]["allowed"]), found["hosts"]["bound"])
+        return Served(upstream, policy, thoughts, found["drafts"], hosts, found["keys"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(
             f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "
