@@ -106,7 +106,9 @@ class Modes:
         hidden_size: int,
         limit: int | None = None,
     ) -> Request:
-        """The request for a conversation; ``settle`` checks a prompt of at most ``limit`` tokens and makes a request of it.
+        """The request for a conversation; ``settle`` checks a prompt and makes a request of it.
+
+        ``limit``: the most tokens of a prompt, as in `tokens_within`.
 
         Raises:
             UsageError: the model has no fast mode, or no thoughts to limit.

@@ -29,8 +29,8 @@ _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 class Grammars:
     """Makes constraints for one model; the compiled schemas that were used last are kept.
 
-    A schema is compiled twice: in a process of its own, which a limit of time or the client's leaving ends, and then, as
-    that shows that it can be done quickly, on a thread of this process.
+    A schema is compiled twice: first in a process of its own, which a limit of time ends, and the client if it leaves.
+    That shows that the work is short and harmless; then a thread of this process does it.
 
     Args:
         tokenizer: of the model.

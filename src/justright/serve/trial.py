@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 CPU_SECONDS = 2
-"""For one schema."""
+"""Of the processor's time, for one schema; rounded up to the next whole second of the process."""
 MEMORY = 2**30
 """Bytes of address space of the process."""
 STACK = 2**20
@@ -32,9 +32,14 @@ SPACED: JsonCompileOptions = {
 
 
 class Trial:
-    """The process, started when it is first needed and again after it ended."""
+    """The process, started when it is first needed and again after it ended.
 
-    def __init__(self) -> None:
+    Args:
+        cpu_seconds: for one schema.
+    """
+
+    def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
+        self._cpu_seconds = cpu_seconds
         self._process: subprocess.Popen[str] | None = None
         self._used = threading.Lock()
 
@@ -57,7 +62,7 @@ class Trial:
             answer = process.stdout.readline()
             if not answer:
                 self._discard()
-                return f"compiling it takes more than {CPU_SECONDS} s, or it nests too deep: simplify it"
+                return f"compiling it takes more than {self._cpu_seconds} s, or it nests too deep: simplify it"
             found: str | None = json.loads(answer)
             return found
 
@@ -76,7 +81,7 @@ class Trial:
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-P", __file__],
+            [sys.executable, "-P", __file__, str(self._cpu_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -113,7 +118,7 @@ def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     )  # what every answer begins with: without end in some schemas
     begun.compute_bitmask()
     if begun.is_error():
-        raise ValueError(f"no answer can keep it ({first_line(begun.get_error())})")
+        raise ValueError(f"no answer can begin ({first_line(begun.get_error())})")
     return matcher
 
 
@@ -122,7 +127,7 @@ def first_line(error: str) -> str:
     return error.strip().partition("\n")[0]
 
 
-def _serve() -> None:
+def _serve(cpu_seconds: int) -> None:
     """Answer every line of the input, a schema, with a line."""
     import os
     import resource
@@ -145,7 +150,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
+        limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         thread = threading.Thread(target=answer, args=(line,))
         thread.start()
@@ -153,4 +158,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))
