@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -62,7 +63,9 @@ class Trial:
             answer = process.stdout.readline()
             if not answer:
                 self._discard()
-                return f"compiling it takes more than {self._cpu_seconds} s, or it nests too deep: simplify it"
+                if process.returncode == -signal.SIGXCPU:
+                    return f"compiling it takes more than {self._cpu_seconds} s: simplify it"
+                return "compiling it fails, as it nests too deep or needs too much memory: simplify it"
             found: str | None = json.loads(answer)
             return found
 
@@ -92,7 +95,6 @@ class Trial:
     def _discard(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
             with contextlib.suppress(BrokenPipeError), process:  # closes its pipes
                 pass
 
@@ -146,6 +148,8 @@ def _serve(cpu_seconds: int) -> None:
             compiled(json.loads(line), tokens)
         except ValueError as error:
             fault = str(error)
+        except BaseException:  # no memory, or a panic in llguidance: whoever waits for an answer sees the end
+            os._exit(1)
         print(json.dumps(fault), flush=True)
 
     for line in sys.stdin:
