@@ -189,8 +189,11 @@ class Engine:
             ResourceError: the prompt leaves no room in the context.
         """
         longest = self.verifier.max_tokens
-        text = isinstance(prompt, str)
-        ids = tokens_within(self._need_tokenizer(), str(prompt), longest) if text else list(prompt)
+        ids = (
+            tokens_within(self._need_tokenizer(), prompt, longest)
+            if isinstance(prompt, str)
+            else list(prompt)
+        )
         if not ids:
             raise UsageError("the prompt is empty: give at least one token of text")
         room = longest - len(ids)
