@@ -116,9 +116,8 @@ def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
         raise ValueError(first_line(matcher.get_error()))
     matcher.compute_bitmask()  # copies keep what this computes, up to 0.4 s of work
     begun = matcher.deep_copy()
-    begun.consume_tokens(
-        begun.compute_ff_tokens()
-    )  # what every answer begins with: without end in some schemas
+    forced = begun.compute_ff_tokens()  # what every answer begins with: without end in some schemas
+    begun.consume_tokens(forced)
     begun.compute_bitmask()
     if begun.is_error():
         raise ValueError(f"no answer can begin ({first_line(begun.get_error())}): simplify it")
@@ -138,7 +137,8 @@ def _serve(cpu_seconds: int) -> None:
     from llguidance import LLTokenizer
 
     os.nice(10)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already, or the system knows none
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK)
     tokens = LLTokenizer("byte")
@@ -156,7 +156,8 @@ def _serve(cpu_seconds: int) -> None:
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (limit if most < 0 else min(limit, most), most))
         thread = threading.Thread(target=answer, args=(line,))
         thread.start()
         thread.join()
