@@ -24,7 +24,7 @@ from justright.serve.answers import CompletionWriter, Writer
 from justright.serve.asking import Asking
 from justright.serve.exchange import Exchange, refused
 from justright.serve.faults import ApiError, of_validation
-from justright.serve.front import HANDLERS, body_of, unless_gone
+from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
 from justright.serve.guard import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
@@ -162,10 +162,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything."""
+        sending = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
-            with contextlib.suppress(TimeoutError):  # it takes nothing; the operating system closes it
-                await unless_gone(receive, self._send(send))
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                with contextlib.suppress(TimeoutError):  # it takes nothing; the operating system closes it
+                    sending.result()
         finally:
+            for task in (sending, gone):
+                task.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
             await self._exchange.__aexit__(None, None, None)
 
     async def _send(self, send: Send) -> None:
