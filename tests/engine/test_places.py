@@ -180,6 +180,9 @@ def test_a_request_that_grew_beyond_the_budget_runs_alone() -> None:
 class Only:
     """A constraint: even tokens, and what it was told."""
 
+    failure = None
+    complete = True
+
     def __init__(self) -> None:
         self.taken: list[int] = []
 

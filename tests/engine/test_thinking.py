@@ -229,6 +229,9 @@ def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
 class Anything:
     """A constraint that allows all, and notes what it was told."""
 
+    failure = None
+    complete = True
+
     def __init__(self) -> None:
         self.taken: list[int] = []
 

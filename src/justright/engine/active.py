@@ -14,6 +14,7 @@ from justright.engine.sampling import Constraint, Sampler, TokenLogprob, Verifie
 from justright.engine.speculation import Speculation
 from justright.engine.step import StepInput, StepOutput
 from justright.engine.text import TextStream
+from justright.errors import ConstraintError
 from justright.switch.thinking import ThoughtTracker
 
 
@@ -114,6 +115,28 @@ class Active:
             if reason is not None:
                 break
         return kept, pieces, reason
+
+    def constrained(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens without the last one, if the constraint failed at it."""
+        constraint = self.request.constraint
+        return token_ids if constraint is None or constraint.failure is None else token_ids[:-1]
+
+    def check_constraint(self, reason: FinishReason | None) -> FinishReason | None:
+        """Why the request ends: "cancelled", with an error, where its constraint fails or the model ends too early.
+
+        A stop string or the length may end an answer anywhere.
+        """
+        request, constraint = self.request, self.request.constraint
+        by_end_token = reason == "stop" and (self.stream is None or self.stream.stopped_by is None)
+        if constraint is None or (reason is not None and not by_end_token):
+            return reason
+        failure = constraint.failure
+        if by_end_token:
+            failure = None if constraint.complete else "the model ended its answer before that"
+        if failure is None:
+            return reason
+        request.error = ConstraintError(f"no whole answer that keeps the JSON schema came: {failure}")
+        return "cancelled"
 
 
 def state_to_draft_from(output: StepOutput, node: int) -> Tensor:

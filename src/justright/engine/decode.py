@@ -314,7 +314,8 @@ class DecodeLoop:
             hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
         """
         request = active.request
-        kept, pieces, reason = active.cut(token_ids)
+        kept, pieces, reason = active.cut(active.constrained(token_ids))
+        reason = active.check_constraint(reason)
         accepted = min(accepted, len(kept))
         request.token_ids += kept
         logprobs = tuple(active.logprobs[: len(kept)])

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.request import Request
+from justright.engine.text import tokens_within
 from justright.errors import UsageError
 from justright.switch.adapter import Adapter
 from justright.switch.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
@@ -103,8 +104,11 @@ class Modes:
         template: Mapping[str, Any],
         settle: Callable[..., Request],
         hidden_size: int,
+        limit: int | None = None,
     ) -> Request:
         """The request for a conversation; ``settle`` checks a prompt and makes a request of it.
+
+        ``limit``: the most tokens of a prompt, as in `tokens_within`.
 
         Raises:
             UsageError: the model has no fast mode, or no thoughts to limit.
@@ -113,13 +117,13 @@ class Modes:
         self.check(thinking, hidden_size)
         if effort not in DECIDING:
             fast = effort in FAST_EFFORTS or (thinking.factor or SLOW) >= FAST
-            request = settle(self._opened(self.prompt(messages, template, fast=fast), thinking))
+            request = settle(self._opened(self.prompt(messages, template, fast=fast, limit=limit), thinking))
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
             return self._planned(request, plan, thinking)
-        slow = settle(self._opened(self.prompt(messages, template, fast=False), thinking))
-        fast_request = settle(self.prompt(messages, template, fast=True))
+        slow = settle(self._opened(self.prompt(messages, template, fast=False, limit=limit), thinking))
+        fast_request = settle(self.prompt(messages, template, fast=True, limit=limit))
         slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
         turn = Turn(slow.prompt_ids, slow.plan)
         fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
@@ -129,15 +133,20 @@ class Modes:
         return fast_request
 
     def prompt(
-        self, messages: Sequence[Mapping[str, str]], template: Mapping[str, Any] | None = None, *, fast: bool
+        self,
+        messages: Sequence[Mapping[str, str]],
+        template: Mapping[str, Any] | None = None,
+        *,
+        fast: bool,
+        limit: int | None = None,
     ) -> list[int]:
-        """Tokens of a conversation by the mode's template."""
+        """Tokens of a conversation by the mode's template; ``limit`` as in `tokens_within`."""
         arguments = dict(template or {})
         if fast and self.adapter is not None and self.adapter.template is not None:
             arguments.setdefault("chat_template", self.adapter.template)
         elif fast and self._has_off_switch:
             arguments.setdefault("enable_thinking", False)
-        return chat_tokens(self.tokenizer, messages, **arguments)
+        return chat_tokens(self.tokenizer, messages, limit, **arguments)
 
     def check(self, thinking: Thinking, hidden_size: int) -> None:
         """Refuse what this model and its switch cannot do.
@@ -248,17 +257,23 @@ def _mean_slow_tokens(adapter: Adapter) -> float | None:
 
 
 def chat_tokens(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, str]],
+    limit: int | None = None,
+    /,
+    **template: Any,
 ) -> list[int]:
     """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
 
     Args:
         tokenizer: the model's.
         messages: OpenAI-style ``{"role": ..., "content": ...}``.
+        limit: as in `tokens_within`.
         template: further arguments of the template.
 
     Raises:
         UsageError: no template, one that refuses the conversation, or messages that are none.
+        ResourceError: the conversation has more tokens than ``limit``.
     """
     if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
         raise UsageError(
@@ -272,4 +287,4 @@ def chat_tokens(
         )
     except TemplateError as error:
         raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tokens_within(tokenizer, text, limit, add_special_tokens=False)

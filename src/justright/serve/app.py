@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from justright.serve.asking import Asking
 from justright.serve.connection import HALF_CLOSED
 from justright.serve.exchange import KEEP_ALIVE, Exchange, refused
 from justright.serve.faults import ApiError, of_validation
-from justright.serve.front import HANDLERS, body_of, disconnected
+from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
 from justright.serve.guard import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
@@ -37,6 +37,12 @@ B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A", bound=Asked)
 Log = Callable[[dict[str, Any]], None]
 """Told of every HTTP request, as values for JSON."""
+Make = Callable[[A], Iterator[list[EngineRequest]]]
+"""Makes the engine's requests, prompt by prompt."""
+LONG = 2**16
+"""Bytes of a body whose prompts are encoded on another thread, so that those of shorter ones do not wait for them."""
+MAX_VALUES = 2**15
+"""Objects, arrays and members of objects in a body; numbers and texts in arrays are not counted."""
 
 
 class Service:
@@ -60,16 +66,25 @@ class Service:
         self.started = int(time.time())
         engine.encode("a")  # the first call may set the tokenizer up, and several threads come now
         self._encoding = ThreadPoolExecutor(2, "justright-encode")
+        self._encoding_long = ThreadPoolExecutor(1, "justright-encode-long")
         self._encoding_now = 0
 
-    async def generate(self, http: Request, asked: A, make: Callable[[A], list[EngineRequest]]) -> Response:
+    async def generate(self, http: Request, asked: A, make: Make[A], size: int) -> Response:
         """Answer one request, streamed or whole.
+
+        Args:
+            http: as it came.
+            asked: its body.
+            make: see `Make`.
+            size: bytes of its body.
 
         Raises:
             ApiError: it cannot be answered.
         """
         arrived = time.perf_counter()
-        requests = await self._encoded(asked, make)
+        requests = await unless_gone(http.receive, self._prepared(asked, make, size))
+        if requests is None:
+            return Response(status_code=499)
         chat = isinstance(asked, ChatRequest)
         kind = Writer if chat else CompletionWriter
         writer = kind(
@@ -95,8 +110,11 @@ class Service:
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
 
-    async def _encoded(self, asked: A, make: Callable[[A], list[EngineRequest]]) -> list[EngineRequest]:
-        """The engine's requests, made on a thread of our own; no more at once than could be queued behind it."""
+    async def _prepared(self, asked: A, make: Make[A], size: int) -> list[EngineRequest]:
+        """The engine's requests, made on threads of our own; no more at once than could be queued behind it.
+
+        Cancelling it stops the work: behind the prompt that is being encoded, and at once where a schema is compiled.
+        """
         now = self.scheduler.snapshot()
         if now.draining:
             raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
@@ -105,24 +123,21 @@ class Service:
             raise refused(QueueFull(self._encoding_now - now.slots, 1.0))
         self._encoding_now += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoding, make, asked)
+            pool = self._encoding_long if size > LONG else self._encoding
+            loop, steps = asyncio.get_running_loop(), make(asked)
+            requests: list[EngineRequest] = []
+            while found := await loop.run_in_executor(pool, next, steps, None):
+                requests += found
+            await self.asking.constrain(requests, asked)
+            return requests
         finally:
             self._encoding_now -= 1
 
     async def _whole(self, http: Request, exchange: Exchange, writer: Writer) -> Response:
         """The whole answer, unless the client leaves before it is there."""
         async with exchange:
-            answer = asyncio.ensure_future(exchange.whole(writer))
-            gone = asyncio.ensure_future(disconnected(http.receive))
-            try:
-                await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-                if answer.done():
-                    return JSONResponse(answer.result())
-                return Response(status_code=499)
-            finally:
-                for task in (answer, gone):
-                    task.cancel()
-                await asyncio.gather(answer, gone, return_exceptions=True)
+            answer = await unless_gone(http.receive, exchange.whole(writer))
+        return Response(status_code=499) if answer is None else JSONResponse(answer)
 
     def count(self, method: str, path: str, status: int, seconds: float) -> None:
         """Note an answer."""
@@ -132,8 +147,10 @@ class Service:
         self.log({"method": method, "path": path, "status": status, "seconds": round(seconds, 4)})
 
     def close(self) -> None:
-        """Let go of the threads that encode."""
+        """Let go of the threads and processes that prepare requests."""
         self._encoding.shutdown(wait=False, cancel_futures=True)
+        self._encoding_long.shutdown(wait=False, cancel_futures=True)
+        self.asking.grammars.close()
 
 
 class EventStream(Response):
@@ -217,7 +234,8 @@ def _generating(app: FastAPI, service: Service) -> None:
         | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def chat_completions(http: Request) -> Response:
-        return await service.generate(http, parse(await body_of(http), ChatRequest), asking.chat)
+        body = await body_of(http)
+        return await service.generate(http, parse(body, ChatRequest), asking.chat, len(body))
 
     @app.post(
         "/v1/completions",
@@ -227,7 +245,8 @@ def _generating(app: FastAPI, service: Service) -> None:
         | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def completions(http: Request) -> Response:
-        return await service.generate(http, parse(await body_of(http), CompletionRequest), asking.completion)
+        body = await body_of(http)
+        return await service.generate(http, parse(body, CompletionRequest), asking.completion, len(body))
 
 
 def _looking(app: FastAPI, service: Service) -> None:
@@ -292,13 +311,31 @@ def parse(body: bytes, kind: type[B]) -> B:
     """A request out of bytes.
 
     Raises:
-        ApiError: no JSON, no UTF-8, or not what ``kind`` says.
+        ApiError: no JSON, no UTF-8, too many values, or not what ``kind`` says.
     """
+    try:
+        raw = from_json(body)
+    except ValueError:
+        raw = None
+    if _has_more_values(raw, MAX_VALUES):  # each takes pydantic 10 us and up, a fault 2 kB
+        message = f"the body has more than {MAX_VALUES} objects, arrays and members: shorten it"
+        raise ApiError(400, message, None, "too_many_values")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        try:
-            raw = from_json(body)
-        except ValueError:
-            raw = None
         raise of_validation(error, raw) from error
+
+
+def _has_more_values(raw: Any, limit: int) -> bool:
+    """Whether ``raw``, values of JSON, has more objects, arrays and members of objects than ``limit``."""
+    left, count = [raw], 0
+    while left and count <= limit:
+        one = left.pop()
+        if isinstance(one, dict):
+            count += len(one)
+            one = one.values()
+        elif not isinstance(one, list):
+            continue
+        count += 1
+        left += [inner for inner in one if isinstance(inner, dict | list)]
+    return count + len(left) > limit
