@@ -99,6 +99,9 @@ def test_other_words_do_not_change_the_side() -> None:
         ("12", None),
         ("The answer is twelve.", None),
         ("The answer is 7", 7),
+        ("The answer is 15.5", None),
+        ("The answer is 1/2.", None),
+        ("The answer is 1,234", None),
     ],
 )
 def test_parse_answer(text: str, number: int | None) -> None:
