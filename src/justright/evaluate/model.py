@@ -155,14 +155,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             chosen["temperature"] = 0.0
         if self.thinking is not None:
             return self._conversation(context, SamplingParams(**chosen), most, stop)
-        room = self.engine.verifier.max_tokens - most
-        if room < 1:
-            raise UsageError(
-                f"the task asks for answers of {most} tokens, and the model's context holds "
-                f"{self.engine.verifier.max_tokens}: give a smaller --max-tokens, or a task with shorter answers"
-            )
         begins = bool(self.tokenizer.bos_token) and context.startswith(self.tokenizer.bos_token)
-        ids = self.tok_encode(context, add_special_tokens=not begins)[-room:]
+        ids = self.tok_encode(context, add_special_tokens=not begins)
+        room = self.engine.verifier.max_tokens - most
+        if room < 1:  # `hf` refuses; here the prompt stays, and the answer has the room behind it
+            room = self.engine.verifier.max_tokens - 1
+        ids = ids[-room:]
         request = self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)
         special = self.tokenizer.added_tokens_decoder.items()
         request.stop_token_ids |= {
