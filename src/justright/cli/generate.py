@@ -141,7 +141,7 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
         raise UsageError("no prompt: give -p TEXT, -p - (stdin) or -f FILE")
     if prompts.count("-") > 1:
         raise UsageError("-p - was given twice, and stdin can be read once")
-    texts = [sys.stdin.read() if text == "-" else text for text in prompts]
+    texts = [sys.stdin.read().removeprefix("\ufeff") if text == "-" else text for text in prompts]
     for file in files:
         try:
             texts.append(file.read_text(encoding="utf-8-sig"))
