@@ -174,6 +174,7 @@ def test_conversations_go_into_the_bucket_they_fill() -> None:
         row("German", False, 900),
         row("English", True, 900),
         row("English", False, 10),
+        row("English", False) | {"conversation": [{"role": "user", "content": None}]},
         row("English", False, 1900),
         row("English", False, 1000, 50, 9000),
     ]

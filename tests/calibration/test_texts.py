@@ -61,6 +61,17 @@ def test_data_files_of_every_name_are_data(tmp_path: Path) -> None:
         list(read_texts(str(tmp_path / "f.json")))
 
 
+def test_rows_of_the_hub_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never the text that Python writes for something else."""
+    turns = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    rows = [{"text": "one", "chat": turns, "number": 3}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    assert list(read_texts("hub:a/b")) == ["one"]
+    assert list(read_texts("hub:a/b:train:chat")) == [[{"role": "user", "content": "Hello"}]]
+    with pytest.raises(CheckpointError, match="whose number is neither a text nor"):
+        list(read_texts("hub:a/b:train:number"))
+
+
 def test_a_folder_says_what_it_skips(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     assert notes([str(tmp_path), "zoo=2", str(tmp_path / "a.txt")]) == []

@@ -32,7 +32,7 @@ _NUMBER = re.compile(
     r"(?:[eE](?P<power>[-+]?[0-9]{1,3})(?![0-9]))?(?:/(?P<below>[0-9]+))?(?:\s*(?P<percent>%|percent\b|per cent\b))?"
 )
 _CLAUSE_END = re.compile(r"[,;.!?](?=\s|$)|\n")
-_LEAD = r"[\s*_`\"'(\[{\u201c\u2018]*(?:(?:the|an?|option|choice)\s+)?[\s*_`\"'(\[{\u201c\u2018]*"
+_LEAD = r"(?:[\s*_`\"'(\[{\u201c\u2018]|(?:the|an?|option|choice)\s)*"
 _WHOLE = r"(?=\s*(?:$|because\b|since\b|[^\w\s?]))(?![-/'\u2019.,]\w)"
 
 
