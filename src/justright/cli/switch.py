@@ -372,26 +372,25 @@ def _show_calibrated(output: Output, folder: Path, probe: Probe) -> None:
     rows = [
         (
             name,
-            _with_interval(one, "accuracy", "{:.0%}"),
-            _with_interval(one, "tokens", "{:.0f}"),
-            _with_interval(one, "slow", "{:.0%}"),
+            _with_interval(one, "accuracy"),
+            _with_interval(one, "tokens", ""),
+            _with_interval(one, "slow"),
             f"{one['threshold']:.3f}" if name in ("auto", "escalate") else "",
         )
         for name, one in points.items()
     ]
-    title = f"{about['problems']} problems, floor {about['floor']:.0%}"
+    title = f"{about['problems']} problems, floor {about['floor']:.0%}, in brackets 95% intervals"
     output.table(
-        rich_table(
-            title, ("who decides", "right (95%)", "tokens", "thought about", "threshold"), rows, left=1
-        )
+        rich_table(title, ("who decides", "right", "tokens", "thought about", "threshold"), rows, left=1)
     )
     output.note(f"written: {folder / 'auto.json'}")
 
 
-def _with_interval(one: Mapping[str, Any], name: str, form: str) -> str:
-    """A figure with its 95% interval: ``87% (83% to 90%)``."""
-    value, low, high = (form.format(number) for number in (one[name], *one[f"{name}_95"]))
-    return f"{value} ({low} to {high})"
+def _with_interval(one: Mapping[str, Any], name: str, unit: str = "%") -> str:
+    """A figure with its 95% interval: ``87% (83 to 90)``."""
+    scale = 100 if unit == "%" else 1
+    value, low, high = (f"{scale * number:.0f}" for number in (one[name], *one[f"{name}_95"]))
+    return f"{value}{unit} ({low} to {high})"
 
 
 def _show(output: Output, found: Extracted) -> None:
