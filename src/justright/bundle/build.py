@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from justright.bundle.alike import prune_alike
 from justright.bundle.contents import KIND_OF, check_contents, check_defaults, check_verifier
 from justright.bundle.recipe import DraftRecipe, Recipe
+from justright.calibration.texts import notes
 from justright.engine.modes import Modes
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
@@ -97,6 +98,12 @@ class Build:
         self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
         self.prompts: list[Prompts] = []
         self.training = None if recipe.draft is None else self._training(recipe.draft)
+        pruning = self.pruning
+        texts = set(
+            pruning.settings.calibration if pruning is not None and pruning.calibration is not None else ()
+        )
+        texts |= set(recipe.draft.texts if recipe.draft is not None else ())
+        self.notes += notes(sorted(texts))
         self.keys = self._keys()
         """Stage -> what it is made with: settings, the models' identities, the stages before it."""
 

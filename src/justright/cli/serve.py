@@ -315,7 +315,7 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     found = list(given)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
         more = [line.strip() for line in lines if line.strip()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ def _check_values(path: Path, config: Mapping[str, Any]) -> None:
     def words(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
-    checks = {
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "r": (lambda value: number(value) and value == int(value), "a whole number above 0"),
         "lora_alpha": (number, "a number above 0"),
         "rank_pattern": (pattern, "an object of numbers above 0 by module"),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from justright.records import read_rows
 from justright_zoo import DATA, MODELS, manifest, zoo
 
 if TYPE_CHECKING:
@@ -156,8 +157,7 @@ def perplexities(engine: Engine) -> dict[str, float]:
 
 def evaluation_texts(domain: str) -> list[str]:
     """The shipped evaluation texts of a domain."""
-    lines = (DATA / "evaluation" / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
+    return [row["text"] for _, row in read_rows(DATA / "evaluation" / f"{domain}.jsonl")]
 
 
 def _routing(path: Path, picture: Path | None) -> dict[str, Any]:
