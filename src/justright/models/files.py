@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,11 @@ COMPANIONS = [
     "*TERMS*",
     "README*",
 ]
+
+
+def by_number(name: str) -> list[str | int]:
+    """A sort key that reads digits as numbers: ``experts.2`` comes before ``experts.10``."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
 
 
 def copy_companions(source: Path, target: Path) -> None:

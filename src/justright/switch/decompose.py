@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from justright.errors import UsageError
+from justright.models.files import by_number
 from justright.models.matrices import Matrix
 from justright.switch.pair import Pair
 
@@ -129,7 +130,8 @@ class Spectra:
         found = {}
         for index in range(self.layers):
             with safe_open(self.file(index), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+                # safetensors sorts names as text: expert 10 would come before expert 2.
+                for key in sorted(file.keys(), key=by_number):
                     if key.endswith(".s"):
                         name = key.removesuffix(".s")
                         rows = file.get_slice(f"{name}.u").get_shape()[0]

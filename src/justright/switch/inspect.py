@@ -95,7 +95,7 @@ def inspect_switch(folder: Path) -> Inspected:
     if not file.is_file():
         raise UsageError(f"{folder} has no {SPECTRUM}: give an adapter that `justright switch extract` made")
     tensors = load_file(file)
-    names = [key.removesuffix(".s") for key in tensors if key.endswith(".s")]
+    names = [key.removesuffix(".s") for key in sorted(tensors, key=by_number) if key.endswith(".s")]
     spectra = {}
     for name in names:
         rows, columns = tensors[f"{name}.shape"].tolist()
