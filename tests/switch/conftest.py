@@ -21,7 +21,10 @@ MakePair = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def make_pair(tmp_path: Path) -> MakePair:
-    """``(slow, fast)``; ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too; ``changes`` of the config."""
+    """``(slow, fast)``; ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too.
+
+    Further arguments change the config.
+    """
 
     def make(
         family: str, rank: int | None = None, *, norms: bool = False, **changes: Any

@@ -82,6 +82,10 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
         u, s, vt = spectra.factors(index, name, rank)
         root = s.sqrt()
         a, b = (root[:, None] * vt).to(dtype), (-u * root).to(dtype)
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise UsageError(
+                f"the factors of {name} in layer {index} overflow {dtype}: choose bfloat16 or float32"
+            )
         stem, _, expert = name.partition("#")
         target = module_of(pair, index, stem)
         if expert:
@@ -243,7 +247,8 @@ def save_merged(
         out, fingerprint=fingerprint, source=source, expected_bytes=pair.slow.checkpoint.nbytes
     ) as writer:
         for name in pair.slow.other_names():
-            writer.add(name, _between(*pair.tensors(name), factor if name in between else 0.0))
+            tensor = pair.slow.checkpoint.tensor(name)
+            writer.add(name, _between(*pair.tensors(name), factor) if name in between else tensor)
         for index in range(pair.layers):
             state = pair.slow.read(index)
             for name in [n for n in state if f"layers.{index}.{n}" in between]:
@@ -257,6 +262,10 @@ def save_merged(
                     if rank:
                         u, s, vt = spectra.factors(index, name, rank)
                         part.copy_((part.float() - factor * (u * s) @ vt).to(part.dtype))
+                        if not part.isfinite().all():
+                            raise UsageError(
+                                f"{name} of layer {index} overflows {part.dtype}: choose another factor"
+                            )
             for name, tensor in pair.slow.write(index, state).items():
                 writer.add(name, tensor)
         return writer.finish(pair.config, provenance=provenance)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from justright.errors import UsageError
+from justright.models.files import by_number
 from justright.switch.adapter import read_report
 from justright.switch.decompose import Spectrum
 from justright.switch.ranks import RankRule, choose_ranks, factor_bytes
