@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from justright.switch.apply import AppliedSwitch, Rows
 from justright.switch.extract import Form, extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from tiny import ALL, save_tiny
+from tiny import ALL, MOE, save_tiny
 
 MakePair = Callable[..., tuple[Path, Path]]
 FULL = RankRule("energy", 1.0)
@@ -89,6 +90,13 @@ def test_a_mixed_batch_is_its_single_requests(make_pair: MakePair, tmp_path: Pat
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(alone[0].logits[0], alone[3].logits[0], atol=0.05)
+    for slot in range(4):
+        verifier.keep(slot, [])
+    slow_only = verifier.step([replace(one, factor=0.0) for one in inputs])[0].logits
+    off = float((together[0].logits - slow_only).abs().max()) / float(slow_only.abs().max())
+    assert off <= (1e-5 if family in MOE else 0.0), (
+        "a slow row beside fast ones, against the same batch all slow"
+    )
 
 
 def test_a_soft_switch_is_the_merged_checkpoint_of_its_factor(make_pair: MakePair, tmp_path: Path) -> None:
