@@ -219,7 +219,8 @@ def test_a_pair_whose_function_differs_is_refused(
 def test_settings_that_change_nothing_may_differ(make_pair: MakePair) -> None:
     slow, fast = make_pair("qwen2")
     config = json.loads((fast / "config.json").read_text())
-    change = {"max_position_embeddings": 99, "eos_token_id": 7, "use_cache": False, "initializer_range": 0.5}
+    change: dict[str, Any] = {"made_by": {"name": "a tool"}, "use_mrope": False}  # unknown to transformers
+    change |= {"max_position_embeddings": 99, "eos_token_id": 7, "use_cache": False, "initializer_range": 0.5}
     change |= {
         "attention_dropout": 0.5,
         "_name_or_path": "x",

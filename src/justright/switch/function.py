@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from justright.models.architectures import attention_windows, text_config
 
 _MISSING = "(missing)"
+_READ_IF_THERE = ("head_dim", "partial_rotary_factor")
+"""Keys that models of families whose config class does not know them read all the same."""
 
 HARMLESS = frozenset(
     {
@@ -28,7 +31,7 @@ HARMLESS = frozenset(
         "sliding_window", "use_sliding_window", "max_window_layers",
     }
 )  # fmt: skip
-"""Keys of config.json that may differ in a pair; every other key is taken to change the function."""
+"""Keys of config.json that may differ in a pair; every other key that the family knows may change the function."""
 
 
 def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -48,9 +51,17 @@ def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str
 
 
 def _function(config: dict[str, Any]) -> dict[str, Any]:
-    """Every setting that may change the forward."""
+    """Every setting that may change the forward.
+
+    What a family's config class does not know (names that tools leave, old keys) its model does not read.
+    """
     decoder = text_config(config)
-    found: dict[str, Any] = decoder.to_dict() if hasattr(decoder, "to_dict") else dict(vars(decoder))
+    if isinstance(decoder, SimpleNamespace):  # a family without a class
+        found = dict(vars(decoder))
+    else:
+        plain = type(decoder)(bos_token_id=None, eos_token_id=None, pad_token_id=None)  # no warning about them
+        known = {*plain.to_dict(), *_READ_IF_THERE}
+        found = {key: value for key, value in decoder.to_dict().items() if key in known}
     found = {key: value for key, value in found.items() if key not in HARMLESS}
     rope = found.get("rope_parameters") or {}
     kinds = [one for one in rope.values() if isinstance(one, Mapping)] or [
