@@ -59,7 +59,7 @@ def _function(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(decoder, SimpleNamespace):  # a family without a class
         found = dict(vars(decoder))
     else:
-        plain = type(decoder)(bos_token_id=None, eos_token_id=None, pad_token_id=None)  # no warning about them
+        plain = type(decoder)(bos_token_id=None, eos_token_id=None, pad_token_id=None)  # warns of none
         known = {*plain.to_dict(), *_READ_IF_THERE}
         found = {key: value for key, value in decoder.to_dict().items() if key in known}
     found = {key: value for key, value in found.items() if key not in HARMLESS}
