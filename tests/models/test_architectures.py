@@ -23,7 +23,9 @@ from transformers.masking_utils import eager_mask
 import tiny
 from justright.errors import CheckpointError, UnsupportedModelError
 from justright.models import architectures as arch
+from justright.models.decoder_layers import LayerFormat
 from justright.models.families import FAMILIES, RECURRENT
+from justright.models.reading import Checkpoint
 
 ARCTIC = {
     "model_type": "arctic",
@@ -122,6 +124,25 @@ def test_names_and_counts_on_disk(family: str, tmp_path: Path) -> None:
     # The dictionary and the object give the same answers.
     for question in (arch.attention_windows, arch.moe_layers, arch.fused_groups, arch.context_length):
         assert question(raw) == question(config)
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
+def test_twelve_layers_of_twelve_experts_are_read_as_transformers_loads_them(
+    family: str, tmp_path: Path
+) -> None:
+    model = tiny.tiny_model(family, **tiny.twelve(family))
+    model.save_pretrained(tmp_path)
+    memory = model.state_dict()
+    with Checkpoint.open(tmp_path) as checkpoint:
+        layers = LayerFormat(checkpoint)
+        assert layers.layers == 12
+        for index in range(12):
+            prefix = layers.architecture.memory.layer(index)
+            state = layers.read(index)
+            for name, tensor in state.items():
+                assert torch.equal(tensor, memory[f"{prefix}.{name}"]), name
+            for name, tensor in layers.write(index, state).items():
+                assert torch.equal(tensor, checkpoint.tensor(name)), name
 
 
 @pytest.mark.parametrize("family", tiny.ALL)

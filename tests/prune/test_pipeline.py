@@ -20,10 +20,12 @@ from transformers import AutoModelForCausalLM
 from justright.engine.loading import load_model
 from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of, expert_groups, moe_layers, num_experts
+from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
 from justright.prune import passes
 from justright.prune.pipeline import Pruned, Pruning
 from justright.prune.plan import Plan, least_count
+from justright.prune.preflight import kept_experts
 from justright.prune.settings import Settings
 from tiny import ALL, DENSE, MOE
 
@@ -102,6 +104,15 @@ def test_fewer_experts_are_the_model_without_them(
         with WithoutExperts(whole, plan):
             expected = whole(IDS).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.4, 0.6])
+def test_weights_none_keeps_as_many_experts_in_each_routing_group(
+    checkpoint: Get, texts: str, sparsity: float
+) -> None:
+    """Of 8 experts in 4 groups 4 or 8 may stay: 0.3, 0.4 and 0.6 of 8 are nearer to 4 than to 0 or 8."""
+    chosen = settings(texts, weights="none", sparsity=sparsity, parts=("experts",))
+    assert kept_experts(LayerFormat(Checkpoint.open(checkpoint("deepseek_v2"))), chosen) == 4
 
 
 @pytest.mark.parametrize("family", MOE)
@@ -407,6 +418,7 @@ def test_masks_are_packed_without_loss() -> None:
         ("mixtral", {"pattern": "2:7"}, "multiple of 7"),
         ("gpt_oss", {"pattern": "2:7"}, "multiple of 7"),
         ("olmoe", {"weights": "none", "sparsity": 0.01}, "nothing would go"),
+        ("deepseek_v2", {"weights": "none", "sparsity": 0.2, "parts": ("experts",)}, "each of the 4 routing"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_work(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,15 @@ MakePair = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def make_pair(tmp_path: Path) -> MakePair:
-    """``(slow, fast)``; ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too."""
+    """``(slow, fast)``; ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too.
 
-    def make(family: str, rank: int | None = None, *, norms: bool = False) -> tuple[Path, Path]:
-        fast, slow = save_tiny(family, tmp_path / "fast"), save_tiny(family, tmp_path / "slow")
+    Further arguments change the config.
+    """
+
+    def make(
+        family: str, rank: int | None = None, *, norms: bool = False, **changes: Any
+    ) -> tuple[Path, Path]:
+        fast, slow = (save_tiny(family, tmp_path / name, **changes) for name in ("fast", "slow"))
         tensors = load_file(slow / "model.safetensors")
         generator = torch.Generator().manual_seed(1)
         for name, tensor in tensors.items():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +25,7 @@ from justright.switch.apply import AppliedSwitch, Rows
 from justright.switch.extract import Form, extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from tiny import ALL, save_tiny
+from tiny import ALL, MOE, save_tiny
 
 MakePair = Callable[..., tuple[Path, Path]]
 FULL = RankRule("energy", 1.0)
@@ -87,6 +90,13 @@ def test_a_mixed_batch_is_its_single_requests(make_pair: MakePair, tmp_path: Pat
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(alone[0].logits[0], alone[3].logits[0], atol=0.05)
+    for slot in range(4):
+        verifier.keep(slot, [])
+    slow_only = verifier.step([replace(one, factor=0.0) for one in inputs])[0].logits
+    off = float((together[0].logits - slow_only).abs().max()) / float(slow_only.abs().max())
+    assert off <= (1e-5 if family in MOE else 0.0), (
+        "a slow row beside fast ones, against the same batch all slow"
+    )
 
 
 def test_a_soft_switch_is_the_merged_checkpoint_of_its_factor(make_pair: MakePair, tmp_path: Path) -> None:
@@ -116,6 +126,49 @@ def test_the_engine_applies_an_adapter_as_peft_does(make_pair: MakePair, tmp_pat
     with torch.no_grad():
         expected = peft.eval()(torch.tensor([PROMPT])).logits[0, -1:]
     torch.testing.assert_close(last_logits(switched(slow, path), PROMPT, 1.0), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "mixtral"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+        ["gate_up_proj", "experts.down_proj"],
+        ["layers.1.mlp.experts.down_proj"],
+    ],
+)
+def test_adapters_of_peft_that_name_parameters_by_their_ends(
+    tmp_path: Path, family: str, targets: list[str]
+) -> None:
+    """As PEFT's users write them, with lists that are empty; bfloat16, and a scale that is no power of two."""
+    slow = save_tiny(family, tmp_path / "slow")
+    config = LoraConfig(
+        r=3, lora_alpha=7, target_modules=["q_proj"], target_parameters=targets, modules_to_save=[]
+    )
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(slow, dtype=torch.float32), config)
+    generator = torch.Generator().manual_seed(2)
+    changed = {n: p for n, p in peft.named_parameters() if "lora_" in n}
+    with torch.no_grad():
+        for name, parameter in changed.items():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_((noise * (0.5 if "lora_A" in name else 0.05)).bfloat16())
+        expected = peft.eval()(torch.tensor([PROMPT])).logits[0, -1:]
+    peft.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    verifier = switched(slow, tmp_path / "adapter")
+    assert float((last_logits(verifier, PROMPT) - expected).abs().max()) > 0.05
+    torch.testing.assert_close(last_logits(verifier, PROMPT, 1.0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_target_parameters_that_do_not_say_which_are_refused(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_parameters": ["x.down_proj", "x.up_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {f"base_model.model.a.x.lora_{one}.weight": torch.ones(1, 1) for one in "AB"}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"changes 1 parameters of a\.x"):
+        read_adapter(tmp_path)
 
 
 def test_keys_and_values_never_cross_modes(make_pair: MakePair, tmp_path: Path) -> None:
@@ -180,8 +233,6 @@ def test_adapters_of_other_models_are_refused(make_pair: MakePair, tmp_path: Pat
 
 
 def test_what_is_no_adapter_is_refused(make_pair: MakePair, tmp_path: Path) -> None:
-    import json
-
     slow, fast = make_pair("llama")
     path = extract(Pair(slow, fast), tmp_path / "adapter", RankRule("fixed", 2)).path
     config = json.loads((path / "adapter_config.json").read_text())

@@ -86,6 +86,11 @@ def cannot_write(error: BaseException) -> ResourceError | None:
     )
 
 
+def by_number(name: str) -> list[str | int]:
+    """A sort key that reads digits as numbers: ``experts.2`` comes before ``experts.10``."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+
+
 def copy_companions(source: Path, target: Path) -> None:
     """Copy tokenizer, templates, generation config, licence and model card from one checkpoint to another."""
     for pattern in COMPANIONS:

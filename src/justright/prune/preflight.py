@@ -104,10 +104,13 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     if "experts" not in settings.parts:
         return count
     if settings.weights == "none":
-        kept = count - round(settings.sparsity * _prunable(layers, settings) / _of_one_expert(layers))
+        groups = expert_groups(config)[0]  # each loses as many
+        share = settings.sparsity * _prunable(layers, settings) / (_of_one_expert(layers) * groups)
+        kept = count - round(share) * groups
         if kept == count and settings.sparsity > 0:
+            least = "one expert" if groups == 1 else f"one expert in each of the {groups} routing groups"
             raise UsageError(
-                f"{settings.sparsity:.1%} is less than half of one expert a layer, so nothing would go: ask for more"
+                f"{settings.sparsity:.1%} is less than half of {least} a layer, so nothing would go: ask for more"
             )
         check_count(config, kept)
         return kept

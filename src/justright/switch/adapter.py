@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,19 +30,22 @@ TEMPLATE = "chat_template.jinja"
 
 _MOST_RANK = 2**31
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<which>[AB])(\.default)?\.weight")
-_UNSUPPORTED = {
-    "use_dora": False,
-    "modules_to_save": None,
-    "lora_bias": False,
-    "trainable_token_indices": None,
-    "layer_replication": None,
-    "alora_invocation_tokens": None,
-}
+_UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+"""Settings that must be false, empty or missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
     """A change ``B @ A`` of one matrix, its scale already in ``B``; of a stack of experts where there are 3 axes.
+
+    ``B`` is float32 where the file's dtype does not hold it exactly with the scale.
 
     Attributes:
         a: ``[(experts,) rank, in]``.
@@ -126,8 +130,10 @@ def read_adapter(path: Path) -> Adapter:
     for module, found in pairs.items():
         if set(found) != {"A", "B"}:
             raise CheckpointError(f"{path} has only lora_{next(iter(found))} of {module}: it is not whole")
-        name = _full_name(module, config)
-        low_rank[name.removesuffix(".weight")] = _low_rank(path, name, found["A"], found["B"], config)
+        name = _full_name(path, module, list(pairs), config)
+        stacked = name != module and not name.endswith(".weight")
+        change = _low_rank(path, name, found["A"], found["B"], config, stacked=stacked)
+        low_rank[name.removesuffix(".weight")] = change
     settings = read_report(path)
     template = path / TEMPLATE
     return Adapter(
@@ -149,8 +155,8 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UnsupportedModelError(f"{path} is a {kind} adapter; allowed: LORA")
-    for key, allowed in _UNSUPPORTED.items():
-        if config.get(key, allowed) not in (allowed, None):
+    for key in _UNSUPPORTED:
+        if config.get(key):
             raise UnsupportedModelError(
                 f"{path} has {key} = {config[key]!r}, which is more than factors of linear modules"
             )
@@ -198,7 +204,9 @@ def _is_regex(text: str) -> bool:
     return True
 
 
-def _low_rank(path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> LowRank:
+def _low_rank(
+    path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any], *, stacked: bool
+) -> LowRank:
     """One matrix' factors; PEFT lays a stack's side by side: ``[experts * rank, in]``, ``[out, rank * experts]``."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise CheckpointError(
@@ -207,11 +215,13 @@ def _low_rank(path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, 
     rank = int(_pattern(config, "rank_pattern", name, config["r"]))
     alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if name in (config.get("target_parameters") or ()) and not name.endswith(".weight"):
+    if stacked:
         experts = a.shape[0] // rank
         a = a.reshape(experts, rank, a.shape[-1])
         b = b.reshape(b.shape[0], rank, experts).permute(2, 0, 1).contiguous()
-    return LowRank(a, b * scale if scale != 1 else b)
+    exact = b.float() * scale
+    scaled = exact.to(b.dtype)
+    return LowRank(a, scaled if torch.equal(scaled.float(), exact) else exact)
 
 
 def _pattern(config: Mapping[str, Any], kind: str, name: str, default: float) -> float:
@@ -222,13 +232,32 @@ def _pattern(config: Mapping[str, Any], kind: str, name: str, default: float) ->
     return float(default)
 
 
-def _full_name(module: str, config: Mapping[str, Any]) -> str:
-    """The module, or the parameter of it: PEFT wraps a module once for each of its parameters, the first innermost."""
-    owner, depth = module, 0
-    while owner.endswith(".base_layer"):
-        owner, depth = owner.removesuffix(".base_layer"), depth + 1
-    own = [name for name in config.get("target_parameters") or () if name.rpartition(".")[0] == owner]
-    return own[len(own) - 1 - depth] if own else module
+def _full_name(path: Path, module: str, modules: Sequence[str], config: Mapping[str, Any]) -> str:
+    """The module, or the parameter of it that PEFT changes.
+
+    PEFT wraps a module once for each parameter that ends in one of ``target_parameters``, in the order of the
+    module's parameters, the first innermost (``BaseTuner._inject_parameters``).
+
+    Raises:
+        UnsupportedModelError: the adapter does not tell which parameters of the module it changes.
+    """
+    owner = module.replace(".base_layer", "")
+    wraps = [one for one in modules if one.replace(".base_layer", "") == owner]
+    own = {
+        f"{owner}.{leaf}"
+        for stem, _, leaf in (target.rpartition(".") for target in config.get("target_parameters") or ())
+        if (f".{owner}".endswith(f".{stem}") if stem else owner.endswith(".experts") == (leaf != "weight"))
+    }
+    if not own:
+        return module
+    if len(own) != len(wraps):
+        raise UnsupportedModelError(
+            f"{path} changes {len(wraps)} parameters of {owner}, and its target_parameters name {len(own)} "
+            f"({', '.join(sorted(own))}): name in adapter_config.json only the parameters that it changes"
+        )
+    # In every expert module down follows gate and up, and a bias its weight.
+    ordered = sorted(own, key=lambda name: ("down" in name.rpartition(".")[2], name.endswith("bias"), name))
+    return ordered[len(wraps) - 1 - module.count(".base_layer")]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

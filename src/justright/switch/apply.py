@@ -1,7 +1,9 @@
 """An adapter on a running model: every token of a forward with a factor of its own, and nothing at all while off.
 
-``W_slow x + factor * B (A x)``, row by row: rows of factor 0 are the slow model's, bit for bit, whatever runs beside
-them. Hooks stand on the model only between `AppliedSwitch.rows` of a forward that has rows to change.
+``W_slow x + factor * B (A x)``, row by row. Rows of factor 0 are the slow model's: bit for bit while all rows are slow,
+and in dense models whatever runs beside them; in mixtures, whose experts get slow and fast rows apart, within 1e-5 of
+the largest logit (tested in float32 on the CPU; measured: 5.1e-7 at most). Hooks stand on the model only between
+`AppliedSwitch.rows` of a forward that has rows to change.
 
 Source: arXiv:2510.06750, hard (0 or 1) and soft switching.
 Differs: the paper switches a whole model; here requests of both kinds share one forward, as adapters do in serving

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from justright.errors import UsageError
+from justright.errors import CheckpointError, UsageError
+from justright.models.files import by_number
 from justright.models.matrices import Matrix
 from justright.switch.pair import Pair
 
@@ -129,7 +130,8 @@ class Spectra:
         found = {}
         for index in range(self.layers):
             with safe_open(self.file(index), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+                # safetensors sorts names as text: expert 10 would come before expert 2.
+                for key in sorted(file.keys(), key=by_number):
                     if key.endswith(".s"):
                         name = key.removesuffix(".s")
                         rows = file.get_slice(f"{name}.u").get_shape()[0]
@@ -177,6 +179,7 @@ def make_spectra(
 
     Raises:
         UsageError: the models are identical.
+        CheckpointError: a difference, or its spectrum, is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = Spectra(folder, pair.layers)
@@ -217,13 +220,24 @@ def _decompose_layer(
     tensors: dict[str, Tensor] = {}
     for name, _, delta in deltas(pair, index):
         delta = delta.to(device)
+        _refuse_overflow(delta, "difference", name, index)
         u, s, vt = decompose(delta, kept, method)
+        _refuse_overflow(s, "spectrum", name, index)
         tensors |= {f"{name}.u": u.cpu(), f"{name}.s": s.cpu(), f"{name}.vt": vt.cpu()}
         tensors[f"{name}.energy"] = delta.square().sum(dtype=torch.float64).cpu()
     partial = file.with_suffix(".partial")
     save_file(tensors, partial)
     partial.replace(file)
     pair.release()
+
+
+def _refuse_overflow(tensor: Tensor, what: str, name: str, index: int) -> None:
+    """Raise `CheckpointError` for values that float32 does not hold."""
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(
+            f"the {what} of {name} in layer {index} is not finite in float32: the models' weights there are NaN, "
+            "infinite, or far too large; fetch both models again"
+        )
 
 
 def deltas(pair: Pair, index: int) -> Iterator[tuple[str, Matrix, Tensor]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from justright.errors import UsageError
 from justright.models.architectures import architecture_of
-from justright.models.files import copy_companions, write_durably
+from justright.models.files import by_number, copy_companions, write_durably
 from justright.models.matrices import expand, matrices
 from justright.models.skeleton import skeleton
 from justright.models.writing import CheckpointWriter
@@ -76,21 +76,27 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
         UsageError: a rank above what the spectra keep.
     """
     found: list[Factors] = []
-    stacks: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    stacks: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     for key, rank in ranks.items():
         index, name = split_key(key)
         u, s, vt = spectra.factors(index, name, rank)
         root = s.sqrt()
         a, b = (root[:, None] * vt).to(dtype), (-u * root).to(dtype)
-        target = module_of(pair, index, name.partition("#")[0])
-        if "#" in name:
-            stacks.setdefault(target, []).append((a, b))
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise UsageError(
+                f"the factors of {name} in layer {index} overflow {dtype}: choose bfloat16 or float32"
+            )
+        stem, _, expert = name.partition("#")
+        target = module_of(pair, index, stem)
+        if expert:
+            stacks.setdefault(target, {})[int(expert)] = a, b
         elif rank:
             found.append(Factors(target, rank, a.contiguous(), b.contiguous()))
     swapped = bool(stacks) and _exchanges(pair.config)
     order = () if pair.slow.architecture.moe is None else pair.slow.architecture.moe.memory.matrices
     # Within a module as its parameters come: PEFT nests them in that order.
-    for target, parts in sorted(stacks.items(), key=lambda one: _place(one[0], order)):
+    for target, by_expert in sorted(stacks.items(), key=lambda one: _place(one[0], order)):
+        parts = [by_expert[expert] for expert in range(len(by_expert))]
         rank = max(a.shape[0] for a, _ in parts)
         if rank:
             lows = torch.stack([zero_padded(a, rank, 0) for a, _ in parts])
@@ -99,10 +105,10 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
     return found
 
 
-def _place(target: str, order: Sequence[str]) -> tuple[str, int]:
+def _place(target: str, order: Sequence[str]) -> tuple[list[str | int], int]:
     """A stack's module, and its place among the module's parameters."""
     module, _, leaf = target.rpartition(".")
-    return module, [name.rpartition(".")[2] for name in order].index(leaf)
+    return by_number(module), [name.rpartition(".")[2] for name in order].index(leaf)
 
 
 def _stack(target: str, rank: int, a: Tensor, b: Tensor) -> Factors:
@@ -241,7 +247,8 @@ def save_merged(
         out, fingerprint=fingerprint, source=source, expected_bytes=pair.slow.checkpoint.nbytes
     ) as writer:
         for name in pair.slow.other_names():
-            writer.add(name, _between(*pair.tensors(name), factor if name in between else 0.0))
+            tensor = pair.slow.checkpoint.tensor(name)
+            writer.add(name, _between(*pair.tensors(name), factor) if name in between else tensor)
         for index in range(pair.layers):
             state = pair.slow.read(index)
             for name in [n for n in state if f"layers.{index}.{n}" in between]:
@@ -255,6 +262,10 @@ def save_merged(
                     if rank:
                         u, s, vt = spectra.factors(index, name, rank)
                         part.copy_((part.float() - factor * (u * s) @ vt).to(part.dtype))
+                        if not part.isfinite().all():
+                            raise UsageError(
+                                f"{name} of layer {index} overflows {part.dtype}: choose another factor"
+                            )
             for name, tensor in pair.slow.write(index, state).items():
                 writer.add(name, tensor)
         return writer.finish(pair.config, provenance=provenance)

@@ -102,7 +102,12 @@ class Estimate:
 def estimate(
     pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU, *, exact: bool = True
 ) -> Estimate:
-    """Time one matrix of each shape, and add up; nothing is written."""
+    """Time one matrix of each shape, and add up; nothing is written.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    pair.check_finite()
     shapes: dict[tuple[int, ...], int] = {}
     taken: dict[tuple[int, ...], float] = {}
     for index in range(pair.layers):
@@ -174,6 +179,7 @@ def extract(
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
     check_svd(svd, rule, workers)
+    pair.check_finite()
     work = out.with_name(out.name + ".partial")
     identities = [weights_identity(path) for path in pair.paths]
     job = {"slow": identities[0], "fast": identities[1], "max_rank": max_rank, "svd": svd}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from justright.errors import UsageError
+from justright.models.files import by_number
 from justright.switch.adapter import read_report
 from justright.switch.decompose import Spectrum
 from justright.switch.ranks import RankRule, choose_ranks, factor_bytes
@@ -95,7 +96,7 @@ def inspect_switch(folder: Path) -> Inspected:
     if not file.is_file():
         raise UsageError(f"{folder} has no {SPECTRUM}: give an adapter that `justright switch extract` made")
     tensors = load_file(file)
-    names = [key.removesuffix(".s") for key in tensors if key.endswith(".s")]
+    names = [key.removesuffix(".s") for key in sorted(tensors, key=by_number) if key.endswith(".s")]
     spectra = {}
     for name in names:
         rows, columns = tensors[f"{name}.shape"].tolist()

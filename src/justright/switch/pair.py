@@ -6,17 +6,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from justright.errors import UsageError
+from justright.errors import CheckpointError, UsageError
+from justright.models.architectures import text_config
 from justright.models.decoder_layers import LayerFormat
+from justright.models.files import by_number
 from justright.models.matrices import Matrix, expand, matrices
 from justright.models.reading import Checkpoint
 from justright.models.tokenizers import load_tokenizer
 from justright.models.uneven import is_uneven
+from justright.switch.function import function_differences
 
 _BLOCK = 1 << 20
+_MAPPED_BYTES = 1 << 30
+_COMPUTED = ".rotary_emb.inv_freq"
+"""End of the names of a buffer that old checkpoints store: transformers computes it and never loads it."""
 FAR = 0.9
 """Relative distance of two models' matrices above which they are no pair (independent ones have about 1.4)."""
 
@@ -32,12 +39,16 @@ class Residual:
 class Pair:
     """Two checkpoints of one shape: ``slow`` thinks, ``fast`` is what it was trained from.
 
+    Embeddings and head stay the slow model's, so one head may be tied and the other not, and either model may have
+    further rows for tokens; they are compared over the rows that both have.
+
     Args:
         slow: the reasoning model's directory.
         fast: the directory of the model that it was trained from.
 
     Raises:
-        UsageError: different families, shapes or vocabularies, or a first layer so far apart that they are no pair.
+        UsageError: different families, shapes, vocabularies or settings that change the function, or a first layer so
+            far apart that they are no pair.
         JustrightError: a checkpoint that cannot be read, or is quantised.
     """
 
@@ -46,6 +57,7 @@ class Pair:
         self.slow, self.fast = (LayerFormat(Checkpoint.open(path)) for path in self.paths)
         self.config = self.slow.config
         self._check_shapes()
+        self._check_function()
         self._check_tokenizers()
         distance = self.distance(0)
         if distance > FAR:
@@ -62,13 +74,13 @@ class Pair:
     def notes(self) -> list[str]:
         """What whoever extracts should know beforehand: shared embeddings that moved, templates that do not switch."""
         found = []
-        embedding = self.slow.architecture.disk.embedding
-        moved = _distance(*self.tensors(embedding))
+        disk = self.slow.architecture.disk
+        moved = max(_distance(*self.tensors(name)) for name in (disk.embedding, disk.head))
         self.release()
         if moved > 0:
             found.append(
-                f"the embeddings differ by {moved:.0%} of their norm and stay the slow model's: where they were "
-                "trained along (most of all if the head is tied to them), no adapter gives the fast model back"
+                f"the embeddings or the head differ by {moved:.0%} of their norm and stay the slow model's: where they "
+                "were trained along (most of all if the head is tied to them), no adapter gives the fast model back"
             )
         slow, fast = (load_tokenizer(path).chat_template for path in self.paths)
         if fast is None:
@@ -97,7 +109,11 @@ class Pair:
         self.fast.checkpoint.close()
 
     def tensors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Both models' tensor of a name as in `residuals`, slow first."""
+        """Both models' tensor of a name as in `residuals`, slow first; of embeddings and head the common rows."""
+        if name in self._vocabulary:
+            slow, fast = (one.checkpoint.tensor(_stored(one, name)) for one in (self.slow, self.fast))
+            rows = min(len(slow), len(fast))
+            return slow[:rows], fast[:rows]
         if not name.startswith("layers."):
             return self.slow.checkpoint.tensor(name), self.fast.checkpoint.tensor(name)
         _, index, leaf = name.split(".", 2)
@@ -113,14 +129,43 @@ class Pair:
             found += [
                 Residual(f"layers.{index}.{name}", _distance(tensor, fast[name]))
                 for name, tensor in slow.items()
-                if name not in covered
+                if name not in covered and not name.endswith(_COMPUTED)
             ]
             self.release()
-        for name in self.slow.other_names():
-            ours, theirs = self.slow.checkpoint.tensor(name), self.fast.checkpoint.tensor(name)
-            found.append(Residual(name, _distance(ours, theirs)))
+        names = [name for name in self.slow.other_names() if not name.endswith(_COMPUTED)]
+        for name in dict.fromkeys((*names, *self._vocabulary)):
+            found.append(Residual(name, _distance(*self.tensors(name))))
         self.release()
         return sorted(found, key=lambda one: -one.distance)
+
+    def check_finite(self) -> None:
+        """Read every tensor of both models once.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite.
+        """
+        for layers in (self.slow, self.fast):
+            seen = 0
+            for name in layers.checkpoint:
+                tensor = layers.checkpoint.tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    bad = int((~tensor.isfinite()).sum())
+                    raise CheckpointError(
+                        f"{bad} of the {tensor.numel()} values of {name} in {layers.checkpoint.path} are NaN or "
+                        "infinite, so no switch can be made of it: fetch the model again, or repair it first"
+                    )
+                seen += tensor.nbytes
+                if seen > _MAPPED_BYTES:  # else all of it would stay mapped, and count as memory
+                    del tensor
+                    layers.checkpoint.close()
+                    seen = 0
+        self.release()
+
+    @property
+    def _vocabulary(self) -> tuple[str, str]:
+        """The names of the embedding and the head on disk."""
+        disk = self.slow.architecture.disk
+        return disk.embedding, disk.head
 
     def _check_shapes(self) -> None:
         slow, fast = self.slow, self.fast
@@ -134,14 +179,17 @@ class Pair:
                 raise UsageError(
                     f"{path} has different numbers of experts by layer, which switch does not cover"
                 )
-        name = slow.architecture.disk.embedding
-        rows = [layers.checkpoint.shape(name)[0] for layers in (slow, fast)]
-        if rows[0] != rows[1]:
-            raise UsageError(
-                f"the vocabularies differ: {rows[0]} tokens in {self.paths[0]}, {rows[1]} in {self.paths[1]}"
-            )
-        ours, theirs = ({n: c.shape(n) for n in c} for c in (slow.checkpoint, fast.checkpoint))
-        only = sorted(set(ours) ^ set(theirs))
+        ours, theirs = (
+            {
+                name: one.checkpoint.shape(name)[1:]
+                if name in self._vocabulary
+                else one.checkpoint.shape(name)
+                for name in one.checkpoint
+                if not name.endswith(_COMPUTED) and name != one.architecture.disk.head
+            }
+            for one in (slow, fast)
+        )
+        only = sorted(set(ours) ^ set(theirs), key=by_number)
         if only:
             where = self.paths[0] if only[0] in ours else self.paths[1]
             raise UsageError(
@@ -153,15 +201,51 @@ class Pair:
                 f"{wrong} has shape {list(ours[wrong])} in {self.paths[0]} and {list(theirs[wrong])} in {self.paths[1]}"
             )
 
+    def _check_function(self) -> None:
+        """An adapter changes weights only, so everything else that the models compute with must be the same."""
+        differ = function_differences(self.slow.config, self.fast.config)
+        if differ:
+            told = "; ".join(
+                f"{key}: {ours} and {theirs}" for key, (ours, theirs) in list(differ.items())[:4]
+            )
+            told += f"; {len(differ) - 4} more" if len(differ) > 4 else ""
+            raise UsageError(
+                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch does not carry ({told}): no "
+                "pair. Give the model that the slow one was trained from; where the difference changes nothing, write "
+                "the same value in both config.json"
+            )
+
     def _check_tokenizers(self) -> None:
         """The same token must be the same text in both; a template may differ, and should."""
         slow, fast = (load_tokenizer(path).get_vocab() for path in self.paths)
+        embedding = self.slow.architecture.disk.embedding
+        rows, theirs = (one.checkpoint.shape(embedding)[0] for one in (self.slow, self.fast))
+        beyond = next((token for token, number in fast.items() if rows <= number < theirs), None)
+        if beyond is not None:
+            raise UsageError(
+                f"the vocabularies differ: {beyond!r} is token {fast[beyond]} in {self.paths[1]}, and {self.paths[0]} "
+                f"has embeddings for {rows} tokens"
+            )
         moved = [token for token, number in slow.items() if fast.get(token, number) != number]
         if moved:
             raise UsageError(
                 f"the vocabularies differ: {moved[0]!r} is token {slow[moved[0]]} in {self.paths[0]} and "
                 f"{fast[moved[0]]} in {self.paths[1]} ({len(moved)} differ)"
             )
+
+
+def _stored(layers: LayerFormat, name: str) -> str:
+    """The tensor that stands for the embedding or the head: a tied head is the embedding, stored or not."""
+    disk = layers.architecture.disk
+    if name == disk.head and (name not in layers.checkpoint or _is_tied(layers.config)):
+        return disk.embedding
+    return name
+
+
+def _is_tied(config: dict[str, Any]) -> bool:
+    if "tie_word_embeddings" in config:
+        return bool(config["tie_word_embeddings"])
+    return bool(getattr(text_config(config), "tie_word_embeddings", False))
 
 
 def _distance(slow: Tensor, fast: Tensor) -> float:
