@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
 from justright.switch.routing import Auto, Escalate, Turn
 from justright.switch.scorers import Callback
-from justright.switch.thinking import ModePlan, ThinkingTags, ThoughtTracker, begins_thinking, closing_ids
+from justright.switch.thinking import ModePlan, ThinkingTags, closing_ids
 from tiny import save_pair, save_tiny, tiny_tokenizer
 
 TOKENS = 24
@@ -46,26 +47,32 @@ def switched(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
 
 
 def by_hand(
-    verifier: Verifier, plan: ModePlan, tags: ThinkingTags, prompt: Sequence[int], count: int
+    verifier: Verifier,
+    plan: ModePlan,
+    tags: ThinkingTags,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    opened: bool = True,
 ) -> list[int]:
-    """One token at a time, each rule as its docstring says it."""
+    """One token at a time, each rule as its docstring says it, by looking at the whole text anew each time."""
     verifier.clear(0)
     prefill = plan.factor if plan.prefill is None else plan.prefill
     [*_, output] = verifier.prefill(0, prompt, prefill)
     assert output is not None
     logits, out = output.logits[-1], []
-    forced: list[int] = []
-    thinking = begins_thinking(tags, TOKENIZER, prompt)
-    factor, thought, seen = plan.factor, 0, ""
+    closing = closing_ids(tags, TOKENIZER)
+    thinking, factor, spent = opened, plan.factor, 0
+    forced = closing.copy() if opened and plan.budget == 0 else []
     while len(out) < count:
         token = forced.pop(0) if forced else int(logits.argmax())
         out.append(token)
-        seen += TOKENIZER.decode([token])
-        thought += thinking
-        if thinking and tags.close in seen:
-            thinking, factor = False, factor if plan.answer is None else plan.answer
-        elif thinking and thought == plan.budget:
-            forced = closing_ids(tags, TOKENIZER)
+        before, thinking = thinking, in_reasoning(TOKENIZER.decode(out), tags, opened=opened)
+        spent += before
+        if before and not thinking and plan.answer is not None:
+            factor = plan.answer
+        if thinking and not forced and plan.budget is not None and spent >= plan.budget:
+            forced = closing.copy()
         if len(out) == plan.switch_after:
             factor = plan.switch_to
         [step] = verifier.step([StepInput(0, [token], factor=factor)])
@@ -73,6 +80,16 @@ def by_hand(
         logits = step.logits[0]
     verifier.clear(0)
     return out
+
+
+def in_reasoning(text: str, tags: ThinkingTags, *, opened: bool) -> bool:
+    """Whether a whole output ends in reasoning: blocks of it stand at the beginning, behind white space only."""
+    block = f"(?s:.*?){re.escape(tags.close)}"
+    begin = f"{block}" if opened else ""
+    rest = re.match(f"{begin}(?:\\s*{re.escape(tags.open)}{block})*", text)
+    if rest is None:
+        return opened
+    return re.match(f"\\s*{re.escape(tags.open)}", text[rest.end() :]) is not None
 
 
 def run(verifier: Verifier, requests: Sequence[Request], drafter: Any = None) -> None:
@@ -101,8 +118,8 @@ def test_a_plan_is_what_it_says(switched: Verifier, name: str) -> None:
     expected = by_hand(switched, plan, TAGS, OPENED, TOKENS)
     others = [ModePlan(), ModePlan(1.0, budget=3)]
     for drafter in (None, ScriptedDrafter({tuple(OPENED): expected}, seed=3)):
-        request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=TAGS)
-        rest = [Request(OPENED, max_tokens=TOKENS, plan=other, tags=TAGS) for other in others]
+        request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
+        rest = [Request(OPENED, max_tokens=TOKENS, plan=other, tags=TAGS, opened=True) for other in others]
         run(switched, [request, *rest], drafter)
         assert request.token_ids == expected
         for other, one in zip(others, rest, strict=True):
@@ -137,7 +154,7 @@ def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifie
     tags = TAGS if "\ufffd" in word or not word.strip() else ThinkingTags(close=word, closing=word)
     expected = by_hand(switched, plan, tags, OPENED, TOKENS)
     drafter = ScriptedDrafter({tuple(OPENED): expected}, seed=data.draw(st.integers(0, 99)))
-    request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=tags)
+    request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=tags, opened=True)
     run(switched, [request], drafter)
     assert request.token_ids == expected
 
@@ -146,9 +163,9 @@ def test_a_sampled_thought_is_the_same_with_drafts(switched: Verifier) -> None:
     """The generator moves on as in plain decoding, though a budget or a switch cuts drafts short."""
     params = SamplingParams(temperature=1.0, seed=7, repetition_penalty=1.2)
     plan = ModePlan(budget=6, answer=1.0)
-    plain = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS)
+    plain = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
     run(switched, [plain])
-    drafted = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS)
+    drafted = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
     run(switched, [drafted], ScriptedDrafter({tuple(OPENED): plain.token_ids}, seed=1))
     assert drafted.token_ids == plain.token_ids
 
@@ -156,9 +173,8 @@ def test_a_sampled_thought_is_the_same_with_drafts(switched: Verifier) -> None:
 def turns(verifier: Verifier) -> tuple[Turn, list[int], list[int]]:
     """The slow turn, what it answers, and what the fast mode answers."""
     slow = Turn(prompt_of(14, seed=5), ModePlan())
-    return slow, by_hand(verifier, slow.plan, TAGS, slow.prompt_ids, TOKENS), by_hand(
-        verifier, ModePlan(1.0), TAGS, OPENED, TOKENS
-    )  # fmt: skip
+    answer = by_hand(verifier, slow.plan, TAGS, slow.prompt_ids, TOKENS, opened=False)
+    return slow, answer, by_hand(verifier, ModePlan(1.0), TAGS, OPENED, TOKENS)
 
 
 def test_auto_takes_one_mode_and_says_why(switched: Verifier) -> None:
@@ -171,7 +187,7 @@ def test_auto_takes_one_mode_and_says_why(switched: Verifier) -> None:
 
     for threshold, expected, mode in ((0.5, slow_answer, "slow"), (0.9, fast_answer, "fast")):
         route = Auto(Callback(hard, threshold), "how?", slow)
-        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, route=route)
+        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=route)
         run(
             switched,
             [request],
@@ -211,6 +227,7 @@ def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
             max_tokens=TOKENS,
             plan=ModePlan(1.0),
             tags=TAGS,
+            opened=True,
             stop_token_ids=stops,
             route=Escalate(threshold, slow),
         )
@@ -258,8 +275,8 @@ def test_a_constraint_begins_anew_with_the_answer(switched: Verifier) -> None:
 
 def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
     for escalates in (False, True):
-        slow = Turn(OPENED, ModePlan(budget=5))
-        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, top_logprobs=0)
+        slow = Turn(OPENED, ModePlan(budget=5), opened=True)
+        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True, top_logprobs=0)
         if escalates:
             request.plan, request.route = ModePlan(1.0), Escalate(0.0, slow)
         list(DecodeLoop(switched, TOKENIZER, drafter=SuffixDrafter()).run([request]))
@@ -272,9 +289,9 @@ def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
 def test_an_escalated_request_among_others(switched: Verifier) -> None:
     slow, slow_answer, fast_answer = turns(switched)
     requests = [
-        Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, route=Escalate(0.0, slow))
+        Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow))
         if i % 2
-        else Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS)
+        else Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
         for i in range(6)
     ]
     run(switched, requests)
@@ -284,7 +301,7 @@ def test_an_escalated_request_among_others(switched: Verifier) -> None:
 
 def test_a_cancelled_fast_attempt_shows_what_it_has(switched: Verifier) -> None:
     slow, _, fast_answer = turns(switched)
-    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, route=Escalate(0.0, slow))
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow))
     shown = []
     for emission in DecodeLoop(switched, TOKENIZER).run([request]):
         shown.append(emission)
@@ -295,23 +312,6 @@ def test_a_cancelled_fast_attempt_shows_what_it_has(switched: Verifier) -> None:
     assert switched.cache.lengths == [0, 0, 0]
 
 
-def test_a_prompt_that_closes_its_thought_is_no_thought() -> None:
-    ids = TOKENIZER("<think>\n\n</think>\n")["input_ids"]
-    assert not begins_thinking(TAGS, TOKENIZER, ids)
-    assert begins_thinking(TAGS, TOKENIZER, OPENED)
-    tracker = ThoughtTracker(ModePlan(), TAGS, TOKENIZER, ids)
-    for token in TOKENIZER("an answer <think>a thought</think>rest")["input_ids"]:
-        assert not tracker.push(token)
-    text = "".join(
-        TOKENIZER.decode([t])
-        for t, (thinking, _) in zip(
-            TOKENIZER("an answer <think>a thought</think>rest")["input_ids"], tracker.flags, strict=True
-        )
-        if thinking
-    )
-    assert text.endswith("a thought</think>")
-
-
 @pytest.mark.parametrize("left", [1, 2, 3, 4])
 def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
     """However few tokens are left behind the budget, they are the closing's."""
@@ -320,7 +320,7 @@ def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
         None,
         ScriptedDrafter({tuple(OPENED): by_hand(switched, ModePlan(budget=5), TAGS, OPENED, TOKENS)}),
     ):
-        request = Request(OPENED, max_tokens=5 + left, plan=ModePlan(budget=5), tags=TAGS)
+        request = Request(OPENED, max_tokens=5 + left, plan=ModePlan(budget=5), tags=TAGS, opened=True)
         run(switched, [request], drafter)
         assert request.token_ids[5:] == closing[:left]
 
@@ -328,6 +328,6 @@ def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
 def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Path) -> None:
     verifier = Verifier.load(save_tiny("qwen3", tmp_path / "model"), slots=1, cache="static")
     expected = by_hand(verifier, ModePlan(budget=5), TAGS, OPENED, TOKENS)
-    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS)
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True)
     run(verifier, [request], ScriptedDrafter({tuple(OPENED): expected}))
     assert request.token_ids == expected

@@ -164,11 +164,8 @@ class Conversation:
     def answered(self, request: Request) -> None:
         """Add what the model said; a thought is not said, and not remembered."""
         from justright.engine.thoughts import answer_of
-        from justright.switch.thinking import begins_thinking
 
-        tags = request.tags
-        opened = tags is not None and begins_thinking(tags, self.ready.tokenizer, request.prompt_ids)
-        said = answer_of(request.text, tags, thinking=opened)
+        said = answer_of(request.text, request.tags, thinking=request.opened)
         self.turns.append({"role": "assistant", "content": said})
 
     def withdraw(self) -> None:

@@ -12,7 +12,7 @@ from justright.engine.request import Emission, Request
 from justright.engine.sampling import TokenLogprob
 from justright.engine.thoughts import ThoughtText
 from justright.serve.tokens import TokenTexts
-from justright.switch.thinking import FAST, begins_thinking
+from justright.switch.thinking import FAST
 
 _LEAST_LOGPROB = -9999.0
 """What stands for a probability of nothing, which JSON has no number for (OpenAI's own value)."""
@@ -87,8 +87,8 @@ class Answer:
         """Only now: whoever decides how to think may have changed the prompt."""
         request = self.request
         tags = request.tags if self.apart else None
-        opened = tags is not None and begins_thinking(tags, self.texts.tokenizer, request.prompt_ids)
-        self._split = ThoughtText(tags, thinking=opened)
+        may_open = request.constraint is None
+        self._split = ThoughtText(tags, thinking=request.opened, may_open=may_open)
 
     def _counts(self, one: TokenLogprob) -> bool:
         """Whether a token's log-probability is told: not of thoughts, white space behind them, and the end."""

@@ -43,10 +43,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One way to run a request: its prompt by the mode's own template, and its plan."""
+    """One way to run a request: its prompt by the mode's own template, its plan, and whether the prompt opens reasoning."""
 
     prompt_ids: Sequence[int]
     plan: ModePlan
+    opened: bool = False
 
 
 class Route(Protocol):
