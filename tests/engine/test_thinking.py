@@ -276,7 +276,9 @@ def test_a_constraint_begins_anew_with_the_answer(switched: Verifier) -> None:
 def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
     for escalates in (False, True):
         slow = Turn(OPENED, ModePlan(budget=5), opened=True)
-        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True, top_logprobs=0)
+        request = Request(
+            OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True, top_logprobs=0
+        )
         if escalates:
             request.plan, request.route = ModePlan(1.0), Escalate(0.0, slow)
         list(DecodeLoop(switched, TOKENIZER, drafter=SuffixDrafter()).run([request]))
@@ -289,7 +291,9 @@ def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
 def test_an_escalated_request_among_others(switched: Verifier) -> None:
     slow, slow_answer, fast_answer = turns(switched)
     requests = [
-        Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow))
+        Request(
+            OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow)
+        )
         if i % 2
         else Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
         for i in range(6)
@@ -301,7 +305,9 @@ def test_an_escalated_request_among_others(switched: Verifier) -> None:
 
 def test_a_cancelled_fast_attempt_shows_what_it_has(switched: Verifier) -> None:
     slow, _, fast_answer = turns(switched)
-    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow))
+    request = Request(
+        OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow)
+    )
     shown = []
     for emission in DecodeLoop(switched, TOKENIZER).run([request]):
         shown.append(emission)

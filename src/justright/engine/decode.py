@@ -216,6 +216,7 @@ class DecodeLoop:
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
+        emissions = []  # all before the first is out: whoever closes the iterator leaves no request half told
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
             if self._reads:
                 self.drafter.read(active.request.id, output.hidden[one.path])  # type: ignore[union-attr]
@@ -223,7 +224,9 @@ class DecodeLoop:
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
-            yield self._emit(active, one.token_ids, accepted, state_to_draft_from(output, one.path[-1]))
+            state = state_to_draft_from(output, one.path[-1])
+            emissions.append(self._emit(active, one.token_ids, accepted, state))
+        yield from emissions
 
     def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
         """What is proposed, and the same cut to what pays; forced tokens go before any guess."""

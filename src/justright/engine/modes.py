@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from typing import Any
 
 from jinja2 import TemplateError
@@ -323,7 +322,9 @@ def template_tail(
     _, found, tail = written(mark).rpartition(mark)
     if found and whole.endswith(tail):
         return tail
-    return whole[len(commonprefix([whole, written(generation=False)])) :]
+    without = written(generation=False)
+    same = next((i for i, (a, b) in enumerate(zip(whole, without, strict=False)) if a != b), len(without))
+    return whole[same:]
 
 
 def _marked(message: Mapping[str, str], mark: str) -> dict[str, str]:

@@ -84,9 +84,7 @@ class ReasoningSplitter:
         self.inside, self._at_edge = False, self._may_open
         return True
 
-    def _take(
-        self, found: list[Segment], count: int, kind: Literal["reasoning", "content", "mark"]
-    ) -> None:
+    def _take(self, found: list[Segment], count: int, kind: Literal["reasoning", "content", "mark"]) -> None:
         piece, self._held = self._held[:count], self._held[count:]
         if piece:
             found.append(Segment(piece, kind))
