@@ -305,7 +305,7 @@ def template_tail(
 ) -> str:
     """What the chat template itself writes behind the last message.
 
-    It is found by a mark behind every message; where the template writes otherwise because of it, by what the generation
+    It is found by a mark behind every message; where the mark changes what the template writes, by what the generation
     prompt adds.
     """
 

@@ -90,6 +90,7 @@ class Modes:
             served.thoughts
             if chat and _dict(sent, "chat_template_kwargs").get(SWITCH) is not False
             else None,
+            tail=served.tail,
             ids=said.get("return_token_ids") is True,
             usage=_dict(said, "stream_options").get("include_usage") is True,
             drafts=served.drafts,
@@ -193,12 +194,14 @@ class Served:
         policy: where a request says nothing.
         thoughts: ids of the tokens that begin and end a thought; None: it does not tell them from answers.
         drafts: whether it has a drafter.
+        tail: tokens that the slow mode's chat template writes behind the last message.
     """
 
     upstream: Upstream
     policy: Policy
     thoughts: tuple[int, int] | None = None
     drafts: bool = False
+    tail: int = 0
 
 
 def to_variable(served: Served) -> str:
@@ -206,7 +209,7 @@ def to_variable(served: Served) -> str:
     names = ("model", "fast", "budgets", "has_fast")
     found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
     found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
-    return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts})
+    return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts, "tail": served.tail})
 
 
 def from_variable(text: str | None) -> Served:
@@ -220,9 +223,8 @@ def from_variable(text: str | None) -> Served:
         settings = {name: found[name] for name in ("budgets", "has_fast")}
         upstream = Upstream("vllm", found["model"], found["fast"], **settings)
         thoughts = None if found["thoughts"] is None else (found["thoughts"][0], found["thoughts"][1])
-        return Served(
-            upstream, Policy(found["effort"], threshold=found["threshold"]), thoughts, found["drafts"]
-        )
+        policy = Policy(found["effort"], threshold=found["threshold"])
+        return Served(upstream, policy, thoughts, found["drafts"], int(found["tail"]))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(
             f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "
