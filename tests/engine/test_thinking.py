@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from engine_helpers import ScriptedDrafter, prompt_of
+from engine_helpers import ScriptedDrafter, prompt_of, reference
+from justright.draft.base import Draft
 from justright.draft.suffix import SuffixDrafter
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Request
@@ -24,7 +28,7 @@ from justright.switch.apply import AppliedSwitch
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from justright.switch.routing import Auto, Escalate, Turn
+from justright.switch.routing import Auto, Decision, Escalate, Turn
 from justright.switch.scorers import Callback
 from justright.switch.thinking import ModePlan, ThinkingTags, closing_ids
 from tiny import save_pair, save_tiny, tiny_tokenizer
@@ -337,3 +341,219 @@ def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Pa
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True)
     run(verifier, [request], ScriptedDrafter({tuple(OPENED): expected}))
     assert request.token_ids == expected
+
+
+class Scripted:
+    """A constraint that leaves one token at a time, so that the output is known."""
+
+    def __init__(self, text: str) -> None:
+        self.left = list(TOKENIZER(text)["input_ids"])
+        self.taken: list[int] = []
+
+    def mask(self, scores: Tensor) -> Tensor:
+        masked = scores.new_full(scores.shape, float("-inf"))
+        masked[self.left[0]] = 0.0
+        return masked
+
+    def take(self, token_id: int) -> None:
+        assert token_id == self.left.pop(0)
+        self.taken.append(token_id)
+
+    def begin(self) -> None:
+        raise AssertionError("nothing is given up")
+
+
+@pytest.mark.parametrize("text", ['{"a":"</think>"}', "<think>{}</think>{}", " <think>"])
+def test_a_constraint_is_never_lifted_by_what_it_writes(switched: Verifier, text: str) -> None:
+    """Tags in constrained output are content: nothing is forced in, and no token is free."""
+    for drafter in (None, SuffixDrafter()):
+        constraint = Scripted(text)
+        count = len(constraint.left)
+        request = Request(
+            OPENED,
+            max_tokens=count,
+            plan=ModePlan(budget=0),
+            tags=TAGS,
+            constraint=constraint,
+            top_logprobs=0,
+        )
+        run(switched, [request], drafter)
+        assert (request.text, request.token_ids) == (text, constraint.taken)
+        assert (request.stats.reasoning_tokens, request.stats.forced_tokens) == (0, 0)
+        assert not any(one.thought for one in request.logprobs)
+
+
+def test_a_constraint_holds_from_the_templates_own_reasoning_on(switched: Verifier) -> None:
+    text = '{"a":"</think> <think>"}'
+    constraint = Scripted(text)
+    closing = TOKENIZER("</think>")["input_ids"]
+    request = Request(
+        OPENED,
+        max_tokens=4 + len(closing) + len(constraint.left),
+        plan=ModePlan(budget=4),
+        tags=ThinkingTags(closing="</think>"),
+        opened=True,
+        constraint=constraint,
+    )
+    run(switched, [request])
+    assert request.text.partition("</think>")[2] == text
+    assert request.stats.answer_tokens == len(constraint.taken)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_a_budget_holds_however_reasoning_is_opened(switched: Verifier, budget: int) -> None:
+    """By the template, by the model, and again by the model behind a forced close: never more than the budget."""
+    plan, close = ModePlan(budget=budget), "</x>"
+    closing = list(TOKENIZER(close)["input_ids"])
+    # The model's own first word as the opening tag.
+    prompt, word = spoken(switched, [])
+    tags = ThinkingTags(open=word, close=close, closing=close)
+    words = by_hand(switched, ModePlan(), TAGS, prompt, TOKENS, opened=False)
+    expected = by_hand(switched, plan, tags, prompt, TOKENS, opened=False)
+    assert expected[: 1 + budget + len(closing)] == [*words[: 1 + budget], *closing]
+    for drafter in (None, ScriptedDrafter({tuple(prompt): expected})):
+        request = Request(prompt, max_tokens=TOKENS, plan=plan, tags=tags)
+        run(switched, [request], drafter)
+        assert request.token_ids == expected
+    # What it says behind the forced close as the opening tag: it opens again, and is closed at once.
+    prompt, again = spoken(switched, closing, budget)
+    tags = ThinkingTags(open=again, close=close, closing=close)
+    expected = by_hand(switched, plan, tags, prompt, TOKENS)
+    for drafter in (None, ScriptedDrafter({tuple(prompt): expected})):
+        request = Request(prompt, max_tokens=TOKENS, plan=plan, tags=tags, opened=True)
+        run(switched, [request], drafter)
+        assert request.token_ids == expected
+        behind = request.token_ids[budget + len(closing) :]
+        assert behind[: 1 + len(closing)] == [*TOKENIZER(again)["input_ids"], *closing]
+
+
+def spoken(verifier: Verifier, closing: list[int], budget: int = 0) -> tuple[list[int], str]:
+    """A prompt behind which the model says a word of letters: at once, or behind ``budget`` tokens and a closing."""
+    for seed in range(100):
+        prompt = prompt_of(9, seed)
+        said = by_hand(verifier, ModePlan(), TAGS, prompt, budget, opened=False) if budget else []
+        [token] = by_hand(verifier, ModePlan(), TAGS, [*prompt, *said, *closing], 1, opened=False)
+        word = TOKENIZER.decode([token])
+        if word.isascii() and word.isalpha() and word not in TOKENIZER.decode(said):
+            return prompt, word
+    raise AssertionError("no prompt")
+
+
+def test_a_stop_string_counts_in_content(switched: Verifier) -> None:
+    plan = ModePlan(budget=8)
+    tokens = by_hand(switched, plan, TAGS, OPENED, TOKENS)
+    text = TOKENIZER.decode(tokens)
+    reasoning, _, content = text.partition("</think>")
+    in_both = next(letter for letter in content.lstrip() if letter in reasoning and letter.isalnum())
+    for drafter in (None, ScriptedDrafter({tuple(OPENED): tokens})):
+        made = []
+        for everywhere in (False, True):
+            request = Request(
+                OPENED, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True, stop=(in_both,),
+                stop_in_reasoning=everywhere,
+            )  # fmt: skip
+            shown = list(DecodeLoop(switched, TOKENIZER, drafter=drafter).run([request]))
+            assert "".join(e.text for e in shown) == request.text
+            assert (request.finish_reason, request.stopped_by) == ("stop", in_both)
+            made.append(request.text)
+        assert made[0] == f"{reasoning}</think>{content.partition(in_both)[0]}"
+        assert made[1] == text.partition(in_both)[0]
+
+
+class Certain(ScriptedDrafter):
+    """Drafts the whole of what is known to come, the end and what lies behind it included."""
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        truth, done = self.state[request_id]
+        coming = list(truth[done : done + max_nodes])
+        return Draft(coming, list(range(-1, len(coming) - 1)), [1.0] * len(coming))
+
+
+@pytest.mark.parametrize("end", ["token", "string", "length"])
+def test_nothing_is_counted_of_what_lies_behind_the_end(tmp_path: Path, end: str) -> None:
+    """The confidence that `escalate` judges by: of transformers' own probabilities, and of emitted tokens alone."""
+    path = save_tiny("llama", tmp_path / "model")
+    verifier, model = Verifier.load(path, slots=1), AutoModelForCausalLM.from_pretrained(path)
+    for seed in range(30):
+        prompt = prompt_of(9, seed)
+        truth = reference(model, prompt, TOKENS)
+        logits = model(torch.tensor([[*prompt, *truth]])).logits[0, len(prompt) - 1 : -1]
+        chances = logits.detach().softmax(-1)[range(len(truth)), truth]
+        # The end comes right before a token that is less likely than all before it.
+        ends = [
+            n
+            for n in range(4, TOKENS)
+            if chances[n] < chances[:n].min() and truth[n - 1] not in truth[: n - 1]
+        ]
+        if ends and "\ufffd" not in TOKENIZER.decode(truth[: ends[0]]):
+            count = ends[0]
+            break
+    wanted, behind = float(chances[:count].min()), float(chances[: count + 1].min())
+    assert behind < wanted
+    stops = frozenset({truth[count - 1]}) if end == "token" else frozenset()
+    found = []
+    for drafter in (None, Certain({tuple(prompt): truth})):
+        constraint = Anything()
+        request = Request(
+            prompt,
+            max_tokens=count if end == "length" else len(truth),
+            stop=(TOKENIZER.decode(truth[:count]),) if end == "string" else (),
+            stop_token_ids=stops,
+            plan=ModePlan(),
+            route=(watch := Watch()),
+            constraint=constraint,
+            top_logprobs=0,
+        )
+        list(DecodeLoop(verifier, TOKENIZER, drafter=drafter, max_draft=TOKENS).run([request]))
+        assert request.token_ids == constraint.taken == truth[:count]
+        assert [one.token_id for one in request.logprobs] == truth[:count]
+        assert watch.seen == pytest.approx(wanted, rel=1e-4)
+        found.append((request.stats.near_ties, request.finish_reason))
+    assert found[0] == found[1]
+    # Of a draft as long as the answer the last token is the model's own; else all but the first are guesses.
+    assert request.stats.accepted == count - 1 - (end == "length")
+
+
+@dataclass
+class Watch:
+    """A route that notes the confidence."""
+
+    seen: float = 0.0
+    holds_output: bool = True
+
+    def after_prefill(self, hidden: Tensor) -> tuple[Decision, None]:
+        return Decision("fast", "test", None, None, ""), None
+
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, None]:
+        self.seen = confidence
+        return Decision("fast", "test", confidence, None, ""), None
+
+
+def test_steps_are_each_attempts_own(switched: Verifier) -> None:
+    """The entry of the fast attempt's last step stands, whatever the slow one does."""
+    slow, slow_answer, fast_answer = turns(switched)
+    truth = {tuple(OPENED): fast_answer, tuple(slow.prompt_ids): slow_answer}
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
+    alone = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
+    request.route = Escalate(0.0, slow)
+    for one in (request, alone):
+        run(switched, [one], Certain(truth))
+    fast_steps = len(alone.stats.steps)
+    assert request.stats.steps[:fast_steps] == alone.stats.steps
+    assert any(accepted for _, _, accepted in alone.stats.steps[-1:])
+    assert request.stats.accepted == sum(accepted for *_, accepted in request.stats.steps)
+
+
+def test_a_settled_route_is_let_go(switched: Verifier) -> None:
+    """`auto` that stays fast: nothing is computed for a confidence that nobody asks for."""
+    slow, _, fast_answer = turns(switched)
+    route = Auto(Callback(lambda *_: 0.0, 0.5), "how?", slow)
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=route)
+    loop = DecodeLoop(switched, TOKENIZER)
+    emissions = loop.run([request])
+    next(emissions)
+    next(emissions)
+    [active] = loop.places.decoding
+    assert (request.route, active.confidence) == (None, 1.0)
+    list(emissions)
+    assert request.token_ids == fast_answer
