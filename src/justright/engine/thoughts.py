@@ -15,7 +15,7 @@ class Segment:
 
     Attributes:
         text: never empty.
-        kind: "mark" is a tag, with the white space before an opening one.
+        kind: "mark" is a tag, with the white space before an opening one and behind a closing one.
     """
 
     text: str
@@ -44,6 +44,7 @@ class ReasoningSplitter:
         self._tags, self._may_open = tags, may_open
         self.inside = opened and tags is not None
         self._at_edge = tags is not None and (opened or may_open)
+        self._behind_mark = False
         self._held = ""
 
     def push(self, text: str) -> list[Segment]:
@@ -57,6 +58,8 @@ class ReasoningSplitter:
     def finish(self) -> list[Segment]:
         """No more text comes; returns what was held back."""
         found: list[Segment] = []
+        if self._behind_mark and not self.inside:
+            self._take(found, len(self._held) - len(self._held.lstrip()), "mark")
         self._take(found, len(self._held), "reasoning" if self.inside else "content")
         return found
 
@@ -73,7 +76,10 @@ class ReasoningSplitter:
                 return False
             self._at_edge = False
         if tags is None or not self.inside:
-            self._take(found, len(held), "content")
+            if self._behind_mark:
+                self._take(found, len(held) - len(held.lstrip()), "mark")
+                self._behind_mark = not self._held
+            self._take(found, len(self._held), "content")
             return False
         at = held.find(tags.close)
         if at < 0:
@@ -81,7 +87,7 @@ class ReasoningSplitter:
             return False
         self._take(found, at, "reasoning")
         self._take(found, len(tags.close), "mark")
-        self.inside, self._at_edge = False, self._may_open
+        self.inside, self._at_edge, self._behind_mark = False, self._may_open, True
         return True
 
     def _take(self, found: list[Segment], count: int, kind: Literal["reasoning", "content", "mark"]) -> None:
