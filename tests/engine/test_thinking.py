@@ -542,6 +542,13 @@ def test_steps_are_each_attempts_own(switched: Verifier) -> None:
     assert request.stats.steps[:fast_steps] == alone.stats.steps
     assert any(accepted for _, _, accepted in alone.stats.steps[-1:])
     assert request.stats.accepted == sum(accepted for *_, accepted in request.stats.steps)
+    assert sum(request.stats.step_tokens) == 2 * (TOKENS - 1), "all but the first token of each attempt"
+    at = fast_answer.index(fast_answer[10])
+    ended = Request(
+        OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), stop_token_ids=frozenset({fast_answer[10]})
+    )
+    run(switched, [ended], Certain(truth))
+    assert (ended.stats.steps, ended.stats.step_tokens) == ([(1, TOKENS - 2, at)], [at]), "the end is a guess"
 
 
 def test_a_settled_route_is_let_go(switched: Verifier) -> None:

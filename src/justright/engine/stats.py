@@ -69,6 +69,17 @@ class RequestStats:
         return self.expected_slow_tokens - self.output_tokens - self.discarded_tokens
 
     @property
+    def step_tokens(self) -> list[int]:
+        """Tokens that each of ``steps`` gave: accepted + 1, or accepted where a guess ended the answer."""
+        begins = [position for position, *_ in self.steps]
+        ends = [*begins[1:], self.output_tokens]
+        # Positions begin anew behind an answer that was given up.
+        return [
+            (end if end > begin else self.discarded_tokens) - begin
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    @property
     def acceptance_length(self) -> float:
         """Tokens emitted per verification: accepted + 1, on average; 1 for plain decoding."""
         return self._decoded / self.verifications if self.verifications else 1.0
