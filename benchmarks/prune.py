@@ -29,6 +29,7 @@ from justright.models.sources import resolve
 from justright.prune.outcome import Pruned
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
+from justright.records import read_rows
 
 SPARSITIES = (0.2, 0.4, 0.5, 0.65)
 SHARES = (0.125, 0.25, 0.375, 0.5)
@@ -135,7 +136,7 @@ def measure(model: Path, problems: int) -> tuple[list[int], dict[str, float]]:
 def quality(options: argparse.Namespace) -> list[Cell]:
     """All cells; those that ``--results`` has are not measured again."""
     file: Path = options.results
-    found = [Cell(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    found = [Cell(**row) for _, row in read_rows(file)] if file.exists() else []
     if options.tables_only:
         return found
     done, machine = {cell.key for cell in found}, machine_line(describe_machine())

@@ -177,9 +177,9 @@ def overhead(model: str, slots: int, asked: Sequence[Question], logs: Path) -> d
 
 
 def table(loads: Sequence[Load]) -> str:
-    by = {(load.server, load.clients): load for load in loads}
+    by = {(one.server, one.clients): one for one in loads}
     rows = []
-    for one in sorted(loads, key=lambda load: load.clients):
+    for one in sorted(loads, key=lambda found: found.clients):
         own, plain = by.get((OURS, one.clients)), by.get(("justright-plain", one.clients))
         same = None if plain is None else sum(plain.texts.get(q) == text for q, text in one.texts.items())
         rows.append(

@@ -30,6 +30,7 @@ from justright.engine.modes import Thinking
 from justright.errors import UsageError
 from justright.evaluate.calibrate import collect, is_right, read_questions
 from justright.models.sources import resolve
+from justright.records import read_rows
 from justright.switch.calibrate import fit_probe
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
@@ -339,7 +340,7 @@ def read(file: Path) -> dict[tuple[str, float | None], Cell]:
     """Cells that a results file has; of one that was run again, the last."""
     if not file.exists():
         return {}
-    found = [Cell(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [Cell(**row) for _, row in read_rows(file)]
     return {cell.key: cell for cell in found}
 
 

@@ -6,6 +6,7 @@
     │   └── CheckpointError   3         it was found, and is damaged, incomplete or of a kind we refuse
     ├── UnsupportedModelError 4         a family, cache kind or layout that justright does not know
     ├── ResourceError         5         no room: disk, memory, context
+    ├── ConstraintError       1         an answer cannot keep its constraint (a JSON schema)
     └── MissingExtraError     6         an optional dependency is needed; the message names the command
 
 A message says what was found, what is allowed and what to do. The CLI prints it without a traceback
@@ -56,6 +57,22 @@ class ResourceError(JustrightError):
     """Not enough of something: disk, memory, context positions."""
 
     exit_code = 5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, torch's, its CPU allocator's (a plain RuntimeError), CUDA's.
+
+    torch is not imported for the sake of its error's class.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    by_allocator = "DefaultCPUAllocator" in text and ("can't allocate" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and (by_allocator or "CUDA error: out of memory" in text)
+
+
+class ConstraintError(JustrightError):
+    """An answer came to a point where it cannot keep its constraint (a JSON schema)."""
 
 
 class MissingExtraError(JustrightError):

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and options as people write them."""
+"""Numbers as people read them, options as people write them, JSON as programs read it line by line."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
+
+
+_LINE_BREAKS = {ord(one): f"\\u{ord(one):04x}" for one in "\x85\u2028\u2029"}
+"""The line breaks that JSON leaves as they are in a string (it escapes all below U+0020), and their escapes."""
+
+
+def json_line(value: Any) -> str:
+    """JSON that every reader takes for one line, those too that split at U+0085, U+2028 and U+2029."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)
+
+
+def without_line_breaks(data: bytes) -> bytes:
+    """Other people's JSON in UTF-8, with the same escapes."""
+    for number, escape in _LINE_BREAKS.items():
+        data = data.replace(chr(number).encode(), escape.encode())
+    return data
 
 
 def readable_bytes(count: float) -> str:

@@ -15,6 +15,7 @@ from justright.bench.longset import (
     SourceText,
     build,
     from_conversations,
+    notes,
     read,
     read_folder,
     write,
@@ -127,6 +128,14 @@ def test_files_come_back(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["set.jsonl"]
 
 
+def test_separators_inside_a_text_come_back(tmp_path: Path) -> None:
+    """They are valid in JSON, and written as they are."""
+    turns = ({"role": "user", "content": "one\u2028two\u0085three\x0cfour"},)
+    prompt = Prompt("a", "multi-turn", 1024, turns, "", "here", "CC0")
+    write([prompt, prompt], tmp_path / "set.jsonl")
+    assert list(read(tmp_path / "set.jsonl")) == [prompt, prompt]
+
+
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "set.jsonl"
     write(build(SOURCES, count, buckets=[1024])[:1], file)
@@ -148,6 +157,7 @@ def test_a_folder_gives_each_file_and_all_together(tmp_path: Path) -> None:
         ("three.py", True),
         (f"{tmp_path.name} (2 files)", False),
     }
+    assert "not read: 1 (four.bin)" in notes(tmp_path)[0]
     with pytest.raises(SourceError, match="no folder"):
         read_folder(tmp_path / "missing")
 
@@ -164,6 +174,7 @@ def test_conversations_go_into_the_bucket_they_fill() -> None:
         row("German", False, 900),
         row("English", True, 900),
         row("English", False, 10),
+        row("English", False) | {"conversation": [{"role": "user", "content": None}]},
         row("English", False, 1900),
         row("English", False, 1000, 50, 9000),
     ]
@@ -173,3 +184,11 @@ def test_conversations_go_into_the_bucket_they_fill() -> None:
         (1024, "wildchat-1024-1000-50", 1),
         (2048, "wildchat-2048", 1),
     ]
+
+
+def test_a_short_conversation_is_never_filed_under_a_long_bucket() -> None:
+    """1,102 tokens are no prompt of 65,536, whatever the other buckets are."""
+    turns = [{"role": "user", "content": "x" * 4 * 1094}]
+    row = {"conversation": turns, "language": "English", "toxic": False, "conversation_hash": "a"}
+    assert not from_conversations([row], count, buckets=[1024, 65536])
+    assert [p.bucket for p in from_conversations([row], count, buckets=[2048, 65536])] == [2048]

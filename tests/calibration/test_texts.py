@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from justright.calibration.texts import _divide, build, parse, read_texts
+from justright.calibration.texts import _divide, build, notes, parse, read_texts
 from justright.errors import CheckpointError, SourceError, UsageError
 from tiny import tiny_tokenizer, tokenizer_with
 
@@ -35,6 +35,53 @@ def test_files_folders_and_carried_sets(tmp_path: Path) -> None:
     ]
     assert sum(s.share for s in parse(["zoo=3"])) == pytest.approx(3)
     assert any("def " in text for text in read_texts("zoo:python"))
+
+
+def test_data_files_of_every_name_are_data(tmp_path: Path) -> None:
+    """Lines end at line feeds, and a JSON file is never read as raw text."""
+    one, two = "first\u2028line\u0085 of one", "two"
+    row = json.dumps({"text": one}, ensure_ascii=False)
+    (tmp_path / "a.JSONL").write_text(f"\ufeff{row}\r\n\r\n{row}\n", encoding="utf-8", newline="")
+    (tmp_path / "b.ndjson").write_text(f"{row}\n")
+    (tmp_path / "c.json").write_text(json.dumps([{"text": one}, {"text": two}], indent=1))
+    (tmp_path / "d.json").write_text(json.dumps({"text": two}))
+    (tmp_path / "e.TXT").write_text("plain")
+    expected = {
+        "a.JSONL": [one, one],
+        "b.ndjson": [one],
+        "c.json": [one, two],
+        "d.json": [two],
+        "e.TXT": ["plain"],
+    }
+    for name, texts in expected.items():
+        assert list(read_texts(str(tmp_path / name))) == texts
+    assert list(read_texts(str(tmp_path))) == [text for texts in expected.values() for text in texts]
+    (tmp_path / "f.json").write_text('{"dtype": "float32"}')
+    with pytest.raises(CheckpointError, match=r"element 1 of .*f\.json is neither"):
+        list(read_texts(str(tmp_path / "f.json")))
+
+
+def test_rows_of_the_hub_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never the text that Python writes for something else."""
+    turns = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    rows = [{"text": "one", "chat": turns, "number": 3}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    assert list(read_texts("hub:a/b")) == ["one"]
+    assert list(read_texts("hub:a/b:train:chat")) == [[{"role": "user", "content": "Hello"}]]
+    with pytest.raises(CheckpointError, match="whose number is neither a text nor"):
+        list(read_texts("hub:a/b:train:number"))
+
+
+def test_a_folder_says_what_it_skips(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    assert notes([str(tmp_path), "zoo=2", str(tmp_path / "a.txt")]) == []
+    (tmp_path / "settings.json").write_text('{"dtype": "float32"}')
+    (tmp_path / "b.pdf").write_bytes(b"%PDF")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").write_bytes(b"x")
+    [note] = notes([f"{tmp_path}=2"])
+    assert "not read: 2 (b.pdf, settings.json)" in note
+    assert list(read_texts(str(tmp_path))) == ["one"]
 
 
 def test_windows_are_spread_and_mixed(tmp_path: Path) -> None:
@@ -78,6 +125,22 @@ def test_conversations_go_through_the_models_template(tmp_path: Path) -> None:
         ids = [*tokenizer(expected, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         found = build(tokenizer, [str(file)], 1, len(ids) * 50).ids[0].tolist()
         assert found == ids * 50
+
+
+def test_calls_of_tools_reach_the_template(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "Add 1"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"messages": turns}) + "\n")
+    tokenizer = tokenizer_with(
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments.a + 1 }}{% endfor %};{% endfor %}"
+    )
+    expected = tokenizer("user: Add 1;assistant: add2;", add_special_tokens=False)["input_ids"]
+    assert build(tokenizer, [str(file)], 1, len(expected)).ids[0].tolist() == expected
 
 
 def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_prompts_come_from_options_stdin_and_files_in_order(
     run: Run, tiny_llama: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "prompt.txt"
-    file.write_text("third", encoding="utf-8")
+    file.write_text("\ufeffthird", encoding="utf-8")  # a byte order mark is no part of the prompt
     argv = ["generate", tiny_llama, "-p", "first", "-p", "-", "-f", file, "--max-tokens", 8]
     found = objects(run(*argv, "--batch", 2, "--json", stdin="second").out)
     assert [one["prompt"] for one in found] == ["first", "second", "third"]

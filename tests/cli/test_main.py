@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import justright
 from cli_helpers import Run
@@ -68,10 +69,13 @@ def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, wa
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device", "/somewhere/model.safetensors"),
+        OSError(errno.EFBIG, "File too large"),
+        OSError(errno.EIO, "Input/output error"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
     ],
-    ids=["disk", "memory", "torch's memory"],
+    ids=["disk", "size", "failure", "safetensors", "memory", "torch's memory"],
 )
 def test_a_lack_of_room_is_a_resource_error(error: Exception) -> None:
     known = as_known(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,21 @@ def test_bad_input(
     assert message in result.err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_limit_of_file_sizes_is_an_error_that_says_how_to_go_on(
+    run: Run, moe: Path, texts: Path, tmp_path: Path
+) -> None:
+    """``ulimit -f``: the kernel itself refuses the first statistics that are larger, as it would a full disk."""
+    words = ("prune", moe, "-o", tmp_path / "out", "--calibration", texts, *SMALL)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        result = run(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.code == 5, result.err
+    assert "larger than is allowed (`ulimit -f`" in result.err
+    assert "repeat the command" in result.err
+    assert not (tmp_path / "out").exists()
+    assert run(*words).code == 0

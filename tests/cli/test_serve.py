@@ -54,6 +54,7 @@ def process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
         (("--thinking-budget", "5"), "marks no thoughts"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", "nowhere"), "cannot be read"),
+        (("--allowed-host", "http://box"), "without scheme and port"),
         (("--draft", "luck"), "suffix"),
         (("--engine", "steam"), "embedded, vllm"),
         (("--copies", "2"), "--engine vllm"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from cli_helpers import Run
+from justright.errors import CheckpointError
+from justright.evaluate.calibrate import read_questions
 from tiny import save_tiny
 
 
@@ -234,11 +237,17 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
     found = json.loads(result.out)
     assert found["auto"]["accuracy"] >= 0.5
     assert not list(adapter.parent.glob("*.calibration"))
+    assert "48 problems leave wide intervals" in result.err
     answer = run("generate", pair[0], "-p", prompts[0], "--switch", adapter, "--effort", "auto", "--json")
     assert answer.code == 0, answer.err
     stats = json.loads(answer.out)["stats"]
     assert stats["decision"]["by"] == "probe"
     assert stats["tokens_saved"] == found["always"]["slow"]["tokens"] - stats["output_tokens"]
+    for one in (found["auto"], found["escalate"], *found["always"].values()):
+        for name in ("accuracy", "tokens", "slow"):
+            low, high = one[f"{name}_95"]
+            assert low <= one[name] + 1e-9
+            assert one[name] <= high + 1e-9
     assert "always slow" in run(*arguments).out
     file.write_text("\n".join(lines[:5]))
     few = run(*arguments)
@@ -252,3 +261,102 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
     broken = run("generate", pair[0], "-p", "a", "--switch", adapter, "--effort", "auto")
     assert "damaged" in broken.err
     (adapter / "auto.json").unlink()
+
+
+@pytest.fixture
+def answering(adapter: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
+    """A copy of the switch, problems for it, and a command that calibrates on them."""
+    mine = shutil.copytree(adapter, tmp_path / "switch")
+    file = tmp_path / "problems.jsonl"
+    problems = [{"question": f"the {word} {n}", "answer": n} for word in ("fox", "dog") for n in range(20)]
+    file.write_text("".join(json.dumps(one) + "\n" for one in problems))
+    command = ["switch", "calibrate", "--switch", mine, "--problems", file, "--max-tokens", 3, "--batch", 32]
+    return mine, file, command
+
+
+def test_another_floor_or_judge_answers_nothing_anew(
+    run: Run,
+    pair: tuple[Path, Path],
+    answering: tuple[Path, Path, list[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine, file, command = answering
+    out_of_reach = run(*command, pair[0], "--floor", 1)
+    assert out_of_reach.code == 2
+    assert "the answers are kept" in out_of_reach.err
+    assert not (mine / "auto.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("justright.engine.api.Engine.generate_batch", _no_answers)
+        all_right = json.dumps({"function": "regex", "regex_pattern": "NEVER", "fallback": "5"})
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row | {"answer": "5"}) + "\n" for row in rows))
+        done = run(*command, pair[0], "--filter", all_right, "--floor", 1, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["always"]["fast"]["accuracy"] == 1
+        assert run(*command, pair[0], "--filter", all_right, "--floor", 0.5).code == 0
+    assert (mine / "auto.json").exists()
+    assert not (mine.parent / "switch.calibration").exists()
+
+
+def _no_answers(*_: object) -> None:
+    raise AssertionError("the answers are there")
+
+
+def test_another_jobs_interrupted_answers_stay(
+    run: Run,
+    pair: tuple[Path, Path],
+    answering: tuple[Path, Path, list[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from justright.engine.api import Engine
+
+    mine, _, command = answering
+    real, calls = Engine.generate_batch, []
+
+    def once(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("justright.engine.api.Engine.generate_batch", once)
+        assert "is kept in" in run(*command, pair[0], "--floor", 0.01).err
+    work = mine.parent / "switch.calibration"
+    held = {kept.name: kept.read_bytes() for kept in work.iterdir()}
+    assert len(held) == 2
+    other = run(*command, pair[0], "--max-tokens", 4)
+    assert other.code == 2
+    assert "interrupted work of another job (max_tokens differ)" in other.err
+    assert {kept.name: kept.read_bytes() for kept in work.iterdir()} == held
+    (work / "job.json").unlink()
+    (work / "thesis.txt").write_text("years of work")
+    assert "holds no interrupted calibration" in run(*command, pair[0]).err
+    assert (work / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "a", "answer": null}', "line 1 of"),
+        ('{"question": ["a"], "answer": "b"}', "is no problem"),
+        ('{"question": "a", "answer": true}', "is no problem"),
+        ('["a"]', "is no problem"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_bad_problems_are_named(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(CheckpointError, match=message):
+        read_questions([str(file)])
+
+
+def test_problems_of_every_form(tmp_path: Path) -> None:
+    """Separators inside a text, a byte order mark, blank lines; numbers as answers; an array of JSON."""
+    (tmp_path / "a.JSONL").write_text(
+        '\ufeff{"question": "a\u2028b", "answer": 18.0}\r\n\r\n', encoding="utf-8", newline=""
+    )
+    (tmp_path / "b.json").write_text('[{"question": "c", "answer": "d"}]')
+    found = read_questions([str(tmp_path / "a.JSONL"), str(tmp_path / "b.json")])
+    assert [(one.question, one.answer) for one in found] == [("a\u2028b", "18.0"), ("c", "d")]

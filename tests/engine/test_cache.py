@@ -198,3 +198,38 @@ def test_a_row_takes_only_what_it_needs() -> None:
     cache.release(0)
     assert cache.nbytes == per_token * 1024
     assert content(cache, 1) == [[1] * 10] * (2 * LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ResourceError),
+        (
+            RuntimeError("... DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            ResourceError,
+        ),
+        (MemoryError(), ResourceError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError),
+        (RuntimeError("CUDA error: no CUDA-capable device is detected"), RuntimeError),
+    ],
+)
+def test_only_a_lack_of_memory_is_called_one(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, found: type[Exception]
+) -> None:
+    def failing(*_: object, **__: object) -> Tensor:
+        raise error
+
+    cache = KVCache(LAYERS, SLOTS, MAX_TOKENS)
+    monkeypatch.setattr(torch, "empty", failing)
+    with pytest.raises(found) as caught:
+        write(cache, 0, [1, 2])
+    monkeypatch.undo()
+    assert type(caught.value) is found
+
+
+def test_memory_that_no_machine_has() -> None:
+    """torch's own allocator refuses 2**50 tokens."""
+    cache = KVCache(1, 1, 2**50)
+    cache.layer(0, torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
+    with pytest.raises(ResourceError, match="no memory for"):
+        cache.reserve(0, 2**50)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from justright.engine.loading import load_model
-from justright.errors import CheckpointError
+from justright.errors import CheckpointError, ResourceError
 from tiny import ALL, save_tiny, tiny_model
 
 
@@ -71,3 +72,23 @@ def test_another_shape_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=expected):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ResourceError),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), RuntimeError),
+    ],
+)
+def test_a_device_that_fails_is_no_damaged_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, found: type[Exception]
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    path = save_tiny("llama", tmp_path)
+    monkeypatch.setattr(PreTrainedModel, "to", failing)
+    with pytest.raises(found) as caught:
+        load(path)
+    assert type(caught.value) is found

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import alone, letters_tokenizer, prompt_of, verifier_of
+from justright.draft.base import Draft
 from justright.draft.suffix import SuffixDrafter
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Emission, Request
@@ -179,6 +180,9 @@ def test_a_request_that_grew_beyond_the_budget_runs_alone() -> None:
 class Only:
     """A constraint: even tokens, and what it was told."""
 
+    failure = None
+    complete = True
+
     def __init__(self) -> None:
         self.taken: list[int] = []
 
@@ -226,3 +230,58 @@ def test_logprobs_are_the_model_s_own(draft: bool) -> None:
     for row, one in zip(rows, told, strict=True):
         assert one.logprob == pytest.approx(float(row[one.token_id]), abs=1e-4)
         assert [value for _, value in one.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+class Wide:
+    """Guesses chains of as many tokens as it may, right ones, and wants [SPEC] behind each."""
+
+    name, needs_hidden = "wide", False
+
+    def __init__(self, right: list[int], spec_embedding: Tensor | None) -> None:
+        self.right, self.spec_embedding, self.at = right, spec_embedding, 0
+        self.longest = 0
+
+    def start(self, request_id: Any, prompt_ids: Any) -> None:
+        self.at = 0
+
+    def observe(self, request_id: Any, token_ids: Any, hidden: Any = None) -> None:
+        self.at += len(token_ids)
+
+    def propose(self, request_id: Any, max_nodes: int) -> Draft:
+        tokens = self.right[self.at : self.at + max_nodes]
+        self.longest = max(self.longest, len(tokens))
+        parents = [n - 1 for n in range(len(tokens))]
+        return Draft(tokens, parents, [1.0] * len(tokens), spec=self.spec_embedding is not None)
+
+    def stop(self, request_id: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("spec", [True, False])
+@pytest.mark.parametrize("max_draft", [1, 32, 100])
+def test_no_sequence_outgrows_its_reservation(spec: bool, max_draft: int) -> None:
+    """The rows that every step reserves, counted at the cache, and what the reservation says they are at most."""
+    prompt, tokens = PROMPTS[1], 120
+    right = alone(prompt, tokens)
+    verifier = verifier_of("llama")
+    drafter = Wide(right, torch.zeros(verifier.config.hidden_size) if spec else None)
+    loop = DecodeLoop(verifier, drafter=drafter, max_draft=max_draft, cache_tokens=500)
+    request = Request(prompt, max_tokens=tokens)
+    most, reserve = 0, verifier.cache.reserve
+
+    def counted(slot: int, count: int) -> None:
+        nonlocal most
+        most = max(most, verifier.cache.lengths[slot] + count)
+        reserve(slot, count)
+
+    verifier.cache.reserve = counted  # type: ignore[method-assign]
+    needed = loop.places.needed(request)
+    loop.waiting.append(request)
+    while loop.busy:
+        list(loop.advance())
+        assert sum(verifier.cache.capacities) <= needed, "the memory itself"
+    assert request.token_ids == right
+    assert drafter.longest == max_draft
+    assert most <= needed
+    # The last step ends with the last token but one; behind it and each guess may stand a [SPEC], and nothing more.
+    assert needed <= len(prompt) + tokens + (max_draft + 1 if spec else 0)

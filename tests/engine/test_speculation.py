@@ -271,3 +271,60 @@ def test_a_request_switches_itself_off_and_on_again(monkeypatch: pytest.MonkeyPa
     assert first < 12
     assert all(drafted == 0 for at, drafted, _ in steps[first:] if at <= 60)
     assert sum(accepted for at, _, accepted in steps if at > 60) > 20
+
+
+def test_one_interrupted_proposal_does_not_make_a_drafter_dear() -> None:
+    """The median of the last proposals: at most three of seven can be wrong, wherever they stand."""
+    for at in range(7):
+        record = Speculation()
+        for number in range(7):
+            record.drafted(replace(chain(0.9), source="quick"), 1.0 if number == at else 0.001)
+            if number > at or (number == at and number > 0):
+                assert record.draft_s["quick"] == 0.001
+    record = Speculation()
+    for seconds in (0.001,) * 3 + (0.5,) * 4:
+        record.drafted(replace(chain(0.9), source="slower"), seconds)
+    assert record.draft_s["slower"] == 0.5, "what is slow for good is noticed"
+
+
+class Clock:
+    """Time that passes only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class RightDrafter(ScriptedDrafter):
+    """Always right, at once, except that its first proposal takes a second and reading a prompt takes an hour."""
+
+    def __init__(self, truth: dict[tuple[int, ...], Sequence[int]], clock: Clock) -> None:
+        super().__init__(truth)
+        self.clock, self.asked = clock, 0
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        super().start(request_id, prompt_ids)
+        self.clock.now += 3600.0
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        self.asked += 1
+        self.clock.now += 1.0 if self.asked == 1 else 0.0001
+        truth, done = self.state[request_id]
+        coming = list(truth[done : done + min(max_nodes, 7)])
+        return Draft(coming, list(range(-1, len(coming) - 1)), [1.0] * len(coming), source=self.name)
+
+
+def test_a_slow_first_proposal_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is faked: a step takes 1 ms a row and 10 ms in all, so eight right tokens a step always pay."""
+    clock, prompt, tokens = Clock(), prompt_of(12), 120
+    monkeypatch.setattr("justright.engine.decode.time", clock)
+    truth = {tuple(prompt): reference(tiny_model("llama"), prompt, tokens)}
+    cost = StepCost(SIZES, tuple(0.01 + 0.001 * n for n in SIZES), (0.0, 0.0))
+    request = Request(prompt, max_tokens=tokens)
+    list(DecodeLoop(verifier_of("llama"), drafter=RightDrafter(truth, clock), cost=cost).run([request]))
+    assert request.token_ids == truth[tuple(prompt)]
+    assert request.stats.acceptance_length > 6
+    assert request.stats.prefill_s == pytest.approx(3600.0), "reading the prompt is prefill"
+    assert request.stats.decode_s < 2.0

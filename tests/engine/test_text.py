@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.text import TextStream
+from justright.engine.text import TextStream, tokens_within
+from justright.errors import ResourceError
 from justright.switch.thinking import ThinkingTags
 from tiny import tiny_tokenizer, tokenizer_with
 
@@ -210,3 +212,46 @@ def test_the_text_is_what_the_tokenizer_decodes(text: str) -> None:
     stream = TextStream(tokenizer)
     push_all(stream, ids)
     assert stream.text == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+
+
+class Counting:
+    """A tokenizer, and how many characters each call gave it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.given: list[int] = []
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.given.append(len(text))
+        return self.tokenizer(text, **options)
+
+
+@given(st.text(alphabet="ab €\n", max_size=300), st.integers(1, 400))
+@settings(deadline=None)
+def test_a_text_within_the_limit_has_the_tokens_it_has(text: str, limit: int) -> None:
+    tokenizer = tiny_tokenizer()
+    expected = tokenizer(text)["input_ids"]
+    if len(expected) <= limit:
+        assert tokens_within(tokenizer, text, limit) == expected
+    assert tokens_within(tokenizer, text) == expected
+
+
+@pytest.mark.parametrize("limit", [1, 50, 1000])
+def test_a_long_text_is_refused_by_its_beginning(limit: int) -> None:
+    tokenizer = Counting(byte_tokenizer())  # a token for each byte
+    with pytest.raises(ResourceError, match=f"the context holds {limit}"):
+        tokens_within(tokenizer, "x" * 1_000_000, limit)  # type: ignore[arg-type]
+    assert max(tokenizer.given) <= max(4 * 8 * limit, 4 * (limit + 256))
+    assert sum(tokenizer.given) <= 2 * max(tokenizer.given)
+
+
+def test_a_long_text_of_few_tokens_is_taken() -> None:
+    """Runs of spaces, which a tokenizer may have one token for, or which it drops."""
+    few = tokenizer_of_spaces()
+    assert tokens_within(few, "a" + " " * 100_000 + "b", 2) == [0, 1]
+
+
+def tokenizer_of_spaces() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel(vocab={"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

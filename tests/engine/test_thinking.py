@@ -250,6 +250,9 @@ def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
 class Anything:
     """A constraint that allows all, and notes what it was told."""
 
+    failure = None
+    complete = True
+
     def __init__(self) -> None:
         self.taken: list[int] = []
 
@@ -345,6 +348,9 @@ def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Pa
 
 class Scripted:
     """A constraint that leaves one token at a time, so that the output is known."""
+
+    failure: str | None = None
+    complete = True
 
     def __init__(self, text: str) -> None:
         self.left = list(TOKENIZER(text)["input_ids"])
@@ -564,3 +570,13 @@ def test_a_settled_route_is_let_go(switched: Verifier) -> None:
     assert (request.route, active.confidence) == (None, 1.0)
     list(emissions)
     assert request.token_ids == fast_answer
+
+
+def test_forced_tokens_are_not_counted_as_accepted(switched: Verifier) -> None:
+    """Plain decoding chooses one token a verification, whatever a budget forces between."""
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=3), tags=TAGS, opened=True)
+    list(DecodeLoop(switched, TOKENIZER).run([request]))
+    stats = request.stats
+    assert stats.forced_tokens >= len(closing_ids(TAGS, TOKENIZER)) > 1
+    assert stats.acceptance_length == 1.0
+    assert stats.output_tokens == TOKENS

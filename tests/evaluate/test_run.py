@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from justright.engine.api import Engine
 from justright.engine.verifier import Verifier
 from justright.errors import SourceError, UsageError
-from justright.evaluate.run import check_tasks, evaluate, figures, interval, need_lm_eval, task_manager
+from justright.evaluate.run import check_tasks, evaluate, figures, need_lm_eval, task_manager
 from tiny import tiny_model, tiny_tokenizer
 
 need_lm_eval()
@@ -107,17 +106,6 @@ def test_chat_without_a_template_is_refused(engine: Engine, monkeypatch: pytest.
     monkeypatch.setattr(engine.tokenizer, "chat_template", None)
     with pytest.raises(UsageError, match="chat template"):
         evaluate(engine, [], None, chat=True)
-
-
-def test_intervals() -> None:
-    assert interval([1, 1, 0, 0] * 25, 0.5) == (
-        pytest.approx(0.4038, abs=1e-4),
-        pytest.approx(0.5962, abs=1e-4),
-    )
-    assert interval([1.0] * 20, 1.0) == (pytest.approx(0.8389, abs=1e-4), pytest.approx(1))
-    half = 1.96 * 0.4 / math.sqrt(3)
-    assert interval([0.1, 0.5, 0.9], 0.5) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
-    assert interval([], 1.0) == (None, None)
 
 
 def test_each_filter_counts_its_own_documents() -> None:

@@ -133,9 +133,10 @@ def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["tensor", "header"])
-def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch, when):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch, when, number):
     expected = content(write(tmp_path / "expected", some_tensors(), max_shard_bytes=300))
-    full = OSError(errno.ENOSPC, "No space left on device")
+    full = OSError(number, os.strerror(number))
     method = {"tensor": "append", "header": "complete"}[when]
     original = getattr(shardfile.ShardFile, method)
 
@@ -145,7 +146,9 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch, when):
         return original(self, *arguments)
 
     monkeypatch.setattr(shardfile.ShardFile, method, fails_in_the_third_shard)
-    with pytest.raises(ResourceError, match=r"is full: what is complete there is kept.*repeat the command"):
+    with pytest.raises(
+        ResourceError, match=r"could not be written: .*repeat the command; what is complete is kept"
+    ):
         write(tmp_path / "out", some_tensors(), max_shard_bytes=300)
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()

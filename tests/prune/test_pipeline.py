@@ -491,3 +491,66 @@ def test_arctic_is_pruned_by_its_layout(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_local_experts"] == 6
     with pytest.raises(UnsupportedModelError, match="no class for arctic"):
         prune(model, tmp_path / "two", Settings(calibration=("zoo",)))
+
+
+def changed(source: Path, target: Path, **tensors: Tensor) -> Path:
+    """A copy of a checkpoint with some tensors set (dots in names written ``__``)."""
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    new = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file(
+        load_file(target / "model.safetensors") | new,
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return target
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("ratios", ["uniform", "outlier_weighed"])
+def test_calibration_that_overflows_is_refused(
+    family: str, ratios: str, checkpoint: Get, texts: str, tmp_path: Path
+) -> None:
+    """Numbers that float16 cannot hold in layer 2: an order of NaN would prune by the column's number."""
+    source = checkpoint(family)
+    name = "model.layers.2.self_attn.v_proj.weight"
+    weight = load_file(source / "model.safetensors")[name]
+    model = changed(source, tmp_path / "model", **{name.replace(".", "__"): weight * 3e4})
+    chosen = settings(texts, sparsity=0.5, ratios=ratios)
+    with pytest.raises(ResourceError, match=r"layer 2 gave squares/.*NaN or infinite.*--dtype float32"):
+        prune(model, tmp_path / "out", chosen, dtype=torch.float16)
+    assert not (tmp_path / "out").exists()
+    assert prune(model, tmp_path / "out32", chosen).sparsity == pytest.approx(0.5, abs=0.05)
+
+
+def test_scores_that_overflow_are_refused_by_name() -> None:
+    """Finite weights and finite statistics whose product is not."""
+    weight, norms = torch.full((2, 4), 1e30), torch.full((4,), 1e30)
+    with pytest.raises(ResourceError, match=r"scores of mlp\.up_proj\.weight hold NaN or infinity"):
+        passes.matrix_mask(weight, norms, Settings(sparsity=0.5), 0.5, "mlp.up_proj.weight")
+
+
+def test_a_tensor_without_dimensions_is_carried(checkpoint: Get, texts: str, tmp_path: Path) -> None:
+    scalar = torch.tensor(2.5)
+    source = changed(
+        checkpoint("llama"), tmp_path / "model", model__layers__1__scale=scalar, extra=scalar.clone()
+    )
+    prune(source, tmp_path / "out", settings(texts, sparsity=0.5))
+    kept = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(kept["model.layers.1.scale"], scalar)
+    assert torch.equal(kept["extra"], scalar)
+
+
+@pytest.mark.parametrize(
+    "name", ["model__layers__4__mlp__experts__0__down_proj__weight", "mtp__mlp__experts__1__x"]
+)
+def test_experts_of_multi_token_prediction_are_not_left_behind(
+    name: str, checkpoint: Get, texts: str, tmp_path: Path
+) -> None:
+    """config.json counts experts once: with fewer in the decoder, those of the layer behind it would not fit."""
+    model = changed(checkpoint("qwen3_moe"), tmp_path / "model", **{name: torch.ones(2, 2)})
+    with pytest.raises(UnsupportedModelError, match="multi-token prediction"):
+        Pruning(model, settings(texts, sparsity=0.4))
+    kept = prune(model, tmp_path / "out", settings(texts, sparsity=0.4, expert_sparsity=0.0))
+    assert name.replace("__", ".") in load_file(kept.path / "model.safetensors")

@@ -31,6 +31,10 @@ def test_it_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(PLAN.to_json())
     assert Plan.read(tmp_path / "plan.json") == PLAN
     PLAN.check(CONFIG)
+    (tmp_path / "plan.json").write_text(
+        "\ufeff" + PLAN.to_json(), encoding="utf-8"
+    )  # as some editors save it
+    assert Plan.read(tmp_path / "plan.json") == PLAN
 
 
 @pytest.mark.parametrize(

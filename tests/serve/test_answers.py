@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from justright.engine.modes import Thinking
 from justright.engine.request import Emission, Request
@@ -208,6 +210,41 @@ def refusal(body: bytes, kind: type[ChatRequest]) -> ApiError | None:
     except ApiError as error:
         return error
     return None
+
+
+@pytest.mark.parametrize(
+    ("fields", "others"),
+    [
+        ({"messages": [{}]}, 5),  # the body, its model, its messages, that list, and the message
+        ({"messages": [{"role": "user", "content": ""}]}, 7),
+        ({"messages": [], "nonsense": {"a": [[[]]]}}, 10),
+    ],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_looked_at(fields: Any, others: int) -> None:
+    """Empty objects in a list add one each, texts and numbers nothing."""
+
+    def code(count: int) -> str | None:
+        body = {"model": "m", **fields, "messages": fields["messages"] + [{}] * count + ["text", 5] * 20_000}
+        error = refusal(json.dumps(body).encode(), ChatRequest)
+        assert error is not None
+        return error.code
+
+    assert code(2**15 - others) != "too_many_values"
+    assert code(2**15 - others + 1) == "too_many_values"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ChatRequest, {"messages": [{}] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 1000}]}),
+        (CompletionRequest, {"prompt": [-1] * 1000}),
+    ],
+)
+def test_the_first_fault_of_a_list_is_enough(kind: type[ChatRequest], fields: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(json.dumps({"model": "m"} | fields))
+    assert caught.value.error_count() < 10
 
 
 @given(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
+from justright.engine.request import Request
 from justright.serve.asking import Asking
-from justright.serve.constrain import Grammars
-from justright.serve.protocol import ChatRequest, CompletionRequest
+from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
+from justright.serve.trial import Trial
 from serve_helpers import MODEL, Running
 
 SCHEMA = {
@@ -40,21 +42,26 @@ def counted(monkeypatch: pytest.MonkeyPatch, plain: Running) -> list[str]:
 
         monkeypatch.setattr(owner, name, counting)
 
-    for owner, name in (
-        (plain.engine, "conversation"),
-        (plain.engine, "request"),
-        (Grammars, "json"),
-    ):
+    for owner, name in ((plain.engine, "conversation"), (plain.engine, "request"), (Trial, "run")):
         count(owner, name)
     return found
+
+
+def constrain(asking: Asking, requests: list[Request], asked: Asked) -> None:
+    try:
+        asyncio.run(asking.constrain(requests, asked))
+    finally:
+        asking.grammars.close()
 
 
 def test_a_chat_is_written_once(plain: Running, counted: list[str]) -> None:
     asked = ChatRequest.model_validate(
         {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "n": 5, "response_format": SCHEMA}
     )
-    requests = Asking(plain.engine, plain.service.settings).chat(asked)
-    assert sorted(counted) == ["conversation", "json", "request"]
+    asking = Asking(plain.engine, plain.service.settings)
+    [requests] = asking.chat(asked)
+    constrain(asking, requests, asked)
+    assert sorted(counted) == ["conversation", "request", "run"]
     for name in ("id", "constraint", "stats", "token_ids", "logprobs"):
         assert len({id(getattr(one, name)) for one in requests}) == 5, f"each has its own {name}"
 
@@ -63,8 +70,10 @@ def test_each_prompt_is_encoded_once(plain: Running, counted: list[str]) -> None
     asked = CompletionRequest.model_validate(
         {"model": MODEL, "prompt": ["a", "b"], "n": 3, "seed": 4, "response_format": SCHEMA}
     )
-    requests = Asking(plain.engine, plain.service.settings).completion(asked)
-    assert sorted(counted) == ["json", "request", "request"]
+    asking = Asking(plain.engine, plain.service.settings)
+    requests = [one for choices in asking.completion(asked) for one in choices]
+    constrain(asking, requests, asked)
+    assert sorted(counted) == ["request", "request", "run"]
     assert [one.params.seed for one in requests] == [4, 5, 6, 4, 5, 6]
 
 
@@ -85,3 +94,26 @@ def test_choices_are_what_each_would_be_alone(plain: Running) -> None:
     together = texts(n=4, seed=7)
     assert together == [text for seed in range(7, 11) for text in texts(seed=seed)]
     assert {json.loads(text)["a"] for text in together} <= {True, False}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_names_are_given_to_the_template_as_transformers_does(
+    plain: Running, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    shown = "{{ m['name'] | default('') }}: " if reads else ""
+    template = "{% for m in messages %}" + shown + "{{ m['content'] }}|{% endfor %}"
+    tokenizer = plain.engine.tokenizer
+    assert tokenizer is not None
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    messages = [
+        {"role": "system", "content": "Be kind.", "name": "boss"},
+        {"role": "user", "content": "hello", "name": "Bob"},
+        {"role": "assistant", "content": "hi", "name": "Al"},
+        {"role": "user", "content": "and?"},
+    ]
+    noted = [message | {"provider_specific_fields": {"a": 1}} for message in messages]
+    asked = ChatRequest.model_validate({"model": MODEL, "messages": noted})
+    [request] = Asking(plain.engine, plain.service.settings).chat(asked)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert ("Bob" in expected) == reads
+    assert tokenizer.decode(request.prompt_ids) == expected

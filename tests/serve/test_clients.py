@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client_suite import FORM, SUITE, Subject
+from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.engine.sampling import SamplingParams
 from justright.engine.thoughts import answer_of
-from serve_helpers import MODEL, Running
+from serve_helpers import MODEL, Running, running
+from tiny import save_tiny, tokenizer_with
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 GREEDY = SamplingParams()
@@ -359,3 +363,62 @@ def test_interleaved_prompts_are_never_mixed(plain: Running, thinking: Running) 
         thinks = effort in ("low", "medium")
         assert answer == answer_of(request.text, request.tags, thinking=thinks)
     assert plain.scheduler.snapshot().running == thinking.scheduler.snapshot().running == 0
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_logprobs_leave_out_a_stop_string_s_tokens(plain: Running, chat: bool) -> None:
+    """By the bytes of the tokens of the answer without a stop: those that the content needs, and no more."""
+
+    def answer(stop: str | None = None, *, stream: bool = False) -> tuple[str, list[str]]:
+        """The text and the texts of the tokens."""
+        options: dict[str, Any] = {"model": MODEL, "temperature": 0, "stop": stop, "stream": stream}
+        if chat:
+            found = plain.openai().chat.completions.create(
+                **options, messages=HELLO, max_completion_tokens=24, logprobs=True
+            )
+        else:
+            found = plain.openai().completions.create(**options, prompt="Hello", max_tokens=24, logprobs=1)
+        choices = [c for part in (found if stream else [found]) for c in part.choices]
+        texts = [(c.delta if stream else c.message).content if chat else c.text for c in choices]
+        told = [c.logprobs for c in choices if c.logprobs is not None]
+        tokens = [t for one in told for t in ([x.token for x in one.content] if chat else one.tokens)]
+        return "".join(one or "" for one in texts), tokens
+
+    text, tokens = answer()
+    assert len(tokens) == 24
+    seen = set()
+    for length in (1, 3):
+        for begin in range(length, len(text) - length, 5):
+            stop = text[begin : begin + length]
+            if "\ufffd" in stop:
+                continue  # bytes that are no text fall into tokens as they like
+            content, told = answer(stop)
+            assert answer(stop, stream=True) == (content, told)
+            count = next(n for n in range(25) if data(tokens[:n]).startswith(content))
+            assert told == tokens[:count], (stop, content)
+            seen.add(count)
+    assert len(seen) > 2
+
+
+def data(tokens: list[str]) -> str:
+    """The text of tokens, whose labels may be bytes."""
+    raw = [
+        bytes(int(code, 16) for code in re.findall(r"\\x(..)", one))
+        if one.startswith("bytes:")
+        else one.encode()
+        for one in tokens
+    ]
+    return b"".join(raw).decode(errors="replace")
+
+
+def test_a_vocabulary_with_tags_is_no_reasoning(tmp_path: Path) -> None:
+    """A model may share its vocabulary with one that reasons; its chat template says that it does not."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
+    tokenizer = tokenizer_with(template, "<think>", "</think>")
+    path = save_tiny("llama", tmp_path / "model", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(path)
+    with running(Engine.load(str(path))) as server:
+        [model] = server.openai().models.list().data
+        assert model.justright["efforts"] == []  # type: ignore[attr-defined]
+        for effort in ("none", "minimal"):
+            assert said(ask(server, reasoning_effort=effort)) == said(ask(server))

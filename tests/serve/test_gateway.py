@@ -199,7 +199,7 @@ def test_what_only_looks_goes_through(ours: Before) -> None:
 )
 def test_nothing_else_of_the_upstream_is_reached(ours: Before, path: str) -> None:
     with socket.create_connection(httpx.URL(ours.address).netloc.decode().split(":")) as raw:  # type: ignore[arg-type]
-        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 404")
     assert not any("secret" in seen for seen, _, _ in ours.fake.seen)

@@ -66,7 +66,7 @@ def begin(server: Running, **fields: Any) -> socket.socket:
     content = json.dumps(body(**fields)).encode()
     lines = (
         f"POST {CHAT} HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(content)}",
     )
@@ -191,7 +191,7 @@ def test_half_a_body_is_not_waited_for(engine: Engine) -> None:
     with running(engine, ServeSettings(MODEL, body_timeout_s=0.3)) as server:
         host, port = server.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as half:
-            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
             assert b" 408 " in half.recv(1000)
 
 

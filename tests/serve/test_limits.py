@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import socket
 import threading
 import time
@@ -13,11 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from justright.engine.api import Engine
 from justright.engine.cost import StepCost
 from justright.engine.modes import Thinking
-from justright.errors import JustrightError
+from justright.errors import JustrightError, ResourceError
 from justright.serve.life import HttpServer, bind
 from justright.serve.metrics import Metrics
 from justright.serve.responses import ErrorBody
@@ -26,6 +28,11 @@ from justright.serve.scheduler import Scheduler
 from justright.serve.settings import ServeSettings
 from serve_helpers import MODEL, Running, running
 
+NO_MEMORY = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "1152921504606846976 bytes. Error code 12 (Cannot allocate memory)"
+)
+"""What torch's CPU allocator raises, letter for letter (see tests/test_errors.py)."""
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {
     "model": MODEL,
@@ -55,7 +62,7 @@ def test_a_crowd_is_told_to_come_again(engine: Engine) -> None:
         before = server.client.post(CHAT, json=BODY | {"max_tokens": 2})  # its connection stays open
         assert before.status_code == 200
         half = [held.enter_context(connect(server.address)) for _ in range(2)]
-        half[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+        half[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
         with server.http() as another:
             assert another.get("/health/live").status_code == 204, "it lives, and nobody should end it"
             answer = another.post(CHAT, json=BODY)
@@ -253,3 +260,95 @@ def test_what_is_held_back_tells_of_no_pace(pair: tuple[Path, Path]) -> None:
         assert told["choices"][0]["justright"]["mode"] == "fast"
         assert told["usage"]["completion_tokens"] > 1
         assert count() == before
+
+
+def half_closed(address: str, *lines: str, body: bytes = b"") -> bytes:
+    """Send a request, close the sending side as ``nc -N`` does, and read to the end."""
+    with connect(address) as found:
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found.sendall("\r\n".join((*lines, "", "")).encode() + body)
+        found.shutdown(socket.SHUT_WR)
+        return all_of(found)
+
+
+def final(answer: bytes) -> tuple[bytes, bytes]:
+    """Head and body of a final answer, behind interim ones."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    return final(rest) if head.startswith(b"HTTP/1.1 100 ") else (head, rest)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("slow_s", [0.0, 0.05])
+def test_a_client_that_only_stops_sending_gets_its_answer(
+    engine: Engine, stream: bool, slow_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = engine.verifier.step
+
+    def slow_step(*arguments: Any) -> Any:
+        time.sleep(slow_s)
+        return step(*arguments)
+
+    monkeypatch.setattr(engine.verifier, "step", slow_step)
+    content = json.dumps(BODY | {"max_tokens": 8, "stream": stream}).encode()
+    lines = ["Host: localhost", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    with running(engine) as server:
+        head, body = final(half_closed(server.address, f"POST {CHAT} HTTP/1.1", *lines, body=content))
+        assert head.startswith(b"HTTP/1.1 200")
+        assert (b"[DONE]" in body) if stream else (json.loads(body)["usage"]["completion_tokens"] == 8)
+        answer = half_closed(server.address, f"POST {CHAT} HTTP/1.0", *lines, body=content)
+        assert answer.startswith(b"HTTP/1.1 200"), "HTTP/1.0 knows no interim answers"
+        half = half_closed(server.address, f"POST {CHAT} HTTP/1.1", *lines, body=content[:-1])
+        assert half == b"", "half a request is none"
+        assert (
+            half_closed(server.address, "GET /metrics HTTP/1.1", "Host: localhost").count(b"HTTP/1.1 200")
+            == 1
+        )
+        assert not server.scheduler._entries
+
+
+def test_an_upgrade_is_answered_without_advice(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with running(engine) as server:
+        for protocol in ("websocket", "h2c"):
+            headers = {"Connection": "Upgrade", "Upgrade": protocol}
+            answer = server.client.post(CHAT, json=BODY | {"max_tokens": 2}, headers=headers)
+            assert answer.status_code == 200
+    assert "uvicorn[standard]" not in caplog.text
+    assert "pgrade" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [ResourceError("none"), torch.OutOfMemoryError("none"), NO_MEMORY])
+def test_a_trial_without_memory_is_no_death(engine: Engine, error: Exception) -> None:
+    assert trial_of(engine, error) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("out of order"),
+    ],
+)
+def test_a_trial_on_a_dead_device_is_its_death(engine: Engine, error: Exception) -> None:
+    assert trial_of(engine, error) is error
+
+
+def trial_of(engine: Engine, error: Exception) -> BaseException | None:
+    """Why the scheduler ends, whose engine's allocations all fail so."""
+    verifier = engine.verifier
+    kept, scheduler = verifier.cache, Scheduler(engine)
+    verifier.resize(engine.verifier.slots)
+
+    def allocate(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(torch, "empty", allocate)
+        try:
+            scheduler._try_one_token()
+        except BaseException as ended:
+            return ended
+        finally:
+            monkeypatch.undo()
+            verifier.cache = kept
+    return None

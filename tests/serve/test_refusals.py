@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -9,6 +10,9 @@ import httpx
 import openai
 import pytest
 
+from gateway_helpers import served
+from justright.serve.discover import Wanted
+from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
 from justright.serve.responses import ErrorBody
 from serve_helpers import MODEL, Running
 
@@ -70,7 +74,8 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "a", "refusal": None}]}, "messages.0.refusal"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
      "messages.0.content.0.type"),
-    ({"messages": [{"role": "user", "name": "Bob", "content": "a"}]}, "messages"),
+    ({"messages": [{"role": "user", "provider_specific_fields": "a", "content": "a"}]},
+     "messages.0.provider_specific_fields"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls"),
     ({"messages": [{"role": "user", "content": "a" * 4000}]}, "messages"),
     ({"max_completion_tokens": 10**6, "max_tokens": None}, "max_completion_tokens"),
@@ -79,7 +84,6 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"max_completion_tokens": 3}, None),
     ({"reasoning_effort": "enormous"}, "reasoning_effort"),
-    ({"reasoning_effort": "none"}, "reasoning_effort"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"reasoning": {"effort": "xhigh"}}, "reasoning_effort"),
     ({"reasoning_effort": "auto"}, "reasoning_effort"),
@@ -110,6 +114,8 @@ BAD_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", ""]}, "prompt.1"),
     ({"prompt": [5, 10**6]}, "prompt"),
     ({"prompt": [-1]}, "prompt.0"),
+    ({"prompt": ["a"] * 65}, "prompt"),
+    ({"prompt": [[5]] * 65}, "prompt"),
     ({"prompt": {"a": 1}}, "prompt"),
     ({"prompt": "a" * 4000}, "prompt"),
     ({"max_tokens": 10**6}, "max_tokens"),
@@ -206,3 +212,59 @@ def test_hostile_text_is_only_text(plain: Running) -> None:
         for fields in ({"messages": [{"role": "user", "content": text}]}, {"stop": text}, {"user": text}):
             answer = plain.client.post(CHAT, json=body(CHAT, **fields))
             assert answer.status_code == 200, answer.text
+
+
+def test_what_is_wrong_with_a_list_is_said(plain: Running) -> None:
+    for path, fields, words in (
+        (TEXT, {"prompt": ["a"] * 65}, ("at most 64", "65")),
+        (TEXT, {"prompt": [[5]] * 65}, ("at most 64", "65")),
+        (TEXT, {"stop": ["a"] * 5}, ("at most 4", "5")),
+        (CHAT, {"stop": ["a"] * 5}, ("at most 4", "5")),
+        (CHAT, {"stop": ["a", "a" * 257]}, ("at most 256 characters",)),
+        (TEXT, {"prompt": [5, "a"]}, ("valid",)),
+    ):
+        message = refused(plain.client.post(path, json=body(path, **fields))).message
+        assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "GZIP"])
+def test_a_compressed_body_is_named(plain: Running, coding: str) -> None:
+    headers = JSON | {"content-encoding": coding}
+    content = gzip.compress(json.dumps(body(CHAT)).encode())
+    gateway = create_gateway(Gateway(GatewaySettings(plain.address, Wanted("vllm"))))
+    with served(gateway) as before:
+        for address in (plain.address, before):
+            for path in (CHAT, TEXT):
+                answer = httpx.post(address + path, content=content, headers=headers)
+                error = refused(answer, 415)
+                assert (error.code, answer.headers["accept-encoding"]) == (
+                    "unsupported_content_encoding",
+                    "identity",
+                )
+                assert coding.lower() in error.message
+    plainly = JSON | {"content-encoding": "identity"}
+    answer = plain.client.post(CHAT, content=json.dumps(body(CHAT)), headers=plainly)
+    assert answer.status_code == 200
+
+
+def test_names_and_notes_of_clients_are_taken(plain: Running) -> None:
+    """This template reads no names: they change nothing, as in transformers."""
+    told = []
+    for more in ({}, {"name": "Bob", "provider_specific_fields": {"refusal": None, "x": [1]}}):
+        first = {"role": "user", "content": "a"} | more
+        turn = {"role": "assistant", "content": "b"} | more
+        answer = plain.client.post(CHAT, json=body(CHAT, messages=[first, turn, first], temperature=0))
+        assert answer.status_code == 200, answer.text
+        told.append((answer.json()["choices"][0]["message"], answer.json()["usage"]["prompt_tokens"]))
+    assert told[0] == told[1]
+
+
+def test_a_model_that_never_reasons_takes_effort_none(plain: Running) -> None:
+    usual = plain.client.post(CHAT, json=body(CHAT, temperature=0)).json()["choices"][0]["message"]
+    for fields in (
+        {"reasoning_effort": "none"},
+        {"reasoning_effort": "minimal"},
+        {"reasoning": {"effort": "none"}},
+    ):
+        answer = plain.client.post(CHAT, json=body(CHAT, temperature=0, **fields)).json()
+        assert answer["choices"][0]["message"] == usual

@@ -42,7 +42,7 @@ def document(plain: Running) -> Any:
 def test_it_names_every_path_and_error(document: dict[str, Any]) -> None:
     assert set(document["paths"]) == {*PATHS, "/health/live"}
     answers = document["paths"]["/v1/chat/completions"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "404", "408", "413", "429", "500", "503", "504"}
+    assert set(answers) == {"200", "400", "403", "404", "408", "413", "415", "429", "500", "503", "504"}
     assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     assert "422" not in str(document)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, sem
 
 from justright.errors import UsageError
 from justright.switch.calibrate import Outcomes, always, cheapest, curve, fit_probe
@@ -84,6 +85,32 @@ def test_nothing_to_tell_apart_is_fitted_too() -> None:
 
 def _rest(found: Outcomes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return found.slow_right, found.fast_tokens, found.slow_tokens
+
+
+def test_every_figure_has_its_interval() -> None:
+    """Shares against scipy's Wilson interval, tokens against the normal one."""
+    found = outcomes(100, 5)
+    record = fit_probe(found, 0.5).about
+    slow = int(found.slow_right.sum())
+    wilson = binomtest(slow, 100).proportion_ci(0.95, "wilson")
+    always_slow = record["always"]["slow"]
+    assert always_slow["accuracy"] == slow / 100
+    assert always_slow["accuracy_95"] == pytest.approx([wilson.low, wilson.high], abs=1e-4)
+    assert always_slow["slow_95"] == pytest.approx([0.963, 1], abs=1e-3)
+    tokens = found.slow_tokens.double().numpy()
+    half = 1.96 * float(sem(tokens))
+    assert always_slow["tokens_95"] == pytest.approx([tokens.mean() - half, tokens.mean() + half])
+    for one in (record["auto"], record["escalate"], *record["always"].values()):
+        for name in ("accuracy", "tokens", "slow"):
+            low, high = one[f"{name}_95"]
+            assert low - 1e-9 <= one[name] <= high + 1e-9
+
+
+def test_the_oracle_where_thinking_always_helps() -> None:
+    found = outcomes(40, 0)
+    wrong, right = torch.zeros(40, dtype=torch.bool), torch.ones(40, dtype=torch.bool)
+    helps = Outcomes(found.hidden, found.confidence, wrong, right, found.fast_tokens, found.slow_tokens)
+    assert always(helps)["oracle"] == always(helps)["slow"]
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.5])

@@ -18,7 +18,7 @@ from justright.engine.api import Engine
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
 from justright.train import run as run_module
-from justright.train.data import DataSetting, SelfGenerated, Shard
+from justright.train.data import DataSetting, SelfGenerated, Shard, _seed
 from justright.train.frozen import embedded, load_frozen
 from justright.train.objective import DraftLoss, prefixes
 from justright.train.pipeline import Job, Shape, Work
@@ -345,6 +345,10 @@ def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_p
     Work(job).run()
     curve = json.loads((job.out / "curve.json").read_text())
     assert curve[-1]["loss"] < curve[0]["loss"]
+    trees = json.loads((job.out / "config.json").read_text())["trees"]["plain"]
+    assert trees["1"][0][0] > 0, (
+        "its trees were measured, so that they can be fitted to a machine like the LSTM's"
+    )
     options = {"path": str(job.out), "min_prob": 0.0}
     drafted = Engine.load(str(model), draft="attention", draft_options=options, adaptive=False)
     prompt = list(range(8, 40))
@@ -389,3 +393,10 @@ def test_several_processes_share_the_work(model: Path, texts: str, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     curve = json.loads((out / "curve.json").read_text())
     assert [point["step"] for point in curve] == [4, 2], "eight rows a step, four of each process"
+
+
+def test_a_shard_is_drawn_from_a_stated_seed() -> None:
+    """The first 63 bits of a SHA-256, computed with sha256sum, whatever this Python hashes tuples to."""
+    assert _seed(0, 0, held_out=False) == 0x9B350F5E8EA29236 >> 1
+    assert _seed(0, 0, held_out=True) == 0x5DAAC0142EC0536B >> 1
+    assert _seed(-7, 12, held_out=False) == 0x688988802C31124A >> 1

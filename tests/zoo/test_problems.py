@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from justright_zoo import TASKS
 from justright_zoo.measure import evaluation_problems
 from justright_zoo.recipes.problems import (
     KINDS,
@@ -99,7 +101,27 @@ def test_other_words_do_not_change_the_side() -> None:
         ("12", None),
         ("The answer is twelve.", None),
         ("The answer is 7", 7),
+        ("The answer is 15.5", None),
+        ("The answer is 1/2.", None),
+        ("The answer is 1,234", None),
     ],
 )
 def test_parse_answer(text: str, number: int | None) -> None:
     assert parse_answer(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "loose"),
+    [
+        ("The answer is 12.", "12", "12"),
+        ("3 + 4 = 7, so 7", None, "7"),
+        ("The answer is 15.5", None, None),
+        ("The answer is 1/2 of 8.", None, "8"),
+    ],
+)
+def test_the_filters_of_the_tasks_take_whole_numbers(
+    text: str, strict: str | None, loose: str | None
+) -> None:
+    task = (TASKS / "_problems.yaml").read_text()
+    patterns = [json.loads(quoted) for quoted in re.findall(r"regex_pattern: (.*)", task)]
+    assert [next(iter(re.findall(pattern, text)[-1:]), None) for pattern in patterns] == [strict, loose]

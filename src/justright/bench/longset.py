@@ -18,6 +18,7 @@ from typing import Any
 
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.models.files import write_whole
+from justright.records import conversation, files_below, read_rows, read_text, skipped_note
 
 BUCKETS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CODE_SUFFIXES = (".py", ".c", ".h", ".js", ".ts", ".go", ".rs", ".java", ".cpp", ".hpp")
@@ -53,7 +54,7 @@ class Prompt:
     Attributes:
         id: unique in its file.
         kind: one of `KINDS`.
-        bucket: the most tokens it has; at least nine tenths of them.
+        bucket: the most tokens it has; at least nine tenths of them, or more than half in a conversation of WildChat.
         messages: the conversation, the last turn the user's; role ``text`` for a plain text to go on from.
         steering: words with which the assistant's turn already begins; "" for none.
         source: where the text is from.
@@ -240,7 +241,7 @@ def from_conversations(
         rows: with ``conversation`` (a list of turns ``role``, ``content``), ``language``, ``toxic`` and
             ``conversation_hash``; read until every bucket is full.
         count: tokens of a text.
-        buckets: the most tokens of a prompt; a prompt is longer than the next smaller bucket.
+        buckets: the most tokens of a prompt; a prompt has more than half of them.
         per_bucket: prompts a bucket.
 
     Raises:
@@ -251,13 +252,14 @@ def from_conversations(
     for row in rows:
         if row.get("language") != "English" or row.get("toxic"):
             continue
-        turns = [{"role": t["role"], "content": t["content"]} for t in row["conversation"]]
+        plain = [{"role": t["role"], "content": t["content"]} for t in row["conversation"]]
+        turns = conversation(plain) or []
         for end in range(len(turns), 0, -1):
             if turns[end - 1]["role"] != "user":
                 continue
             size = sum(count(turn["content"]) + 8 for turn in turns[:end])
             bucket = next((b for b in found if size <= b), None)
-            if bucket is not None and size >= min(found) // 2 and len(found[bucket]) < per_bucket:
+            if bucket is not None and size > bucket // 2 and len(found[bucket]) < per_bucket:
                 name = str(row.get("conversation_hash", len(found[bucket])))
                 found[bucket].append(
                     Prompt(
@@ -284,10 +286,9 @@ def read_folder(folder: Path) -> list[SourceText]:
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is no folder: give one with texts ({', '.join(TEXT_SUFFIXES)})")
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in TEXT_SUFFIXES)
-    texts = [(f, f.read_text(encoding="utf-8", errors="replace")) for f in files]
+    texts = [(file, read_text(file)) for file in files_below(folder, TEXT_SUFFIXES)[0]]
     found = [
-        SourceText(str(f.relative_to(folder)), text, "unknown", f.suffix in CODE_SUFFIXES)
+        SourceText(str(f.relative_to(folder)), text, "unknown", f.suffix.lower() in CODE_SUFFIXES)
         for f, text in texts
     ]
     for code in (True, False):
@@ -298,6 +299,12 @@ def read_folder(folder: Path) -> list[SourceText]:
     if not found:
         raise SourceError(f"{folder} has no texts; looked for {', '.join(TEXT_SUFFIXES)}")
     return found
+
+
+def notes(folder: Path) -> list[str]:
+    """What of the folder `read_folder` does not read."""
+    skipped = files_below(folder, TEXT_SUFFIXES)[1]
+    return [skipped_note(folder, skipped, TEXT_SUFFIXES)] if skipped else []
 
 
 def write(prompts: Iterable[Prompt], file: Path) -> None:
@@ -314,9 +321,11 @@ def read(file: Path) -> Iterator[Prompt]:
     """
     if not file.is_file():
         raise SourceError(f"{file} does not exist: `justright bench longset` makes such files")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for where, row in read_rows(file):
         try:
-            data = json.loads(line)
-            yield Prompt(**{**data, "messages": tuple(data["messages"])})
+            messages = tuple({"role": m["role"], "content": m["content"]} for m in row["messages"])
+            if not messages or not all(isinstance(text, str) for m in messages for text in m.values()):
+                raise ValueError("messages without a role or a text")
+            yield Prompt(**{**row, "messages": messages})
         except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"line {number} of {file} is not a long prompt: {error}") from error
+            raise CheckpointError(f"{where} is not a long prompt: {error}") from error

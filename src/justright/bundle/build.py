@@ -24,12 +24,13 @@ from transformers import PreTrainedTokenizerFast
 from justright.bundle.alike import prune_alike
 from justright.bundle.contents import KIND_OF, check_contents, check_defaults, check_verifier
 from justright.bundle.recipe import DraftRecipe, Recipe
+from justright.calibration.texts import notes
 from justright.engine.modes import Modes
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.models.architectures import context_length
 from justright.models.bundle import Bundle, bundled_files
-from justright.models.files import check_new, write_whole
+from justright.models.files import check_new, local_path, write_whole
 from justright.models.identity import weights_identity
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
@@ -80,7 +81,7 @@ class Build:
     """
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, Path(os.path.abspath(out.expanduser()))
+        self.recipe, self.out = recipe, Path(os.path.abspath(local_path(out)))
         check_new(self.out)
         self.work = self.out.with_name(self.out.name + ".partial") / "stages"
         self.device = EngineOptions(device=recipe.device).torch_device
@@ -97,6 +98,12 @@ class Build:
         self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
         self.prompts: list[Prompts] = []
         self.training = None if recipe.draft is None else self._training(recipe.draft)
+        pruning = self.pruning
+        texts = set(
+            pruning.settings.calibration if pruning is not None and pruning.calibration is not None else ()
+        )
+        texts |= set(recipe.draft.texts if recipe.draft is not None else ())
+        self.notes += notes(sorted(texts))
         self.keys = self._keys()
         """Stage -> what it is made with: settings, the models' identities, the stages before it."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from justright.calibration.stream import LayerStream
 from justright.calibration.watch import Routing, Watch, Watched
+from justright.errors import ResourceError
 from justright.models.architectures import architecture_of, experts_per_token, linear_modules, moe_layers
 from justright.models.layout import Moe
 
@@ -35,6 +36,25 @@ class LayerStatistics:
     coactivation: Tensor | None = None
     output_norms: Tensor | None = None
     gated_norms: Tensor | None = None
+
+    def check(self, layer: int) -> LayerStatistics:
+        """The statistics themselves, if all of them are finite.
+
+        Args:
+            layer: their index, for the message.
+
+        Raises:
+            ResourceError: a sum is NaN or infinite: the layer's numbers do not fit the dtype it ran in.
+        """
+        for name, tensor in self.to_tensors().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ResourceError(
+                    f"calibration of layer {layer} gave {name} with "
+                    f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values that are NaN or infinite, so "
+                    "nothing can be scored by it: the layer's numbers are too large for the dtype it runs in. Use "
+                    "--dtype float32 (or bfloat16)"
+                )
+        return self
 
     def to_tensors(self) -> dict[str, Tensor]:
         """For a safetensors file."""

@@ -1,9 +1,10 @@
 """Calibration sets: by name to texts to token windows, mixed in shares.
 
-A source is a text file, JSON lines with a field ``text`` or ``messages`` (a conversation, put into the model's own chat
-template), a folder of such files, a set that a package carries (found through entry points: ``zoo``, or one domain of
-it, ``zoo:python``), or ``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. Behind any of them ``=SHARE`` gives its share of the
-sequences; by default all sources count alike.
+A source is a text file, a file of JSON lines or JSON (`justright.records`) whose rows have a field ``text`` or
+``messages`` (a conversation, put into the model's own chat template), a folder of such files, a set that a package
+carries (found through entry points: ``zoo``, or one domain of it, ``zoo:python``), or
+``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. Behind any of them ``=SHARE`` gives its share of the sequences; by default all
+sources count alike.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,16 +21,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justright.errors import CheckpointError, MissingExtraError, SourceError, UsageError
+from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
+from justright.models.files import local_path
+from justright.records import (
+    CONVERSATION,
+    SUFFIXES,
+    bare_text,
+    conversation,
+    files_below,
+    is_data,
+    read_rows,
+    read_text,
+    skipped_note,
+)
 
 CARRIED = "justright.calibration"
 """Entry-point group: a package's folder of calibration texts, a file for each domain (a `pathlib.Path`)."""
 
-Text = str | list[dict[str, str]]
-"""A text, or a conversation: ``[{"role": ..., "content": ...}, ...]``."""
+Text = str | list[dict[str, Any]]
+"""A text, or a conversation: ``[{"role": ..., "content": ...}, ...]``, as `justright.records.conversation` gives it."""
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".py", ".c", ".h")
+_SUFFIXES = (".txt", ".md", ".rst", ".py", ".c", ".h", *SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,9 @@ def parse(names: Sequence[str]) -> list[Source]:
             value = -1.0
         if not (0 < value < float("inf")) or not name:
             raise UsageError(f"calibration {text!r}: give NAME or NAME=SHARE, the share a positive number")
-        domains = [f"{name}:{file.stem}" for file in _files(folder)] if (folder := _carried(name)) else [name]
+        domains = (
+            [f"{name}:{file.stem}" for file in _files(folder)[0]] if (folder := _carried(name)) else [name]
+        )
         found += [Source(domain, value / len(domains)) for domain in domains]
     return found
 
@@ -116,7 +129,7 @@ def read_texts(name: str) -> Iterator[Text]:
     if name.startswith("hub:"):
         yield from _hub(name.removeprefix("hub:"))
         return
-    path = Path(name).expanduser()
+    path = local_path(name)
     carrier, _, domain = name.partition(":")
     folder = _carried(carrier)
     if folder is not None and not path.exists():
@@ -124,10 +137,10 @@ def read_texts(name: str) -> Iterator[Text]:
         if not path.exists():
             raise SourceError(
                 f"{carrier} carries no calibration texts {domain!r}: there are "
-                f"{', '.join(f.stem for f in _files(folder))}"
+                f"{', '.join(f.stem for f in _files(folder)[0])}"
             )
     if path.is_dir():
-        files = _files(path)
+        files, _ = _files(path)
         if not files:
             raise SourceError(f"{path} has no texts; looked for {', '.join(_SUFFIXES)}")
         for file in files:
@@ -173,10 +186,10 @@ def _windows(tokenizer: Any, name: str, count: int, length: int, seed: int) -> T
     return torch.tensor([ids[start : start + length] for start in starts])
 
 
-def _conversation(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
     """A conversation in the model's template, without the end token that `_windows` adds; bare without a template."""
     if tokenizer.chat_template is None:
-        return "\n".join(message["content"] for message in messages)
+        return bare_text(messages)
     text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
     return text.removesuffix(tokenizer.eos_token or "")
 
@@ -188,42 +201,54 @@ def _carried(name: str) -> Path | None:
     return None
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in _SUFFIXES)
+def notes(names: Sequence[str]) -> list[str]:
+    """What of the folders among these sources (as `parse` takes them) is not read."""
+    found = []
+    for source in parse(names):
+        folder = Path(source.name).expanduser()
+        if folder.is_dir() and (skipped := _files(folder)[1]):
+            found.append(skipped_note(folder, skipped, _SUFFIXES))
+    return found
+
+
+def _files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of texts below a folder, and its other files.
+
+    A ``.json`` file that does not begin with a text or a conversation is a file of settings.
+    """
+    files, others = files_below(folder, _SUFFIXES)
+    settings = [file for file in files if _settings(file)]
+    return [file for file in files if file not in settings], others + settings
+
+
+def _settings(file: Path) -> bool:
+    if file.suffix.lower() != ".json":
+        return False
+    try:
+        return next((_text(row) for _, row in read_rows(file)), None) is None
+    except JustrightError:
+        return True
 
 
 def _file_texts(file: Path) -> Iterator[Text]:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if "\0" in text or text.count("\ufffd") > len(text) // 100:
-        raise CheckpointError(f"{file} is no text in UTF-8: give text files")
-    if file.suffix != ".jsonl":
-        yield text
+    if not is_data(file):
+        yield read_text(file)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            data = json.loads(line)
-            kind = list if "messages" in data else str
-            found = data["messages"] if "messages" in data else data["text"]
-        except (ValueError, KeyError, TypeError):
-            found, kind = None, str
-        if not isinstance(found, kind) or not _is_text(found):
-            raise CheckpointError(
-                f'line {number} of {file} is neither {{"text": "..."}} nor {{"messages": [{{"role": ROLE, '
-                f'"content": "..."}}, ...]}} with the roles {", ".join(_ROLES)}'
-            )
+    for where, row in read_rows(file):
+        found = _text(row)
+        if found is None:
+            raise CheckpointError(f'{where} is neither {{"text": "..."}} nor {{"messages": {CONVERSATION}}}')
         yield found
 
 
-def _is_text(found: Any) -> bool:
-    """Whether this is a `Text`."""
-    return isinstance(found, str) or (
-        isinstance(found, list)
-        and len(found) > 0
-        and all(
-            isinstance(m, dict) and m.get("role") in _ROLES and isinstance(m.get("content"), str)
-            for m in found
-        )
-    )
+def _text(row: Any) -> Text | None:
+    """The text or the conversation of a row; None if it has neither."""
+    if not isinstance(row, dict):
+        return None
+    if row.get("messages") is not None:
+        return conversation(row["messages"])
+    text = row.get("text")
+    return text if isinstance(text, str) else None
 
 
 def _hub(name: str) -> Iterable[Text]:
@@ -235,6 +260,13 @@ def _hub(name: str) -> Iterable[Text]:
     try:
         for row in load_dataset(dataset, split=split or "train", streaming=True):
             found = row[column or "text"]
-            yield found if _is_text(found) else str(found)
+            text = found if isinstance(found, str) else conversation(found)
+            if text is None:
+                raise CheckpointError(
+                    f"hub:{name} has a row whose {column or 'text'} is neither a text nor {CONVERSATION}"
+                )
+            yield text
+    except JustrightError:
+        raise
     except Exception as error:  # datasets raises many types for a hub out of reach
         raise SourceError(f"hub:{name} cannot be read ({error}): give a file or a folder") from error

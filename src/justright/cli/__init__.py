@@ -5,7 +5,6 @@ No module here imports torch or transformers while it is imported, so that ``--h
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -14,11 +13,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from justright.cli.output import Output
-from justright.errors import JustrightError, ResourceError, UsageError
+from justright.errors import JustrightError, ResourceError, UsageError, is_out_of_memory
+from justright.models.files import cannot_write
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -81,14 +80,11 @@ def as_known(error: Exception) -> JustrightError | None:
     """The `JustrightError` that an error amounts to: itself, no room, a path that does not work; None for others."""
     if isinstance(error, JustrightError):
         return error
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        where = f" at {error.filename}" if error.filename else ""
-        return ResourceError(f"no space is left on the disk{where}: make room and repeat the command")
+    if (full := cannot_write(error)) is not None:
+        return full
     if isinstance(error, OSError) and error.filename:
         return UsageError(f"{error.filename} cannot be used: {error.strerror}")
-    # torch is not imported for the sake of its error's class.
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+    if is_out_of_memory(error):
         return ResourceError(
             "not enough memory: use a smaller --max-context, fewer prompts at once (--batch), a smaller "
             "--dtype or a smaller model (`justright inspect` says what a model needs)"

@@ -222,7 +222,7 @@ def longset(
     check_output(out)
     if wildchat and texts:
         raise UsageError("--wildchat and --texts name two sources: give one of them")
-    from justright.bench.longset import KINDS, build, from_conversations, read_folder, write
+    from justright.bench.longset import KINDS, build, from_conversations, notes, read_folder, write
     from justright.bench.running import numbers, words
 
     with output.status("starting transformers"):
@@ -236,9 +236,11 @@ def longset(
             )
         else:
             sources = read_folder(texts) if texts else zoo_texts()
-            chosen = tuple(words(kinds)) or KINDS
+            for note in notes(texts) if texts else ():
+                output.note(f"note: {note}")
+            wanted = tuple(words(kinds)) or KINDS
             prompts = build(
-                sources, count, buckets=numbers(buckets), kinds=chosen, per_cell=per_cell, seed=seed
+                sources, count, buckets=numbers(buckets), kinds=wanted, per_cell=per_cell, seed=seed
             )
     write(prompts, out)
     cells: dict[tuple[str, int], int] = {}

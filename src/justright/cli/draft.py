@@ -143,6 +143,7 @@ def train(
     if cell == "attention" and chosen(ctx, "spec", spec, False):
         raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
+        from justright.calibration.texts import notes
         from justright.models.sources import resolve
         from justright.train.data import DataSetting
         from justright.train.pipeline import Job, Shape, Work
@@ -173,6 +174,8 @@ def train(
             None if device == "auto" else device,
         )
         work = Work(job)
+    for note in notes(job.texts) if work.accelerator.is_main_process else ():
+        output.note(f"note: {note}")
     if dry_run:
         with output.status("measuring"):
             found = work.estimate()

@@ -10,7 +10,17 @@ import typer
 
 from justright.cli import options as opt
 from justright.cli.output import Output, output_of
-from justright.cli.serve import _Connections, _Drain, _Host, _KeyFile, _Keys, _keys, _MaxBody, _Port
+from justright.cli.serve import (
+    _AllowedHosts,
+    _Connections,
+    _Drain,
+    _Host,
+    _KeyFile,
+    _Keys,
+    _keys,
+    _MaxBody,
+    _Port,
+)
 from justright.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -98,6 +108,7 @@ def gateway(
     ] = None,
     host: _Host = "127.0.0.1",
     port: _Port = 8080,
+    allowed_host: _AllowedHosts = None,
     drain: _Drain = 30.0,
     max_connections: _Connections = 1024,
     api_key: _Keys = None,
@@ -114,6 +125,7 @@ def gateway(
     try:
         from justright.serve.discover import Wanted
         from justright.serve.gateway import Gateway, GatewaySettings
+        from justright.serve.hosts import Hosts
         from justright.serve.life import bind
         from justright.serve.upstream import Policy
     except ImportError as error:
@@ -128,6 +140,7 @@ def gateway(
         upstream_key,
         timeout_s=timeout,
         max_body_bytes=int(max_body * _MIB),
+        hosts=Hosts(tuple(allowed_host or ()), host),
     )
     with bind(host, port) as bound:
         asyncio.run(_run(Gateway(settings), bound, drain, max_connections, output))

@@ -146,10 +146,10 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
         raise UsageError("no prompt: give -p TEXT, -p - (stdin) or -f FILE")
     if prompts.count("-") > 1:
         raise UsageError("-p - was given twice, and stdin can be read once")
-    texts = [sys.stdin.read() if text == "-" else text for text in prompts]
+    texts = [sys.stdin.read().removeprefix("\ufeff") if text == "-" else text for text in prompts]
     for file in files:
         try:
-            texts.append(file.read_text(encoding="utf-8"))
+            texts.append(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UsageError(f"the prompt file {file} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:

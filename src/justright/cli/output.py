@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from justright.readable import json_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,7 +42,7 @@ class Output:
 
     def object(self, value: Any) -> None:
         """Write a JSON object to stdout, on one line."""
-        self.text(json.dumps(value, ensure_ascii=False))
+        self.text(json_line(value))
 
     @contextlib.contextmanager
     def lines_may_fail(self) -> Iterator[None]:

@@ -191,6 +191,7 @@ def prune(
     _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
+        from justright.calibration.texts import notes
         from justright.engine.options import EngineOptions
         from justright.models.architectures import context_length
         from justright.models.reading import Checkpoint
@@ -234,6 +235,8 @@ def prune(
         raise UsageError(
             "this run needs no calibration texts: leave --calibration out, or choose other criteria"
         )
+    for note in notes(texts if pruning.calibration is not None else ()):
+        output.note(f"note: {note}")
     estimate = pruning.estimate(store)  # type: ignore[arg-type]  # checked above
     measure, asked = (
         _evaluation(evaluate, eval_limit, eval_chat, options, output) if evaluate else (None, None)

@@ -31,6 +31,18 @@ _Host = Annotated[
 _Port = Annotated[
     int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.", rich_help_panel=_SERVING)
 ]
+_AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host",
+        metavar="NAME",
+        help="A further name that clients may call this server by in their Host header; repeatable. Without an API "
+        "key, requests to a loopback address are refused unless they name localhost, that address or --host; with "
+        "this option every request is checked.",
+        rich_help_panel=_SERVING,
+        show_default=False,
+    ),
+]
 _Name = Annotated[
     str | None,
     typer.Option(
@@ -155,6 +167,7 @@ def serve(
     dry_run: _DryRun = False,
     host: _Host = "127.0.0.1",
     port: _Port = 8000,
+    allowed_host: _AllowedHosts = None,
     name: _Name = None,
     slots: _Slots = 4,
     cache_tokens: _CacheTokens = None,
@@ -201,10 +214,12 @@ def serve(
     _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.serve.hosts import Hosts, is_loopback
     from justright.serve.life import bind
     from justright.serve.settings import OPENAI, ServeSettings, served_name
 
     output = output_of(ctx)
+    hosts = Hosts(tuple(allowed_host or ()), host)
     keys = _keys(api_key or [], api_key_file)
     engine_options: dict[str, Any] = {
         "dtype": dtype,
@@ -230,8 +245,9 @@ def serve(
             deadline,
             keys,
             int(max_body * _MIB),
+            hosts=hosts,
         )
-        if not keys and not host.startswith("127.") and host not in ("localhost", "::1"):
+        if not keys and not is_loopback(host):
             output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
@@ -299,7 +315,7 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     found = list(given)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
         more = [line.strip() for line in lines if line.strip()]

@@ -76,6 +76,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
 def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: int) -> VllmSettings:
     """As the user says, checked before anything is read."""
     from justright.cli.serve import _keys
+    from justright.serve.hosts import Hosts
     from justright.serve.settings import served_name
     from justright.serve.upstream import Policy
     from justright.serve.vllm.launch import VllmSettings
@@ -95,6 +96,7 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
         closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
         data_parallel=copies,
         api_keys=_keys(given["api_key"] or [], given["api_key_file"]),
+        hosts=Hosts(tuple(given["allowed_host"] or ()), given["host"]),
         more=tuple(engine_args),
     )
 

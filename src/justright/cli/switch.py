@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -280,6 +280,16 @@ def calibrate(
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of an answer, thought included.")
     ] = 1024,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="Take the final answer out of a text by this filter of lm-eval: its name, or JSON such as "
+            '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: our own '
+            "rules)",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -290,7 +300,8 @@ def calibrate(
 
     Every problem is answered in both modes. A probe on the prompt's last state learns where the fast answer is wrong;
     the threshold is the one of the fewest tokens that holds the floor, on problems that the probe has not seen.
-    Interrupted, the same command goes on behind the last 32 problems.
+    Interrupted, the same command goes on behind the last 32 problems. The answers are kept: another --floor or --filter
+    needs no new ones.
     """
     from justright.models.sources import resolve_adapter
 
@@ -301,10 +312,20 @@ def calibrate(
         from justright.engine.options import EngineOptions
         from justright.evaluate.calibrate import calibrate as run
         from justright.evaluate.calibrate import read_questions
-        from justright.switch.calibrate import check_asked
+        from justright.evaluate.judge import filtered, is_right
+        from justright.evaluate.run import need_lm_eval
+        from justright.switch.calibrate import ADVISED, check_asked
 
     questions = read_questions(problems)
     check_asked(len(questions), floor)
+    if judge:
+        need_lm_eval()
+    judged = filtered(judge) if judge else is_right
+    if len(questions) < ADVISED:
+        output.note(
+            f"note: {len(questions)} problems leave wide intervals, and thresholds that chance may have chosen: "
+            f"give {ADVISED} or more"
+        )
     options = EngineOptions(
         dtype=dtype,
         device=device,
@@ -324,7 +345,8 @@ def calibrate(
                 folder,
                 floor=floor,
                 max_tokens=max_tokens,
-                identity={"model": model, "dtype": dtype},
+                judge=judged,
+                identity={"dtype": dtype},
                 tick=tick,
             ),
         )
@@ -348,15 +370,27 @@ def _show_calibrated(output: Output, folder: Path, probe: Probe) -> None:
     }
     points |= {"auto": about["auto"], "escalate": about["escalate"]}
     rows = [
-        (name, f"{one['accuracy']:.1%}", f"{one['tokens']:.0f}", f"{one['slow']:.0%}",
-         f"{one['threshold']:.3f}" if name in ("auto", "escalate") else "")
+        (
+            name,
+            _with_interval(one, "accuracy"),
+            _with_interval(one, "tokens", ""),
+            _with_interval(one, "slow"),
+            f"{one['threshold']:.3f}" if name in ("auto", "escalate") else "",
+        )
         for name, one in points.items()
-    ]  # fmt: skip
-    title = f"{about['problems']} problems, floor {about['floor']:.0%}"
+    ]
+    title = f"{about['problems']} problems, floor {about['floor']:.0%}, in brackets 95% intervals"
     output.table(
         rich_table(title, ("who decides", "right", "tokens", "thought about", "threshold"), rows, left=1)
     )
     output.note(f"written: {folder / 'auto.json'}")
+
+
+def _with_interval(one: Mapping[str, Any], name: str, unit: str = "%") -> str:
+    """A figure with its 95% interval: ``87% (83 to 90)``."""
+    scale = 100 if unit == "%" else 1
+    value, low, high = (f"{scale * number:.0f}" for number in (one[name], *one[f"{name}_95"]))
+    return f"{value}{unit} ({low} to {high})"
 
 
 def _show(output: Output, found: Extracted) -> None:

@@ -10,7 +10,8 @@ one width with the verifier, and its head cut to the draft vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.draft.lstm import RmsNorm
+from justright.draft.lstm_drafter import Product
 from justright.draft.store import (
     CONFIG,
     fill,
@@ -33,11 +35,18 @@ from justright.draft.store import (
     write_drafter,
 )
 from justright.draft.tree import Shape, grow
+from justright.draft.tuning import NODES, WIDTHS, TreeTable, best_shape
 from justright.errors import CheckpointError, UsageError
+from justright.models.cpu import has_bfloat16
 from justright.models.identity import weights_identity
 
 _HEAD_DIM = 64
 _THETA = 10_000.0
+_TRIALS = 5
+_TUNED_AT = 2048
+"""Tokens of context at which drafting is timed; the engine compares it with a verification at the same length."""
+_UNTUNED = Shape(30, 6, 4)
+"""EAGLE-2's order of magnitude, for a drafter whose config has no table of trees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,7 @@ class AttentionModel(nn.Module):
         self.up, self.down = nn.Linear(size, 4 * size, bias=False), nn.Linear(2 * size, size, bias=False)
         self.embedding = embedding.detach()
         self.head_rows = head.detach()[known.to(head.device)].contiguous()
+        self.packed_head: _Packed | None = None
 
     def enter(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         """Features ``[..., size]`` of states and the tokens behind them."""
@@ -115,7 +125,18 @@ class AttentionModel(nn.Module):
 
     def logits(self, state: Tensor) -> Tensor:
         """``[..., head_size]``."""
+        if self.packed_head is not None:
+            packed: Tensor = self.packed_head(state)
+            return packed
         return F.linear(state, self.head_rows.to(state.dtype))
+
+    def pack(self) -> None:
+        """Make its products as fast as the LSTM's; for drafting only, after which it cannot be trained or saved."""
+        half = self.head_rows.device.type != "cpu" or has_bfloat16()
+        dtype = torch.bfloat16 if half else torch.float32
+        for name in ("mix", "qkv", "out", "up", "down"):
+            setattr(self, name, _Packed(self.get_parameter(f"{name}.weight"), dtype))
+        self.packed_head = _Packed(self.head_rows, dtype)
 
     def forward(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         """States ``[batch, rows, size]`` of whole sequences ``[batch, rows]``, each row seeing those before it."""
@@ -146,6 +167,19 @@ class AttentionModel(nn.Module):
         return model
 
 
+class _Packed(nn.Module):
+    """A linear layer without bias for a few rows, by the LSTM drafter's `Product`."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._product = Product(weight.detach(), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in]`` to ``[..., out]``, float32."""
+        found: Tensor = self._product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        return found
+
+
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotary embedding of ``x [..., rows, head]`` (Llama's halves)."""
     half = x.shape[-1] // 2
@@ -162,22 +196,23 @@ class AttentionOptions:
 
     Attributes:
         path: its directory or hub id; None: the one that an installed package carries.
-        nodes: the most nodes of a tree.
-        depth: its levels.
-        top_k: nodes expanded a level, and children of each.
+        nodes: the most nodes of a tree; None: what pays on this machine.
+        depth: its levels; None: what pays.
+        top_k: nodes expanded a level, and children of each; None: what pays.
         min_prob: do not follow paths less probable.
     """
 
     path: str | None = None
-    nodes: int = 30
-    depth: int = 6
-    top_k: int = 4
+    nodes: int | None = None
+    depth: int | None = None
+    top_k: int | None = None
     min_prob: float = 0.02
 
     def __post_init__(self) -> None:
         for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 1 <= value <= high):
                 raise UsageError(
                     f"attention drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
                 )
@@ -185,17 +220,64 @@ class AttentionOptions:
             raise UsageError(f"attention drafts: min_prob is {self.min_prob!r}; allowed: 0 to 1")
 
 
-class _Context:
-    """One request's tokens, the keys and values of their states, and the last state."""
+class Context:
+    """One request's tokens, the keys and values of their states, and the features of the last state.
 
-    def __init__(self, prompt_ids: Sequence[int]) -> None:
-        self.tokens = list(prompt_ids)
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    Args:
+        token_ids: the tokens known so far.
+    """
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.tokens = list(token_ids)
         self.length = 0
+        """Rows of keys and values: states that were read."""
         self.waiting: list[Tensor] = []
+        """States that are known and not read yet, each ``[rows, size]``."""
         self.last: Tensor | None = None
-        """Features of the last known row, ``[1, size]``, and what it attended to is all before it."""
+        """Features behind the last row, ``[1, size]``."""
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @property
+    def keys(self) -> Tensor:
+        """``[heads, length, head]``."""
+        assert self._keys is not None, "read something first"
+        return self._keys[:, : self.length]
+
+    @property
+    def values(self) -> Tensor:
+        """``[heads, length, head]``."""
+        assert self._values is not None, "read something first"
+        return self._values[:, : self.length]
+
+    def catch_up(self, model: AttentionModel) -> bool:
+        """Read the states that wait; each needs the token behind it. False if there is nothing to draft from."""
+        if not self.waiting:
+            return self.last is not None
+        hidden = torch.cat(self.waiting)
+        self.waiting = []
+        following = self.tokens[self.length + 1 : self.length + 1 + len(hidden)]
+        if len(following) < len(hidden):
+            raise AssertionError("every state has a token behind it")
+        x = model.enter(hidden, torch.tensor(following, device=hidden.device))
+        positions = torch.arange(self.length, self.length + len(hidden), device=hidden.device)
+        q, k, v = model.project(x, positions)
+        self._append(k, v)
+        attended = F.scaled_dot_product_attention(q[:, -1:], self.keys, self.values)
+        self.last = model.leave(x[-1:], attended)
+        return True
+
+    def _append(self, k: Tensor, v: Tensor) -> None:
+        """Join keys and values ``[heads, rows, head]``; the buffers double, so that a step copies only what is new."""
+        end = self.length + k.shape[1]
+        if self._keys is None or self._values is None or end > self._keys.shape[1]:
+            shape = (k.shape[0], max(2 * end, 256), k.shape[2])
+            keys, values = k.new_empty(shape), v.new_empty(shape)
+            if self._keys is not None and self._values is not None:
+                keys[:, : self.length], values[:, : self.length] = self.keys, self.values
+            self._keys, self._values = keys, values
+        self._keys[:, self.length : end], self._values[:, self.length : end] = k, v
+        self.length = end
 
 
 class AttentionDrafter:
@@ -211,75 +293,99 @@ class AttentionDrafter:
 
     def __init__(self, options: AttentionOptions | None = None) -> None:
         self.options = options or AttentionOptions()
+        self.shape = self._settled(_UNTUNED)
+        """How its trees grow: by the options, else as `tune` found."""
         self._model: AttentionModel | None = None
-        self._contexts: dict[Hashable, _Context] = {}
+        self._trees: TreeTable | None = None
+        self._contexts: dict[Hashable, Context] = {}
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
         """As `justright.draft.lstm_drafter.LstmDrafter.bind`."""
         identity = None if path is None else weights_identity(path)
         folder = find_drafter(self.options.path, identity, "attention", path)
-        read_for(folder, identity, "attention")
+        about = read_for(folder, identity, "attention")
+        self._trees = TreeTable.from_dict((about.get("trees") or {}).get("plain"))
         self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
+        self._model.pack()
 
     def check(self, path: Path) -> None:
         """As `justright.draft.lstm_drafter.LstmDrafter.check`."""
         identity = weights_identity(path)
         read_for(find_drafter(self.options.path, identity, "attention", path), identity, "attention")
 
+    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
+        """As `justright.draft.lstm_drafter.LstmDrafter.tune`; drafting is timed at 2,048 tokens of context."""
+        if self._trees is None or self._model is None:
+            return
+        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
+        table = self._trees.among(max_nodes=max_nodes, **given)
+        draft_s = draft_seconds(self._model)
+        self.shape = self._settled(
+            best_shape(table, verify_s, draft_s, spec=False, min_prob=self.options.min_prob)[0]
+        )
+
+    def _settled(self, shape: Shape) -> Shape:
+        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
+        known = {name: value for name, value in given.items() if value is not None}
+        return replace(shape, **known, min_prob=self.options.min_prob)
+
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""
-        self._contexts[request_id] = _Context(prompt_ids)
+        self._contexts[request_id] = Context(prompt_ids)
 
     def read(self, request_id: Hashable, hidden: Tensor) -> None:
         """States of the next tokens of the sequence, ``[tokens, hidden_size]``, as the verifier kept them."""
         self._contexts[request_id].waiting.append(hidden)
 
+    @torch.inference_mode()
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        """Take note of verified tokens."""
-        self._contexts[request_id].tokens += token_ids
+        """Take note of verified tokens; the first of them let it read the prompt, as part of the prefill."""
+        context = self._contexts[request_id]
+        context.tokens += token_ids
+        if not context.length and self._model is not None:
+            context.catch_up(self._model)
 
     @torch.inference_mode()
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
         """Read what is new of the context, then grow a tree from its end."""
-        context, model, options = self._contexts[request_id], self._model, self.options
+        context, model = self._contexts[request_id], self._model
         assert model is not None, "the engine binds a drafter before it asks it"
-        nodes = min(options.nodes, max_nodes)
-        if nodes < 1 or not self._catch_up(context, model):
+        shape = replace(self.shape, nodes=min(self.shape.nodes, max_nodes))
+        if shape.nodes < 1 or not context.catch_up(model):
             return EMPTY_DRAFT
-        grower = _Grower(model, context, options.top_k)
-        draft = grow(grower.expand, Shape(nodes, options.depth, options.top_k, options.min_prob))
-        return replace(draft, source=self.name)
+        return replace(grow_tree(model, context, shape), source=self.name)
 
     def stop(self, request_id: Hashable) -> None:
         """Forget the request."""
         del self._contexts[request_id]
 
-    @staticmethod
-    def _catch_up(context: _Context, model: AttentionModel) -> bool:
-        """Extend keys and values by the states that came; False if there is nothing to go on from."""
-        if not context.waiting:
-            return context.last is not None
-        hidden = torch.cat(context.waiting)
-        context.waiting = []
-        begin = context.length
-        following = context.tokens[begin + 1 : begin + 1 + len(hidden)]
-        if len(following) < len(hidden):
-            raise AssertionError("every state has a token behind it")
-        x = model.enter(hidden, torch.tensor(following, device=hidden.device))
-        positions = torch.arange(begin, begin + len(hidden), device=hidden.device)
-        q, k, v = model.project(x, positions)
-        context.keys = k if context.keys is None else torch.cat([context.keys, k], dim=1)
-        context.values = v if context.values is None else torch.cat([context.values, v], dim=1)
-        context.length += len(hidden)
-        attended = F.scaled_dot_product_attention(q[:, -1:], context.keys, context.values)
-        context.last = model.leave(x[-1:], attended)
-        return True
+
+def grow_tree(model: AttentionModel, context: Context, shape: Shape) -> Draft:
+    """The most probable tree behind the end of ``context``, which must have caught up."""
+    return grow(_Grower(model, context, shape.top_k).expand, shape)
+
+
+@torch.inference_mode()
+def draft_seconds(model: AttentionModel) -> Callable[[int, int], float]:
+    """How long drafting takes behind 2,048 tokens, by ``(width, depth)``; measured for the narrowest and the widest."""
+    size = model.config.hidden_size
+    context = Context([0] * (_TUNED_AT + 1))
+    context.waiting.append(torch.ones(_TUNED_AT, size, device=model.head_rows.device))
+    context.catch_up(model)
+
+    def once(width: int) -> float:
+        begin = time.perf_counter()
+        grow_tree(model, context, Shape(NODES, 3, width))
+        return (time.perf_counter() - begin) / 3
+
+    one, many = (min(once(width) for _ in range(_TRIALS)) for width in (1, WIDTHS[-1]))
+    return lambda width, depth: depth * (one + max(many - one, 0.0) * (width - 1) / (WIDTHS[-1] - 1))
 
 
 class _Grower:
     """Expands a tree: each level's nodes attend to the context and to their own paths."""
 
-    def __init__(self, model: AttentionModel, context: _Context, top_k: int) -> None:
+    def __init__(self, model: AttentionModel, context: Context, top_k: int) -> None:
         assert context.last is not None
         self.model, self.context, self.top_k = model, context, top_k
         self.states = context.last
@@ -297,8 +403,6 @@ class _Grower:
 
     def _step(self, rows: Tensor, tokens: Tensor) -> None:
         context, model = self.context, self.model
-        assert context.keys is not None
-        assert context.values is not None
         device = self.states.device
         x = model.enter(self.states[rows.to(device)], tokens.to(device))
         position = torch.full((len(rows),), context.length + self.depth, device=device)

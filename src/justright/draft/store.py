@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.bundle import bundled_part, is_bundle
+from justright.models.files import local_path
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
 from justright.models.sources import resolve, resolve_drafter
@@ -64,7 +65,7 @@ def named_drafter(name: str) -> Path:
         UsageError: there is nothing of that name.
         SourceError: that model has none at hand.
     """
-    if ":" not in name and not is_bundle(Path(name).expanduser()):
+    if ":" not in name and not is_bundle(local_path(name)):
         return resolve_drafter(name)
     model = resolve(name).path
     return bundled_part(model, "draft") or find_drafter(None, weights_identity(model), model=model)

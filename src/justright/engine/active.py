@@ -15,6 +15,7 @@ from justright.engine.sampling import Constraint, Sampler, TokenLogprob, Verifie
 from justright.engine.speculation import Speculation
 from justright.engine.step import StepInput, StepOutput
 from justright.engine.text import TextStream
+from justright.errors import ConstraintError
 from justright.switch.thinking import ThoughtTracker, closing_ids
 
 
@@ -123,6 +124,9 @@ class Active:
     def _ends_step(self, token_id: int) -> bool:
         """Note a chosen token; True if it ends the request, or what follows needs another forward or constraint."""
         request, tracker = self.request, self.tracker
+        if request.constraint is not None and request.constraint.failure is not None:
+            tracker.push(inside=False)  # `constrained` leaves the token out
+            return True
         if token_id in request.stop_token_ids:
             self.reason = "stop"
         elif self.stream is not None:
@@ -135,6 +139,28 @@ class Active:
             self.reason = "length"
         freed = request.constraint is not None and tracker.thinking != before
         return changed or freed or self.reason is not None
+
+    def constrained(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens without the last one, if the constraint failed at it."""
+        constraint = self.request.constraint
+        return token_ids if constraint is None or constraint.failure is None else token_ids[:-1]
+
+    def check_constraint(self, reason: FinishReason | None) -> FinishReason | None:
+        """Why the request ends: "cancelled", with an error, where its constraint fails or the model ends too early.
+
+        A stop string or the length may end an answer anywhere.
+        """
+        request, constraint = self.request, self.request.constraint
+        by_end_token = reason == "stop" and (self.stream is None or self.stream.stopped_by is None)
+        if constraint is None or (reason is not None and not by_end_token):
+            return reason
+        failure = constraint.failure
+        if by_end_token:
+            failure = None if constraint.complete else "the model ended its answer before that"
+        if failure is None:
+            return reason
+        request.error = ConstraintError(f"no whole answer that keeps the JSON schema came: {failure}")
+        return "cancelled"
 
 
 def state_to_draft_from(output: StepOutput, node: int) -> Tensor:

@@ -29,6 +29,7 @@ from justright.engine.modes import Modes, Thinking, chat_tokens
 from justright.engine.options import NO_SWITCH, EngineOptions, check_nodes
 from justright.engine.request import Emission, Request
 from justright.engine.sampling import SamplingParams
+from justright.engine.text import tokens_within
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
@@ -162,7 +163,7 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
-        return list(self._need_tokenizer()(text)["input_ids"])
+        return tokens_within(self._need_tokenizer(), text)
 
     def request(
         self,
@@ -189,18 +190,23 @@ class Engine:
                 tokenizer.
             ResourceError: the prompt leaves no room in the context.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        longest = self.verifier.max_tokens
+        ids = (
+            tokens_within(self._need_tokenizer(), prompt, longest)
+            if isinstance(prompt, str)
+            else list(prompt)
+        )
         if not ids:
             raise UsageError("the prompt is empty: give at least one token of text")
+        room = longest - len(ids)
+        if room < 1:
+            raise ResourceError(
+                f"the prompt has {len(ids)} tokens; the context holds {longest}, with at least one for the answer: "
+                "shorten the prompt"
+            )
         vocab = self.verifier.config.vocab_size
         if not all(0 <= token < vocab for token in ids):
             raise UsageError(f"the prompt has token ids outside the vocabulary (0 to {vocab - 1})")
-        room = self.verifier.max_tokens - len(ids)
-        if room < 1:
-            raise ResourceError(
-                f"the prompt has {len(ids)} tokens; the context holds {self.verifier.max_tokens}, with at least "
-                "one for the answer: shorten the prompt"
-            )
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; allowed: 1 or more")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -242,7 +248,8 @@ class Engine:
         settled = partial(self.request, params=params, **options)
         hidden_size = self.verifier.config.hidden_size
         thinking = thinking or self.defaults.thinking
-        return self.modes.request(messages, thinking, template or {}, settled, hidden_size)
+        limit = self.verifier.max_tokens
+        return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
         """Run requests, yielding output as it comes; closing the iterator cancels what is left."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from justright.errors import ResourceError
+from justright.errors import ResourceError, is_out_of_memory
 
 _GROWTH_TOKENS = 1024
 STATIC_SLACK = 128
@@ -220,7 +220,9 @@ def _resized(old: Tensor, length: int, capacity: int) -> Tensor:
 def _allocate(make: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
     try:
         return make(shape, dtype=like.dtype, device=like.device)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         size = torch.Size(shape).numel() * like.element_size() / 2**20
         raise ResourceError(
             f"no memory for {size:.0f} MiB of key/value cache a layer: use a smaller batch or context"

@@ -58,7 +58,12 @@ class DecodeLoop:
         self.cost = cost
         self.max_draft = max_draft
         self.prefill_share = prefill_share
-        self.places = Places(verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens)
+        spec_rows = (
+            0 if verifier.spec_embedding is None else max_draft + 1
+        )  # behind the last token and each guess
+        self.places = Places(
+            verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens, spec_rows=spec_rows
+        )
         self.waiting: deque[Request] = deque()
         self._joining: Iterator[Emission | int] | None = None
 
@@ -151,7 +156,9 @@ class DecodeLoop:
         active = Active.of(request, self.tokenizer)
         request.stats.reused_tokens = self.places.take(active, reuse=not self._reads)
         if self.drafter is not None:
-            self.drafter.start(request.id, request.prompt_ids)
+            started = time.perf_counter()
+            self.drafter.start(request.id, request.prompt_ids)  # a suffix index of the whole prompt, maybe
+            request.stats.prefill_s += time.perf_counter() - started
             active.drafting = True
         return active
 
@@ -174,7 +181,9 @@ class DecodeLoop:
         if request.cancelled:
             return None
         if states is not None:
+            started = time.perf_counter()
             self.drafter.read(request.id, torch.cat(states))  # type: ignore[union-attr]
+            request.stats.prefill_s += time.perf_counter() - started
         return output
 
     @property
@@ -192,6 +201,7 @@ class DecodeLoop:
         outputs = self.verifier.step(
             [step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
         )
+        forced_before = [active.request.stats.forced_tokens for active in batch]
         verified = [a.verify(d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):
@@ -201,8 +211,8 @@ class DecodeLoop:
         # What was forced is nobody's guess.
         drafts = [EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)]
         accepts = [one.guessed if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
-        for active, proposal, draft, accepted, one in zip(
-            batch, proposals, drafts, accepts, verified, strict=True
+        for active, before, proposal, draft, accepted, one in zip(
+            batch, forced_before, proposals, drafts, accepts, verified, strict=True
         ):
             active.record.emitted(one.token_ids)
             if len(draft):
@@ -211,6 +221,7 @@ class DecodeLoop:
                     self.drafter.verified(active.request.id, draft, accepted)  # type: ignore[union-attr]
             stats = active.request.stats
             stats.verifications += 1
+            stats.forced_steps += stats.forced_tokens - before == len(one.token_ids)
             stats.plain_steps += not len(draft)
             stats.drafted += len(draft)
             stats.near_ties += one.near_ties
@@ -299,9 +310,11 @@ class DecodeLoop:
             accepted: how many of them, from the first, were drafted.
             hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
         """
-        request, reason = active.request, active.reason
+        token_ids = active.constrained(token_ids)
+        request, reason = active.request, active.check_constraint(active.reason)
+        accepted = min(accepted, len(token_ids))
         request.token_ids += token_ids
-        logprobs = tuple(active.logprobs) if token_ids else ()
+        logprobs = tuple(active.logprobs[: len(token_ids)])
         request.logprobs += logprobs
         stats = request.stats
         stats.accepted += accepted
@@ -318,7 +331,7 @@ class DecodeLoop:
             if turn is not None:
                 self._again(active, turn)
                 return Emission(request, [], "", 0, None)
-        text = "".join(active.pieces) if token_ids else ""
+        text = "".join(active.pieces)
         if reason is not None:
             text += self._finish(active, reason)
         request.text += text
@@ -347,10 +360,12 @@ class DecodeLoop:
             return
         begin = time.perf_counter()
         self.drafter.observe(active.request.id, token_ids, hidden if self.drafter.needs_hidden else None)
-        seconds = time.perf_counter() - begin
-        if active.request.stats.verifications:
-            active.request.stats.draft_s += seconds
-            active.request.stats.decode_s += seconds
+        seconds, stats = time.perf_counter() - begin, active.request.stats
+        if stats.verifications:
+            stats.draft_s += seconds
+            stats.decode_s += seconds
+        else:
+            stats.prefill_s += seconds
 
     def check_room(self, request: Request) -> None:
         """Refuse what the cache can never hold, before the request has any slot.

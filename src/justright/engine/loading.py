@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from justright.errors import CheckpointError, ResourceError
+from justright.errors import CheckpointError, ResourceError, is_out_of_memory
 from justright.models.reading import Checkpoint
 from justright.models.skeleton import assemble
 from justright.models.uneven import is_uneven
@@ -30,7 +30,6 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     """
     with Checkpoint.open(path) as checkpoint:
         if checkpoint.packed or is_uneven(checkpoint.config):
-            options.pop("trust_remote_code", None)  # families of ours have no code of their own
             return assemble(checkpoint, dtype=dtype, device=device, **options)
     before = logging.get_verbosity()
     logging.disable_progress_bar()
@@ -46,14 +45,25 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
             **options,
         )
         _check_whole(path, found["missing_keys"], found["mismatched_keys"])
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        _refuse_no_memory(error, path, dtype, torch.device("cpu"))
         raise CheckpointError(f"transformers cannot load {path}: {error}") from error
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
+    try:
+        return model.to(device)
+    except (
+        RuntimeError,
+        MemoryError,
+    ) as error:  # of another kind: the device's fault, and not the checkpoint's
+        _refuse_no_memory(error, path, dtype, device)
+        raise
+
+
+def _refuse_no_memory(error: Exception, path: Path, dtype: torch.dtype, device: torch.device) -> None:
+    if is_out_of_memory(error):
+        raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

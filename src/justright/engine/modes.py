@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.request import Request
+from justright.engine.text import tokens_within
 from justright.errors import UsageError
 from justright.switch.adapter import Adapter
 from justright.switch.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
@@ -103,8 +104,11 @@ class Modes:
         template: Mapping[str, Any],
         settle: Callable[..., Request],
         hidden_size: int,
+        limit: int | None = None,
     ) -> Request:
         """The request for a conversation; ``settle`` checks a prompt and makes a request of it.
+
+        ``limit``: the most tokens of a prompt, as in `tokens_within`.
 
         Raises:
             UsageError: the model has no fast mode, or no thoughts to limit.
@@ -113,13 +117,13 @@ class Modes:
         self.check(thinking, hidden_size)
         if effort not in DECIDING:
             fast = effort in FAST_EFFORTS or (thinking.factor or SLOW) >= FAST
-            request = self._settled(messages, template, thinking, settle, fast=fast)
+            request = self._settled(messages, template, thinking, settle, fast=fast, limit=limit)
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
             return self._planned(request, plan, thinking)
-        slow = self._settled(messages, template, thinking, settle, fast=False)
-        fast_request = self._settled(messages, template, thinking, settle, fast=True)
+        slow = self._settled(messages, template, thinking, settle, fast=False, limit=limit)
+        fast_request = self._settled(messages, template, thinking, settle, fast=True, limit=limit)
         slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
         turn = Turn(slow.prompt_ids, slow.plan, slow.opened)
         fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
@@ -129,10 +133,15 @@ class Modes:
         return fast_request
 
     def prompt(
-        self, messages: Sequence[Mapping[str, str]], template: Mapping[str, Any] | None = None, *, fast: bool
+        self,
+        messages: Sequence[Mapping[str, str]],
+        template: Mapping[str, Any] | None = None,
+        *,
+        fast: bool,
+        limit: int | None = None,
     ) -> list[int]:
-        """Tokens of a conversation by the mode's template."""
-        return chat_tokens(self.tokenizer, messages, **self._arguments(template, fast=fast))
+        """Tokens of a conversation by the mode's template; ``limit`` as in `tokens_within`."""
+        return chat_tokens(self.tokenizer, messages, limit, **self._arguments(template, fast=fast))
 
     def _arguments(self, template: Mapping[str, Any] | None, *, fast: bool) -> dict[str, Any]:
         """Of the chat template, in a mode."""
@@ -186,9 +195,10 @@ class Modes:
         settle: Callable[..., Request],
         *,
         fast: bool,
+        limit: int | None,
     ) -> Request:
         """The request in one mode; a budget of 0 ends in the prompt the reasoning that the template has opened."""
-        prompt = self.prompt(messages, template, fast=fast)
+        prompt = self.prompt(messages, template, fast=fast, limit=limit)
         opened = self.tags is not None and opens_reasoning(
             self.tokenizer, self.tags, messages, **self._arguments(template, fast=fast)
         )
@@ -262,17 +272,23 @@ def _mean_slow_tokens(adapter: Adapter) -> float | None:
 
 
 def chat_tokens(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, str]],
+    limit: int | None = None,
+    /,
+    **template: Any,
 ) -> list[int]:
     """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
 
     Args:
         tokenizer: the model's.
         messages: OpenAI-style ``{"role": ..., "content": ...}``.
+        limit: as in `tokens_within`.
         template: further arguments of the template.
 
     Raises:
         UsageError: no template, one that refuses the conversation, or messages that are none.
+        ResourceError: the conversation has more tokens than ``limit``.
     """
     if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
         raise UsageError(
@@ -286,7 +302,7 @@ def chat_tokens(
         )
     except TemplateError as error:
         raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tokens_within(tokenizer, text, limit, add_special_tokens=False)
 
 
 def opens_reasoning(

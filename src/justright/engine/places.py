@@ -6,9 +6,6 @@ from justright.engine.active import Active, prefill_factor
 from justright.engine.request import Request
 from justright.engine.verifier import Verifier
 
-_DRAFT_ROWS = 66
-"""Tokens that a step may hold beside those that stay: the last one and 32 guesses, a [SPEC] behind each."""
-
 
 class Places:
     """The verifier's slots: those that decode are 0, 1, 2, ...; the one whose prompt is being run comes behind them.
@@ -22,14 +19,22 @@ class Places:
         reuse_prefix: see above.
         cache_tokens: the most tokens of keys and values at once, over all slots; a request takes room for its prompt
             and for all that it may emit, so none is ever stopped for want of memory. None: as many as it gets.
+        spec_rows: the most [SPEC] rows of a sequence's step. They come beside the tokens: a draft is never longer than
+            what its request may still emit, so its own rows lie within the request's tokens.
     """
 
     def __init__(
-        self, verifier: Verifier, *, reuse_prefix: bool = False, cache_tokens: int | None = None
+        self,
+        verifier: Verifier,
+        *,
+        reuse_prefix: bool = False,
+        cache_tokens: int | None = None,
+        spec_rows: int = 0,
     ) -> None:
         self.verifier = verifier
         self.reuse_prefix = reuse_prefix
         self.cache_tokens = cache_tokens
+        self.spec_rows = spec_rows
         self.decoding: list[Active] = []
         self.joining: Active | None = None
 
@@ -45,7 +50,7 @@ class Places:
 
     def needed(self, request: Request) -> int:
         """Tokens of cache that a request may come to use."""
-        return min(len(request.prompt_ids) + request.max_tokens + _DRAFT_ROWS, self.verifier.max_tokens)
+        return min(len(request.prompt_ids) + request.max_tokens + self.spec_rows, self.verifier.max_tokens)
 
     def has_room(self, request: Request) -> bool:
         """Whether a request can join now; where nobody else is, it can (its prompt may have grown by escalation)."""

@@ -44,7 +44,7 @@ class Request:
         stopped_by: the stop string, if one ended it.
         stats: counts and times.
         timed_out: it was cancelled because its time was up.
-        error: what broke while it ran.
+        error: what broke while it ran; a `ConstraintError` if its constraint did not hold.
     """
 
     prompt_ids: Sequence[int]

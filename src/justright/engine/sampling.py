@@ -113,6 +113,16 @@ class Verified:
 class Constraint(Protocol):
     """What an output may be, token by token (a grammar, a JSON schema)."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why the output cannot go on and keep the constraint; None while it can."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output keeps the constraint if it ends here."""
+        ...
+
     def mask(self, scores: Tensor) -> Tensor:
         """``[vocab]`` float32 scores, with minus infinity where a token is not allowed next."""
         ...
@@ -186,7 +196,8 @@ class Sampler:
             draft: nodes 1.. of the step (its parent -1 is the step's node 0).
             logits: ``[nodes + 1, vocab]``, the model's, behind the root and behind each node.
             until: asked of every chosen token, once; True ends the walk with it, guessed or not.
-            constraint: on all tokens chosen here, which it is told.
+            constraint: on all tokens chosen here, which it is told. Once it fails, the walk ends, and the last token
+                is no part of the output.
         """
         if self.params.greedy and self._context is None and constraint is None:
             return self._verify_greedy(draft, logits, until)
@@ -202,7 +213,8 @@ class Sampler:
                 self._context.append(token)
             if constraint is not None:
                 constraint.take(token)
-            if until(token) or accepted is None:
+            failed = constraint is not None and constraint.failure is not None
+            if until(token) or accepted is None or failed:
                 return Verified(path, tokens, ties, len(path) - (accepted is None))
             path.append(accepted)
 

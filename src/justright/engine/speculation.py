@@ -8,8 +8,10 @@ drafts become good again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median_low
 
 import numpy as np
 
@@ -21,6 +23,7 @@ _MEMORY = 0.8
 _PRIOR = 0.7
 _BINS = 8
 _MAX_SHADOWS = 4
+_TIMES = 7
 _FREE_S = 0.0005
 _PATIENCE = 3
 _LONGEST_REST = 16
@@ -33,14 +36,15 @@ class Speculation:
     """One request's record of its drafts.
 
     ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source proposed
-    with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. ``draft_s[source]`` is the recent
-    time that a proposal takes. Mutated by its methods only.
+    with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. ``draft_s[source]`` is the median
+    time of the last seven proposals, so that one that was interrupted does not count. Mutated by its methods only.
 
     A drafter whose proposals are set aside again and again is not even asked for a while: its time is lost too.
     """
 
     reliability: dict[tuple[str, int], float] = field(default_factory=dict)
     draft_s: dict[str, float] = field(default_factory=dict)
+    _times: dict[str, deque[float]] = field(default_factory=dict)
     _shadows: list[_Shadow] = field(default_factory=list)
     _aside: int = 0
     _lost: str = ""
@@ -76,8 +80,9 @@ class Speculation:
 
     def drafted(self, draft: Draft, seconds: float) -> None:
         """To propose ``draft`` took ``seconds``."""
-        before = self.draft_s.get(draft.source, seconds)
-        self.draft_s[draft.source] = _MEMORY * before + (1 - _MEMORY) * seconds
+        times = self._times.setdefault(draft.source, deque(maxlen=_TIMES))
+        times.append(seconds)
+        self.draft_s[draft.source] = median_low(times)
 
     def emitted(self, token_ids: Sequence[int]) -> None:
         """Tokens were emitted; compare them with the drafts set aside before."""

@@ -29,6 +29,7 @@ class RequestStats:
         draft_s: of ``decode_s``: guessing, and learning from what was accepted.
         verify_s: of ``decode_s``: the model's forwards.
         verifications: forwards after the prefill, plain ones included.
+        forced_steps: of those, the ones in which every token was forced.
         plain_steps: of those, the ones without a draft.
         drafted: guessed tokens that were verified.
         accepted: guessed tokens that were emitted.
@@ -50,6 +51,7 @@ class RequestStats:
     draft_s: float = 0.0
     verify_s: float = 0.0
     verifications: int = 0
+    forced_steps: int = 0
     plain_steps: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -81,8 +83,12 @@ class RequestStats:
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens emitted per verification: accepted + 1, on average; 1 for plain decoding."""
-        return self._decoded / self.verifications if self.verifications else 1.0
+        """Tokens that the model chose per verification: accepted + 1, on average; 1 for plain decoding.
+
+        Forced tokens are nobody's guess, and neither they nor the steps that hold nothing else count.
+        """
+        steps = self.verifications - self.forced_steps
+        return (self._decoded - self.forced_tokens) / steps if steps else 1.0
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.thoughts import ReasoningSplitter, Segment
+from justright.errors import ResourceError
 from justright.switch.thinking import ThinkingTags
+
+_CHARACTERS = 8
+"""Of text a token, more than any language has on average: a text of fewer a token is tokenised at once."""
+_AT_THE_CUT = 256
+"""Tokens by which the beginning of a text may have more than the same characters have within the whole text."""
 
 
 class TextStream:
@@ -119,3 +126,32 @@ def _special_tags(tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> dic
     found = {backend.token_to_id(tag): tag for tag in (tags.open, tags.close)}
     found.pop(None, None)
     return {i: tag for i, tag in found.items() if backend.decode([i], skip_special_tokens=True) != tag}
+
+
+def tokens_within(
+    tokenizer: PreTrainedTokenizerFast, text: str, limit: int | None = None, **options: Any
+) -> list[int]:
+    """Tokens of a text, which is refused by its beginning where that alone has more than ``limit`` tokens.
+
+    The cost grows with the limit, not with the text: a beginning of 8 characters a token is tokenised first, then one
+    four times as long, and so on.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        text: of any length.
+        limit: the most tokens; None: the whole text is tokenised. A text of a few more is returned all the same.
+        options: of the tokenizer's call.
+
+    Raises:
+        ResourceError: the text has more tokens than the limit.
+    """
+    size = len(text) if limit is None else _CHARACTERS * limit
+    while size < len(text):
+        found = len(tokenizer(text[:size], **options)["input_ids"]) - _AT_THE_CUT
+        if limit is not None and found > limit:
+            raise ResourceError(
+                f"the prompt has {len(text)} characters, the first {size} of them more than {found - 1} tokens; the "
+                f"context holds {limit}: shorten the prompt"
+            )
+        size *= 4
+    return list(tokenizer(text, **options)["input_ids"])

@@ -92,7 +92,6 @@ class Verifier:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         cpu_kernels: CpuKernels | None = None,
-        trust_remote_code: bool = False,
         **options: Any,
     ) -> Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
@@ -102,7 +101,6 @@ class Verifier:
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None takes packed where it exists.
-            trust_remote_code: run code that the checkpoint brings; never unless asked for by name.
 
         Raises:
             UsageError: packed kernels asked for where there are none.
@@ -117,13 +115,7 @@ class Verifier:
                 f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
-        model = load_model(
-            path,
-            dtype=dtype,
-            device=device,
-            attn_implementation=ATTENTION_NAME,
-            trust_remote_code=trust_remote_code,
-        )
+        model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
         if packable and cpu_kernels != "plain":
             kernels.pack(model)
         return cls(model, **options)

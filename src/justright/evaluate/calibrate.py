@@ -1,10 +1,13 @@
-"""Run problems with known answers in both modes, chunk by chunk, so that a cut run goes on where it stood."""
+"""Run problems with known answers in both modes, chunk by chunk, so that a cut run goes on where it stood.
+
+The answers are kept with the calibration (``calibration/`` in the adapter's folder): another floor or another judge
+needs no new ones.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from justright.calibration.stream import job_folder
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
 from justright.errors import CheckpointError, SourceError, UsageError
+from justright.evaluate import judge as judging
+from justright.evaluate.judge import Judge
+from justright.models.files import local_path, write_whole
+from justright.models.identity import weights_identity
+from justright.provenance import file_sha256
+from justright.records import read_rows
+from justright.switch.adapter import EXACT, WEIGHTS
 from justright.switch.calibrate import Outcomes, check_asked, fit_probe
 from justright.switch.routing import Decision, Turn
 from justright.switch.scorers import Probe
@@ -30,7 +40,8 @@ CARRIED = "justright.questions"
 """Entry-point group: a package's problems, a function to ``{name: [{"question": ..., "answer": ...}, ...]}``."""
 
 _CHUNK = 32
-_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+_KEPT = "calibration"
+_JOB = "job.json"
 
 Tick = Callable[[str, int, int], None]
 
@@ -71,7 +82,7 @@ def read_questions(names: Sequence[str]) -> list[Question]:
     """
     found = []
     for name in names:
-        path = Path(name).expanduser()
+        path = local_path(name)
         if path.is_file():
             found += _read(path)
             continue
@@ -86,14 +97,17 @@ def read_questions(names: Sequence[str]) -> list[Question]:
     return found
 
 
-def is_right(text: str, answer: str, tags: ThinkingTags | None = None) -> bool:
-    """Whether what is said behind the thought ends in the answer: its last number, or else the text itself."""
+def is_right(
+    text: str, answer: str, tags: ThinkingTags | None = None, judge: Judge = judging.is_right
+) -> bool:
+    """Whether what is said behind the reasoning is right, as `justright.evaluate.judge` or another judge finds it."""
+    return judge(_said(text, tags), answer)
+
+
+def _said(text: str, tags: ThinkingTags | None) -> str:
     if tags is not None and tags.close in text:
-        text = text.rpartition(tags.close)[2]
-    if _NUMBER.fullmatch(answer.strip()):
-        numbers = _NUMBER.findall(text)
-        return bool(numbers) and numbers[-1].replace(",", "") == answer.strip().replace(",", "")
-    return " ".join(answer.lower().split()).rstrip(".") in " ".join(text.lower().split())
+        return text.rpartition(tags.close)[2]
+    return text
 
 
 def collect(
@@ -102,27 +116,34 @@ def collect(
     work: Path,
     *,
     max_tokens: int = 1024,
+    judge: Judge = judging.is_right,
     tick: Tick = lambda *_: None,
 ) -> Outcomes:
-    """Answer every problem in both modes, greedily.
+    """Answer every problem in both modes, greedily, and judge the answers.
 
     Args:
         engine: with a switch.
         questions: at least one.
         work: folder for finished chunks; an interrupted run goes on behind the last.
         max_tokens: of an answer, thought included.
+        judge: says whether an answer, without its reasoning, is right.
         tick: told stage, problems done, problems in all.
+
+    Raises:
+        CheckpointError: a chunk in ``work`` is damaged.
     """
     work.mkdir(parents=True, exist_ok=True)
     chunks = []
     for begin in range(0, len(questions), _CHUNK):
         file = work / f"chunk-{begin:06d}.safetensors"
+        asked = questions[begin : begin + _CHUNK]
         tick("answering", begin, len(questions))
         if not file.exists():
             partial = file.with_suffix(".partial")
-            save_file(_answer(engine, questions[begin : begin + _CHUNK], max_tokens), partial)
+            tensors, texts = _answer(engine, asked, max_tokens)
+            save_file(tensors, partial, {mode: json.dumps(said) for mode, said in texts.items()})
             partial.replace(file)
-        chunks.append(load_file(file))
+        chunks.append(_judged(file, asked, judge))
     tick("answering", len(questions), len(questions))
     joined = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return Outcomes(**joined)
@@ -135,6 +156,7 @@ def calibrate(
     *,
     floor: float,
     max_tokens: int = 1024,
+    judge: Judge = judging.is_right,
     identity: dict[str, Any] | None = None,
     tick: Tick = lambda *_: None,
 ) -> Probe:
@@ -146,35 +168,83 @@ def calibrate(
         adapter: the switch's folder.
         floor: accuracy to hold.
         max_tokens: of an answer, thought included.
+        judge: says whether an answer, without its reasoning, is right.
         identity: what else tells this run from another, for resuming.
         tick: told of progress.
 
     Raises:
-        UsageError: too few problems, an engine without a switch, or a floor out of reach.
+        UsageError: too few problems, an engine without a switch, a floor out of reach, or another job's interrupted
+            answers in the way.
     """
     if engine.modes is None or engine.modes.adapter is None:
         raise UsageError("calibration compares two modes: load the engine with a switch")
     check_asked(len(questions), floor)
-    job = {
-        "questions": [[q.question, q.answer] for q in questions],
-        "max_tokens": max_tokens,
-        **(identity or {}),
-    }
-    work = job_folder(adapter.with_name(adapter.name + ".calibration"), job)
-    outcomes = collect(engine, questions, work, max_tokens=max_tokens, tick=tick)
+    kept = adapter / _KEPT
+    work = _work_folder(
+        adapter, _job(engine, questions, adapter, {"max_tokens": max_tokens, **(identity or {})})
+    )
+    outcomes = collect(engine, questions, work, max_tokens=max_tokens, judge=judge, tick=tick)
     try:
         probe = fit_probe(outcomes, floor, {"max_tokens": max_tokens})
     except UsageError as error:
         raise UsageError(
             f"{error} (the answers are kept in {work}: the next try needs no new ones)"
         ) from error
+    if work != kept:
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(work, kept)
     probe.save(adapter)
-    shutil.rmtree(work)
     return probe
 
 
-def _answer(engine: Engine, questions: Sequence[Question], max_tokens: int) -> dict[str, Tensor]:
-    """Both modes on one chunk, in one batch."""
+def _job(
+    engine: Engine, questions: Sequence[Question], adapter: Path, more: dict[str, Any]
+) -> dict[str, Any]:
+    """What the answers depend on; which answer is right does not count."""
+    files = [adapter / name for name in (WEIGHTS, EXACT) if (adapter / name).is_file()]
+    return {
+        "questions": [one.question for one in questions],
+        "model": None if engine.path is None else weights_identity(engine.path),
+        "switch": [file_sha256(file) for file in files],
+        **more,
+    }
+
+
+def _work_folder(adapter: Path, job: dict[str, Any]) -> Path:
+    """Where the answers of a job are: with the calibration, if they are complete; else beside the adapter.
+
+    Raises:
+        UsageError: other work lies there.
+    """
+    kept, work = adapter / _KEPT, adapter.with_name(f"{adapter.name}.{_KEPT}")
+    if _held_job(kept) == job:
+        return kept
+    if work.exists() and (not work.is_dir() or any(work.iterdir())):
+        held = _held_job(work)
+        if held is None:
+            raise UsageError(f"{work} holds no interrupted calibration: move it away, or remove it")
+        if differing := [key for key in {**held, **job} if held.get(key) != job.get(key)]:
+            raise UsageError(
+                f"{work} holds interrupted work of another job ({', '.join(differing)} differ): repeat that job's "
+                f"command to finish it, or delete {work}"
+            )
+    work.mkdir(exist_ok=True)
+    write_whole(work / _JOB, json.dumps(job))
+    return work
+
+
+def _held_job(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / _JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _answer(
+    engine: Engine, questions: Sequence[Question], max_tokens: int
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Both modes on one chunk, in one batch: measurements, and what each said."""
     assert engine.modes is not None
     watches = [Watch() for _ in questions]
     fast, slow = ([_request(engine, q, effort, max_tokens) for q in questions] for effort in ("none", None))
@@ -183,18 +253,27 @@ def _answer(engine: Engine, questions: Sequence[Question], max_tokens: int) -> d
     engine.generate_batch([*slow, *fast])
     states = [watch.hidden for watch in watches]
     tags = engine.modes.tags
-    return {
+    tensors = {
         "hidden": torch.stack([state for state in states if state is not None]),
         "confidence": torch.tensor([watch.confidence for watch in watches]),
-        "fast_right": torch.tensor(
-            [is_right(r.text, q.answer, tags) for r, q in zip(fast, questions, strict=True)]
-        ),
-        "slow_right": torch.tensor(
-            [is_right(r.text, q.answer, tags) for r, q in zip(slow, questions, strict=True)]
-        ),
         "fast_tokens": torch.tensor([len(r.token_ids) for r in fast]),
         "slow_tokens": torch.tensor([len(r.token_ids) for r in slow]),
     }
+    return tensors, {"fast": [_said(r.text, tags) for r in fast], "slow": [_said(r.text, tags) for r in slow]}
+
+
+def _judged(file: Path, questions: Sequence[Question], judge: Judge) -> dict[str, Tensor]:
+    """A chunk's measurements, and which of its answers are right."""
+    try:
+        with safe_open(file, "pt") as chunk:
+            found = {name: chunk.get_tensor(name) for name in chunk.keys()}  # noqa: SIM118  # no mapping
+            texts = {mode: json.loads(chunk.metadata()[mode]) for mode in ("fast", "slow")}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: delete it, and its problems are answered again") from error
+    for mode, said in texts.items():
+        rights = [judge(text, one.answer) for text, one in zip(said, questions, strict=True)]
+        found[f"{mode}_right"] = torch.tensor(rights, dtype=torch.bool)
+    return found
 
 
 def _request(engine: Engine, question: Question, effort: str | None, max_tokens: int) -> Request:
@@ -205,12 +284,12 @@ def _request(engine: Engine, question: Question, effort: str | None, max_tokens:
 
 def _read(path: Path) -> list[Question]:
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            found.append(Question(str(row["question"]), str(row["answer"])))
-        except (ValueError, KeyError, TypeError) as error:
+    for where, row in read_rows(path):
+        question, answer = (row.get("question"), row.get("answer")) if isinstance(row, dict) else (None, None)
+        number = isinstance(answer, int | float) and not isinstance(answer, bool)
+        if not isinstance(question, str) or not (isinstance(answer, str) or number):
             raise CheckpointError(
-                f'line {number} of {path} is no problem: {{"question": "...", "answer": "..."}} is expected'
-            ) from error
+                f'{where} is no problem: {{"question": "...", "answer": "..."}} is expected, or a number as answer'
+            )
+        found.append(Question(question, str(answer)))
     return found

@@ -1,4 +1,7 @@
-"""Our engine as lm-eval's model: what it generates and scores is what users of the engine get."""
+"""Our engine as lm-eval's model: what it generates and scores is what users of the engine get.
+
+Prompts, windows and answers are made as lm-eval's own ``hf`` backend makes them, so that figures can be compared.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from justright.engine.sampling import SamplingParams
 from justright.engine.step import StepInput
 from justright.errors import UsageError
 
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the most tokens of an answer; the first that is given counts."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
@@ -63,11 +68,17 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     @property
     def eot_token_id(self) -> int:
-        """The end token, also what scoring without a context begins with."""
+        """The end token."""
         found = self.tokenizer.eos_token_id
         if found is None:
-            raise UsageError("the tokenizer has no end token, which scoring without a context needs")
+            raise UsageError("the tokenizer has no end token, and this task needs one")
         return int(found)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What scoring without a context begins with: the begin token, or else the end token."""
+        found = self.tokenizer.bos_token_id
+        return self.eot_token_id if found is None else int(found)
 
     @property
     def tokenizer_name(self) -> str:
@@ -75,11 +86,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; a text that brings its own begin token gets no second one."""
+        """Tokens of a text; a text that brings its own prefix token gets no second one."""
         if add_special_tokens is None:
-            bos = self.tokenizer.bos_token
-            add_special_tokens = not (bos and string.startswith(bos))
-        return list(self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"])
+            begin = self.tokenizer.bos_token or self.tokenizer.eos_token
+            add_special_tokens = not (begin and string.startswith(begin))
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -105,31 +116,57 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             for emission in self.engine.stream(ours):
                 if emission.finish_reason is not None:
                     bar.update()
-        for one, request in zip(requests, ours, strict=True):
+        texts = [self._text(*pair) for pair in zip(requests, ours, strict=True)]
+        for one, request, text in zip(requests, ours, texts, strict=True):
             self.tokens[str(one.task_name)].append(len(request.token_ids))
-            self.cache_hook.add_partial("generate_until", one.args, request.text)
-        return [request.text for request in ours]
+            self.cache_hook.add_partial("generate_until", one.args, text)
+        return texts
+
+    def _text(self, one: Instance, request: Request) -> str:
+        """The answer up to the first stop string; a last character that is cut stays, as transformers decodes it."""
+        if self.thinking is not None:
+            return request.text
+        text = str(self.tokenizer.decode(request.token_ids, skip_special_tokens=True))
+        for stop in self._stop(one.args[1]):
+            text = text.partition(stop)[0]
+        return text
+
+    def _stop(self, options: dict[str, Any]) -> tuple[str, ...]:
+        """Where an answer ends: the task's texts, and the end token's; special tokens with such a text end it too."""
+        until = options.get("until") or ()
+        texts = (until,) if isinstance(until, str) else tuple(until)
+        return tuple(text for text in (*texts, self.tokenizer.eos_token) if text)
 
     def _request(self, context: str, options: dict[str, Any]) -> Request:
-        options = dict(options)
-        until = options.pop("until", None) or ()
-        most = int(options.pop("max_gen_toks", self.max_tokens))
-        sampled = bool(options.pop("do_sample", False))
+        stop = self._stop(options)
+        options = {name: value for name, value in options.items() if name != "until"}
+        limits = [value for name in _LIMITS if (value := options.pop(name, None)) is not None]
+        most = int(limits[0]) if limits else self.max_tokens
+        sampled = options.pop("do_sample", None)
+        if sampled is None:
+            sampled = float(options.get("temperature") or 0) > 0
         chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
         if options:
             raise UsageError(
-                f"the task asks for {', '.join(options)}; allowed: until, max_gen_toks, do_sample, "
+                f"the task asks for {', '.join(options)}; allowed: until, do_sample, {', '.join(_LIMITS)}, "
                 f"{', '.join(_SAMPLING)}"
             )
         if not sampled:
             chosen["temperature"] = 0.0
-        stop = (until,) if isinstance(until, str) else tuple(text for text in until if text)
         if self.thinking is not None:
             return self._conversation(context, SamplingParams(**chosen), most, stop)
-        ids = self.tok_encode(context)
-        most = min(most, self.engine.verifier.max_tokens - 1)
-        ids = ids[-(self.engine.verifier.max_tokens - most) :]
-        return self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)
+        begins = bool(self.tokenizer.bos_token) and context.startswith(self.tokenizer.bos_token)
+        ids = self.tok_encode(context, add_special_tokens=not begins)
+        room = self.engine.verifier.max_tokens - most
+        if room < 1:  # `hf` refuses; here the prompt stays, and the answer has the room behind it
+            room = self.engine.verifier.max_tokens - 1
+        ids = ids[-room:]
+        request = self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)
+        special = self.tokenizer.added_tokens_decoder.items()
+        request.stop_token_ids |= {
+            i for i, one in special if one.special and any(s in one.content for s in stop)
+        }
+        return request
 
     def _conversation(
         self, context: str, params: SamplingParams, max_tokens: int, stop: tuple[str, ...]
@@ -148,9 +185,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         for one in tqdm(requests, desc="texts", disable=disable_tqdm or not self.progress):
             (text,) = one.args
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(text, add_special_tokens=False),
-                prefix_token=self.eot_token_id,
-                max_seq_len=self.engine.verifier.max_tokens - 1,
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.engine.verifier.max_tokens,
                 context_len=1,
             )
             pairs = [(("", ""), *make_disjoint_window(window)) for window in windows]
@@ -176,9 +213,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """
         verifier = self.engine.verifier
         most = verifier.max_tokens
-        context = list(context)[-(most + 1 - len(continuation)) :] if len(continuation) <= most else []
-        if not context:
+        if len(continuation) > most:
             raise UsageError(f"a continuation of {len(continuation)} tokens does not fit a context of {most}")
+        context = (list(context) or [self.prefix_token_id])[-(most + 1 - len(continuation)) :]
         shared = verifier.reuse(0, context, self.factor)
         ids = [*context[shared:], *continuation[:-1]]
         first = len(context) - shared - 1  # the step's token behind which the continuation begins

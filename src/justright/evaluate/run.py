@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.errors import MissingExtraError, SourceError, UsageError
+from justright.intervals import interval
 
 TASK_FOLDERS = "justright.lm_eval_tasks"
 """Entry-point group: a package's folder of lm-eval tasks (a `pathlib.Path`)."""
-_Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +175,3 @@ def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> 
             name = metric if chosen == "none" else f"{metric},{chosen}"
             found.append(Figure(task, name, float(value), low, high, len(of_filter), mean_tokens))
     return found
-
-
-def interval(scores: Sequence[float], value: float) -> tuple[float, float] | tuple[None, None]:
-    """95% interval of the mean ``value`` of per-document scores; None with fewer than two of them.
-
-    Wilson's score interval where all scores are 0 or 1, the normal one otherwise.
-    """
-    count = len(scores)
-    if count < 2:
-        return None, None
-    if all(score in (0, 1) for score in scores):
-        centre = value + _Z * _Z / (2 * count)
-        half = _Z * math.sqrt(value * (1 - value) / count + _Z * _Z / (4 * count * count))
-        scale = 1 + _Z * _Z / count
-        return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-    mean = sum(scores) / count
-    deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / (count - 1))
-    return value - _Z * deviation / math.sqrt(count), value + _Z * deviation / math.sqrt(count)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from justright.errors import CheckpointError, ResourceError, UsageError
-from justright.models.files import COMPANIONS, check_new, sync_folder, write_durably
+from justright.models.files import COMPANIONS, check_new, local_path, sync_folder, write_durably
 from justright.models.reading import Checkpoint, read_json
 from justright.models.writing import DISK_MARGIN_BYTES, leave, take_lock
 from justright.provenance import Provenance, file_sha256
@@ -206,7 +206,7 @@ def write_bundle(
         UsageError: ``out`` exists, or another process is writing it.
         ResourceError: no room for what has to be copied.
     """
-    out = Path(os.path.abspath(out.expanduser()))
+    out = Path(os.path.abspath(local_path(out)))
     check_new(out)
     work = out.with_name(out.name + ".partial")
     work.mkdir(parents=True, exist_ok=True)

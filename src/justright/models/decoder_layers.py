@@ -54,6 +54,13 @@ class LayerFormat:
         of_layers = {name for names in self._names.values() for name in names}
         return [name for name in self.checkpoint if name not in of_layers]
 
+    def expert_names_beyond(self) -> list[str]:
+        """The names of tensors of routed experts outside of the decoder layers: those of multi-token prediction.
+
+        DeepSeek-V3 and GLM keep them as layers behind the last one, others under ``mtp``.
+        """
+        return [name for name in self.other_names() if ".experts." in name]
+
     def read(self, index: int) -> State:
         """Layer ``index`` as it is in memory, in the checkpoint's dtype.
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
-from justright.errors import UsageError
+from justright.errors import ResourceError, UsageError
+
+_CANNOT_WRITE = {
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than is allowed (`ulimit -f`, or the file system's limit)",
+    errno.EIO: "the disk reports a failure (an I/O error)",
+    errno.EROFS: "the file system is read-only",
+}
 
 # What a user needs beside the weights; weights, code and pickles are never copied.
 COMPANIONS = [
@@ -35,6 +45,45 @@ COMPANIONS = [
     "*TERMS*",
     "README*",
 ]
+
+
+def local_path(text: str | Path) -> Path:
+    """A path as a user gives it, with ``~`` replaced by a home directory.
+
+    Raises:
+        UsageError: no such user, or characters that no path has.
+    """
+    if "\0" in str(text):
+        raise UsageError(f"{str(text)!r} is no path: it holds a NUL character; give another")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text} cannot be used: {error} Give the whole path, or ./ before the ~") from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; a name that the file system cannot hold is that of none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def cannot_write(error: BaseException) -> ResourceError | None:
+    """The error to report where a file could not be written for want of room or a sound disk; None for others.
+
+    safetensors says it in the words of its own error, which is no OSError.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number not in _CANNOT_WRITE:
+        return None
+    where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    return ResourceError(
+        f"{_CANNOT_WRITE[number]}{where}: make room, or write elsewhere, and repeat the command; what is complete is "
+        "kept"
+    )
 
 
 def copy_companions(source: Path, target: Path) -> None:

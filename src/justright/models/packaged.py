@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from justright.errors import CheckpointError, MissingExtraError, SourceError
+from justright.models.files import local_path
 from justright.models.reading import Checkpoint
 from justright.provenance import collect, file_sha256
 
@@ -154,7 +155,7 @@ def cache_folder() -> Path:
     It is ``$JUSTRIGHT_CACHE``, else ``$XDG_CACHE_HOME/justright``, else ``~/.cache/justright``.
     """
     if own := os.environ.get("JUSTRIGHT_CACHE"):
-        return Path(own).expanduser()
+        return local_path(own)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "justright"
 

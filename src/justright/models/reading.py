@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from justright.errors import CheckpointError, UnsupportedModelError
 from justright.models import sparse
+from justright.models.files import exists
+from justright.models.names import canonical_names
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+_CHUNK_BYTES = 2**20
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 # safetensors' names -> (torch's names, bits). Those without a torch name can be listed, not loaded.
@@ -113,7 +116,8 @@ class Checkpoint:
     Life cycle: :meth:`open` reads and checks the headers only. :meth:`tensor` maps the tensor's shard into
     memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Nothing is
     ever written. Tensors handed out stay valid after closing. The tensors of a sparse container
-    (`justright.models.sparse`) are unpacked as they are read.
+    (`justright.models.sparse`) are unpacked as they are read. Tensors have the architecture table's names, whichever
+    of the names that transformers loads the files have (`justright.models.names`).
 
     Attributes:
         packed: the tensors that are stored sparsely.
@@ -121,13 +125,16 @@ class Checkpoint:
 
     def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
         self.path = path
+        self._config: dict[str, Any] | None = None
         self._stored = {info.name: info for header in headers.values() for info in header.tensors}
         self._infos, self.packed = self._stored, frozenset[str]()
         if any(file.name.startswith(sparse.SINGLE.removesuffix(".safetensors")) for file in headers):
             self._infos, self.packed = sparse.tensor_infos(self._stored)
+        else:
+            names = canonical_names(self._stored, self._known_config(), path)
+            self._infos = {name: self._stored[stored] for name, stored in names.items()}
         self._headers = headers
         self._open: dict[Path, Any] = {}
-        self._config: dict[str, Any] | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -153,6 +160,13 @@ class Checkpoint:
         _check_duplicates(headers)
         _check_index(path, index, headers)
         return cls(path, headers)
+
+    def _known_config(self) -> dict[str, Any]:
+        """The config, or nothing where there is none to be read: who needs it will be told why."""
+        try:
+            return self.config
+        except CheckpointError:
+            return {}
 
     def __enter__(self) -> Self:
         return self
@@ -226,7 +240,7 @@ class Checkpoint:
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         """One tensor as it is stored."""
-        name = info.name
+        name = info.name  # in the file, which may differ from the table's
         if DTYPES[info.dtype][0] is None:
             raise UnsupportedModelError(
                 f"{name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
@@ -374,14 +388,14 @@ def _read_index(file: Path) -> dict[str, str]:
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file} has no weight_map: fetch the file again")
-    for shard in set(weight_map.values()):
-        if not isinstance(shard, str) or Path(shard).name != shard:
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
             raise CheckpointError(f"{file} names the shard {shard!r}: only files beside it are allowed")
     return weight_map
 
 
 def _check_shards_exist(path: Path, files: list[Path]) -> None:
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in files if not exists(file)]
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} of its {len(files)} shards: {', '.join(missing[:4])}"
@@ -390,16 +404,35 @@ def _check_shards_exist(path: Path, files: list[Path]) -> None:
 
 
 def _check_duplicates(headers: dict[Path, Header]) -> None:
-    seen: dict[str, Path] = {}
+    """A tensor may be in two shards if it is the same in both, bit for bit."""
+    seen: dict[str, tuple[TensorInfo, int]] = {}
     for file, header in headers.items():
+        begin = file.stat().st_size - max((info.end for info in header.tensors), default=0)
         for info in header.tensors:
-            if info.name in seen:
-                both = f"{seen[info.name].name} and {file.name}"
+            if info.name in seen and not _equal(seen[info.name], (info, begin)):
+                both = f"{seen[info.name][0].file.name} and {file.name}"
                 raise CheckpointError(
-                    f"the tensor {info.name} is in both {both} of {file.parent}: "
+                    f"the tensor {info.name} is in both {both} of {file.parent}, and differs: "
                     "shards of two versions are mixed; fetch the checkpoint again into an empty directory"
                 )
-            seen[info.name] = file
+            seen[info.name] = info, begin
+
+
+def _equal(one: tuple[TensorInfo, int], other: tuple[TensorInfo, int]) -> bool:
+    """Whether two tensors, each with the offset of its file's data, hold the same."""
+    (a, a_begin), (b, b_begin) = one, other
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.file.open("rb") as left, b.file.open("rb") as right:
+        left.seek(a_begin + a.start)
+        right.seek(b_begin + b.start)
+        rest = a.nbytes
+        while rest:
+            size = min(rest, _CHUNK_BYTES)
+            if left.read(size) != right.read(size):
+                return False
+            rest -= size
+    return True
 
 
 def _check_index(path: Path, index: dict[str, str], headers: dict[Path, Header]) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 
 from justright.errors import CheckpointError, JustrightError, SourceError, UsageError
 from justright.models.bundle import Bundle, is_bundle
+from justright.models.files import exists, local_path
 from justright.models.reading import no_weights, weights_file
 
 ENTRY_POINTS = "justright.models"
@@ -87,8 +88,8 @@ def resolve(
     """
     if not model.strip():
         raise UsageError("no model given: a directory, PREFIX:NAME or a hub id org/name is expected")
-    local = Path(model).expanduser()
-    if _exists(local):
+    local = local_path(model)
+    if exists(local):
         _refuse_revision(model, revision)
         return Source(_check_directory(local.resolve()), model, "local")
     if match := _PREFIXED.fullmatch(model):
@@ -133,8 +134,8 @@ def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = Tru
 
 
 def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool) -> Path:
-    local = Path(name).expanduser()
-    if _exists(local):
+    local = local_path(name)
+    if exists(local):
         return local
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith((".", "~")):
@@ -169,13 +170,6 @@ def check_tokenizer_files(path: Path) -> None:
             f"{path} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}, or vocab.json with "
             "merges.txt. Copy the tokenizer's files from the model's original repository"
         )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for the file system
-        return False
 
 
 def _refuse_revision(model: str, revision: str | None) -> None:

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models import sparse
-from justright.models.files import check_new, copy_companions, sync_folder, write_durably
+from justright.models.files import (
+    cannot_write,
+    check_new,
+    copy_companions,
+    local_path,
+    sync_folder,
+    write_durably,
+)
 from justright.models.reading import INDEX, SINGLE, read_header
 from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile, dtype_name, header_room
 from justright.provenance import FILE_NAME as PROVENANCE
@@ -82,7 +89,7 @@ class CheckpointWriter:
     ) -> None:
         if max_shard_bytes <= 0:
             raise UsageError(f"max_shard_bytes is {max_shard_bytes}: give a positive number of bytes")
-        self.out = Path(os.path.abspath(Path(out).expanduser()))
+        self.out = Path(os.path.abspath(local_path(out)))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source
         self.store = store
@@ -305,13 +312,10 @@ class CheckpointWriter:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceError(
-                    f"the disk of {self.partial} is full: what is complete there is kept. "
-                    "Free some room and repeat the command; it goes on from there"
-                ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
                 raise UsageError(f"{self.out} cannot be written ({error}): choose another output") from error
+            if (full := cannot_write(error)) is not None:
+                raise ResourceError(f"{self.partial} could not be written: {full}") from error
             raise
 
 

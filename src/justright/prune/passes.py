@@ -13,6 +13,7 @@ from torch import Tensor
 
 from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
+from justright.errors import ResourceError
 from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import keep_experts, replace_expert
 from justright.models.matrices import Matrix, expand, matrices
@@ -52,7 +53,7 @@ def collect(layers: LayerFormat, run: Run, folder: Path, tick: Tick) -> list[Lay
                 stream.release(index)
         stream.discard()
     tick("calibrating", layers.layers, layers.layers)
-    return [LayerStatistics.from_tensors(load_file(_file(folder, i))) for i in range(layers.layers)]
+    return [LayerStatistics.from_tensors(load_file(_file(folder, i))).check(i) for i in range(layers.layers)]
 
 
 def prune_experts(layers: LayerFormat, index: int, choice: Choice | None) -> State:
@@ -96,7 +97,7 @@ def layer_masks(
         weight = matrix.rows(state[matrix.name])
         norms = statistics.squares[matrix.name].sqrt().float() if statistics is not None and wanda else None
         if not matrix.stacked:
-            masks[matrix.name] = matrix_mask(weight, norms, settings, sparsity)
+            masks[matrix.name] = matrix_mask(weight, norms, settings, sparsity, matrix.name)
             continue
         few = set[int]()
         if statistics is not None and statistics.counts is not None and wanda:
@@ -105,12 +106,14 @@ def layer_masks(
         mask = torch.empty(weight.shape, dtype=torch.bool)
         for expert, one in enumerate(weight):
             own = None if norms is None or expert in few else norms[expert]
-            mask[expert] = matrix_mask(one, own, settings, sparsity)
+            mask[expert] = matrix_mask(one, own, settings, sparsity, f"{matrix.name}, expert {expert}")
         masks[matrix.name] = mask
     return masks, len(uncalibrated)
 
 
-def matrix_mask(weight: Tensor, norms: Tensor | None, settings: Settings, sparsity: float) -> Tensor:
+def matrix_mask(
+    weight: Tensor, norms: Tensor | None, settings: Settings, sparsity: float, name: str
+) -> Tensor:
     """Which weights of one matrix stay, ``[out, in]`` bool.
 
     Args:
@@ -118,8 +121,17 @@ def matrix_mask(weight: Tensor, norms: Tensor | None, settings: Settings, sparsi
         norms: of its inputs, ``[in]``; None scores by magnitude.
         settings: the pattern.
         sparsity: of each row.
+        name: of the matrix, for messages.
+
+    Raises:
+        ResourceError: a score is NaN or infinite, so that an order of them would say nothing.
     """
     scores = weight_scores(weight, norms)
+    if not bool(torch.isfinite(scores).all()):
+        raise ResourceError(
+            f"the scores of {name} hold NaN or infinity, so its lowest cannot be told: its weights times their inputs "
+            "are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
+        )
     if settings.pattern is not None:
         return n_of_m_mask(scores, *settings.n_of_m())
     return row_mask(scores, sparsity)
@@ -174,7 +186,7 @@ def prune_weights(
             ahead = _watch(config, stream, index, state)
             with ahead:
                 stream.measure(index)
-        statistics = ahead.statistics if ahead is not None else None
+        statistics = ahead.statistics.check(index) if ahead is not None else None
         masks, few = layer_masks(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
         packed = {name: pack(mask) for name, mask in masks.items()} | {"uncalibrated": torch.tensor([few])}
         if stream is None:
@@ -244,7 +256,7 @@ def _watch(config: dict[str, Any], stream: LayerStream, index: int, state: State
 
 def _save(watching: Mapping[int, Collector], folder: Path) -> None:
     for index, collector in watching.items():
-        _write(collector.statistics.to_tensors(), _file(folder, index))
+        _write(collector.statistics.check(index).to_tensors(), _file(folder, index))
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:

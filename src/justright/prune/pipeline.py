@@ -15,7 +15,7 @@ import torch
 from justright.calibration import texts
 from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, check_runs, job_folder
-from justright.errors import CheckpointError, UsageError
+from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.models.architectures import num_experts, num_layers, text_config
 from justright.models.decoder_layers import LayerFormat
 from justright.models.reading import Checkpoint
@@ -121,6 +121,13 @@ class Pruning:
                 raise UsageError(
                     "the plan removes single weights, and weights none keeps all: leave one of them out"
                 )
+        if self._removes and (beyond := self.layers.expert_names_beyond()):
+            raise UnsupportedModelError(
+                f"{model} has experts outside of its {self.layers.layers} decoder layers ({len(beyond)} tensors, "
+                f"{beyond[0]} first: multi-token prediction), and config.json counts all experts by one number. Prune "
+                "a copy without these tensors (transformers' save_pretrained leaves them out), or keep all experts "
+                "(--expert-sparsity 0)"
+            )
         if statistics is not None and not self.takes_statistics:
             raise UsageError(
                 "this run makes no first pass, so it has no statistics to keep: leave --statistics out"

@@ -87,7 +87,7 @@ class Plan:
             CheckpointError: no such file, or no plan.
         """
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = json.loads(file.read_text(encoding="utf-8-sig"))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}, known is {FORMAT}")
             _only(data, _KEYS)

@@ -267,7 +267,7 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
                 "model cannot be pruned; fetch it again, or repair it first"
             )
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
         tick(tensor.nbytes)
         seen += tensor.nbytes
         if seen > _MAPPED_BYTES:  # else all of it would stay mapped, and count as memory

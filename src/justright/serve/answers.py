@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -10,7 +9,9 @@ from typing import Any
 
 from justright.engine.request import Emission, Request
 from justright.engine.sampling import TokenLogprob
+from justright.engine.text import TextStream
 from justright.engine.thoughts import ThoughtText
+from justright.readable import json_line
 from justright.serve.tokens import TokenTexts
 from justright.switch.thinking import FAST
 
@@ -63,6 +64,10 @@ class Answer:
     _offset: int = 0
     _split: ThoughtText | None = None
     _behind_thought: bool = False
+    _decoder: TextStream | None = None
+    _held: list[tuple[int, TokenLogprob]] = field(default_factory=list)
+    """Tokens of which no text has come, each with the characters before it."""
+    _length: int = 0
 
     def take(self, emission: Emission) -> Delta:
         """What an emission adds."""
@@ -75,7 +80,7 @@ class Answer:
             self.done = True
         reasoning = "".join(part.text for part in parts if part.thought)
         content = "".join(part.text for part in parts if not part.thought)
-        logprobs = [one for one in emission.logprobs if self._counts(one)]
+        logprobs = [one for one in self._shown(emission) if self._counts(one)]
         self.reasoning += reasoning
         self.content += content
         self.logprobs += logprobs
@@ -89,6 +94,22 @@ class Answer:
         tags = request.tags if self.apart else None
         may_open = request.constraint is None
         self._split = ThoughtText(tags, thinking=request.opened, may_open=may_open)
+
+    def _shown(self, emission: Emission) -> list[TokenLogprob]:
+        """The log-probabilities of the tokens whose text has begun to come; those of a stop string never do."""
+        tokenizer = self.texts.tokenizer
+        for one in emission.logprobs:
+            if self._decoder is None:
+                self._decoder = TextStream(tokenizer)
+            begin, own = len(self._decoder.text), self.texts.text(one.token_id)
+            if self._decoder.push(one.token_id).endswith(own):  # what came with it is of tokens before
+                begin = len(self._decoder.text) - len(own)
+            self._held.append((begin, one))
+        self._length += len(emission.text)
+        ended = emission.finish_reason is not None and emission.request.stopped_by is None
+        count = sum(ended or begin < self._length for begin, _ in self._held)
+        shown, self._held = self._held[:count], self._held[count:]
+        return [one for _, one in shown]
 
     def _counts(self, one: TokenLogprob) -> bool:
         """Whether a token's log-probability is told: not of thoughts, white space behind them, and the end."""
@@ -304,7 +325,7 @@ def usage_of(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
 
 def event(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + json_line(body).encode() + b"\n\n"
 
 
 def _finite(logprob: float) -> float:

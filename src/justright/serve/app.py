@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,9 +22,10 @@ from justright.engine.request import Request as EngineRequest
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answers import CompletionWriter, Writer
 from justright.serve.asking import Asking
-from justright.serve.exchange import Exchange, refused
+from justright.serve.connection import HALF_CLOSED
+from justright.serve.exchange import KEEP_ALIVE, Exchange, refused
 from justright.serve.faults import ApiError, of_validation
-from justright.serve.front import HANDLERS, body_of, disconnected
+from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
 from justright.serve.guard import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
@@ -36,6 +37,12 @@ B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A", bound=Asked)
 Log = Callable[[dict[str, Any]], None]
 """Told of every HTTP request, as values for JSON."""
+Make = Callable[[A], Iterator[list[EngineRequest]]]
+"""Makes the engine's requests, prompt by prompt."""
+LONG = 2**16
+"""Bytes of a body whose prompts are encoded on another thread, so that those of shorter ones do not wait for them."""
+MAX_VALUES = 2**15
+"""Objects, arrays and members of objects in a body; numbers and texts in arrays are not counted."""
 
 
 class Service:
@@ -59,16 +66,25 @@ class Service:
         self.started = int(time.time())
         engine.encode("a")  # the first call may set the tokenizer up, and several threads come now
         self._encoding = ThreadPoolExecutor(2, "justright-encode")
+        self._encoding_long = ThreadPoolExecutor(1, "justright-encode-long")
         self._encoding_now = 0
 
-    async def generate(self, http: Request, asked: A, make: Callable[[A], list[EngineRequest]]) -> Response:
+    async def generate(self, http: Request, asked: A, make: Make[A], size: int) -> Response:
         """Answer one request, streamed or whole.
+
+        Args:
+            http: as it came.
+            asked: its body.
+            make: see `Make`.
+            size: bytes of its body.
 
         Raises:
             ApiError: it cannot be answered.
         """
         arrived = time.perf_counter()
-        requests = await self._encoded(asked, make)
+        requests = await unless_gone(http.receive, self._prepared(asked, make, size))
+        if requests is None:
+            return Response(status_code=499)
         chat = isinstance(asked, ChatRequest)
         kind = Writer if chat else CompletionWriter
         writer = kind(
@@ -94,8 +110,11 @@ class Service:
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
 
-    async def _encoded(self, asked: A, make: Callable[[A], list[EngineRequest]]) -> list[EngineRequest]:
-        """The engine's requests, made on a thread of our own; no more at once than could be queued behind it."""
+    async def _prepared(self, asked: A, make: Make[A], size: int) -> list[EngineRequest]:
+        """The engine's requests, made on threads of our own; no more at once than could be queued behind it.
+
+        Cancelling it stops the work: behind the prompt that is being encoded, and at once where a schema is compiled.
+        """
         now = self.scheduler.snapshot()
         if now.draining:
             raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
@@ -104,24 +123,21 @@ class Service:
             raise refused(QueueFull(self._encoding_now - now.slots, 1.0))
         self._encoding_now += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoding, make, asked)
+            pool = self._encoding_long if size > LONG else self._encoding
+            loop, steps = asyncio.get_running_loop(), make(asked)
+            requests: list[EngineRequest] = []
+            while found := await loop.run_in_executor(pool, next, steps, None):
+                requests += found
+            await self.asking.constrain(requests, asked)
+            return requests
         finally:
             self._encoding_now -= 1
 
     async def _whole(self, http: Request, exchange: Exchange, writer: Writer) -> Response:
         """The whole answer, unless the client leaves before it is there."""
         async with exchange:
-            answer = asyncio.ensure_future(exchange.whole(writer))
-            gone = asyncio.ensure_future(disconnected(http.receive))
-            try:
-                await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-                if answer.done():
-                    return JSONResponse(answer.result())
-                return Response(status_code=499)
-            finally:
-                for task in (answer, gone):
-                    task.cancel()
-                await asyncio.gather(answer, gone, return_exceptions=True)
+            answer = await unless_gone(http.receive, exchange.whole(writer))
+        return Response(status_code=499) if answer is None else JSONResponse(answer)
 
     def count(self, method: str, path: str, status: int, seconds: float) -> None:
         """Note an answer."""
@@ -131,8 +147,10 @@ class Service:
         self.log({"method": method, "path": path, "status": status, "seconds": round(seconds, 4)})
 
     def close(self) -> None:
-        """Let go of the threads that encode."""
+        """Let go of the threads and processes that prepare requests."""
         self._encoding.shutdown(wait=False, cancel_futures=True)
+        self._encoding_long.shutdown(wait=False, cancel_futures=True)
+        self.asking.grammars.close()
 
 
 class EventStream(Response):
@@ -147,16 +165,27 @@ class EventStream(Response):
         """Send everything."""
         sending = asyncio.ensure_future(self._send(send))
         gone = asyncio.ensure_future(disconnected(receive))
+        asked: list[asyncio.Future[None]] = []
+        scope.setdefault("state", {})[HALF_CLOSED] = lambda: asked.append(
+            asyncio.ensure_future(self._ask(send, sending))
+        )
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 with contextlib.suppress(TimeoutError):  # it takes nothing; the operating system closes it
                     sending.result()
         finally:
-            for task in (sending, gone):
+            for task in (sending, gone, *asked):
                 task.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
+            await asyncio.gather(sending, gone, *asked, return_exceptions=True)
             await self._exchange.__aexit__(None, None, None)
+
+    async def _ask(self, send: Send, sending: asyncio.Future[None]) -> None:
+        """Write comments, which show whether a client that sends no more still reads."""
+        for pause_s in (0.05, 0.2, 1.0):
+            if not sending.done():
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await asyncio.sleep(pause_s)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -181,6 +210,7 @@ def create_app(service: Service) -> ASGIApp:
         description="One model behind an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to an address built from the Host header
         exception_handlers=dict(HANDLERS),
     )
     _generating(app, service)
@@ -188,7 +218,8 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(dashboard.router)
     describe(app, keys=bool(service.settings.api_keys))
     settings = service.settings
-    return Guard(app, settings.api_keys, settings.max_body_bytes, settings.body_timeout_s, service.count)
+    limits = (settings.max_body_bytes, settings.body_timeout_s)
+    return Guard(app, settings.api_keys, *limits, service.count, settings.hosts)
 
 
 def _generating(app: FastAPI, service: Service) -> None:
@@ -200,36 +231,38 @@ def _generating(app: FastAPI, service: Service) -> None:
         summary="Go on with a conversation",
         openapi_extra=json_body(ChatRequest),
         responses=streamed(responses.ChatCompletion, responses.ChatChunk)
-        | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+        | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def chat_completions(http: Request) -> Response:
-        return await service.generate(http, parse(await body_of(http), ChatRequest), asking.chat)
+        body = await body_of(http)
+        return await service.generate(http, parse(body, ChatRequest), asking.chat, len(body))
 
     @app.post(
         "/v1/completions",
         summary="Go on with a text",
         openapi_extra=json_body(CompletionRequest),
         responses=streamed(responses.Completion, responses.CompletionChunk)
-        | errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+        | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def completions(http: Request) -> Response:
-        return await service.generate(http, parse(await body_of(http), CompletionRequest), asking.completion)
+        body = await body_of(http)
+        return await service.generate(http, parse(body, CompletionRequest), asking.completion, len(body))
 
 
 def _looking(app: FastAPI, service: Service) -> None:
     """The routes that only look."""
 
-    @app.get("/v1/models", summary="The models that are served", responses=errors(401))
+    @app.get("/v1/models", summary="The models that are served", responses=errors(401, 403))
     async def models() -> responses.ModelList:
         return responses.ModelList(object="list", data=[card()])
 
-    @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 404))
+    @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 403, 404))
     async def model(model: str) -> responses.ModelCard:
         if model != service.settings.model:
             raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
         return card()
 
-    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy())
+    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy() | errors(403))
     async def health() -> Response:
         now = service.scheduler.snapshot()
         ready = now.alive and not now.draining
@@ -237,14 +270,20 @@ def _looking(app: FastAPI, service: Service) -> None:
         body |= {"running": now.running, "waiting": now.waiting}
         return JSONResponse(body, 200 if ready else 503)
 
-    @app.get("/health/live", summary="Whether the process answers", response_class=Response, status_code=204)
+    @app.get(
+        "/health/live",
+        summary="Whether the process answers",
+        response_class=Response,
+        status_code=204,
+        responses=errors(403),
+    )
     async def live() -> Response:
         return Response(status_code=204)
 
     for path, endpoint in (("/health", health), ("/health/live", live)):  # what some load balancers ask
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401))
+    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401, 403))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
@@ -272,13 +311,31 @@ def parse(body: bytes, kind: type[B]) -> B:
     """A request out of bytes.
 
     Raises:
-        ApiError: no JSON, no UTF-8, or not what ``kind`` says.
+        ApiError: no JSON, no UTF-8, too many values, or not what ``kind`` says.
     """
+    try:
+        raw = from_json(body)
+    except ValueError:
+        raw = None
+    if _has_more_values(raw, MAX_VALUES):  # each takes pydantic 10 us and up, a fault 2 kB
+        message = f"the body has more than {MAX_VALUES} objects, arrays and members: shorten it"
+        raise ApiError(400, message, None, "too_many_values")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        try:
-            raw = from_json(body)
-        except ValueError:
-            raw = None
         raise of_validation(error, raw) from error
+
+
+def _has_more_values(raw: Any, limit: int) -> bool:
+    """Whether ``raw``, values of JSON, has more objects, arrays and members of objects than ``limit``."""
+    left, count = [raw], 0
+    while left and count <= limit:
+        one = left.pop()
+        if isinstance(one, dict):
+            count += len(one)
+            one = one.values()
+        elif not isinstance(one, list):
+            continue
+        count += 1
+        left += [inner for inner in one if isinstance(inner, dict | list)]
+    return count + len(left) > limit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from inspect import signature
@@ -17,11 +17,13 @@ from justright.engine.modes import Thinking
 from justright.engine.request import Request
 from justright.engine.sampling import SamplingParams
 from justright.errors import JustrightError, UsageError
-from justright.serve.constrain import Grammars, JsonConstraint
+from justright.serve.constrain import Grammars
 from justright.serve.faults import ApiError, of_error
 from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
 from justright.serve.settings import ServeSettings
+from justright.serve.strict import closed
 from justright.switch.effort import DECIDING, FAST_EFFORTS, AskedEffort
+from justright.switch.thinking import ThinkingTags
 
 _OPENAI_COMPLETION = 16
 """``max_tokens`` of a completion that does not say it, as OpenAI has it."""
@@ -48,10 +50,10 @@ class Asking:
         self._tokenizer: PreTrainedTokenizerFast = engine.tokenizer
         self._modes = engine.modes
         vocab_size = engine.verifier.config.vocab_size
-        self._grammars = Grammars(engine.tokenizer, vocab_size, engine.stop_token_ids)
+        self.grammars = Grammars(engine.tokenizer, vocab_size, engine.stop_token_ids)
 
-    def chat(self, asked: ChatRequest) -> list[Request]:
-        """The requests of a chat, one a choice.
+    def chat(self, asked: ChatRequest) -> Iterator[list[Request]]:
+        """The requests of a chat, one a choice; one list.
 
         Raises:
             ApiError: what cannot be done, and by which parameter.
@@ -59,6 +61,8 @@ class Asking:
         self._check_model(asked)
         template = self._template_arguments(asked.chat_template_kwargs or {})
         thinking = thinking_of(asked, self.settings.thinking)
+        if thinking.effort in FAST_EFFORTS and not self._reasons:
+            thinking = replace(thinking, effort=None)  # it answers without reasoning anyway
         if asked.effort is not None and not self._thinks and asked.effort not in FAST_EFFORTS | DECIDING:
             message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
@@ -80,17 +84,15 @@ class Asking:
         name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
         self._check_limit(request, asked.limit, name)
         request.top_logprobs = asked.likeliest
-        return self._choices(request, asked, self._constraint(asked))
+        yield self._choices(request, asked)
 
-    def completion(self, asked: CompletionRequest) -> list[Request]:
-        """The requests of a completion: all choices of the first prompt, of the second, and so on.
+    def completion(self, asked: CompletionRequest) -> Iterator[list[Request]]:
+        """The requests of a completion, prompt by prompt: a list of its choices for each.
 
         Raises:
             ApiError: what cannot be done, and by which parameter.
         """
         self._check_model(asked)
-        constraint = self._constraint(asked)
-        found: list[Request] = []
         for prompt in asked.prompts:
             try:
                 request = self.engine.request(
@@ -100,8 +102,7 @@ class Asking:
                 raise of_error(error, "prompt") from error
             self._check_limit(request, asked.max_tokens, "max_tokens")
             request.top_logprobs = asked.logprobs
-            found += self._choices(request, asked, constraint)
-        return found
+            yield self._choices(request, asked)
 
     @cached_property
     def efforts(self) -> list[str]:
@@ -115,7 +116,18 @@ class Asking:
             self._modes.check(Thinking(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
-        return self._thinks or effort in FAST_EFFORTS
+        return self._reasons
+
+    @property
+    def _reasons(self) -> bool:
+        """Whether the model reasons: by its switch, or by a chat template that knows the tags or can leave it out.
+
+        Tags in the vocabulary alone say nothing: a model that never reasons may share it with one that does.
+        """
+        tags = self._modes.tags or ThinkingTags()
+        marks = (tags.open, tags.close, _SWITCH)
+        known = any(mark in template for template in self._templates for mark in marks)
+        return self._modes.adapter is not None or known
 
     @property
     def _thinks(self) -> bool:
@@ -138,22 +150,30 @@ class Asking:
             return [params] * asked.choices
         return [replace(params, seed=params.seed + number) for number in range(asked.choices)]
 
-    def _choices(self, request: Request, asked: Asked, constraint: JsonConstraint | None) -> list[Request]:
+    def _choices(self, request: Request, asked: Asked) -> list[Request]:
         """A request for each choice."""
-        return [
-            request.again(params, None if constraint is None else constraint.copy())
-            for params in self._params(asked)
-        ]
+        return [request.again(params, None) for params in self._params(asked)]
 
-    def _constraint(self, asked: Asked) -> JsonConstraint | None:
-        """What the answer has to keep."""
+    async def constrain(self, requests: Sequence[Request], asked: Asked) -> None:
+        """Give each request what its answer has to keep.
+
+        Raises:
+            ApiError: a schema that cannot be kept.
+        """
         wanted = asked.response_format
         if not isinstance(wanted, AsJson | AsSchema):
-            return None
+            return
         try:
-            return self._grammars.json(wanted.json_schema.schema_ if isinstance(wanted, AsSchema) else None)
+            schema = None
+            if isinstance(wanted, AsSchema):
+                schema = wanted.json_schema.schema_
+                if wanted.json_schema.strict:
+                    schema = closed(schema)
+            constraint = await self.grammars.json(schema)
         except UsageError as error:
             raise of_error(error, "response_format") from error
+        for request in requests:
+            request.constraint = constraint.copy()
 
     def _check_limit(self, request: Request, limit: int | None, name: str) -> None:
         """Refuse an answer that is longer than what the prompt leaves, rather than cut it."""
@@ -175,10 +195,9 @@ class Asking:
         role = message.role
         if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
             role = "system"
-        for name in ("name", "tool_call_id"):
-            if getattr(message, name, None) is not None and not self._reads(name):
-                fault = f"messages: this model's chat template has no place for {name}: leave it out"
-                raise ApiError(400, fault, "messages", "unsupported_parameter")
+        if getattr(message, "tool_call_id", None) is not None and not self._reads("tool_call_id"):
+            fault = "messages: this model's chat template has no place for tool_call_id: leave it out"
+            raise ApiError(400, fault, "messages", "unsupported_parameter")
         names = ("name", "tool_call_id", "reasoning_content")
         more = {name: getattr(message, name, None) for name in names}
         return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}

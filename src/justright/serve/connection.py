@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,13 @@ from justright.serve.faults import ApiError
 
 CROWDED = "crowded"
 """In the ``state`` of a request's scope: it came by a connection too many, and is to be refused."""
+HALF_CLOSED = "half_closed"
+"""In the ``state`` of a request's scope, put there by an application: called when the client sends no more.
+
+It writes something soon, which shows whether the client still reads. Without it such a client counts as gone as soon
+as its answer has begun.
+"""
+_LONGEST_PAUSE_S = 10.0
 
 
 class Connection(H11Protocol):
@@ -48,10 +56,47 @@ class Connection(H11Protocol):
         else:
             self._wait_no_more()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client sends no more: it has gone, or waits for its answer (``nc -N``); True keeps the connection.
+
+        Only writing tells the one from the other, as the system of a client that has gone refuses what it gets.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        if cycle.response_started:
+            wrote = cycle.scope["state"].get(HALF_CLOSED)
+            if wrote is None:
+                return False
+            wrote()
+        self._probe(0.05)
+        return True
+
+    def _probe(self, pause_s: float) -> None:
+        """Close the connection of a client that has gone; until its answer begins, write to it again and again."""
+        cycle, error = self.cycle, 0
+        if cycle.response_complete or self.transport.is_closing():
+            return
+        if (found := self.transport.get_extra_info("socket")) is not None:
+            error = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.transport.abort()
+            return
+        if self.conn.our_state is h11.SEND_RESPONSE and self.conn.their_http_version == b"1.1":
+            # An interim response, which clients skip.
+            interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+            self.transport.write(self.conn.send(interim) or b"")
+        self.loop.call_later(pause_s, self._probe, min(2 * pause_s, _LONGEST_PAUSE_S))
+
     def connection_lost(self, exc: Exception | None) -> None:
         """A client left."""
         self._wait_no_more()
         super().connection_lost(exc)
+
+    def _should_upgrade(self) -> bool:
+        """Never, and without uvicorn's advice to install something: the request is answered over HTTP/1.1."""
+        return False
 
     def send_400_response(self, msg: str) -> None:
         """Say that this is no HTTP."""

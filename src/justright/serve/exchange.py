@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from justright.engine.request import Request
-from justright.errors import JustrightError, ResourceError
+from justright.errors import ConstraintError, JustrightError, ResourceError
 from justright.serve.answers import Answer, Delta, Writer, event
 from justright.serve.faults import ApiError, of_error
 from justright.serve.inbox import Inbox, Letter
@@ -121,6 +121,8 @@ class Exchange:
         if answer.done:
             self._count(letter)
         if emission.finish_reason == "cancelled":
+            if isinstance(request.error, ConstraintError):
+                raise ApiError(400, str(request.error), "response_format", "constraint_failed")
             if request.error is not None:
                 raise ApiError(500, f"the engine failed: {request.error}", None, "engine_error")
             if not request.timed_out:

@@ -13,10 +13,12 @@ from justright.errors import JustrightError, ResourceError, UsageError
 KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
@@ -118,10 +120,10 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
     return ApiError(400, f"{param}: {message}" if param else message, param, code)
 
 
-def _depth(one: Any) -> tuple[bool, bool, int, bool]:
+def _depth(one: Any) -> tuple[bool, bool, bool, int]:
     """How deep a fault lies; of a union's branches, the one whose type fits."""
     kind, place = one["type"], one["loc"]
-    return place[-1:] == ("type",), kind in _CODES, len(place), not kind.endswith("_type")
+    return place[-1:] == ("type",), kind in _CODES, not kind.endswith("_type"), len(place)
 
 
 def _path(location: Sequence[int | str], body: Any, *, missing: bool) -> list[int | str]:

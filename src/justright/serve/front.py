@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,13 +14,16 @@ from starlette.types import Receive
 from justright.errors import JustrightError
 from justright.serve.faults import KINDS, ApiError, of_error
 
+T = TypeVar("T")
+
 
 async def body_of(http: Request) -> bytes:
     """The body of a request that says that it is JSON; web pages may send forms to any address without being asked.
 
     Raises:
-        ApiError: it says something else.
+        ApiError: it says something else, or that the body is compressed.
     """
+    check_plain(http.headers)
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
@@ -27,10 +31,35 @@ async def body_of(http: Request) -> bytes:
     return await http.body()
 
 
+def check_plain(headers: Mapping[str, str]) -> None:
+    """Refuse a compressed body.
+
+    Raises:
+        ApiError: 415.
+    """
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        message = f"the body has the Content-Encoding {coding!r}: send it as it is, without one"
+        raise ApiError(415, message, None, "unsupported_content_encoding", {"Accept-Encoding": "identity"})
+
+
 async def disconnected(receive: Receive) -> None:
     """Wait until the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` returns; cancels it, and returns None, if the client goes before that."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnected(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 async def _told(_: Request, error: ApiError) -> Response:

@@ -23,6 +23,7 @@ from justright.serve.discover import Wanted, kind_of, upstream_of
 from justright.serve.faults import ApiError
 from justright.serve.front import HANDLERS, body_of
 from justright.serve.guard import Guard, Log
+from justright.serve.hosts import Hosts
 from justright.serve.relay import BadUpstream, Relay, fault_of, origin, passed_headers
 from justright.serve.upstream import Mapped, Policy, Upstream
 
@@ -45,6 +46,7 @@ class GatewaySettings:
         send_timeout_s: after which a client that takes nothing is given up.
         max_body_bytes: of a request.
         body_timeout_s: to receive one.
+        hosts: the names that clients may call the gateway by.
     """
 
     url: str
@@ -57,6 +59,7 @@ class GatewaySettings:
     send_timeout_s: float = 60.0
     max_body_bytes: int = 4 * 2**20
     body_timeout_s: float = 30.0
+    hosts: Hosts = field(default_factory=Hosts)
 
     def __post_init__(self) -> None:
         try:
@@ -158,6 +161,7 @@ class Gateway:
             passed = [(name, value) for name, value in passed if name.lower() != "authorization"]
         if self.settings.upstream_key is not None:
             passed.append(("authorization", f"Bearer {self.settings.upstream_key}"))
+        passed.append(("accept-encoding", "identity"))  # events are read on their way
         content = None
         if body is not None:
             content = json.dumps(body).encode()
@@ -247,8 +251,10 @@ def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
         Route("/health/live", live, methods=["GET"]),
     ]
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
+    app.router.redirect_slashes = False  # a redirect would go to an address built from the Host header
     settings = gateway.settings
-    return Guard(app, settings.api_keys, settings.max_body_bytes, settings.body_timeout_s, log)
+    limits = (settings.max_body_bytes, settings.body_timeout_s)
+    return Guard(app, settings.api_keys, *limits, log, settings.hosts)
 
 
 def parsed(body: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What stands before the application: API keys, sizes of bodies, time to send them; plain ASGI."""
+"""What stands before the application: names of hosts, API keys, sizes of bodies, time to send them; plain ASGI."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from justright.readable import readable_bytes
 from justright.serve.connection import CROWDED
 from justright.serve.faults import ApiError
+from justright.serve.hosts import Hosts
 
 _HEALTH = frozenset({"/health", "/health/live"})
 FREE = _HEALTH | {"/"}
@@ -26,7 +27,9 @@ Log = Callable[[str, str, int, float], None]
 
 
 class Guard:
-    """Refuses a crowd, requests without a key, bodies that are too large or too slow; tells of every answer.
+    """Refuses a crowd, other hosts' names, requests without a key, bodies that are too large or too slow.
+
+    Tells of every answer.
 
     A body is read whole, at most to the limit, before anything looks at it.
 
@@ -36,12 +39,19 @@ class Guard:
         max_body_bytes: of a request.
         body_timeout_s: to receive it.
         log: see above.
+        hosts: the names that clients may call the server by.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: tuple[str, ...], max_body_bytes: int, body_timeout_s: float, log: Log
+        self,
+        app: ASGIApp,
+        keys: tuple[str, ...],
+        max_body_bytes: int,
+        body_timeout_s: float,
+        log: Log,
+        hosts: Hosts,
     ) -> None:
-        self.app = app
+        self.app, self._hosts = app, hosts
         self._keys = [_digest(key) for key in keys]
         self._max, self._timeout_s, self._log = max_body_bytes, body_timeout_s, log
 
@@ -61,6 +71,7 @@ class Guard:
         try:
             if scope.get("state", {}).get(CROWDED) and scope["path"] not in _HEALTH:
                 raise _crowded()
+            self._hosts.check(scope, keys=bool(self._keys))
             headers = Headers(scope=scope)
             self._check_key(scope["path"], headers)
             body = await self._body(headers, receive)

@@ -17,9 +17,11 @@ _REF = "#/components/schemas/{model}"
 _MEANINGS = {
     400: "The request cannot be done; `param` says which parameter is at fault",
     401: "An API key is needed",
+    403: "The `Host` header names no host that is allowed",
     404: "There is no such model",
     408: "The head or the body came too slowly",
     413: "The body is too large",
+    415: "The body is compressed",
     429: "Too many requests wait; `Retry-After` says when to come again",
     500: "The engine failed",
     503: "The server shuts down, or too many connections are open",
@@ -44,7 +46,8 @@ def streamed(whole: type[BaseModel], piece: type[BaseModel]) -> Responses:
         200: {
             "description": f"The answer; with `stream`, as events: each a {piece.__name__}, at last `[DONE]`",
             "model": whole,
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            # Without a schema: whether it describes the stream or each event differs between versions of OpenAPI.
+            "content": {"text/event-stream": {}},
         }
     }
 

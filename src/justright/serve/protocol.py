@@ -28,7 +28,7 @@ Zero = Annotated[float, Field(ge=0, le=0)]
 Never = Annotated[list[Any], Field(max_length=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
-TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Prompt = Annotated[str, Field(min_length=1)]
 _SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
 Prompts = Annotated[list[Prompt], _SEVERAL]
@@ -47,28 +47,34 @@ class TextPart(Strict):
     text: str
 
 
+Parts = Annotated[list[TextPart], Field(fail_fast=True)]
+
+
 class Spoken(Strict):
     """What was said to the model.
 
-    ``name`` and ``tool_call_id`` go to the chat template as they are.
+    ``name`` and ``tool_call_id`` go to the chat template as they are; ``provider_specific_fields`` are a client's own
+    note (LiteLLM's), and nothing reads them.
     """
 
     role: Literal["system", "developer", "user", "tool"]
-    content: str | list[TextPart]
+    content: str | Parts
     name: str | None = None
     tool_call_id: str | None = None
+    provider_specific_fields: dict[str, JsonValue] | None = None
 
 
 class Replied(Strict):
     """What the model said; what OpenAI's client writes beside an answer may come back as it was, empty.
 
-    ``name`` and ``reasoning_content`` go to the chat template as they are.
+    ``name`` and ``reasoning_content`` go to the chat template as they are; nothing reads ``provider_specific_fields``.
     """
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Parts | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    provider_specific_fields: dict[str, JsonValue] | None = None
     refusal: None = None
     audio: None = None
     annotations: Never | None = None
@@ -99,7 +105,7 @@ class Extras(Strict):
 
 
 class JsonSchema(Strict):
-    """A JSON schema that the answer keeps."""
+    """A JSON schema that the answer keeps; with ``strict`` its objects have no properties but those that it names."""
 
     name: str
     schema_: dict[str, JsonValue] = Field(alias="schema")
@@ -181,7 +187,7 @@ class Asked(Strict):
 class ChatRequest(Asked):
     """A conversation to go on with."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import httpx
 from starlette.types import Receive, Scope, Send
 
+from justright.readable import without_line_breaks
 from justright.serve.faults import ApiError
 from justright.serve.front import disconnected
 from justright.serve.guard import respond
@@ -26,7 +27,11 @@ _HOP_BY_HOP = frozenset(
     }
     | {"transfer-encoding", "upgrade"}
 )
-_REQUEST_OWN = _HOP_BY_HOP | {"host", "content-length", "content-type", "expect"}
+_REQUEST_OWN = _HOP_BY_HOP | {"host", "content-length", "content-type", "expect", "accept-encoding"}
+
+
+_BEGUN = (b"\xc2", b"\xe2", b"\xe2\x80")
+"""How the bytes of U+0085, U+2028 and U+2029 begin."""
 
 
 class BadUpstream(ApiError):
@@ -51,6 +56,8 @@ def fault_of(error: httpx.HTTPError, url: str, timeout_s: float) -> BadUpstream:
 
 class Relay:
     """An ASGI answer: what the other server answers, byte by byte; when the client goes, that request ends too.
+
+    Of an event stream one thing changes: the line breaks in its JSON that are not ASCII are escaped, as here.
 
     An error before the first byte is an ordinary answer. One later ends an event stream with an event that tells it,
     and any other body in the middle, so that nobody takes it for whole.
@@ -122,13 +129,27 @@ class Relay:
         raw = [(name, value) for name, value in kept if name.decode("latin-1") not in dropped]
         start = {"type": "http.response.start", "status": answer.status_code, "headers": raw + self._headers}
         await self._send(send, start)
-        async for piece in answer.aiter_raw():
+        pieces = answer.aiter_raw()
+        plain = answer.headers.get("content-encoding", "identity") == "identity"
+        async for piece in _escaped(pieces) if self._events and plain else pieces:
             await self._send(send, {"type": "http.response.body", "body": piece, "more_body": True})
         await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, message: dict[str, Any]) -> None:
         async with asyncio.timeout(self._send_timeout_s):
             await send(message)
+
+
+async def _escaped(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, line breaks that are not ASCII escaped, also where one is cut."""
+    held = b""
+    async for piece in pieces:
+        data = held + piece
+        held = next((data[-n:] for n in (2, 1) if data[-n:] in _BEGUN), b"")
+        if sent := without_line_breaks(data[: len(data) - len(held)]):
+            yield sent
+    if held:
+        yield held
 
 
 def passed_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

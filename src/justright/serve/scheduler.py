@@ -9,11 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from justright.engine.api import Engine
 from justright.engine.request import Emission, Request
-from justright.errors import JustrightError, ResourceError, UsageError
+from justright.errors import JustrightError, ResourceError, UsageError, is_out_of_memory
 
 log = logging.getLogger("justright.serve")
 
@@ -229,7 +227,9 @@ class Scheduler:
         """Behind a step that failed: what cannot even do this is gone for good, and ends the thread."""
         try:
             self.engine.verifier.time_step(1, 0)
-        except (ResourceError, torch.OutOfMemoryError):
+        except Exception as error:
+            if not isinstance(error, ResourceError) and not is_out_of_memory(error):
+                raise
             log.warning("there is no memory for a step of one token; the server goes on", exc_info=True)
 
     def _enforce(self) -> None:

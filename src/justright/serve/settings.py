@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from justright.engine.modes import Thinking
 from justright.engine.sampling import SamplingParams
 from justright.errors import UsageError
+from justright.serve.hosts import Hosts
 
 OPENAI = SamplingParams(temperature=1.0)
 """How OpenAI's API samples where a request does not say it."""
@@ -27,6 +28,7 @@ class ServeSettings:
         body_timeout_s: to receive one.
         keep_alive_s: between comments of a stream that has nothing else to say.
         send_timeout_s: after which a client that takes nothing is given up.
+        hosts: the names that clients may call the server by.
     """
 
     model: str
@@ -39,6 +41,7 @@ class ServeSettings:
     body_timeout_s: float = 30.0
     keep_alive_s: float = 10.0
     send_timeout_s: float = 60.0
+    hosts: Hosts = field(default_factory=Hosts)
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

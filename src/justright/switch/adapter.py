@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ EXACT = "exact_deltas.safetensors"
 REPORT = "switch.json"
 TEMPLATE = "chat_template.jinja"
 
+_MOST_RANK = 2**31
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<which>[AB])(\.default)?\.weight")
 _UNSUPPORTED = {
     "use_dora": False,
@@ -113,6 +114,7 @@ def read_adapter(path: Path) -> Adapter:
     """
     config = _read_json(path / CONFIG)
     _check_kind(path, config)
+    _check_values(path, config)
     tensors = _load(path / WEIGHTS)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -154,6 +156,46 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
             )
     if config.get("bias", "none") != "none":
         raise UnsupportedModelError(f"{path} has biases ({config['bias']!r}); allowed: 'none'")
+
+
+def _check_values(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter_config.json whose values are not of the kind that PEFT writes.
+
+    Raises:
+        CheckpointError: see above.
+    """
+
+    def number(value: Any) -> bool:
+        return type(value) in (int, float) and 0 < value < _MOST_RANK
+
+    def pattern(value: Any) -> bool:
+        return isinstance(value, dict) and all(number(v) and _is_regex(key) for key, v in value.items())
+
+    def words(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "r": (lambda value: number(value) and value == int(value), "a whole number above 0"),
+        "lora_alpha": (number, "a number above 0"),
+        "rank_pattern": (pattern, "an object of numbers above 0 by module"),
+        "alpha_pattern": (pattern, "an object of numbers above 0 by module"),
+        "target_parameters": (words, "a list of names"),
+    }
+    for key, (good, allowed) in checks.items():
+        needed = key in ("r", "lora_alpha")
+        value = config.get(key)
+        if (needed or value is not None) and not good(value):
+            raise CheckpointError(
+                f"{path / CONFIG} has {key} = {value!r}; expected {allowed}: fetch the file again"
+            )
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _low_rank(path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> LowRank:

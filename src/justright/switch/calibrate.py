@@ -11,12 +11,15 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from justright.errors import UsageError
+from justright.intervals import interval
 from justright.switch.scorers import Probe
 
 FOLDS = 5
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 LEAST = 40
 """Problems below which nothing is fitted."""
+ADVISED = 200
+"""Problems below which the figures are too uncertain to rely on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,18 @@ def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = N
     penalty, unseen = _cross_validated(x, wrong)
     weight, bias = _logistic(x, wrong, penalty)
     scores = torch.from_numpy(unseen)
+    doubts = 1 - outcomes.confidence.double()
     best = cheapest(curve(scores, outcomes), floor)
-    again = cheapest(curve(1 - outcomes.confidence.double(), outcomes, both=True), floor)
+    again = cheapest(curve(doubts, outcomes, both=True), floor)
     record = {
         "floor": floor,
         "problems": len(outcomes),
-        "auto": best.to_dict(),
-        "escalate": again.to_dict() | {"threshold": 1 - again.threshold},
-        "always": {mode: point.to_dict() for mode, point in always(outcomes).items()},
+        "auto": _figures(best, scores, outcomes),
+        "escalate": _figures(again, doubts, outcomes, both=True) | {"threshold": 1 - again.threshold},
+        "always": {
+            mode: _figures(point, _decided(mode, outcomes), outcomes)
+            for mode, point in always(outcomes).items()
+        },
         "penalty": penalty,
     }
     vectors = (torch.tensor(v, dtype=torch.float32) for v in (weight, mean, scale))
@@ -116,11 +123,27 @@ def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Poi
     """
     found = []
     for threshold in [-1.0, *sorted(set(scores.tolist()))]:
-        slow = scores > threshold
-        right = torch.where(slow, outcomes.slow_right, outcomes.fast_right).double().mean()
-        fast_cost = outcomes.fast_tokens.double() * (torch.ones_like(slow) if both else ~slow)
-        tokens = (fast_cost + outcomes.slow_tokens.double() * slow).mean()
-        found.append(Point(threshold, float(right), float(tokens), float(slow.double().mean())))
+        means = [float(values.mean()) for values in _taken(threshold, scores, outcomes, both=both)]
+        found.append(Point(threshold, *means))
+    return found
+
+
+def _taken(
+    threshold: float, scores: Tensor, outcomes: Outcomes, *, both: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a threshold gives for each problem: whether it is right, its tokens, whether it is thought about."""
+    slow = scores > threshold
+    right = torch.where(slow, outcomes.slow_right, outcomes.fast_right).double()
+    fast_cost = outcomes.fast_tokens.double() * (torch.ones_like(slow) if both else ~slow)
+    return right, fast_cost + outcomes.slow_tokens.double() * slow, slow.double()
+
+
+def _figures(point: Point, scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> dict[str, Any]:
+    """A point for the record: each mean with its 95% interval beside it, under its name with ``_95``."""
+    found: dict[str, Any] = dict(point.to_dict())
+    taken = _taken(point.threshold, scores, outcomes, both=both)
+    for name, values in zip(("accuracy", "tokens", "slow"), taken, strict=True):
+        found[f"{name}_95"] = list(interval(values.tolist(), found[name]))
     return found
 
 
@@ -142,14 +165,19 @@ def cheapest(points: list[Point], floor: float) -> Point:
 
 def always(outcomes: Outcomes) -> dict[str, Point]:
     """What it is to think always, never, and (``oracle``) only where it helps."""
-    zero = torch.zeros(len(outcomes))
-    helps = (outcomes.slow_right & ~outcomes.fast_right).double()
+    slow, fast = (curve(_decided(mode, outcomes), outcomes) for mode in ("slow", "fast"))
+    oracle = curve(_decided("oracle", outcomes), outcomes)
     return {
-        "slow": curve(zero, outcomes)[0],
-        "fast": curve(zero, outcomes)[-1],
-        "oracle": next(point for point in curve(helps, outcomes) if point.threshold == 0) if helps.any() else
-        curve(zero, outcomes)[-1],
-    }  # fmt: skip
+        "slow": slow[0],
+        "fast": fast[-1],
+        "oracle": [point for point in oracle if point.threshold < 1][-1],
+    }
+
+
+def _decided(mode: str, outcomes: Outcomes) -> Tensor:
+    """Scores above 0 where thinking helps, for ``oracle``; 0 for all problems else."""
+    helps = outcomes.slow_right & ~outcomes.fast_right
+    return (helps if mode == "oracle" else torch.zeros_like(helps)).double()
 
 
 def _cross_validated(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:

@@ -7,6 +7,7 @@ complete or not there at all, so a run that was killed goes on with the next sha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -256,8 +257,14 @@ class SelfGenerated:
         turns = [(first + i) % len(setting.factors) for i in range(size)]
         chosen = [prompts[turn].prompt(first + i, held_out=held_out) for i, turn in enumerate(turns)]
         factors = [setting.factors[turn] for turn in turns]
-        generator = torch.Generator().manual_seed(hash((setting.seed, held_out, number)) % 2**63)
+        generator = torch.Generator().manual_seed(_seed(setting.seed, number, held_out=held_out))
         return sample(verifier, chosen, factors, setting, end_tokens, generator)
+
+
+def _seed(seed: int, number: int, *, held_out: bool) -> int:
+    """Of a shard's draws: the first 63 bits of a SHA-256, the same in every process and version of Python."""
+    digest = hashlib.sha256(f"{seed} {number} {'evaluation' if held_out else 'train'}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _sequences(file: Path) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from justright.draft.attention_drafter import AttentionModel, Context, grow_tree
 from justright.draft.base import Draft
 from justright.draft.lstm import LstmModel
 from justright.draft.lstm_drafter import FastLstm
@@ -101,6 +102,28 @@ def measure_trees(
             targets = batch.targets[row][batch.valid[row]].tolist()
             for width in WIDTHS:
                 draft = fast.grow(state, int(batch.tokens[row, 0]), Shape(NODES, DEPTH, width))
+                hits[width].append(_right_path(draft, targets))
+    return TreeTable.of(hits)
+
+
+@torch.no_grad()
+def measure_attention_trees(
+    model: AttentionModel, shards: Iterable[Shard], device: torch.device
+) -> TreeTable:
+    """`measure_trees` for the attention baseline, whose context is the output up to each prefix."""
+    hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
+    for shard in shards:
+        batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
+        batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
+        for row in range(len(batch.tokens)):
+            sequence, end = int(batch.sequence[row]), int(batch.position[row]) + 1
+            # The state that predicted a token stands before it: rows of the drafter are (state, token) pairs.
+            context = Context([0, *shard.tokens[sequence, :end].tolist()])
+            context.waiting.append(shard.hidden[sequence, :end].to(device).float())
+            context.catch_up(model)
+            targets = batch.targets[row][batch.valid[row]].tolist()
+            for width in WIDTHS:
+                draft = grow_tree(model, context, Shape(NODES, DEPTH, width))
                 hits[width].append(_right_path(draft, targets))
     return TreeTable.of(hits)
 

@@ -31,7 +31,7 @@ from justright.switch.apply import AppliedSwitch
 from justright.train.attention import AttentionTraining
 from justright.train.data import DataSetting, SelfGenerated, estimate
 from justright.train.frozen import embedded, load_frozen
-from justright.train.measure import Accuracy, measure_trees
+from justright.train.measure import Accuracy, measure_attention_trees, measure_trees
 from justright.train.prompts import Prompts
 from justright.train.run import Progress, Training, TrainSetting
 from justright.train.spec import ATTENTION_NAME
@@ -319,8 +319,7 @@ class Work:
                 "texts": list(job.texts),
             }
             extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
-            if isinstance(model, LstmModel):
-                extra["trees"] = _trees(model.eval(), training)
+            extra["trees"] = _trees(model.eval(), training)
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
             record.write(made / "provenance.json")
@@ -340,8 +339,11 @@ def _hash(adapter: Path) -> str:
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()[:16]
 
 
-def _trees(model: LstmModel, training: Training) -> dict[str, Any]:
+def _trees(model: LstmModel | AttentionModel, training: Training) -> dict[str, Any]:
     """What trees had accepted from plain states, and from [SPEC]'s."""
+    if isinstance(model, AttentionModel):
+        shards = training.data.shards(training.data.held_out_files)
+        return {"plain": measure_attention_trees(model, shards, training.device).to_dict()}
     states = {"plain": None} | ({} if model.spec is None else {"spec": training.verifier})
     return {
         name: measure_trees(

@@ -17,6 +17,7 @@ from typing import Any
 from justright.calibration.texts import parse, read_texts
 from justright.engine.modes import chat_tokens
 from justright.errors import UsageError
+from justright.records import bare_text
 
 ASKS = (
     "{text}",
@@ -118,7 +119,7 @@ class _Source:
 def _read(tokenizer: Any, name: str, length: int, template: dict[str, Any], *, chat: bool) -> _Source:
     """A source, its conversations (or, of texts, its tokens) divided for training and evaluation."""
     texts: list[str] = []
-    talks: list[list[dict[str, str]]] = []
+    talks: list[list[dict[str, Any]]] = []
     for found in read_texts(name):
         if isinstance(found, str):
             texts.append(found)
@@ -128,7 +129,7 @@ def _read(tokenizer: Any, name: str, length: int, template: dict[str, Any], *, c
             break
     cut = int(len(talks) * (1 - _HELD_OUT))
     parts = [talks[:cut], talks[cut:]]
-    bare = [["\n".join(turn["content"] for turn in talk) for talk in part] for part in parts]
+    bare = [[bare_text(talk) for talk in part] for part in parts]
     ids = [_tokens(tokenizer, part) for part in bare]
     plain = _tokens(tokenizer, texts)
     border = int(len(plain) * (1 - _HELD_OUT))
@@ -150,7 +151,7 @@ def _tokens(tokenizer: Any, texts: list[str]) -> list[int]:
 
 
 def _turns(
-    tokenizer: Any, talks: list[list[dict[str, str]]], length: int, template: dict[str, Any]
+    tokenizer: Any, talks: list[list[dict[str, Any]]], length: int, template: dict[str, Any]
 ) -> list[list[int]]:
     """Conversations up to their last user's turn, those that fit."""
     found = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from justright.errors import CheckpointError, SourceError
 from justright.provenance import file_sha256
+from justright.records import read_rows
 
 ROOT = Path(__file__).parent
 MODELS = ROOT / "models"
@@ -35,7 +36,7 @@ def manifest() -> dict[str, dict[str, object]]:
 def questions() -> dict[str, list[dict[str, str]]]:
     """Problems to calibrate on, by kind and level: the last 60 of each 200 held-out ones (measure on the others)."""
     return {
-        file.stem: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][-QUESTIONS:]
+        file.stem: [row for _, row in read_rows(file)][-QUESTIONS:]
         for file in sorted((DATA / "problems").glob("*.jsonl"))
     }
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from justright.records import read_rows
 from justright_zoo import DATA, MODELS, manifest, zoo
 
 if TYPE_CHECKING:
@@ -156,8 +157,7 @@ def perplexities(engine: Engine) -> dict[str, float]:
 
 def evaluation_texts(domain: str) -> list[str]:
     """The shipped evaluation texts of a domain."""
-    lines = (DATA / "evaluation" / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
+    return [row["text"] for _, row in read_rows(DATA / "evaluation" / f"{domain}.jsonl")]
 
 
 def _routing(path: Path, picture: Path | None) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def tables(measured: dict[str, Any]) -> list[Table]:
             row += [f"{share:.0%}", f"{other['tokens']:.0f}", f"{s['tokens'] / other['tokens']:.1f}"]
         rows.append(row)
     found: list[Table] = [("Held-out problems, greedy", header, rows)]
-    if perplexity := measured.get("perplexity"):
-        names = list(perplexity)
-        body = [[d, *(f"{perplexity[n][d]:.2f}" for n in names)] for d in DOMAIN_NAMES]
+    if by_model := measured.get("perplexity"):
+        names = list(by_model)
+        body = [[d, *(f"{by_model[n][d]:.2f}" for n in names)] for d in DOMAIN_NAMES]
         found.append(("Perplexity a token by domain", ["domain", *(f"zoo:{n}" for n in names)], body))
     if routing := measured.get("routing"):
         body = [[str(layer), f"{value:.3f}"] for layer, value in enumerate(routing["specialisation"])]

@@ -23,6 +23,7 @@ from justright.engine.modes import template_tail
 from justright.engine.sampling import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.models.files import write_durably
+from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Policy, Upstream
 from justright.serve.vllm import plugin
 from justright.serve.vllm.middleware import PATH, VARIABLE, Served, to_variable
@@ -60,6 +61,7 @@ class VllmSettings:
         closing: text that ends a thought which its budget cuts; None: the model's.
         data_parallel: copies of the model, each in a process of its own.
         api_keys: of which a request must have one.
+        hosts: the names that clients may call the server by.
         more: further arguments of vLLM, as they are.
     """
 
@@ -76,6 +78,7 @@ class VllmSettings:
     closing: str | None = None
     data_parallel: int = 1
     api_keys: tuple[str, ...] = ()
+    hosts: Hosts = field(default_factory=Hosts)
     more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -177,7 +180,9 @@ def command(
         )
     ids = tokenizer.get_vocab()
     marks = (ids[tags.open], ids[tags.close]) if thinks and tags is not None else None
-    served = Served(upstream, settings.policy, marks, settings.draft != "none", _tail(tokenizer))
+    keys, drafts = bool(settings.api_keys), settings.draft != "none"
+    tail = _tail(tokenizer)
+    served = Served(upstream, settings.policy, marks, drafts, settings.hosts, keys, tail)
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]

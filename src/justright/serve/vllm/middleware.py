@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright.errors import UsageError
 from justright.serve import upstream as mapping
 from justright.serve.faults import ApiError
+from justright.serve.front import check_plain
 from justright.serve.guard import respond
+from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Mapped, Policy, Upstream
 from justright.serve.vllm.parameters import Parameters
 from justright.serve.vllm.told import Asked, Telling, openai_error
@@ -47,6 +50,12 @@ class Modes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] == "http":
+            try:
+                self._served.hosts.check(scope, keys=self._served.keys)
+            except ApiError as error:
+                await respond(error, send)
+                return
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (_CHAT, _COMPLETION):
             await self._app(scope, receive, send)
             return
@@ -54,6 +63,7 @@ class Modes:
         if body is None:
             return
         try:
+            check_plain(Headers(scope=scope))
             found, asked = self._mapped(scope, body)
         except ApiError as error:
             await respond(error, send)
@@ -194,6 +204,8 @@ class Served:
         policy: where a request says nothing.
         thoughts: ids of the tokens that begin and end a thought; None: it does not tell them from answers.
         drafts: whether it has a drafter.
+        hosts: the names that clients may call it by.
+        keys: whether it needs an API key.
         tail: tokens that the slow mode's chat template writes behind the last message.
     """
 
@@ -201,6 +213,8 @@ class Served:
     policy: Policy
     thoughts: tuple[int, int] | None = None
     drafts: bool = False
+    hosts: Hosts = field(default_factory=Hosts)
+    keys: bool = False
     tail: int = 0
 
 
@@ -209,7 +223,8 @@ def to_variable(served: Served) -> str:
     names = ("model", "fast", "budgets", "has_fast")
     found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
     found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
-    return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts, "tail": served.tail})
+    found |= {"hosts": asdict(served.hosts), "keys": served.keys, "tail": served.tail}
+    return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts})
 
 
 def from_variable(text: str | None) -> Served:
@@ -224,7 +239,9 @@ def from_variable(text: str | None) -> Served:
         upstream = Upstream("vllm", found["model"], found["fast"], **settings)
         thoughts = None if found["thoughts"] is None else (found["thoughts"][0], found["thoughts"][1])
         policy = Policy(found["effort"], threshold=found["threshold"])
-        return Served(upstream, policy, thoughts, found["drafts"], int(found["tail"]))
+        hosts = Hosts(tuple(found["hosts"]["allowed"]), found["hosts"]["bound"])
+        tail = int(found["tail"])
+        return Served(upstream, policy, thoughts, found["drafts"], hosts, found["keys"], tail)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(
             f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "

@@ -172,6 +172,6 @@ def _walk(problem: Problem, rng: random.Random) -> list[str]:
 
 
 def parse_answer(text: str) -> int | None:
-    """The last number that follows "The answer is", or None."""
-    found = re.findall(r"The answer is (\d+)", text, flags=re.ASCII)
+    """The last whole number that follows "The answer is", or None."""
+    found = re.findall(r"The answer is (\d+)(?!\w|[.,/]\d)", text, flags=re.ASCII)
     return int(found[-1]) if found else None

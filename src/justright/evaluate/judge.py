@@ -1,0 +1,164 @@
+"""Whether the final answer of a text is the right one: numbers as numbers, words and options whole.
+
+The final answer is what follows the last ``\\boxed{``, ``####``, ``answer is`` or ``answer:``; without any of these it
+is the last number of the text or, for words, the last line's beginning or end. What this does not cover is for a
+function of the user's, or for lm-eval's filters (`filtered`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+from justright.errors import UsageError
+
+Judge = Callable[[str, str], bool]
+"""``(text, answer)``: whether the text, without its reasoning, gives the answer."""
+
+_MARK = re.compile(
+    r"\\boxed\s*\{(?P<boxed>(?:[^{}]|\{[^{}]*\})*)\}|####|\banswers?\b[\s*_]*(?:is\b|are\b|[:=])[\s*_:]*",
+    re.IGNORECASE,
+)
+_CURRENCY = re.compile(r"([-+\u2212\u2013]?)[$\u20ac\u00a3\u00a5]\s?")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?[0-9]+)\}\s*\{([0-9]+)\}")
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\].])[-+\u2212\u2013])?(?<![\w.])"
+    rf"(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/[0-9]))?(?P<digits>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE](?P<power>[-+]?[0-9]{1,3})(?![0-9]))?(?:/(?P<below>[0-9]+))?(?:\s*(?P<percent>%|percent\b|per cent\b))?"
+)
+_CLAUSE_END = re.compile(r"[,;.!?](?=\s|$)|\n")
+_LEAD = r"(?:[\s*_`\"'(\[{\u201c\u2018]|(?:the|an?|option|choice)\s)*"
+_WHOLE = r"(?=\s*(?:$|because\b|since\b|[^\w\s?]))(?![-/'\u2019.,]\w)"
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Whether the text's final answer is ``answer``.
+
+    Numbers are equal by value: ``18.0`` is ``18``, ``1,234`` is ``1234``, ``0.5`` is ``1/2`` and ``50%``; signs of
+    currencies do not count. Words and options (``B``) must be the whole answer; case and punctuation around them do
+    not count. An answer as GSM8K writes it counts from behind its ``####``.
+    """
+    if _plain(text) == _plain(answer):
+        return _plain(answer) != ""
+    answer = answer.rpartition("####")[2].strip()
+    expected = _numbers(answer, whole=True)
+    marks = list(_MARK.finditer(text))
+    if expected:
+        if not marks:
+            return any(_same(number, expected[0]) for number in _numbers(text)[-1:])
+        return any(_same(number, expected[0]) for number in _numbers(_clause(_behind(text, marks[-1])))[:1])
+    whole = r"\s+".join(re.escape(word) for word in answer.rstrip(".").split())
+    if not whole:
+        return False
+    begins = re.compile(_LEAD + whole + _WHOLE, re.IGNORECASE)
+    if marks:
+        return begins.match(_behind(text, marks[-1])) is not None
+    last = text.strip().rpartition("\n")[2]
+    ends = re.compile(
+        rf"(?<!\w)(?<!\bnot )(?<!n't )(?<!\w[-/'\u2019.]){whole}[\s*_`\"'.!)\]}}\u201d\u2019]*$",
+        re.IGNORECASE,
+    )
+    return begins.match(last) is not None or ends.search(last) is not None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _behind(text: str, mark: re.Match[str]) -> str:
+    boxed = mark["boxed"]
+    return (text[mark.end() :] if boxed is None else boxed).strip()
+
+
+def _clause(text: str) -> str:
+    """What the answer begins with, up to the end of the clause; of an equation its right side."""
+    end = _CLAUSE_END.search(text)
+    return (text[: end.start()] if end else text).rpartition("=")[2]
+
+
+Number = tuple[Fraction, bool]
+"""A value, and whether it is in percent."""
+
+
+def _numbers(text: str, *, whole: bool = False) -> list[Number]:
+    """The numbers of a text, in order; ``whole``: the one number that the text is, or none."""
+    text = _FRACTION.sub(r"\1/\2", text).replace("{,}", ",").replace("\\", "")
+    text = _CURRENCY.sub(r" \1", text).strip()
+    if whole:
+        match = _NUMBER.fullmatch(text.rstrip("."))
+        return [] if match is None else _value(match)
+    return [number for match in _NUMBER.finditer(text) for number in _value(match)]
+
+
+def _value(match: re.Match[str]) -> list[Number]:
+    try:
+        value = Fraction(match["digits"].replace(",", ""))
+        value = value * Fraction(10) ** int(match["power"] or 0) / Fraction(match["below"] or 1)
+        value += Fraction(match["whole"] or 0)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads; a division by 0
+        return []
+    return [(-value if match["sign"] in ("-", "\u2212", "\u2013") else value, match["percent"] is not None)]
+
+
+def _same(one: Number, other: Number) -> bool:
+    if one[0] == other[0]:
+        return True
+    return one[1] != other[1] and one[0] / (100 if one[1] else 1) == other[0] / (100 if other[1] else 1)
+
+
+def filtered(filters: Sequence[str]) -> Judge:
+    """A judge that takes the final answer out of a text by lm-eval's filters, one after another.
+
+    Args:
+        filters: each a filter's name, or JSON as in a task's ``filter_list``: ``{"function": "regex",
+            "regex_pattern": "#### (-?[0-9]+)"}``.
+
+    Raises:
+        UsageError: a filter that lm-eval does not have, or arguments that it does not take.
+    """
+    from lm_eval.api.registry import filter_registry
+    from lm_eval.filters import build_filter_ensemble  # also registers the filters
+
+    steps = [_step(text, filter_registry) for text in filters]
+    ensemble = build_filter_ensemble("final", steps)
+
+    def judge(text: str, answer: str) -> bool:
+        found: Any = [[text]]
+        for make in ensemble.filters:
+            found = list(make().apply(found, [{"answer": answer}]))
+        while isinstance(found, list) and found:
+            found = found[0]
+        final = found.strip() if isinstance(found, str) else ""
+        numbers, expected = _numbers(final, whole=True), _numbers(answer, whole=True)
+        if numbers and expected:
+            return _same(numbers[0], expected[0])
+        return _plain(final) == _plain(answer)
+
+    try:
+        judge("1", "1")
+    except Exception as error:  # a filter may ask anything of a task's document
+        raise UsageError(f"lm-eval's filters {', '.join(filters)} do not fit problems: {error!r}") from error
+    return judge
+
+
+def _step(text: str, known: Any) -> tuple[str, dict[str, Any]]:
+    try:
+        said = json.loads(text) if text.lstrip().startswith("{") else {"function": text}
+        name = str(said.pop("function"))
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f'filter {text!r}: give a name, or JSON such as {{"function": "regex", "regex_pattern": "#### ([0-9]+)"}}'
+        ) from error
+    if name not in known:
+        raise UsageError(f"lm-eval has no filter {name!r}; there are {', '.join(sorted(known))}")
+    try:
+        inspect.signature(known[name]).bind(**said)
+        known[name](**said)
+    except (TypeError, ValueError, re.error) as error:
+        raise UsageError(f"filter {name}: {error}") from error
+    return name, said

@@ -1,0 +1,167 @@
+"""Compiles JSON schemas in a process of its own first: what takes too long, or crashes, harms nobody there.
+
+Run as a script, this file is that process; it imports llguidance and nothing of justright.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+CPU_SECONDS = 2
+"""Of the processor's time, for one schema; rounded up to the next whole second of the process."""
+MEMORY = 2**30
+"""Bytes of address space of the process."""
+STACK = 2**20
+"""Bytes; a schema that nests so deep that it needs more crashes the process, and would crash a server."""
+SPACED: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+}
+"""JSON on one line, as models write it (with free white space, a weak model writes nothing else)."""
+
+
+class Trial:
+    """The process, started when it is first needed and again after it ended.
+
+    Args:
+        cpu_seconds: for one schema.
+    """
+
+    def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
+        self._cpu_seconds = cpu_seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._used = threading.Lock()
+
+    def run(self, schema: str) -> str | None:
+        """Compile a schema, given as JSON text; takes a while.
+
+        Returns:
+            What is wrong with it; None: nothing is.
+        """
+        with self._used:
+            process = self._process
+            if process is None or process.poll() is not None:
+                self._discard()
+                process = self._process = self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(schema) + "\n")
+                process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                self._discard()
+                if process.returncode == -signal.SIGXCPU:
+                    return f"compiling it takes more than {self._cpu_seconds} s: simplify it"
+                return "compiling it fails, as it nests too deep or needs too much memory: simplify it"
+            found: str | None = json.loads(answer)
+            return found
+
+    def stop(self) -> None:
+        """End what is compiled now, from any thread; the next schema gets a new process."""
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """End the process for good."""
+        self.stop()
+        with self._used:
+            self._discard()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-P", __file__, str(self._cpu_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _discard(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(BrokenPipeError), process:  # closes its pipes
+                pass
+
+
+def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
+    """The llguidance matcher of a schema, given as JSON text.
+
+    Raises:
+        ValueError: there is none, or no answer can come to its end; the message is one line.
+    """
+    from llguidance import LLMatcher
+
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SPACED)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+    matcher = LLMatcher(tokens, grammar, log_level=0)
+    if matcher.is_error():
+        raise ValueError(first_line(matcher.get_error()))
+    matcher.compute_bitmask()  # copies keep what this computes, up to 0.4 s of work
+    begun = matcher.deep_copy()
+    forced = begun.compute_ff_tokens()  # what every answer begins with: without end in some schemas
+    begun.consume_tokens(forced)
+    begun.compute_bitmask()
+    if begun.is_error():
+        raise ValueError(f"no answer can begin ({first_line(begun.get_error())}): simplify it")
+    return matcher
+
+
+def first_line(error: str) -> str:
+    """Of llguidance's messages, which may go on with the parser's state."""
+    return error.strip().partition("\n")[0]
+
+
+def _serve(cpu_seconds: int) -> None:
+    """Answer every line of the input, a schema, with a line."""
+    import os
+    import resource
+
+    from llguidance import LLTokenizer
+
+    os.nice(10)
+    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already, or the system knows none
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.stack_size(STACK)
+    tokens = LLTokenizer("byte")
+
+    def answer(line: str) -> None:
+        fault = None
+        try:
+            compiled(json.loads(line), tokens)
+        except ValueError as error:
+            fault = str(error)
+        except BaseException:  # no memory, or a panic in llguidance: whoever waits for an answer sees the end
+            os._exit(1)
+        print(json.dumps(fault), flush=True)
+
+    for line in sys.stdin:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (limit if most < 0 else min(limit, most), most))
+        thread = threading.Thread(target=answer, args=(line,))
+        thread.start()
+        thread.join()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
