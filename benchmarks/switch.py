@@ -2,6 +2,7 @@
 
     python benchmarks/switch.py --results switch.jsonl              goes on where it was cut; then prints the tables
     python benchmarks/switch.py --results switch.jsonl --tables-only --picture docs/switch.png
+    python benchmarks/switch.py --results switch.jsonl --again budget       runs only the ways of this name, anew
 
 zoo:slow and zoo:fast (or another pair that answers the zoo's problems, such as smollm2-slow and smollm2-fast, which
 `justright zoo build` makes of the packaged model: hours) on held-out problems of eight levels and two kinds, answered
@@ -336,7 +337,7 @@ def picture(cells: dict[tuple[str, float | None], Cell], file: Path) -> None:
 
 
 def read(file: Path) -> dict[tuple[str, float | None], Cell]:
-    """Cells that a results file has."""
+    """Cells that a results file has; of one that was run again, the last."""
     if not file.exists():
         return {}
     found = [Cell(**row) for _, row in read_rows(file)]
@@ -353,6 +354,7 @@ def main() -> int:
     parser.add_argument("--slow", default="zoo:slow", help="the reasoning model")
     parser.add_argument("--fast", default="zoo:fast", help="the model that it was trained from")
     parser.add_argument("--tables-only", action="store_true")
+    parser.add_argument("--again", metavar="NAME", help="run only the ways whose name begins so, done or not")
     parser.add_argument("--picture", type=Path)
     chosen = parser.parse_args()
     cells = read(chosen.results)
@@ -360,7 +362,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             engines = Engines(Path(folder), (chosen.slow, chosen.fast))
             for way in ways():
-                if (way.way, way.value) in cells:
+                done = (way.way, way.value) in cells
+                if done if chosen.again is None else not way.way.startswith(chosen.again):
                     continue
                 try:
                     cell = run(way, engines, chosen.count)
@@ -374,6 +377,9 @@ def main() -> int:
                     f"{way.way} {way.value or ''}: {cell.accuracy:.1%}, {cell.mean_tokens:.0f} tokens",
                     file=sys.stderr,
                 )
+    if not {("slow", None), ("hard switch, tau", USED_TAU)} <= cells.keys():
+        print("no tables: they compare with slow and the hard switch, which this file lacks", file=sys.stderr)
+        return 0
     print(f"{next(iter(cells.values())).machine}\n\n{overall(cells)}\n\n{by_level(cells, chosen.count)}")
     if chosen.picture is not None:
         picture(cells, chosen.picture)

@@ -20,7 +20,6 @@ from justright.engine.api import Engine
 from justright.engine.modes import Thinking
 from justright.engine.request import Request
 from justright.engine.thoughts import ThoughtText
-from justright.switch.thinking import begins_thinking
 from serve_helpers import MODEL
 
 QUESTIONS = ("Hi", "Name three rivers", "the quick brown fox", "abc def", "1 + 2", "lazy dog")
@@ -85,8 +84,7 @@ class Subject:
         request = self.alone(question, effort, **options)
         assert request.tags is not None
         assert self.reference.tokenizer is not None
-        begun = begins_thinking(request.tags, self.reference.tokenizer, request.prompt_ids)
-        split = ThoughtText(request.tags, thinking=begun)
+        split = ThoughtText(request.tags, thinking=request.opened)
         parts = [*split.push(request.text), *split.finish()]
         thought, answer = ("".join(p.text for p in parts if p.thought is which) for which in (True, False))
         return self.clean(thought), self.clean(answer)

@@ -11,6 +11,7 @@ from cli_helpers import Run
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
 from justright.engine.api import Engine
+from tiny import save_tiny, tokenizer_with
 
 
 def objects(out: str) -> list[dict[str, object]]:
@@ -109,6 +110,20 @@ def test_stop_ends_before_the_text(run: Run, tiny_llama: Path) -> None:
     assert cut["text"] == whole.out[: whole.out.index(stop)]
     assert cut["stopped_by"] == stop
     assert cut["finish_reason"] == "stop"
+
+
+def test_stop_looks_at_reasoning_only_when_told(run: Run, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "model")
+    tokenizer_with(
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>{# </think> #}"
+    ).save_pretrained(model)
+    argv = ["generate", model, "-p", "hello", "--max-tokens", 24, "--json", "--draft", "none"]
+    [whole] = objects(run(*argv).out)
+    stop = str(whole["text"])[5:7]
+    for more, text in (([], whole["text"]), (["--stop-in-reasoning"], str(whole["text"]).partition(stop)[0])):
+        [cut] = objects(run(*argv, "--stop", stop, *more).out)
+        assert cut["text"] == text
+        assert cut["finish_reason"] == ("stop" if more else whole["finish_reason"])
 
 
 def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Path, engine: Engine) -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle_helpers import thinking_pair
+from bundle_helpers import thinking_pair, tokenizer_with
 from justright.engine.api import Engine
-from justright.engine.modes import Thinking
+from justright.engine.modes import Thinking, opens_reasoning
+from justright.engine.request import Emission
 from justright.errors import UsageError
+from justright.serve.answers import Answer
+from justright.serve.tokens import TokenTexts
 from justright.switch.pair import Pair
 from justright.switch.routing import Escalate
 from justright.switch.scorers import Callback, Probe
-from justright.switch.thinking import ModePlan
+from justright.switch.thinking import ModePlan, ThinkingTags
 from tiny import save_tiny
 
 MESSAGES = [{"role": "user", "content": "how many?"}]
@@ -50,6 +53,57 @@ def test_the_template_switches_along(engine: Engine) -> None:
     assert text(engine, Thinking(factor=0.5)) == "how many?|<think>"
     assert text(engine, Thinking(budget=0)) == "how many?|<think>\n</think>\n"
     assert text(engine, Thinking("escalate")) == "how many?>", "the fast attempt comes first"
+
+
+CLOSED = "{{ '<think></think>' if enable_thinking is defined and not enable_thinking else '<think>\\n' }}"
+TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}{% endfor %}"
+GENERATION = "{% if add_generation_prompt %}[assistant]TAIL{% endif %}"
+TEMPLATES = {
+    # What the template writes behind the last message, by hand.
+    "opens": (f"{TURNS}{GENERATION.replace('TAIL', CLOSED)}", True),
+    "opens nothing": (f"{TURNS}{GENERATION.replace('TAIL', '')}", False),
+    "closes": (f"{TURNS}{GENERATION.replace('TAIL', '<think></think>')}", False),
+    "always opens": (f"{TURNS}<think>", True),
+    "writes nothing": (TURNS, False),
+    "system last": ("{{ messages[-1]['content'] }}|{{ messages[0]['content'] }}|", False),
+    "looks at the end": (
+        TURNS
+        + GENERATION.replace("TAIL", "{{ '<think>' if messages[-1]['content'].endswith('!') else '' }}"),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "said", ["Hi!", "What is <think>?", "a </think> b <think>", "<think>!", "end-of-message <think>"]
+)
+def test_only_the_template_opens_reasoning(name: str, said: str) -> None:
+    """Whatever the user writes, in whatever turn."""
+    template, opens = TEMPLATES[name]
+    opens = said.endswith("!") if opens is None else opens
+    tokenizer = tokenizer_with(template)
+    for before in ([], [{"role": "system", "content": said}], [{"role": "assistant", "content": said}]):
+        messages = [*before, {"role": "user", "content": said}]
+        assert opens_reasoning(tokenizer, ThinkingTags(), messages) is opens
+        if name == "opens":
+            assert not opens_reasoning(tokenizer, ThinkingTags(), messages, enable_thinking=False)
+
+
+def test_a_users_tag_changes_no_answer(tmp_path: Path) -> None:
+    """The whole way: all is content, and a budget forces nothing in."""
+    save_tiny("llama", tmp_path)
+    tokenizer_with(FAST_TEMPLATE + "{# </think> #}").save_pretrained(tmp_path)
+    engine = Engine.load(str(tmp_path))
+    messages = [{"role": "user", "content": "What does the <think> tag mean? <think>"}]
+    request = engine.conversation(messages, thinking=Thinking(budget=3), max_tokens=12)
+    plain = engine.request(request.prompt_ids, max_tokens=12)
+    engine.generate_batch([request, plain])
+    assert request.token_ids == plain.token_ids
+    assert (request.stats.reasoning_tokens, request.stats.forced_tokens) == (0, 0)
+    answer = Answer(request, TokenTexts(tokenizer_with(FAST_TEMPLATE)), apart=True)
+    answer.take(Emission(request, request.token_ids, request.text, 0, "length"))
+    assert (answer.reasoning, answer.content) == ("", plain.text)
 
 
 def test_efforts_are_shares_of_the_answer(engine: Engine) -> None:

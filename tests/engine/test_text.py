@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from justright.engine.text import TextStream, tokens_within
 from justright.errors import ResourceError
+from justright.switch.thinking import ThinkingTags
 from tiny import tiny_tokenizer, tokenizer_with
 
 ALPHABET = "ab€ \n"
@@ -113,6 +115,36 @@ class _Pieces:
 
     def step(self, _: object, token: int) -> str:
         return self.pieces[token]
+
+
+@given(
+    text=st.text(alphabet="ab<>/ \n", max_size=12),
+    before=st.sampled_from(["", "\n<think>a b</think>", " <think>ab</think>\n<think>b</think> ", "<think>a"]),
+    opened=st.booleans(),
+    stops=st.lists(st.sampled_from(["a", "b", "ab", "<", "\n", "think", "> "]), min_size=1, max_size=2),
+    everywhere=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_stop_strings_end_content(
+    text: str, before: str, opened: bool, stops: list[str], everywhere: bool
+) -> None:
+    whole = ("a</think>" if opened else "") + before + text
+    tokenizer = tiny_tokenizer()
+    # Where the content begins: behind all blocks at the beginning, and the white space behind them.
+    head = r"(?s:.*?</think>)" if opened else ""
+    blocks = re.match(rf"{head}(\s*<think>(?s:.*?)</think>)*", whole)
+    assert blocks is not None
+    begin = blocks.end() and len(whole) - len(whole[blocks.end() :].lstrip())
+    if re.match(r"\s*<think>", whole[begin:]):
+        begin = len(whole)
+    if everywhere:
+        begin = 0
+    found = [(at + len(s), at) for s in stops if (at := whole.find(s, begin)) >= 0]
+    stream = TextStream(tokenizer, stops, ThinkingTags(), opened=opened, stop_in_reasoning=everywhere)
+    pieces = [stream.push(token) for token in tokenizer(whole)["input_ids"]]
+    shown = "".join([*pieces, stream.finish()])
+    assert shown == stream.text == (whole[: min(found)[1]] if found else whole)
+    assert (stream.stopped_by is None) is (not found)
 
 
 def test_a_stop_string_inside_multi_byte_characters() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from engine_helpers import ScriptedDrafter, prompt_of
+from engine_helpers import ScriptedDrafter, prompt_of, reference
+from justright.draft.base import Draft
 from justright.draft.suffix import SuffixDrafter
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Request
@@ -23,9 +28,9 @@ from justright.switch.apply import AppliedSwitch
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
-from justright.switch.routing import Auto, Escalate, Turn
+from justright.switch.routing import Auto, Decision, Escalate, Turn
 from justright.switch.scorers import Callback
-from justright.switch.thinking import ModePlan, ThinkingTags, ThoughtTracker, begins_thinking, closing_ids
+from justright.switch.thinking import ModePlan, ThinkingTags, closing_ids
 from tiny import save_pair, save_tiny, tiny_tokenizer
 
 TOKENS = 24
@@ -46,26 +51,32 @@ def switched(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
 
 
 def by_hand(
-    verifier: Verifier, plan: ModePlan, tags: ThinkingTags, prompt: Sequence[int], count: int
+    verifier: Verifier,
+    plan: ModePlan,
+    tags: ThinkingTags,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    opened: bool = True,
 ) -> list[int]:
-    """One token at a time, each rule as its docstring says it."""
+    """One token at a time, each rule as its docstring says it, by looking at the whole text anew each time."""
     verifier.clear(0)
     prefill = plan.factor if plan.prefill is None else plan.prefill
     [*_, output] = verifier.prefill(0, prompt, prefill)
     assert output is not None
     logits, out = output.logits[-1], []
-    forced: list[int] = []
-    thinking = begins_thinking(tags, TOKENIZER, prompt)
-    factor, thought, seen = plan.factor, 0, ""
+    closing = closing_ids(tags, TOKENIZER)
+    thinking, factor, spent = opened, plan.factor, 0
+    forced = closing.copy() if opened and plan.budget == 0 else []
     while len(out) < count:
         token = forced.pop(0) if forced else int(logits.argmax())
         out.append(token)
-        seen += TOKENIZER.decode([token])
-        thought += thinking
-        if thinking and tags.close in seen:
-            thinking, factor = False, factor if plan.answer is None else plan.answer
-        elif thinking and thought == plan.budget:
-            forced = closing_ids(tags, TOKENIZER)
+        before, thinking = thinking, in_reasoning(TOKENIZER.decode(out), tags, opened=opened)
+        spent += before
+        if before and not thinking and plan.answer is not None:
+            factor = plan.answer
+        if thinking and not forced and plan.budget is not None and spent >= plan.budget:
+            forced = closing.copy()
         if len(out) == plan.switch_after:
             factor = plan.switch_to
         [step] = verifier.step([StepInput(0, [token], factor=factor)])
@@ -73,6 +84,16 @@ def by_hand(
         logits = step.logits[0]
     verifier.clear(0)
     return out
+
+
+def in_reasoning(text: str, tags: ThinkingTags, *, opened: bool) -> bool:
+    """Whether a whole output ends in reasoning: blocks of it stand at the beginning, behind white space only."""
+    block = f"(?s:.*?){re.escape(tags.close)}"
+    begin = f"{block}" if opened else ""
+    rest = re.match(f"{begin}(?:\\s*{re.escape(tags.open)}{block})*", text)
+    if rest is None:
+        return opened
+    return re.match(f"\\s*{re.escape(tags.open)}", text[rest.end() :]) is not None
 
 
 def run(verifier: Verifier, requests: Sequence[Request], drafter: Any = None) -> None:
@@ -101,8 +122,8 @@ def test_a_plan_is_what_it_says(switched: Verifier, name: str) -> None:
     expected = by_hand(switched, plan, TAGS, OPENED, TOKENS)
     others = [ModePlan(), ModePlan(1.0, budget=3)]
     for drafter in (None, ScriptedDrafter({tuple(OPENED): expected}, seed=3)):
-        request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=TAGS)
-        rest = [Request(OPENED, max_tokens=TOKENS, plan=other, tags=TAGS) for other in others]
+        request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
+        rest = [Request(OPENED, max_tokens=TOKENS, plan=other, tags=TAGS, opened=True) for other in others]
         run(switched, [request, *rest], drafter)
         assert request.token_ids == expected
         for other, one in zip(others, rest, strict=True):
@@ -137,7 +158,7 @@ def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifie
     tags = TAGS if "\ufffd" in word or not word.strip() else ThinkingTags(close=word, closing=word)
     expected = by_hand(switched, plan, tags, OPENED, TOKENS)
     drafter = ScriptedDrafter({tuple(OPENED): expected}, seed=data.draw(st.integers(0, 99)))
-    request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=tags)
+    request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=tags, opened=True)
     run(switched, [request], drafter)
     assert request.token_ids == expected
 
@@ -146,9 +167,9 @@ def test_a_sampled_thought_is_the_same_with_drafts(switched: Verifier) -> None:
     """The generator moves on as in plain decoding, though a budget or a switch cuts drafts short."""
     params = SamplingParams(temperature=1.0, seed=7, repetition_penalty=1.2)
     plan = ModePlan(budget=6, answer=1.0)
-    plain = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS)
+    plain = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
     run(switched, [plain])
-    drafted = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS)
+    drafted = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
     run(switched, [drafted], ScriptedDrafter({tuple(OPENED): plain.token_ids}, seed=1))
     assert drafted.token_ids == plain.token_ids
 
@@ -156,9 +177,8 @@ def test_a_sampled_thought_is_the_same_with_drafts(switched: Verifier) -> None:
 def turns(verifier: Verifier) -> tuple[Turn, list[int], list[int]]:
     """The slow turn, what it answers, and what the fast mode answers."""
     slow = Turn(prompt_of(14, seed=5), ModePlan())
-    return slow, by_hand(verifier, slow.plan, TAGS, slow.prompt_ids, TOKENS), by_hand(
-        verifier, ModePlan(1.0), TAGS, OPENED, TOKENS
-    )  # fmt: skip
+    answer = by_hand(verifier, slow.plan, TAGS, slow.prompt_ids, TOKENS, opened=False)
+    return slow, answer, by_hand(verifier, ModePlan(1.0), TAGS, OPENED, TOKENS)
 
 
 def test_auto_takes_one_mode_and_says_why(switched: Verifier) -> None:
@@ -171,7 +191,7 @@ def test_auto_takes_one_mode_and_says_why(switched: Verifier) -> None:
 
     for threshold, expected, mode in ((0.5, slow_answer, "slow"), (0.9, fast_answer, "fast")):
         route = Auto(Callback(hard, threshold), "how?", slow)
-        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, route=route)
+        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=route)
         run(
             switched,
             [request],
@@ -211,6 +231,7 @@ def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
             max_tokens=TOKENS,
             plan=ModePlan(1.0),
             tags=TAGS,
+            opened=True,
             stop_token_ids=stops,
             route=Escalate(threshold, slow),
         )
@@ -261,8 +282,10 @@ def test_a_constraint_begins_anew_with_the_answer(switched: Verifier) -> None:
 
 def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
     for escalates in (False, True):
-        slow = Turn(OPENED, ModePlan(budget=5))
-        request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, top_logprobs=0)
+        slow = Turn(OPENED, ModePlan(budget=5), opened=True)
+        request = Request(
+            OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True, top_logprobs=0
+        )
         if escalates:
             request.plan, request.route = ModePlan(1.0), Escalate(0.0, slow)
         list(DecodeLoop(switched, TOKENIZER, drafter=SuffixDrafter()).run([request]))
@@ -275,9 +298,11 @@ def test_logprobs_say_what_was_thought(switched: Verifier) -> None:
 def test_an_escalated_request_among_others(switched: Verifier) -> None:
     slow, slow_answer, fast_answer = turns(switched)
     requests = [
-        Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, route=Escalate(0.0, slow))
+        Request(
+            OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow)
+        )
         if i % 2
-        else Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS)
+        else Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
         for i in range(6)
     ]
     run(switched, requests)
@@ -287,7 +312,9 @@ def test_an_escalated_request_among_others(switched: Verifier) -> None:
 
 def test_a_cancelled_fast_attempt_shows_what_it_has(switched: Verifier) -> None:
     slow, _, fast_answer = turns(switched)
-    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, route=Escalate(0.0, slow))
+    request = Request(
+        OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=Escalate(0.0, slow)
+    )
     shown = []
     for emission in DecodeLoop(switched, TOKENIZER).run([request]):
         shown.append(emission)
@@ -298,23 +325,6 @@ def test_a_cancelled_fast_attempt_shows_what_it_has(switched: Verifier) -> None:
     assert switched.cache.lengths == [0, 0, 0]
 
 
-def test_a_prompt_that_closes_its_thought_is_no_thought() -> None:
-    ids = TOKENIZER("<think>\n\n</think>\n")["input_ids"]
-    assert not begins_thinking(TAGS, TOKENIZER, ids)
-    assert begins_thinking(TAGS, TOKENIZER, OPENED)
-    tracker = ThoughtTracker(ModePlan(), TAGS, TOKENIZER, ids)
-    for token in TOKENIZER("an answer <think>a thought</think>rest")["input_ids"]:
-        assert not tracker.push(token)
-    text = "".join(
-        TOKENIZER.decode([t])
-        for t, (thinking, _) in zip(
-            TOKENIZER("an answer <think>a thought</think>rest")["input_ids"], tracker.flags, strict=True
-        )
-        if thinking
-    )
-    assert text.endswith("a thought</think>")
-
-
 @pytest.mark.parametrize("left", [1, 2, 3, 4])
 def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
     """However few tokens are left behind the budget, they are the closing's."""
@@ -323,7 +333,7 @@ def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
         None,
         ScriptedDrafter({tuple(OPENED): by_hand(switched, ModePlan(budget=5), TAGS, OPENED, TOKENS)}),
     ):
-        request = Request(OPENED, max_tokens=5 + left, plan=ModePlan(budget=5), tags=TAGS)
+        request = Request(OPENED, max_tokens=5 + left, plan=ModePlan(budget=5), tags=TAGS, opened=True)
         run(switched, [request], drafter)
         assert request.token_ids[5:] == closing[:left]
 
@@ -331,14 +341,240 @@ def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
 def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Path) -> None:
     verifier = Verifier.load(save_tiny("qwen3", tmp_path / "model"), slots=1, cache="static")
     expected = by_hand(verifier, ModePlan(budget=5), TAGS, OPENED, TOKENS)
-    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS)
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True)
     run(verifier, [request], ScriptedDrafter({tuple(OPENED): expected}))
     assert request.token_ids == expected
 
 
+class Scripted:
+    """A constraint that leaves one token at a time, so that the output is known."""
+
+    failure: str | None = None
+    complete = True
+
+    def __init__(self, text: str) -> None:
+        self.left = list(TOKENIZER(text)["input_ids"])
+        self.taken: list[int] = []
+
+    def mask(self, scores: Tensor) -> Tensor:
+        masked = scores.new_full(scores.shape, float("-inf"))
+        masked[self.left[0]] = 0.0
+        return masked
+
+    def take(self, token_id: int) -> None:
+        assert token_id == self.left.pop(0)
+        self.taken.append(token_id)
+
+    def begin(self) -> None:
+        raise AssertionError("nothing is given up")
+
+
+@pytest.mark.parametrize("text", ['{"a":"</think>"}', "<think>{}</think>{}", " <think>"])
+def test_a_constraint_is_never_lifted_by_what_it_writes(switched: Verifier, text: str) -> None:
+    """Tags in constrained output are content: nothing is forced in, and no token is free."""
+    for drafter in (None, SuffixDrafter()):
+        constraint = Scripted(text)
+        count = len(constraint.left)
+        request = Request(
+            OPENED,
+            max_tokens=count,
+            plan=ModePlan(budget=0),
+            tags=TAGS,
+            constraint=constraint,
+            top_logprobs=0,
+        )
+        run(switched, [request], drafter)
+        assert (request.text, request.token_ids) == (text, constraint.taken)
+        assert (request.stats.reasoning_tokens, request.stats.forced_tokens) == (0, 0)
+        assert not any(one.thought for one in request.logprobs)
+
+
+def test_a_constraint_holds_from_the_templates_own_reasoning_on(switched: Verifier) -> None:
+    text = '{"a":"</think> <think>"}'
+    constraint = Scripted(text)
+    closing = TOKENIZER("</think>")["input_ids"]
+    request = Request(
+        OPENED,
+        max_tokens=4 + len(closing) + len(constraint.left),
+        plan=ModePlan(budget=4),
+        tags=ThinkingTags(closing="</think>"),
+        opened=True,
+        constraint=constraint,
+    )
+    run(switched, [request])
+    assert request.text.partition("</think>")[2] == text
+    assert request.stats.answer_tokens == len(constraint.taken)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_a_budget_holds_however_reasoning_is_opened(switched: Verifier, budget: int) -> None:
+    """By the template, by the model, and again by the model behind a forced close: never more than the budget."""
+    plan, close = ModePlan(budget=budget), "</x>"
+    closing = list(TOKENIZER(close)["input_ids"])
+    # The model's own first word as the opening tag.
+    prompt, word = spoken(switched, [])
+    tags = ThinkingTags(open=word, close=close, closing=close)
+    words = by_hand(switched, ModePlan(), TAGS, prompt, TOKENS, opened=False)
+    expected = by_hand(switched, plan, tags, prompt, TOKENS, opened=False)
+    assert expected[: 1 + budget + len(closing)] == [*words[: 1 + budget], *closing]
+    for drafter in (None, ScriptedDrafter({tuple(prompt): expected})):
+        request = Request(prompt, max_tokens=TOKENS, plan=plan, tags=tags)
+        run(switched, [request], drafter)
+        assert request.token_ids == expected
+    # What it says behind the forced close as the opening tag: it opens again, and is closed at once.
+    prompt, again = spoken(switched, closing, budget)
+    tags = ThinkingTags(open=again, close=close, closing=close)
+    expected = by_hand(switched, plan, tags, prompt, TOKENS)
+    for drafter in (None, ScriptedDrafter({tuple(prompt): expected})):
+        request = Request(prompt, max_tokens=TOKENS, plan=plan, tags=tags, opened=True)
+        run(switched, [request], drafter)
+        assert request.token_ids == expected
+        behind = request.token_ids[budget + len(closing) :]
+        assert behind[: 1 + len(closing)] == [*TOKENIZER(again)["input_ids"], *closing]
+
+
+def spoken(verifier: Verifier, closing: list[int], budget: int = 0) -> tuple[list[int], str]:
+    """A prompt behind which the model says a word of letters: at once, or behind ``budget`` tokens and a closing."""
+    for seed in range(100):
+        prompt = prompt_of(9, seed)
+        said = by_hand(verifier, ModePlan(), TAGS, prompt, budget, opened=False) if budget else []
+        [token] = by_hand(verifier, ModePlan(), TAGS, [*prompt, *said, *closing], 1, opened=False)
+        word = TOKENIZER.decode([token])
+        if word.isascii() and word.isalpha() and word not in TOKENIZER.decode(said):
+            return prompt, word
+    raise AssertionError("no prompt")
+
+
+def test_a_stop_string_counts_in_content(switched: Verifier) -> None:
+    plan = ModePlan(budget=8)
+    tokens = by_hand(switched, plan, TAGS, OPENED, TOKENS)
+    text = TOKENIZER.decode(tokens)
+    reasoning, _, content = text.partition("</think>")
+    in_both = next(letter for letter in content.lstrip() if letter in reasoning and letter.isalnum())
+    for drafter in (None, ScriptedDrafter({tuple(OPENED): tokens})):
+        made = []
+        for everywhere in (False, True):
+            request = Request(
+                OPENED, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True, stop=(in_both,),
+                stop_in_reasoning=everywhere,
+            )  # fmt: skip
+            shown = list(DecodeLoop(switched, TOKENIZER, drafter=drafter).run([request]))
+            assert "".join(e.text for e in shown) == request.text
+            assert (request.finish_reason, request.stopped_by) == ("stop", in_both)
+            made.append(request.text)
+        assert made[0] == f"{reasoning}</think>{content.partition(in_both)[0]}"
+        assert made[1] == text.partition(in_both)[0]
+
+
+class Certain(ScriptedDrafter):
+    """Drafts the whole of what is known to come, the end and what lies behind it included."""
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        truth, done = self.state[request_id]
+        coming = list(truth[done : done + max_nodes])
+        return Draft(coming, list(range(-1, len(coming) - 1)), [1.0] * len(coming))
+
+
+@pytest.mark.parametrize("end", ["token", "string", "length"])
+def test_nothing_is_counted_of_what_lies_behind_the_end(tmp_path: Path, end: str) -> None:
+    """The confidence that `escalate` judges by: of transformers' own probabilities, and of emitted tokens alone."""
+    path = save_tiny("llama", tmp_path / "model")
+    verifier, model = Verifier.load(path, slots=1), AutoModelForCausalLM.from_pretrained(path)
+    for seed in range(30):
+        prompt = prompt_of(9, seed)
+        truth = reference(model, prompt, TOKENS)
+        logits = model(torch.tensor([[*prompt, *truth]])).logits[0, len(prompt) - 1 : -1]
+        chances = logits.detach().softmax(-1)[range(len(truth)), truth]
+        # The end comes right before a token that is less likely than all before it.
+        ends = [
+            n
+            for n in range(4, TOKENS)
+            if chances[n] < chances[:n].min() and truth[n - 1] not in truth[: n - 1]
+        ]
+        if ends and "\ufffd" not in TOKENIZER.decode(truth[: ends[0]]):
+            count = ends[0]
+            break
+    wanted, behind = float(chances[:count].min()), float(chances[: count + 1].min())
+    assert behind < wanted
+    stops = frozenset({truth[count - 1]}) if end == "token" else frozenset()
+    found = []
+    for drafter in (None, Certain({tuple(prompt): truth})):
+        constraint = Anything()
+        request = Request(
+            prompt,
+            max_tokens=count if end == "length" else len(truth),
+            stop=(TOKENIZER.decode(truth[:count]),) if end == "string" else (),
+            stop_token_ids=stops,
+            plan=ModePlan(),
+            route=(watch := Watch()),
+            constraint=constraint,
+            top_logprobs=0,
+        )
+        list(DecodeLoop(verifier, TOKENIZER, drafter=drafter, max_draft=TOKENS).run([request]))
+        assert request.token_ids == constraint.taken == truth[:count]
+        assert [one.token_id for one in request.logprobs] == truth[:count]
+        assert watch.seen == pytest.approx(wanted, rel=1e-4)
+        found.append((request.stats.near_ties, request.finish_reason))
+    assert found[0] == found[1]
+    # Of a draft as long as the answer the last token is the model's own; else all but the first are guesses.
+    assert request.stats.accepted == count - 1 - (end == "length")
+
+
+@dataclass
+class Watch:
+    """A route that notes the confidence."""
+
+    seen: float = 0.0
+    holds_output: bool = True
+
+    def after_prefill(self, hidden: Tensor) -> tuple[Decision, None]:
+        return Decision("fast", "test", None, None, ""), None
+
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, None]:
+        self.seen = confidence
+        return Decision("fast", "test", confidence, None, ""), None
+
+
+def test_steps_are_each_attempts_own(switched: Verifier) -> None:
+    """The entry of the fast attempt's last step stands, whatever the slow one does."""
+    slow, slow_answer, fast_answer = turns(switched)
+    truth = {tuple(OPENED): fast_answer, tuple(slow.prompt_ids): slow_answer}
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
+    alone = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
+    request.route = Escalate(0.0, slow)
+    for one in (request, alone):
+        run(switched, [one], Certain(truth))
+    fast_steps = len(alone.stats.steps)
+    assert request.stats.steps[:fast_steps] == alone.stats.steps
+    assert any(accepted for _, _, accepted in alone.stats.steps[-1:])
+    assert request.stats.accepted == sum(accepted for *_, accepted in request.stats.steps)
+    assert sum(request.stats.step_tokens) == 2 * (TOKENS - 1), "all but the first token of each attempt"
+    at = fast_answer.index(fast_answer[10])
+    ended = Request(
+        OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), stop_token_ids=frozenset({fast_answer[10]})
+    )
+    run(switched, [ended], Certain(truth))
+    assert (ended.stats.steps, ended.stats.step_tokens) == ([(1, TOKENS - 2, at)], [at]), "the end is a guess"
+
+
+def test_a_settled_route_is_let_go(switched: Verifier) -> None:
+    """`auto` that stays fast: nothing is computed for a confidence that nobody asks for."""
+    slow, _, fast_answer = turns(switched)
+    route = Auto(Callback(lambda *_: 0.0, 0.5), "how?", slow)
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=route)
+    loop = DecodeLoop(switched, TOKENIZER)
+    emissions = loop.run([request])
+    next(emissions)
+    next(emissions)
+    [active] = loop.places.decoding
+    assert (request.route, active.confidence) == (None, 1.0)
+    list(emissions)
+    assert request.token_ids == fast_answer
+
+
 def test_forced_tokens_are_not_counted_as_accepted(switched: Verifier) -> None:
     """Plain decoding chooses one token a verification, whatever a budget forces between."""
-    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=3), tags=TAGS)
+    request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=3), tags=TAGS, opened=True)
     list(DecodeLoop(switched, TOKENIZER).run([request]))
     stats = request.stats
     assert stats.forced_tokens >= len(closing_ids(TAGS, TOKENIZER)) > 1

@@ -45,12 +45,16 @@ def split(pieces: list[str], *, thinking: bool) -> tuple[str, str]:
         ("so\n</think>\n\n4", True, "so", "4"),
         ("\nso</think>4", True, "so", "4"),
         ("<think>so</think>4", False, "so", "4"),
-        ("4 <think>no</think> 5", False, "no", "4 5"),
+        ("4 <think>no</think> 5", False, "", "4 <think>no</think> 5"),
+        (" \n<think>so</think>4 </think> 5", False, "so", "4 </think> 5"),
+        ("</think>4", False, "", "</think>4"),
         ("  4 < 5 </ ", False, "", "  4 < 5 </ "),
         ("cut < /think", True, "cut < /think", ""),
         ("cut </thin", True, "cut </thin", ""),
-        ("a</think>b\n</think>\nc", True, "a", "b\nc"),
-        ("a<think>b<think>c</think>d", False, "bc", "ad"),
+        ("a</think>b\n</think>\nc", True, "a", "b\n</think>\nc"),
+        ("<think>a <think> b</think> <think>c</think>d", False, "a <think> bc", "d"),
+        ("\n<think>a</think>d", True, "a", "d"),
+        ("  <thi", False, "", "  <thi"),
         ("<think></think>4", False, "", "4"),
         ("", True, "", ""),
     ],
@@ -72,14 +76,26 @@ def test_thoughts_are_apart_however_text_falls(text: str, thinking: bool, though
 )
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_split_as_by_hand(pieces: list[str], thinking: bool) -> None:
-    parts, now, beside = {True: "", False: ""}, thinking, thinking
-    for piece in re.split(r"(</?think>)", "".join(pieces) + "<think>")[:-1]:
-        if piece in (TAGS.open, TAGS.close):
-            now, beside = piece == TAGS.open, True
-            continue
-        piece = piece.lstrip() if beside else piece
-        parts[now] += piece.rstrip() if now else piece
-    assert split(pieces, thinking=thinking) == (parts[True], parts[False])
+    text = "".join(pieces)
+    reasoning, begun = "", thinking
+    while begun or re.match(r"\s*<think>", text):
+        block, closed, text = re.sub(r"^(\s*<think>)*", "", text).partition("</think>")
+        reasoning, begun = reasoning + block.strip(), False
+        if not closed:
+            break
+    marked = thinking or bool(reasoning) or len(text) < len("".join(pieces))
+    assert split(pieces, thinking=thinking) == (reasoning, text.lstrip() if marked else text)
+
+
+@given(st.lists(st.sampled_from(["<", "think>", "</think>", "<think>", " ", "a"]), max_size=9), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_content_that_may_not_open_reasoning_is_whole(pieces: list[str], opened: bool) -> None:
+    """A constrained output: JSON whose strings hold tags stays as it is, behind the template's own reasoning."""
+    found = ThoughtText(TAGS, thinking=opened, may_open=False)
+    parts = [part for piece in pieces for part in found.push(piece)] + found.finish()
+    content = "".join(part.text for part in parts if not part.thought)
+    text = "".join(pieces)
+    assert content == (text.partition("</think>")[2].lstrip() if opened else text)
 
 
 def test_without_tags_text_is_as_it_came() -> None:

@@ -262,6 +262,38 @@ def test_thoughts_are_apart(thinking: Running) -> None:
     assert text.removesuffix("\ufffd") == said(told).removesuffix("\ufffd"), "a last character may be cut"
 
 
+def test_a_stop_text_ends_content_and_reasoning_only_when_told(thinking: Running) -> None:
+    whole = ask(thinking, max_completion_tokens=30)
+    reasoning = whole.choices[0].message.reasoning_content
+    stop = reasoning[3:5]
+    assert ask(thinking, max_completion_tokens=30, stop=stop).choices[0].message == whole.choices[0].message
+    told = {"max_completion_tokens": 30, "stop": stop, "extra_body": {"stop_in_reasoning": True}}
+    cut = ask(thinking, **told).choices[0]
+    assert cut.message.reasoning_content == reasoning.partition(stop)[0].rstrip()
+    assert (cut.finish_reason, cut.message.content) == ("stop", "")
+    deltas = [chunk.choices[0].delta for chunk in ask(thinking, stream=True, **told)]
+    streamed = "".join(getattr(d, "reasoning_content", None) or "" for d in deltas)
+    assert streamed == cut.message.reasoning_content
+
+
+def test_a_users_tag_does_not_free_the_json(thinking: Running) -> None:
+    """In fast mode the template opens nothing: all of the answer is JSON, whatever stands in message and schema."""
+    schema = {"type": "object", "properties": {"a": {"const": "x</think>y"}}, "required": ["a"]}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "f", "schema": schema | {"additionalProperties": False}},
+    }
+    answer = ask(
+        thinking,
+        messages=[{"role": "user", "content": "What does the <think> tag mean? <think>"}],
+        reasoning_effort="none",
+        response_format=form,
+        max_completion_tokens=60,
+    )
+    assert json.loads(answer.choices[0].message.content) == {"a": "x</think>y"}
+    assert getattr(answer.choices[0].message, "reasoning_content", None) is None
+
+
 def test_efforts(thinking: Running) -> None:
     fast = alone(thinking, HELLO, thinking=Thinking("none"))
     for options in (

@@ -254,7 +254,7 @@ def test_what_vllm_would_ignore_is_refused(more: dict[str, Any], param: str, cod
     assert "store" not in json.loads(got["body"])
 
 
-SLOW = Asked(chat=True, model="tiny", mode="slow", thoughts=(7, 8))
+SLOW = Asked(chat=True, model="tiny", mode="slow", thoughts=(7, 8), tail=1)
 
 
 def _answered(asked: Asked | None, status: int, kind: str, *pieces: bytes) -> tuple[dict[str, Any], bytes]:
@@ -287,6 +287,33 @@ def _vllms_answer() -> dict[str, Any]:
     }
     body: dict[str, Any] = {"model": "tiny", "choices": [choice], "prompt_token_ids": [5, 7]}
     return body | {"usage": {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "ids", "content", "reasoning_tokens"),
+    [
+        # The user's last words are an opening tag; the template (one token) opens nothing.
+        ([5, 7, 4], {"content": "Yes."}, [1, 2], "Yes.", 0),
+        # Tags in the content are content, whoever wrote them.
+        (
+            [5, 4],
+            {"content": "A <think> tag </think> here"},
+            [1, 7, 2, 8, 3],
+            "A <think> tag </think> here",
+            0,
+        ),
+        ([5, 7], {"content": "\n{a</think>}", "reasoning": "so"}, [1, 8, 2, 8, 3], "{a</think>}", 2),
+    ],
+)
+def test_vllms_split_stands(
+    prompt: list[int], said: dict[str, str], ids: list[int], content: str, reasoning_tokens: int
+) -> None:
+    body = _vllms_answer()
+    body["prompt_token_ids"] = prompt
+    body["choices"][0] |= {"message": {"role": "assistant", **said}, "token_ids": ids}
+    found = json.loads(_answered(SLOW, 200, "application/json", json.dumps(body).encode())[1])
+    assert found["choices"][0]["message"]["content"] == content
+    assert found["usage"]["completion_tokens_details"]["reasoning_tokens"] == reasoning_tokens
 
 
 def test_a_whole_answer_gets_our_form() -> None:

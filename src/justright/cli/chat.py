@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ def chat(
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
+    stop_in_reasoning: opt.StopInReasoning = False,
     draft: opt.Draft = None,
     draft_option: opt.DraftOption = None,
     switch: opt.Switch = None,
@@ -103,7 +104,8 @@ def chat(
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now
-    session = _Session(ready.load(), conversation, params, tuple(stop or ()), output, thinking, thinking)
+    limits = {"max_tokens": max_tokens, "stop": tuple(stop or ()), "stop_in_reasoning": stop_in_reasoning}
+    session = _Session(ready.load(), conversation, params, limits, output, thinking, thinking)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
     if interactive:
         output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
@@ -164,11 +166,8 @@ class Conversation:
     def answered(self, request: Request) -> None:
         """Add what the model said; a thought is not said, and not remembered."""
         from justright.engine.thoughts import answer_of
-        from justright.switch.thinking import begins_thinking
 
-        tags = request.tags
-        opened = tags is not None and begins_thinking(tags, self.ready.tokenizer, request.prompt_ids)
-        said = answer_of(request.text, tags, thinking=opened)
+        said = answer_of(request.text, request.tags, thinking=request.opened)
         self.turns.append({"role": "assistant", "content": said})
 
     def withdraw(self) -> None:
@@ -190,7 +189,7 @@ class _Session:
     engine: Engine
     conversation: Conversation
     params: SamplingParams
-    stop: tuple[str, ...]
+    limits: Mapping[str, Any]
     output: Output
     started: Thinking
     thinking: Thinking
@@ -270,8 +269,7 @@ class _Session:
             self.conversation.messages,
             self.params,
             thinking=self.thinking,
-            max_tokens=self.conversation.max_tokens,
-            stop=self.stop,
+            **self.limits,
         )
         with cancel_on_interrupt([request]) as interrupt:
             emissions = self.engine.stream([request])

@@ -65,6 +65,7 @@ def generate(
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
+    stop_in_reasoning: opt.StopInReasoning = False,
     draft: opt.Draft = None,
     draft_option: opt.DraftOption = None,
     switch: opt.Switch = None,
@@ -120,7 +121,11 @@ def generate(
     check_thinking(ready, thinking)
     prompts = _prompts(ready, texts, system, raw=raw)
     engine = ready.load()
-    settings: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or ()}
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "stop": stop or (),
+        "stop_in_reasoning": stop_in_reasoning,
+    }
     requests = [
         engine.request(prompt, params, **settings)
         if isinstance(prompt, str)
@@ -131,7 +136,7 @@ def generate(
         "model": model,
         "options": asdict(ready.options) | {"raw": raw, "system": system},
     }
-    report["options"] |= asdict(params) | {"max_tokens": max_tokens, "stop": stop or []} | asdict(thinking)
+    report["options"] |= asdict(params) | settings | {"stop": stop or []} | asdict(thinking)
     _run(engine, requests, texts, report, output, stream=stream)
 
 

@@ -129,7 +129,17 @@ Seed = Annotated[
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(help="End before this text; repeatable.", rich_help_panel=_SAMPLING, show_default=False),
+    typer.Option(
+        help="End before this text, where it stands in the content and not in reasoning; repeatable.",
+        rich_help_panel=_SAMPLING,
+        show_default=False,
+    ),
+]
+StopInReasoning = Annotated[
+    bool,
+    typer.Option(
+        "--stop-in-reasoning", help="--stop ends reasoning too, and all with it.", rich_help_panel=_SAMPLING
+    ),
 ]
 System = Annotated[
     str | None,

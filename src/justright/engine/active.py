@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.engine.request import FinishReason, Request
@@ -15,106 +16,129 @@ from justright.engine.speculation import Speculation
 from justright.engine.step import StepInput, StepOutput
 from justright.engine.text import TextStream
 from justright.errors import ConstraintError
-from justright.switch.thinking import ThoughtTracker
+from justright.switch.thinking import ThoughtTracker, closing_ids
 
 
 @dataclass(slots=True)
 class Active:
-    """A request that holds a slot."""
+    """A request that holds a slot.
+
+    `verify` chooses tokens up to the one that ends the request, so nothing that is counted of them (log-probabilities,
+    confidence, near ties, accepted guesses) is of a token that nobody gets.
+
+    Attributes:
+        pieces: text that the tokens of the last `verify` made certain.
+        reason: why the last of them ends the request; None: it goes on.
+        confidence: the least probability of a token that the model chose.
+        logprobs: of the tokens of the last `verify`, if the request asks for them.
+    """
 
     request: Request
     sampler: Sampler
     record: Speculation
     stream: TextStream | None
-    tracker: ThoughtTracker | None
+    tracker: ThoughtTracker
     last_token: int = -1
     confidence: float = 1.0
     drafting: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    @classmethod
+    def of(cls, request: Request, tokenizer: PreTrainedTokenizerFast | None) -> Active:
+        """At the beginning of a request; without a tokenizer there is no text, and all is content."""
+        sampler = Sampler(request.params, request.prompt_ids)
+        if tokenizer is None:
+            return cls(request, sampler, Speculation(), None, ThoughtTracker(request.plan))
+        stream = TextStream(
+            tokenizer,
+            request.stop,
+            request.tags,
+            opened=request.opened,
+            may_open=request.constraint is None,
+            stop_in_reasoning=request.stop_in_reasoning,
+        )
+        closing = [] if request.tags is None else closing_ids(request.tags, tokenizer)
+        tracker = ThoughtTracker(request.plan, closing, thinking=stream.in_reasoning)
+        return cls(request, sampler, Speculation(), stream, tracker)
 
     @property
     def factor(self) -> float:
         """Of the switch, in the next step."""
-        return self.request.plan.factor if self.tracker is None else self.tracker.factor
+        return self.tracker.factor
 
     @property
     def forced(self) -> list[int]:
         """Tokens that come next whatever the model thinks."""
-        return [] if self.tracker is None else self.tracker.forced
-
-    def ends_step(self, token_id: int) -> bool:
-        """Note a chosen token; True if what follows needs another forward, or another look at it."""
-        if self.tracker is None:
-            return False
-        thinking = self.tracker.thinking
-        changed = self.tracker.push(token_id)
-        return changed or (self.request.constraint is not None and self.tracker.thinking != thinking)
+        return self.tracker.forced
 
     @property
     def constraint(self) -> Constraint | None:
-        """On the next token: thoughts are free."""
-        return None if self.tracker is not None and self.tracker.thinking else self.request.constraint
+        """On the next token: reasoning is free."""
+        return None if self.tracker.thinking else self.request.constraint
 
     def verify(self, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, and the token behind it; with the log-probabilities that the request asks for."""
         request = self.request
+        self.pieces = []
         forced_before = request.stats.forced_tokens
         verified = self._choose(draft, output)
-        forced_alone = request.stats.forced_tokens - forced_before == len(verified.token_ids)
+        forced = request.stats.forced_tokens - forced_before
         if request.top_logprobs is not None:
             rows = output.logits[verified.path].float().log_softmax(-1)
             told = token_logprobs(rows, verified.token_ids, request.top_logprobs)
             self.logprobs = [replace(one, thought=self._is_thought(n)) for n, one in enumerate(told)]
-        if request.route is not None and not forced_alone:
-            chances = output.logits[verified.path].float().softmax(-1)
-            chosen = torch.tensor(verified.token_ids, device=chances.device)[:, None]
+        if request.route is not None and forced < len(verified.token_ids):
+            chances = output.logits[verified.path[forced:]].float().softmax(-1)
+            chosen = torch.tensor(verified.token_ids[forced:], device=chances.device)[:, None]
             self.confidence = min(self.confidence, float(chances.gather(1, chosen).min()))
         return verified
 
     def _is_thought(self, index: int) -> bool:
-        """Whether a token is of a thought: that of ``index`` among those that were chosen since the last emission."""
-        return self.tracker is not None and self.tracker.flags[len(self.request.token_ids) + index][0]
+        """Whether a token is reasoning: that of ``index`` among those that were chosen since the last emission."""
+        return self.tracker.flags[len(self.request.token_ids) + index][0]
 
     def _choose(self, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, or of forced tokens in its place, and the token behind it."""
         done: list[int] = []
-        for token in draft.token_ids if self.forced else ():
-            done.append(token)
-            self.forced.pop(0)
-            self.request.stats.forced_tokens += 1
-            if self.ends_step(token):
-                self.sampler.take(done)
+        for _ in draft.token_ids if self.forced else ():
+            if self._force(done):
                 return Verified(list(range(len(done))), done, 0)
         if self.forced:  # no room was left for all of them in the step: the next is no choice either
-            done.append(self.forced.pop(0))
-            self.request.stats.forced_tokens += 1
-            self.ends_step(done[-1])
-            self.sampler.take(done)
+            self._force(done)
             return Verified(list(range(len(done))), done, 0)
         if done:
-            self.sampler.take(done)
-            last = self.sampler.verify(EMPTY_DRAFT, output.logits[-1:], self.ends_step, self.constraint)
+            last = self.sampler.verify(EMPTY_DRAFT, output.logits[-1:], self._ends_step, self.constraint)
             return Verified(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
-        return self.sampler.verify(draft, output.logits, self.ends_step, self.constraint)
+        return self.sampler.verify(draft, output.logits, self._ends_step, self.constraint)
 
-    def cut(self, token_ids: Sequence[int]) -> tuple[list[int], list[str], FinishReason | None]:
-        """Tokens up to the first that ends the request, their text, and why it ends."""
-        request = self.request
-        kept: list[int] = []
-        pieces: list[str] = []
-        reason: FinishReason | None = None
-        for token in token_ids:
-            kept.append(token)
-            if token in request.stop_token_ids:
-                reason = "stop"
-            elif self.stream is not None:
-                pieces.append(self.stream.push(token))
-                reason = "stop" if self.stream.stopped_by is not None else None
-            if reason is None and len(request.token_ids) + len(kept) >= request.max_tokens:
-                reason = "length"
-            if reason is not None:
-                break
-        return kept, pieces, reason
+    def _force(self, done: list[int]) -> bool:
+        """Take the next forced token as chosen; True if it ends the step."""
+        token = self.forced.pop(0)
+        done.append(token)
+        self.request.stats.forced_tokens += 1
+        self.sampler.take([token])
+        return self._ends_step(token)
+
+    def _ends_step(self, token_id: int) -> bool:
+        """Note a chosen token; True if it ends the request, or what follows needs another forward or constraint."""
+        request, tracker = self.request, self.tracker
+        if request.constraint is not None and request.constraint.failure is not None:
+            tracker.push(inside=False)  # `constrained` leaves the token out
+            return True
+        if token_id in request.stop_token_ids:
+            self.reason = "stop"
+        elif self.stream is not None:
+            self.pieces.append(self.stream.push(token_id))
+            if self.stream.stopped_by is not None:
+                self.reason = "stop"
+        before = tracker.thinking
+        changed = tracker.push(inside=self.stream is not None and self.stream.in_reasoning)
+        if self.reason is None and len(tracker.flags) >= request.max_tokens:
+            self.reason = "length"
+        freed = request.constraint is not None and tracker.thinking != before
+        return changed or freed or self.reason is not None
 
     def constrained(self, token_ids: Sequence[int]) -> Sequence[int]:
         """The tokens without the last one, if the constraint failed at it."""

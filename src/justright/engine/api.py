@@ -172,15 +172,17 @@ class Engine:
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        stop_in_reasoning: bool = False,
         ignore_eos: bool = False,
     ) -> Request:
-        """A checked request.
+        """A checked request for a plain prompt, all of whose output is content.
 
         Args:
             prompt: text (encoded as it is) or token ids.
             params: greedy by default, or as the bundle says.
             max_tokens: 256 by default; never more than the context has room for.
             stop: a stop string or several.
+            stop_in_reasoning: whether they count in the reasoning of a `conversation` too, and not in content alone.
             ignore_eos: go on behind end tokens (benchmarks).
 
         Raises:
@@ -216,7 +218,7 @@ class Engine:
             min(max_tokens or 256, room),
             stop,
             frozenset() if ignore_eos else self.stop_token_ids,
-            tags=None if self.modes is None else self.modes.tags,
+            stop_in_reasoning=stop_in_reasoning,
         )
 
     def conversation(

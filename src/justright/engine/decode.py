@@ -16,14 +16,11 @@ from justright.engine.active import Active, chain, prefill_factor, state_to_draf
 from justright.engine.cost import StepCost
 from justright.engine.places import Places
 from justright.engine.request import Emission, FinishReason, Request
-from justright.engine.sampling import Sampler
-from justright.engine.speculation import Speculation, choose, preferred
+from justright.engine.speculation import choose, preferred
 from justright.engine.step import StepOutput
-from justright.engine.text import TextStream
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError
 from justright.switch.routing import Turn
-from justright.switch.thinking import ThoughtTracker
 
 
 class DecodeLoop:
@@ -138,9 +135,11 @@ class DecodeLoop:
             stats.decision, turn = request.route.after_prefill(output.hidden[0])
             if turn is not None:
                 self._free(active)
-                request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
+                request.take(turn)
                 active = self._begin(request)
                 output = yield from self._prefill(active)
+            elif not request.route.holds_output:
+                request.route = None  # settled: nobody reads the confidence
         if output is None:
             yield self._emit(active, [], 0, None)
             return
@@ -154,12 +153,7 @@ class DecodeLoop:
     def _begin(self, request: Request) -> Active:
         """Give a request the next free slot, empty but for what it can reuse."""
         request.stats.prompt_tokens = len(request.prompt_ids)
-        stream, tracker = None, None
-        if self.tokenizer is not None:
-            stream = TextStream(self.tokenizer, request.stop)
-            if request.tags is not None:
-                tracker = ThoughtTracker(request.plan, request.tags, self.tokenizer, request.prompt_ids)
-        active = Active(request, Sampler(request.params, request.prompt_ids), Speculation(), stream, tracker)
+        active = Active.of(request, self.tokenizer)
         request.stats.reused_tokens = self.places.take(active, reuse=not self._reads)
         if self.drafter is not None:
             started = time.perf_counter()
@@ -216,7 +210,7 @@ class DecodeLoop:
         checked = time.perf_counter()
         # What was forced is nobody's guess.
         drafts = [EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)]
-        accepts = [len(one.path) - 1 if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
+        accepts = [one.guessed if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
         for active, before, proposal, draft, accepted, one in zip(
             batch, forced_before, proposals, drafts, accepts, verified, strict=True
         ):
@@ -233,6 +227,7 @@ class DecodeLoop:
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
+        emissions = []  # all before the first is out: whoever closes the iterator leaves no request half told
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
             if self._reads:
                 self.drafter.read(active.request.id, output.hidden[one.path])  # type: ignore[union-attr]
@@ -240,7 +235,9 @@ class DecodeLoop:
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
             stats.decode_s += end - begin
-            yield self._emit(active, one.token_ids, accepted, state_to_draft_from(output, one.path[-1]))
+            state = state_to_draft_from(output, one.path[-1])
+            emissions.append(self._emit(active, one.token_ids, accepted, state))
+        yield from emissions
 
     def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
         """What is proposed, and the same cut to what pays; forced tokens go before any guess."""
@@ -305,7 +302,7 @@ class DecodeLoop:
     def _emit(
         self, active: Active, token_ids: Sequence[int], accepted: int, hidden: Tensor | None
     ) -> Emission:
-        """Append tokens up to the first that ends the request, and end it if one does.
+        """Append verified tokens, and end the request if the last of them does.
 
         Args:
             active: whose they are.
@@ -313,43 +310,37 @@ class DecodeLoop:
             accepted: how many of them, from the first, were drafted.
             hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
         """
-        request = active.request
-        kept, pieces, reason = active.cut(active.constrained(token_ids))
-        reason = active.check_constraint(reason)
-        accepted = min(accepted, len(kept))
-        request.token_ids += kept
-        logprobs = tuple(active.logprobs[: len(kept)])
+        token_ids = active.constrained(token_ids)
+        request, reason = active.request, active.check_constraint(active.reason)
+        accepted = min(accepted, len(token_ids))
+        request.token_ids += token_ids
+        logprobs = tuple(active.logprobs[: len(token_ids)])
         request.logprobs += logprobs
         stats = request.stats
         stats.accepted += accepted
         stats.output_tokens = len(request.token_ids)
-        if stats.steps and kept:
-            position, drafted, _ = stats.steps[-1]
-            stats.steps[-1] = (position, drafted, accepted)
-        if active.tracker is not None:
-            stats.reasoning_tokens = active.tracker.reasoning_tokens(stats.output_tokens)
-            stats.fast_tokens = active.tracker.fast_tokens(stats.output_tokens)
-        elif active.factor:
-            stats.fast_tokens = stats.output_tokens
+        stats.reasoning_tokens = active.tracker.reasoning_tokens(stats.output_tokens)
+        stats.fast_tokens = active.tracker.fast_tokens(stats.output_tokens)
         if reason is None and request.cancelled:
             reason = "cancelled"
-        if kept:
-            self._observe(active, kept, hidden)
+        if token_ids:
+            self._observe(active, token_ids, hidden)
         route = request.route if request.route is not None and request.route.holds_output else None
         if route is not None and reason in ("stop", "length"):
             stats.decision, turn = route.after_answer(reason, active.confidence)
             if turn is not None:
                 self._again(active, turn)
                 return Emission(request, [], "", 0, None)
+        text = "".join(active.pieces)
         if reason is not None:
-            pieces.append(self._finish(active, reason))
-        text = "".join(pieces)
+            text += self._finish(active, reason)
         request.text += text
         if route is None:
-            return Emission(request, kept, text, accepted, reason, logprobs)
+            return Emission(request, list(token_ids), text, accepted, request.finish_reason, logprobs)
         if reason is None:
             return Emission(request, [], "", 0, None)
-        return Emission(request, list(request.token_ids), request.text, 0, reason, tuple(request.logprobs))
+        whole = list(request.token_ids), request.text, 0, request.finish_reason, tuple(request.logprobs)
+        return Emission(request, *whole)
 
     def _again(self, active: Active, turn: Turn) -> None:
         """Give an answer up and let the request begin anew, before any that wait."""
@@ -359,10 +350,10 @@ class DecodeLoop:
         request.token_ids, request.text, request.logprobs = [], "", []
         if request.constraint is not None:
             request.constraint.begin()
-        request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
+        request.take(turn)
         self.waiting.appendleft(request)
 
-    def _observe(self, active: Active, token_ids: list[int], hidden: Tensor | None) -> None:
+    def _observe(self, active: Active, token_ids: Sequence[int], hidden: Tensor | None) -> None:
         """Tell the drafter what was emitted."""
         active.last_token = token_ids[-1]
         if self.drafter is None:
@@ -397,12 +388,13 @@ class DecodeLoop:
 
     def _finish(self, active: Active, reason: FinishReason) -> str:
         """End a request; returns text that was held back."""
-        active.request.finish_reason = reason
+        request, stream = active.request, active.stream
         self._free(active)
-        if active.stream is None:
-            return ""
-        active.request.stopped_by = active.stream.stopped_by
-        return active.stream.finish()
+        rest = "" if stream is None else stream.finish()
+        request.stopped_by = None if stream is None else stream.stopped_by
+        # What was held back as a possible tag may hold the stop string.
+        request.finish_reason = "stop" if reason == "length" and request.stopped_by else reason
+        return rest
 
     def _free(self, active: Active) -> None:
         """Take a request's slot from it."""

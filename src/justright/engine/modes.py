@@ -17,7 +17,7 @@ from justright.switch.adapter import Adapter
 from justright.switch.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
 from justright.switch.routing import Auto, Decision, Escalate, Route, Turn
 from justright.switch.scorers import PROBE, Heuristic, Probe, Scorer
-from justright.switch.thinking import FAST, SLOW, ModePlan, ThinkingTags, begins_thinking, closing_ids
+from justright.switch.thinking import FAST, SLOW, ModePlan, ThinkingTags, closing_ids
 
 ESCALATE_BELOW = 0.5
 """Probability of the least certain token below which a fast answer is given up, where nobody calibrated it."""
@@ -117,17 +117,17 @@ class Modes:
         self.check(thinking, hidden_size)
         if effort not in DECIDING:
             fast = effort in FAST_EFFORTS or (thinking.factor or SLOW) >= FAST
-            request = settle(self._opened(self.prompt(messages, template, fast=fast, limit=limit), thinking))
+            request = self._settled(messages, template, thinking, settle, fast=fast, limit=limit)
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
             return self._planned(request, plan, thinking)
-        slow = settle(self._opened(self.prompt(messages, template, fast=False, limit=limit), thinking))
-        fast_request = settle(self.prompt(messages, template, fast=True, limit=limit))
+        slow = self._settled(messages, template, thinking, settle, fast=False, limit=limit)
+        fast_request = self._settled(messages, template, thinking, settle, fast=True, limit=limit)
         slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
-        turn = Turn(slow.prompt_ids, slow.plan)
+        turn = Turn(slow.prompt_ids, slow.plan, slow.opened)
         fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
-        fast_request.plan, fast_request.tags = ModePlan(FAST), slow.tags
+        fast_request.plan, fast_request.tags = ModePlan(FAST, budget=thinking.budget), slow.tags
         fast_request.stats.expected_slow_tokens = slow.stats.expected_slow_tokens
         fast_request.route = self._route(thinking, messages, turn, hidden_size)
         return fast_request
@@ -141,12 +141,16 @@ class Modes:
         limit: int | None = None,
     ) -> list[int]:
         """Tokens of a conversation by the mode's template; ``limit`` as in `tokens_within`."""
+        return chat_tokens(self.tokenizer, messages, limit, **self._arguments(template, fast=fast))
+
+    def _arguments(self, template: Mapping[str, Any] | None, *, fast: bool) -> dict[str, Any]:
+        """Of the chat template, in a mode."""
         arguments = dict(template or {})
         if fast and self.adapter is not None and self.adapter.template is not None:
             arguments.setdefault("chat_template", self.adapter.template)
         elif fast and self._has_off_switch:
             arguments.setdefault("enable_thinking", False)
-        return chat_tokens(self.tokenizer, messages, limit, **arguments)
+        return arguments
 
     def check(self, thinking: Thinking, hidden_size: int) -> None:
         """Refuse what this model and its switch cannot do.
@@ -183,15 +187,26 @@ class Modes:
         template = self.tokenizer.chat_template
         return isinstance(template, str) and "enable_thinking" in template
 
-    def _opened(self, prompt: list[int], thinking: Thinking) -> list[int]:
-        """The prompt; a budget of nothing ends in it the thought that the template began."""
-        if (
-            thinking.budget == 0
-            and self.tags is not None
-            and begins_thinking(self.tags, self.tokenizer, prompt)
-        ):
-            return [*prompt, *closing_ids(self._tags(thinking), self.tokenizer)]
-        return prompt
+    def _settled(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        template: Mapping[str, Any],
+        thinking: Thinking,
+        settle: Callable[..., Request],
+        *,
+        fast: bool,
+        limit: int | None,
+    ) -> Request:
+        """The request in one mode; a budget of 0 ends in the prompt the reasoning that the template has opened."""
+        prompt = self.prompt(messages, template, fast=fast, limit=limit)
+        opened = self.tags is not None and opens_reasoning(
+            self.tokenizer, self.tags, messages, **self._arguments(template, fast=fast)
+        )
+        if opened and thinking.budget == 0:
+            prompt, opened = [*prompt, *closing_ids(self._tags(thinking), self.tokenizer)], False
+        request = settle(prompt)
+        request.opened = opened
+        return request
 
     def _tags(self, thinking: Thinking) -> ThinkingTags:
         assert self.tags is not None
@@ -288,3 +303,46 @@ def chat_tokens(
     except TemplateError as error:
         raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
     return tokens_within(tokenizer, text, limit, add_special_tokens=False)
+
+
+def opens_reasoning(
+    tokenizer: PreTrainedTokenizerFast,
+    tags: ThinkingTags,
+    messages: Sequence[Mapping[str, str]],
+    **template: Any,
+) -> bool:
+    """Whether the chat template leaves reasoning open at the end of the prompt; tags in messages open nothing."""
+    tail = template_tail(tokenizer, messages, **template)
+    return tail.rfind(tags.open) > tail.rfind(tags.close)
+
+
+def template_tail(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
+) -> str:
+    """What the chat template itself writes behind the last message.
+
+    It is found by a mark behind every message; where the mark changes what the template writes, by what the generation
+    prompt adds.
+    """
+
+    def written(mark: str = "", *, generation: bool = True) -> str:
+        turns = [_marked(m, mark) for m in messages]
+        found = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=generation, **template
+        )
+        return str(found)
+
+    whole, mark = written(), "end-of-message"
+    while mark in whole:
+        mark += "+"
+    _, found, tail = written(mark).rpartition(mark)
+    if found and whole.endswith(tail):
+        return tail
+    without = written(generation=False)
+    same = next((i for i, (a, b) in enumerate(zip(whole, without, strict=False)) if a != b), len(without))
+    return whole[same:]
+
+
+def _marked(message: Mapping[str, str], mark: str) -> dict[str, str]:
+    content = message.get("content")
+    return dict(message) | ({"content": content + mark} if isinstance(content, str) else {})

@@ -9,7 +9,7 @@ from typing import Literal
 
 from justright.engine.sampling import Constraint, SamplingParams, TokenLogprob
 from justright.engine.stats import RequestStats
-from justright.switch.routing import Route
+from justright.switch.routing import Route, Turn
 from justright.switch.thinking import ModePlan, ThinkingTags
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -30,11 +30,13 @@ class Request:
         stop: stop strings (need a tokenizer).
         stop_token_ids: end tokens; the end token is emitted as a token and not as text.
         plan: the switch's factors and how long it may think.
-        tags: how the model marks thoughts; None: nothing is known of them (needs a tokenizer).
+        tags: how the model marks reasoning; None: all of its output is content (needs a tokenizer).
+        opened: whether the chat template has opened the reasoning in the prompt.
+        stop_in_reasoning: whether stop strings count in reasoning too, and not in content alone.
         route: who decides between this prompt and plan, the fast ones, and slow ones; None: settled.
         top_logprobs: how many of the likeliest tokens to tell with the log-probability of each emitted one; None: tell
             nothing.
-        constraint: what the answer may be; thoughts are free.
+        constraint: what the content may be; reasoning is free, and only the chat template can open it.
         token_ids: what was emitted.
         logprobs: of ``token_ids``, if asked for.
         text: what was emitted, as text, up to the stop string.
@@ -52,6 +54,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     plan: ModePlan = field(default_factory=ModePlan)
     tags: ThinkingTags | None = None
+    opened: bool = False
+    stop_in_reasoning: bool = False
     route: Route | None = None
     top_logprobs: int | None = None
     constraint: Constraint | None = None
@@ -77,6 +81,10 @@ class Request:
             stats=replace(self.stats, steps=[]),
             id=next(_ids),
         )
+
+    def take(self, turn: Turn) -> None:
+        """Run the other way round: what its route has decided."""
+        self.prompt_ids, self.plan, self.opened, self.route = turn.prompt_ids, turn.plan, turn.opened, None
 
     def cancel(self) -> None:
         """Stop at the next step; what was emitted stays."""

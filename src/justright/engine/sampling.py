@@ -98,13 +98,16 @@ class Verified:
 
     Attributes:
         path: indices of the accepted nodes in the step, from the root (0) on; what the cache keeps.
-        token_ids: the accepted guesses and one more token, the model's own.
+        token_ids: the accepted guesses and one more token, the model's own (none behind a guess that ended the walk).
         near_ties: how many of ``token_ids`` were chosen by a margin within floating-point noise.
+        guessed: how many of ``token_ids``, from the first, are guesses of the draft; all of them where a guess ended
+            the walk.
     """
 
     path: list[int]
     token_ids: list[int]
     near_ties: int
+    guessed: int = 0
 
 
 class Constraint(Protocol):
@@ -210,12 +213,9 @@ class Sampler:
                 self._context.append(token)
             if constraint is not None:
                 constraint.take(token)
-            if (
-                until(token)
-                or accepted is None
-                or (constraint is not None and constraint.failure is not None)
-            ):
-                return Verified(path, tokens, ties)
+            failed = constraint is not None and constraint.failure is not None
+            if until(token) or accepted is None or failed:
+                return Verified(path, tokens, ties, len(path) - (accepted is None))
             path.append(accepted)
 
     def take(self, token_ids: Sequence[int]) -> None:
@@ -237,7 +237,7 @@ class Sampler:
             ties += is_near_tie(first, second, logits.dtype)
             accepted = next((c for c in children[node] if draft.token_ids[c - 1] == token), None)
             if until(token) or accepted is None:
-                return Verified(path, tokens, ties)
+                return Verified(path, tokens, ties, len(path) - (accepted is None))
             path.append(accepted)
 
     def _process(self, row: Tensor, constraint: Constraint | None) -> Tensor:

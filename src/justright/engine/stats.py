@@ -71,6 +71,17 @@ class RequestStats:
         return self.expected_slow_tokens - self.output_tokens - self.discarded_tokens
 
     @property
+    def step_tokens(self) -> list[int]:
+        """Tokens that each of ``steps`` gave: accepted + 1, or accepted where a guess ended the answer."""
+        begins = [position for position, *_ in self.steps]
+        ends = [*begins, self.output_tokens][1:]
+        # Positions begin anew behind an answer that was given up; a step that failed gave nothing.
+        return [
+            (end if end > begin else max(self.discarded_tokens, begin)) - begin
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    @property
     def acceptance_length(self) -> float:
         """Tokens that the model chose per verification: accepted + 1, on average; 1 for plain decoding.
 

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from justright.engine.thoughts import ReasoningSplitter, Segment
 from justright.errors import ResourceError
 from justright.switch.thinking import ThinkingTags
 
@@ -18,42 +19,75 @@ _AT_THE_CUT = 256
 
 
 class TextStream:
-    """The text of one output, piece by piece; ends it at a stop string.
+    """The text of one output, piece by piece, tags included; ends it at a stop string in its content.
 
-    A piece is held back while it could still be the beginning of a stop string, so that nothing behind or of
-    the stop string is ever shown. How the text falls into tokens makes no difference. A character whose last
-    bytes never came is left out; so are special tokens, but for those that mark thoughts.
+    A piece is held back while it could still be the beginning of a stop string or of a tag, so that nothing behind or
+    of the stop string is ever shown. How the text falls into tokens makes no difference. A character whose last
+    bytes never came is left out; so are special tokens, but for those that mark reasoning.
 
     Args:
         tokenizer: a fast tokenizer.
         stop: stop strings; the text ends before the first that is complete (of several that are complete at
             the same character, before the longest).
+        tags: of the model; None: everything is content.
+        opened: whether the chat template has opened the reasoning in the prompt.
+        may_open: whether the model may open reasoning by itself.
+        stop_in_reasoning: whether stop strings count in reasoning too.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        stop: Sequence[str] = (),
+        tags: ThinkingTags | None = None,
+        *,
+        opened: bool = False,
+        may_open: bool = True,
+        stop_in_reasoning: bool = False,
+    ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._undecoded: list[int] = []
         self._stop = [s for s in stop if s]
-        self._tags = _special_tags(tokenizer)
+        self._tags = _special_tags(tokenizer, tags or ThinkingTags())
+        self._splitter = ReasoningSplitter(tags, opened=opened, may_open=may_open)
+        self._stop_in_reasoning = stop_in_reasoning
         self._held = ""
         self.text = ""
         self.stopped_by: str | None = None
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether what comes next is reasoning, unless an opening tag says otherwise."""
+        return self._splitter.inside
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is now certain (maybe none)."""
         if self.stopped_by is not None:
             return ""
-        self._held += self._decode(token_id)
-        found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
-            _, at, self.stopped_by = min(found)
-            return self._release(at, drop_rest=True)
-        return self._release(len(self._held) - self._pending())
+        return self._take(self._splitter.push(self._decode(token_id)))
 
     def finish(self) -> str:
         """No more tokens come; returns what was held back."""
-        return self._release(len(self._held))
+        if self.stopped_by is not None:
+            return ""
+        certain = self._take(self._splitter.finish())
+        return certain + ("" if self.stopped_by is not None else self._release(len(self._held)))
+
+    def _take(self, segments: Sequence[Segment]) -> str:
+        """The text that is certain behind new segments; content comes behind everything else."""
+        certain = ""
+        for segment in segments:
+            self._held += segment.text
+            if segment.kind != "content" and not self._stop_in_reasoning:
+                certain += self._release(len(self._held))
+                continue
+            found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
+            if found:
+                _, at, self.stopped_by = min(found)
+                return certain + self._release(at, drop_rest=True)
+            certain += self._release(len(self._held) - self._pending())
+        return certain
 
     def _decode(self, token_id: int) -> str:
         """The text that ``token_id`` completes."""
@@ -86,10 +120,10 @@ class TextStream:
         return piece
 
 
-def _special_tags(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
-    """The special tokens that are tags of thoughts: whoever reads on must see where a thought ends."""
-    backend, usual = tokenizer.backend_tokenizer, ThinkingTags()
-    found = {backend.token_to_id(tag): tag for tag in (usual.open, usual.close)}
+def _special_tags(tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> dict[int, str]:
+    """The special tokens that are tags: whoever reads on must see where reasoning ends."""
+    backend = tokenizer.backend_tokenizer
+    found = {backend.token_to_id(tag): tag for tag in (tags.open, tags.close)}
     found.pop(None, None)
     return {i: tag for i, tag in found.items() if backend.decode([i], skip_special_tokens=True) != tag}
 

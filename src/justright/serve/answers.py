@@ -13,7 +13,7 @@ from justright.engine.text import TextStream
 from justright.engine.thoughts import ThoughtText
 from justright.readable import json_line
 from justright.serve.tokens import TokenTexts
-from justright.switch.thinking import FAST, begins_thinking
+from justright.switch.thinking import FAST
 
 _LEAST_LOGPROB = -9999.0
 """What stands for a probability of nothing, which JSON has no number for (OpenAI's own value)."""
@@ -92,8 +92,8 @@ class Answer:
         """Only now: whoever decides how to think may have changed the prompt."""
         request = self.request
         tags = request.tags if self.apart else None
-        opened = tags is not None and begins_thinking(tags, self.texts.tokenizer, request.prompt_ids)
-        self._split = ThoughtText(tags, thinking=opened)
+        may_open = request.constraint is None
+        self._split = ThoughtText(tags, thinking=request.opened, may_open=may_open)
 
     def _shown(self, emission: Emission) -> list[TokenLogprob]:
         """The log-probabilities of the tokens whose text has begun to come; those of a stop string never do."""

@@ -74,6 +74,7 @@ class Asking:
                 template=template,
                 max_tokens=asked.limit or self.settings.max_tokens,
                 stop=asked.stops,
+                stop_in_reasoning=asked.stop_in_reasoning,
             )
         except JustrightError as error:
             raise of_error(error, _at_fault(asked, error)) from error

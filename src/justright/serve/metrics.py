@@ -113,8 +113,8 @@ class Metrics:
         self.decisions.labels(
             mode if decision is None else decision.mode, decision.by if decision else "model"
         ).inc()
-        for position, _, accepted in stats.steps:
-            self.acceptance.labels(context_class(stats.prompt_tokens + position)).observe(accepted + 1)
+        for (position, *_), tokens in zip(stats.steps, stats.step_tokens, strict=True):
+            self.acceptance.labels(context_class(stats.prompt_tokens + position)).observe(tokens)
 
     def render(self) -> bytes:
         """The page that Prometheus reads."""

@@ -196,6 +196,9 @@ class ChatRequest(Asked):
     thinking_budget: Whole | None = Field(
         None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."
     )
+    stop_in_reasoning: bool = Field(
+        False, description="Whether `stop` ends the answer in reasoning too, and not in content alone."
+    )
     chat_template_kwargs: dict[str, JsonValue] | None = None
     metadata: dict[str, str] | None = Field(None, description="Without meaning here: nothing is stored.")
     safety_identifier: str | None = Field(None, description="Without meaning here.")

@@ -43,10 +43,17 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One way to run a request: its prompt by the mode's own template, and its plan."""
+    """One way to run a request.
+
+    Attributes:
+        prompt_ids: the prompt, by the mode's own template.
+        plan: of the mode.
+        opened: whether the template has opened the reasoning in the prompt.
+    """
 
     prompt_ids: Sequence[int]
     plan: ModePlan
+    opened: bool = False
 
 
 class Route(Protocol):

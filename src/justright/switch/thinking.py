@@ -52,10 +52,10 @@ class ModePlan:
         factor: while it decodes, unless something below changes it.
         prefill: on its prompt; None: ``factor``. Another one lets keys and values of one mode be read in the other,
             which nothing but this option ever does.
-        answer: from the end of the thought on; None: no change.
+        answer: from the end of the reasoning on; None: no change.
         switch_after: output tokens after which the factor becomes ``switch_to``, thought or not; None: never.
         switch_to: see above.
-        budget: tokens of thought, after which its end is forced; None: no limit.
+        budget: reasoning tokens of the whole request (tags not counted), after which the end is forced; None: no limit.
     """
 
     factor: float = SLOW
@@ -83,80 +83,65 @@ class ModePlan:
 
 
 class ThoughtTracker:
-    """Follows one request's output token by token: is it a thought, which factor comes next, what must be forced.
+    """Follows one request's output token by token: is it reasoning, which factor comes next, what must be forced.
+
+    The budget counts every reasoning token of the request between the tags, however often reasoning was opened and by
+    whom. Where it is used up, the closing text is forced; reasoning that the model opens again is closed at once.
 
     Args:
         plan: of the request.
-        tags: of the model.
-        tokenizer: of the model.
-        prompt_ids: a chat template may have begun the thought.
+        closing: tokens of the text that ends reasoning.
+        thinking: whether the chat template has opened the reasoning in the prompt.
+
+    Attributes:
+        factor: of the switch, for the next token.
+        thinking: whether the next token is reasoning.
+        forced: tokens that come next whatever the model says.
+        flags: for each token, whether it is reasoning (tags included), and its factor.
     """
 
-    def __init__(
-        self,
-        plan: ModePlan,
-        tags: ThinkingTags,
-        tokenizer: PreTrainedTokenizerFast,
-        prompt_ids: Sequence[int],
-    ) -> None:
-        self.plan, self.tags, self._tokenizer = plan, tags, tokenizer
-        self.factor = plan.factor
-        self.thinking = begins_thinking(tags, tokenizer, prompt_ids)
-        self.forced: list[int] = []
+    def __init__(self, plan: ModePlan, closing: Sequence[int] = (), *, thinking: bool = False) -> None:
+        self.plan, self._closing = plan, closing
+        self.factor, self.thinking = plan.factor, thinking
+        self.forced: list[int] = list(closing) if thinking and plan.budget == 0 else []
         self.flags: list[tuple[bool, float]] = []
         self._counts: list[tuple[int, int]] = [(0, 0)]
-        self._thought = 0
-        self._tail = ""
+        self._spent = 0
 
-    def push(self, token_id: int) -> bool:
-        """Note a chosen token; True if what follows needs a new forward (another factor, or forced tokens)."""
-        self.flags.append((self.thinking, self.factor))
-        self._tail += self._tokenizer.decode([token_id], skip_special_tokens=False)
-        changed = self._end_of_thought() if self.thinking else self._begin_of_thought()
+    def push(self, *, inside: bool) -> bool:
+        """Note a chosen token.
+
+        Args:
+            inside: whether what comes behind it is reasoning.
+
+        Returns:
+            Whether what follows needs a new forward (another factor, or forced tokens).
+        """
+        before, factor = self.thinking, self.factor
+        self.thinking, changed = inside, False
+        self._spent += before
+        answer, budget = self.plan.answer, self.plan.budget
+        if before and not inside and answer is not None and answer != factor:
+            self.factor, changed = answer, True
+        if inside and budget is not None and self._spent >= budget and not self.forced:
+            self.forced, changed = list(self._closing), True
+        reasoning = before or inside
+        self.flags.append((reasoning, factor))
         if len(self.flags) == self.plan.switch_after:
             self.factor, changed = self.plan.switch_to, True
-        thinking, factor = self.flags[-1]
         thought, fast = self._counts[-1]
-        self._counts.append((thought + thinking, fast + (factor > 0)))
-        keep = max(len(self.tags.open), len(self.tags.close))
-        self._tail = self._tail[-keep:]
+        self._counts.append((thought + reasoning, fast + (factor > 0)))
         return changed
 
     def reasoning_tokens(self, emitted: int) -> int:
-        """How many of the first ``emitted`` tokens were thought, tags included."""
+        """How many of the first ``emitted`` tokens were reasoning, tags included."""
         return self._counts[emitted][0]
 
     def fast_tokens(self, emitted: int) -> int:
         """How many of the first ``emitted`` tokens came with the switch on."""
         return self._counts[emitted][1]
 
-    def _end_of_thought(self) -> bool:
-        self._thought += 1
-        if self.tags.close in self._tail:
-            self.thinking, self._tail = False, ""
-            if self.plan.answer is not None and self.plan.answer != self.factor:
-                self.factor = self.plan.answer
-                return True
-        elif self._thought == self.plan.budget:
-            self.forced = closing_ids(self.tags, self._tokenizer)
-            return True
-        return False
-
-    def _begin_of_thought(self) -> bool:
-        if self.tags.open in self._tail:
-            self.thinking, self._tail = True, ""
-            self.flags[-1] = (True, self.flags[-1][1])
-        return False
-
-
-def begins_thinking(
-    tags: ThinkingTags, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int]
-) -> bool:
-    """Whether a prompt ends inside a thought that it has opened itself."""
-    end = tokenizer.decode(list(prompt_ids[-16:]), skip_special_tokens=False)
-    return bool(end.rfind(tags.open) > end.rfind(tags.close))
-
 
 def closing_ids(tags: ThinkingTags, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Tokens that end a thought."""
+    """Tokens of the text that ends reasoning."""
     return list(tokenizer(tags.closing, add_special_tokens=False)["input_ids"])

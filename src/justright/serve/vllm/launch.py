@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from transformers import PreTrainedTokenizerFast
 
 from justright.draft.registry import drafter_names
+from justright.engine.modes import template_tail
 from justright.engine.sampling import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.models.files import write_durably
@@ -179,8 +180,9 @@ def command(
         )
     ids = tokenizer.get_vocab()
     marks = (ids[tags.open], ids[tags.close]) if thinks and tags is not None else None
-    keys = bool(settings.api_keys)
-    served = Served(upstream, settings.policy, marks, settings.draft != "none", settings.hosts, keys)
+    keys, drafts = bool(settings.api_keys), settings.draft != "none"
+    tail = _tail(tokenizer)
+    served = Served(upstream, settings.policy, marks, drafts, settings.hosts, keys, tail)
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]
@@ -269,6 +271,14 @@ def _thoughts(
         return False, []
     config = {"reasoning_start_str": tags.open, "reasoning_end_str": closing or tags.closing}
     return True, ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(config)]
+
+
+def _tail(tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many tokens the slow mode's chat template writes behind the last message."""
+    if tokenizer.chat_template is None:
+        return 0
+    tail = template_tail(tokenizer, [{"role": "user", "content": "x"}])
+    return len(tokenizer(tail, add_special_tokens=False)["input_ids"])
 
 
 def _sampling(params: SamplingParams) -> dict[str, float]:

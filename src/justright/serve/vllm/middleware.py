@@ -100,6 +100,7 @@ class Modes:
             served.thoughts
             if chat and _dict(sent, "chat_template_kwargs").get(SWITCH) is not False
             else None,
+            tail=served.tail,
             ids=said.get("return_token_ids") is True,
             usage=_dict(said, "stream_options").get("include_usage") is True,
             drafts=served.drafts,
@@ -205,6 +206,7 @@ class Served:
         drafts: whether it has a drafter.
         hosts: the names that clients may call it by.
         keys: whether it needs an API key.
+        tail: tokens that the slow mode's chat template writes behind the last message.
     """
 
     upstream: Upstream
@@ -213,6 +215,7 @@ class Served:
     drafts: bool = False
     hosts: Hosts = field(default_factory=Hosts)
     keys: bool = False
+    tail: int = 0
 
 
 def to_variable(served: Served) -> str:
@@ -220,7 +223,7 @@ def to_variable(served: Served) -> str:
     names = ("model", "fast", "budgets", "has_fast")
     found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
     found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
-    found |= {"hosts": asdict(served.hosts), "keys": served.keys}
+    found |= {"hosts": asdict(served.hosts), "keys": served.keys, "tail": served.tail}
     return json.dumps(found | {"thoughts": served.thoughts, "drafts": served.drafts})
 
 
@@ -237,7 +240,8 @@ def from_variable(text: str | None) -> Served:
         thoughts = None if found["thoughts"] is None else (found["thoughts"][0], found["thoughts"][1])
         policy = Policy(found["effort"], threshold=found["threshold"])
         hosts = Hosts(tuple(found["hosts"]["allowed"]), found["hosts"]["bound"])
-        return Served(upstream, policy, thoughts, found["drafts"], hosts, found["keys"])
+        tail = int(found["tail"])
+        return Served(upstream, policy, thoughts, found["drafts"], hosts, found["keys"], tail)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(
             f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "

@@ -137,6 +137,9 @@ def _check_neutral(kind: str, name: str, value: Any) -> None:
     model, least = _LEAST[kind]
     if name not in model.model_fields:
         raise _no_such(name)
+    if name == "stop_in_reasoning" and value is False:
+        message = "vLLM stops in reasoning too: leave stop_in_reasoning out, or ask the embedded server"
+        raise ApiError(400, message, name, "unsupported_parameter")
     asked = {**least, name: value}
     try:
         model.model_validate_json(json.dumps(asked))

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from justright.engine.thoughts import ThoughtText
+from justright.engine.thoughts import Trimmer
 from justright.serve.answers import event
 from justright.serve.faults import KINDS
 from justright.switch.routing import Decision
-from justright.switch.thinking import ThinkingTags
 
-_TAGS = ThinkingTags()
-"""The only ones that vLLM is set up to parse."""
 _CODES = {401: "invalid_api_key", 404: "model_not_found"}
 
 
@@ -27,7 +24,8 @@ class Asked:
         model: as the client names it; None: it names none.
         mode: slow or fast.
         decision: why; None: the client named the mode's model.
-        thoughts: ids of the tokens that begin and end a thought; None: none can come.
+        thoughts: ids of the tokens that begin and end reasoning; None: none can come.
+        tail: tokens that the chat template writes behind the last message; only there can a prompt open reasoning.
         ids: whether the client wants token ids.
         usage: whether the client wants a stream's usage.
         drafts: whether there is a drafter.
@@ -38,6 +36,7 @@ class Asked:
     mode: str
     decision: Decision | None = None
     thoughts: tuple[int, int] | None = None
+    tail: int = 0
     ids: bool = False
     usage: bool = False
     drafts: bool = False
@@ -45,38 +44,35 @@ class Asked:
 
 @dataclass(slots=True)
 class _Choice:
-    """What was seen of one choice: how many tokens were thought, and what is held back of its text."""
+    """What was seen of one choice: how many tokens were reasoning, and the white space that is held back.
 
-    split: ThoughtText
+    vLLM says what is reasoning and what is content; tags in either are text.
+    """
+
+    trimmer: Trimmer
     thinking: bool
-    inside: bool
+    closed: bool = False
     reasoning_tokens: int = 0
 
     def count(self, token_ids: Sequence[int], thoughts: tuple[int, int]) -> list[bool]:
-        """Which tokens are of a thought, tags included."""
+        """Which tokens are reasoning, tags included: up to the first closing tag, as vLLM's parser has it."""
         flags = []
         begin, end = thoughts
         for token in token_ids:
-            flags.append(self.thinking or token == begin)
-            self.thinking = token != end if self.thinking else token == begin
+            self.thinking = not self.closed and (self.thinking or token == begin)
+            flags.append(self.thinking)
+            self.closed = self.closed or (self.thinking and token == end)
         self.reasoning_tokens += sum(flags)
         return flags
 
-    def parts(self, reasoning: str, content: str, *, last: bool) -> tuple[str, str]:
-        """Thought and answer without the white space around tags."""
-        text = ""
-        for piece, thought in ((reasoning, True), (content, False)):
-            if piece:
-                if thought != self.inside:
-                    text += _TAGS.open if thought else _TAGS.close
-                text, self.inside = text + piece, thought
-        found = self.split.push(text)
-        if last:
-            found += self.split.finish()
-        thought_text, answer = (
+    def parts(self, reasoning: str, content: str) -> tuple[str, str]:
+        """Reasoning and content without the white space around them."""
+        found = [*self.trimmer.push(reasoning, thought=True)] if reasoning else []
+        found += self.trimmer.push(content, thought=False) if content else []
+        thought, answer = (
             "".join(part.text for part in found if part.thought is wanted) for wanted in (True, False)
         )
-        return thought_text, answer
+        return thought, answer
 
 
 @dataclass(slots=True)
@@ -150,7 +146,9 @@ class Telling:
         prompt = body.get("prompt_token_ids")
         if prompt and self.asked.thoughts is not None:
             begin, end = self.asked.thoughts
-            tags = [token for token in prompt[-16:] if token in (begin, end)]
+            tags = [
+                token for token in prompt[max(0, len(prompt) - self.asked.tail) :] if token in (begin, end)
+            ]
             self._begun = bool(tags) and tags[-1] == begin
         if not self.asked.ids:
             body.pop("prompt_token_ids", None)
@@ -167,10 +165,12 @@ class Telling:
         flags = [False] * len((choice.get("logprobs") or {}).get("content") or [])
         if thoughts is not None:
             seen = self._seen(choice["index"])
+            reasoning, content = said.get("reasoning") or "", said.get("content") or ""
+            if content.strip() and not (reasoning or seen.thinking):
+                seen.closed = True  # content has begun
             counted = seen.count(ids, thoughts)
             flags = counted if len(counted) == len(flags) else flags
-            last = choice.get("finish_reason") is not None
-            thought, answer = seen.parts(said.get("reasoning") or "", said.get("content") or "", last=last)
+            thought, answer = seen.parts(reasoning, content)
             if thought:
                 said["reasoning_content"] = thought
             if answer or "content" in said:
@@ -190,8 +190,7 @@ class Telling:
 
     def _seen(self, index: int) -> _Choice:
         if index not in self._choices:
-            split = ThoughtText(_TAGS, thinking=self._begun)
-            self._choices[index] = _Choice(split, self._begun, self._begun)
+            self._choices[index] = _Choice(Trimmer(thinking=self._begun), self._begun)
         return self._choices[index]
 
     def _usage(self, usage: dict[str, Any] | None) -> None:
