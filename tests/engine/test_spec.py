@@ -153,7 +153,9 @@ def test_a_spec_that_is_not_finite_reaches_no_other_row(family: str, cache: str)
         [short] = verifier.step([StepInput(0, [20])])
         found.append([one.hidden for one in (prompt, tree, behind, again, short)])
         assert tree.spec_hidden is not None
-        assert bool(tree.spec_hidden.isfinite().all()) == (value == 1.0), "the vector must matter to [SPEC] itself"
+        assert bool(tree.spec_hidden.isfinite().all()) == (value == 1.0), (
+            "the vector must matter to [SPEC] itself"
+        )
     routed = any(name.endswith(".experts") for name, _ in verifier.model.named_modules())
     for expected, here in zip(*found, strict=True):
         torch.testing.assert_close(here, expected, atol=1e-5 if routed else 0.0, rtol=0.0)
