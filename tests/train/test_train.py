@@ -18,12 +18,13 @@ from justright.engine.api import Engine
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
 from justright.train import run as run_module
-from justright.train.data import DataSetting, SelfGenerated, Shard
+from justright.train.data import DataSetting, SelfGenerated
 from justright.train.frozen import embedded, load_frozen
 from justright.train.objective import DraftLoss, prefixes
 from justright.train.pipeline import Job, Shape, Work
 from justright.train.prompts import Prompts
 from justright.train.run import TrainSetting
+from justright.train.shard import Shard
 from tiny import save_tiny, tiny_tokenizer
 
 WORDS = [

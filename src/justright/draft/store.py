@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.bundle import bundled_part, is_bundle
+from justright.models.files import save_tensors
 from justright.models.finite import check_finite
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
@@ -138,7 +139,7 @@ def write_drafter(
     folder.mkdir(parents=True, exist_ok=True)
     if vocab is not None:
         tensors["vocab"] = vocab.int().cpu()
-    save_file(tensors, folder / WEIGHTS)
+    save_tensors(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)
     text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
