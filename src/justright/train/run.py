@@ -278,9 +278,8 @@ class Training:
         assert self.model.spec is not None
         shard = self._batch(step, self.setting.spec_rows)
         batch = self._prefixes(shard)
-        batch = batch.take(
-            torch.arange(step % self.setting.spec_every, len(batch.tokens), self.setting.spec_every)
-        )
+        every = self.setting.spec_every
+        batch = batch.take(torch.arange(len(batch.tokens))[step % every :: every])
         states = states_behind(self.verifier, self.model.spec, shard, batch, self.device, self.switch)
         loss = self._draft_loss(batch, torch.cat([states, batch.hidden.to(self.device)]), twice=True)
         # The verifier's own head on [SPEC]: the token two past the prefix.
@@ -373,8 +372,7 @@ class Training:
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         found = state.pop("of")
-        if FINGERPRINT not in found.get("data", {}):  # of an older version
-            found["data"][FINGERPRINT] = self._record["data"][FINGERPRINT]
+        found.get("data", {}).setdefault(FINGERPRINT, self._record["data"][FINGERPRINT])  # of an older version
         if found != self._record:
             differing = [k for k in self._record if found.get(k) != self._record[k]]
             raise UsageError(
