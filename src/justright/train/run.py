@@ -372,7 +372,9 @@ class Training:
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         found = state.pop("of")
-        found.get("data", {}).setdefault(FINGERPRINT, self._record["data"][FINGERPRINT])  # of an older version
+        found.get("data", {}).setdefault(
+            FINGERPRINT, self._record["data"][FINGERPRINT]
+        )  # of an older version
         if found != self._record:
             differing = [k for k in self._record if found.get(k) != self._record[k]]
             raise UsageError(
