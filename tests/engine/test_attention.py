@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +13,8 @@ from torch import Tensor
 
 from engine_helpers import prompt_of, verifier_of
 from justright.engine import attention as attention_module
-from justright.engine.attention import Run, attend, attend_reference, visible
+from justright.engine.attention import Run, StepPlan, attend, attend_reference, visible
+from justright.engine.cache import KVCache
 from justright.engine.step import StepInput, tree_shape
 from justright.engine.verifier import Verifier
 from justright.models.architectures import Window
@@ -193,3 +197,73 @@ def test_tokens_of_other_sequences_are_not_seen(cache: str) -> None:
         list(both.prefill(1, prompt_of(11, seed + 5)))
         got, _ = both.step([StepInput(0, prompt_of(4, 1)), StepInput(1, prompt_of(6, seed))])
         torch.testing.assert_close(got.logits, wanted.logits, rtol=0, atol=1e-4)
+
+
+def _by_hand(
+    query: Tensor, keys: Tensor, values: Tensor, seen: list[int], softcap: float | None, sink: float | None
+) -> Tensor:
+    """One query ``[head_dim]`` against the keys and values that it sees, by the formula, in float64."""
+    scores = (keys[seen].double() * query.double()).sum(-1) / query.shape[-1] ** 0.5
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    shares = scores.exp() / (scores.exp().sum() + (0.0 if sink is None else math.exp(sink)))
+    return (shares[:, None] * values[seen].double()).sum(0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("softcap", "sink"), [(None, None), (2.0, None), (None, 0.5)])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    ("past", "nodes", "window"),
+    [
+        (9, 6, None),
+        (9, 6, Window("sliding", 4)),
+        (9, 6, Window("chunked", 4)),
+        (3, 70, None),
+        (1030, 6, None),
+    ],
+)
+def test_no_number_of_a_hidden_row_reaches_another(
+    past: int,
+    nodes: int,
+    window: Window | None,
+    static: bool,
+    softcap: float | None,
+    sink: float | None,
+    number: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Leaves 2, 4 and 5 of a tree have keys or values that are not finite; every path but theirs is as by hand."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # 3 key heads: long keys are cut into parts
+    parents, odd = [0, 0, 1, 1, 3, *([1] * (nodes - 6))], {2: "key", 4: "value", 5: "both"}
+    generator = torch.Generator().manual_seed(past + nodes)
+    length = past + nodes
+    query = torch.randn(6, nodes, 8, generator=generator)
+    keys, values = torch.randn(2, 3, length, 8, generator=generator)
+    depths, tree = tree_shape(parents)
+    cache = KVCache(1, 1, length, static=static)
+    cache.reserve(0, length)
+    cache.write(0, 0, keys[:, :past], values[:, :past])
+    cache.keep(0, range(past))
+    new = keys[:, past:].clone(), values[:, past:].clone()
+    for node, which in odd.items():
+        for x in [new[0]] * (which != "value") + [new[1]] * (which != "key"):
+            x[:, node, node % 8] = number
+    plan = StepPlan(cache, [Run(0, 0, depths + past, tree)], [window], depths + past, static=static)
+    out, _ = attention_module.attention(
+        SimpleNamespace(layer_idx=0),  # type: ignore[arg-type]
+        query[None],
+        *(x[None] for x in new),
+        None,
+        justright_plan=plan,
+        softcap=softcap,
+        s_aux=None if sink is None else torch.full((6,), sink),
+    )
+    for node in set(range(min(nodes, 8))) - set(odd):
+        position = past + int(depths[node])
+        seen = [j for j in range(past) if in_window(window, position, j)]
+        path = ancestors(parents, node)
+        seen += [past + j for j in path if in_window(window, position, past + int(depths[j]))]
+        for head in (0, 5):
+            here = _by_hand(query[head, node], keys[head // 2], values[head // 2], seen, softcap, sink)
+            torch.testing.assert_close(out[0, node, head].double(), here, rtol=1e-4, atol=1e-5)

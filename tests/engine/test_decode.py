@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from engine_helpers import ScriptedDrafter, letters_tokenizer, prompt_of, reference, verifier_of
 from justright.draft.base import Draft
+from justright.engine.attention import ATTENTION_NAME
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Emission, Request
-from justright.engine.sampling import SamplingParams
+from justright.engine.sampling import NoTokenError, SamplingParams
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError
 from tiny import VOCAB_SIZE, tiny_model
@@ -367,3 +369,52 @@ def test_more_requests_than_slots_wait_their_turn(
             active.remove(emission.request.id)
     for request in requests:
         assert request.token_ids == truth[tuple(request.prompt_ids)][: request.max_tokens]
+
+
+def model_with_a_broken_token(token: int) -> PreTrainedModel:
+    """The tiny model, but for the input embedding of one token, which is NaN."""
+    model = tiny_model("llama")
+    weight = model.get_input_embeddings().weight.detach().clone()
+    weight[token] = float("nan")
+    model.get_input_embeddings().weight = torch.nn.Parameter(weight, requires_grad=False)
+    model.set_attn_implementation(ATTENTION_NAME)
+    return model
+
+
+@pytest.mark.parametrize("cache", ["grow", "static"])
+def test_a_request_whose_logits_are_not_finite_ends_alone(
+    cache: str, truth: dict[tuple[int, ...], list[int]]
+) -> None:
+    """Token 99 has an embedding of NaN, so a prompt with it has no answer; the others have theirs, before and after."""
+    model = model_with_a_broken_token(99)
+    clean = [prompt for prompt in PROMPTS if 99 not in [*prompt, *truth[tuple(prompt)]]]
+    assert len(clean) > 1
+    loop = DecodeLoop(Verifier(model, slots=2, cache=cache))
+    bad = Request([*PROMPT, 99, 5], max_tokens=TOKENS)
+    good = [Request(prompt, max_tokens=TOKENS) for prompt in clean]
+    loop.waiting.extend([good[0], bad, *good[1:]])
+    ended = []
+    while loop.busy:
+        ended += [emission for emission in loop.advance() if emission.finish_reason is not None]
+    assert [one.token_ids for one in good] == [truth[tuple(prompt)] for prompt in clean]
+    assert isinstance(bad.error, NoTokenError)
+    assert not bad.token_ids
+    assert [one.finish_reason for one in ended if one.request is bad] == ["cancelled"]
+    with pytest.raises(NoTokenError, match="the model's largest logit is nan"):
+        collect(loop, bad.again(bad.params, None))
+
+
+def test_a_guess_that_is_not_finite_changes_no_other_token(truth: dict[tuple[int, ...], list[int]]) -> None:
+    """Drafts name token 99, whose embedding is NaN: the model never says it, and says what it says without drafts."""
+    model = model_with_a_broken_token(99)
+    [prompt] = [prompt for prompt in PROMPTS if 99 not in [*prompt, *truth[tuple(prompt)]]][:1]
+
+    class Poisoned(ScriptedDrafter):
+        def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+            return Draft([99, 7, 99], [-1, -1, 1], [0.9] * 3) if max_nodes > 2 else Draft([], [], [])
+
+    for cache in ("grow", "static"):
+        request = Request(prompt, max_tokens=TOKENS)
+        collect(DecodeLoop(Verifier(model, cache=cache), drafter=Poisoned(truth)), request)
+        assert request.token_ids == truth[tuple(prompt)]
+        assert request.stats.drafted > TOKENS

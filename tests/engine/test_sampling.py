@@ -16,7 +16,8 @@ from torch import Tensor
 
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.engine import sampling
-from justright.engine.sampling import Sampler, SamplingParams, speculative_sample
+from justright.engine.sampling import NoTokenError, Sampler, SamplingParams, speculative_sample
+from justright.errors import UsageError
 
 VOCAB = 4
 HORIZON = 3  # tokens whose joint distribution is compared
@@ -393,3 +394,85 @@ def test_options_out_of_range(options: dict[str, float]) -> None:
     [name] = options
     with pytest.raises(UsageError, match=f"{name} is .*; allowed: "):
         SamplingParams(**options)
+
+
+def bad_logits(*numbers: float) -> Tensor:
+    return torch.tensor([[1.0, 0.5, *numbers]])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(repetition_penalty=1.2),
+        SamplingParams(temperature=1.0, seed=0),
+        SamplingParams(temperature=0.7, top_k=2, top_p=0.9, min_p=0.1, seed=0),
+    ],
+)
+@pytest.mark.parametrize(
+    ("logits", "found"),
+    [
+        (bad_logits(math.nan, 0.1), "nan"),
+        (bad_logits(math.inf, 0.1), "inf"),
+        (torch.full((1, 4), -math.inf), "-inf"),
+        (torch.full((1, 4), math.nan), "nan"),
+    ],
+)
+def test_logits_that_are_not_finite_stop_it(params: SamplingParams, logits: Tensor, found: str) -> None:
+    for ask in (lambda sampler: sampler.verify(EMPTY_DRAFT, logits), lambda sampler: sampler.check(logits)):
+        with pytest.raises(NoTokenError, match=f"the model's largest logit is {found},"):
+            ask(Sampler(params, [0]))
+
+
+class Nothing:
+    """A constraint that allows no token."""
+
+    def mask(self, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -math.inf)
+
+    def take(self, token_id: int) -> None:
+        raise AssertionError("nothing is allowed")
+
+    def begin(self) -> None: ...
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_constraint_that_allows_nothing_stops_it(temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature), [0])
+    with pytest.raises(NoTokenError, match="the constraint allows no next token"):
+        sampler.verify(EMPTY_DRAFT, bad_logits(0.2), constraint=Nothing())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_penalty_that_overflows_stops_it(temperature: float) -> None:
+    """Positive logits are divided by the penalty: 1 / 1e-45 is more than float32 holds."""
+    sampler = Sampler(SamplingParams(temperature=temperature, repetition_penalty=1e-45), [0])
+    with pytest.raises(NoTokenError, match=r"largest logit is 1.0, and with .*repetition_penalty 1e-45"):
+        sampler.verify(EMPTY_DRAFT, bad_logits(0.2))
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-300, math.nan, math.inf, -1.0])
+def test_a_temperature_that_no_logit_survives_is_refused(temperature: float) -> None:
+    with pytest.raises(UsageError, match=r"temperature is .*allowed: 0 \(greedy\), or 1e-30 and more"):
+        SamplingParams(temperature=temperature)
+
+
+@given(
+    logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=6, unique=True),
+    temperature=st.sampled_from([1e-30, 1e-6, 0.3, 1.0, 2.0, 1e30]),
+    top_k=st.integers(0, 9),
+    top_p=st.sampled_from([1e-300, 1e-9, 0.5, 1 - 1e-12, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-300, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_sampling_names_a_token_that_may_be_drawn(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    """One of the ``top_k`` most likely; the most likely one where the rest is cut away or a thousandth as likely."""
+    sampler = Sampler(SamplingParams(temperature, top_k, top_p, min_p, seed=seed), [])
+    [token] = sampler.verify(EMPTY_DRAFT, torch.tensor([logits])).token_ids
+    rank = sorted(logits, reverse=True).index(logits[token])
+    assert rank < (top_k or len(logits))
+    if top_p <= 1e-9 or (min_p == 1.0 and temperature < 1e30):
+        assert logits[token] == pytest.approx(max(logits), abs=1e-3)

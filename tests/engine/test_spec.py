@@ -131,3 +131,31 @@ def test_no_room_for_spec_at_the_end_of_the_context() -> None:
     *_, output = verifier.prefill(0, PROMPT, spec=True)
     assert output is not None
     assert output.spec_hidden is None
+
+
+@pytest.mark.parametrize("cache", ["grow", "static"])
+@pytest.mark.parametrize("family", ALL)
+def test_a_spec_that_is_not_finite_reaches_no_other_row(family: str, cache: str) -> None:
+    """Every ordinary row is that of a step with a finite [SPEC], in the prompt and in a tree, and so it stays."""
+    found = []
+    for value in (1.0, float("nan")):
+        verifier = verifier_of(family, prefill_chunk=16, cache=cache)
+        verifier.spec_embedding = embedding_of(verifier)
+        verifier.spec_embedding[3] = value
+        *_, prompt = verifier.prefill(0, PROMPT, spec=True)
+        assert prompt is not None
+        [tree] = verifier.step([replace(TREE, spec=6)])
+        verifier.keep(0, [0, 2])
+        [behind] = verifier.step([StepInput(0, [20, 21])])
+        verifier.clear(0)
+        *_, again = verifier.prefill(0, PROMPT[:5])
+        assert again is not None
+        [short] = verifier.step([StepInput(0, [20])])
+        found.append([one.hidden for one in (prompt, tree, behind, again, short)])
+        assert tree.spec_hidden is not None
+        assert bool(tree.spec_hidden.isfinite().all()) == (value == 1.0), (
+            "the vector must matter to [SPEC] itself"
+        )
+    routed = any(name.endswith(".experts") for name, _ in verifier.model.named_modules())
+    for expected, here in zip(*found, strict=True):
+        torch.testing.assert_close(here, expected, atol=1e-5 if routed else 0.0, rtol=0.0)

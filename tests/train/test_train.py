@@ -18,12 +18,13 @@ from justright.engine.api import Engine
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
 from justright.train import run as run_module
-from justright.train.data import DataSetting, SelfGenerated, Shard, _seed
+from justright.train.data import DataSetting, SelfGenerated, _seed
 from justright.train.frozen import embedded, load_frozen
 from justright.train.objective import DraftLoss, prefixes
 from justright.train.pipeline import Job, Shape, Work
 from justright.train.prompts import Prompts
 from justright.train.run import TrainSetting
+from justright.train.shard import Shard
 from tiny import save_tiny, tiny_tokenizer
 
 WORDS = [
@@ -156,8 +157,8 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
         assert not cut.out.exists()
     monkeypatch.setattr(run_module.Training, "take_step", step)
     Work(cut).run()
-    one, other = ((out / "model.safetensors").read_bytes() for out in (whole.out, cut.out))
-    assert one == other
+    for name in ("model.safetensors", "config.json", "curve.json"):
+        assert (cut.out / name).read_bytes() == (whole.out / name).read_bytes(), name
 
 
 def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from justright.engine.modes import Modes
 from justright.errors import UsageError
 from justright.models.architectures import context_length, text_config
 from justright.models.bundle import Bundle, Tick, bundled_files, write_bundle
+from justright.models.finite import check_finite_files
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
 from justright.models.sources import check_tokenizer_files, resolve, resolve_drafter
@@ -71,7 +72,7 @@ def check_contents(
     draft_options: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Contents:
-    """Find all parts and check that they are for this model; reads no more of its weights than tells it apart.
+    """Find all parts and check that they are for this model; reads its weights once, to find what is not finite.
 
     Args:
         model: as `resolve` takes it; of a bundle, its checkpoint.
@@ -105,6 +106,8 @@ def check_contents(
                 notes.append("the drafter was trained in slow mode only: in fast mode it will guess less")
     settled = Defaults.of(values, draft_options or {})
     check_defaults(settled, config, Modes(tokenizer, adapter), about.get("draft", {}).get("kind"))
+    with Checkpoint.open(path) as checkpoint:
+        check_finite_files(checkpoint.files())
     return Contents(path, identity, parts, about, settled, tuple(notes))
 
 

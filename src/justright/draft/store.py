@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.bundle import bundled_part, is_bundle
-from justright.models.files import local_path
+from justright.models.files import local_path, save_tensors
+from justright.models.finite import check_finite
 from justright.models.identity import weights_identity
 from justright.models.reading import Checkpoint
 from justright.models.sources import resolve, resolve_drafter
@@ -128,12 +129,17 @@ def write_drafter(
     vocab: Tensor | None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a drafter's own parameters (in ``dtype``), its vocabulary (int32) and ``config.json`` into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a drafter's own parameters (in ``dtype``), its vocabulary (int32) and ``config.json`` into ``folder``.
+
+    Raises:
+        CheckpointError: a parameter is not finite; nothing is written.
+    """
     tensors = {name: p.detach().to(dtype).cpu().contiguous() for name, p in model.named_parameters()}
+    check_finite(tensors, folder / WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
     if vocab is not None:
         tensors["vocab"] = vocab.int().cpu()
-    save_file(tensors, folder / WEIGHTS)
+    save_tensors(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)
     text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -148,13 +154,15 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
         vocab_size: of the verifier.
 
     Raises:
-        CheckpointError: files that are missing or damaged, or a vocabulary that is not the config's.
+        CheckpointError: files that are missing or damaged, numbers that are not finite, or a vocabulary that is not the
+            config's.
     """
     file = folder / WEIGHTS
     try:
         tensors = {name: t if name == "vocab" else t.float() for name, t in load_file(file).items()}
     except Exception as error:  # safetensors raises its own error, and OSError
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+    check_finite(tensors, file)
     vocab = tensors.pop("vocab", None)
     if draft_vocab and (vocab is None or len(vocab) != draft_vocab):
         raise CheckpointError(f"{file} does not hold the draft vocabulary of its {CONFIG}")

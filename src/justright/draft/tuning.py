@@ -67,7 +67,9 @@ class TreeTable:
             tables = {int(width): np.asarray(table, dtype=np.float64) for width, table in data.items()}
         except (AttributeError, TypeError, ValueError):
             return None
-        if not tables or any(table.shape != (DEPTH, NODES) for table in tables.values()):
+        if not tables or any(
+            table.shape != (DEPTH, NODES) or not np.isfinite(table).all() for table in tables.values()
+        ):
             return None
         return cls(tables)
 

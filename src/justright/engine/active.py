@@ -11,7 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.engine.request import FinishReason, Request
-from justright.engine.sampling import Constraint, Sampler, TokenLogprob, Verified, token_logprobs
+from justright.engine.sampling import (
+    Constraint,
+    NoTokenError,
+    Sampler,
+    TokenLogprob,
+    Verified,
+    token_logprobs,
+)
 from justright.engine.speculation import Speculation
 from justright.engine.step import StepInput, StepOutput
 from justright.engine.text import TextStream
@@ -78,6 +85,15 @@ class Active:
         """On the next token: reasoning is free."""
         return None if self.tracker.thinking else self.request.constraint
 
+    def verify_or_end(self, draft: Draft, output: StepOutput) -> Verified:
+        """`verify`; where no token can be chosen, the request is cancelled with that error and emits nothing."""
+        try:
+            return self.verify(draft, output)
+        except NoTokenError as error:
+            self.request.error = error
+            self.request.cancel()
+            return Verified([0], [], 0)
+
     def verify(self, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, and the token behind it; with the log-probabilities that the request asks for."""
         request = self.request
@@ -102,6 +118,8 @@ class Active:
     def _choose(self, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, or of forced tokens in its place, and the token behind it."""
         done: list[int] = []
+        if self.forced:
+            self.sampler.check(output.logits)
         for _ in draft.token_ids if self.forced else ():
             if self._force(done):
                 return Verified(list(range(len(done))), done, 0)

@@ -33,6 +33,7 @@ from justright.engine.text import tokens_within
 from justright.engine.verifier import Verifier
 from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
+from justright.models.bundle import check_bundled_weights
 from justright.models.cpu import processor_name
 from justright.models.packaged import cache_folder
 from justright.models.sources import check_tokenizer_files, resolve, resolve_adapter
@@ -117,6 +118,7 @@ class Engine:
         drafter = create_drafter(options.draft or "none", **options.draft_options)
         adapter = switch_of(options, path)
         check_model(path)
+        check_bundled_weights(path)
         if hasattr(drafter, "check"):
             drafter.check(path)  # type: ignore[union-attr]
         if tokenizer is None:

@@ -34,12 +34,15 @@ class Run:
         start: first token within the flat step.
         positions: absolute position of each token, ``[tokens]``, int64.
         tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain chain.
+        certain: how many leading tokens are part of the sequence for sure. Those behind them (guesses, [SPEC], padding)
+            may be hidden from others, so `bounded_` makes their keys and values finite.
     """
 
     slot: int
     start: int
     positions: Tensor
     tree: Tensor | None = None
+    certain: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -216,6 +219,9 @@ def attention(
     for index, run in enumerate(plan.runs):
         span = slice(run.start, run.start + len(run))
         keys, values = plan.cache.write(layer, run.slot, key[0, :, span], value[0, :, span])
+        if run.certain < len(run) > 1:  # one token alone is hidden from nobody
+            for stored in (keys, values):
+                bounded_(stored[:, run.certain - len(run) :])
         first, mask = plan.mask(index, window)
         if first:
             keys, values = keys[:, first:], values[:, first:]
@@ -246,7 +252,8 @@ def _attention_static(
         heads, tokens, dim = x.shape[1:]
         return x.view(heads, rows, tokens // rows, dim).transpose(0, 1)
 
-    keys, values = plan.cache.write_static(layer, plan.static_at(), by_row(key), by_row(value))
+    new = (bounded_(by_row(x).clone()) for x in (key, value))
+    keys, values = plan.cache.write_static(layer, plan.static_at(), *new)
     mask = plan.static_mask(plan.windows[layer])
     span = mask.shape[-1]
     keys, values = keys[:, :, :span], values[:, :, :span]
@@ -262,6 +269,15 @@ def _attention_static(
             query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
         )
     return out.transpose(1, 2).flatten(0, 1)[None]
+
+
+def bounded_(x: Tensor) -> Tensor:
+    """Set the numbers of ``x`` that are NaN or infinite to 0, in place, and return ``x``.
+
+    A masked key gets the weight 0, and 0 * NaN is NaN: only finite keys and values are hidden by a mask. A row that is
+    not finite itself still has NaN logits, so a sequence that goes on behind it ends with an error.
+    """
+    return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor:

@@ -165,24 +165,28 @@ class KVCache:
         """Make row ``target`` hold the first ``count`` tokens of row ``source``, and nothing else."""
         assert source != target
         assert 0 <= count <= self.lengths[source]
-        self.lengths[target] = 0
+        self.rewind(target, 0)
         self.reserve(target, count)
         for old, new in zip(self._row(source), self._row(target), strict=True):
             new[:, :count] = old[:, :count]
         self.lengths[target] = count
 
+    @torch.inference_mode()
     def rewind(self, slot: int, length: int) -> None:
         """Cut row ``slot`` to its first ``length`` tokens."""
         assert 0 <= length <= self.lengths[slot]
+        if self.static:  # attended to as a whole, so what is dropped must not stay NaN
+            for row in self._row(slot):
+                row[:, length : self.lengths[slot]] = 0
         self.lengths[slot] = length
 
     def clear(self, slot: int) -> None:
         """Empty row ``slot``; its memory stays for the next sequence."""
-        self.lengths[slot] = 0
+        self.rewind(slot, 0)
 
     def release(self, slot: int) -> None:
         """Empty row ``slot`` and give its memory back (a static cache has it for good)."""
-        self.lengths[slot] = 0
+        self.rewind(slot, 0)
         self.fit(slot, 0)
 
     @torch.inference_mode()
@@ -206,7 +210,7 @@ class KVCache:
     def _store(self, like: Tensor) -> Tensor | list[Tensor]:
         heads, size = like.shape[-3], like.shape[-1]
         if self.static:
-            # A static cache is attended to as a whole, so what was never written must be finite.
+            # A static cache is attended to as a whole, so what was never written must be finite (see `rewind`).
             return _allocate(torch.zeros, (self.slots, heads, self.capacities[0], size), like)
         return [_allocate(torch.empty, (heads, capacity, size), like) for capacity in self.capacities]
 

@@ -72,13 +72,17 @@ class DecodeLoop:
 
         Raises:
             ResourceError: a request that the cache can never hold, before any of them runs.
+            NoTokenError: of a request, no next token can be chosen.
         """
         for request in (requests := list(requests)):
             self.check_room(request)
         self.waiting.extend(requests)
         try:
             while self.busy:
-                yield from self.advance()
+                for emission in self.advance():
+                    yield emission
+                    if emission.request.error is not None:
+                        raise emission.request.error
         finally:
             self.cancel_all()
 
@@ -144,7 +148,7 @@ class DecodeLoop:
             yield self._emit(active, [], 0, None)
             return
         begin = time.perf_counter()
-        verified = active.verify(EMPTY_DRAFT, output)
+        verified = active.verify_or_end(EMPTY_DRAFT, output)
         self.places.seat(active)
         stats.prefill_s += time.perf_counter() - begin
         stats.near_ties += verified.near_ties
@@ -202,7 +206,7 @@ class DecodeLoop:
             [step_input(i, a, d) for i, (a, d) in enumerate(zip(batch, drafts, strict=True))]
         )
         forced_before = [active.request.stats.forced_tokens for active in batch]
-        verified = [a.verify(d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
+        verified = [a.verify_or_end(d, o) for a, d, o in zip(batch, drafts, outputs, strict=True)]
         self._learn_cost(batch, drafts, time.perf_counter() - drafted)
         for slot, one in enumerate(verified):
             self.verifier.keep(slot, one.path)

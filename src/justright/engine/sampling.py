@@ -8,6 +8,7 @@ plain decoding means the same here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -24,13 +25,14 @@ from transformers import (
 )
 
 from justright.draft.base import Draft
-from justright.errors import UsageError
+from justright.errors import ResourceError, UsageError
 
 # A top-1 to top-2 gap below this share of the top logit is within what another order of summation can
 # change: some 40 units in the last place of float32 after a few dozen layers (measured:
 # tests/engine/test_packaged.py).
 _TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
+_LEAST_TEMPERATURE = 1e-30  # logits up to 1e8, divided by it, are finite in float32
 
 Until = Callable[[int], bool]
 
@@ -57,7 +59,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "temperature": (
+                self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < float("inf"),
+                f"0 (greedy), or {_LEAST_TEMPERATURE:g} and more",
+            ),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
@@ -198,6 +203,10 @@ class Sampler:
             until: asked of every chosen token, once; True ends the walk with it, guessed or not.
             constraint: on all tokens chosen here, which it is told. Once it fails, the walk ends, and the last token
                 is no part of the output.
+
+        Raises:
+            NoTokenError: logits that are not finite, as the model gave them or after processing; or no token that the
+                constraint allows.
         """
         if self.params.greedy and self._context is None and constraint is None:
             return self._verify_greedy(draft, logits, until)
@@ -206,7 +215,10 @@ class Sampler:
         while True:
             node = path[-1]
             scores = self._process(logits[node], constraint)
-            token, accepted, tie = self._choose(scores, children[node], draft, node, logits.dtype)
+            try:
+                token, accepted, tie = self._choose(scores, children[node], draft, node, logits.dtype)
+            except NoTokenError:
+                raise _no_choice(float(logits[node].max()), self.params, constraint) from None
             tokens.append(token)
             ties += tie
             if self._context is not None:
@@ -217,6 +229,16 @@ class Sampler:
             if until(token) or accepted is None or failed:
                 return Verified(path, tokens, ties, len(path) - (accepted is None))
             path.append(accepted)
+
+    def check(self, logits: Tensor) -> None:
+        """Refuse logits ``[rows, vocab]`` behind tokens that are not chosen here.
+
+        Raises:
+            NoTokenError: a row's largest logit is not finite.
+        """
+        for largest in logits.amax(-1).tolist():
+            if not math.isfinite(largest):
+                raise _no_choice(largest, self.params, None)
 
     def take(self, token_ids: Sequence[int]) -> None:
         """Tokens that were emitted without being chosen here."""
@@ -231,6 +253,8 @@ class Sampler:
         while True:
             node = path[-1]
             first, second = values[node]
+            if not math.isfinite(first):  # NaN counts as the largest
+                raise _no_choice(first, self.params, None)
             # Of equal logits topk may name any, argmax (and so `generate`) the first.
             token = indices[node][0] if first > second else int(logits[node].argmax())
             tokens.append(token)
@@ -257,6 +281,8 @@ class Sampler:
         if self.params.greedy or draft.proposal is None:
             if self.params.greedy:
                 first, second = scores.topk(2).values.tolist()
+                if not math.isfinite(first):
+                    raise NoTokenError(f"the largest score is {first}")
                 token, tie = int(scores.argmax()), is_near_tie(first, second, dtype)
             else:
                 token, tie = draw(torch.softmax(scores, dim=-1), self._uniform(), dtype)
@@ -315,9 +341,14 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     Returns:
         The token, and whether ``uniform`` lies so near to a border between two tokens that the noise of
         ``dtype`` could move it over.
+
+    Raises:
+        NoTokenError: the probabilities are no finite numbers, or all 0.
     """
     cdf = probabilities.double().cumsum(0)
     total = float(cdf[-1])
+    if not 0 < total < math.inf:
+        raise NoTokenError(f"the probabilities to draw a token from add up to {total}")
     point = uniform * total
     token = min(int(torch.searchsorted(cdf, point, right=True)), len(cdf) - 1)
     upper = float(cdf[token])
@@ -325,6 +356,27 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     # 0 and the total are no borders: nothing lies beyond them.
     borders = [border for border in (lower, upper) if 0 < border < total]
     return token, any(abs(point - border) < _TIE_RELATIVE.get(dtype, 1e-5) for border in borders)
+
+
+class NoTokenError(ResourceError):
+    """No next token can be chosen: there is no logit, or no probability, that is finite."""
+
+
+def _no_choice(largest: float, params: SamplingParams, constraint: Constraint | None) -> NoTokenError:
+    """Why no token can be chosen: the model's ``largest`` logit, or else what was done to the logits."""
+    if not math.isfinite(largest):
+        return NoTokenError(
+            f"the model's largest logit is {largest}, so no next token can be chosen: its weights are damaged, or its "
+            "numbers are too large for this dtype. Fetch the model again, or try --dtype float32"
+        )
+    if constraint is not None:
+        return NoTokenError(
+            "the constraint allows no next token that the model knows: loosen the grammar or the JSON schema"
+        )
+    return NoTokenError(
+        f"the model's largest logit is {largest}, and with temperature {params.temperature} and repetition_penalty "
+        f"{params.repetition_penalty} no probability is finite: give values nearer to 1"
+    )
 
 
 def is_near_tie(first: float, second: float, dtype: torch.dtype) -> bool:

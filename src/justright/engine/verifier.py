@@ -275,7 +275,9 @@ class Verifier:
         laid_out = [one.laid_out() for one in inputs]
         if size is not None:
             laid_out = [one.padded(size) for one in laid_out]
-        plan = self._plan(laid_out, static=size is not None)
+        # A prompt becomes part of the sequence, but not the [SPEC] behind it; of a step nobody knows yet.
+        certain = [len(one.token_ids) if only_last else 0 for one in inputs]
+        plan = self._plan(laid_out, certain, static=size is not None)
         flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)
         tokens, specs = rows_of(inputs, [run.start for run in plan.runs], only_last=only_last)
         wanted = [row for rows in tokens for row in rows]
@@ -297,10 +299,10 @@ class Verifier:
             begin = span.stop
         return outputs
 
-    def _plan(self, inputs: Sequence[StepInput], *, static: bool) -> StepPlan:
+    def _plan(self, inputs: Sequence[StepInput], certain: Sequence[int], *, static: bool) -> StepPlan:
         runs = []
         start = 0
-        for one in inputs:
+        for one, sure in zip(inputs, certain, strict=True):
             count = len(one.token_ids)
             if not static:
                 self.cache.reserve(one.slot, count)
@@ -313,7 +315,7 @@ class Verifier:
             self._last[one.slot] = one
             # Only padding could lie beyond the context, where some rotary embeddings change for all tokens.
             positions = (depths + past).clamp(max=self.max_tokens - 1)
-            runs.append(Run(one.slot, start, positions.to(self.device), tree))
+            runs.append(Run(one.slot, start, positions.to(self.device), tree, sure))
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(

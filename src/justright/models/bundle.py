@@ -19,6 +19,7 @@ from typing import Any
 
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models.files import COMPANIONS, check_new, local_path, sync_folder, write_durably
+from justright.models.finite import check_finite_files
 from justright.models.reading import Checkpoint, read_json
 from justright.models.writing import DISK_MARGIN_BYTES, leave, take_lock
 from justright.provenance import Provenance, file_sha256
@@ -165,6 +166,17 @@ def bundled_part(path: Path | None, name: str) -> Path | None:
         CheckpointError: see `Bundle.open` and `Bundle.part`.
     """
     return Bundle.open(path).part(name) if path is not None and is_bundle(path) else None
+
+
+def check_bundled_weights(path: Path) -> None:
+    """Read the weights of the model of a bundle once; of another directory, nothing.
+
+    Raises:
+        CheckpointError: a number is not finite.
+    """
+    if is_bundle(path):
+        with Checkpoint.open(path) as checkpoint:
+            check_finite_files(checkpoint.files())
 
 
 def part_of_file(name: str) -> str:

@@ -7,8 +7,12 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from justright.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CANNOT_WRITE = {
     errno.ENOSPC: "no space is left on the disk",
@@ -169,6 +173,23 @@ def write_whole(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """safetensors' ``save_file``.
+
+    Raises:
+        ResourceError: the disk is full, or the file cannot be written for another reason.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(
+            f"{file} cannot be written ({error}): make room, or give another folder, and repeat the command"
+        ) from error
 
 
 def swap_folder(folder: Path) -> None:

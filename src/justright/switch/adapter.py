@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.models.finite import check_finite
 from justright.models.identity import weights_identity
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -113,7 +114,7 @@ def read_adapter(path: Path) -> Adapter:
 
     Raises:
         UsageError: a folder without an adapter.
-        CheckpointError: damaged, or with tensors that do not belong together.
+        CheckpointError: damaged, with numbers that are not finite, or with tensors that do not belong together.
         UnsupportedModelError: a kind of adapter that is more than factors (DoRA, saved modules, biases).
     """
     config = _read_json(path / CONFIG)
@@ -215,6 +216,8 @@ def _low_rank(
     rank = int(_pattern(config, "rank_pattern", name, config["r"]))
     alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{path / CONFIG}: the scale of {name} is {scale}; allowed: a finite number")
     if stacked:
         experts = a.shape[0] // rank
         a = a.reshape(experts, rank, a.shape[-1])
@@ -274,8 +277,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    check_finite(tensors, path)
+    return tensors

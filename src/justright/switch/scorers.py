@@ -97,6 +97,8 @@ class Probe:
         """
         import torch
 
+        from justright.models.finite import check_finite
+
         file = folder / PROBE
         if not file.is_file():
             raise UsageError(
@@ -119,6 +121,8 @@ class Probe:
             raise CheckpointError(
                 f"{file} is damaged ({error}): run `justright switch calibrate` again"
             ) from error
+        named = zip(("weight", "mean", "scale", "bias"), [*vectors, torch.tensor(probe.bias)], strict=True)
+        check_finite(dict(named), file)
         if any(len(vector) != hidden_size for vector in vectors):
             raise UsageError(
                 f"{file} was fitted on {len(vectors[0])} hidden dimensions, and the model has {hidden_size}"

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from justright.models.cpu import has_bfloat16
-from justright.train.data import Shard
 from justright.train.measure import Accuracy
 from justright.train.run import Training
+from justright.train.shard import Shard
 
 
 class AttentionTraining(Training):
@@ -38,18 +38,19 @@ class AttentionTraining(Training):
         return Accuracy([share], [among / max(valid, 1.0)], 1 + share)
 
     def _plain_loss(self, step: int) -> tuple[Tensor, int]:
-        shard, rows = self._batch(step, self.setting.rows)
+        shard = self._batch(step, self.setting.rows)
+        rows = torch.arange(len(shard.tokens))
         half = self.device.type != "cpu" or has_bfloat16()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             states, exists = self._states(shard, rows)
             logits = self.model.logits(states)
         ids, probs = (
-            t[rows, 1:].flatten(0, 1).to(self.device) for t in (shard.teacher_ids, shard.teacher_probs)
+            t[:, 1:].flatten(0, 1).to(self.device) for t in (shard.teacher_ids, shard.teacher_probs)
         )
         own = self._loss.step(logits.flatten(0, 1), ids, probs.float(), exists.flatten().to(self.device))
-        target = _normalised(shard.hidden[rows, 1:].to(self.device).float())
+        target = _normalised(shard.hidden[:, 1:].to(self.device).float())
         apart = F.smooth_l1_loss(_normalised(states.float()), target, reduction="none").mean(-1)
-        feature = apart[exists.to(self.device)].mean()
+        feature = apart[exists.to(self.device)].sum() / exists.sum().clamp_min(1).to(self.device)
         return own + feature, int(exists.sum())
 
     def _states(self, shard: Shard, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from justright.engine.step import StepInput
 from justright.engine.verifier import Verifier
-from justright.errors import UsageError
+from justright.errors import ResourceError, UsageError
 from justright.models.files import check_folder, write_whole
 from justright.train.prompts import Prompts
+from justright.train.shard import Shard
 
 TEACHER_TOKENS = 8
 """Of the verifier's distribution, how many of the most likely tokens are kept as targets."""
+
+FINGERPRINT = "fingerprint"
+PARTIAL = "data.json.partial"
+"""What a full disk, or a kill, leaves of the record of a folder."""
 
 _EVALUATION = "held-out"
 _ROW_NUMBERS = 2**21  # 8 MiB of float32
@@ -73,50 +77,6 @@ class DataSetting:
             raise UsageError(f"the share of chat prompts is {self.chat}; allowed: 0 to 1")
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Sequences of one batch; positions ``j`` count output tokens.
-
-    Attributes:
-        prompts: ``[sequences, prompt]`` int64, padded behind with zeros.
-        prompt_lengths: ``[sequences]`` int64.
-        tokens: ``[sequences, outputs]`` int64, what was sampled.
-        lengths: ``[sequences]`` int64: outputs up to the end token and with it; what is behind means nothing.
-        hidden: ``[sequences, outputs, hidden_size]`` bfloat16: the state, after the final norm, that predicted
-            token ``j``.
-        teacher_ids: ``[sequences, outputs, 8]`` int64, the most likely tokens at ``j``.
-        teacher_probs: ``[sequences, outputs, 8]`` float16, their probabilities at the sampling temperature.
-        factors: ``[sequences]`` float32, of the switch.
-    """
-
-    prompts: Tensor
-    prompt_lengths: Tensor
-    tokens: Tensor
-    lengths: Tensor
-    hidden: Tensor
-    teacher_ids: Tensor
-    teacher_probs: Tensor
-    factors: Tensor
-
-    @classmethod
-    def read(cls, file: Path) -> Shard:
-        """What `write` wrote."""
-        found = load_file(file)
-        whole = {name: t.long() if t.dtype == torch.int32 else t for name, t in found.items()}
-        return cls(**whole)
-
-    def write(self, file: Path) -> None:
-        """Write the file, whole or not at all; token ids as int32."""
-        partial = file.with_suffix(".partial")
-        small = {
-            name: (t.int() if t.dtype == torch.int64 else t).contiguous()
-            for name in self.__slots__
-            for t in [getattr(self, name)]
-        }
-        save_file(small, partial)
-        partial.replace(file)
-
-
 class SelfGenerated:
     """The data folder of one training: shards made so far, and how to make the rest.
 
@@ -126,6 +86,7 @@ class SelfGenerated:
         identity: the verifier's.
         texts: names of the sources, for the record.
         switch: hash of the adapter, for the record.
+        fingerprint: `Prompts.fingerprint` of each mode's prompts; None: nobody checks that the texts are the same.
 
     Raises:
         UsageError: the folder holds data of another verifier, other texts or another setting, or something else; or it
@@ -139,23 +100,32 @@ class SelfGenerated:
         identity: str,
         texts: Sequence[str],
         switch: str | None = None,
+        fingerprint: Sequence[str] | None = None,
     ) -> None:
         self.folder = folder
         self.setting = setting
         record = {"verifier": identity, "texts": list(texts), "switch": switch, **asdict(setting)}
+        record[FINGERPRINT] = fingerprint
         # More sequences of the same kind are the same data, only more of it.
         self.record = json.loads(json.dumps({k: v for k, v in record.items() if k != "sequences"}))
         check_folder(folder)
         self._about = folder / "data.json"
         if self._about.exists():
-            found = json.loads(self._about.read_text(encoding="utf-8"))
+            found = _read_record(self._about)
             differing = [name for name in self.record if found.get(name) != self.record[name]]
+            if FINGERPRINT in differing and None in (found.get(FINGERPRINT), fingerprint):
+                differing.remove(FINGERPRINT)  # older data, or nobody asks
+            if differing == [FINGERPRINT]:
+                raise UsageError(
+                    f"{folder} holds training data of the same sources, whose texts, tokenizer or chat template have "
+                    "changed since: put them back, or give another --data, or delete it"
+                )
             if differing:
                 raise UsageError(
                     f"{folder} holds training data made with other settings ({', '.join(differing)}): give another "
                     "--data, or delete it"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and any(file.name != PARTIAL for file in folder.iterdir()):
             raise UsageError(f"{folder} holds other things than training data: give a folder of its own")
 
     @property
@@ -180,6 +150,19 @@ class SelfGenerated:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._about.exists():
             write_whole(self._about, json.dumps(self.record, indent=1) + "\n")
+
+    def check_guessable(self) -> None:
+        """Refuse data without a token to guess, of which nothing can be learned; it must be complete.
+
+        Raises:
+            UsageError: the model ended every training text, or every held-out one, with its first token.
+        """
+        for what, files in (("training", self.training_files), ("held-out", self.held_out_files)):
+            if not any(bool((_lengths_in(file)[: self._size(file)] > 1).any()) for file in files):
+                raise UsageError(
+                    f"the model ended each of its {what} texts with the first token, so there is nothing to guess: "
+                    f"give texts that it goes on from (--texts, --chat, --temperature), and delete {self.folder}"
+                )
 
     @property
     def missing_sequences(self) -> int:
@@ -238,7 +221,7 @@ class SelfGenerated:
         shard, size = Shard.read(file), self._size(file)
         if len(shard.tokens) == size:
             return shard
-        return Shard(*(getattr(shard, name)[:size] for name in Shard.__slots__))
+        return shard.take(slice(size))
 
     def _size(self, file: Path) -> int:
         held_out = file.name.startswith(_EVALUATION)
@@ -268,9 +251,25 @@ def _seed(seed: int, number: int, *, held_out: bool) -> int:
 
 
 def _sequences(file: Path) -> int:
-    """How many are in a shard."""
+    """How many are in a shard; none in one that is damaged, which is made again."""
+    try:
+        return len(_lengths_in(file))
+    except SafetensorError:
+        return 0
+
+
+def _lengths_in(file: Path) -> Tensor:
+    """The lengths of a shard's sequences."""
     with safe_open(file, "pt") as shard:
-        return int(shard.get_slice("lengths").get_shape()[0])
+        found: Tensor = shard.get_tensor("lengths")
+        return found
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{file} is damaged ({error}): delete its folder, or give another --data") from error
 
 
 @torch.inference_mode()
@@ -346,6 +345,11 @@ def _draw(
     for begin in range(0, len(logits), rows):
         probs = torch.softmax(torch.cat(list(logits[begin : begin + rows])).float() / temperature, dim=-1)
         cdf = probs.cumsum(dim=-1)
+        if not bool(cdf[:, -1].isfinite().all()):
+            raise ResourceError(
+                f"the model's logits, divided by the temperature {temperature}, are not finite: its weights are "
+                "damaged, or the temperature is too low; fetch the model again, or give a higher --temperature"
+            )
         drawn = torch.searchsorted(cdf, uniform[begin : begin + rows] * cdf[:, -1:], right=True)[:, 0]
         best = probs.topk(min(TEACHER_TOKENS, probs.shape[-1]), dim=-1)
         found.append(

@@ -16,8 +16,8 @@ from justright.draft.lstm_drafter import FastLstm
 from justright.draft.tree import Shape
 from justright.draft.tuning import DEPTH, NODES, WIDTHS, TreeTable
 from justright.switch.apply import AppliedSwitch
-from justright.train.data import Shard
 from justright.train.objective import Prefixes, prefixes
+from justright.train.shard import Shard
 from justright.train.spec import states_behind
 
 _EVERY = 4
@@ -89,6 +89,8 @@ def measure_trees(
     hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
     for shard in shards:
         batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
+        if not len(batch.tokens):
+            continue
         batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
         states = batch.hidden
         if verifier is not None and model.spec is not None:

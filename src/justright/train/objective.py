@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from justright.train.data import Shard
+from justright.train.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)

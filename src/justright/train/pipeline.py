@@ -191,7 +191,12 @@ class Work:
         self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
         self.prompts = [self._prompts(factor) for factor in factors]
         self.data = SelfGenerated(
-            job.data_folder or job.partial / "data", self.setting, self.identity, list(job.texts), self.switch
+            job.data_folder or job.partial / "data",
+            self.setting,
+            self.identity,
+            list(job.texts),
+            self.switch,
+            [one.fingerprint for one in self.prompts],
         )
         self.accelerator = Accelerator(
             cpu=job.device == "cpu",
@@ -248,6 +253,7 @@ class Work:
                 data.begin()
             self._generate(data, tell)
         self.accelerator.wait_for_everyone()
+        data.check_guessable()
         verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)
         model, coverage = self._model(verifier, data)
         kind = AttentionTraining if isinstance(model, AttentionModel) else Training

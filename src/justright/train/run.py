@@ -17,19 +17,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from justright.draft.lstm import LstmModel
 from justright.errors import ResourceError, UsageError
 from justright.models.cpu import has_bfloat16
-from justright.models.files import recover_folder, swap_folder
+from justright.models.files import recover_folder, save_tensors, swap_folder, write_whole
 from justright.switch.apply import AppliedSwitch
-from justright.train.data import SelfGenerated, Shard
+from justright.train.batches import Batches
+from justright.train.data import FINGERPRINT, SelfGenerated
 from justright.train.frozen import embedded
 from justright.train.measure import Accuracy, measure
 from justright.train.objective import DraftLoss, Prefixes, prefixes
+from justright.train.shard import Shard
 from justright.train.spec import states_behind
 
 
@@ -158,7 +160,7 @@ class Training:
         record = {"model": asdict(model.config), "setting": asdict(setting), **of}
         self._record = json.loads(json.dumps(record))
         self._loss = DraftLoss(model.vocab, model.config.vocab_size)
-        self._shard: tuple[int, Shard] | None = None
+        self._batches = Batches(data, setting.seed)
         self._token_size = (
             0.0 if verifier is None else float(embedded(verifier, model.vocab).square().mean().sqrt())
         )
@@ -178,20 +180,19 @@ class Training:
         return found
 
     def run(self, report: Report = lambda _: None, *, save_every_s: float = 60.0) -> Accuracy:
-        """Train to the end, saving every so often and when interrupted; returns the last evaluation.
+        """Train to the end, saving every so often and when interrupted; returns an evaluation of the weights kept.
 
         Raises:
             ResourceError: the loss is no number any more.
         """
         saved = time.monotonic()
-        accuracy: Accuracy | None = None
         rate = 0.0
         try:
             while self.state.phase != "done":
                 phase, steps = self.state.phase, self.phases[self.state.phase]
                 now = Progress(phase, self.state.step, steps, self.state.loss, rate)
                 if self._evaluation_is_due(steps):
-                    now.accuracy = accuracy = self._evaluated(steps)
+                    now.accuracy = self._evaluated(steps)
                 else:
                     begin = time.perf_counter()
                     now.loss, count = self.take_step()
@@ -205,7 +206,7 @@ class Training:
         finally:
             if not self._in_step:  # half a step is none: the last checkpoint stands
                 self.save()
-        return accuracy or self.evaluate()
+        return self.evaluate()  # where a phase ended early, the last evaluation was of other weights
 
     def _evaluation_is_due(self, steps: int) -> bool:
         step = self.state.step
@@ -251,7 +252,9 @@ class Training:
         self._in_step = True
         for optimizer in self._optimizers:
             optimizer.step()
-        self.state.step, self.state.loss = step + 1, value
+        self.state.step = step + 1
+        if count:  # else every sequence ended at once, and there was nothing to guess
+            self.state.loss = value
         self._in_step = False
         return value, count
 
@@ -266,19 +269,17 @@ class Training:
         return found
 
     def _plain_loss(self, step: int) -> tuple[Tensor, int]:
-        shard, rows = self._batch(step, self.setting.rows)
-        batch = prefixes(shard, rows, self.model.config.steps)
+        batch = self._prefixes(self._batch(step, self.setting.rows))
         return self._draft_loss(batch, batch.hidden.to(self.device)), len(batch.tokens)
 
     def _spec_loss(self, step: int) -> tuple[Tensor, int]:
         """Both losses of [SPEC], and the drafter's on plain states, so that it goes on to take either."""
         assert self.verifier is not None
         assert self.model.spec is not None
-        shard, rows = self._batch(step, self.setting.spec_rows)
-        batch = prefixes(shard, rows, self.model.config.steps)
-        batch = batch.take(
-            torch.arange(step % self.setting.spec_every, len(batch.tokens), self.setting.spec_every)
-        )
+        shard = self._batch(step, self.setting.spec_rows)
+        batch = self._prefixes(shard)
+        every = self.setting.spec_every
+        batch = batch.take(torch.arange(len(batch.tokens))[step % every :: every])
         states = states_behind(self.verifier, self.model.spec, shard, batch, self.device, self.switch)
         loss = self._draft_loss(batch, torch.cat([states, batch.hidden.to(self.device)]), twice=True)
         # The verifier's own head on [SPEC]: the token two past the prefix.
@@ -301,22 +302,13 @@ class Training:
         losses = [self._loss.step(one, ids[:, i], probs[:, i], valid[:, i]) for i, one in enumerate(logits)]
         return torch.stack(losses).mean()
 
-    def _batch(self, step: int, size: int) -> tuple[Shard, Tensor]:
-        """The sequences of a step: shards in a random order each epoch, each of them walked through once."""
-        files = self.data.training_files
-        of_all = self.accelerator.num_processes
-        batch = self.data.setting.batch
-        each = max(1, batch // (size * of_all))
-        epoch, place = divmod(step // each, len(files))
-        order = _shuffled(len(files), self.setting.seed, epoch)
-        number = int(order[place])
-        if self._shard is None or self._shard[0] != number:
-            self._shard = number, self.data.read(files[number])
-        shard = self._shard[1]
-        rows = _shuffled(len(shard.tokens), self.setting.seed + 1, epoch * len(files) + number)
-        mine = step % each * size * of_all + self.accelerator.process_index * size
-        chosen = rows[mine : mine + size]
-        return shard, chosen if len(chosen) else rows[:size]
+    def _batch(self, step: int, size: int) -> Shard:
+        """The ``size`` sequences that this process sees in a step."""
+        place = step * self.accelerator.num_processes + self.accelerator.process_index
+        return self._batches.take(place * size, size)
+
+    def _prefixes(self, shard: Shard) -> Prefixes:
+        return prefixes(shard, torch.arange(len(shard.tokens)), self.model.config.steps)
 
     def _got_no_better(self, accuracy: Accuracy) -> bool:
         """Note an evaluation; True if patience is at its end."""
@@ -351,15 +343,17 @@ class Training:
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(
+        save_tensors(
             {n: p.detach().contiguous() for n, p in self.model.named_parameters()},
             partial / "weights.safetensors",
         )
-        save_file(dict(self._moments()), partial / "optimizer.safetensors")
+        save_tensors(dict(self._moments()), partial / "optimizer.safetensors")
         if self._best:
-            save_file({name: t.contiguous() for name, t in self._best.items()}, partial / "best.safetensors")
+            save_tensors(
+                {name: t.contiguous() for name, t in self._best.items()}, partial / "best.safetensors"
+            )
         state = {"of": self._record, **asdict(self.state)}
-        (partial / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        write_whole(partial / "state.json", json.dumps(state) + "\n")
         swap_folder(self.folder)
 
     def _restore(self, weights: dict[str, Tensor]) -> None:
@@ -377,7 +371,11 @@ class Training:
 
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-        if (found := state.pop("of")) != self._record:
+        found = state.pop("of")
+        found.get("data", {}).setdefault(
+            FINGERPRINT, self._record["data"][FINGERPRINT]
+        )  # of an older version
+        if found != self._record:
             differing = [k for k in self._record if found.get(k) != self._record[k]]
             raise UsageError(
                 f"{self.folder} holds another training's checkpoint (its {' and '.join(differing)} differ): give "
@@ -397,7 +395,3 @@ class Training:
                         k.rpartition("/")[2]: moments[k].to(self.device if moments[k].ndim else "cpu")
                         for k in keys
                     }
-
-
-def _shuffled(count: int, seed: int, turn: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + turn))

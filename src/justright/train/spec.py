@@ -21,8 +21,8 @@ from justright.engine.attention import rescale_by_position
 from justright.engine.loading import decoder_of
 from justright.models.architectures import Window, architecture_of, attention_windows
 from justright.switch.apply import AppliedSwitch
-from justright.train.data import Shard
 from justright.train.objective import Prefixes
+from justright.train.shard import Shard
 
 ATTENTION_NAME = "justright-spec"
 
@@ -96,6 +96,8 @@ def states_behind(
     switch: AppliedSwitch | None = None,
 ) -> Tensor:
     """[SPEC]'s states for the prefixes of a batch, ``[rows, hidden_size]``, with gradients to ``embedding``."""
+    if not len(batch.tokens):
+        return embedding.to(verifier.dtype).expand(0, -1)
     texts, seen = [], []
     for one in _in_order(batch.sequence):
         prompt = int(shard.prompt_lengths[one])

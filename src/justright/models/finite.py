@@ -1,0 +1,52 @@
+"""Refusing tensors that hold NaN or infinite numbers, when they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from justright.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Read every floating-point tensor once.
+
+    Args:
+        tensors: by name; of any shapes and dtypes.
+        file: where they are from, for the message.
+
+    Raises:
+        CheckpointError: one holds a NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        wide = tensor.float() if tensor.itemsize == 1 else tensor  # float8 has no minimum in torch
+        for number in map(float, wide.aminmax()):  # a NaN anywhere makes both NaN
+            if not math.isfinite(number):
+                raise CheckpointError(
+                    f"{file}: the tensor {name} holds {number}, and only finite numbers are allowed: fetch the "
+                    "file again, or make it again"
+                )
+
+
+def check_finite_files(files: Iterable[Path]) -> None:
+    """`check_finite` for all tensors of safetensors files, one tensor in memory at a time.
+
+    Raises:
+        CheckpointError: a number that is not finite, or a file that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                for name in opened.keys():  # noqa: SIM118  (no mapping)
+                    check_finite({name: opened.get_tensor(name)}, file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
