@@ -82,12 +82,16 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
     Raises:
         CheckpointError: a weight is missing or has another shape.
     """
-    names = {name for name, _ in layer.named_parameters()}
-    names |= {name for name in layer.state_dict() if name in state}
+    parameters = {name for name, _ in layer.named_parameters()}
+    names = parameters | {name for name in layer.state_dict() if name in state}
     for name in sorted(names):
         if name not in state:
             raise CheckpointError(f"{what} lacks {name}")
-        place(layer, name, state[name].to(device, copy=True))
+        old = layer.get_parameter(name) if name in parameters else layer.get_buffer(name)
+        if old.device == device and old.shape == state[name].shape:
+            old.detach().copy_(state[name])  # filled before: no second copy beside it
+        else:
+            place(layer, name, state[name].to(device, old.dtype, copy=True))
     for name, buffer in layer.named_buffers():
         if buffer.device != device:
             place(layer, name, buffer.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +29,11 @@ class Kurtosis:
             for power in range(1, 5):
                 self.powers[power] += one.sum()
                 one = one * values
+
+    def add_all(self, tensors: Iterable[Tensor]) -> None:
+        """Count the weights of several tensors."""
+        for tensor in tensors:
+            self.add(tensor)
 
     def merge(self, other: Kurtosis) -> None:
         """Count all that another has counted."""

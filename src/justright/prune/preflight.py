@@ -22,7 +22,7 @@ from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
 from justright.readable import readable_bytes
 
-_MAPPED_BYTES = 64 * 2**20
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +257,13 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
     """
     import torch
 
-    digest, seen = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     for name in sorted(checkpoint):
-        tensor = checkpoint.tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        tensor = checkpoint.tensor(name, copy=True)
+        bad = 0
+        if tensor.is_floating_point():
+            bad = sum(int((~torch.isfinite(some)).sum()) for some in tensor.flatten().split(_AT_ONCE))
+        if bad:
             raise CheckpointError(
                 f"{bad} of the {tensor.numel()} values of {name} in {checkpoint.path} are NaN or infinite: such a "
                 "model cannot be pruned; fetch it again, or repair it first"
@@ -269,9 +271,4 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
         tick(tensor.nbytes)
-        seen += tensor.nbytes
-        if seen > _MAPPED_BYTES:  # else all of it would stay mapped, and count as memory
-            del tensor
-            checkpoint.close()
-            seen = 0
     return digest.hexdigest()
