@@ -104,7 +104,7 @@ class LayerFormat:
         moe, prefix = self.architecture.moe, self.architecture.disk.layer(index)
         assert moe is not None
         names = [f"{prefix}.{router.weight}" for router in (moe.router_disk, moe.router)]
-        return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]))
+        return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]), copy=True)
 
     def write(self, index: int, state: State) -> State:
         """The inverse of `read`: full names on disk; the number of experts may have changed."""

@@ -198,7 +198,7 @@ class Writing:
         tensors = [state[matrix.name] for matrix in found]
         kurtosis[2].add_all(tensors)
         count = sum(tensor.numel() for tensor in tensors)
-        zeros = sum(int((tensor == 0).sum()) for tensor in tensors)
+        zeros = count - sum(int(tensor.count_nonzero()) for tensor in tensors)
         experts = num_experts(layers.config) if index in layers.moe_layers else 0
         counts = self.found[index].counts if self.found else None
         tokens = counts.tolist() if counts is not None else None
