@@ -53,7 +53,6 @@ def assemble(
     model = skeleton(checkpoint.config, dtype, **options)
     for index, layer in enumerate(decoder_layers(model, checkpoint.config)):
         fill(layer, layers.read(index), device, f"decoder layer {index}")
-        checkpoint.close()  # else all of it would stay mapped, and count as memory
     expected = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.is_meta}
     for disk in layers.other_names():
         memory = next((n for n in _memory_names(names, disk) if n in expected), None)

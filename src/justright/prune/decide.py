@@ -12,6 +12,7 @@ from justright.calibration.statistics import LayerStatistics
 from justright.models.architectures import expert_groups, num_experts
 from justright.models.decoder_layers import LayerFormat
 from justright.models.expert_views import expert_vector
+from justright.models.heap import trim
 from justright.models.matrices import expand, matrices
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
@@ -47,6 +48,7 @@ def choose(
     choices = {}
     for index, one in found.items():
         choices[index] = choose_experts(layers, index, counts[index], settings, one)
+        trim()
     return choices
 
 
@@ -105,6 +107,7 @@ def layer_sparsity(
         if found is not None and choice is not None:
             found = _of_kept(found, choice)
         shares.append(_outlier_share(layers, index, choice, settings, found))
+        trim()
     return dict(enumerate(outlier_weighed_sparsity(shares, sizes.by_layer, sizes.second)))
 
 

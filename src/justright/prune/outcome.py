@@ -14,6 +14,7 @@ from justright.calibration.statistics import LayerStatistics
 from justright.errors import CheckpointError
 from justright.models.architectures import num_experts
 from justright.models.decoder_layers import LayerFormat, State
+from justright.models.heap import trim
 from justright.models.matrices import expand, matrices
 from justright.models.reading import read_json
 from justright.models.writing import CheckpointWriter
@@ -175,6 +176,7 @@ class Writing:
             outcomes.append(outcome)
             add(self.layers.write(index, state))
             del state  # before the next is read
+            trim()
         nonzero = sum(n * (1 - o.zeros) for n, o in zip(sizes.by_layer, outcomes, strict=True))
         before = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         return Pruned(

@@ -16,6 +16,7 @@ from justright.calibration.stream import LayerStream, Stage
 from justright.errors import ResourceError
 from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import keep_experts, replace_expert
+from justright.models.heap import trim
 from justright.models.matrices import Matrix, expand, matrices
 from justright.prune.experts import Choice
 from justright.prune.plan import Plan
@@ -193,6 +194,8 @@ def prune_weights(
         packed["uncalibrated"] = torch.tensor([few])
         if stream is None:
             _write(packed, _file(folder, index))
+            del state
+            trim()
         else:
             stream.materialise(index, state)
             del state  # the layer runs with a copy

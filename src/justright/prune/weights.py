@@ -9,7 +9,7 @@ from torch import Tensor
 
 from justright.errors import UsageError
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 """Weights that are scored at once: scores and their order take some thirty bytes a weight."""
 
 WEIGHT_CRITERIA = ("wanda", "magnitude", "none")
