@@ -79,9 +79,7 @@ class LayerFormat:
                 count += 1
             experts = {name.format(e=expert): None for expert in range(count) for name in moe.disk.matrices}
         if missing := [name for name in experts if name not in names]:
-            raise CheckpointError(
-                f"{self.checkpoint.path} has no {missing[0]} in a layer of {count} experts"
-            )
+            raise CheckpointError(f"{self.checkpoint.path} has no {missing[0]} in a layer of {count} experts")
 
         def read(name: str) -> Tensor:
             return self.checkpoint.tensor(names[name], copy=True)

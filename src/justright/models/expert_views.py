@@ -34,7 +34,8 @@ def expert_vector(state: State, moe: Moe, expert: int) -> Tensor:
 def keep_experts(state: State, moe: Moe, kept: Sequence[int]) -> None:
     """Leave the experts ``kept`` only in a layer's state, in that order; router and its extras cut alike.
 
-    It changes ``state`` tensor by tensor, so no second state is in memory. Nothing is rescaled. Source: arXiv:2409.06211, section 4 (the router of the kept experts).
+    It changes ``state`` tensor by tensor, so no second state is in memory. Nothing is rescaled.
+    Source: arXiv:2409.06211, section 4 (the router of the kept experts).
     """
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 
 def trim() -> None:
@@ -11,6 +12,6 @@ def trim() -> None:
     glibc keeps freed blocks of up to 32 MiB, the size of most matrices, and where they lie between others it never
     gives them back by itself: a run that goes through layers would grow with every layer.
     """
-    trimming = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trimming = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trimming is not None:
         trimming(0)

@@ -44,9 +44,6 @@ def representatives(clusters: Clusters, expert: Callable[[int], Tensor]) -> Choi
     """
     pairs = []
     for members in clusters.members:
-        if len(members) == 1:
-            pairs.append((members[0], members))
-            continue
         mean = expert(members[0]).double()
         for member in members[1:]:
             mean += expert(member)

@@ -24,11 +24,11 @@ class Kurtosis:
         """Count the weights of one tensor."""
         for part in torch.split(weights.flatten(), _AT_ONCE):
             values = part[part != 0].double()
-            one = values
+            one = values.clone()
             self.powers[0] += len(values)
             for power in range(1, 5):
                 self.powers[power] += one.sum()
-                one = one * values
+                one *= values
 
     def add_all(self, tensors: Iterable[Tensor]) -> None:
         """Count the weights of several tensors."""

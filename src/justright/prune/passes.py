@@ -143,12 +143,11 @@ def matrix_mask(
                 f"the scores of {name} hold NaN or infinity, so its lowest cannot be told: its weights times their "
                 "inputs are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
             )
-        if settings.pattern is not None:
-            mask = n_of_m_mask(scores, *settings.n_of_m())
+        if settings.pattern is None:
+            out[at : at + len(scores)] = row_mask(scores, sparsity)
         else:
-            mask = row_mask(scores, sparsity)
-        out[at : at + len(mask)] = mask
-        at += len(mask)
+            out[at : at + len(scores)] = n_of_m_mask(scores, *settings.n_of_m())
+        at += len(scores)
 
 
 def prune_weights(

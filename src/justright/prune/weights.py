@@ -43,7 +43,7 @@ def weight_scores(weight: Tensor, input_norms: Tensor | None) -> Tensor:
 
 def scores_by_rows(weight: Tensor, input_norms: Tensor | None) -> Iterator[Tensor]:
     """`weight_scores` of a matrix ``[out, in]``, some rows ``[rows, in]`` at a time, in order."""
-    for rows in weight.split(max(1, _AT_ONCE // weight.shape[-1])):
+    for rows in torch.split(weight, max(1, _AT_ONCE // weight.shape[-1])):
         yield weight_scores(rows, input_norms)
 
 
