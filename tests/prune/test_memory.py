@@ -96,8 +96,8 @@ def made(out: Path, config: PretrainedConfig, shapes: Shapes, dtype: torch.dtype
 @pytest.mark.parametrize(
     ("kind", "size", "dtype", "settings"),
     [
-        (mixture, (512, 16), torch.bfloat16, {"sparsity": 0.5, "expert_sparsity": 0.25}),
-        (dense, (896, 0), torch.float32, {"sparsity": 0.5}),
+        (mixture, (512, 20), torch.bfloat16, {"sparsity": 0.5, "expert_sparsity": 0.25}),
+        (dense, (1024, 0), torch.float32, {"sparsity": 0.5}),
     ],
 )
 def test_a_run_takes_two_and_a_half_layers_at_most(
@@ -116,4 +116,5 @@ def test_a_run_takes_two_and_a_half_layers_at_most(
     )
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["peak"] < 2.5 * layer + LIBRARIES, found
+    print(found)
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.2)
