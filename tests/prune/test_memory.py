@@ -116,5 +116,4 @@ def test_a_run_takes_two_and_a_half_layers_at_most(
     )
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["peak"] < 2.5 * layer + LIBRARIES, found
-    print(found)
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.2)
