@@ -174,8 +174,11 @@ def _check_values(path: Path, config: Mapping[str, Any]) -> None:
     def words(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
+    def whole(value: Any) -> bool:
+        return number(value) and value == int(value)
+
     checks = {
-        "r": (lambda value: number(value) and value == int(value), "a whole number above 0"),
+        "r": (whole, "a whole number above 0"),
         "lora_alpha": (number, "a number above 0"),
         "rank_pattern": (pattern, "an object of numbers above 0 by module"),
         "alpha_pattern": (pattern, "an object of numbers above 0 by module"),
