@@ -169,6 +169,7 @@ def test_a_strange_path_gives_a_result_or_a_clear_error(
     words: tuple[str, ...], path: str, run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     stand_in = {"PATH": path, "MODEL": str(made / "moe"), "OUT": str(tmp_path / "out")}
     result = run(*(stand_in.get(w, w.replace("PATH", path)) for w in words))

@@ -16,14 +16,14 @@ from justright.prune.experts import highest, representatives
 
 def test_the_representative_is_nearest_the_mean() -> None:
     weights = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.2, 0.0], [9.0, 9.0], [5.0, 5.0], [5.0, 6.0]])
-    found = representatives(Clusters(((0, 1, 2), (3,), (4, 5)), ()), weights)
+    found = representatives(Clusters(((0, 1, 2), (3,), (4, 5)), ()), weights.__getitem__)
     assert found.kept == (1, 3, 4)
     assert found.clusters == ((0, 1, 2), (3,), (4, 5))
     assert not found.averaged
 
 
 def test_fewer_than_three_clusters_are_averaged() -> None:
-    found = representatives(Clusters(((0, 2), (1,)), ()), torch.eye(3))
+    found = representatives(Clusters(((0, 2), (1,)), ()), torch.eye(3).__getitem__)
     assert found.averaged
     assert found.kept == (0, 1)
 

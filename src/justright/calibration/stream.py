@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from justright.errors import UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.decoder_layers import State
+from justright.models.heap import trim
 from justright.models.reading import Checkpoint
 from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile
 from justright.models.skeleton import fill, place, skeleton
@@ -75,7 +76,6 @@ class LayerStream:
         check_runs(config)
         if ids.ndim != 2 or ids.numel() == 0:
             raise UsageError("no calibration sequence: give texts")
-        self._checkpoint = checkpoint
         self.ids, self.rows = ids, rows
         self.devices = [torch.device(name) for name in device.split(",")]
         self.dtype = dtype
@@ -104,7 +104,7 @@ class LayerStream:
     def release(self, index: int) -> None:
         """Forget the layer's weights."""
         self._layers[index].to("meta")
-        self._checkpoint.close()  # else all of it would stay mapped, and count as memory
+        trim()
 
     @torch.inference_mode()
     def measure(self, index: int, *, at: int | None = None) -> None:
@@ -215,8 +215,9 @@ class LayerStream:
         recorders = [_Recorder(layer) for layer in layers]
         decoder.layers = nn.ModuleList(recorders)
         decoder.norm = nn.Identity()
-        embedding = checkpoint.tensor(self.architecture.disk.embedding)
+        embedding = checkpoint.tensor(self.architecture.disk.embedding, copy=True)
         place(decoder.embed_tokens, "weight", embedding.to(self.devices[0], self.dtype))
+        del embedding  # in its own dtype it is no longer needed
         for name, buffer in decoder.named_buffers():
             if not buffer.is_meta:
                 place(decoder, name, buffer.to(self.devices[0]))

@@ -6,6 +6,7 @@ which; here the tensors are moved. Nothing is computed, so reading and writing b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from justright.errors import CheckpointError, UnsupportedModelError
@@ -62,22 +63,34 @@ class LayerFormat:
         return [name for name in self.other_names() if ".experts." in name]
 
     def read(self, index: int) -> State:
-        """Layer ``index`` as it is in memory, in the checkpoint's dtype.
+        """Layer ``index`` as it is in memory, in the checkpoint's dtype; the caller's own, to be changed in place.
+
+        Experts stored one by one are stacked as they are read, so no more than the layer is in memory.
 
         Raises:
             CheckpointError: a tensor is missing or cannot be read.
         """
         prefix = self.architecture.disk.layer(index) + "."
-        state = {name.removeprefix(prefix): self.checkpoint.tensor(name) for name in self.disk_names(index)}
-        if index not in self.moe_layers:
-            return state
-        moe = self.architecture.moe
-        assert moe is not None
-        for disk, memory in zip(moe.router_disk.names, moe.router.names, strict=True):
-            if disk in state:
-                state[memory] = state.pop(disk)
-        if self._one_by_one(state, moe.disk) and moe.memory.stacked:
-            _stack(state, moe.disk, moe.memory, self.checkpoint.path)
+        names = {name.removeprefix(prefix): name for name in self.disk_names(index)}
+        moe = self.architecture.moe if index in self.moe_layers else None
+        count, experts = 0, dict[str, None]()
+        if moe is not None and moe.memory.stacked and not moe.disk.stacked:
+            while moe.disk.down.format(e=count) in names:
+                count += 1
+            experts = {name.format(e=expert): None for expert in range(count) for name in moe.disk.matrices}
+        if missing := [name for name in experts if name not in names]:
+            raise CheckpointError(f"{self.checkpoint.path} has no {missing[0]} in a layer of {count} experts")
+
+        def read(name: str) -> Tensor:
+            return self.checkpoint.tensor(names[name], copy=True)
+
+        state = {name: read(name) for name in names if name not in experts}
+        if moe is not None:
+            for disk, memory in zip(moe.router_disk.names, moe.router.names, strict=True):
+                if disk in state:
+                    state[memory] = state.pop(disk)
+        if moe is not None and experts:
+            _stack(state, moe.disk, moe.memory, count, read)
         return state
 
     def router_weight(self, index: int) -> Tensor:
@@ -89,7 +102,7 @@ class LayerFormat:
         moe, prefix = self.architecture.moe, self.architecture.disk.layer(index)
         assert moe is not None
         names = [f"{prefix}.{router.weight}" for router in (moe.router_disk, moe.router)]
-        return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]))
+        return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]), copy=True)
 
     def write(self, index: int, state: State) -> State:
         """The inverse of `read`: full names on disk; the number of experts may have changed."""
@@ -106,10 +119,6 @@ class LayerFormat:
                 if memory in out and f"{prefix}.{memory}" not in own:
                     out[disk] = out.pop(memory)
         return {f"{prefix}.{name}": tensor for name, tensor in out.items()}
-
-    @staticmethod
-    def _one_by_one(state: State, layout: ExpertLayout) -> bool:
-        return not layout.stacked and layout.down.format(e=0) in state
 
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
@@ -131,30 +140,24 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
     )
 
 
-def _stack(state: State, disk: ExpertLayout, memory: ExpertLayout, path: object) -> None:
-    """Replace experts stored one by one by transformers' stacked tensors, in place."""
+def _stack(
+    state: State, disk: ExpertLayout, memory: ExpertLayout, count: int, read: Callable[[str], Tensor]
+) -> None:
+    """Add transformers' stacked tensors of ``count`` experts that are stored one by one."""
     import torch
 
-    count = 0
-    while disk.down.format(e=count) in state:
-        count += 1
-
-    def take(name: str, expert: int) -> Tensor:
-        try:
-            return state.pop(name.format(e=expert))
-        except KeyError:
-            raise CheckpointError(
-                f"{path} has no {name.format(e=expert)} in a layer of {count} experts"
-            ) from None
-
-    gates = [take(disk.gate, e) for e in range(count)]
-    if disk.fused:
-        state[memory.gate] = torch.stack(gates)
-    else:
-        ups = [take(disk.up, e) for e in range(count)]
-        pairs = [torch.cat(pair) for pair in zip(gates, ups, strict=True)]
-        state[memory.gate] = torch.stack(pairs)
-    state[memory.down] = torch.stack([take(disk.down, e) for e in range(count)])
+    gates = (disk.gate,) if disk.fused else (disk.gate, disk.up)
+    for name, parts in ((memory.gate, gates), (memory.down, (disk.down,))):
+        for expert in range(count):
+            one = torch.cat([read(part.format(e=expert)) for part in parts])
+            if expert == 0:
+                state[name] = one.new_empty(count, *one.shape)
+            if (one.shape, one.dtype) != (state[name].shape[1:], state[name].dtype):
+                raise CheckpointError(
+                    f"{parts[0].format(e=expert)} has another shape or dtype than that of expert 0: the "
+                    "checkpoint is damaged, fetch it again"
+                )
+            state[name][expert] = one
 
 
 def _unstack(state: State, memory: ExpertLayout, disk: ExpertLayout) -> None:

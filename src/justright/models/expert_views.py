@@ -24,61 +24,54 @@ def expert_tensors(state: State, moe: Moe, expert: int) -> Iterator[Tensor]:
         yield state[name][expert] if layout.stacked else state[name.format(e=expert)]
 
 
-def expert_vectors(state: State, moe: Moe) -> Tensor:
-    """Every expert's weights and biases in one row, ``[num_experts, parameters of an expert]`` float32."""
+def expert_vector(state: State, moe: Moe, expert: int) -> Tensor:
+    """One expert's weights and biases in a row, ``[parameters of an expert]`` float32."""
     import torch
 
-    return torch.stack(
-        [
-            torch.cat([tensor.float().flatten() for tensor in expert_tensors(state, moe, expert)])
-            for expert in range(expert_count(state, moe))
-        ]
-    )
+    return torch.cat([tensor.float().flatten() for tensor in expert_tensors(state, moe, expert)])
 
 
-def keep_experts(state: State, moe: Moe, kept: Sequence[int]) -> State:
-    """The layer's state with the experts ``kept`` only, in that order; router and its extras cut alike.
+def keep_experts(state: State, moe: Moe, kept: Sequence[int]) -> None:
+    """Leave the experts ``kept`` only in a layer's state, in that order; router and its extras cut alike.
 
-    Nothing is rescaled. Source: arXiv:2409.06211, section 4 (the router of the kept experts).
+    It changes ``state`` tensor by tensor, so no second state is in memory. Nothing is rescaled.
+    Source: arXiv:2409.06211, section 4 (the router of the kept experts).
     """
     import torch
 
     layout, router = moe.memory, moe.router
-    out = dict(state)
     index = torch.tensor(list(kept))
     if layout.stacked:
         for name in (*layout.matrices, *layout.biases):
-            out[name] = state[name].index_select(0, index)
+            state[name] = state[name].index_select(0, index)
     else:
         names = (*layout.matrices, *layout.biases)
-        for expert in range(expert_count(state, moe)):
-            for name in names:
-                del out[name.format(e=expert)]
+        count = expert_count(state, moe)
+        experts = [{name: state.pop(name.format(e=expert)) for name in names} for expert in range(count)]
         for new, old in enumerate(kept):
-            for name in names:
-                out[name.format(e=new)] = state[name.format(e=old)]
+            state.update({name.format(e=new): experts[old][name] for name in names})
     for name in router.per_expert:
         if name in state:
             axis = 0 if name == router.weight else state[name].ndim - 1
-            out[name] = state[name].index_select(axis, index)
-    return out
+            state[name] = state[name].index_select(axis, index)
 
 
 def replace_expert(state: State, moe: Moe, expert: int, members: Sequence[int]) -> None:
     """Make expert ``expert`` and its router row the average of ``members``, in place, each tensor in its dtype.
+
+    It changes the tensors themselves.
 
     Source: arXiv:2409.06211, section 4.3 (selective reconstruction).
     """
     layout, router = moe.memory, moe.router
     for name in (*layout.matrices, *layout.biases):
         if layout.stacked:
-            tensor = state[name] = state[name].clone()
-            tensor[expert] = _mean([state[name][m] for m in members])
+            state[name][expert] = _mean([state[name][m] for m in members])
         else:
             state[name.format(e=expert)] = _mean([state[name.format(e=m)] for m in members])
     for name in router.per_expert:
         if name in state:
-            tensor = state[name] = state[name].clone()
+            tensor = state[name]
             if name == router.weight:
                 tensor[expert] = _mean([tensor[m] for m in members])
             else:

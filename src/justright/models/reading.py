@@ -72,10 +72,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """One safetensors file's header: its tensors in the order of their bytes, and its metadata."""
+    """One safetensors file's header: its tensors in the order of their bytes, its metadata, and where data begins."""
 
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
+    begin: int
 
 
 def read_header(file: Path) -> Header:
@@ -107,7 +108,7 @@ def read_header(file: Path) -> Header:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(file, f"its header is corrupt ({error})") from error
     _check_extent(file, tensors, data_bytes=size - 8 - length)
-    return Header(tuple(tensors), metadata)
+    return Header(tuple(tensors), metadata, 8 + length)
 
 
 class Checkpoint:
@@ -225,7 +226,8 @@ class Checkpoint:
         Args:
             name: one of :meth:`names`.
             copy: False: the tensor shares this process's view of the file, so a change made in place is seen
-                by later reads of ``name`` (never by the file). True: it is the caller's own.
+                by later reads of ``name`` (never by the file). True: it is the caller's own, and no page of the
+                file is mapped for it, so that its memory is free again as soon as the tensor is gone.
 
         Raises:
             CheckpointError: there is no such tensor, or it cannot be read.
@@ -233,18 +235,31 @@ class Checkpoint:
         """
         info = self.info(name)
         if name in self.packed:
-            values, bitmask = (self._read(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
+            values, bitmask = (self._copy(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
             return sparse.unpack(values, bitmask, info.shape, f"{name} in {info.file}")
-        tensor = self._read(info)
-        return tensor.clone() if copy else tensor
+        return self._copy(info) if copy else self._read(info)
+
+    def _copy(self, info: TensorInfo) -> torch.Tensor:
+        """One tensor as it is stored, read into memory of its own."""
+        import torch
+
+        tensor = torch.empty(info.shape, dtype=getattr(torch, _torch_name(info)))
+        if not info.nbytes:
+            return tensor
+        try:
+            with info.file.open("rb") as stream:
+                stream.seek(self._headers[info.file].begin + info.start)
+                count = stream.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
+        except OSError as error:
+            raise _damaged(info.file, f"{info.name} cannot be read ({error})") from error
+        if count != info.nbytes:
+            raise _damaged(info.file, f"{info.name} has {info.nbytes} bytes, of which {count} can be read")
+        return tensor
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         """One tensor as it is stored."""
         name = info.name  # in the file, which may differ from the table's
-        if DTYPES[info.dtype][0] is None:
-            raise UnsupportedModelError(
-                f"{name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
-            )
+        _torch_name(info)
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -340,6 +355,20 @@ def no_weights(path: Path) -> CheckpointError:
             "give the original checkpoint that the GGUF was made from"
         )
     return CheckpointError(f"{path} holds no weights: expected {SINGLE}, or {INDEX} with its shards")
+
+
+def _torch_name(info: TensorInfo) -> str:
+    """The tensor's dtype as torch names it.
+
+    Raises:
+        UnsupportedModelError: torch has none.
+    """
+    name = DTYPES[info.dtype][0]
+    if name is None:
+        raise UnsupportedModelError(
+            f"{info.name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
+        )
+    return name
 
 
 def _damaged(file: Path, what: str) -> CheckpointError:

@@ -53,7 +53,6 @@ def assemble(
     model = skeleton(checkpoint.config, dtype, **options)
     for index, layer in enumerate(decoder_layers(model, checkpoint.config)):
         fill(layer, layers.read(index), device, f"decoder layer {index}")
-        checkpoint.close()  # else all of it would stay mapped, and count as memory
     expected = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.is_meta}
     for disk in layers.other_names():
         memory = next((n for n in _memory_names(names, disk) if n in expected), None)
@@ -82,12 +81,16 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
     Raises:
         CheckpointError: a weight is missing or has another shape.
     """
-    names = {name for name, _ in layer.named_parameters()}
-    names |= {name for name in layer.state_dict() if name in state}
+    parameters = {name for name, _ in layer.named_parameters()}
+    names = parameters | {name for name in layer.state_dict() if name in state}
     for name in sorted(names):
         if name not in state:
             raise CheckpointError(f"{what} lacks {name}")
-        place(layer, name, state[name].to(device, copy=True))
+        old = layer.get_parameter(name) if name in parameters else layer.get_buffer(name)
+        if old.device == device and old.shape == state[name].shape:
+            old.detach().copy_(state[name])  # filled before: no second copy beside it
+        else:
+            place(layer, name, state[name].to(device, old.dtype, copy=True))
     for name, buffer in layer.named_buffers():
         if buffer.device != device:
             place(layer, name, buffer.to(device))

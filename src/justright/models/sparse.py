@@ -36,7 +36,7 @@ def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     # Bits, not values: -0.0 is kept.
     bits = tensor.detach().cpu().contiguous().flatten().view(_integer(tensor))
     kept = bits != 0
-    count = int(kept.sum())
+    count = int(kept.count_nonzero())
     size = tensor.element_size()
     shape = np.array(tensor.shape, dtype="<i8").view(np.uint8)
     mask_bytes = -(-tensor.numel() // 8)
@@ -45,7 +45,7 @@ def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: tensor}
     mask = np.packbits(kept.numpy(), bitorder="little")
     return {
-        name + VALUES: bits[kept].view(tensor.dtype),
+        name + VALUES: torch.from_numpy(bits.numpy()[kept.numpy()]).view(tensor.dtype),
         name + BITMASK: torch.from_numpy(np.concatenate([mask, np.zeros(padding, dtype=np.uint8)])),
         name + SHAPE: torch.from_numpy(shape),
     }
@@ -63,13 +63,13 @@ def unpack(
     import torch
 
     count = math.prod(shape)
-    kept = torch.from_numpy(np.unpackbits(bitmask.numpy(), count=count, bitorder="little")).bool()
-    if int(kept.sum()) != values.numel():
+    kept = torch.from_numpy(np.unpackbits(bitmask.numpy(), count=count, bitorder="little")).view(torch.bool)
+    if int(kept.count_nonzero()) != values.numel():
         raise CheckpointError(
-            f"{name} has {values.numel()} values and {int(kept.sum())} bits that are set: the file is damaged"
+            f"{name} has {values.numel()} values and {int(kept.count_nonzero())} bits that are set: the file is damaged"
         )
     out = torch.zeros(count, dtype=_integer(values))
-    out[kept] = values.view(_integer(values))
+    out.masked_scatter_(kept, values.view(_integer(values)))
     return out.view(values.dtype).reshape(shape)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,15 +35,21 @@ def second_stage_sparsity(target: float, total: int, removed: int) -> float:
     return max(0.0, (target * total - removed) / (total - removed))
 
 
-def outlier_share(scores: Sequence[Tensor], multiple: float = OUTLIER_MULTIPLE) -> float:
+def outlier_share(scores: Callable[[], Iterable[Tensor]], multiple: float = OUTLIER_MULTIPLE) -> float:
     """The share of a layer's scores above ``multiple`` times their mean.
+
+    Args:
+        scores: gives all of them, some at a time; called twice, so that they are never in memory together.
+        multiple: of the mean.
 
     Source: arXiv:2310.05175, Eq. 2 (layer outlier distribution).
     """
-    total = sum(float(s.double().sum()) for s in scores)
-    count = sum(s.numel() for s in scores)
+    total, count = 0.0, 0
+    for some in scores():
+        total += float(some.double().sum())
+        count += some.numel()
     limit = multiple * total / count
-    return sum(int((s > limit).sum()) for s in scores) / count
+    return sum(int((some > limit).sum()) for some in scores()) / count
 
 
 def outlier_weighed_sparsity(

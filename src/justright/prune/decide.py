@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from justright.calibration.statistics import LayerStatistics
 from justright.models.architectures import expert_groups, num_experts
 from justright.models.decoder_layers import LayerFormat
-from justright.models.expert_views import expert_vectors
+from justright.models.expert_views import expert_vector
+from justright.models.heap import trim
 from justright.models.matrices import expand, matrices
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
@@ -21,7 +22,7 @@ from justright.prune.plan import least_count
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
 from justright.prune.similarity import behavioural_similarity
-from justright.prune.weights import weight_scores
+from justright.prune.weights import scores_by_rows
 
 
 def choose(
@@ -47,7 +48,7 @@ def choose(
     choices = {}
     for index, one in found.items():
         choices[index] = choose_experts(layers, index, counts[index], settings, one)
-        layers.checkpoint.close()  # else all of it would stay mapped, and count as memory
+        trim()
     return choices
 
 
@@ -85,7 +86,8 @@ def choose_experts(
     moe = layers.architecture.moe
     assert moe is not None
     clusters = cluster(expert_similarity(layers, index, settings, statistics), kept, groups)
-    return representatives(clusters, expert_vectors(layers.read(index), moe))
+    state = layers.read(index)
+    return representatives(clusters, lambda expert: expert_vector(state, moe, expert))
 
 
 def layer_sparsity(
@@ -104,26 +106,34 @@ def layer_sparsity(
         found = statistics[index] if statistics is not None else None
         if found is not None and choice is not None:
             found = _of_kept(found, choice)
-        shares.append(outlier_share(_scores(layers, index, choice, settings, found)))
+        shares.append(_outlier_share(layers, index, choice, settings, found))
+        trim()
     return dict(enumerate(outlier_weighed_sparsity(shares, sizes.by_layer, sizes.second)))
 
 
-def _scores(
+def _outlier_share(
     layers: LayerFormat,
     index: int,
     choice: Choice | None,
     settings: Settings,
     statistics: LayerStatistics | None,
-) -> list[Tensor]:
+) -> float:
+    """`outlier_share` of layer ``index`` with the experts of ``choice``, whose statistics are given."""
     state = prune_experts(layers, index, choice)
-    scores = []
-    for matrix in expand(matrices(layers.config, index, settings.parts), state):
-        norms = None
-        if statistics is not None and settings.weights == "wanda":
-            norms = statistics.squares[matrix.name].sqrt().float()
-            norms = norms[:, None] if matrix.stacked else norms
-        scores.append(weight_scores(matrix.rows(state[matrix.name]), norms))
-    return scores
+    found = expand(matrices(layers.config, index, settings.parts), state)
+
+    def scores() -> Iterator[Tensor]:
+        for matrix in found:
+            weight = matrix.rows(state[matrix.name])
+            norms = None
+            if statistics is not None and settings.weights == "wanda":
+                norms = statistics.squares[matrix.name].sqrt().float()
+            if not matrix.stacked:
+                weight, norms = weight[None], None if norms is None else norms[None]
+            for expert, one in enumerate(weight):
+                yield from scores_by_rows(one, None if norms is None else norms[expert])
+
+    return outlier_share(scores)
 
 
 def _of_kept(statistics: LayerStatistics, choice: Choice) -> LayerStatistics:

@@ -32,20 +32,24 @@ class Choice:
     averaged: bool = False
 
 
-def representatives(clusters: Clusters, experts: Tensor) -> Choice:
+def representatives(clusters: Clusters, expert: Callable[[int], Tensor]) -> Choice:
     """In each cluster the expert nearest to the cluster's mean.
 
     Args:
         clusters: by `justright.prune.clusters.cluster`.
-        experts: all weights of each expert in one row, ``[num_experts, parameters]``.
+        expert: all weights of an expert, ``[parameters]``; called for one after the other, so that only one is in
+            memory.
 
     Source: arXiv:2409.06211, section 4.2; section 4.3 for averaging with fewer than three clusters.
     """
     pairs = []
     for members in clusters.members:
-        rows = experts[list(members)].double()
-        distance = (rows - rows.mean(0)).norm(dim=1)
-        pairs.append((members[int(distance.argmin())], members))
+        mean = expert(members[0]).double()
+        for member in members[1:]:
+            mean += expert(member)
+        mean /= len(members)
+        distances = [float((expert(member).double() - mean).norm()) for member in members]
+        pairs.append((members[distances.index(min(distances))], members))
     pairs.sort()
     averaged = len(pairs) < RECONSTRUCT_BELOW
     return Choice(tuple(kept for kept, _ in pairs), tuple(members for _, members in pairs), averaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,11 +24,16 @@ class Kurtosis:
         """Count the weights of one tensor."""
         for part in torch.split(weights.flatten(), _AT_ONCE):
             values = part[part != 0].double()
-            one = values
+            one = values.clone()
             self.powers[0] += len(values)
             for power in range(1, 5):
                 self.powers[power] += one.sum()
-                one = one * values
+                one *= values
+
+    def add_all(self, tensors: Iterable[Tensor]) -> None:
+        """Count the weights of several tensors."""
+        for tensor in tensors:
+            self.add(tensor)
 
     def merge(self, other: Kurtosis) -> None:
         """Count all that another has counted."""

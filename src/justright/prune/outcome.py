@@ -14,11 +14,12 @@ from justright.calibration.statistics import LayerStatistics
 from justright.errors import CheckpointError
 from justright.models.architectures import num_experts
 from justright.models.decoder_layers import LayerFormat, State
+from justright.models.heap import trim
 from justright.models.matrices import expand, matrices
 from justright.models.reading import read_json
 from justright.models.writing import CheckpointWriter
 from justright.prune.kurtosis import Kurtosis
-from justright.prune.passes import Tick, masked_layer, prune_experts
+from justright.prune.passes import Tick, apply_masks, cut_experts
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
 from justright.prune.preflight import Sizes
@@ -166,7 +167,7 @@ class Writing:
                 memory += tensor.nbytes
 
         for name in self.layers.other_names():
-            add({name: checkpoint.tensor(name)})
+            add({name: checkpoint.tensor(name, copy=True)})
         for index in range(total):
             tick("writing", index, total)
             state, outcome, kurtosis = self._layer(index)
@@ -174,8 +175,8 @@ class Writing:
                 all_layers.merge(one)
             outcomes.append(outcome)
             add(self.layers.write(index, state))
-            del state
-            checkpoint.close()  # else all of it would stay mapped, and count as memory
+            del state  # before the next is read
+            trim()
         nonzero = sum(n * (1 - o.zeros) for n, o in zip(sizes.by_layer, outcomes, strict=True))
         before = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         return Pruned(
@@ -185,19 +186,21 @@ class Writing:
         )  # fmt: skip
 
     def _layer(self, index: int) -> tuple[State, LayerOutcome, tuple[Kurtosis, Kurtosis, Kurtosis]]:
-        """Layer ``index`` after both stages, and what became of it."""
+        """Layer ``index`` after both stages, and what became of it; one state that both change in place."""
         layers, choice = self.layers, self.plan.experts.get(index)
-        before = layers.read(index)
-        middle = prune_experts(layers, index, choice)
-        after = masked_layer(layers, self.plan, self.config, self.settings, self.masks, index)
         prunable = matrices(self.config, index, self.settings.parts)
         kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
-        for moment, state in zip(kurtosis, (before, middle, after), strict=True):
-            for matrix in expand(prunable, state):
-                moment.add(state[matrix.name])
-        tensors = [after[matrix.name] for matrix in expand(prunable, after)]
+        state = layers.read(index)
+        kurtosis[0].add_all(state[matrix.name] for matrix in expand(prunable, state))
+        cut_experts(layers, state, choice)
+        found = expand(prunable, state)
+        kurtosis[1].add_all(state[matrix.name] for matrix in found)
+        if any(self.plan.sparsity.values()):
+            apply_masks(state, found, self.masks, index)
+        tensors = [state[matrix.name] for matrix in found]
+        kurtosis[2].add_all(tensors)
         count = sum(tensor.numel() for tensor in tensors)
-        zeros = sum(int((tensor == 0).sum()) for tensor in tensors)
+        zeros = count - sum(int(tensor.count_nonzero()) for tensor in tensors)
         experts = num_experts(layers.config) if index in layers.moe_layers else 0
         counts = self.found[index].counts if self.found else None
         tokens = counts.tolist() if counts is not None else None
@@ -210,7 +213,7 @@ class Writing:
             tokens,
             _values(kurtosis),
         )
-        return after, outcome, kurtosis
+        return state, outcome, kurtosis
 
 
 def card(done: Pruned, settings: Settings, source: str) -> str:

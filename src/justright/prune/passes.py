@@ -16,11 +16,12 @@ from justright.calibration.stream import LayerStream, Stage
 from justright.errors import ResourceError
 from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import keep_experts, replace_expert
+from justright.models.heap import trim
 from justright.models.matrices import Matrix, expand, matrices
 from justright.prune.experts import Choice
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings
-from justright.prune.weights import n_of_m_mask, row_mask, weight_scores
+from justright.prune.weights import n_of_m_mask, row_mask, scores_by_rows
 
 Tick = Callable[[str, int, int], None]
 """``(stage, layers done, layers in all)``"""
@@ -59,25 +60,31 @@ def collect(layers: LayerFormat, run: Run, folder: Path, tick: Tick) -> list[Lay
 def prune_experts(layers: LayerFormat, index: int, choice: Choice | None) -> State:
     """Layer ``index``'s state with the experts of ``choice`` only; as it is without one."""
     state = layers.read(index)
+    cut_experts(layers, state, choice)
+    return state
+
+
+def cut_experts(layers: LayerFormat, state: State, choice: Choice | None) -> None:
+    """Leave the experts of ``choice`` only in a layer's state, in place; nothing to do without one."""
     if choice is None:
-        return state
+        return
     moe = layers.architecture.moe
     assert moe is not None
     if choice.averaged:
         for expert, members in zip(choice.kept, choice.clusters, strict=True):
             if len(members) > 1:
                 replace_expert(state, moe, expert, members)
-    return keep_experts(state, moe, choice.kept)
+    keep_experts(state, moe, choice.kept)
 
 
-def layer_masks(
+def mask_layer(
     state: State,
     found: Sequence[Matrix],
     settings: Settings,
     sparsity: float,
     statistics: LayerStatistics | None,
 ) -> tuple[dict[str, Tensor], int]:
-    """Which weights of a layer stay.
+    """Prune the single weights of a layer, in place, one matrix after the other.
 
     Args:
         state: the layer.
@@ -87,8 +94,8 @@ def layer_masks(
         statistics: of the same layer with the same experts; None scores by magnitude.
 
     Returns:
-        ``(masks, uncalibrated)``: by matrix name ``[..., out, in]`` bool, and how many experts were scored by
-        magnitude because they saw too few tokens.
+        ``(masks, uncalibrated)``: by matrix name which weights stay ``[..., out, in]``, packed by `pack`, and how
+        many experts were scored by magnitude because they saw too few tokens.
     """
     wanda = statistics is not None and settings.weights == "wanda"
     masks = {}
@@ -96,25 +103,27 @@ def layer_masks(
     for matrix in found:
         weight = matrix.rows(state[matrix.name])
         norms = statistics.squares[matrix.name].sqrt().float() if statistics is not None and wanda else None
-        if not matrix.stacked:
-            masks[matrix.name] = matrix_mask(weight, norms, settings, sparsity, matrix.name)
-            continue
-        few = set[int]()
-        if statistics is not None and statistics.counts is not None and wanda:
-            few = set((statistics.counts < settings.min_tokens).nonzero().flatten().tolist())
-        uncalibrated |= few
         mask = torch.empty(weight.shape, dtype=torch.bool)
-        for expert, one in enumerate(weight):
-            own = None if norms is None or expert in few else norms[expert]
-            mask[expert] = matrix_mask(one, own, settings, sparsity, f"{matrix.name}, expert {expert}")
-        masks[matrix.name] = mask
+        if not matrix.stacked:
+            matrix_mask(weight, norms, settings, sparsity, matrix.name, out=mask)
+        else:
+            few = set[int]()
+            if statistics is not None and statistics.counts is not None and wanda:
+                few = set((statistics.counts < settings.min_tokens).nonzero().flatten().tolist())
+            uncalibrated |= few
+            for expert, one in enumerate(weight):
+                own = None if norms is None or expert in few else norms[expert]
+                name = f"{matrix.name}, expert {expert}"
+                matrix_mask(one, own, settings, sparsity, name, out=mask[expert])
+        masks[matrix.name] = pack(mask)
+        weight.masked_fill_(mask.logical_not_(), 0)
     return masks, len(uncalibrated)
 
 
 def matrix_mask(
-    weight: Tensor, norms: Tensor | None, settings: Settings, sparsity: float, name: str
-) -> Tensor:
-    """Which weights of one matrix stay, ``[out, in]`` bool.
+    weight: Tensor, norms: Tensor | None, settings: Settings, sparsity: float, name: str, *, out: Tensor
+) -> None:
+    """Which weights of one matrix stay.
 
     Args:
         weight: ``[out, in]``.
@@ -122,30 +131,23 @@ def matrix_mask(
         settings: the pattern.
         sparsity: of each row.
         name: of the matrix, for messages.
+        out: ``[out, in]`` bool, to be filled.
 
     Raises:
         ResourceError: a score is NaN or infinite, so that an order of them would say nothing.
     """
-    scores = weight_scores(weight, norms)
-    if not bool(torch.isfinite(scores).all()):
-        raise ResourceError(
-            f"the scores of {name} hold NaN or infinity, so its lowest cannot be told: its weights times their inputs "
-            "are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
-        )
-    if settings.pattern is not None:
-        return n_of_m_mask(scores, *settings.n_of_m())
-    return row_mask(scores, sparsity)
-
-
-def apply_masks(state: State, found: Sequence[Matrix], masks: Mapping[str, Tensor]) -> State:
-    """The state with zeros where masks are False."""
-    out = dict(state)
-    for matrix in found:
-        kept = matrix.rows(masks[matrix.name])
-        out[matrix.name] = torch.where(
-            kept, state[matrix.name], torch.zeros((), dtype=state[matrix.name].dtype)
-        )
-    return out
+    at = 0
+    for scores in scores_by_rows(weight, norms):
+        if not bool(torch.isfinite(scores).all()):
+            raise ResourceError(
+                f"the scores of {name} hold NaN or infinity, so its lowest cannot be told: its weights times their "
+                "inputs are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
+            )
+        if settings.pattern is None:
+            out[at : at + len(scores)] = row_mask(scores, sparsity)
+        else:
+            out[at : at + len(scores)] = n_of_m_mask(scores, *settings.n_of_m())
+        at += len(scores)
 
 
 def prune_weights(
@@ -187,17 +189,21 @@ def prune_weights(
             with ahead:
                 stream.measure(index)
         statistics = ahead.statistics.check(index) if ahead is not None else None
-        masks, few = layer_masks(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
-        packed = {name: pack(mask) for name, mask in masks.items()} | {"uncalibrated": torch.tensor([few])}
+        packed, few = mask_layer(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
+        packed["uncalibrated"] = torch.tensor([few])
         if stream is None:
             _write(packed, _file(folder, index))
+            del state
+            trim()
         else:
-            stream.materialise(index, apply_masks(state, found, masks))
+            stream.materialise(index, state)
+            del state  # the layer runs with a copy
             stages, ahead = [Stage(index)], None
             if len(stream.devices) > 1 and index + 1 < layers.layers:
                 # Measured in the same flight: the next layer, on the outputs of this one.
                 following = prune_experts(layers, index + 1, plan.experts.get(index + 1))
                 ahead = _watch(config, stream, index + 1, following)
+                del following
                 stages.append(Stage(index + 1, ahead))
             stream.fly(stages, 0, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
             stream.release(index)
@@ -207,16 +213,12 @@ def prune_weights(
     return [int(load_file(_file(folder, i))["uncalibrated"]) for i in range(layers.layers)]
 
 
-def masked_layer(layers: LayerFormat, plan: Plan, config: dict[str, Any], settings: Settings,
-                 folder: Path, index: int) -> State:  # fmt: skip
-    """Layer ``index`` as it is after both stages."""
-    state = prune_experts(layers, index, plan.experts.get(index))
-    if not any(plan.sparsity.values()):
-        return state
-    found = expand(matrices(config, index, settings.parts), state)
+def apply_masks(state: State, found: Sequence[Matrix], folder: Path, index: int) -> None:
+    """Put zeros, in place, where the masks that `prune_weights` left for layer ``index`` say so."""
     packed = load_file(_file(folder, index))
-    masks = {m.name: unpack(packed[m.name], m.rows(state[m.name]).shape) for m in found}
-    return apply_masks(state, found, masks)
+    for matrix in found:
+        weight = matrix.rows(state[matrix.name])
+        weight.masked_fill_(unpack(packed[matrix.name], weight.shape).logical_not_(), 0)
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -233,7 +235,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     import numpy as np
 
     flat = np.unpackbits(bits.numpy(), count=math.prod(shape))
-    return torch.from_numpy(flat).bool().reshape(tuple(shape))
+    return torch.from_numpy(flat).view(torch.bool).reshape(tuple(shape))
 
 
 def _finished(folder: Path, count: int) -> int:

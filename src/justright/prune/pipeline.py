@@ -36,13 +36,11 @@ from justright.prune.preflight import (
     check_room,
     check_weights,
     expert_counts,
+    memory_bytes,
     sizes,
 )
 from justright.prune.report import draw, render
 from justright.prune.settings import Settings
-
-_MEMORY_BASE = 64 * 2**20
-"""What a run takes beside its layer, measured (`benchmarks/prune_cost.py scaling`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class Estimate:
         passes: over the calibration texts, through all layers.
         size_bytes: of the output, on disk.
         work_bytes: on disk while it runs: hidden states and masks.
-        memory_bytes: about what a run takes at most beside Python and torch, which is a few times its largest layer.
+        memory_bytes: about what a run takes at most beside Python and torch: see `preflight.memory_bytes`.
     """
 
     parameters: int
@@ -174,29 +172,29 @@ class Pruning:
     def estimate(self, store: Store = "dense") -> Estimate:
         """Sizes and memory, from the headers and the settings alone."""
         settings, hidden = self.settings, self._hidden_bytes()
-        largest = max(
-            sum(self.checkpoint.plain_bytes(name) for name in self.layers.disk_names(i))
-            for i in range(self.layers.layers)
-        )
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
-        width = torch.empty((), dtype=self.dtype).element_size()
-        parameters = largest / (plain / self.sizes.total)
         calibrated = self.calibration is not None
+        experts, experts_after = (
+            num_experts(self.config),
+            sum(self.counts.values()) / max(1, len(self.counts)),
+        )
         return Estimate(
             parameters=self.sizes.total,
             prunable=self.sizes.prunable,
-            experts_before=num_experts(self.config),
-            experts_after=sum(self.counts.values()) / max(1, len(self.counts)),
+            experts_before=experts,
+            experts_after=experts_after,
             second_stage_sparsity=self._second_share(),
             passes=self._first_pass + 2 * self._second_pass,
             size_bytes=round(plain * (1 - gone)) - (self._saved_bytes(plain) if store == "sparse" else 0),
             work_bytes=(2 * hidden if calibrated else 0) + self.sizes.prunable // 8,
-            memory_bytes=round(
-                _MEMORY_BASE
-                + 3 * largest  # as it lies there, as it runs, with fewer experts
-                + parameters * (width + 5)  # its weights while it runs, experts as vectors, masks
-                + 4 * hidden * self.rows / max(1, settings.sequences)
+            memory_bytes=memory_bytes(
+                self.layers,
+                kept=experts_after / experts if experts else 1.0,
+                first=self._first_pass,
+                second=self._second_pass,
+                dtype=self.dtype,
+                tokens=min(self.rows, settings.sequences) * settings.length,
             ),
         )
 

@@ -22,7 +22,12 @@ from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
 from justright.readable import readable_bytes
 
-_MAPPED_BYTES = 64 * 2**20
+_AT_ONCE = 1 << 20
+_MEMORY_BASE = 56 * 2**20
+"""What a run takes beside its layer: the rest of the libraries, small tensors, blocks that are scored at once."""
+
+_STATES = 6
+"""Tensors of a layer's widest states that live at once while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,44 @@ def sizes(
     return Sizes(total, prunable, tuple(stay), removed, second)
 
 
+def memory_bytes(
+    layers: LayerFormat, *, kept: float, first: bool, second: bool, dtype: torch.dtype, tokens: int
+) -> int:
+    """About the most memory that a run takes beside Python and torch, from the headers alone.
+
+    A layer is in memory once as the checkpoint has it, and while it runs once more in ``dtype``. To that come what
+    runs through it, and its largest matrix: cut, or as a mask. Measured by `benchmarks/prune_cost.py scaling`.
+
+    Args:
+        layers: the checkpoint.
+        kept: the share of its experts that stays.
+        first: whether a pass runs all experts.
+        second: whether a pass runs those that stay.
+        dtype: in which layers run.
+        tokens: that run at once.
+    """
+    checkpoint, width = layers.checkpoint, dtype.itemsize
+    runs = 1.0 if first else kept if second else 0.0
+    # One step cuts the gates and ups of the experts, two thirds of them.
+    read = 1 + kept * 2 / 3 if kept < 1 else 1.0
+    largest = 0.0
+    for index in range(layers.layers):
+        names = layers.disk_names(index)
+        stored = sum(checkpoint.plain_bytes(name) for name in names)
+        running = width * sum(math.prod(checkpoint.shape(name)) for name in names)
+        parts = {name: parameter_part(layers.architecture, name, layers.layers) for name in names}
+        widest = max(max(checkpoint.shape(name), default=0) for name in names if parts[name] != "experts")
+        through = _STATES * tokens * width * widest
+        largest = max(largest, read * stored, runs * (stored + running) + through if runs else 0)
+    embedding = layers.architecture.disk.embedding
+    if runs:
+        largest = max(
+            largest, checkpoint.plain_bytes(embedding) + width * math.prod(checkpoint.shape(embedding))
+        )
+    others = max((checkpoint.plain_bytes(name) for name in layers.other_names()), default=0)
+    return round(_MEMORY_BASE + max(largest, others))
+
+
 def _prunable(layers: LayerFormat, settings: Settings) -> int:
     """Parameters that may be pruned."""
     return sizes(layers, replace(settings, weights="none"), {}, planned=True).prunable
@@ -260,11 +303,13 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
     """
     import torch
 
-    digest, seen = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     for name in sorted(checkpoint):
-        tensor = checkpoint.tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        tensor = checkpoint.tensor(name, copy=True)
+        bad: int = 0
+        if tensor.is_floating_point():
+            bad = sum(int((~torch.isfinite(some)).sum()) for some in torch.split(tensor.flatten(), _AT_ONCE))
+        if bad:
             raise CheckpointError(
                 f"{bad} of the {tensor.numel()} values of {name} in {checkpoint.path} are NaN or infinite: such a "
                 "model cannot be pruned; fetch it again, or repair it first"
@@ -272,9 +317,4 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
         tick(tensor.nbytes)
-        seen += tensor.nbytes
-        if seen > _MAPPED_BYTES:  # else all of it would stay mapped, and count as memory
-            del tensor
-            checkpoint.close()
-            seen = 0
     return digest.hexdigest()

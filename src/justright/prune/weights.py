@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from justright.errors import UsageError
+
+_AT_ONCE = 1 << 18
+"""Weights that are scored at once: scores and their order take some thirty bytes a weight."""
 
 WEIGHT_CRITERIA = ("wanda", "magnitude", "none")
 """``none``: no single weight goes, so the whole target is experts."""
@@ -34,6 +39,12 @@ def magnitude_scores(weight: Tensor) -> Tensor:
 def weight_scores(weight: Tensor, input_norms: Tensor | None) -> Tensor:
     """`wanda_scores`, or without norms `magnitude_scores`."""
     return magnitude_scores(weight) if input_norms is None else wanda_scores(weight, input_norms)
+
+
+def scores_by_rows(weight: Tensor, input_norms: Tensor | None) -> Iterator[Tensor]:
+    """`weight_scores` of a matrix ``[out, in]``, some rows ``[rows, in]`` at a time, in order."""
+    for rows in torch.split(weight, max(1, _AT_ONCE // weight.shape[-1])):
+        yield weight_scores(rows, input_norms)
 
 
 def row_mask(scores: Tensor, sparsity: float) -> Tensor:
