@@ -14,11 +14,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from justright.cli.output import Output
-from justright.errors import JustrightError, ResourceError, UsageError
+from justright.errors import JustrightError, ResourceError, SourceError, UsageError
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What clients raise without a network, by module and class: none of them is imported for the sake of it.
+_NETWORK = {
+    "requests": {"ConnectionError", "Timeout", "HTTPError"},
+    "httpx": {"TransportError", "HTTPStatusError"},
+    "httpcore": {"NetworkError", "TimeoutException", "ProxyError"},
+    "urllib3": {"HTTPError"},
+    "urllib": {"URLError"},
+    "aiohttp": {"ClientConnectionError"},
+    "huggingface_hub": {"HfHubHTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"},
+    "datasets": {"DatasetNotFoundError", "DataFilesNotFoundError"},
+    "socket": {"gaierror"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -77,6 +89,21 @@ def _fail(error: Exception, output: Output) -> NoReturn:
     sys.exit(code)
 
 
+def _network_fault(error: BaseException) -> BaseException | None:
+    """The network's error that an error is or comes from; None where there is none."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        own = isinstance(found, ConnectionError) and not isinstance(found, BrokenPipeError)
+        if own or any(
+            one.__name__ in _NETWORK.get(one.__module__.split(".")[0], ()) for one in type(found).__mro__
+        ):
+            return found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return None
+
+
 def as_known(error: Exception) -> JustrightError | None:
     """The `JustrightError` that an error amounts to: itself, no room, a path that does not work; None for others."""
     if isinstance(error, JustrightError):
@@ -84,6 +111,12 @@ def as_known(error: Exception) -> JustrightError | None:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         where = f" at {error.filename}" if error.filename else ""
         return ResourceError(f"no space is left on the disk{where}: make room and repeat the command")
+    if (fault := _network_fault(error)) is not None:
+        line = next(iter(str(fault).splitlines()), type(fault).__name__)
+        return SourceError(
+            f"something that this needs could not be fetched ({line}). Check the network (HF_ENDPOINT and HTTPS_PROXY "
+            "are honoured) and repeat the command, or fetch it once online into the hub's cache"
+        )
     if isinstance(error, OSError) and error.filename:
         return UsageError(f"{error.filename} cannot be used: {error.strerror}")
     # torch is not imported for the sake of its error's class.

@@ -133,7 +133,7 @@ class DecodeLoop:
             stats.decision, turn = request.route.after_prefill(output.hidden[0])
             if turn is not None:
                 self._free(active)
-                request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
+                request.take(turn)
                 active = self._begin(request)
                 output = yield from self._prefill(active)
         if output is None:
@@ -353,7 +353,7 @@ class DecodeLoop:
         request.token_ids, request.text, request.logprobs = [], "", []
         if request.constraint is not None:
             request.constraint.begin()
-        request.prompt_ids, request.plan, request.route = turn.prompt_ids, turn.plan, None
+        request.take(turn)
         self.waiting.appendleft(request)
 
     def _observe(self, active: Active, token_ids: list[int], hidden: Tensor | None) -> None:

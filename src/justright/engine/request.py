@@ -9,7 +9,7 @@ from typing import Literal
 
 from justright.engine.sampling import Constraint, SamplingParams, TokenLogprob
 from justright.engine.stats import RequestStats
-from justright.switch.routing import Route
+from justright.switch.routing import Route, Turn
 from justright.switch.thinking import ModePlan, ThinkingTags
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -77,6 +77,13 @@ class Request:
             stats=replace(self.stats, steps=[]),
             id=next(_ids),
         )
+
+    def take(self, turn: Turn) -> None:
+        """Go on as ``turn`` says, with nothing left to decide."""
+        self.prompt_ids, self.plan, self.route = turn.prompt_ids, turn.plan, None
+        if turn.stop_token_ids is not None:
+            kept = self.stop_token_ids if self.constraint is not None else frozenset[int]()
+            self.stop_token_ids = turn.stop_token_ids | kept
 
     def cancel(self) -> None:
         """Stop at the next step; what was emitted stays."""

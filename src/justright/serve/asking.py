@@ -47,8 +47,10 @@ class Asking:
         self.engine, self.settings = engine, settings
         self._tokenizer: PreTrainedTokenizerFast = engine.tokenizer
         self._modes = engine.modes
+        adapter = engine.modes.adapter
+        self._ends = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
         vocab_size = engine.verifier.config.vocab_size
-        self._grammars = Grammars(engine.tokenizer, vocab_size, engine.stop_token_ids)
+        self._grammars = Grammars(engine.tokenizer, vocab_size, self._ends)
 
     def chat(self, asked: ChatRequest) -> list[Request]:
         """The requests of a chat, one a choice.
@@ -138,7 +140,9 @@ class Asking:
         return [replace(params, seed=params.seed + number) for number in range(asked.choices)]
 
     def _choices(self, request: Request, asked: Asked, constraint: JsonConstraint | None) -> list[Request]:
-        """A request for each choice."""
+        """A request for each choice; a grammar may end with any mode's end token, so what keeps one ends at all."""
+        if constraint is not None and request.stop_token_ids:
+            request.stop_token_ids |= self._ends
         return [
             request.again(params, None if constraint is None else constraint.copy())
             for params in self._params(asked)

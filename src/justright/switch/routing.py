@@ -43,10 +43,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One way to run a request: its prompt by the mode's own template, and its plan."""
+    """One way to run a request: its prompt by the mode's own template, its plan, its end tokens (None: as they are)."""
 
     prompt_ids: Sequence[int]
     plan: ModePlan
+    stop_token_ids: frozenset[int] | None = None
 
 
 class Route(Protocol):
