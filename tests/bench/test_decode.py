@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,15 @@ from justright.bench.contenders import (
     engine_logits,
     transformers_logits,
 )
-from justright.bench.decode import DecodeSetting, Opened, Results, check_room, measure, open_contenders
+from justright.bench.decode import (
+    DecodeSetting,
+    Opened,
+    Results,
+    check_room,
+    fitting_length,
+    measure,
+    open_contenders,
+)
 from justright.bench.demo import refuse_mismatches
 from justright.bench.memory import own_peak_bytes, peak_bytes
 from justright.bench.report import (
@@ -277,3 +286,17 @@ def test_bad_requests(task: Task) -> None:
         Plan("x", ("continue",), (), DecodeSetting((PLAIN,)))
     with pytest.raises(ResourceError, match="smaller --context"):
         check_room([task], 128, 450)
+
+
+def test_lengths_follow_the_context_and_the_tokenizer(tiny_path: Path, tmp_path: Path) -> None:
+    """The wanted length if every task can have it, else a longer one that the context has room for, else a refusal."""
+    assert fitting_length(tiny_path, ["continue"], 64, 8) == 64
+    longer = fitting_length(tiny_path, ["quote-and-answer"], 64, 8)
+    assert longer > 64
+    build("quote-and-answer", load_tokenizer(tiny_path), longer)
+    short = shutil.copytree(tiny_path, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    assert fitting_length(short, ["continue"], 64, 8) == 32
+    with pytest.raises(UsageError, match="context of 40 leaves 32"):
+        fitting_length(short, ["quote-and-answer"], 64, 8)

@@ -92,6 +92,10 @@ def test_it_is_a_bundle_that_runs(built: Path, said: dict[str, Any]) -> None:
     assert bundle.parts["draft"]["factors"] == [0.0, 1.0]
     assert bundle.provenance["extra"]["recipe"] == said
     assert not built.with_name("bundle.partial").exists()
+    adapter = json.loads((built / "switch" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(built)  # not the stage's folder, which is gone
+    named = json.loads((built / "switch" / "switch.json").read_text())
+    assert (named["slow"], named["fast"]) == (str(built), said["fast"])
     engine = Engine.load(str(built), adaptive=False)
     plain = Engine.load(str(built), draft="none")
     talk = [{"role": "user", "content": "the dog"}]

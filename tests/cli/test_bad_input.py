@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from cli_helpers import Run
@@ -165,3 +166,42 @@ def test_json_reports_the_error_on_stdout_as_well(run: Run, tiny_llama: Path) ->
     assert error["type"] == "UsageError"
     assert error["exit_code"] == result.code == 2
     assert error["message"] in result.err
+
+
+def quantised_by_config(path: Path) -> None:
+    edit_config(path, quantization_config={"quant_method": "fp8"})
+
+
+def quantised_by_dtype(path: Path) -> None:
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, file, {"format": "pt"})
+
+
+ENTRIES = [
+    ("generate", "MODEL", "-p", "hello"),
+    ("serve", "MODEL"),
+    ("chat", "MODEL"),
+    ("eval", "MODEL", "--tasks", "gsm8k"),
+    ("draft", "train", "MODEL", "--out", "OUT", "--texts", "TEXT"),
+    ("bundle", "make", "MODEL", "--out", "OUT"),
+    ("bench", "decode", "MODEL", "--contenders", "plain", "--tasks", "continue", "--context", "64"),
+    ("bench", "decode", "MODEL", "--contenders", "transformers", "--tasks", "continue", "--context", "64"),
+    ("demo", "MODEL", "--no-picture", "--context", "4500"),
+]
+
+
+@pytest.mark.parametrize("damage", [quantised_by_config, quantised_by_dtype])
+@pytest.mark.parametrize("words", ENTRIES, ids=[" ".join(e[:2]) for e in ENTRIES])
+def test_quantised_weights_are_refused_everywhere(
+    run: Run, broken: Path, tmp_path: Path, words: tuple[str, ...], damage: Callable[[Path], None]
+) -> None:
+    damage(broken)
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 500)
+    named = {"MODEL": broken, "OUT": tmp_path / "out", "TEXT": tmp_path / "text.txt"}
+    result = run(*(named.get(word, word) for word in words))
+    assert result.code == 4, result.err
+    assert "quantised" in result.err
+    assert "dequantise it first" in result.err
+    assert not (tmp_path / "out").exists()

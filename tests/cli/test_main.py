@@ -5,17 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 
+import datasets
+import httpx
 import pytest
+import requests
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 import justright
 from cli_helpers import Run
 from justright.cli import as_known
-from justright.errors import ResourceError, UnsupportedModelError, UsageError
+from justright.errors import ResourceError, SourceError, UnsupportedModelError, UsageError
 
 COMMANDS = ["generate", "chat", "inspect", "path", "bench", "demo"]
 
@@ -141,3 +147,38 @@ def test_the_parsers_errors_are_json_too(run: Run, words: tuple[str, ...]) -> No
     assert error["exit_code"] == 2
     assert error["message"]
     assert result.err
+
+
+def _raised_from(error: Exception, cause: Exception) -> Exception:
+    try:
+        raise error from cause
+    except Exception as raised:
+        return raised
+
+
+def network_errors() -> list[Exception]:
+    return [
+        ConnectionError("Couldn't reach 'gsm8k' on the Hub (OfflineModeIsEnabled)"),
+        requests.exceptions.ConnectTimeout("too late"),
+        httpx.ConnectError("Name or service not known"),
+        httpx.ReadTimeout("too late"),
+        urllib.error.URLError("no route"),
+        socket.gaierror(-2, "Name or service not known"),
+        OfflineModeIsEnabled("offline"),
+        LocalEntryNotFoundError("not cached"),
+        datasets.exceptions.DatasetNotFoundError("no such data"),
+        _raised_from(RuntimeError("while loading"), httpx.ConnectError("down")),
+        _raised_from(ValueError("no config"), ConnectionError("down")),
+    ]
+
+
+@pytest.mark.parametrize("error", network_errors(), ids=lambda error: type(error).__name__)
+def test_a_missing_network_is_no_bug(error: Exception) -> None:
+    known = as_known(error)
+    assert isinstance(known, SourceError)
+    assert known.exit_code == 3
+    assert "network" in str(known)
+
+
+def test_a_closed_pipe_is_no_network_error() -> None:
+    assert as_known(BrokenPipeError("closed")) is None

@@ -113,7 +113,7 @@ def test_names_are_given_to_the_template_as_transformers_does(
     ]
     noted = [message | {"provider_specific_fields": {"a": 1}} for message in messages]
     asked = ChatRequest.model_validate({"model": MODEL, "messages": noted})
-    [request] = Asking(plain.engine, plain.service.settings).chat(asked)
+    [[request]] = Asking(plain.engine, plain.service.settings).chat(asked)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert ("Bob" in expected) == reads
     assert tokenizer.decode(request.prompt_ids) == expected

@@ -11,9 +11,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from justright.engine.api import Engine
+from justright.engine.modes import Thinking
 from justright.errors import CheckpointError, UsageError
+from justright.switch.adapter import read_adapter
 from justright.switch.extract import estimate, extract
 from justright.switch.pair import Pair
 from justright.switch.ranks import RankRule
@@ -343,3 +346,42 @@ def test_no_pairs_are_refused_before_work(make_pair: MakePair, tmp_path: Path) -
     pair = Pair(slow, same)
     with pytest.raises(UsageError, match="max-rank"):
         extract(pair, tmp_path / "low", FULL, max_rank=2)
+
+
+def test_what_belongs_to_the_fast_mode_goes_with_the_adapter(make_pair: MakePair, tmp_path: Path) -> None:
+    """A fast model as transformers 4 saved it: its template, end token and special tokens are the fast mode's."""
+    slow, fast = make_pair("qwen3", rank=5)
+    (fast / "chat_template.jinja").unlink()
+    (fast / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((fast / "tokenizer_config.json").read_text())
+    config |= {"chat_template": "{{ eos_token }}{{ messages[0]['content'] }}", "eos_token": "<pad>"}
+    (fast / "tokenizer_config.json").write_text(json.dumps(config))
+    config = json.loads((fast / "config.json").read_text()) | {"eos_token_id": 77}
+    (fast / "config.json").write_text(json.dumps(config))
+    extract(Pair(slow, fast), tmp_path / "switch", RankRule("energy", 0.999999), form="compact")
+
+    adapter = read_adapter(tmp_path / "switch")
+    assert adapter.template == "{{ eos_token }}{{ messages[0]['content'] }}"
+    assert adapter.end_tokens == {77}
+    engine = Engine.load(str(slow), switch=str(tmp_path / "switch"), draft="none")
+    messages = [{"role": "user", "content": "fox"}]
+    assert engine.tokenizer is not None
+    quick = engine.conversation(messages, thinking=Thinking("none"))
+    assert engine.tokenizer.decode(quick.prompt_ids) == "<pad>fox"
+    assert quick.stop_token_ids == {77}
+    deep = engine.conversation(messages, thinking=Thinking())
+    assert deep.stop_token_ids == engine.stop_token_ids != {77}
+    assert (
+        engine.conversation(messages, thinking=Thinking("none"), ignore_eos=True).stop_token_ids
+        == frozenset()
+    )
+    route = engine.conversation(messages, thinking=Thinking("escalate", threshold=1.0))
+    assert route.stop_token_ids == {77}
+    engine.generate_batch([route])  # escalates, and then ends where the slow mode does
+    assert route.stats.decision is not None
+    assert route.stats.decision.mode == "slow"
+    assert route.stop_token_ids == engine.stop_token_ids
+    expected = AutoTokenizer.from_pretrained(tmp_path / "switch").apply_chat_template(
+        messages, tokenize=False
+    )
+    assert expected == "<pad>fox"

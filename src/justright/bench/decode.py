@@ -33,12 +33,15 @@ from justright.bench.contenders import (
     transformers_logits,
 )
 from justright.bench.memory import peak_bytes
-from justright.bench.tasks import Task
-from justright.engine.api import Engine
+from justright.bench.tasks import Task, build
+from justright.engine.api import Engine, check_model
 from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
+from justright.models.architectures import context_length, rope_switch_length
 from justright.models.cpu import processor_name
 from justright.models.files import write_whole
+from justright.models.reading import Checkpoint
+from justright.models.tokenizers import load_tokenizer
 from justright.provenance import collect
 
 FORMAT = 1
@@ -87,6 +90,7 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
     Raises:
         JustrightError: any of its kinds.
     """
+    check_model(path)
     choices = [Choice.parse(name) for name in setting.contenders]
     ours = [choice for choice in choices if choice.name not in (TRANSFORMERS, LOOKUP)]
     engine: Engine | None = None
@@ -343,6 +347,38 @@ def check_room(tasks: Iterable[Task], tokens: int, context: int) -> None:
                 f"{task.name} and {tokens} more tokens do not fit the model's context of {context}: "
                 "choose a smaller --context"
             )
+
+
+def fitting_length(path: Path, kinds: Sequence[str], wanted: int, tokens: int) -> int:
+    """The length of prompts nearest to ``wanted`` at which the model's tokenizer and context have all tasks.
+
+    Args:
+        path: the model's directory.
+        kinds: of `justright.bench.tasks.KINDS`.
+        wanted: prompt tokens.
+        tokens: emitted behind them.
+
+    Raises:
+        UsageError: there is no such length.
+    """
+    with Checkpoint.open(path) as checkpoint:
+        config = checkpoint.config
+    context = min(context_length(config), rope_switch_length(config) or context_length(config))
+    most, tokenizer = context - tokens, load_tokenizer(path)
+    length = min(wanted, most)
+    while True:
+        try:
+            for kind in kinds:
+                build(kind, tokenizer, length)
+        except UsageError as error:
+            if length >= most:
+                raise UsageError(
+                    f"{error}; the model's context of {context} leaves {most} beside {tokens} new ones: leave the "
+                    "task out (--tasks), or use a model with a longer context"
+                ) from error
+            length = min(most, length + length // 4 + 1)
+        else:
+            return length
 
 
 def describe_machine() -> dict[str, Any]:

@@ -32,13 +32,14 @@ from justright.models.architectures import context_length
 from justright.models.bundle import Bundle, bundled_files
 from justright.models.files import check_new, local_path, write_whole
 from justright.models.identity import weights_identity
+from justright.models.mode_files import read_special_tokens
 from justright.models.sources import resolve
 from justright.models.tokenizers import load_tokenizer
 from justright.models.writing import take_lock
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
-from justright.switch.adapter import Adapter
+from justright.switch.adapter import CONFIG, REPORT, Adapter
 from justright.switch.extract import check_svd, extract
 from justright.switch.extract import estimate as estimate_switch
 from justright.switch.pair import Pair
@@ -214,7 +215,7 @@ class Build:
         work = Work(self._job(self.model, None, self.work / "unwritten"))
         self.prompts = list(work.prompts)
         if self.fast is not None and (template := load_tokenizer(self.fast).chat_template) is not None:
-            said = {"chat_template": template}
+            said = {"chat_template": template, **read_special_tokens(self.fast)}
             length, chat = how.data.prompt_tokens, how.data.chat
             self.prompts += [Prompts(work.tokenizer, how.texts, length=length, chat=chat, template=said)]
         return work
@@ -236,6 +237,8 @@ class Build:
                 Pair(model, fast), out, how.ranks, budget=how.budget, max_rank=how.max_rank, exact=how.exact,
                 svd=how.svd, workers=how.workers, device=self.device, tick=_named("switch", tell),
             )  # fmt: skip
+            if self.pruning is not None:  # the pruned models' own folders go when the bundle is there
+                _rename_models(out, slow=str(self.out), fast=str(self.fast))
 
         return self._stage("switch", make)
 
@@ -353,3 +356,13 @@ def _digest(key: Mapping[str, Any]) -> str:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _rename_models(switch: Path, *, slow: str, fast: str) -> None:
+    """Let an adapter's folder name models that stay: the bundle for the slow one, and the fast one's source."""
+    for name, changes in (
+        (CONFIG, {"base_model_name_or_path": slow}),
+        (REPORT, {"slow": slow, "fast": fast}),
+    ):
+        found = json.loads((switch / name).read_text(encoding="utf-8"))
+        write_whole(switch / name, json.dumps(found | changes, indent=1) + "\n")

@@ -13,11 +13,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from justright.cli.output import Output
-from justright.errors import JustrightError, ResourceError, UsageError, is_out_of_memory
+from justright.errors import JustrightError, ResourceError, SourceError, UsageError, is_out_of_memory
 from justright.models.files import cannot_write
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
+# What clients raise without a network, by module and class: none of them is imported for the sake of it.
+_NETWORK = {
+    "requests": {"ConnectionError", "Timeout", "HTTPError"},
+    "httpx": {"TransportError", "HTTPStatusError"},
+    "httpcore": {"NetworkError", "TimeoutException", "ProxyError"},
+    "urllib3": {"HTTPError"},
+    "urllib": {"URLError"},
+    "aiohttp": {"ClientConnectionError"},
+    "huggingface_hub": {"HfHubHTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"},
+    "datasets": {"DatasetNotFoundError", "DataFilesNotFoundError"},
+    "socket": {"gaierror"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -76,12 +88,33 @@ def _fail(error: Exception, output: Output) -> NoReturn:
     sys.exit(code)
 
 
+def _network_fault(error: BaseException) -> BaseException | None:
+    """The network's error that an error is or comes from; None where there is none."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        own = isinstance(found, ConnectionError) and not isinstance(found, BrokenPipeError)
+        if own or any(
+            one.__name__ in _NETWORK.get(one.__module__.split(".")[0], ()) for one in type(found).__mro__
+        ):
+            return found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return None
+
+
 def as_known(error: Exception) -> JustrightError | None:
     """The `JustrightError` that an error amounts to: itself, no room, a path that does not work; None for others."""
     if isinstance(error, JustrightError):
         return error
     if (full := cannot_write(error)) is not None:
         return full
+    if (fault := _network_fault(error)) is not None:
+        line = next(iter(str(fault).splitlines()), type(fault).__name__)
+        return SourceError(
+            f"something that this needs could not be fetched ({line}). Check the network (HF_ENDPOINT and HTTPS_PROXY "
+            "are honoured) and repeat the command, or fetch it once online into the hub's cache"
+        )
     if isinstance(error, OSError) and error.filename:
         return UsageError(f"{error.filename} cannot be used: {error.strerror}")
     if is_out_of_memory(error):

@@ -25,6 +25,7 @@ app = typer.Typer(name="bench", help="Measure the engine, beside transformers' o
 _WIDE = 140
 """Columns of a terminal that `bench longspec` fills."""
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
+_QUICK_CONTEXT = 1024
 
 
 @app.command("decode")
@@ -54,7 +55,10 @@ def decode(
     ] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Other defaults: 1,024 tokens of context, 32 of output, one repeat."),
+        typer.Option(
+            "--quick",
+            help="Other defaults: 1,024 tokens of context (or what fits), 32 of output, one repeat.",
+        ),
     ] = False,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -71,11 +75,10 @@ def decode(
     """
     output = output_of(ctx)
     if quick:
-        context = chosen(ctx, "context", context, "1024")
         tokens, repeats = chosen(ctx, "tokens", tokens, 32), chosen(ctx, "repeats", repeats, 1)
     with output.status("starting torch"):
         from justright.bench.contenders import bundled_choice
-        from justright.bench.decode import DecodeSetting
+        from justright.bench.decode import DecodeSetting, fitting_length
         from justright.bench.demo import refuse_mismatches
         from justright.bench.running import Plan, numbers, run_plan, words
         from justright.bench.tasks import KINDS
@@ -86,7 +89,11 @@ def decode(
     names = contenders or f"plain,{draft},transformers,transformers-lookup"
     engine = {"dtype": dtype, "device": device, "cpu_kernels": cpu_kernels}
     setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
-    plan = Plan(model, tuple(words(tasks)) or KINDS, numbers(context), setting, memory)
+    kinds = tuple(words(tasks)) or KINDS
+    lengths = numbers(context)
+    if quick and not chosen(ctx, "context", context, ""):
+        lengths = (fitting_length(resolve(model).path, kinds, _QUICK_CONTEXT, tokens),)
+    plan = Plan(model, kinds, lengths, setting, memory)
     results = _measured(output, lambda progress: run_plan(plan, out, progress))
     if output.json:
         output.object(results.to_dict())
@@ -267,7 +274,9 @@ def demo(
         str, typer.Argument(metavar="[MODEL]", help="Any model with a chat template.")
     ] = _DEMO_MODEL,
     out: Annotated[Path, typer.Option(help="Where the results and the picture go.")] = Path("demo-out"),
-    context: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 2048,
+    context: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens.  (default: 2048, or what fits the model)")
+    ] = 2048,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 96,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and decoder, interleaved.")] = 2,
     draft: Annotated[str, typer.Option(help="The drafter.")] = "suffix",
@@ -284,8 +293,12 @@ def demo(
     if picture:
         need_matplotlib()
     with output.status("starting torch"):
-        from justright.bench.demo import DemoSetting, refuse_mismatches, run_demo
+        from justright.bench.decode import fitting_length
+        from justright.bench.demo import TASKS, DemoSetting, refuse_mismatches, run_demo
+        from justright.models.sources import resolve
 
+    if not chosen(ctx, "context", context, 0):
+        context = fitting_length(resolve(model).path, TASKS, context, tokens)
     setting = DemoSetting(model, context, tokens, repeats, draft)
     done = _measured(output, lambda progress: run_demo(setting, out, picture=picture, progress=progress))
     if output.json:

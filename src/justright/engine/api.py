@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from justright import __version__
 from justright.draft.base import Drafter
@@ -35,6 +35,7 @@ from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.models.architectures import architecture_of
 from justright.models.bundle import check_bundled_weights
 from justright.models.cpu import processor_name
+from justright.models.mode_files import read_end_tokens
 from justright.models.packaged import cache_folder
 from justright.models.sources import check_tokenizer_files, resolve, resolve_adapter
 from justright.models.tokenizers import load_tokenizer
@@ -368,13 +369,15 @@ def check_model(path: Path) -> None:
     """Refuse an unsupported or damaged checkpoint by its config and headers, before any weight is read.
 
     Raises:
-        UnsupportedModelError: see `architecture_of`.
+        UnsupportedModelError: see `architecture_of`; quantised weights.
         CheckpointError: a missing or truncated shard, a broken config.
     """
     from justright.models.checkpoint import Checkpoint
+    from justright.models.decoder_layers import refuse_quantised
 
     with Checkpoint.open(path) as checkpoint:
         architecture = architecture_of(checkpoint.config)
+        refuse_quantised(checkpoint)
     if not architecture.stock:
         raise UnsupportedModelError(
             f"{architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
@@ -382,12 +385,6 @@ def check_model(path: Path) -> None:
 
 
 def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """End tokens by ``generation_config.json``, else the tokenizer's."""
-    found: Any = None
-    if (path / "generation_config.json").is_file():
-        found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
-        return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
+    """End tokens of the slow mode: by the model's configs, as transformers stops there, else the tokenizer's."""
+    own = tokenizer.eos_token_id
+    return read_end_tokens(path) or frozenset([] if own is None else [own])

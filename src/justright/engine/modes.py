@@ -121,11 +121,13 @@ class Modes:
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
+            self._end_as(request, fast=fast, mixed=plan.answer is not None or plan.switch_after is not None)
             return self._planned(request, plan, thinking)
         slow = self._settled(messages, template, thinking, settle, fast=False, limit=limit)
         fast_request = self._settled(messages, template, thinking, settle, fast=True, limit=limit)
         slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
-        turn = Turn(slow.prompt_ids, slow.plan, slow.opened)
+        turn = Turn(slow.prompt_ids, slow.plan, slow.opened, slow.stop_token_ids)
+        self._end_as(fast_request, fast=True)
         fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
         fast_request.plan, fast_request.tags = ModePlan(FAST, budget=thinking.budget), slow.tags
         fast_request.stats.expected_slow_tokens = slow.stats.expected_slow_tokens
@@ -147,10 +149,24 @@ class Modes:
         """Of the chat template, in a mode."""
         arguments = dict(template or {})
         if fast and self.adapter is not None and self.adapter.template is not None:
-            arguments.setdefault("chat_template", self.adapter.template)
+            for name, value in {
+                "chat_template": self.adapter.template,
+                **self.adapter.special_tokens,
+            }.items():
+                arguments.setdefault(name, value)
         elif fast and self._has_off_switch:
             arguments.setdefault("enable_thinking", False)
         return arguments
+
+    def _end_as(self, request: Request, *, fast: bool, mixed: bool = False) -> None:
+        """Let a request end at its mode's end tokens, at both modes' if it changes its mode on the way."""
+        ends = frozenset[int]() if self.adapter is None else self.adapter.end_tokens
+        if not (ends and request.stop_token_ids):  # it is to end nowhere, or in fast mode as in slow mode
+            return
+        if mixed:
+            request.stop_token_ids |= ends
+        elif fast:
+            request.stop_token_ids = ends
 
     def check(self, thinking: Thinking, hidden_size: int) -> None:
         """Refuse what this model and its switch cannot do.

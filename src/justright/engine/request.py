@@ -85,6 +85,9 @@ class Request:
     def take(self, turn: Turn) -> None:
         """Run the other way round: what its route has decided."""
         self.prompt_ids, self.plan, self.opened, self.route = turn.prompt_ids, turn.plan, turn.opened, None
+        if turn.stop_token_ids is not None:
+            kept = self.stop_token_ids if self.constraint is not None else frozenset[int]()
+            self.stop_token_ids = turn.stop_token_ids | kept
 
     def cancel(self) -> None:
         """Stop at the next step; what was emitted stays."""

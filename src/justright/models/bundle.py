@@ -333,7 +333,14 @@ def _hashed(staging: Path, sources: Mapping[str, Path], tick: Tick) -> dict[str,
 
 def _templates(files: Mapping[str, Any]) -> dict[str, str]:
     """Where chat templates are; an older checkpoint has its in the tokenizer's config."""
-    chat = next((name for name in ("chat_template.jinja", "tokenizer_config.json") if name in files), None)
+    chat = next(
+        (
+            name
+            for name in ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
+            if name in files
+        ),
+        None,
+    )
     found = {"chat": chat, "fast": "switch/chat_template.jinja"}
     return {mode: name for mode, name in found.items() if name in files and name is not None}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from justright.errors import CheckpointError
+from justright.models.mode_files import read_template
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -21,4 +22,6 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         raise CheckpointError(f"the tokenizer in {path} cannot be read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{path} has no fast tokenizer (tokenizer.json); convert it with transformers")
+    if tokenizer.chat_template is None:  # transformers does not read chat_template.json here
+        tokenizer.chat_template = read_template(path)
     return tokenizer

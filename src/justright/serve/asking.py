@@ -49,8 +49,10 @@ class Asking:
         self.engine, self.settings = engine, settings
         self._tokenizer: PreTrainedTokenizerFast = engine.tokenizer
         self._modes = engine.modes
+        adapter = engine.modes.adapter
+        self._ends = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
         vocab_size = engine.verifier.config.vocab_size
-        self.grammars = Grammars(engine.tokenizer, vocab_size, engine.stop_token_ids)
+        self.grammars = Grammars(engine.tokenizer, vocab_size, self._ends)
 
     def chat(self, asked: ChatRequest) -> Iterator[list[Request]]:
         """The requests of a chat, one a choice; one list.
@@ -174,6 +176,8 @@ class Asking:
             raise of_error(error, "response_format") from error
         for request in requests:
             request.constraint = constraint.copy()
+            if request.stop_token_ids:  # a grammar may end with any mode's end token
+                request.stop_token_ids |= self._ends
 
     def _check_limit(self, request: Request, limit: int | None, name: str) -> None:
         """Refuse an answer that is longer than what the prompt leaves, rather than cut it."""

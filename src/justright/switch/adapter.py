@@ -1,8 +1,9 @@
 """An adapter as the engine needs it: factors by module, small exact changes, and what belongs to thinking.
 
 Read from an ordinary PEFT folder. Beside PEFT's two files a switch's folder has ``switch.json`` (which model it was
-made for), ``chat_template.jinja`` (the fast model's) and perhaps ``exact_deltas.safetensors``; a folder of another
-origin has none of them, and works as far as it goes.
+made for), the fast model's ``chat_template.jinja``, ``generation_config.json`` (end tokens) and special tokens (in
+``tokenizer_config.json``), and perhaps ``exact_deltas.safetensors``; a folder of another origin has none of them, and
+works as far as it goes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from torch import Tensor
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.models.finite import check_finite
 from justright.models.identity import weights_identity
+from justright.models.mode_files import TEMPLATE as TEMPLATE
+from justright.models.mode_files import read_end_tokens, read_special_tokens, read_template
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EXACT = "exact_deltas.safetensors"
 REPORT = "switch.json"
-TEMPLATE = "chat_template.jinja"
 
 _MOST_RANK = 2**31
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<which>[AB])(\.default)?\.weight")
@@ -71,6 +73,8 @@ class Adapter:
         base: `weights_identity` of the model that it was made for, None where the folder does not tell.
         template: the fast model's chat template, None where there is none.
         settings: ``switch.json``.
+        end_tokens: the fast model's; empty where the folder does not say, then the slow model's count.
+        special_tokens: the fast model's by name, for its template.
     """
 
     path: Path
@@ -79,6 +83,8 @@ class Adapter:
     base: str | None
     template: str | None
     settings: Mapping[str, Any]
+    end_tokens: frozenset[int] = frozenset()
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -136,14 +142,15 @@ def read_adapter(path: Path) -> Adapter:
         change = _low_rank(path, name, found["A"], found["B"], config, stacked=stacked)
         low_rank[name.removesuffix(".weight")] = change
     settings = read_report(path)
-    template = path / TEMPLATE
     return Adapter(
         path,
         low_rank,
         _load(path / EXACT) if (path / EXACT).is_file() else {},
         settings.get("base"),
-        template.read_text(encoding="utf-8") if template.is_file() else None,
+        read_template(path),
         settings,
+        read_end_tokens(path),
+        read_special_tokens(path),
     )
 
 

@@ -8,6 +8,7 @@ Source: arXiv:2510.06750 (the unlearning module ``L = -U_r S_r V_r^T``).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,22 @@ from justright.errors import UsageError
 from justright.models.architectures import architecture_of
 from justright.models.files import by_number, copy_companions, write_durably
 from justright.models.matrices import expand, matrices
+from justright.models.mode_files import (
+    GENERATION,
+    PROCESSOR,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER,
+    read_end_tokens,
+    read_object,
+    read_special_tokens,
+    read_template,
+)
 from justright.models.skeleton import skeleton
+from justright.models.tokenizers import load_tokenizer
 from justright.models.writing import CheckpointWriter
 from justright.provenance import Provenance
-from justright.switch.adapter import EXACT, TEMPLATE, WEIGHTS
+from justright.switch.adapter import EXACT, WEIGHTS
 from justright.switch.decompose import Spectra
 from justright.switch.pair import Pair
 
@@ -186,7 +199,7 @@ def save_adapter(
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors lets only its owner read it
-    _templates(pair, folder)
+    _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -309,11 +322,26 @@ def zero_padded(tensor: Tensor, rank: int, axis: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis).contiguous()
 
 
-def _templates(pair: Pair, folder: Path) -> None:
-    """The tokenizer of the slow model, and the fast model's chat template, which goes with the adapter."""
-    copy_companions(pair.paths[0], folder)
-    for name in ("README.md", "generation_config.json"):
+def _mode_files(pair: Pair, folder: Path) -> None:
+    """The tokenizer, with the fast model's template and special tokens, and the fast model's generation config."""
+    slow, fast = pair.paths
+    copy_companions(slow, folder)
+    for name in ("README.md", TEMPLATE, PROCESSOR, SPECIAL, GENERATION):
         (folder / name).unlink(missing_ok=True)
-    template: Any = pair.paths[1] / TEMPLATE
-    if template.is_file():
-        write_durably(folder / TEMPLATE, template.read_bytes())
+    tokenizer = load_tokenizer(fast)
+    template = read_template(fast)
+    if template is not None:
+        write_durably(folder / TEMPLATE, template.encode())
+    own = tokenizer.eos_token_id
+    ends = read_end_tokens(fast) or ([] if own is None else [own])
+    if ends:
+        _write(folder / GENERATION, {**read_object(fast / GENERATION), "eos_token_id": sorted(ends)})
+    special = read_special_tokens(fast)
+    settings = {
+        name: value for name, value in read_object(folder / TOKENIZER).items() if name != "chat_template"
+    }
+    _write(folder / TOKENIZER, {**settings, **special})
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    write_durably(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

@@ -49,11 +49,13 @@ class Turn:
         prompt_ids: the prompt, by the mode's own template.
         plan: of the mode.
         opened: whether the template has opened the reasoning in the prompt.
+        stop_token_ids: end tokens of the mode; None: as they are.
     """
 
     prompt_ids: Sequence[int]
     plan: ModePlan
     opened: bool = False
+    stop_token_ids: frozenset[int] | None = None
 
 
 class Route(Protocol):

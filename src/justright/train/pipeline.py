@@ -211,13 +211,14 @@ class Work:
     def _prompts(self, factor: float) -> Prompts:
         """Of one mode: the fast one's conversations are in its own template."""
         template = self.adapter.template if self.adapter is not None and factor else None
+        special = {} if self.adapter is None else self.adapter.special_tokens
         return Prompts(
             self.tokenizer,
             self.job.texts,
             length=self.job.data.prompt_tokens,
             chat=self.job.data.chat,
             seed=self.job.data.seed,
-            template={} if template is None else {"chat_template": template},
+            template={} if template is None else {"chat_template": template, **special},
         )
 
     def estimate(self) -> dict[str, Any]:
@@ -273,6 +274,8 @@ class Work:
         verifier = self._verifier()
         tell("data", 0, 0, "")
         ends = end_tokens(self.job.model, self.tokenizer)
+        if self.adapter is not None:
+            ends |= self.adapter.end_tokens
         part = (self.accelerator.process_index, self.accelerator.num_processes)
         data.generate(
             verifier,
