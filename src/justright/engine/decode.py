@@ -16,6 +16,7 @@ from justright.engine.active import Active, chain, prefill_factor, state_to_draf
 from justright.engine.cost import StepCost
 from justright.engine.places import Places
 from justright.engine.request import Emission, FinishReason, Request
+from justright.engine.sampling import NoTokenError
 from justright.engine.speculation import choose, preferred
 from justright.engine.step import StepOutput
 from justright.engine.verifier import Verifier
@@ -81,7 +82,7 @@ class DecodeLoop:
             while self.busy:
                 for emission in self.advance():
                     yield emission
-                    if emission.request.error is not None:
+                    if isinstance(emission.request.error, NoTokenError):
                         raise emission.request.error
         finally:
             self.cancel_all()

@@ -223,8 +223,6 @@ def _low_rank(
     rank = int(_pattern(config, "rank_pattern", name, config["r"]))
     alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if not math.isfinite(scale):
-        raise CheckpointError(f"{path / CONFIG}: the scale of {name} is {scale}; allowed: a finite number")
     if stacked:
         experts = a.shape[0] // rank
         a = a.reshape(experts, rank, a.shape[-1])
