@@ -31,7 +31,7 @@ from justright.switch.ranks import RankRule
 from justright.switch.routing import Auto, Decision, Escalate, Turn
 from justright.switch.scorers import Callback
 from justright.switch.thinking import ModePlan, ThinkingTags, closing_ids
-from tiny import save_pair, save_tiny, tiny_tokenizer
+from tiny import SPECIAL, save_pair, save_tiny, tiny_tokenizer
 
 TOKENS = 24
 TOKENIZER = tiny_tokenizer()
@@ -155,7 +155,9 @@ def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifie
     # The model's own words as the closing tag: thoughts then end by themselves, in the middle of drafts too.
     at = data.draw(st.integers(0, 10))
     word = TOKENIZER.decode(plain[at : at + 2])
-    tags = TAGS if "\ufffd" in word or not word.strip() else ThinkingTags(close=word, closing=word)
+    # A tag is text, or one special token: what is a special token in part is left out of the text, and found by nobody.
+    no_tag = "\ufffd" in word or not word.strip() or any(special in word for special in SPECIAL)
+    tags = TAGS if no_tag else ThinkingTags(close=word, closing=word)
     expected = by_hand(switched, plan, tags, OPENED, TOKENS)
     drafter = ScriptedDrafter({tuple(OPENED): expected}, seed=data.draw(st.integers(0, 99)))
     request = Request(OPENED, max_tokens=TOKENS, plan=plan, tags=tags, opened=True)
