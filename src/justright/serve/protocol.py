@@ -147,7 +147,7 @@ class Asked(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: Whole | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
     stop: Stop | Stops | None = None
     response_format: ResponseFormat | None = None
