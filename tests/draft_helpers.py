@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from justright.draft.attention_drafter import AttentionConfig, AttentionModel
+from justright.draft.attention import AttentionConfig, AttentionModel
 from justright.draft.lstm import LstmConfig, LstmModel
 
 SMALL_TRAINING = (

@@ -17,8 +17,11 @@ from cli_helpers import Run
 from draft_helpers import saved_attention_drafter, saved_drafter
 from justright.draft.lstm import read_config
 from justright.draft.store import read_about
+from justright.engine.api import Engine
 from justright.errors import JustrightError
 from justright.models.inspect import inspect
+from justright.prune.pipeline import Pruning
+from justright.prune.settings import Settings
 from justright.switch.adapter import read_adapter
 from justright.switch.extract import extract
 from justright.switch.pair import Pair
@@ -95,12 +98,22 @@ def about(folder: Path) -> None:
     read_config(folder)
 
 
+def plan_of(path: Path) -> None:
+    Pruning(path, Settings(criterion="router", weights="magnitude", sparsity=0.3)).estimate()
+
+
+def load(path: Path) -> None:
+    Engine.load(str(path), draft="none", switch="none")
+
+
 CASES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "index": ("sharded", "model.safetensors.index.json", inspect),
     "config": ("moe", "config.json", inspect),
     "peft": ("adapter", "adapter_config.json", read_adapter),
     "switch": ("adapter", "switch.json", read_adapter),
     "drafter": ("lstm", "config.json", about),
+    "pruned": ("moe", "config.json", plan_of),
+    "generation": ("moe", "generation_config.json", load),
 }
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from draft_helpers import saved_attention_drafter
 from engine_helpers import prompt_of
+from justright.draft.attention import AttentionModel
 from justright.draft.attention_drafter import (
     AttentionDrafter,
-    AttentionModel,
     AttentionOptions,
     Context,
     draft_seconds,

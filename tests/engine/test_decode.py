@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from engine_helpers import ScriptedDrafter, letters_tokenizer, prompt_of, reference, verifier_of
 from justright.draft.base import Draft
+from justright.engine.api import Engine
 from justright.engine.attention import ATTENTION_NAME
 from justright.engine.decode import DecodeLoop
 from justright.engine.request import Emission, Request
@@ -400,8 +401,12 @@ def test_a_request_whose_logits_are_not_finite_ends_alone(
     assert isinstance(bad.error, NoTokenError)
     assert not bad.token_ids
     assert [one.finish_reason for one in ended if one.request is bad] == ["cancelled"]
+    assert "the model's largest logit is nan" in str(bad.error)
+    again = [one.again(one.params, None) for one in (bad, good[0])]
+    engine = Engine(Verifier(model, slots=2, cache=cache))
     with pytest.raises(NoTokenError, match="the model's largest logit is nan"):
-        collect(loop, bad.again(bad.params, None))
+        engine.generate_batch(again)
+    assert again[1].token_ids == good[0].token_ids, "the error is raised when all have ended"
 
 
 def test_a_guess_that_is_not_finite_changes_no_other_token(truth: dict[tuple[int, ...], list[int]]) -> None:

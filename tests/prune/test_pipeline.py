@@ -449,7 +449,7 @@ def test_nan_is_found_before_any_layer_runs(checkpoint: Get, texts: str, tmp_pat
     name = "model.layers.3.block_sparse_moe.experts.1.w2.weight"
     tensors[name][0, 0] = float("nan")
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=rf"1 of the .* values of {name}"):
+    with pytest.raises(CheckpointError, match=rf"the tensor {name} holds"):
         prune(model, tmp_path / "out", settings(texts))
     assert not (tmp_path / "out").exists()
 

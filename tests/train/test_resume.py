@@ -20,37 +20,7 @@ from justright.train.data import DataSetting, sample
 from justright.train.measure import Accuracy
 from justright.train.pipeline import Job, Shape, Work
 from justright.train.run import TrainSetting
-from tiny import VOCAB_SIZE, save_tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("llama", tmp_path_factory.mktemp("verifier") / "model")
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    file = tmp_path / "words.txt"
-    words = [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "and",
-        "the",
-        "dog",
-        "ran",
-        "to",
-        "the",
-        "cat",
-        "with",
-        "a",
-        "hat",
-    ]
-    file.write_text(" ".join(words[(i * i) % len(words)] for i in range(3000)))
-    return file
+from tiny import VOCAB_SIZE
 
 
 def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:

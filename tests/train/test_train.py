@@ -27,43 +27,12 @@ from justright.train.run import TrainSetting
 from justright.train.shard import Shard
 from tiny import save_tiny, tiny_tokenizer
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "the",
-    "dog",
-    "ran",
-    "to",
-    "the",
-    "cat",
-    "with",
-    "a",
-    "hat",
-]
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("llama", tmp_path_factory.mktemp("verifier") / "model")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("texts") / "words.txt"
-    file.write_text(" ".join(WORDS[(i * i) % len(WORDS)] for i in range(6000)))
-    return str(file)
-
-
-def job_for(model: Path, texts: str, out: Path, **changes: Any) -> Job:
+def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
     job = Job(
         model,
         out,
-        [texts],
+        [str(texts)],
         Shape(width=32, steps=3, draft_vocab=100),
         DataSetting(sequences=24, held_out=8, prompt_tokens=12, output_tokens=32, batch=8, chat=0.0),
         TrainSetting(epochs=8, rows=4, spec_steps=6, spec_rows=4, evaluate_every=12, patience=0),
@@ -72,7 +41,7 @@ def job_for(model: Path, texts: str, out: Path, **changes: Any) -> Job:
     return replace(job, **changes)
 
 
-def test_it_learns_what_the_verifier_says(model: Path, texts: str, tmp_path: Path) -> None:
+def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Path) -> None:
     told = []
     job = job_for(model, texts, tmp_path / "drafter", data_folder=tmp_path / "data")
     trained = Work(job).run(lambda *words: told.append(words))
@@ -108,7 +77,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: str, tmp_path: Pat
     assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
 
 
-def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: str, tmp_path: Path) -> None:
+def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: Path, tmp_path: Path) -> None:
     larger = job_for(model, texts, tmp_path / "drafter")
     Work(larger)._generate(Work(larger).data, lambda *_: None)
     kept = larger.partial / "data"
@@ -126,7 +95,7 @@ def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: str, tmp_path
 
 
 def test_a_killed_training_resumed_equals_an_uninterrupted_one(
-    model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = job_for(model, texts, tmp_path / "whole")
     Work(whole).run()
@@ -161,7 +130,7 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
         assert (cut.out / name).read_bytes() == (whole.out / name).read_bytes(), name
 
 
-def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: str, tmp_path: Path) -> None:
+def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
     Work(job).run()
     other = job_for(
@@ -171,7 +140,7 @@ def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: s
         Work(other).run()
 
 
-def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: str, tmp_path: Path) -> None:
+def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
     Work(job).run()
     fewer = Work(replace(job, out=tmp_path / "e", data=replace(job.data, sequences=10)))
@@ -181,7 +150,7 @@ def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: 
     assert fewer.run().out.exists()
 
 
-def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: str, tmp_path: Path) -> None:
+def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(UsageError, match=r"d cannot be made: .*file is a file"):
@@ -200,7 +169,7 @@ def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: str, tmp_
 
 
 def test_a_loss_that_is_no_number_stops_it(
-    model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = DraftLoss.step
 
@@ -220,7 +189,7 @@ def test_too_little_text_is_refused(model: Path, tmp_path: Path) -> None:
         Work(job_for(model, str(tmp_path / "empty.txt"), tmp_path / "d"))
 
 
-def test_prompts_beyond_the_context_are_refused(model: Path, texts: str, tmp_path: Path) -> None:
+def test_prompts_beyond_the_context_are_refused(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d")
     job = replace(job, data=replace(job.data, output_tokens=100_000))
     with pytest.raises(UsageError, match="do not fit the model's context"):
@@ -248,7 +217,7 @@ def test_an_unknown_cell_is_refused() -> None:
         Shape(cell="gru")
 
 
-def test_a_dry_run_writes_nothing(model: Path, texts: str, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d")
     found = Work(job).estimate()
     assert found["data"]["tokens"] == 32 * 32
@@ -259,14 +228,14 @@ def test_a_dry_run_writes_nothing(model: Path, texts: str, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_held_out_prompts_are_of_other_text(texts: str) -> None:
-    prompts = Prompts(tiny_tokenizer(), [texts], length=12, chat=0.0)
+def test_held_out_prompts_are_of_other_text(texts: Path) -> None:
+    prompts = Prompts(tiny_tokenizer(), [str(texts)], length=12, chat=0.0)
     stream, border = prompts.sources[0].stream, prompts.sources[0].border
     seen = [prompts.prompt(i) for i in range(50)] + [prompts.prompt(i, held_out=True) for i in range(50)]
     for index, prompt in enumerate(seen):
         part = stream[:border] if index < 50 else stream[border:]
         assert any(part[i : i + 12] == prompt for i in range(len(part) - 11))
-    assert prompts.prompt(7) == Prompts(tiny_tokenizer(), [texts], length=12, chat=0.0).prompt(7)
+    assert prompts.prompt(7) == Prompts(tiny_tokenizer(), [str(texts)], length=12, chat=0.0).prompt(7)
 
 
 def test_prefixes_line_up_with_the_verifiers_states() -> None:
@@ -301,7 +270,7 @@ def test_what_the_head_cannot_say_costs_nothing() -> None:
     assert float(found) == pytest.approx(float(expected))
 
 
-def test_the_vector_learns_at_a_rate_of_its_own(model: Path, texts: str, tmp_path: Path) -> None:
+def test_the_vector_learns_at_a_rate_of_its_own(model: Path, texts: Path, tmp_path: Path) -> None:
     """AdamW moves every number by about its rate a step: [SPEC]'s is told in sizes of a token's embedding."""
     moved = []
     for vector_rate in (0.2, 0.4):
@@ -333,7 +302,7 @@ def test_tokens_are_embedded_as_the_first_layer_sees_them(tmp_path: Path) -> Non
     assert not torch.allclose(found, verifier.get_input_embeddings().weight[ids]), "this family scales them"
 
 
-def test_a_damaged_checkpoint_of_a_drafter_loads_nothing(model: Path, texts: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_a_drafter_loads_nothing(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", training=TrainSetting(epochs=0.1, rows=4, spec_steps=0))
     trained = Work(job).run()
     assert trained.accuracy.spec_length is None
@@ -341,7 +310,7 @@ def test_a_damaged_checkpoint_of_a_drafter_loads_nothing(model: Path, texts: str
     assert isinstance(LstmModel.load(job.out, *matrices), LstmModel)
 
 
-def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_path: Path) -> None:
+def test_the_attention_baseline_learns_and_drafts(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", shape=Shape(cell="attention", draft_vocab=100))
     Work(job).run()
     curve = json.loads((job.out / "curve.json").read_text())
@@ -361,7 +330,7 @@ def test_the_attention_baseline_learns_and_drafts(model: Path, texts: str, tmp_p
     assert request.stats.drafted > 0
 
 
-def test_several_processes_share_the_work(model: Path, texts: str, tmp_path: Path) -> None:
+def test_several_processes_share_the_work(model: Path, texts: Path, tmp_path: Path) -> None:
     """Two processes on the CPU, as accelerate starts them on GPUs."""
     out = tmp_path / "drafter"
     words = [
@@ -384,7 +353,7 @@ def test_several_processes_share_the_work(model: Path, texts: str, tmp_path: Pat
             "-o",
             str(out),
             "--texts",
-            texts,
+            str(texts),
             "--device",
             "cpu",
         ),

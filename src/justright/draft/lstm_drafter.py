@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from justright.draft.base import EMPTY_DRAFT, Draft
 from justright.draft.lstm import LstmModel
+from justright.draft.product import Product
 from justright.draft.sampled import Sampled, sample_tree
 from justright.draft.store import find_drafter, read_for, verifier_matrices
 from justright.draft.tree import Shape, grow
@@ -314,26 +314,3 @@ class FastLstm:
         sums = product(torch.cat([state.float(), vectors.float()], dim=-1))
         self._state, self._cell = self.network.gate(sums, cell)
         return self._head(self._state)
-
-
-class Product:
-    """``x @ weight.T`` for a few rows, float32 in and out; packed by oneDNN on a CPU.
-
-    Args:
-        weight: ``[out, in]``.
-        dtype: of the weight and the product.
-    """
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        weight = weight.to(dtype).contiguous()
-        self.packed = weight.device.type == "cpu" and bool(torch._C._has_mkldnn)
-        self.weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight, 8) if self.packed else weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x [rows, in]`` to ``[rows, out]``."""
-        x = x.to(self.dtype)
-        if self.packed:
-            found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-            return found.float()
-        return F.linear(x, self.weight).float()

@@ -255,18 +255,25 @@ class Engine:
         return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
-        """Run requests, yielding output as it comes; closing the iterator cancels what is left."""
-        return self.loop().run(requests)
+        """Run requests, yielding output as it comes; closing the iterator cancels what is left.
+
+        Raises:
+            JustrightError: a request failed; raised when all of them have ended.
+        """
+        yield from self.loop().run(requests)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
 
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
     ) -> Request:
-        """Run one prompt to its end; ``options`` as in `request`."""
+        """Run one prompt to its end; ``options`` as in `request`, errors as in `stream`."""
         [request] = self.generate_batch([self.request(prompt, params, **options)])
         return request
 
     def generate_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Run requests to their end, as many at once as there are slots."""
+        """Run requests to their end, as many at once as there are slots; errors as in `stream`."""
         for _ in self.stream(requests):
             pass
         return requests

@@ -16,7 +16,6 @@ from justright.engine.active import Active, chain, prefill_factor, state_to_draf
 from justright.engine.cost import StepCost
 from justright.engine.places import Places
 from justright.engine.request import Emission, FinishReason, Request
-from justright.engine.sampling import NoTokenError
 from justright.engine.speculation import choose, preferred
 from justright.engine.step import StepOutput
 from justright.engine.verifier import Verifier
@@ -71,19 +70,17 @@ class DecodeLoop:
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
         """Run ``requests``, yielding output as it comes; closing the iterator early cancels what is left.
 
+        A request that fails ends alone, with its `error` set.
+
         Raises:
             ResourceError: a request that the cache can never hold, before any of them runs.
-            NoTokenError: of a request, no next token can be chosen.
         """
         for request in (requests := list(requests)):
             self.check_room(request)
         self.waiting.extend(requests)
         try:
             while self.busy:
-                for emission in self.advance():
-                    yield emission
-                    if isinstance(emission.request.error, NoTokenError):
-                        raise emission.request.error
+                yield from self.advance()
         finally:
             self.cancel_all()
 

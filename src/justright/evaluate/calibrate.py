@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from justright.engine.api import Engine
@@ -26,7 +25,7 @@ from justright.engine.sampling import SamplingParams
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.evaluate import judge as judging
 from justright.evaluate.judge import Judge
-from justright.models.files import local_path, write_whole
+from justright.models.files import local_path, save_tensors, write_whole
 from justright.models.identity import weights_identity
 from justright.provenance import file_sha256
 from justright.records import read_rows
@@ -141,7 +140,7 @@ def collect(
         if not file.exists():
             partial = file.with_suffix(".partial")
             tensors, texts = _answer(engine, asked, max_tokens)
-            save_file(tensors, partial, {mode: json.dumps(said) for mode, said in texts.items()})
+            save_tensors(tensors, partial, {mode: json.dumps(said) for mode, said in texts.items()})
             partial.replace(file)
         chunks.append(_judged(file, asked, judge))
     tick("answering", len(questions), len(questions))

@@ -105,12 +105,16 @@ def architecture_of(config: Config) -> Architecture:
             The three messages differ, and say what to do.
     """
     family = _get(config, "model_type")
-    if not family:
+    if not family or not isinstance(family, str):
         raise UnsupportedModelError(
             "The config has no model_type, so the model's family is unknown. Add model_type to config.json; "
             f"supported: {', '.join(supported_families())}."
         )
     inner = _get(config, "text_config") or config
+    if not isinstance(inner, Mapping) and isinstance(config, Mapping):
+        raise CheckpointError(
+            f"config.json has text_config = {inner!r}; expected an object: fetch the file again"
+        )
     if family in RECURRENT or _recurrent_layers(inner):
         raise UnsupportedModelError(
             f"The family {family!r} is recurrent or hybrid: some of its layers carry a state from token to "
@@ -156,7 +160,7 @@ def text_config(config: Config) -> Any:
 
 def num_layers(config: Config) -> int:
     """The number of decoder layers that run (extra prediction layers on disk are not counted)."""
-    return int(text_config(config).num_hidden_layers)
+    return _whole(text_config(config).num_hidden_layers, "num_hidden_layers", 1)
 
 
 def context_length(config: Config) -> int:
@@ -167,7 +171,7 @@ def context_length(config: Config) -> int:
     multiplied, since most checkpoints that carry them already name the scaled length.
     """
     settings = text_config(config)
-    length = int(settings.max_position_embeddings)
+    length = _whole(settings.max_position_embeddings, "max_position_embeddings", 1)
     rope = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None) or {}
     if rope.get("rope_type", rope.get("type")) == "yarn":
         original = rope.get("original_max_position_embeddings") or length
@@ -206,7 +210,7 @@ def attention_windows(config: Config) -> tuple[Window | None, ...]:
     """
     reach = architecture_of(config).reach
     settings = text_config(config)
-    layers = int(settings.num_hidden_layers)
+    layers = _whole(settings.num_hidden_layers, "num_hidden_layers", 1)
     if reach == "full":
         return (None,) * layers
     if reach == "every_layer":
@@ -239,28 +243,28 @@ def moe_layers(config: Config) -> tuple[int, ...]:
     if moe is None or num_experts(config) == 0:
         return ()
     settings, rule = text_config(config), moe.layers
-    layers = int(settings.num_hidden_layers)
+    layers = _whole(settings.num_hidden_layers, "num_hidden_layers", 1)
     only = _setting(settings, rule.only)
     if only is not None:
-        return tuple(sorted(int(i) for i in only if int(i) < layers))
-    step = _setting(settings, rule.step, 1)
-    start = _setting(settings, rule.start, 0)
-    end = _setting(settings, rule.end, layers - 1)
+        return tuple(sorted(i for i in _indices(only, rule.only) if i < layers))
+    step = _whole(_setting(settings, rule.step, 1), rule.step, 1)
+    start = _whole(_setting(settings, rule.start, 0), rule.start)
+    end = _whole(_setting(settings, rule.end, layers - 1), rule.end, -1)
     end = layers - 1 if end == -1 else end
-    skip = frozenset(_setting(settings, rule.skip, ()))
+    skip = frozenset(_indices(_setting(settings, rule.skip, ()), rule.skip))
     return tuple(i for i in range(start, min(end, layers - 1) + 1) if (i + 1) % step == 0 and i not in skip)
 
 
 def num_experts(config: Config) -> int:
     """Routed experts in each MoE layer; 0 for a dense model."""
     moe = architecture_of(config).moe
-    return int(_first(text_config(config), moe.count_keys)) if moe else 0
+    return _first(text_config(config), moe.count_keys) if moe else 0
 
 
 def experts_per_token(config: Config) -> int:
     """Routed experts that each token is sent to (top-k); 0 for a dense model."""
     moe = architecture_of(config).moe
-    return int(_first(text_config(config), moe.top_k_keys)) if moe else 0
+    return _first(text_config(config), moe.top_k_keys) if moe else 0
 
 
 def expert_groups(config: Config) -> tuple[int, int]:
@@ -272,8 +276,8 @@ def expert_groups(config: Config) -> tuple[int, int]:
     settings = text_config(config)
     if moe is None or moe.group_keys is None or getattr(settings, "topk_method", None) == "greedy":
         return (1, 1)
-    groups, chosen = (_setting(settings, key, 1) for key in moe.group_keys)
-    return (int(groups), int(chosen))
+    groups, chosen = (_whole(_setting(settings, key, 1), key, 1) for key in moe.group_keys)
+    return (groups, chosen)
 
 
 def linear_modules(config: Config) -> tuple[LinearModule, ...]:
@@ -376,7 +380,12 @@ def _layer_part(architecture: Architecture, name: str) -> Part:
 
 def _recurrent_layers(config: Config) -> bool:
     kinds = [_get(config, key) for key in ("layer_types", "layers_block_type", "block_types")]
-    return any(kind in _RECURRENT_LAYERS for found in kinds if found for kind in found)
+    return any(
+        isinstance(kind, str) and kind in _RECURRENT_LAYERS
+        for found in kinds
+        if isinstance(found, list | tuple)
+        for kind in found
+    )
 
 
 def _get(config: Config, key: str, default: Any = None) -> Any:
@@ -389,11 +398,31 @@ def _setting(settings: Any, key: str | None, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def _first(settings: Any, keys: tuple[str, ...]) -> Any:
-    """The value of the first key that the config has."""
+def _whole(value: Any, key: str | None, least: int = 0) -> int:
+    """A number of a config, checked.
+
+    Raises:
+        CheckpointError: it is none, or below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CheckpointError(
+            f"config.json has {key} = {value!r}; expected a whole number from {least} on: fetch the file again"
+        )
+    return value
+
+
+def _indices(value: Any, key: str | None) -> list[int]:
+    """A list of layers, checked; errors as `_whole`."""
+    if not isinstance(value, list | tuple):
+        raise CheckpointError(f"config.json has {key} = {value!r}; expected a list: fetch the file again")
+    return [_whole(one, key) for one in value]
+
+
+def _first(settings: Any, keys: tuple[str, ...]) -> int:
+    """The number at the first key that the config has."""
     for key in keys:
         if getattr(settings, key, None) is not None:
-            return getattr(settings, key)
+            return _whole(getattr(settings, key), key)
     raise UnsupportedModelError(
         f"The config has none of the keys {', '.join(keys)}, which this family needs."
     )

@@ -6,11 +6,12 @@ which; here the tensors are moved. Nothing is computed, so reading and writing b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from justright.errors import CheckpointError, UnsupportedModelError
-from justright.models.architectures import architecture_of, moe_layers, num_layers
+from justright.models.architectures import architecture_of, linear_modules, moe_layers, num_layers
 from justright.models.layout import ExpertLayout
 from justright.models.reading import Checkpoint
 
@@ -29,6 +30,7 @@ class LayerFormat:
 
     Raises:
         UnsupportedModelError: an unknown family, or quantised weights.
+        CheckpointError: a layer's matrices are missing.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -39,6 +41,7 @@ class LayerFormat:
         self.moe_layers = frozenset(moe_layers(self.config))
         self._names: dict[int, list[str]] = {index: [] for index in range(self.layers)}
         refuse_quantised(checkpoint)
+        check_layers(checkpoint.path, self.config, checkpoint)
         stem = f"{self.architecture.disk.stem}.layers."
         for name in checkpoint:
             if name.startswith(stem):
@@ -119,6 +122,27 @@ class LayerFormat:
                 if memory in out and f"{prefix}.{memory}" not in own:
                     out[disk] = out.pop(memory)
         return {f"{prefix}.{name}": tensor for name, tensor in out.items()}
+
+
+def check_layers(path: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse a checkpoint without some layer's matrices; what stands before ``layers`` varies, and is left out.
+
+    Args:
+        path: for the message.
+        config: the content of ``config.json``.
+        names: of the tensors on disk.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    found = {name.partition("layers.")[2] for name in names}
+    wanted = [f"{module.name}.weight" for module in linear_modules(config)]
+    missing = [name for name in wanted if name.partition("layers.")[2] not in found]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json asks for, {missing[0]} "
+            "first: its config and its weights do not belong together, or it is not whole; fetch both again"
+        )
 
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:

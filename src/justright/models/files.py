@@ -175,8 +175,8 @@ def write_whole(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """safetensors' ``save_file``.
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors' ``save_file``, whose refusals are errors of ours.
 
     Raises:
         ResourceError: the disk is full, or the file cannot be written for another reason.
@@ -185,9 +185,9 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
     except (OSError, SafetensorError) as error:
-        raise ResourceError(
+        raise cannot_write(error) or ResourceError(
             f"{file} cannot be written ({error}): make room, or give another folder, and repeat the command"
         ) from error
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
+def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
     """Read every floating-point tensor once.
 
     Args:
         tensors: by name; of any shapes and dtypes.
-        file: where they are from, for the message.
+        where: the file or folder they are from, for the message.
 
     Raises:
         CheckpointError: one holds a NaN or an infinity.
@@ -30,8 +30,8 @@ def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
         for number in map(float, wide.aminmax()):  # a NaN anywhere makes both NaN
             if not math.isfinite(number):
                 raise CheckpointError(
-                    f"{file}: the tensor {name} holds {number}, and only finite numbers are allowed: fetch the "
-                    "file again, or make it again"
+                    f"{where}: the tensor {name} holds {number}, and only finite numbers are allowed: fetch or make it "
+                    "again"
                 )
 
 

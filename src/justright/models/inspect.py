@@ -30,6 +30,7 @@ from justright.models.architectures import (
     text_config,
 )
 from justright.models.checkpoint import Checkpoint, TensorInfo
+from justright.models.decoder_layers import check_layers
 from justright.models.sources import check_tokenizer_files
 from justright.models.uneven import experts_by_layer
 
@@ -158,7 +159,7 @@ def inspect(path: Path) -> Inspection:
     context = context_length(config)
     quantization = _quantization(config)
     if quantization is None:
-        _check_layers(path, config, infos)
+        check_layers(path, config, (info.name for info in infos))
     cached = cached_values_per_token(config)
     return Inspection(
         path=path,
@@ -220,18 +221,6 @@ def _parameters(
             "checkpoint has: its config and its weights do not belong together"
         )
     return counts
-
-
-def _check_layers(path: Path, config: Mapping[str, Any], infos: list[TensorInfo]) -> None:
-    """Refuse a checkpoint without some layer's matrices; what stands before ``layers`` varies, and is left out."""
-    found = {info.name.partition("layers.")[2] for info in infos}
-    wanted = [f"{module.name}.weight" for module in linear_modules(config)]
-    missing = [name for name in wanted if name.partition("layers.")[2] not in found]
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json asks for, {missing[0]} "
-            "first: its config and its weights do not belong together, or it is not whole; fetch both again"
-        )
 
 
 def _experts(architecture: Architecture, config: Mapping[str, Any]) -> Experts | None:

@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from justright.errors import CheckpointError
+from justright.models.reading import read_json
 
 TEMPLATE, TOKENIZER, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
 GENERATION, SPECIAL = "generation_config.json", "special_tokens_map.json"
@@ -78,12 +78,4 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds something else.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file} is damaged: an object is expected")
-    return found
+    return read_json(file) if file.is_file() else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from justright.calibration.statistics import Collector, LayerStatistics
@@ -16,6 +16,7 @@ from justright.calibration.stream import LayerStream, Stage
 from justright.errors import ResourceError
 from justright.models.decoder_layers import LayerFormat, State
 from justright.models.expert_views import keep_experts, replace_expert
+from justright.models.files import save_tensors
 from justright.models.heap import trim
 from justright.models.matrices import Matrix, expand, matrices
 from justright.prune.experts import Choice
@@ -263,5 +264,5 @@ def _save(watching: Mapping[int, Collector], folder: Path) -> None:
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
     partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
+    save_tensors(tensors, partial)
     partial.replace(file)

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from justright.errors import CheckpointError, ResourceError, UsageError
+from justright.errors import ResourceError, UsageError
 from justright.models.architectures import context_length, expert_groups, num_experts, parameter_part
 from justright.models.decoder_layers import LayerFormat
+from justright.models.finite import check_finite
 from justright.models.reading import Checkpoint
 from justright.prune.allocation import second_stage_sparsity
 from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
 from justright.readable import readable_bytes
 
-_AT_ONCE = 1 << 20
 _MEMORY_BASE = 56 * 2**20
 """What a run takes beside its layer: the rest of the libraries, small tensors, blocks that are scored at once."""
 
@@ -306,14 +306,7 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
     digest = hashlib.sha256()
     for name in sorted(checkpoint):
         tensor = checkpoint.tensor(name, copy=True)
-        bad: int = 0
-        if tensor.is_floating_point():
-            bad = sum(int((~torch.isfinite(some)).sum()) for some in torch.split(tensor.flatten(), _AT_ONCE))
-        if bad:
-            raise CheckpointError(
-                f"{bad} of the {tensor.numel()} values of {name} in {checkpoint.path} are NaN or infinite: such a "
-                "model cannot be pruned; fetch it again, or repair it first"
-            )
+        check_finite({name: tensor}, checkpoint.path)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
         tick(tensor.nbytes)

@@ -15,11 +15,10 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from justright.errors import CheckpointError, UsageError
-from justright.models.files import by_number
+from justright.models.files import by_number, save_tensors
 from justright.models.matrices import Matrix
 from justright.switch.pair import Pair
 
@@ -226,7 +225,7 @@ def _decompose_layer(
         tensors |= {f"{name}.u": u.cpu(), f"{name}.s": s.cpu(), f"{name}.vt": vt.cpu()}
         tensors[f"{name}.energy"] = delta.square().sum(dtype=torch.float64).cpu()
     partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
+    save_tensors(tensors, partial)
     partial.replace(file)
     pair.release()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from justright.errors import UsageError
 from justright.models.architectures import architecture_of
-from justright.models.files import by_number, copy_companions, write_durably
+from justright.models.files import by_number, copy_companions, save_tensors, write_durably
 from justright.models.matrices import expand, matrices
 from justright.models.mode_files import (
     GENERATION,
@@ -162,7 +162,6 @@ def save_adapter(
         UsageError: see `factors_of`; or a rank too large to pad.
     """
     from peft import LoraConfig
-    from safetensors.torch import save_file
 
     found = factors_of(pair, spectra, ranks, dtype)
     if not found:
@@ -197,7 +196,7 @@ def save_adapter(
         module = _wrapped(one.target, parameters) if one.stacked else one.target
         tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors lets only its owner read it
     _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
@@ -212,13 +211,11 @@ def _wrapped(target: str, stacks: Sequence[str]) -> str:
 
 def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
     """Write ``fast - slow`` in float32 of the tensors ``names`` (which have an `exact_name`), for our own engine."""
-    from safetensors.torch import save_file
-
     deltas = {}
     for name in names:
         slow, fast = pair.tensors(name)
         deltas[exact_name(pair, name) or name] = (fast.double() - slow.double()).float().contiguous()
-    save_file(deltas, folder / EXACT, {"format": "pt"})
+    save_tensors(deltas, folder / EXACT, {"format": "pt"})
     (folder / EXACT).chmod(0o644)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from justright.errors import UsageError
-from justright.models.files import by_number
+from justright.models.files import by_number, save_tensors
 from justright.switch.adapter import read_report
 from justright.switch.decompose import Spectrum
 from justright.switch.ranks import RankRule, choose_ranks, factor_bytes
@@ -82,7 +82,7 @@ def save_spectrum(spectra: Mapping[str, Spectrum], folder: Path) -> None:
         tensors[f"{name}.s"] = one.values.contiguous()
         tensors[f"{name}.shape"] = torch.tensor(one.shape)
         tensors[f"{name}.energy"] = torch.tensor(one.energy, dtype=torch.float64)
-    save_file(tensors, folder / SPECTRUM)
+    save_tensors(tensors, folder / SPECTRUM)
     (folder / SPECTRUM).chmod(0o644)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from justright.errors import CheckpointError, UsageError
+from justright.errors import UsageError
 from justright.models.architectures import text_config
 from justright.models.decoder_layers import LayerFormat
 from justright.models.files import by_number
+from justright.models.finite import check_finite
 from justright.models.matrices import Matrix, expand, matrices
 from justright.models.reading import Checkpoint
 from justright.models.tokenizers import load_tokenizer
@@ -21,7 +22,6 @@ from justright.models.uneven import is_uneven
 from justright.switch.function import function_differences
 
 _BLOCK = 1 << 20
-_MAPPED_BYTES = 1 << 30
 _COMPUTED = ".rotary_emb.inv_freq"
 """End of the names of a buffer that old checkpoints store: transformers computes it and never loads it."""
 FAR = 0.9
@@ -145,21 +145,11 @@ class Pair:
             CheckpointError: a weight is NaN or infinite.
         """
         for layers in (self.slow, self.fast):
-            seen = 0
             for name in layers.checkpoint:
-                tensor = layers.checkpoint.tensor(name)
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    bad = int((~tensor.isfinite()).sum())
-                    raise CheckpointError(
-                        f"{bad} of the {tensor.numel()} values of {name} in {layers.checkpoint.path} are NaN or "
-                        "infinite, so no switch can be made of it: fetch the model again, or repair it first"
-                    )
-                seen += tensor.nbytes
-                if seen > _MAPPED_BYTES:  # else all of it would stay mapped, and count as memory
-                    del tensor
-                    layers.checkpoint.close()
-                    seen = 0
-        self.release()
+                tensor = layers.checkpoint.tensor(
+                    name, copy=True
+                )  # a mapped one would stay and count as memory
+                check_finite({name: tensor}, layers.checkpoint.path)
 
     @property
     def _vocabulary(self) -> tuple[str, str]:

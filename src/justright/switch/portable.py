@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from justright.errors import UsageError
-from justright.models.files import write_durably
+from justright.models.files import save_tensors, write_durably
 from justright.switch.adapter import CONFIG, WEIGHTS, Adapter
 from justright.switch.export import PADDED_RANKS, zero_padded
 
@@ -25,8 +25,6 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
     Raises:
         UsageError: stacked experts, whose factors engines name each in their own way; or too large a rank.
     """
-    from safetensors.torch import save_file
-
     if stacked := next((name for name, one in adapter.low_rank.items() if one.a.ndim != 2), None):
         raise UsageError(
             f"the switch changes stacked experts ({stacked}), which engines that need one rank for all name each in "
@@ -48,7 +46,7 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
         "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "target_modules": modules, "inference_mode": True,
     }  # fmt: skip
     write_durably(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)
     return rank
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from justright.draft.attention_drafter import AttentionModel, Context, grow_tree
+from justright.draft.attention import AttentionModel
+from justright.draft.attention_drafter import Context, grow_tree
 from justright.draft.base import Draft
 from justright.draft.lstm import LstmModel
 from justright.draft.lstm_drafter import FastLstm

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from transformers import AutoConfig, PreTrainedModel
 
-from justright.draft.attention_drafter import AttentionConfig, AttentionModel
+from justright.draft.attention import AttentionConfig, AttentionModel
 from justright.draft.lstm import LstmConfig, LstmModel
 from justright.engine.api import check_model, end_tokens, read_switch
 from justright.engine.verifier import Verifier
