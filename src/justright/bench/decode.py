@@ -356,10 +356,10 @@ def fitting_length(path: Path, kinds: Sequence[str], wanted: int, tokens: int) -
         path: the model's directory.
         kinds: of `justright.bench.tasks.KINDS`.
         wanted: prompt tokens.
-        tokens: emitted behind them.
+        tokens: output tokens that must fit too.
 
     Raises:
-        UsageError: there is no such length.
+        UsageError: no length fits.
     """
     with Checkpoint.open(path) as checkpoint:
         config = checkpoint.config

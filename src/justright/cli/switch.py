@@ -300,7 +300,7 @@ def calibrate(
 
     Every problem is answered in both modes. A probe on the prompt's last state learns where the fast answer is wrong;
     the threshold is the one of the fewest tokens that holds the floor, on problems that the probe has not seen.
-    Interrupted, the same command goes on behind the last 32 problems. The answers are kept: another --floor or --filter
+    Interrupted, the same command goes on after the last 32 problems. The answers are kept: another --floor or --filter
     needs no new ones.
     """
     from justright.models.sources import resolve_adapter

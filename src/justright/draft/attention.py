@@ -81,7 +81,7 @@ class AttentionModel(nn.Module):
         self.packed_head: _Packed | None = None
 
     def enter(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
-        """Features ``[..., size]`` of states and the tokens behind them."""
+        """Features ``[..., size]`` of states and the tokens after them."""
         vectors = F.normalize(F.embedding(token_ids, self.embedding).float(), dim=-1) * math.sqrt(
             self.config.hidden_size
         )

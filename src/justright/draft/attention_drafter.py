@@ -74,7 +74,7 @@ class Context:
         self.waiting: list[Tensor] = []
         """States that are known and not read yet, each ``[rows, size]``."""
         self.last: Tensor | None = None
-        """Features behind the last row, ``[1, size]``."""
+        """Features after the last row, ``[1, size]``."""
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -91,14 +91,14 @@ class Context:
         return self._values[:, : self.length]
 
     def catch_up(self, model: AttentionModel) -> bool:
-        """Read the states that wait; each needs the token behind it. False if there is nothing to draft from."""
+        """Read the states that wait; each needs the token after it. False if there is nothing to draft from."""
         if not self.waiting:
             return self.last is not None
         hidden = torch.cat(self.waiting)
         self.waiting = []
         following = self.tokens[self.length + 1 : self.length + 1 + len(hidden)]
         if len(following) < len(hidden):
-            raise AssertionError("every state has a token behind it")
+            raise AssertionError("every state has a token after it")
         x = model.enter(hidden, torch.tensor(following, device=hidden.device))
         positions = torch.arange(self.length, self.length + len(hidden), device=hidden.device)
         q, k, v = model.project(x, positions)
@@ -201,13 +201,13 @@ class AttentionDrafter:
 
 
 def grow_tree(model: AttentionModel, context: Context, shape: Shape) -> Draft:
-    """The most probable tree behind the end of ``context``, which must have caught up."""
+    """The most probable tree after the end of ``context``, which must have caught up."""
     return grow(_Grower(model, context, shape.top_k).expand, shape)
 
 
 @torch.inference_mode()
 def draft_seconds(model: AttentionModel) -> Callable[[int, int], float]:
-    """How long drafting takes behind 2,048 tokens, by ``(width, depth)``; measured for the narrowest and the widest."""
+    """How long drafting takes after 2,048 tokens, by ``(width, depth)``; measured for the narrowest and the widest."""
     size = model.config.hidden_size
     context = Context([0] * (_TUNED_AT + 1))
     context.waiting.append(torch.ones(_TUNED_AT, size, device=model.head_rows.device))

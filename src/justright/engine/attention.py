@@ -34,7 +34,7 @@ class Run:
         start: first token within the flat step.
         positions: absolute position of each token, ``[tokens]``, int64.
         tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain chain.
-        certain: how many leading tokens are part of the sequence for sure. Those behind them (guesses, [SPEC], padding)
+        certain: how many leading tokens are part of the sequence for sure. Those after them (guesses, [SPEC], padding)
             may be hidden from others, so `bounded_` makes their keys and values finite.
     """
 
@@ -275,7 +275,7 @@ def bounded_(x: Tensor) -> Tensor:
     """Set the numbers of ``x`` that are NaN or infinite to 0, in place, and return ``x``.
 
     A masked key gets the weight 0, and 0 * NaN is NaN: only finite keys and values are hidden by a mask. A row that is
-    not finite itself still has NaN logits, so a sequence that goes on behind it ends with an error.
+    not finite itself still has NaN logits, so a sequence that goes on after it ends with an error.
     """
     return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -58,9 +58,8 @@ class DecodeLoop:
         self.cost = cost
         self.max_draft = max_draft
         self.prefill_share = prefill_share
-        spec_rows = (
-            0 if verifier.spec_embedding is None else max_draft + 1
-        )  # behind the last token and each guess
+        # One [SPEC] row for the last token and one for each guess.
+        spec_rows = 0 if verifier.spec_embedding is None else max_draft + 1
         self.places = Places(
             verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens, spec_rows=spec_rows
         )
@@ -229,7 +228,8 @@ class DecodeLoop:
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
-        emissions = []  # all before the first is out: whoever closes the iterator leaves no request half told
+        # All chunks are made before the first is yielded, so that closing the iterator leaves every request consistent.
+        emissions = []
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
             if self._reads:
                 self.drafter.read(active.request.id, output.hidden[one.path])  # type: ignore[union-attr]

@@ -335,9 +335,9 @@ def opens_reasoning(
 def template_tail(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
 ) -> str:
-    """What the chat template itself writes behind the last message.
+    """What the chat template itself writes after the last message.
 
-    It is found by a mark behind every message; where the mark changes what the template writes, by what the generation
+    It is found by a mark after every message; where the mark changes what the template writes, by what the generation
     prompt adds.
     """
 

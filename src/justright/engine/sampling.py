@@ -103,7 +103,7 @@ class Verified:
 
     Attributes:
         path: indices of the accepted nodes in the step, from the root (0) on; what the cache keeps.
-        token_ids: the accepted guesses and one more token, the model's own (none behind a guess that ended the walk).
+        token_ids: the accepted guesses and one more token, the model's own (none after a guess that ended the walk).
         near_ties: how many of ``token_ids`` were chosen by a margin within floating-point noise.
         guessed: how many of ``token_ids``, from the first, are guesses of the draft; all of them where a guess ended
             the walk.
@@ -231,7 +231,7 @@ class Sampler:
             path.append(accepted)
 
     def check(self, logits: Tensor) -> None:
-        """Refuse logits ``[rows, vocab]`` behind tokens that are not chosen here.
+        """Refuse logits ``[rows, vocab]`` after tokens that are not chosen here.
 
         Raises:
             NoTokenError: a row's largest logit is not finite.

@@ -75,7 +75,7 @@ class RequestStats:
         """Tokens that each of ``steps`` gave: accepted + 1, or accepted where a guess ended the answer."""
         begins = [position for position, *_ in self.steps]
         ends = [*begins, self.output_tokens][1:]
-        # Positions begin anew behind an answer that was given up; a step that failed gave nothing.
+        # Positions begin anew after an answer that was given up; a step that failed gave nothing.
         return [
             (end if end > begin else max(self.discarded_tokens, begin)) - begin
             for begin, end in zip(begins, ends, strict=True)

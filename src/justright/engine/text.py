@@ -21,7 +21,7 @@ _AT_THE_CUT = 256
 class TextStream:
     """The text of one output, piece by piece, tags included; ends it at a stop string in its content.
 
-    A piece is held back while it could still be the beginning of a stop string or of a tag, so that nothing behind or
+    A piece is held back while it could still be the beginning of a stop string or of a tag, so that nothing after or
     of the stop string is ever shown. How the text falls into tokens makes no difference. A character whose last
     bytes never came is left out; so are special tokens, but for those that mark reasoning.
 
@@ -75,7 +75,7 @@ class TextStream:
         return certain + ("" if self.stopped_by is not None else self._release(len(self._held)))
 
     def _take(self, segments: Sequence[Segment]) -> str:
-        """The text that is certain behind new segments; content comes behind everything else."""
+        """The text that is certain after new segments; content comes after everything else."""
         certain = ""
         for segment in segments:
             self._held += segment.text

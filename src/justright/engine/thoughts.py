@@ -15,7 +15,7 @@ class Segment:
 
     Attributes:
         text: never empty.
-        kind: "mark" is a tag, with the white space before an opening one and behind a closing one.
+        kind: "mark" is a tag, with the white space before an opening one and after a closing one.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Segment:
 class ReasoningSplitter:
     """Splits one output into reasoning and content as it comes; all segments together are the output.
 
-    Reasoning stands at the beginning of the output, behind nothing but white space and other reasoning. Once content
+    Reasoning stands at the beginning of the output, after nothing but white space and other reasoning. Once content
     has begun, everything is content, tags included. In reasoning only the closing tag counts, and an opening tag at its
     very beginning, where a model repeats the one that its template wrote.
 

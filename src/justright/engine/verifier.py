@@ -275,7 +275,7 @@ class Verifier:
         laid_out = [one.laid_out() for one in inputs]
         if size is not None:
             laid_out = [one.padded(size) for one in laid_out]
-        # A prompt becomes part of the sequence, but not the [SPEC] behind it; of a step nobody knows yet.
+        # A prompt becomes part of the sequence, but not the [SPEC] after it; of a step nobody knows yet.
         certain = [len(one.token_ids) if only_last else 0 for one in inputs]
         plan = self._plan(laid_out, certain, static=size is not None)
         flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)

@@ -99,7 +99,7 @@ def read_questions(names: Sequence[str]) -> list[Question]:
 def is_right(
     text: str, answer: str, tags: ThinkingTags | None = None, judge: Judge = judging.is_right
 ) -> bool:
-    """Whether what is said behind the reasoning is right, as `justright.evaluate.judge` or another judge finds it."""
+    """Whether what is said after the reasoning is right, as `justright.evaluate.judge` or another judge finds it."""
     return judge(_said(text, tags), answer)
 
 

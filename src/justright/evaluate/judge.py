@@ -41,7 +41,7 @@ def is_right(text: str, answer: str) -> bool:
 
     Numbers are equal by value: ``18.0`` is ``18``, ``1,234`` is ``1234``, ``0.5`` is ``1/2`` and ``50%``; signs of
     currencies do not count. Words and options (``B``) must be the whole answer; case and punctuation around them do
-    not count. An answer as GSM8K writes it counts from behind its ``####``.
+    not count. An answer as GSM8K writes it counts from after its ``####``.
     """
     if _plain(text) == _plain(answer):
         return _plain(answer) != ""

@@ -158,7 +158,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         begins = bool(self.tokenizer.bos_token) and context.startswith(self.tokenizer.bos_token)
         ids = self.tok_encode(context, add_special_tokens=not begins)
         room = self.engine.verifier.max_tokens - most
-        if room < 1:  # `hf` refuses; here the prompt stays, and the answer has the room behind it
+        if room < 1:  # `hf` refuses; here the prompt stays, and the answer has the room after it
             room = self.engine.verifier.max_tokens - 1
         ids = ids[-room:]
         request = self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)

@@ -61,7 +61,7 @@ class LayerFormat:
     def expert_names_beyond(self) -> list[str]:
         """The names of tensors of routed experts outside of the decoder layers: those of multi-token prediction.
 
-        DeepSeek-V3 and GLM keep them as layers behind the last one, others under ``mtp``.
+        DeepSeek-V3 and GLM keep them as layers after the last one, others under ``mtp``.
         """
         return [name for name in self.other_names() if ".experts." in name]
 

@@ -1,6 +1,6 @@
 """One name for each tensor, whichever of the names that transformers loads a checkpoint was saved with.
 
-The names on disk differ with the class and the release that saved them. Everything behind `Checkpoint` knows those of
+The names on disk differ with the class and the release that saved them. Whatever uses `Checkpoint` knows those of
 the architecture table's ``disk`` column; here the others are mapped to them.
 """
 

@@ -163,7 +163,7 @@ class Checkpoint:
         return cls(path, headers)
 
     def _known_config(self) -> dict[str, Any]:
-        """The config, or nothing where there is none to be read: who needs it will be told why."""
+        """The config, or an empty one where it cannot be read; whoever needs it reads it again and gets the error."""
         try:
             return self.config
         except CheckpointError:

@@ -141,7 +141,7 @@ def matrix_mask(
     for scores in scores_by_rows(weight, norms):
         if not bool(torch.isfinite(scores).all()):
             raise ResourceError(
-                f"the scores of {name} hold NaN or infinity, so its lowest cannot be told: its weights times their "
+                f"the scores of {name} hold NaN or infinity, so they have no order: its weights times their "
                 "inputs are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
             )
         if settings.pattern is None:

@@ -111,9 +111,9 @@ class Service:
         return await self._whole(http, exchange, writer)
 
     async def _prepared(self, asked: A, make: Make[A], size: int) -> list[EngineRequest]:
-        """The engine's requests, made on threads of our own; no more at once than could be queued behind it.
+        """The engine's requests, made on threads of our own; no more at once than could be queued after it.
 
-        Cancelling it stops the work: behind the prompt that is being encoded, and at once where a schema is compiled.
+        Cancelling it stops the work: after the prompt that is being encoded, and at once where a schema is compiled.
         """
         now = self.scheduler.snapshot()
         if now.draining:

@@ -247,7 +247,7 @@ def _full_name(path: Path, module: str, modules: Sequence[str], config: Mapping[
     module's parameters, the first innermost (``BaseTuner._inject_parameters``).
 
     Raises:
-        UnsupportedModelError: the adapter does not tell which parameters of the module it changes.
+        UnsupportedModelError: the adapter does not say which parameters of the module it changes.
     """
     owner = module.replace(".base_layer", "")
     wraps = [one for one in modules if one.replace(".base_layer", "") == owner]

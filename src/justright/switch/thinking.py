@@ -112,7 +112,7 @@ class ThoughtTracker:
         """Note a chosen token.
 
         Args:
-            inside: whether what comes behind it is reasoning.
+            inside: whether what comes after it is reasoning.
 
         Returns:
             Whether what follows needs a new forward (another factor, or forced tokens).

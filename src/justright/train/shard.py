@@ -19,10 +19,10 @@ class Shard:
     """Sequences of one batch; positions ``j`` count output tokens.
 
     Attributes:
-        prompts: ``[sequences, prompt]`` int64, padded behind with zeros.
+        prompts: ``[sequences, prompt]`` int64, padded with zeros at the end.
         prompt_lengths: ``[sequences]`` int64.
         tokens: ``[sequences, outputs]`` int64, what was sampled.
-        lengths: ``[sequences]`` int64: outputs up to the end token and with it; what is behind means nothing.
+        lengths: ``[sequences]`` int64: outputs up to the end token and with it; what follows means nothing.
         hidden: ``[sequences, outputs, hidden_size]`` bfloat16: the state, after the final norm, that predicted
             token ``j``.
         teacher_ids: ``[sequences, outputs, 8]`` int64, the most likely tokens at ``j``.
@@ -52,7 +52,7 @@ class Shard:
 
     @classmethod
     def joined(cls, parts: Sequence[Shard]) -> Shard:
-        """The sequences of several shards of one setting, one behind the other."""
+        """The sequences of several shards of one setting, one after the other."""
         if len(parts) == 1:
             return parts[0]
         width = max(part.prompts.shape[1] for part in parts)

@@ -274,7 +274,7 @@ def _thoughts(
 
 
 def _tail(tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many tokens the slow mode's chat template writes behind the last message."""
+    """How many tokens the slow mode's chat template writes after the last message."""
     if tokenizer.chat_template is None:
         return 0
     tail = template_tail(tokenizer, [{"role": "user", "content": "x"}])

@@ -206,7 +206,7 @@ class Served:
         drafts: whether it has a drafter.
         hosts: the names that clients may call it by.
         keys: whether it needs an API key.
-        tail: tokens that the slow mode's chat template writes behind the last message.
+        tail: tokens that the slow mode's chat template writes after the last message.
     """
 
     upstream: Upstream

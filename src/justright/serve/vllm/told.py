@@ -25,7 +25,7 @@ class Asked:
         mode: slow or fast.
         decision: why; None: the client named the mode's model.
         thoughts: ids of the tokens that begin and end reasoning; None: none can come.
-        tail: tokens that the chat template writes behind the last message; only there can a prompt open reasoning.
+        tail: tokens that the chat template writes after the last message; only there can a prompt open reasoning.
         ids: whether the client wants token ids.
         usage: whether the client wants a stream's usage.
         drafts: whether there is a drafter.
