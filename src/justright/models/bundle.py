@@ -20,6 +20,7 @@ from typing import Any
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.models.files import COMPANIONS, check_new, local_path, sync_folder, write_durably
 from justright.models.finite import check_finite_files
+from justright.models.mode_files import TEMPLATE_FILES
 from justright.models.reading import Checkpoint, read_json
 from justright.models.writing import DISK_MARGIN_BYTES, leave, take_lock
 from justright.provenance import Provenance, file_sha256
@@ -333,14 +334,7 @@ def _hashed(staging: Path, sources: Mapping[str, Path], tick: Tick) -> dict[str,
 
 def _templates(files: Mapping[str, Any]) -> dict[str, str]:
     """Where chat templates are; an older checkpoint has its in the tokenizer's config."""
-    chat = next(
-        (
-            name
-            for name in ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
-            if name in files
-        ),
-        None,
-    )
+    chat = next((name for name in TEMPLATE_FILES if name in files), None)
     found = {"chat": chat, "fast": "switch/chat_template.jinja"}
     return {mode: name for mode, name in found.items() if name in files and name is not None}
 

@@ -16,6 +16,7 @@ from justright.errors import CheckpointError
 from justright.models.reading import read_json
 
 TEMPLATE, TOKENIZER, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
+TEMPLATE_FILES = (TEMPLATE, TOKENIZER, PROCESSOR)
 GENERATION, SPECIAL = "generation_config.json", "special_tokens_map.json"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
