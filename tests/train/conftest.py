@@ -35,8 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def texts(tmp_path: Path) -> Path:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of words, which a test may change."""
-    file = tmp_path / "words.txt"
+    file = tmp_path_factory.mktemp("texts") / "words.txt"
     file.write_text(" ".join(_WORDS[(i * i) % len(_WORDS)] for i in range(6000)))
     return file
