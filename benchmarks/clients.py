@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 from transformers import AutoConfig
 
+from justright.architectures.spec import context_length
 from justright.bench.longtexts import zoo_texts
-from justright.models.architectures import context_length
-from justright.models.sources import resolve
+from justright.checkpoint.sources import resolve
 
 FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 """A connection of its own for each request: llama.cpp closes those that wait, unasked."""

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from justright.bench.decode import DecodeSetting
-from justright.bench.report import (
+from justright.bench.running import Plan, run_plan
+from justright.bench.tables import (
     HEADER,
     cost_rows,
     machine_line,
@@ -20,7 +21,6 @@ from justright.bench.report import (
     steadiness_line,
     wide_rows,
 )
-from justright.bench.running import Plan, run_plan
 from justright.bench.tasks import COPY_HEAVY, KINDS
 
 CONTENDERS = ("plain", "suffix", "transformers", "transformers-lookup")

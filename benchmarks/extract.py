@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from justright.adapter.export import module_of
+from justright.adapter.pair import Pair
+from justright.adapter.spectra import deltas
 from justright.bench.decode import describe_machine
-from justright.bench.report import machine_line, markdown_table
-from justright.models.sources import resolve
-from justright.switch.decompose import deltas
-from justright.switch.export import module_of
-from justright.switch.pair import Pair
+from justright.bench.tables import machine_line, markdown_table
+from justright.checkpoint.sources import resolve
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def make_pair(hidden: int, folder: Path) -> tuple[Path, Path]:
     """Random Llama layers; the singular values of their differences fall like ``1 / sqrt(i)``, as a fine-tune's do."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from justright.models.tokenizers import load_tokenizer
+    from justright.checkpoint.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(resolve("zoo:fast").path)
     config = LlamaConfig(

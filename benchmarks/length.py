@@ -14,9 +14,9 @@ from pathlib import Path
 
 from justright.bench.decode import describe_machine
 from justright.bench.longtexts import zoo_texts
-from justright.bench.report import machine_line, markdown_table
 from justright.bench.running import numbers
-from justright.engine.api import Engine
+from justright.bench.tables import machine_line, markdown_table
+from justright.engine.llm import Engine
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 from justright.bench.decode import DecodeSetting, Results
 from justright.bench.longset import KINDS
 from justright.bench.longspec import HEADER, LongPlan, Summary, draw, run_longspec, summaries, table_rows
-from justright.bench.report import machine_line, markdown_table, steadiness_line
 from justright.bench.running import numbers, words
+from justright.bench.tables import machine_line, markdown_table, steadiness_line
 
 
 def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from justright.bench.decode import describe_machine
-from justright.bench.report import machine_line, markdown_table
-from justright.models.sources import resolve
+from justright.bench.tables import machine_line, markdown_table
+from justright.checkpoint.sources import resolve
 from justright.prune.outcome import Pruned
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
@@ -124,7 +124,7 @@ def prune(
 
 def measure(model: Path, problems: int) -> tuple[list[int], dict[str, float]]:
     """Right answers by level, perplexity by domain."""
-    from justright.engine.api import Engine
+    from justright.engine.llm import Engine
     from justright_zoo.cards import perplexities
     from justright_zoo.measure import score
 

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from justright.bench.decode import describe_machine
-from justright.bench.memory import own_peak_bytes
-from justright.bench.report import machine_line, markdown_table
-from justright.models.sources import resolve
+from justright.bench.peak_memory import own_peak_bytes
+from justright.bench.tables import machine_line, markdown_table
+from justright.checkpoint.sources import resolve
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
 
@@ -129,7 +129,7 @@ STORES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def one_load(job: dict[str, Any]) -> None:
     """Load a model and decode 128 tokens in this process; print seconds, tokens a second and memory as JSON."""
-    from justright.engine.api import Engine
+    from justright.engine.llm import Engine
 
     before, begin = own_peak_bytes(), time.perf_counter()
     engine = Engine.load(job["model"])

@@ -45,10 +45,10 @@ from clients import (
 from servers import OURS, PACKAGED, NotStarted, commands, free_port, running
 
 from justright.bench.decode import describe_machine
-from justright.bench.report import machine_line, markdown_table
 from justright.bench.running import numbers, words
-from justright.models.sources import resolve
-from justright.models.tokenizers import load_tokenizer
+from justright.bench.tables import machine_line, markdown_table
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.tokenizer import load_tokenizer
 
 
 async def overload(
@@ -106,12 +106,12 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     """The same questions without HTTP, in this process: tokens a second of the scheduler alone, at the second time."""
     import queue
 
-    from justright.engine.api import Engine
-    from justright.engine.modes import Thinking
+    from justright.engine.chat_modes import Thinking
+    from justright.engine.llm import Engine
     from justright.engine.request import Emission
-    from justright.engine.sampling import SamplingParams
+    from justright.engine.sampler import SamplingParams
     from justright.errors import UsageError
-    from justright.serve.memory import affordable_tokens
+    from justright.serve.kv_budget import affordable_tokens
     from justright.serve.scheduler import Scheduler
 
     engine = Engine.load(model, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import torch
 
-from justright.models.packaged import MODELS, find_parts
-from justright.models.sources import resolve
+from justright.checkpoint.packaged import MODELS, find_parts
+from justright.checkpoint.sources import resolve
 
 PACKAGED, OURS = "packaged:smollm2-135m-instruct", "justright"
 LLAMA = """

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from justright.draft.suffix import BACKENDS, SuffixDrafter, SuffixOptions
 from justright.errors import MissingExtraError
+from justright.speculative.suffix import BACKENDS, SuffixDrafter, SuffixOptions
 
 VOCABULARY = 8192
 KINDS = ("copy", "fresh", "loop")

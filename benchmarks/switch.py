@@ -23,20 +23,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
 from justright.bench.decode import describe_machine
-from justright.bench.report import machine_line, markdown_table
-from justright.engine.api import Engine
-from justright.engine.modes import Thinking
+from justright.bench.tables import machine_line, markdown_table
+from justright.checkpoint.sources import resolve
+from justright.engine.chat_modes import Thinking
+from justright.engine.llm import Engine
 from justright.errors import UsageError
-from justright.evaluate.calibrate import collect, is_right, read_questions
-from justright.models.sources import resolve
+from justright.evaluate.both_modes import collect, is_right, read_questions
+from justright.reasoning.budget import ThinkingTags
+from justright.reasoning.scorers import Probe
+from justright.reasoning.thresholds import fit_probe
 from justright.records import read_rows
-from justright.switch.calibrate import fit_probe
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
-from justright.switch.scorers import Probe
-from justright.switch.thinking import ThinkingTags
 
 KINDS = ("chain", "story")
 LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)

@@ -15,16 +15,16 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
 from justright.bench.decode import describe_machine
-from justright.bench.report import machine_line, markdown_table
-from justright.engine.api import Engine
+from justright.bench.tables import machine_line, markdown_table
+from justright.checkpoint.sources import resolve
+from justright.engine.llm import Engine
 from justright.engine.request import Request
-from justright.models.sources import resolve
 from justright.readable import readable_bytes
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
-from justright.switch.thinking import ModePlan
+from justright.reasoning.budget import ModePlan
 
 PROMPT = 64
 

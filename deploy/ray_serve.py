@@ -23,7 +23,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from justright.serve.relay import fault_of, origin, passed_headers
+from justright.serve.proxy import fault_of, origin, passed_headers
 
 START_S = 1800
 SILENT_S = 600.0

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from draft_helpers import network_for
-from justright.models.identity import weights_identity
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
+from justright.checkpoint.fingerprint import weights_identity
 from tiny import save_pair, tokenizer_with
 
 

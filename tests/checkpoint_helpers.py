@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from justright.models.checkpoint import CheckpointWriter
+from justright.checkpoint.writer import CheckpointWriter
 
 CONFIG = {"model_type": "tiny", "hidden_size": 4}
 

@@ -16,10 +16,10 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
-from justright.engine.api import Engine
-from justright.engine.modes import Thinking
+from justright.engine.chat_modes import Thinking
+from justright.engine.llm import Engine
 from justright.engine.request import Request
-from justright.engine.thoughts import ThoughtText
+from justright.reasoning.parser import ThoughtText
 from serve_helpers import MODEL
 
 QUESTIONS = ("Hi", "Name three rivers", "the quick brown fox", "abc def", "1 + 2", "lazy dog")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from justright.draft.attention import AttentionConfig, AttentionModel
-from justright.draft.lstm import LstmConfig, LstmModel
+from justright.speculative.attention_network import AttentionConfig, AttentionModel
+from justright.speculative.lstm_network import LstmConfig, LstmModel
 
 SMALL_TRAINING = (
     *(

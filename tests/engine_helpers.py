@@ -13,11 +13,11 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from justright.draft.base import Draft
 from justright.engine.attention import ATTENTION_NAME
-from justright.engine.decode import DecodeLoop
+from justright.engine.decode_loop import DecodeLoop
+from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.engine.verifier import Verifier
+from justright.speculative.base import Draft
 from tiny import VOCAB_SIZE, tiny_model
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from justright.serve.app import Service
-from justright.serve.life import HttpServer, address_of, bind
-from justright.serve.run import server_of
+from justright.serve.lifecycle import HttpServer, address_of, bind
 from justright.serve.scheduler import Scheduler
-from justright.serve.settings import ServeSettings
+from justright.serve.server import server_of
+from justright.serve.server_settings import ServeSettings
 
 MODEL = "tiny"
 

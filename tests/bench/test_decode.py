@@ -32,8 +32,9 @@ from justright.bench.decode import (
     open_contenders,
 )
 from justright.bench.demo import refuse_mismatches
-from justright.bench.memory import own_peak_bytes, peak_bytes
-from justright.bench.report import (
+from justright.bench.peak_memory import own_peak_bytes, peak_bytes
+from justright.bench.running import Plan, numbers, run_plan
+from justright.bench.tables import (
     HEADER,
     cost_rows,
     fitted,
@@ -43,10 +44,9 @@ from justright.bench.report import (
     steadiness_line,
     unsteadiness,
 )
-from justright.bench.running import Plan, numbers, run_plan
 from justright.bench.tasks import Task, build
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import JustrightError, ResourceError, UsageError
-from justright.models.tokenizers import load_tokenizer
 from tiny import save_tiny
 
 ALL = (PLAIN, "suffix", TRANSFORMERS, LOOKUP)

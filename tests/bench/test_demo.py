@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from justright.bench.demo import TASKS, DemoSetting, run_demo
-from justright.bench.picture import save_picture
+from justright.bench.demo_picture import save_picture
 from justright.errors import MissingExtraError, UsageError
 
 

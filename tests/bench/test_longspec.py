@@ -23,7 +23,7 @@ from justright.bench.longspec import (
     summaries,
     table_rows,
 )
-from justright.bench.report import rich_table
+from justright.bench.tables import rich_table
 from justright.errors import ResourceError, UsageError
 from tiny import save_tiny, tiny_model
 
@@ -64,7 +64,7 @@ def test_everybody_emits_the_same_and_lengths_are_told_apart(
 ) -> None:
     folder = saved_drafter(tiny_model("llama"), tmp_path / "d")
     about = json.loads((folder / "config.json").read_text())
-    from justright.models.identity import weights_identity
+    from justright.checkpoint.fingerprint import weights_identity
 
     (folder / "config.json").write_text(json.dumps(about | {"verifier": weights_identity(model)}))
     mine = f"mine=lstm:path={folder};spec=true;min_prob=0"

@@ -14,11 +14,11 @@ import torch
 from justright.bundle import build as module
 from justright.bundle.build import Build
 from justright.bundle.recipe import Recipe
-from justright.engine.api import Engine
-from justright.engine.sampling import SamplingParams
+from justright.checkpoint.bundle_manifest import Bundle
+from justright.checkpoint.reader import Checkpoint
+from justright.engine.llm import Engine
+from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, UsageError
-from justright.models.bundle import Bundle
-from justright.models.reading import Checkpoint
 from justright.prune.plan import Plan
 from tiny import save_pair
 

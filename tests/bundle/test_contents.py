@@ -14,19 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bundle_helpers import Parts, tiny_drafter, tiny_parts
 from engine_helpers import prompt_of
 from justright.bundle.contents import check_contents
+from justright.checkpoint.bundle_manifest import MANIFEST, Bundle
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
-from justright.draft.hybrid import HybridDrafter
-from justright.draft.lstm_drafter import LstmDrafter
-from justright.draft.store import drafter_at_hand, named_drafter
-from justright.engine.api import Engine
+from justright.engine.chat_modes import Thinking
 from justright.engine.defaults import Defaults, settle
-from justright.engine.modes import Thinking
+from justright.engine.llm import Engine
 from justright.engine.options import EngineOptions
-from justright.engine.sampling import SamplingParams
+from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, JustrightError, UsageError
-from justright.models.bundle import MANIFEST, Bundle
-from justright.switch.effort import EFFORTS
+from justright.reasoning.effort import EFFORTS
+from justright.speculative.hybrid import HybridDrafter
+from justright.speculative.lstm_drafter import LstmDrafter
+from justright.speculative.store import drafter_at_hand, named_drafter
 from tiny import save_tiny
 
 PROMPT = prompt_of(15)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from justright.architectures.spec import linear_modules, moe_layers
 from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, job_folder
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
-from justright.models.architectures import linear_modules, moe_layers
-from justright.models.decoder_layers import LayerFormat, refuse_quantised
-from justright.models.reading import Checkpoint
+from justright.model.decoder_layer import LayerFormat, refuse_quantised
 from tiny import ALL, MOE, save_tiny, tiny_model
 
 IDS = torch.randint(5, 320, (3, 24), generator=torch.Generator().manual_seed(0))

@@ -54,4 +54,4 @@ def no_weights_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded before the error was found")
 
-    monkeypatch.setattr("justright.engine.verifier.Verifier.load", refuse)
+    monkeypatch.setattr("justright.engine.model_runner.Verifier.load", refuse)

@@ -10,9 +10,9 @@ import pytest
 
 from bundle_helpers import Parts, tiny_parts
 from cli_helpers import Run
+from justright.adapter.pair import Pair
 from justright.bundle import build, contents
-from justright.models.bundle import MANIFEST, is_bundle
-from justright.switch.pair import Pair
+from justright.checkpoint.bundle_manifest import MANIFEST, is_bundle
 from tiny import save_tiny
 
 

@@ -11,7 +11,7 @@ from cli_helpers import Run
 from justright.cli.chat import Conversation
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from justright.errors import ResourceError
 
 

@@ -12,9 +12,9 @@ import pytest
 from cli_helpers import Run
 from draft_helpers import SMALL_TRAINING
 from justright.cli.draft import train
-from justright.train.data import DataSetting
-from justright.train.pipeline import Shape
-from justright.train.run import TrainSetting
+from justright.training.pipeline import Shape
+from justright.training.self_generated import DataSetting
+from justright.training.trainer import TrainSetting
 from tiny import save_tiny
 
 

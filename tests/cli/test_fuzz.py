@@ -15,17 +15,17 @@ import pytest
 
 from cli_helpers import Run
 from draft_helpers import saved_attention_drafter, saved_drafter
-from justright.draft.lstm import read_config
-from justright.draft.store import read_about
-from justright.engine.api import Engine
+from justright.adapter.adapter import read_adapter
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
+from justright.engine.llm import Engine
 from justright.errors import JustrightError
-from justright.models.inspect import inspect
+from justright.model.summary import inspect
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
-from justright.switch.adapter import read_adapter
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
+from justright.speculative.lstm_network import read_config
+from justright.speculative.store import read_about
 from tiny import save_pair, save_tiny, tiny_model
 
 MUTATIONS = 120  # of each kind of file: some 600 in all

@@ -10,7 +10,7 @@ import pytest
 from cli_helpers import Run
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from tiny import save_tiny, tokenizer_with
 
 

@@ -53,7 +53,7 @@ def test_a_bug_is_one_line_and_says_how_to_see_more(run: Run, monkeypatch: pytes
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("justright.models.sources.resolve", fail)
+    monkeypatch.setattr("justright.checkpoint.sources.resolve", fail)
     result = run("path", "anything")
     assert result.code == 1
     assert result.err.startswith("error: this is a bug in justright: ZeroDivisionError: oops")
@@ -108,7 +108,7 @@ def test_interrupt_prints_what_came_and_ends_with_130(tiny_llama: Path) -> None:
     # A tiny model would be done before the signal comes: a step is made slow.
     program = (
         "import time\n"
-        "from justright.engine.verifier import Verifier\n"
+        "from justright.engine.model_runner import Verifier\n"
         "step = Verifier.step\n"
         "Verifier.step = lambda self, inputs: (time.sleep(0.05), step(self, inputs))[1]\n"
         "from justright.cli import main\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import Run
-from justright.models.architectures import num_experts
-from justright.models.reading import Checkpoint
+from justright.architectures.spec import num_experts
+from justright.checkpoint.reader import Checkpoint
 from tiny import save_tiny
 
 

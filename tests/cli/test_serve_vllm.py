@@ -12,8 +12,8 @@ import justright_vllm
 from bundle_helpers import Parts, tiny_parts
 from cli_helpers import Run
 from justright.bundle.contents import check_contents
+from justright.checkpoint.bundle_manifest import MANIFEST
 from justright.errors import MissingExtraError, UsageError
-from justright.models.bundle import MANIFEST
 from justright.serve.vllm import launch, plugin
 from justright_vllm import drafter
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_helpers import Run
 from justright.errors import CheckpointError
-from justright.evaluate.calibrate import read_questions
+from justright.evaluate.both_modes import read_questions
 from tiny import save_tiny
 
 
@@ -74,9 +74,9 @@ def test_bad_input(
 @pytest.fixture(scope="module")
 def adapter(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pair's switch; its models mark no thoughts."""
-    from justright.switch.extract import extract
-    from justright.switch.pair import Pair
-    from justright.switch.ranks import RankRule
+    from justright.adapter.extract import extract
+    from justright.adapter.pair import Pair
+    from justright.adapter.ranks import RankRule
 
     return extract(Pair(*pair), tmp_path_factory.mktemp("adapter") / "out", RankRule("energy", 0.999)).path
 
@@ -286,7 +286,7 @@ def test_another_floor_or_judge_answers_nothing_anew(
     assert "the answers are kept" in out_of_reach.err
     assert not (mine / "auto.json").exists()
     with monkeypatch.context() as patched:
-        patched.setattr("justright.engine.api.Engine.generate_batch", _no_answers)
+        patched.setattr("justright.engine.llm.Engine.generate_batch", _no_answers)
         all_right = json.dumps({"function": "regex", "regex_pattern": "NEVER", "fallback": "5"})
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(row | {"answer": "5"}) + "\n" for row in rows))
@@ -308,7 +308,7 @@ def test_another_jobs_interrupted_answers_stay(
     answering: tuple[Path, Path, list[object]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from justright.engine.api import Engine
+    from justright.engine.llm import Engine
 
     mine, _, command = answering
     real, calls = Engine.generate_batch, []
@@ -320,7 +320,7 @@ def test_another_jobs_interrupted_answers_stay(
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr("justright.engine.api.Engine.generate_batch", once)
+        patched.setattr("justright.engine.llm.Engine.generate_batch", once)
         assert "is kept in" in run(*command, pair[0], "--floor", 0.01).err
     work = mine.parent / "switch.calibration"
     held = {kept.name: kept.read_bytes() for kept in work.iterdir()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from justright.cli.thinking import settled_thinking, thinking_of
+from justright.engine.chat_modes import Thinking
 from justright.engine.defaults import Defaults
-from justright.engine.modes import Thinking
 from justright.errors import UsageError
 
 

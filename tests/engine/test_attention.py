@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import prompt_of, verifier_of
+from justright.architectures.spec import Window
 from justright.engine import attention as attention_module
 from justright.engine.attention import Run, StepPlan, attend, attend_reference, visible
-from justright.engine.cache import KVCache
+from justright.engine.kv_cache import KVCache
+from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput, tree_shape
-from justright.engine.verifier import Verifier
-from justright.models.architectures import Window
 from tiny import ALL
 
 

@@ -11,14 +11,14 @@ from scipy.stats import chisquare
 
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import prompt_of, reference, verifier_of
-from justright.draft.base import Drafter
-from justright.draft.registry import create_drafter
-from justright.engine.api import bind
-from justright.engine.cost import StepCost
-from justright.engine.decode import DecodeLoop
+from justright.engine.decode_loop import DecodeLoop
+from justright.engine.llm import bind
+from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.engine.sampling import SamplingParams
-from justright.engine.verifier import Verifier
+from justright.engine.sampler import SamplingParams
+from justright.engine.step_cost import StepCost
+from justright.speculative.base import Drafter
+from justright.speculative.registry import create_drafter
 from tiny import ALL, tiny_model
 
 REPEATING = prompt_of(12) * 3

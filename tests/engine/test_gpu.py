@@ -9,13 +9,13 @@ import torch
 
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import ScriptedDrafter, prompt_of, reference
-from justright.draft.registry import create_drafter
-from justright.engine.api import bind
 from justright.engine.attention import ATTENTION_NAME
-from justright.engine.decode import DecodeLoop
+from justright.engine.decode_loop import DecodeLoop
+from justright.engine.llm import bind
+from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.engine.sampling import SamplingParams
-from justright.engine.verifier import Verifier
+from justright.engine.sampler import SamplingParams
+from justright.speculative.registry import create_drafter
 from tiny import ALL, tiny_model
 
 pytestmark = [

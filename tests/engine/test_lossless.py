@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
-from justright.draft.suffix import SuffixDrafter, SuffixOptions
-from justright.engine import kernels
-from justright.engine.decode import DecodeLoop
+from justright.engine.decode_loop import DecodeLoop
+from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.engine.verifier import Verifier
+from justright.kernels import packed as kernels
+from justright.speculative.suffix import SuffixDrafter, SuffixOptions
 from tiny import ALL, tiny_model
 
 PROMPT = prompt_of(37)
@@ -81,7 +81,7 @@ def test_suffix_drafts_are_accepted_where_text_repeats(tree: bool) -> None:
 
 
 def test_repetition_penalty_equals_generate() -> None:
-    from justright.engine.sampling import SamplingParams
+    from justright.engine.sampler import SamplingParams
 
     expected = reference(tiny_model("qwen3"), PROMPT, TOKENS, repetition_penalty=1.4)
     drafter = ScriptedDrafter({tuple(PROMPT): expected}, 1)

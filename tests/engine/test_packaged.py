@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from justright.engine.api import Engine
-from justright.engine.sampling import SamplingParams, is_near_tie
-from justright.models.sources import resolve
+from justright.checkpoint.sources import resolve
+from justright.engine.llm import Engine
+from justright.engine.sampler import SamplingParams, is_near_tie
 
 pytestmark = [
     pytest.mark.packaged,

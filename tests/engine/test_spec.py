@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import prompt_of, verifier_of
+from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput, StepOutput
-from justright.engine.verifier import Verifier
-from justright.train.spec import ATTENTION_NAME, spec_states
+from justright.training.spec_token import ATTENTION_NAME, spec_states
 from tiny import ALL, tiny_model
 
 PROMPT = prompt_of(23)

@@ -16,21 +16,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from engine_helpers import ScriptedDrafter, prompt_of, reference
-from justright.draft.base import Draft
-from justright.draft.suffix import SuffixDrafter
-from justright.engine.decode import DecodeLoop
+from justright.adapter.adapter import read_adapter
+from justright.adapter.apply import AppliedSwitch
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
+from justright.engine.decode_loop import DecodeLoop
+from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.engine.sampling import SamplingParams
+from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
-from justright.engine.verifier import Verifier
-from justright.switch.adapter import read_adapter
-from justright.switch.apply import AppliedSwitch
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
-from justright.switch.routing import Auto, Decision, Escalate, Turn
-from justright.switch.scorers import Callback
-from justright.switch.thinking import ModePlan, ThinkingTags, closing_ids
+from justright.reasoning.budget import ModePlan, ThinkingTags, closing_ids
+from justright.reasoning.routing import Auto, Decision, Escalate, Turn
+from justright.reasoning.scorers import Callback
+from justright.speculative.base import Draft
+from justright.speculative.suffix import SuffixDrafter
 from tiny import SPECIAL, save_pair, save_tiny, tiny_tokenizer
 
 TOKENS = 24

@@ -10,8 +10,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.api import Engine
-from justright.engine.verifier import Verifier
+from justright.engine.llm import Engine
+from justright.engine.model_runner import Verifier
 from justright.evaluate.run import need_lm_eval
 from tiny import tiny_model, tiny_tokenizer
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from justright.engine.api import Engine
-from justright.engine.verifier import Verifier
+from justright.engine.llm import Engine
+from justright.engine.model_runner import Verifier
 from justright.errors import SourceError, UsageError
 from justright.evaluate.run import check_tasks, evaluate, figures, need_lm_eval, task_manager
 from tiny import tiny_model, tiny_tokenizer

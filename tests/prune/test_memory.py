@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
-from justright.models.sources import resolve
-from justright.models.writing import CheckpointWriter
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.writer import CheckpointWriter
 
 if not Path("/proc/self/clear_refs").exists():
     pytest.skip("only Linux tells a process's peak from a moment on", allow_module_level=True)

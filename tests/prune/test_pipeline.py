@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
+from justright.architectures.spec import architecture_of, expert_groups, moe_layers, num_experts
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.loading import load_model
 from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
-from justright.models.architectures import architecture_of, expert_groups, moe_layers, num_experts
-from justright.models.decoder_layers import LayerFormat
-from justright.models.reading import Checkpoint
+from justright.model.decoder_layer import LayerFormat
 from justright.prune import passes
 from justright.prune.pipeline import Pruned, Pruning
 from justright.prune.plan import Plan, least_count

@@ -19,9 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.loading import load_model
 from justright.errors import CheckpointError, UsageError
-from justright.models.reading import Checkpoint
 from justright.prune.clusters import cluster
 from justright.prune.outcome import read_pruned
 from justright.prune.pipeline import Pruning, prune

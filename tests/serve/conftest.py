@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bundle_helpers import thinking_pair
-from justright.engine.api import Engine
-from justright.serve.settings import ServeSettings
+from justright.engine.llm import Engine
+from justright.serve.server_settings import ServeSettings
 from serve_helpers import MODEL, Running, running
 from tiny import save_tiny
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from client_suite import FORM, SUITE, Subject
-from justright.engine.api import Engine
-from justright.engine.modes import Thinking
-from justright.engine.sampling import SamplingParams
-from justright.engine.thoughts import answer_of
+from justright.engine.chat_modes import Thinking
+from justright.engine.llm import Engine
+from justright.engine.sampler import SamplingParams
+from justright.reasoning.parser import answer_of
 from serve_helpers import MODEL, Running, running
 from tiny import save_tiny, tokenizer_with
 

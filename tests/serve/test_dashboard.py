@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from justright.serve.settings import ServeSettings
+from justright.serve.server_settings import ServeSettings
 
 from .conftest import MODEL, Running, running
 

@@ -19,7 +19,7 @@ from gateway_helpers import served
 from justright.errors import UsageError
 from justright.serve.discover import Wanted
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
-from justright.serve.relay import passed_headers
+from justright.serve.proxy import passed_headers
 from justright.serve.upstream import Policy
 
 if TYPE_CHECKING:

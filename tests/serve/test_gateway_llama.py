@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from gateway_helpers import served
+from justright.checkpoint.packaged import MODELS, find_parts
 from justright.errors import MissingExtraError
-from justright.models.packaged import MODELS, find_parts
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
 
 pytestmark = [

@@ -9,13 +9,13 @@ import pytest
 
 from gateway_helpers import served
 from justright.errors import UsageError
-from justright.serve.faults import ApiError
+from justright.serve.api_errors import ApiError
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
 from justright.serve.hosts import Hosts, is_loopback
 from justright.serve.responses import ErrorBody
-from justright.serve.settings import ServeSettings
+from justright.serve.server_settings import ServeSettings
 from justright.serve.upstream import Upstream
-from justright.serve.vllm.middleware import VARIABLE, Modes, Policy, Served, from_variable, to_variable
+from justright.serve.vllm.effort_middleware import VARIABLE, Modes, Policy, Served, from_variable, to_variable
 from serve_helpers import MODEL, Running, running
 
 OURS = ["localhost", "localhost:8000", "LocalHost.:80", "127.0.0.1", "127.0.0.1:9", "[::1]", "[::1]:8000"]

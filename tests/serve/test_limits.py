@@ -16,16 +16,16 @@ import httpx
 import pytest
 import torch
 
-from justright.engine.api import Engine
-from justright.engine.cost import StepCost
-from justright.engine.modes import Thinking
+from justright.engine.chat_modes import Thinking
+from justright.engine.llm import Engine
+from justright.engine.step_cost import StepCost
 from justright.errors import JustrightError, ResourceError
-from justright.serve.life import HttpServer, bind
+from justright.serve.lifecycle import HttpServer, bind
 from justright.serve.metrics import Metrics
 from justright.serve.responses import ErrorBody
-from justright.serve.run import serve
 from justright.serve.scheduler import Scheduler
-from justright.serve.settings import ServeSettings
+from justright.serve.server import serve
+from justright.serve.server_settings import ServeSettings
 from serve_helpers import MODEL, Running, running
 
 NO_MEMORY = RuntimeError(

@@ -11,10 +11,10 @@ import requests
 
 from gateway_helpers import served
 from justright.readable import json_line
-from justright.serve.answers import event
+from justright.serve.answer_chunks import event
 from justright.serve.discover import Wanted
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
-from justright.serve.settings import ServeSettings
+from justright.serve.server_settings import ServeSettings
 from serve_helpers import Running, running
 
 BREAKS = "".join(chr(code) for code in range(0x3000) if len(f"a{chr(code)}b".splitlines()) > 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine_helpers import alone, letters_tokenizer, prompt_of, verifier_of
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from justright.engine.options import EngineOptions
 from justright.engine.request import Emission, Request
 from justright.errors import ResourceError, UsageError

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from justright.errors import UsageError
+from justright.reasoning.effort import FAST_EFFORTS
+from justright.reasoning.scorers import Callback
+from justright.serve.api_errors import ApiError
 from justright.serve.discover import Wanted, upstream_of
-from justright.serve.faults import ApiError
 from justright.serve.upstream import EFFORTS, Policy, Upstream, chat, completion
-from justright.switch.effort import FAST_EFFORTS
-from justright.switch.scorers import Callback
 
 VLLM = Upstream("vllm", "base", "quick")
 SGLANG = Upstream("sglang", "base", "quick")

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM
 
 from client_suite import FAST, SUITE, Subject, chat, interleaved_prompts_are_never_mixed
 from draft_helpers import network_for
-from justright.engine.api import Engine
-from justright.models.identity import weights_identity
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
+from justright.checkpoint.fingerprint import weights_identity
+from justright.engine.llm import Engine
 from serve_helpers import MODEL
 from tiny import SPECIAL, VOCAB_SIZE, save_pair, save_tiny, tiny_tokenizer
 

@@ -14,17 +14,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from justright.adapter.adapter import Adapter, LowRank, read_adapter
+from justright.adapter.padded import both_templates, save_portable
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.cli import main
-from justright.engine.modes import chat_tokens
-from justright.engine.sampling import SamplingParams
+from justright.engine.chat_modes import chat_tokens
+from justright.engine.sampler import SamplingParams
 from justright.errors import UsageError
-from justright.models.tokenizers import load_tokenizer
 from justright.serve.upstream import Policy, Upstream
+from justright.serve.vllm.effort_middleware import (
+    VARIABLE,
+    Answering,
+    Modes,
+    Served,
+    from_variable,
+    to_variable,
+)
 from justright.serve.vllm.launch import VllmSettings, command, version_note
-from justright.serve.vllm.middleware import VARIABLE, Answering, Modes, Served, from_variable, to_variable
 from justright.serve.vllm.told import Asked
-from justright.switch.adapter import Adapter, LowRank, read_adapter
-from justright.switch.portable import both_templates, save_portable
 from tiny import tiny_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]

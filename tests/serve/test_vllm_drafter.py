@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 import justright_vllm
 from draft_helpers import network_for
-from justright.draft.base import EMPTY_DRAFT
-from justright.draft.hybrid import HybridDrafter
+from justright.checkpoint.fingerprint import weights_identity
 from justright.errors import UsageError
-from justright.models.identity import weights_identity
+from justright.speculative.base import EMPTY_DRAFT
+from justright.speculative.hybrid import HybridDrafter
 from justright_vllm import drafter as plugin
 
 LENGTH = 4

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from justright.bench.longtexts import zoo_texts
-from justright.draft.lstm import read_config
-from justright.engine.api import Engine
-from justright.models.identity import weights_identity
-from justright.models.sources import resolve
+from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.sources import resolve
+from justright.engine.llm import Engine
+from justright.speculative.lstm_network import read_config
 from justright_zoo import DRAFTERS, drafters
 from justright_zoo.recipes.drafters import DRAFTER_RECIPES, DrafterRecipe
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import justright_zoo
+from justright.checkpoint.sources import available, resolve
 from justright.errors import CheckpointError, SourceError
-from justright.models.sources import available, resolve
 from justright.provenance import Provenance, file_sha256
 from justright_zoo import DATA, MODELS, ZooProvider, manifest, zoo
 from justright_zoo.measure import evaluation_problems

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from justright.engine.sampling import is_near_tie
+from justright.engine.sampler import is_near_tie
 
 Logits = Callable[[Sequence[int], Sequence[int]], Tensor]
 """``(prompt_ids, output_ids) -> [output, vocab]``: the model's logits before each output token."""

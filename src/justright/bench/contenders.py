@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from justright.draft.registry import drafter_names
-from justright.draft.store import WEIGHTS
-from justright.engine.api import Engine
 from justright.engine.defaults import Defaults
-from justright.engine.sampling import SamplingParams
+from justright.engine.llm import Engine
+from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
 from justright.errors import UsageError
 from justright.provenance import file_sha256
 from justright.readable import key_values
+from justright.speculative.registry import drafter_names
+from justright.speculative.store import WEIGHTS
 
 PLAIN = "plain"
 TRANSFORMERS = "transformers"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from justright.engine.verifier import Verifier
+from justright.engine.model_runner import Verifier
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from justright.architectures.spec import context_length, rope_switch_length
 from justright.bench.agreement import Agreement, Logits, compare
 from justright.bench.contenders import (
     LOOKUP,
@@ -32,16 +33,15 @@ from justright.bench.contenders import (
     load_transformers,
     transformers_logits,
 )
-from justright.bench.memory import peak_bytes
+from justright.bench.peak_memory import peak_bytes
 from justright.bench.tasks import Task, build
-from justright.engine.api import Engine, check_model
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.tokenizer import load_tokenizer
+from justright.engine.llm import Engine, check_model
 from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
-from justright.models.architectures import context_length, rope_switch_length
-from justright.models.cpu import processor_name
-from justright.models.files import write_whole
-from justright.models.reading import Checkpoint
-from justright.models.tokenizers import load_tokenizer
+from justright.files import write_whole
+from justright.kernels.cpu import processor_name
 from justright.provenance import collect
 
 FORMAT = 1

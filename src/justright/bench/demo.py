@@ -16,12 +16,12 @@ from justright.bench.decode import (
     measure,
     open_contenders,
 )
-from justright.bench.picture import need_matplotlib, save_picture
-from justright.bench.report import median_ratio
+from justright.bench.demo_picture import need_matplotlib, save_picture
+from justright.bench.tables import median_ratio
 from justright.bench.tasks import build
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import JustrightError, UsageError
-from justright.models.sources import resolve
-from justright.models.tokenizers import load_tokenizer
 
 MODEL = "packaged:smollm2-135m-instruct"
 TASKS = ("summarise", "quote-and-answer", "rewrite-code", "multi-turn")

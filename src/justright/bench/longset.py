@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.errors import CheckpointError, SourceError, UsageError
-from justright.models.files import write_whole
+from justright.files import write_whole
 from justright.records import conversation, files_below, read_rows, read_text, skipped_note
 
 BUCKETS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)

@@ -26,11 +26,11 @@ from justright.bench.decode import (
 )
 from justright.bench.longset import KINDS, Prompt, build, read
 from justright.bench.longtexts import counter, zoo_texts
-from justright.bench.report import speed_ratio
+from justright.bench.tables import speed_ratio
 from justright.bench.tasks import Task
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import ResourceError, UsageError
-from justright.models.sources import resolve
-from justright.models.tokenizers import load_tokenizer
 from justright.provenance import file_sha256
 
 
@@ -304,7 +304,7 @@ def draw(results: Results, file: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from justright.bench.report import machine_line, steadiness_line
+    from justright.bench.tables import machine_line, steadiness_line
 
     found = summaries(results)
     lengths = list(dict.fromkeys(one.group for one in found))

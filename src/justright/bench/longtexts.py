@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from justright.bench.longset import CountTokens, SourceText
+from justright.checkpoint.sources import check_tokenizer_files, resolve
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import MissingExtraError, SourceError
-from justright.models.sources import check_tokenizer_files, resolve
-from justright.models.tokenizers import load_tokenizer
 
 WILDCHAT = "allenai/WildChat-4.8M"
 

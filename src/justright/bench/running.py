@@ -17,9 +17,9 @@ from justright.bench.decode import (
     open_contenders,
 )
 from justright.bench.tasks import build
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import UsageError
-from justright.models.sources import resolve
-from justright.models.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

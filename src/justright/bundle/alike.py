@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from justright.models.architectures import parameter_part
-from justright.models.decoder_layers import LayerFormat
-from justright.models.reading import Checkpoint
-from justright.models.writing import CheckpointWriter
+from justright.architectures.spec import parameter_part
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.writer import CheckpointWriter
+from justright.model.decoder_layer import LayerFormat
 from justright.prune.passes import Tick
 from justright.prune.pipeline import Pruning
 from justright.prune.plan import FILE_NAME as PLAN

@@ -21,30 +21,30 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from justright.adapter.adapter import CONFIG, REPORT, Adapter
+from justright.adapter.extract import check_svd, extract
+from justright.adapter.extract import estimate as estimate_switch
+from justright.adapter.pair import Pair
+from justright.architectures.spec import context_length
 from justright.bundle.alike import prune_alike
 from justright.bundle.contents import KIND_OF, check_contents, check_defaults, check_verifier
 from justright.bundle.recipe import DraftRecipe, Recipe
 from justright.calibration.texts import notes
-from justright.engine.modes import Modes
+from justright.checkpoint.bundle_manifest import Bundle, bundled_files
+from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.mode_files import read_special_tokens
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.tokenizer import load_tokenizer
+from justright.checkpoint.writer import take_lock
+from justright.engine.chat_modes import Modes
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
-from justright.models.architectures import context_length
-from justright.models.bundle import Bundle, bundled_files
-from justright.models.files import check_new, local_path, write_whole
-from justright.models.identity import weights_identity
-from justright.models.mode_files import read_special_tokens
-from justright.models.sources import resolve
-from justright.models.tokenizers import load_tokenizer
-from justright.models.writing import take_lock
+from justright.files import check_new, local_path, write_whole
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
-from justright.switch.adapter import CONFIG, REPORT, Adapter
-from justright.switch.extract import check_svd, extract
-from justright.switch.extract import estimate as estimate_switch
-from justright.switch.pair import Pair
-from justright.train.pipeline import Job, Tell, Work
-from justright.train.prompts import Prompts
+from justright.training.pipeline import Job, Tell, Work
+from justright.training.prompts import Prompts
 
 _ABOUT = "stage.json"
 

@@ -9,21 +9,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from justright.draft.registry import drafter_names
-from justright.draft.store import find_drafter, read_about, read_for, read_tensors
-from justright.engine.api import check_model, read_switch
+from justright.adapter.adapter import Adapter
+from justright.architectures.spec import context_length, text_config
+from justright.checkpoint.bundle_manifest import Bundle, Tick, bundled_files, write_bundle
+from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.finite import check_finite_files
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_drafter
+from justright.checkpoint.tokenizer import load_tokenizer
+from justright.engine.chat_modes import Modes
 from justright.engine.defaults import Defaults
-from justright.engine.modes import Modes
+from justright.engine.llm import check_model, read_switch
 from justright.errors import UsageError
-from justright.models.architectures import context_length, text_config
-from justright.models.bundle import Bundle, Tick, bundled_files, write_bundle
-from justright.models.finite import check_finite_files
-from justright.models.identity import weights_identity
-from justright.models.reading import Checkpoint
-from justright.models.sources import check_tokenizer_files, resolve, resolve_drafter
-from justright.models.tokenizers import load_tokenizer
 from justright.provenance import collect
-from justright.switch.adapter import Adapter
+from justright.speculative.registry import drafter_names
+from justright.speculative.store import find_drafter, read_about, read_for, read_tensors
 
 KIND_OF = {"lstm": "lstm", "hybrid": "lstm", "attention": "attention"}
 """Drafters that need a trained one, and its kind."""
@@ -37,7 +37,7 @@ class Contents:
     Attributes:
         model: the checkpoint directory.
         verifier: `weights_identity` of it.
-        parts: of `justright.models.bundle.PARTS`, the folder of each.
+        parts: of `justright.checkpoint.bundle_manifest.PARTS`, the folder of each.
         about: of each part, what it is.
         defaults: how it will be run.
         notes: what whoever bundles should know.

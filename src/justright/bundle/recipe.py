@@ -24,14 +24,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from justright.adapter.ranks import RankRule, Rule, Scope
+from justright.adapter.spectra import Method
 from justright.engine.defaults import Defaults
 from justright.errors import UsageError
 from justright.prune.settings import Settings
-from justright.switch.decompose import Method
-from justright.switch.ranks import RankRule, Rule, Scope
-from justright.train.data import DataSetting
-from justright.train.pipeline import Shape
-from justright.train.run import TrainSetting
+from justright.training.pipeline import Shape
+from justright.training.self_generated import DataSetting
+from justright.training.trainer import TrainSetting
 
 T = TypeVar("T")
 DEVICES = ("auto", "cpu")
@@ -40,7 +40,7 @@ _KEYS = ("model", "fast", "out", "device", "prune", "switch", "draft", "draft_op
 
 @dataclass(frozen=True, slots=True)
 class SwitchRecipe:
-    """How the switch is extracted, see `justright.switch.ranks.RankRule` and `justright.switch.extract.extract`."""
+    """How the switch is extracted, see `justright.adapter.ranks.RankRule` and `justright.adapter.extract.extract`."""
 
     rule: Rule = "energy"
     value: float = 0.9
@@ -60,7 +60,7 @@ class SwitchRecipe:
 
 @dataclass(frozen=True, slots=True)
 class DraftRecipe:
-    """How the drafter is trained, see `justright.train.pipeline.Job`."""
+    """How the drafter is trained, see `justright.training.pipeline.Job`."""
 
     texts: tuple[str, ...] = ("zoo",)
     shape: Shape = field(default_factory=Shape)
@@ -73,7 +73,7 @@ class Recipe:
     """What is to be made.
 
     Attributes:
-        model: the reasoning model, as `justright.models.sources.resolve` takes it.
+        model: the reasoning model, as `justright.checkpoint.sources.resolve` takes it.
         fast: the model that it was trained from; None: no switch.
         out: the directory to create.
         device: of `DEVICES`.

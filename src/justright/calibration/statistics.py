@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from justright.architectures.schema import Moe
+from justright.architectures.spec import architecture_of, experts_per_token, linear_modules, moe_layers
 from justright.calibration.stream import LayerStream
 from justright.calibration.watch import Routing, Watch, Watched
 from justright.errors import ResourceError
-from justright.models.architectures import architecture_of, experts_per_token, linear_modules, moe_layers
-from justright.models.layout import Moe
 
 
 @dataclass(slots=True)

@@ -22,13 +22,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from justright.architectures.spec import architecture_of
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.shard_writer import MAX_HEADER_ROOM, ShardFile
 from justright.errors import UnsupportedModelError, UsageError
-from justright.models.architectures import architecture_of
-from justright.models.decoder_layers import State
-from justright.models.heap import trim
-from justright.models.reading import Checkpoint
-from justright.models.shardfile import MAX_HEADER_ROOM, ShardFile
-from justright.models.skeleton import fill, place, skeleton
+from justright.heap import trim
+from justright.model.decoder_layer import State
+from justright.model.skeleton import fill, place, skeleton
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
-from justright.models.files import local_path
+from justright.files import local_path
 from justright.records import (
     CONVERSATION,
     SUFFIXES,

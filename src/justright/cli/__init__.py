@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from justright.cli.output import Output
 from justright.errors import JustrightError, ResourceError, SourceError, UsageError, is_out_of_memory
-from justright.models.files import cannot_write
+from justright.files import cannot_write
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141

@@ -12,7 +12,7 @@ from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import with_words
 from justright.errors import UsageError
-from justright.models.files import check_output
+from justright.files import check_output
 
 if TYPE_CHECKING:
     from justright.bench.decode import Progress, Results
@@ -82,7 +82,7 @@ def decode(
         from justright.bench.demo import refuse_mismatches
         from justright.bench.running import Plan, numbers, run_plan, words
         from justright.bench.tasks import KINDS
-        from justright.models.sources import resolve
+        from justright.checkpoint.sources import resolve
 
     if not contenders:
         draft = draft or bundled_choice(resolve(model).path) or "suffix"
@@ -151,7 +151,7 @@ def longspec(
     """
     output = output_of(ctx)
     if picture is not None:
-        from justright.bench.picture import check_picture
+        from justright.bench.demo_picture import check_picture
 
         check_picture(picture)
     with output.status("starting torch"):
@@ -160,8 +160,8 @@ def longspec(
         from justright.bench.longset import KINDS
         from justright.bench.longspec import LongPlan, draw, left_out, run_longspec, summaries
         from justright.bench.running import numbers, words
-        from justright.draft.store import drafter_at_hand
-        from justright.models.sources import resolve
+        from justright.checkpoint.sources import resolve
+        from justright.speculative.store import drafter_at_hand
 
     if not draft:
         draft = ["plain", "suffix", "recycling"]
@@ -186,7 +186,7 @@ def longspec(
 
 def _show_longspec(output: Output, results: Results) -> None:
     from justright.bench.longspec import HEADER, NARROW, narrow_rows, summaries, table_rows
-    from justright.bench.report import fitted, machine_line, rich_table, steadiness_line
+    from justright.bench.tables import fitted, machine_line, rich_table, steadiness_line
 
     width = output.console().width
     for by in ("length", "kind"):
@@ -287,7 +287,7 @@ def demo(
 
     Exit code 1 if an output is wrong by more than floating-point noise.
     """
-    from justright.bench.picture import need_matplotlib
+    from justright.bench.demo_picture import need_matplotlib
 
     output = output_of(ctx)
     if picture:
@@ -295,7 +295,7 @@ def demo(
     with output.status("starting torch"):
         from justright.bench.decode import fitting_length
         from justright.bench.demo import TASKS, DemoSetting, refuse_mismatches, run_demo
-        from justright.models.sources import resolve
+        from justright.checkpoint.sources import resolve
 
     if not chosen(ctx, "context", context, 0):
         context = fitting_length(resolve(model).path, TASKS, context, tokens)
@@ -316,7 +316,7 @@ def demo(
 
 
 def _show(output: Output, results: Results) -> None:
-    from justright.bench.report import (
+    from justright.bench.tables import (
         HEADER,
         cost_rows,
         fitted,

@@ -12,12 +12,12 @@ from justright.cli.options import DraftOption, Json, Model
 from justright.cli.output import Output, output_of
 from justright.cli.progress import kept_work, with_progress, with_words
 from justright.errors import CheckpointError, UsageError
-from justright.models.files import check_new
+from justright.files import check_new
 from justright.readable import key_values, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
     from justright.bundle.build import Step
-    from justright.models.bundle import Bundle, Verified
+    from justright.checkpoint.bundle_manifest import Bundle, Verified
 
 
 class _MakeByDefault(TyperGroup):
@@ -130,8 +130,8 @@ def inspect(
 
     If a file is missing, or not as long as it was, the exit code is 3; with --verify, if one byte is another.
     """
-    from justright.models.bundle import Bundle
-    from justright.models.sources import resolve
+    from justright.checkpoint.bundle_manifest import Bundle
+    from justright.checkpoint.sources import resolve
 
     output = output_of(ctx)
     found = Bundle.open(resolve(bundle, progress=not (output.quiet or output.json)).path)
@@ -237,7 +237,7 @@ def show(output: Output, bundle: Bundle, verified: Verified | None = None) -> No
 
 
 def _files(bundle: Bundle, part: str) -> str:
-    from justright.models.bundle import part_of_file
+    from justright.checkpoint.bundle_manifest import part_of_file
 
     count = sum(part_of_file(name) == part for name in bundle.files)
     return f"{count} files, {readable_bytes(bundle.size_bytes(part))}"

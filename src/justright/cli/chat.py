@@ -17,10 +17,10 @@ from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
-    from justright.engine.api import Engine
-    from justright.engine.modes import Thinking
+    from justright.engine.chat_modes import Thinking
+    from justright.engine.llm import Engine
     from justright.engine.request import Request
-    from justright.engine.sampling import SamplingParams
+    from justright.engine.sampler import SamplingParams
 
 _HELP = """\
 /help         this list
@@ -165,7 +165,7 @@ class Conversation:
 
     def answered(self, request: Request) -> None:
         """Add what the model said; a thought is not said, and not remembered."""
-        from justright.engine.thoughts import answer_of
+        from justright.reasoning.parser import answer_of
 
         said = answer_of(request.text, request.tags, thinking=request.opened)
         self.turns.append({"role": "assistant", "content": said})

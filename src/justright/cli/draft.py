@@ -14,7 +14,7 @@ from justright.errors import UsageError
 from justright.readable import readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from justright.train.pipeline import Trained
+    from justright.training.pipeline import Trained
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,10 +144,10 @@ def train(
         raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
         from justright.calibration.texts import notes
-        from justright.models.sources import resolve
-        from justright.train.data import DataSetting
-        from justright.train.pipeline import Job, Shape, Work
-        from justright.train.run import TrainSetting
+        from justright.checkpoint.sources import resolve
+        from justright.training.pipeline import Job, Shape, Work
+        from justright.training.self_generated import DataSetting
+        from justright.training.trainer import TrainSetting
 
         job = Job(
             resolve(model).path,
@@ -209,14 +209,14 @@ def inspect(
 ) -> None:
     """Say what a drafter is, for which model, and how well it guessed on held-out prompts."""
     output = output_of(ctx)
-    from justright.draft.lstm import read_config
-    from justright.draft.store import WEIGHTS, named_drafter, read_about
+    from justright.speculative.lstm_network import read_config
+    from justright.speculative.store import WEIGHTS, named_drafter, read_about
 
     folder = named_drafter(drafter)
     about = read_about(folder)
     if picture is not None:
-        from justright.bench.picture import check_picture
-        from justright.train.picture import draw_curve
+        from justright.bench.demo_picture import check_picture
+        from justright.training.curve import draw_curve
 
         check_picture(picture)
         draw_curve(folder, picture)
@@ -265,7 +265,7 @@ def _show_estimate(output: Output, found: dict[str, Any]) -> None:
 def _show_trained(output: Output, trained: Trained) -> None:
     from dataclasses import asdict
 
-    from justright.draft.lstm import LstmConfig
+    from justright.speculative.lstm_network import LstmConfig
 
     output.text(f"{trained.out}: {readable_bytes(trained.size_bytes)}")
     _show_accuracy(output, asdict(trained.accuracy), trained.coverage)

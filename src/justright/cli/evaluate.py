@@ -13,7 +13,7 @@ import typer
 from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
 from justright.cli.output import Output, output_of
 from justright.errors import UsageError
-from justright.models.files import check_output, write_whole
+from justright.files import check_output, write_whole
 from justright.provenance import collect
 from justright.readable import key_values
 
@@ -102,11 +102,11 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
+        from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
-        from justright.engine.api import Engine
         from justright.engine.defaults import settle
+        from justright.engine.llm import Engine
         from justright.engine.options import EngineOptions
-        from justright.models.sources import resolve
 
         options = EngineOptions(
             dtype=dtype,
@@ -147,7 +147,7 @@ def evaluate(
 
 
 def _show(output: Output, model: str, found: list[Figure]) -> None:
-    from justright.bench.report import rich_table
+    from justright.bench.tables import rich_table
 
     header = ("task", "metric", "value", "95% interval", "documents", "tokens an answer")
     rows = [

@@ -126,7 +126,7 @@ def gateway(
         from justright.serve.discover import Wanted
         from justright.serve.gateway import Gateway, GatewaySettings
         from justright.serve.hosts import Hosts
-        from justright.serve.life import bind
+        from justright.serve.lifecycle import bind
         from justright.serve.upstream import Policy
     except ImportError as error:
         raise MissingExtraError(f"the gateway needs {error.name}: pip install 'justright[serve]'") from error
@@ -151,9 +151,9 @@ async def _run(
     running: Gateway, bound: socket.socket, drain_s: float, max_connections: int, output: Output
 ) -> None:
     """Ask the upstream what it is, and serve."""
-    from justright.serve.faults import ApiError
+    from justright.serve.api_errors import ApiError
     from justright.serve.gateway import create_gateway
-    from justright.serve.life import HttpServer, address_of
+    from justright.serve.lifecycle import HttpServer, address_of
 
     def log(method: str, path: str, status: int, seconds: float) -> None:
         if output.json:

@@ -17,7 +17,7 @@ from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
-    from justright.engine.api import Engine
+    from justright.engine.llm import Engine
     from justright.engine.request import Request
 
 _MAX_BATCH = 4

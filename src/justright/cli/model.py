@@ -14,12 +14,12 @@ from justright.readable import readable_bytes, readable_count
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from justright.models.inspect import Inspection
+    from justright.model.summary import Inspection
 
 
 def path(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
     """Print the local directory of a model, fetched or converted first where needed."""
-    from justright.models.sources import resolve
+    from justright.checkpoint.sources import resolve
 
     output = output_of(ctx)
     source = resolve(model, progress=not output.json)
@@ -38,16 +38,16 @@ def path(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
 
 def inspect(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
     """Say what a model is, what it needs and what can be done with it, without reading its weights."""
-    from justright.models.architectures import architecture_of
-    from justright.models.checkpoint import Checkpoint
-    from justright.models.sources import resolve
+    from justright.architectures.spec import architecture_of
+    from justright.checkpoint.reader import Checkpoint
+    from justright.checkpoint.sources import resolve
 
     output = output_of(ctx)
     source = resolve(model, progress=not output.json)
     with Checkpoint.open(source.path) as checkpoint:
         architecture_of(checkpoint.config)  # what is not supported is refused before the slow imports
     with output.status("starting transformers"):
-        from justright.models.inspect import inspect as inspect_checkpoint
+        from justright.model.summary import inspect as inspect_checkpoint
 
         found = inspect_checkpoint(source.path)
     if output.json:

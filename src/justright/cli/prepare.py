@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from justright.cli.options import chosen
-from justright.cli.output import Output
-from justright.errors import ResourceError, UsageError
-from justright.models.architectures import (
+from justright.architectures.spec import (
     architecture_of,
     context_length,
     rope_switch_length,
     text_config,
 )
-from justright.models.checkpoint import Checkpoint
-from justright.models.sources import Source, check_tokenizer_files, resolve
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.sources import Source, check_tokenizer_files, resolve
+from justright.cli.options import chosen
+from justright.cli.output import Output
+from justright.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from justright.engine.api import Engine
     from justright.engine.defaults import Defaults
+    from justright.engine.llm import Engine
     from justright.engine.options import EngineOptions
-    from justright.engine.sampling import SamplingParams
+    from justright.engine.sampler import SamplingParams
 
 Message = Mapping[str, str]
 _DRAFT = "suffix"
@@ -71,7 +71,7 @@ class Prepared:
         Raises:
             UsageError: no tokens, no template, or the template refuses the conversation.
         """
-        from justright.engine.modes import chat_tokens
+        from justright.engine.chat_modes import chat_tokens
 
         if isinstance(prompt, str):
             ids = list(self.tokenizer(prompt)["input_ids"])
@@ -99,7 +99,7 @@ class Prepared:
         Raises:
             JustrightError: any of its kinds.
         """
-        from justright.engine.api import Engine
+        from justright.engine.llm import Engine
 
         with self.output.status(f"loading {self.source.name}"):
             return Engine.load(str(self.source.path), self.options, tokenizer=self.tokenizer)
@@ -109,14 +109,14 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     """Find a model, and check it and the options without reading a weight; the cheapest checks come first.
 
     Args:
-        model: as `justright.models.sources.resolve` takes it.
+        model: as `justright.checkpoint.sources.resolve` takes it.
         output: how the program talks.
         options: fields of `EngineOptions`.
 
     Raises:
         JustrightError: any of its kinds.
     """
-    from justright.draft.registry import check_drafter
+    from justright.speculative.registry import check_drafter
 
     if (draft := options.get("draft")) is not None:
         check_drafter(draft, **options.get("draft_options", {}))
@@ -127,10 +127,10 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     check_tokenizer_files(source.path)
     with output.status("starting torch"):
         _quiet_libraries(output)
-        from justright.engine.api import check_model
+        from justright.checkpoint.tokenizer import load_tokenizer
         from justright.engine.defaults import settle
+        from justright.engine.llm import check_model
         from justright.engine.options import EngineOptions
-        from justright.models.tokenizers import load_tokenizer
     checked, defaults = settle(EngineOptions(**options), source.path, draft=_DRAFT)
     check_drafter(checked.draft or "none", **checked.draft_options)
     _ = checked.torch_device
@@ -150,7 +150,7 @@ def sampling_of(
     Raises:
         UsageError: a value that is not allowed.
     """
-    from justright.engine.sampling import SamplingParams
+    from justright.engine.sampler import SamplingParams
 
     own = replace(otherwise or SamplingParams(), **ready.defaults.sampling)
     names = [field.name for field in fields(own) if field.name in ctx.params]

@@ -11,7 +11,7 @@ import typer
 from justright.cli.options import Json, Model
 from justright.cli.output import Output, output_of
 from justright.cli.progress import kept_work, with_progress
-from justright.models.files import check_new
+from justright.files import check_new
 from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
@@ -184,17 +184,17 @@ def prune(
     The result is an ordinary checkpoint, with plan.json (what stays), prune.json and report.html (what was reached)
     beside it.
     """
+    from justright.checkpoint.sources import check_tokenizer_files, resolve
     from justright.errors import UsageError
-    from justright.models.sources import check_tokenizer_files, resolve
 
     output = output_of(ctx)
     _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
+        from justright.architectures.spec import context_length
         from justright.calibration.texts import notes
+        from justright.checkpoint.reader import Checkpoint
         from justright.engine.options import EngineOptions
-        from justright.models.architectures import context_length
-        from justright.models.reading import Checkpoint
         from justright.prune.pipeline import Pruning
         from justright.prune.plan import Plan
         from justright.prune.settings import Settings
@@ -328,7 +328,7 @@ def _evaluation(
     asked = {"tasks": names, "limit": limit, "chat": chat}
 
     def measure(path: Path) -> list[dict[str, Any]]:
-        from justright.engine.api import Engine
+        from justright.engine.llm import Engine
 
         engine = Engine.load(str(path), replace(options, slots=_SLOTS))
         found = run(engine, names, manager, limit=limit, chat=chat, progress=False)
@@ -381,7 +381,7 @@ def _show(output: Output, found: Pruned, estimate: Estimate) -> None:
     before, middle, after = ("none" if value is None else f"{value:.2f}" for value in found.kurtosis)
     output.text(f"kurtosis of the weights: {before}, after the experts {middle}, after both {after}")
     if found.evaluation:
-        from justright.bench.report import rich_table
+        from justright.bench.tables import rich_table
         from justright.prune.report import rows
 
         header = ("task", "metric", "before", "after")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import socket
 
     from justright.cli.prepare import Prepared
-    from justright.serve.settings import ServeSettings
+    from justright.serve.server_settings import ServeSettings
 
 _SERVING = "Serving"
 _MIB = 2**20
@@ -215,8 +215,8 @@ def serve(
     from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
     from justright.serve.hosts import Hosts, is_loopback
-    from justright.serve.life import bind
-    from justright.serve.settings import OPENAI, ServeSettings, served_name
+    from justright.serve.lifecycle import bind
+    from justright.serve.server_settings import OPENAI, ServeSettings, served_name
 
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
@@ -263,10 +263,10 @@ def _run(
     max_connections: int,
 ) -> None:
     """Load the weights, and serve."""
-    from justright.serve.life import address_of
-    from justright.serve.memory import LEAST_TOKENS, affordable_tokens
-    from justright.serve.run import serve as run
+    from justright.serve.kv_budget import LEAST_TOKENS, affordable_tokens
+    from justright.serve.lifecycle import address_of
     from justright.serve.scheduler import Scheduler
+    from justright.serve.server import serve as run
 
     engine = ready.load()
     if cache_tokens is None:

@@ -43,9 +43,9 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
         UsageError: an option that vLLM has no place for.
         MissingExtraError: vLLM is not installed, or what a drafter needs there.
     """
+    from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
-    from justright.engine.api import switch_of
-    from justright.models.packaged import cache_folder
+    from justright.engine.llm import switch_of
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params
@@ -77,7 +77,7 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
     """As the user says, checked before anything is read."""
     from justright.cli.serve import _keys
     from justright.serve.hosts import Hosts
-    from justright.serve.settings import served_name
+    from justright.serve.server_settings import served_name
     from justright.serve.upstream import Policy
     from justright.serve.vllm.launch import VllmSettings
 
@@ -110,8 +110,8 @@ def _with_defaults(
 ) -> tuple[VllmSettings, list[str]]:
     """Where the user says nothing, as a bundle says, and what to tell of it; a drafter for another model is refused."""
     from justright.cli.prepare import sampling_of
-    from justright.draft.registry import create_drafter
-    from justright.serve.settings import OPENAI
+    from justright.serve.server_settings import OPENAI
+    from justright.speculative.registry import create_drafter
 
     draft, options, notes = _drafting(ctx.params["draft"], _draft_options(ctx), ready.defaults)
     effort = settings.policy.effort or ready.defaults.effort

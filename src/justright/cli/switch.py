@@ -12,13 +12,13 @@ from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
-from justright.models.files import check_new
+from justright.files import check_new
 from justright.readable import readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from justright.switch.extract import Estimate, Extracted
-    from justright.switch.inspect import Inspected
-    from justright.switch.scorers import Probe
+    from justright.adapter.extract import Estimate, Extracted
+    from justright.adapter.inspection import Inspected
+    from justright.reasoning.scorers import Probe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,12 +142,12 @@ def extract(
             f"--budget finds the most energy that fits, and {rule} looks at no energy: leave one out"
         )
     with output.status("reading both models"):
+        from justright.adapter.extract import estimate
+        from justright.adapter.extract import extract as run
+        from justright.adapter.pair import Pair
+        from justright.adapter.ranks import RankRule
+        from justright.checkpoint.sources import resolve
         from justright.engine.options import EngineOptions
-        from justright.models.sources import resolve
-        from justright.switch.extract import estimate
-        from justright.switch.extract import extract as run
-        from justright.switch.pair import Pair
-        from justright.switch.ranks import RankRule
 
         wanted = RankRule(rule, value, power, scope)  # type: ignore[arg-type]  # checked there
         options = EngineOptions(dtype=dtype, device=device)
@@ -208,8 +208,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show a switch's spectra, its size and cost at every share of the energy, and where noise begins."""
-    from justright.models.files import check_output
-    from justright.models.sources import resolve_adapter
+    from justright.checkpoint.sources import resolve_adapter
+    from justright.files import check_output
 
     output = output_of(ctx)
     if out is not None:
@@ -218,8 +218,8 @@ def inspect(
             raise UsageError(f"{out}: the picture is a PNG; give a name that ends in .png")
     path = resolve_adapter(adapter, progress=output.progress)
     with output.status("reading the spectra"):
-        from justright.switch.adapter import read_adapter
-        from justright.switch.inspect import draw, inspect_switch
+        from justright.adapter.adapter import read_adapter
+        from justright.adapter.inspection import draw, inspect_switch
 
         read_adapter(path)  # a damaged one is no switch, whatever its spectra
         found = inspect_switch(path)
@@ -234,7 +234,7 @@ def inspect(
 
 
 def _show_inspected(output: Output, adapter: str, found: Inspected) -> None:
-    from justright.bench.report import rich_table
+    from justright.bench.tables import rich_table
 
     rows = [
         (
@@ -303,18 +303,18 @@ def calibrate(
     Interrupted, the same command goes on after the last 32 problems. The answers are kept: another --floor or --filter
     needs no new ones.
     """
-    from justright.models.sources import resolve_adapter
+    from justright.checkpoint.sources import resolve_adapter
 
     output = output_of(ctx)
     folder = resolve_adapter(switch, progress=output.progress)
     with output.status("starting torch"):
-        from justright.engine.api import Engine
+        from justright.engine.llm import Engine
         from justright.engine.options import EngineOptions
-        from justright.evaluate.calibrate import calibrate as run
-        from justright.evaluate.calibrate import read_questions
+        from justright.evaluate.both_modes import calibrate as run
+        from justright.evaluate.both_modes import read_questions
         from justright.evaluate.judge import filtered, is_right
         from justright.evaluate.run import need_lm_eval
-        from justright.switch.calibrate import ADVISED, check_asked
+        from justright.reasoning.thresholds import ADVISED, check_asked
 
     questions = read_questions(problems)
     check_asked(len(questions), floor)
@@ -362,7 +362,7 @@ def calibrate(
 
 
 def _show_calibrated(output: Output, folder: Path, probe: Probe) -> None:
-    from justright.bench.report import rich_table
+    from justright.bench.tables import rich_table
 
     about = probe.about
     points = {

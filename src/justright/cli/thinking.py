@@ -8,8 +8,8 @@ from justright.errors import UsageError
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Prepared
+    from justright.engine.chat_modes import Thinking
     from justright.engine.defaults import Defaults
-    from justright.engine.modes import Thinking
 
 _MODES = {"slow": 0.0, "fast": 1.0}
 
@@ -30,7 +30,7 @@ def thinking_of(
     Raises:
         UsageError: an effort, mode or scorer that is none, or options that contradict each other.
     """
-    from justright.engine.modes import Thinking
+    from justright.engine.chat_modes import Thinking
 
     return Thinking(
         effort,
@@ -69,8 +69,8 @@ def check_thinking(ready: Prepared, thinking: Thinking) -> None:
     Raises:
         JustrightError: no fast mode, no thoughts, an adapter that is none or another model's.
     """
-    from justright.engine.api import switch_of
-    from justright.engine.modes import Modes
+    from justright.engine.chat_modes import Modes
+    from justright.engine.llm import switch_of
 
     adapter = switch_of(ready.options, ready.source.path)
     Modes(ready.tokenizer, adapter).check(thinking, ready.hidden_size)

@@ -10,7 +10,7 @@ import typer
 from justright.cli.options import Json, Model
 from justright.cli.output import output_of
 from justright.cli.progress import kept_work, with_progress
-from justright.models.files import check_new
+from justright.files import check_new
 from justright.readable import readable_bytes
 
 
@@ -24,10 +24,10 @@ def unpack(
 
     Interrupted, the same command goes on.
     """
-    from justright.models.reading import Checkpoint
-    from justright.models.sources import resolve
-    from justright.models.sparse import unpack_checkpoint
-    from justright.models.uneven import is_uneven
+    from justright.architectures.uneven_experts import is_uneven
+    from justright.checkpoint.reader import Checkpoint
+    from justright.checkpoint.sources import resolve
+    from justright.checkpoint.unpacking import unpack_checkpoint
 
     output = output_of(ctx)
     check_new(out)

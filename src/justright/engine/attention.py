@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from justright.engine.cache import KVCache
-from justright.engine.split_keys import attend_split, count_parts, split_bias
-from justright.models.architectures import Window
+from justright.architectures.spec import Window
+from justright.engine.kv_cache import KVCache
+from justright.kernels.split_attention import attend_split, count_parts, split_bias
 
 ATTENTION_NAME = "justright"
 _GROUPED_QUERIES = 64

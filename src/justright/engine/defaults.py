@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from justright.draft.registry import create_drafter
-from justright.engine.modes import Thinking
+from justright.checkpoint.bundle_manifest import MANIFEST, Bundle, is_bundle
+from justright.engine.chat_modes import Thinking
 from justright.engine.options import NO_SWITCH, EngineOptions
-from justright.engine.sampling import SamplingParams
+from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, UsageError
-from justright.models.bundle import MANIFEST, Bundle, is_bundle
-from justright.switch.effort import DECIDING, FAST_EFFORTS
+from justright.reasoning.effort import DECIDING, FAST_EFFORTS
+from justright.speculative.registry import create_drafter
 
 SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
 DEFAULTS = ("draft", "effort", "max_context", *SAMPLING)
@@ -27,7 +27,7 @@ class Defaults:
     Attributes:
         draft: name of the drafter; whether it is installed here is asked when it is used.
         draft_options: its options; not its path, which is the bundle's.
-        effort: of `justright.switch.effort.EFFORTS`.
+        effort: of `justright.reasoning.effort.EFFORTS`.
         max_context: cap on the tokens of a sequence.
         sampling: fields of `SamplingParams` but for the seed.
 

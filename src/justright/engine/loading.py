@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from justright.architectures.uneven_experts import is_uneven
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, ResourceError, is_out_of_memory
-from justright.models.reading import Checkpoint
-from justright.models.skeleton import assemble
-from justright.models.uneven import is_uneven
+from justright.model.skeleton import assemble
 
 _NAMED = 3
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from justright.engine.verifier import CacheKind, CpuKernels
+from justright.engine.model_runner import CacheKind, CpuKernels
 from justright.errors import UsageError
 
 _DTYPES = {

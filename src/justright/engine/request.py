@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Literal
 
-from justright.engine.sampling import Constraint, SamplingParams, TokenLogprob
+from justright.engine.sampler import Constraint, SamplingParams, TokenLogprob
 from justright.engine.stats import RequestStats
-from justright.switch.routing import Route, Turn
-from justright.switch.thinking import ModePlan, ThinkingTags
+from justright.reasoning.budget import ModePlan, ThinkingTags
+from justright.reasoning.routing import Route, Turn
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

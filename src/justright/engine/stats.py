@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from justright.switch.routing import Decision
+from justright.reasoning.routing import Decision
 
 
 @dataclass(slots=True)

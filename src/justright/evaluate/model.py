@@ -16,10 +16,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.api import Engine
-from justright.engine.modes import Thinking, chat_tokens
+from justright.engine.chat_modes import Thinking, chat_tokens
+from justright.engine.llm import Engine
 from justright.engine.request import Request
-from justright.engine.sampling import SamplingParams
+from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
 from justright.errors import UsageError
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from justright.engine.api import Engine
-from justright.engine.modes import Thinking
+from justright.engine.chat_modes import Thinking
+from justright.engine.llm import Engine
 from justright.errors import MissingExtraError, SourceError, UsageError
 from justright.intervals import interval
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from justright.architectures.spec import expert_groups, num_experts
 from justright.calibration.statistics import LayerStatistics
-from justright.models.architectures import expert_groups, num_experts
-from justright.models.decoder_layers import LayerFormat
-from justright.models.expert_views import expert_vector
-from justright.models.heap import trim
-from justright.models.matrices import expand, matrices
+from justright.heap import trim
+from justright.model.decoder_layer import LayerFormat
+from justright.model.experts import expert_vector
+from justright.model.matrices import expand, matrices
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
 from justright.prune.experts import CLUSTERED, RANKED, Choice, highest, random_scores, representatives

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from justright.models.files import write_whole
+from justright.files import write_whole
 from justright.prune.outcome import HTML, JSON, Pruned, read_pruned
 from justright.prune.passes import Tick
 from justright.prune.report import with_evaluation

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from justright.architectures.spec import num_experts
 from justright.calibration.statistics import LayerStatistics
+from justright.checkpoint.reader import read_json
+from justright.checkpoint.writer import CheckpointWriter
 from justright.errors import CheckpointError
-from justright.models.architectures import num_experts
-from justright.models.decoder_layers import LayerFormat, State
-from justright.models.heap import trim
-from justright.models.matrices import expand, matrices
-from justright.models.reading import read_json
-from justright.models.writing import CheckpointWriter
+from justright.heap import trim
+from justright.model.decoder_layer import LayerFormat, State
+from justright.model.matrices import expand, matrices
 from justright.prune.kurtosis import Kurtosis
 from justright.prune.passes import Tick, apply_masks, cut_experts
 from justright.prune.plan import FILE_NAME as PLAN

@@ -14,11 +14,11 @@ from torch import Tensor
 from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
 from justright.errors import ResourceError
-from justright.models.decoder_layers import LayerFormat, State
-from justright.models.expert_views import keep_experts, replace_expert
-from justright.models.files import save_tensors
-from justright.models.heap import trim
-from justright.models.matrices import Matrix, expand, matrices
+from justright.files import save_tensors
+from justright.heap import trim
+from justright.model.decoder_layer import LayerFormat, State
+from justright.model.experts import keep_experts, replace_expert
+from justright.model.matrices import Matrix, expand, matrices
 from justright.prune.experts import Choice
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings

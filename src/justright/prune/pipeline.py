@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
+from justright.architectures.spec import num_experts, num_layers, text_config
+from justright.architectures.uneven_experts import is_uneven, with_experts
 from justright.calibration import texts
 from justright.calibration.statistics import Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, check_runs, job_folder
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
-from justright.models.architectures import num_experts, num_layers, text_config
-from justright.models.decoder_layers import LayerFormat
-from justright.models.reading import Checkpoint
-from justright.models.uneven import is_uneven, with_experts
-from justright.models.writing import CheckpointWriter, Store
+from justright.model.decoder_layer import LayerFormat
 from justright.provenance import collect as collect_provenance
 from justright.prune.decide import choose, layer_sparsity
 from justright.prune.evaluation import Evaluate, evaluate_result, evaluate_source, lacks_evaluation
@@ -242,7 +242,7 @@ class Pruning:
         Args:
             out: the directory to create.
             tick: told of progress: stage, layers done, layers in all.
-            store: "sparse" writes a container of `justright.models.sparse`.
+            store: "sparse" writes a container of `justright.checkpoint.sparse`.
             evaluate: measures a checkpoint; called with the source before, and with ``out`` when it is complete.
             asked: what ``evaluate`` was asked for, for the report.
 
@@ -293,7 +293,7 @@ class Pruning:
         return evaluate_result(out, evaluate, tick) if evaluate else done
 
     def _texts(self) -> texts.CalibrationSet:
-        from justright.models.tokenizers import load_tokenizer
+        from justright.checkpoint.tokenizer import load_tokenizer
 
         settings = self.settings
         if not settings.calibration:

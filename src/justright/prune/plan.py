@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from justright.errors import CheckpointError, UsageError
-from justright.models.architectures import (
+from justright.architectures.spec import (
     architecture_of,
     expert_groups,
     experts_per_token,
@@ -21,6 +20,7 @@ from justright.models.architectures import (
     num_experts,
     num_layers,
 )
+from justright.errors import CheckpointError, UsageError
 from justright.prune.experts import Choice
 
 FORMAT = 1

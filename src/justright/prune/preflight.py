@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from justright.architectures.spec import context_length, expert_groups, num_experts, parameter_part
+from justright.checkpoint.finite import check_finite
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import ResourceError, UsageError
-from justright.models.architectures import context_length, expert_groups, num_experts, parameter_part
-from justright.models.decoder_layers import LayerFormat
-from justright.models.finite import check_finite
-from justright.models.reading import Checkpoint
+from justright.model.decoder_layer import LayerFormat
 from justright.prune.allocation import second_stage_sparsity
 from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from justright.architectures.spec import expert_groups
 from justright.calibration.statistics import LayerStatistics
-from justright.models.architectures import expert_groups
-from justright.models.decoder_layers import LayerFormat
+from justright.model.decoder_layer import LayerFormat
 from justright.prune.clusters import Clusters, cluster
 from justright.prune.decide import expert_similarity
 from justright.prune.experts import CLUSTERED

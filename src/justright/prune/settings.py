@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from justright.errors import UsageError
-from justright.models.matrices import check_parts
+from justright.model.matrices import check_parts
 from justright.prune.experts import CLUSTERED, check_criterion
 from justright.prune.weights import WEIGHT_CRITERIA
 
@@ -29,7 +29,7 @@ class Settings:
         weights: which single weights go: ``wanda``, ``magnitude``, or ``none`` of them.
         ratios: ``uniform``, or ``outlier_weighed`` by layer.
         pattern: ``n:m`` instead of a free choice in each row; its sparsity is then ``1 - n / m``.
-        parts: of `justright.models.matrices.PARTS`.
+        parts: of `justright.model.matrices.PARTS`.
         calibration: sources, see `justright.calibration.texts`.
         sequences: calibration sequences in all.
         length: tokens of each.

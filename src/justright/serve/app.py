@@ -17,21 +17,21 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from justright import __version__
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from justright.engine.request import Request as EngineRequest
 from justright.serve import dashboard, metrics, responses
-from justright.serve.answers import CompletionWriter, Writer
-from justright.serve.asking import Asking
+from justright.serve.answer_chunks import CompletionWriter, Writer
+from justright.serve.api_errors import ApiError, of_validation
 from justright.serve.connection import HALF_CLOSED
-from justright.serve.exchange import KEEP_ALIVE, Exchange, refused
-from justright.serve.faults import ApiError, of_validation
 from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
-from justright.serve.guard import Guard
+from justright.serve.generation import KEEP_ALIVE, Exchange, refused
+from justright.serve.middleware import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
+from justright.serve.requests import Asking
 from justright.serve.scheduler import QueueFull, Scheduler
-from justright.serve.settings import ServeSettings
-from justright.serve.tokens import TokenTexts
+from justright.serve.server_settings import ServeSettings
+from justright.serve.token_text import TokenTexts
 
 B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A", bound=Asked)

@@ -11,7 +11,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from justright.serve.faults import ApiError
+from justright.serve.api_errors import ApiError
 
 CROWDED = "crowded"
 """In the ``state`` of a request's scope: it came by a connection too many, and is to be refused."""

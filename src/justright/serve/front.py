@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
 from justright.errors import JustrightError
-from justright.serve.faults import KINDS, ApiError, of_error
+from justright.serve.api_errors import KINDS, ApiError, of_error
 
 T = TypeVar("T")
 

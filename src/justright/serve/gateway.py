@@ -19,12 +19,12 @@ from starlette.types import ASGIApp
 
 from justright.errors import UsageError
 from justright.serve import upstream as mapping
+from justright.serve.api_errors import ApiError
 from justright.serve.discover import Wanted, kind_of, upstream_of
-from justright.serve.faults import ApiError
 from justright.serve.front import HANDLERS, body_of
-from justright.serve.guard import Guard, Log
 from justright.serve.hosts import Hosts
-from justright.serve.relay import BadUpstream, Relay, fault_of, origin, passed_headers
+from justright.serve.middleware import Guard, Log
+from justright.serve.proxy import BadUpstream, Relay, fault_of, origin, passed_headers
 from justright.serve.upstream import Mapped, Policy, Upstream
 
 _LOOK_S = 10.0

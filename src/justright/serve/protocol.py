@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from justright.switch.effort import AskedEffort
+from justright.reasoning.effort import AskedEffort
 
 MAX_CHOICES = 16
 MAX_STOPS = 4

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from justright.engine.request import Emission, Request
 from justright.errors import JustrightError, ResourceError, UsageError, is_out_of_memory
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from justright.errors import UsageError
-from justright.serve.faults import ApiError
-from justright.switch.effort import FAST_EFFORTS, SHARES, AskedEffort
-from justright.switch.routing import Decision
-from justright.switch.scorers import Heuristic, Scorer
+from justright.reasoning.effort import FAST_EFFORTS, SHARES, AskedEffort
+from justright.reasoning.routing import Decision
+from justright.reasoning.scorers import Heuristic, Scorer
+from justright.serve.api_errors import ApiError
 
 Kind = Literal["vllm", "sglang", "llama.cpp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justright.draft.base import Draft
-from justright.draft.hybrid import HybridDrafter
-from justright.draft.lstm_drafter import LstmDrafter
-from justright.draft.registry import create_drafter
 from justright.errors import UsageError
 from justright.serve.vllm.plugin import FIXED, VARIABLE, chain
+from justright.speculative.base import Draft
+from justright.speculative.hybrid import HybridDrafter
+from justright.speculative.lstm_drafter import LstmDrafter
+from justright.speculative.registry import create_drafter
 from justright_vllm import problem
 
 

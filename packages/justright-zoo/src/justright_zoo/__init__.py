@@ -52,7 +52,7 @@ def drafters() -> dict[str, dict[str, Path]]:
 
 
 class ZooProvider:
-    """Offers the shipped models; see `justright.models.sources.Provider`."""
+    """Offers the shipped models; see `justright.checkpoint.sources.Provider`."""
 
     def names(self) -> Mapping[str, str]:
         """Name -> one line of description."""

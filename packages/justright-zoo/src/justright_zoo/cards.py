@@ -12,7 +12,7 @@ from justright.records import read_rows
 from justright_zoo import DATA, MODELS, manifest, zoo
 
 if TYPE_CHECKING:
-    from justright.engine.api import Engine
+    from justright.engine.llm import Engine
 
 CARD = "card.json"
 SLOTS = 32
@@ -113,7 +113,7 @@ def measure_model(
     Raises:
         JustrightError: an unknown model or a damaged file.
     """
-    from justright.engine.api import Engine
+    from justright.engine.llm import Engine
     from justright_zoo.measure import score
     from justright_zoo.recipes.build import check
     from justright_zoo.recipes.catalogue import RECIPES
@@ -164,7 +164,7 @@ def _routing(path: Path, picture: Path | None) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from justright.models.tokenizers import load_tokenizer
+    from justright.checkpoint.tokenizer import load_tokenizer
     from justright_zoo.routing import dead_experts, routing_shares, save_picture, specialisation
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.api import Engine
+from justright.engine.llm import Engine
 from justright_zoo.recipes.problems import Kind, Problem, draw, parse_answer
 
 PROBLEM_SEED = 20261123

@@ -18,19 +18,19 @@ from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerFast
 
-from justright.draft.registry import drafter_names
-from justright.engine.modes import template_tail
-from justright.engine.sampling import SamplingParams
+from justright.adapter.adapter import Adapter
+from justright.adapter.padded import both_templates, save_portable
+from justright.engine.chat_modes import template_tail
+from justright.engine.sampler import SamplingParams
 from justright.errors import MissingExtraError, UsageError
-from justright.models.files import write_durably
+from justright.files import write_durably
+from justright.reasoning.budget import ThinkingTags
+from justright.reasoning.effort import FAST_EFFORTS
 from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Policy, Upstream
 from justright.serve.vllm import plugin
-from justright.serve.vllm.middleware import PATH, VARIABLE, Served, to_variable
-from justright.switch.adapter import Adapter
-from justright.switch.effort import FAST_EFFORTS
-from justright.switch.portable import both_templates, save_portable
-from justright.switch.thinking import ThinkingTags
+from justright.serve.vllm.effort_middleware import PATH, VARIABLE, Served, to_variable
+from justright.speculative.registry import drafter_names
 
 DRAFTERS = ("none", "suffix", "lstm", "hybrid")
 """Drafters that run there: vLLM's own suffix drafts, and those that the plugin package justright-vllm brings."""

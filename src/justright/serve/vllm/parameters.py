@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from justright.serve.faults import ApiError, of_validation
+from justright.serve.api_errors import ApiError, of_validation
 from justright.serve.protocol import ChatRequest, CompletionRequest, Reasoning
 
 _OURS = ("reasoning", "thinking_budget", "justright")

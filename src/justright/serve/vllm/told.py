@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from justright.engine.thoughts import Trimmer
-from justright.serve.answers import event
-from justright.serve.faults import KINDS
-from justright.switch.routing import Decision
+from justright.reasoning.parser import Trimmer
+from justright.reasoning.routing import Decision
+from justright.serve.answer_chunks import event
+from justright.serve.api_errors import KINDS
 
 _CODES = {401: "invalid_api_key", 404: "model_not_found"}
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from justright.bench.decode import describe_machine
+from justright.checkpoint.packaged import cache_folder
+from justright.checkpoint.sources import resolve
+from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import SourceError
-from justright.models.cpu import has_bfloat16
-from justright.models.packaged import cache_folder
-from justright.models.sources import resolve
-from justright.models.tokenizers import load_tokenizer
+from justright.kernels.cpu import has_bfloat16
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
 from justright_zoo.recipes.data import Corpus, prepare

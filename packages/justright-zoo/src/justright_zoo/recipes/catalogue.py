@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
-from justright.models.sources import resolve
+from justright.checkpoint.sources import resolve
 from justright_zoo.recipes.data import (
     Answer,
     Batch,

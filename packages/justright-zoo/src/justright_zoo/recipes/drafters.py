@@ -7,14 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
+from justright.checkpoint.sources import resolve
 from justright.errors import UsageError
-from justright.models.sources import resolve
-from justright.switch.extract import extract
-from justright.switch.pair import Pair
-from justright.switch.ranks import RankRule
-from justright.train.data import DataSetting
-from justright.train.pipeline import Job, Shape, Work
-from justright.train.run import TrainSetting
+from justright.training.pipeline import Job, Shape, Work
+from justright.training.self_generated import DataSetting
+from justright.training.trainer import TrainSetting
 from justright_zoo import DRAFTERS
 
 _TEXTS = tuple(f"zoo:{domain}" for domain in ("fiction", "legal", "manuals", "dialogue", "python", "c"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.bench.decode import describe_machine
-from justright.bench.report import machine_line
+from justright.bench.tables import machine_line
 from justright.provenance import file_sha256
 from justright_zoo import MANIFEST, MODELS, manifest
 from justright_zoo.cards import CARD, measure_model, tables

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from justright.models.cpu import has_bfloat16
-from justright.models.files import recover_folder, swap_folder
+from justright.files import recover_folder, swap_folder
+from justright.kernels.cpu import has_bfloat16
 from justright_zoo.recipes.data import IGNORED, Batch
 
 

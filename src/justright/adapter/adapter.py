@@ -1,0 +1,291 @@
+"""An adapter as the engine needs it: factors by module, small exact changes, and what belongs to thinking.
+
+Read from an ordinary PEFT folder. Beside PEFT's two files a switch's folder has ``switch.json`` (which model it was
+made for), the fast model's ``chat_template.jinja``, ``generation_config.json`` (end tokens) and special tokens (in
+``tokenizer_config.json``), and perhaps ``exact_deltas.safetensors``; a folder of another origin has none of them, and
+works as far as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.finite import check_finite
+from justright.checkpoint.mode_files import TEMPLATE as TEMPLATE
+from justright.checkpoint.mode_files import read_end_tokens, read_special_tokens, read_template
+from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+EXACT = "exact_deltas.safetensors"
+REPORT = "switch.json"
+
+_MOST_RANK = 2**31
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<which>[AB])(\.default)?\.weight")
+_UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+"""Settings that must be false, empty or missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A change ``B @ A`` of one matrix, its scale already in ``B``; of a stack of experts where there are 3 axes.
+
+    ``B`` is float32 where the file's dtype does not hold it exactly with the scale.
+
+    Attributes:
+        a: ``[(experts,) rank, in]``.
+        b: ``[(experts,) out, rank]``.
+
+    A stack that lies as ``[experts, in, out]`` in a module that does not say so (Llama 4's; PEFT looks for
+    ``is_transposed``) has in and out exchanged.
+    """
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What turns a slow model into its fast twin.
+
+    Attributes:
+        path: the folder.
+        low_rank: module path in memory -> change; of a stack of experts, the parameter's path.
+        exact: a parameter's path in memory -> ``fast - slow``, of norms, biases and routers.
+        base: `weights_identity` of the model that it was made for, None where the folder does not tell.
+        template: the fast model's chat template, None where there is none.
+        settings: ``switch.json``.
+        end_tokens: the fast model's; empty where the folder does not say, then the slow model's count.
+        special_tokens: the fast model's by name, for its template.
+    """
+
+    path: Path
+    low_rank: Mapping[str, LowRank]
+    exact: Mapping[str, Tensor]
+    base: str | None
+    template: str | None
+    settings: Mapping[str, Any]
+    end_tokens: frozenset[int] = frozenset()
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors and exact changes."""
+        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
+        return sum(tensor.nbytes for tensor in (*pairs, *self.exact.values()))
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the factors and exact changes."""
+        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
+        return sum(tensor.numel() for tensor in (*pairs, *self.exact.values()))
+
+    def check_base(self, model: Path) -> None:
+        """Refuse a model that the adapter was not made for.
+
+        Raises:
+            UsageError: it is another.
+        """
+        if self.base is None:
+            return
+        found = weights_identity(model)
+        if found != self.base:
+            made = self.settings.get("slow", "another model")
+            raise UsageError(
+                f"{self.path} was made for {made} (weights {self.base}), and {model} has the weights {found}: give "
+                "the slow model of its pair, or extract a switch for this one"
+            )
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read a folder that `justright.adapter.extract` or PEFT wrote.
+
+    Raises:
+        UsageError: a folder without an adapter.
+        CheckpointError: damaged, with numbers that are not finite, or with tensors that do not belong together.
+        UnsupportedModelError: a kind of adapter that is more than factors (DoRA, saved modules, biases).
+    """
+    config = _read_json(path / CONFIG)
+    _check_kind(path, config)
+    _check_values(path, config)
+    tensors = _load(path / WEIGHTS)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise UnsupportedModelError(f"{path} has {key}, which is no factor of a linear module")
+        pairs.setdefault(match["module"], {})[match["which"]] = tensor
+    low_rank = {}
+    for module, found in pairs.items():
+        if set(found) != {"A", "B"}:
+            raise CheckpointError(f"{path} has only lora_{next(iter(found))} of {module}: it is not whole")
+        name = _full_name(path, module, list(pairs), config)
+        stacked = name != module and not name.endswith(".weight")
+        change = _low_rank(path, name, found["A"], found["B"], config, stacked=stacked)
+        low_rank[name.removesuffix(".weight")] = change
+    settings = read_report(path)
+    return Adapter(
+        path,
+        low_rank,
+        _load(path / EXACT) if (path / EXACT).is_file() else {},
+        settings.get("base"),
+        read_template(path),
+        settings,
+        read_end_tokens(path),
+        read_special_tokens(path),
+    )
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """``switch.json``; empty where there is none."""
+    return _read_json(path / REPORT) if (path / REPORT).is_file() else {}
+
+
+def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedModelError(f"{path} is a {kind} adapter; allowed: LORA")
+    for key in _UNSUPPORTED:
+        if config.get(key):
+            raise UnsupportedModelError(
+                f"{path} has {key} = {config[key]!r}, which is more than factors of linear modules"
+            )
+    if config.get("bias", "none") != "none":
+        raise UnsupportedModelError(f"{path} has biases ({config['bias']!r}); allowed: 'none'")
+
+
+def _check_values(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter_config.json whose values are not of the kind that PEFT writes.
+
+    Raises:
+        CheckpointError: see above.
+    """
+
+    def number(value: Any) -> bool:
+        return type(value) in (int, float) and 0 < value < _MOST_RANK
+
+    def pattern(value: Any) -> bool:
+        return isinstance(value, dict) and all(number(v) and _is_regex(key) for key, v in value.items())
+
+    def words(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "r": (lambda value: number(value) and value == int(value), "a whole number above 0"),
+        "lora_alpha": (number, "a number above 0"),
+        "rank_pattern": (pattern, "an object of numbers above 0 by module"),
+        "alpha_pattern": (pattern, "an object of numbers above 0 by module"),
+        "target_parameters": (words, "a list of names"),
+    }
+    for key, (good, allowed) in checks.items():
+        needed = key in ("r", "lora_alpha")
+        value = config.get(key)
+        if (needed or value is not None) and not good(value):
+            raise CheckpointError(
+                f"{path / CONFIG} has {key} = {value!r}; expected {allowed}: fetch the file again"
+            )
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _low_rank(
+    path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any], *, stacked: bool
+) -> LowRank:
+    """One matrix' factors; PEFT lays a stack's side by side: ``[experts * rank, in]``, ``[out, rank * experts]``."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise CheckpointError(
+            f"{path}: the factors of {name} have shapes {list(a.shape)} and {list(b.shape)}, which do not multiply"
+        )
+    rank = int(_pattern(config, "rank_pattern", name, config["r"]))
+    alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if stacked:
+        experts = a.shape[0] // rank
+        a = a.reshape(experts, rank, a.shape[-1])
+        b = b.reshape(b.shape[0], rank, experts).permute(2, 0, 1).contiguous()
+    exact = b.float() * scale
+    scaled = exact.to(b.dtype)
+    return LowRank(a, scaled if torch.equal(scaled.float(), exact) else exact)
+
+
+def _pattern(config: Mapping[str, Any], kind: str, name: str, default: float) -> float:
+    """The value that PEFT would take for a module: the first pattern that matches the end of its path."""
+    for pattern, value in (config.get(kind) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return float(value)
+    return float(default)
+
+
+def _full_name(path: Path, module: str, modules: Sequence[str], config: Mapping[str, Any]) -> str:
+    """The module, or the parameter of it that PEFT changes.
+
+    PEFT wraps a module once for each parameter that ends in one of ``target_parameters``, in the order of the
+    module's parameters, the first innermost (``BaseTuner._inject_parameters``).
+
+    Raises:
+        UnsupportedModelError: the adapter does not say which parameters of the module it changes.
+    """
+    owner = module.replace(".base_layer", "")
+    wraps = [one for one in modules if one.replace(".base_layer", "") == owner]
+    own = {
+        f"{owner}.{leaf}"
+        for stem, _, leaf in (target.rpartition(".") for target in config.get("target_parameters") or ())
+        if (f".{owner}".endswith(f".{stem}") if stem else owner.endswith(".experts") == (leaf != "weight"))
+    }
+    if not own:
+        return module
+    if len(own) != len(wraps):
+        raise UnsupportedModelError(
+            f"{path} changes {len(wraps)} parameters of {owner}, and its target_parameters name {len(own)} "
+            f"({', '.join(sorted(own))}): name in adapter_config.json only the parameters that it changes"
+        )
+    # In every expert module down follows gate and up, and a bias its weight.
+    ordered = sorted(own, key=lambda name: ("down" in name.rpartition(".")[2], name.endswith("bias"), name))
+    return ordered[len(wraps) - 1 - module.count(".base_layer")]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: an object is expected")
+    return found
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    check_finite(tensors, path)
+    return tensors

@@ -1,0 +1,304 @@
+"""From a pair to a switch: decompose, choose ranks, write; resumable, and complete or absent."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from justright.adapter.adapter import REPORT
+from justright.adapter.export import (
+    exact_name,
+    refuse_stacked,
+    save_adapter,
+    save_exact,
+    save_merged,
+    split_key,
+)
+from justright.adapter.inspection import save_spectrum
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
+from justright.adapter.spectra import CPU, METHODS, Method, Spectra, Spectrum, Tick, decompose, make_spectra
+from justright.calibration.stream import job_folder
+from justright.checkpoint.fingerprint import weights_identity
+from justright.errors import JustrightError, UsageError
+from justright.files import check_new
+from justright.provenance import collect as collect_provenance
+
+Form = Literal["compact", "portable", "merged"]
+FORMS: tuple[Form, ...] = ("compact", "portable", "merged")
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What was written; also ``switch.json`` beside it.
+
+    Attributes:
+        path: of the adapter or checkpoint.
+        form: of `FORMS`.
+        rule: by which ranks were chosen.
+        ranks: of every matrix.
+        bytes: of the factors.
+        energy: share of ``sum s^2`` over all matrices that is kept.
+        residuals: name -> ``||slow - fast|| / ||fast||`` of what the switch leaves as it is in the slow model.
+        exact: the same of what it carries exactly.
+        base: `weights_identity` of the slow model.
+        slow: its name.
+    """
+
+    path: Path
+    form: Form
+    rule: RankRule
+    ranks: Mapping[str, int]
+    bytes: int
+    energy: float
+    residuals: Mapping[str, float]
+    exact: Mapping[str, float] = field(default_factory=dict)
+    base: str | None = None
+    slow: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {
+            "path": str(self.path),
+            "ranks": dict(self.ranks),
+            "residuals": dict(self.residuals),
+            "exact": dict(self.exact),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an extraction takes.
+
+    Attributes:
+        matrices: to decompose.
+        numbers: in them.
+        seconds: of decomposition on this machine, by one matrix of each shape.
+        spectra_bytes: kept while it runs, at most.
+        memory_bytes: for the largest matrix, its factors and its decomposition.
+        residuals: as in `Extracted`.
+    """
+
+    matrices: int
+    numbers: int
+    seconds: float
+    spectra_bytes: int
+    memory_bytes: int
+    residuals: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"residuals": dict(self.residuals)}
+
+
+def estimate(
+    pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU, *, exact: bool = True
+) -> Estimate:
+    """Time one matrix of each shape, and add up; nothing is written.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    pair.check_finite()
+    shapes: dict[tuple[int, ...], int] = {}
+    taken: dict[tuple[int, ...], float] = {}
+    for index in range(pair.layers):
+        for matrix, slow, fast in pair.matrices(index):
+            shape = tuple(slow.shape[-2:])
+            shapes[shape] = shapes.get(shape, 0) + (len(slow) if matrix.stacked else 1)
+            if shape not in taken:
+                ours, theirs = (x[0] if matrix.stacked else x for x in (slow, fast))
+                begin = time.perf_counter()
+                decompose((ours.float() - theirs.float()).to(device), max_rank, svd)
+                taken[shape] = time.perf_counter() - begin
+    largest = max(math.prod(shape) for shape in shapes)
+    kept = sum(n * min(max_rank, *shape) * sum(shape) * 4 for shape, n in shapes.items())
+    return Estimate(
+        sum(shapes.values()),
+        sum(n * math.prod(shape) for shape, n in shapes.items()),
+        sum(n * taken[shape] for shape, n in shapes.items()),
+        kept,
+        5 * 4 * largest,
+        {one.name: one.distance for one in pair.residuals() if not (exact and exact_name(pair, one.name))},
+    )
+
+
+def extract(
+    pair: Pair,
+    out: Path,
+    rule: RankRule,
+    *,
+    form: Form = "compact",
+    budget: int | None = None,
+    factor: float = 1.0,
+    max_rank: int = 512,
+    exact: bool | None = None,
+    svd: Method = "exact",
+    workers: int = 1,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    spectra: Path | None = None,
+    tick: Tick = lambda *_: None,
+) -> Extracted:
+    """Write the switch of a pair.
+
+    Args:
+        pair: checked.
+        out: to create.
+        rule: how ranks are chosen.
+        form: a PEFT adapter, ``compact`` or ``portable`` (padded to one rank), or a ``merged`` checkpoint.
+        budget: bytes of the factors, instead of the rule's share.
+        factor: of a merged checkpoint: 0 is the slow model, 1 the fast one.
+        max_rank: directions of each matrix that are kept for later rules.
+        exact: carry the changes of norms, biases and routers as they are, beside the factors; None: but not in a
+            portable adapter, which other engines read.
+        svd: exact, or randomized (large matrices, small ranks): for energy of power 2, fixed and ratio only.
+        workers: layers decomposed at once.
+        device: to decompose on.
+        dtype: of the factors.
+        spectra: where decompositions are kept; beside ``out`` while the work is on, by default.
+        tick: told of progress.
+
+    Raises:
+        JustrightError: ``out`` exists, identical models, or a rule that keeps nothing or more than ``max_rank``.
+    """
+    check_new(out)
+    if form not in FORMS:
+        raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
+    if not 0 <= factor <= 1:
+        raise UsageError(f"factor {factor}; allowed: 0 (the slow model) to 1 (the fast one)")
+    if form == "portable":
+        refuse_stacked(pair)
+    exact = form != "portable" if exact is None else exact
+    check_svd(svd, rule, workers)
+    pair.check_finite()
+    work = out.with_name(out.name + ".partial")
+    identities = [weights_identity(path) for path in pair.paths]
+    job = {"slow": identities[0], "fast": identities[1], "max_rank": max_rank, "svd": svd}
+    if spectra is not None:
+        _check_spectra(spectra, job)
+    kept = job_folder(spectra or work.with_suffix(".spectra"), job)
+    try:
+        found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
+        result = _plan(
+            pair, found, out, form, _choose(found.spectra(), rule, budget, dtype), dtype, exact=exact
+        )
+        result = replace(result, base=identities[0])
+        tick("writing", 0, 1)
+        result = _write(pair, found, result, work, dtype, factor)
+    except JustrightError:
+        if spectra is None:  # refused: nothing to go on with
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    if spectra is None:
+        shutil.rmtree(found.folder)
+    tick("writing", 1, 1)
+    return result
+
+
+def _plan(
+    pair: Pair, found: Spectra, out: Path, form: Form, chosen: tuple[dict[str, int], RankRule], dtype: torch.dtype,
+    *, exact: bool,
+) -> Extracted:  # fmt: skip
+    """What will be written, by the ranks chosen."""
+    ranks, rule = chosen
+    known = found.spectra()
+    left = {one.name: one.distance for one in pair.residuals()}
+    carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
+    size = factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize)
+    return Extracted(
+        out, form, rule, ranks, size, _kept_energy(known, ranks), left, carried, None, str(pair.paths[0])
+    )
+
+
+def _write(
+    pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, factor: float
+) -> Extracted:
+    """Checkpoint or adapter, under its name when it is complete."""
+    provenance = collect_provenance(
+        inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(result.rule)
+    )
+    if result.form == "merged":
+        save_merged(
+            pair, found, result.ranks, result.path, factor, exact=list(result.exact), provenance=provenance
+        )
+        return result
+    return _save(pair, found, result, work, dtype, provenance.to_json())
+
+
+def check_svd(svd: str, rule: RankRule, workers: int) -> None:
+    """Refuse a decomposition that the rule cannot choose by.
+
+    Raises:
+        UsageError: that, an unknown one, or no workers.
+    """
+    if svd not in METHODS:
+        raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
+    if workers < 1:
+        raise UsageError(f"workers {workers}: allowed are 1 and more")
+    if svd == "randomized" and (rule.rule == "entropy" or (rule.rule == "energy" and rule.power == 1)):
+        raise UsageError(
+            f"rule {rule.rule}{' of power 1' * (rule.rule == 'energy')} needs all singular values, and a randomized "
+            "decomposition finds the largest only: choose svd exact, or another rule"
+        )
+
+
+def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
+    """Refuse a user's folder that holds something else: it would be emptied."""
+    file = folder / "job.json"
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not file.is_file():
+        raise UsageError(f"{folder} holds no spectra, and other files: give a new folder")
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if held != json.loads(json.dumps(job)):
+        differs = ", ".join(key for key in job if held.get(key) != json.loads(json.dumps(job[key])))
+        raise UsageError(
+            f"{folder} holds spectra of another run ({differs} differ): give a new folder, or remove it"
+        )
+
+
+def _save(
+    pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
+) -> Extracted:
+    """The adapter's folder, under its name when it is complete."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    written = save_adapter(pair, found, result.ranks, work, dtype, padded=result.form == "portable")
+    save_spectrum(found.spectra(), work)
+    if result.exact:
+        save_exact(pair, list(result.exact), work)
+    result = replace(result, bytes=written)
+    (work / REPORT).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (work / "provenance.json").write_text(provenance, encoding="utf-8")
+    work.rename(result.path)
+    return result
+
+
+def _choose(
+    known: Mapping[str, Spectrum], rule: RankRule, budget: int | None, dtype: torch.dtype
+) -> tuple[dict[str, int], RankRule]:
+    values = {name: one.filled() for name, one in known.items()}
+    shapes = {name: one.shape for name, one in known.items()}
+
+    def layer_of(name: str) -> int:
+        return split_key(name)[0]
+
+    if budget is not None:
+        rule = rule_for_budget(values, shapes, budget, rule, dtype.itemsize, layer_of)
+    return choose_ranks(values, rule, layer_of), rule
+
+
+def _kept_energy(known: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> float:
+    total = sum(one.energy for one in known.values())
+    kept = sum(float(one.values[: ranks[name]].double().square().sum()) for name, one in known.items())
+    return kept / total

@@ -1,0 +1,62 @@
+"""An adapter as serving engines take it, every module padded to one rank; and one chat template for both modes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from justright.adapter.adapter import CONFIG, WEIGHTS, Adapter
+from justright.adapter.export import PADDED_RANKS, zero_padded
+from justright.errors import UsageError
+from justright.files import save_tensors, write_durably
+
+
+def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
+    """Write an adapter of any form into an existing folder, padded to one rank, without patterns.
+
+    Args:
+        adapter: as read.
+        folder: to write into.
+        base: the model's directory, for the config.
+
+    Returns:
+        The rank.
+
+    Raises:
+        UsageError: stacked experts, whose factors engines name each in their own way; or too large a rank.
+    """
+    if stacked := next((name for name, one in adapter.low_rank.items() if one.a.ndim != 2), None):
+        raise UsageError(
+            f"the switch changes stacked experts ({stacked}), which engines that need one rank for all name each in "
+            "their own way: serve it on the embedded engine, or a merged checkpoint (switch extract --form merged)"
+        )
+    most = max(one.a.shape[0] for one in adapter.low_rank.values())
+    rank = next((rank for rank in PADDED_RANKS if rank >= most), None)
+    if rank is None:
+        raise UsageError(
+            f"the switch has rank {most}, and engines take at most {PADDED_RANKS[-1]}: extract one of less energy"
+        )
+    tensors = {}
+    for name, one in adapter.low_rank.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = zero_padded(one.a, rank, 0)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = zero_padded(one.b, rank, 1)
+    modules = sorted({name.rpartition(".")[2] for name in adapter.low_rank})
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": rank,
+        "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "target_modules": modules, "inference_mode": True,
+    }  # fmt: skip
+    write_durably(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)
+    return rank
+
+
+def both_templates(slow: str, fast: str) -> str:
+    """One chat template: the fast one where ``enable_thinking`` is false, else the slow one; each to the letter.
+
+    Each begins on a line of its own, whose break chat templates do not write, and ends before an empty expression,
+    which keeps the block behind it from taking spaces.
+    """
+    slow, fast = (text.removesuffix("\n") for text in (slow, fast))  # as a template's end is read
+    chosen = "enable_thinking is defined and enable_thinking is false"
+    return f"{{% if {chosen} %}}\n{fast}{{{{ '' }}}}{{% else %}}\n{slow}{{{{ '' }}}}{{% endif %}}"

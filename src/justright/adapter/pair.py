@@ -1,0 +1,249 @@
+"""A reasoning model and the model that it was trained from, checked before any decomposition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from justright.adapter.pair_settings import function_differences
+from justright.architectures.spec import text_config
+from justright.architectures.uneven_experts import is_uneven
+from justright.checkpoint.finite import check_finite
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.tokenizer import load_tokenizer
+from justright.errors import UsageError
+from justright.files import by_number
+from justright.model.decoder_layer import LayerFormat
+from justright.model.matrices import Matrix, expand, matrices
+
+_BLOCK = 1 << 20
+_COMPUTED = ".rotary_emb.inv_freq"
+"""End of the names of a buffer that old checkpoints store: transformers computes it and never loads it."""
+FAR = 0.9
+"""Relative distance of two models' matrices above which they are no pair (independent ones have about 1.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A tensor that low rank does not cover, and how far it is apart: ``||slow - fast|| / ||fast||``."""
+
+    name: str
+    distance: float
+
+
+class Pair:
+    """Two checkpoints of one shape: ``slow`` thinks, ``fast`` is what it was trained from.
+
+    Embeddings and head stay the slow model's, so one head may be tied and the other not, and either model may have
+    further rows for tokens; they are compared over the rows that both have.
+
+    Args:
+        slow: the reasoning model's directory.
+        fast: the directory of the model that it was trained from.
+
+    Raises:
+        UsageError: different families, shapes, vocabularies or settings that change the function, or a first layer so
+            far apart that they are no pair.
+        JustrightError: a checkpoint that cannot be read, or is quantised.
+    """
+
+    def __init__(self, slow: Path, fast: Path) -> None:
+        self.paths = (slow, fast)
+        self.slow, self.fast = (LayerFormat(Checkpoint.open(path)) for path in self.paths)
+        self.config = self.slow.config
+        self._check_shapes()
+        self._check_function()
+        self._check_tokenizers()
+        distance = self.distance(0)
+        if distance > FAR:
+            raise UsageError(
+                f"{slow} and {fast} differ by {distance:.2f} of their weights' norm in the first layer (two unrelated "
+                "models differ by about 1.4): they are no pair; give the model that the slow one was trained from"
+            )
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return self.slow.layers
+
+    def notes(self) -> list[str]:
+        """What whoever extracts should know beforehand: shared embeddings that moved, templates that do not switch."""
+        found = []
+        disk = self.slow.architecture.disk
+        moved = max(_distance(*self.tensors(name)) for name in (disk.embedding, disk.head))
+        self.release()
+        if moved > 0:
+            found.append(
+                f"the embeddings or the head differ by {moved:.0%} of their norm and stay the slow model's: where they "
+                "were trained along (most of all if the head is tied to them), no adapter gives the fast model back"
+            )
+        slow, fast = (load_tokenizer(path).chat_template for path in self.paths)
+        if fast is None:
+            found.append("the fast model has no chat template: in fast mode the slow model's is used")
+        elif slow == fast:
+            found.append("both models have the same chat template: only weights switch")
+        return found
+
+    def matrices(self, index: int) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
+        """The covered matrices of layer ``index``: which, and both models' ``[..., out, in]`` as stored."""
+        slow, fast = self.slow.read(index), self.fast.read(index)
+        for matrix in expand(matrices(self.config, index), slow):
+            yield matrix, matrix.rows(slow[matrix.name]), matrix.rows(fast[matrix.name])
+
+    def distance(self, index: int) -> float:
+        """``||slow - fast|| / ||fast||`` over the covered matrices of layer ``index``."""
+        above = below = 0.0
+        for _, slow, fast in self.matrices(index):
+            above += float((slow.float() - fast.float()).square().sum())
+            below += float(fast.float().square().sum())
+        return (above / below) ** 0.5 if below else 0.0
+
+    def release(self) -> None:
+        """Unmap both checkpoints' files: what was read of them would go on counting as memory."""
+        self.slow.checkpoint.close()
+        self.fast.checkpoint.close()
+
+    def tensors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Both models' tensor of a name as in `residuals`, slow first; of embeddings and head the common rows."""
+        if name in self._vocabulary:
+            slow, fast = (one.checkpoint.tensor(_stored(one, name)) for one in (self.slow, self.fast))
+            rows = min(len(slow), len(fast))
+            return slow[:rows], fast[:rows]
+        if not name.startswith("layers."):
+            return self.slow.checkpoint.tensor(name), self.fast.checkpoint.tensor(name)
+        _, index, leaf = name.split(".", 2)
+        return self.slow.read(int(index))[leaf], self.fast.read(int(index))[leaf]
+
+    def residuals(self) -> list[Residual]:
+        """The tensors that stay the slow model's: norms, biases, routers, embeddings, head; the farthest first."""
+        covered = set()
+        found = []
+        for index in range(self.layers):
+            slow, fast = self.slow.read(index), self.fast.read(index)
+            covered = {matrix.name for matrix in expand(matrices(self.config, index), slow)}
+            found += [
+                Residual(f"layers.{index}.{name}", _distance(tensor, fast[name]))
+                for name, tensor in slow.items()
+                if name not in covered and not name.endswith(_COMPUTED)
+            ]
+            self.release()
+        names = [name for name in self.slow.other_names() if not name.endswith(_COMPUTED)]
+        for name in dict.fromkeys((*names, *self._vocabulary)):
+            found.append(Residual(name, _distance(*self.tensors(name))))
+        self.release()
+        return sorted(found, key=lambda one: -one.distance)
+
+    def check_finite(self) -> None:
+        """Read every tensor of both models once.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite.
+        """
+        for layers in (self.slow, self.fast):
+            for name in layers.checkpoint:
+                tensor = layers.checkpoint.tensor(
+                    name, copy=True
+                )  # a mapped one would stay and count as memory
+                check_finite({name: tensor}, layers.checkpoint.path)
+
+    @property
+    def _vocabulary(self) -> tuple[str, str]:
+        """The names of the embedding and the head on disk."""
+        disk = self.slow.architecture.disk
+        return disk.embedding, disk.head
+
+    def _check_shapes(self) -> None:
+        slow, fast = self.slow, self.fast
+        if slow.architecture.family != fast.architecture.family:
+            raise UsageError(
+                f"{self.paths[0]} is {slow.architecture.family}, {self.paths[1]} is {fast.architecture.family}: a pair "
+                "is one architecture"
+            )
+        for path, layers in zip(self.paths, (slow, fast), strict=True):
+            if is_uneven(layers.config):
+                raise UsageError(
+                    f"{path} has different numbers of experts by layer, which switch does not cover"
+                )
+        ours, theirs = (
+            {
+                name: one.checkpoint.shape(name)[1:]
+                if name in self._vocabulary
+                else one.checkpoint.shape(name)
+                for name in one.checkpoint
+                if not name.endswith(_COMPUTED) and name != one.architecture.disk.head
+            }
+            for one in (slow, fast)
+        )
+        only = sorted(set(ours) ^ set(theirs), key=by_number)
+        if only:
+            where = self.paths[0] if only[0] in ours else self.paths[1]
+            raise UsageError(
+                f"{len(only)} tensors are in one model only, {only[0]} (in {where}) first: no pair"
+            )
+        wrong = next((n for n in ours if ours[n] != theirs[n]), None)
+        if wrong:
+            raise UsageError(
+                f"{wrong} has shape {list(ours[wrong])} in {self.paths[0]} and {list(theirs[wrong])} in {self.paths[1]}"
+            )
+
+    def _check_function(self) -> None:
+        """An adapter changes weights only, so everything else that the models compute with must be the same."""
+        differ = function_differences(self.slow.config, self.fast.config)
+        if differ:
+            told = "; ".join(
+                f"{key}: {ours} and {theirs}" for key, (ours, theirs) in list(differ.items())[:4]
+            )
+            told += f"; {len(differ) - 4} more" if len(differ) > 4 else ""
+            raise UsageError(
+                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch does not carry ({told}): no "
+                "pair. Give the model that the slow one was trained from; where the difference changes nothing, write "
+                "the same value in both config.json"
+            )
+
+    def _check_tokenizers(self) -> None:
+        """The same token must be the same text in both; a template may differ, and should."""
+        slow, fast = (load_tokenizer(path).get_vocab() for path in self.paths)
+        embedding = self.slow.architecture.disk.embedding
+        rows, theirs = (one.checkpoint.shape(embedding)[0] for one in (self.slow, self.fast))
+        beyond = next((token for token, number in fast.items() if rows <= number < theirs), None)
+        if beyond is not None:
+            raise UsageError(
+                f"the vocabularies differ: {beyond!r} is token {fast[beyond]} in {self.paths[1]}, and {self.paths[0]} "
+                f"has embeddings for {rows} tokens"
+            )
+        moved = [token for token, number in slow.items() if fast.get(token, number) != number]
+        if moved:
+            raise UsageError(
+                f"the vocabularies differ: {moved[0]!r} is token {slow[moved[0]]} in {self.paths[0]} and "
+                f"{fast[moved[0]]} in {self.paths[1]} ({len(moved)} differ)"
+            )
+
+
+def _stored(layers: LayerFormat, name: str) -> str:
+    """The tensor that stands for the embedding or the head: a tied head is the embedding, stored or not."""
+    disk = layers.architecture.disk
+    if name == disk.head and (name not in layers.checkpoint or _is_tied(layers.config)):
+        return disk.embedding
+    return name
+
+
+def _is_tied(config: dict[str, Any]) -> bool:
+    if "tie_word_embeddings" in config:
+        return bool(config["tie_word_embeddings"])
+    return bool(getattr(text_config(config), "tie_word_embeddings", False))
+
+
+def _distance(slow: Tensor, fast: Tensor) -> float:
+    """Relative distance, in blocks: an embedding in float32 may be larger than everything else in memory."""
+    above = below = 0.0
+    flat = slow.reshape(-1), fast.reshape(-1)
+    for begin in range(0, len(flat[0]), _BLOCK):
+        ours, theirs = (tensor[begin : begin + _BLOCK].double() for tensor in flat)
+        below += float(theirs.square().sum())
+        above += float((ours - theirs).square().sum())
+    return math.sqrt(above / below) if below else math.sqrt(above)

@@ -1,0 +1,74 @@
+"""Settings of a config that change what a model computes, compared between the two models of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from justright.architectures.spec import attention_windows, text_config
+
+_MISSING = "(missing)"
+_READ_IF_THERE = ("head_dim", "partial_rotary_factor")
+"""Keys that models of families whose config class does not know them read all the same."""
+
+HARMLESS = frozenset(
+    {
+        # names, versions, and how a file is read
+        "_name_or_path", "_commit_hash", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
+        "quantization_config", "unsloth_fixed", "unsloth_version", "id2label", "label2id", "problem_type",
+        "is_encoder_decoder", "use_cache", "return_dict", "output_attentions", "output_hidden_states",
+        "chunk_size_feed_forward", "pretraining_tp", "_attn_implementation", "_attn_implementation_autoset",
+        # tokens: the tokenizers are compared instead
+        "bos_token_id", "eos_token_id", "pad_token_id",
+        # training
+        "initializer_range", "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "embedding_dropout",
+        "residual_dropout", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "aux_loss_alpha",
+        "seq_aux", "ep_size", "num_nextn_predict_layers",
+        # shapes, which are compared tensor by tensor
+        "vocab_size", "tie_word_embeddings",
+        # windows: `attention_windows` is compared instead
+        "sliding_window", "use_sliding_window", "max_window_layers",
+    }
+)  # fmt: skip
+"""Keys of config.json that may differ in a pair; every other key that the family knows may change the function."""
+
+
+def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs of one family compute differently: key -> both values, slow first.
+
+    Args:
+        slow: the content of a ``config.json``.
+        fast: the same of the other model. Defaults of the family are filled in on both sides.
+    """
+    ours, theirs = _function(slow), _function(fast)
+    keys = dict.fromkeys((*ours, *theirs))
+    return {
+        key: (ours.get(key, _MISSING), theirs.get(key, _MISSING))
+        for key in keys
+        if ours.get(key, _MISSING) != theirs.get(key, _MISSING)
+    }
+
+
+def _function(config: dict[str, Any]) -> dict[str, Any]:
+    """Every setting that may change the forward.
+
+    What a family's config class does not know (names that tools leave, old keys) its model does not read.
+    """
+    decoder = text_config(config)
+    if isinstance(decoder, SimpleNamespace):  # a family without a class
+        found = dict(vars(decoder))
+    else:
+        plain = type(decoder)(bos_token_id=None, eos_token_id=None, pad_token_id=None)  # warns of none
+        known = {*plain.to_dict(), *_READ_IF_THERE}
+        found = {key: value for key, value in decoder.to_dict().items() if key in known}
+    found = {key: value for key, value in found.items() if key not in HARMLESS}
+    rope = found.get("rope_parameters") or {}
+    kinds = [one for one in rope.values() if isinstance(one, Mapping)] or [
+        rope
+    ]  # one for each kind of layer, or one
+    if all(one.get("rope_type", "default") == "default" for one in kinds):
+        found.pop("max_position_embeddings", None)  # a limit only, where positions are not scaled
+    for index, window in enumerate(attention_windows(config)):
+        found[f"sliding_window of layer {index}"] = None if window is None else f"{window.kind} {window.size}"
+    return found

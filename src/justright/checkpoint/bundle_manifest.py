@@ -1,0 +1,352 @@
+"""Bundles: a model with its switch, its drafter and its defaults, in one directory that says what it holds.
+
+DIR/                   the model's checkpoint, which any loader takes as it is
+    justright.json     the manifest
+    switch/            the adapter to its fast twin, if it has one
+    draft/             the drafter, if it has one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from justright.checkpoint.finite import check_finite_files
+from justright.checkpoint.mode_files import TEMPLATE_FILES
+from justright.checkpoint.reader import Checkpoint, read_json
+from justright.checkpoint.writer import DISK_MARGIN_BYTES, leave, take_lock
+from justright.errors import CheckpointError, ResourceError, UsageError
+from justright.files import COMPANIONS, check_new, local_path, sync_folder, write_durably
+from justright.provenance import Provenance, file_sha256
+from justright.readable import readable_bytes
+
+MANIFEST = "justright.json"
+FORMAT = "justright-bundle-1"
+PARTS = ("switch", "draft")
+
+# Beside the weights and `COMPANIONS`: what tells of a model, its licence in whatever form, pictures of its card.
+_TOLD = [*COMPANIONS, "*.json", "*.txt", "*.md", "*.html", "*.png"]
+_NEVER = {MANIFEST, "adapter_config.json"}  # an adapter beside the weights is loaded by transformers unasked
+
+Tick = Callable[[str, int, int], None]
+"""``(stage, bytes done, bytes in all)``"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How a bundle's files differ from its manifest; all empty: not at all.
+
+    Attributes:
+        missing: in the manifest, and not there.
+        changed: of another size or content.
+        added: there, and not in the manifest.
+    """
+
+    missing: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was bundled is there as it was."""
+        return not self.missing and not self.changed
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What a manifest says.
+
+    Attributes:
+        path: the directory.
+        verifier: `weights_identity` of the model.
+        parts: of `PARTS`, those it has -> where they were taken from, and what they are.
+        templates: "chat" -> the file with the model's chat template, "fast" -> the file with the fast mode's.
+        defaults: how it is run where nobody says otherwise, see `justright.engine.defaults`.
+        files: path in the directory -> ``size_bytes`` and ``sha256``.
+        provenance: what made it.
+    """
+
+    path: Path
+    verifier: str
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read a bundle's manifest; no file beside it is looked at.
+
+        Raises:
+            UsageError: it is no bundle.
+            CheckpointError: the manifest is damaged, or of another format.
+        """
+        file = path / MANIFEST
+        if not file.is_file():
+            raise UsageError(
+                f"{path} is no bundle: it has no {MANIFEST}. `justright bundle MODEL -o DIR` makes bundles"
+            )
+        data = read_json(file)
+        if data.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{file} has the format {data.get('format')!r}, known is {FORMAT!r}: update justright, or make the "
+                "bundle again"
+            )
+        names = ("parts", "templates", "defaults", "files", "provenance")
+        for name in ("verifier", *names):
+            if not isinstance(data.get(name), str if name == "verifier" else dict):
+                raise CheckpointError(f"{file} is damaged: {name} is {data.get(name)!r}")
+        for name in [*data["files"], *data["templates"].values()]:
+            if not _inside(name):
+                raise CheckpointError(f"{file} names {name!r}: only files in the bundle are allowed")
+        for name, entry in data["files"].items():
+            known = entry if isinstance(entry, dict) else {}
+            if type(known.get("size_bytes")) is not int or not isinstance(known.get("sha256"), str):
+                raise CheckpointError(f"{file} is damaged: of {name} it says {entry!r}")
+        return cls(path, data["verifier"], **{name: data[name] for name in names})
+
+    def part(self, name: str) -> Path | None:
+        """The folder of a part, None where the bundle has none.
+
+        Raises:
+            CheckpointError: the manifest names it, and it is not there.
+        """
+        if name not in self.parts:
+            return None
+        folder = self.path / name
+        if not folder.is_dir():
+            raise CheckpointError(f"{self.path} lacks its {name}: fetch or copy the whole bundle again")
+        return folder
+
+    def size_bytes(self, part: str | None = None) -> int:
+        """Bytes of all files, or of those of a part ("model": what is neither switch nor drafter)."""
+        return sum(
+            about["size_bytes"] for name, about in self.files.items() if part in (None, part_of_file(name))
+        )
+
+    def verify(self, tick: Tick = lambda *_: None, *, hashes: bool = True) -> Verified:
+        """Compare with the manifest: every file's size and, with ``hashes``, all its bytes."""
+        missing, changed, done = [], [], 0
+        total = self.size_bytes()
+        for name, about in self.files.items():
+            file = self.path / name
+            if not file.is_file():
+                missing.append(name)
+            elif file.stat().st_size != about["size_bytes"] or (
+                hashes and file_sha256(file) != about["sha256"]
+            ):
+                changed.append(name)
+            done += about["size_bytes"]
+            tick("verifying", done, total)
+        there = {str(file.relative_to(self.path).as_posix()) for file in _walk(self.path)}
+        added = sorted(there - set(self.files) - {MANIFEST})
+        return Verified(tuple(missing), tuple(changed), tuple(added))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        names = ("verifier", "parts", "templates", "defaults", "files", "provenance")
+        return {"format": FORMAT} | {name: getattr(self, name) for name in names}
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a directory is a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def bundled_part(path: Path | None, name: str) -> Path | None:
+    """The folder of a part, if ``path`` is a bundle that has it.
+
+    Raises:
+        CheckpointError: see `Bundle.open` and `Bundle.part`.
+    """
+    return Bundle.open(path).part(name) if path is not None and is_bundle(path) else None
+
+
+def check_bundled_weights(path: Path) -> None:
+    """Read the weights of the model of a bundle once; of another directory, nothing.
+
+    Raises:
+        CheckpointError: a number is not finite.
+    """
+    if is_bundle(path):
+        with Checkpoint.open(path) as checkpoint:
+            check_finite_files(checkpoint.files())
+
+
+def part_of_file(name: str) -> str:
+    """Which part a file of a bundle belongs to; "model" for what is neither switch nor drafter."""
+    first = PurePosixPath(name).parts[0]
+    return first if first in PARTS else "model"
+
+
+def write_bundle(
+    out: Path,
+    model: Path,
+    parts: Mapping[str, Path],
+    *,
+    verifier: str,
+    about: Mapping[str, Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    provenance: Provenance,
+    copy: bool = False,
+    tick: Tick = lambda *_: None,
+) -> Bundle:
+    """Put a bundle together in ``OUT.partial``; it has its name when it is complete.
+
+    Interrupted, the same call goes on behind the last file that was copied. What others keep in ``OUT.partial`` (the
+    shards of an interrupted `prune`) is left. Weights are hard links where the file system has them: then the bundle
+    and what it was made from share them.
+
+    Args:
+        out: the directory to create.
+        model: the checkpoint directory.
+        parts: of `PARTS`, the folder of each.
+        verifier: `weights_identity` of the model.
+        about: of each part, what the manifest says of it.
+        defaults: for the manifest.
+        provenance: for the manifest.
+        copy: link nothing.
+        tick: told of progress.
+
+    Raises:
+        UsageError: ``out`` exists, or another process is writing it.
+        ResourceError: no room for what has to be copied.
+    """
+    out = Path(os.path.abspath(local_path(out)))
+    check_new(out)
+    work = out.with_name(out.name + ".partial")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(work)
+    try:
+        staging = work / "bundle"
+        sources = _sources(model, parts)
+        _place(sources, staging, copy=copy, tick=tick)
+        files = _hashed(staging, sources, tick)
+        templates = _templates(files)
+        bundle = Bundle(out, verifier, about, templates, defaults, files, provenance.to_dict())
+        text = json.dumps(bundle.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n"
+        write_durably(staging / MANIFEST, text.encode())
+        for folder in (staging, *(staging / name for name in parts)):
+            sync_folder(folder)
+        check_new(out)
+        staging.rename(out)
+        sync_folder(out.parent)
+    except BaseException:
+        lock.release()
+        raise
+    leave(work, lock)
+    return bundle
+
+
+def bundled_files(model: Path, parts: Mapping[str, Path]) -> dict[str, int]:
+    """What a bundle will hold beside its manifest: path in it -> bytes."""
+    return {name: file.stat().st_size for name, file in _sources(model, parts).items()}
+
+
+def _sources(model: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
+    """Path in the bundle -> the file to be put there. Of a bundle given as the model, its checkpoint alone."""
+    with Checkpoint.open(model) as checkpoint:
+        found = {file.name: file for file in checkpoint.files()}
+    for pattern in _TOLD:
+        for file in sorted(model.glob(pattern)):
+            if file.is_file() and file.name not in _NEVER:
+                found.setdefault(file.relative_to(model).as_posix(), file)
+    for part, folder in parts.items():
+        listed = {
+            file for pattern in (*_TOLD, "*.safetensors") for file in folder.glob(pattern) if file.is_file()
+        }
+        found |= {f"{part}/{file.relative_to(folder).as_posix()}": file for file in sorted(listed)}
+    return {name: file.resolve() for name, file in sorted(found.items())}
+
+
+def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick) -> None:
+    """Link or copy what is not in its place yet, and remove what has none."""
+    for file in list(_walk(staging)):
+        name = file.relative_to(staging).as_posix()
+        if name not in sources or not _same(sources[name], file, linked=_linked(name, copy=copy)):
+            file.unlink()
+    waiting = {name: file for name, file in sources.items() if not (staging / name).exists()}
+    for name in sources:
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, file in list(waiting.items()):
+        if _linked(name, copy=copy):
+            with contextlib.suppress(
+                OSError
+            ):  # another file system, one without links, or too many: a copy then
+                os.link(file, staging / name)
+                del waiting[name]
+    sizes = {name: file.stat().st_size for name, file in waiting.items()}
+    needed, free = sum(sizes.values()) + DISK_MARGIN_BYTES, shutil.disk_usage(staging).free
+    if free < needed:
+        raise ResourceError(
+            f"not enough room on the disk of {staging.parent}: {readable_bytes(needed)} are to be copied, "
+            f"{readable_bytes(free)} are free. Free some, or write to the disk of the model, where files are linked"
+        )
+    done = 0
+    for name, file in waiting.items():
+        _copy(file, staging / name)
+        done += sizes[name]
+        tick("copying", done, sum(sizes.values()))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all, and with the source's time, by which it is known again."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, partial)
+    shutil.copystat(source, partial)
+    partial.chmod(0o644)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def _linked(name: str, *, copy: bool) -> bool:
+    """Weights, which nobody edits in place, and not the texts that somebody may."""
+    return not copy and name.endswith(".safetensors")
+
+
+def _same(source: Path, placed: Path, *, linked: bool) -> bool:
+    """Whether a file in its place is a whole copy of the source, or the source itself where it may be."""
+    one, other = source.stat(), placed.stat()
+    if source.samefile(placed):
+        return linked
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def _hashed(staging: Path, sources: Mapping[str, Path], tick: Tick) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    total = sum((staging / name).stat().st_size for name in sources)
+    done = 0
+    for name in sources:
+        size = (staging / name).stat().st_size
+        found[name] = {"size_bytes": size, "sha256": file_sha256(staging / name)}
+        done += size
+        tick("hashing", done, total)
+    return found
+
+
+def _templates(files: Mapping[str, Any]) -> dict[str, str]:
+    """Where chat templates are; an older checkpoint has its in the tokenizer's config."""
+    chat = next((name for name in TEMPLATE_FILES if name in files), None)
+    found = {"chat": chat, "fast": "switch/chat_template.jinja"}
+    return {mode: name for mode, name in found.items() if name in files and name is not None}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files of a bundle's directory and of its folders, hidden ones (of version control, of the hub) left out."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            yield file
+
+
+def _inside(name: Any) -> bool:
+    """Whether a name is that of a file below the bundle's directory."""
+    path = PurePosixPath(name) if isinstance(name, str) and name else PurePosixPath("/")
+    return not path.is_absolute() and ".." not in path.parts

@@ -1,0 +1,82 @@
+"""What belongs to a way of running a model beside its weights, from all the places where a folder may have it.
+
+- Chat template: ``chat_template.jinja``, else ``chat_template`` in ``tokenizer_config.json`` (transformers 4), else
+  ``chat_template.json`` (processors).
+- End tokens: ``eos_token_id`` of ``generation_config.json``, else of ``config.json``, else of its ``text_config``.
+- Special tokens: ``tokenizer_config.json``, and over it ``special_tokens_map.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from justright.checkpoint.reader import read_json
+from justright.errors import CheckpointError
+
+TEMPLATE, TOKENIZER, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
+TEMPLATE_FILES = (TEMPLATE, TOKENIZER, PROCESSOR)
+GENERATION, SPECIAL = "generation_config.json", "special_tokens_map.json"
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def read_template(folder: Path) -> str | None:
+    """The folder's default chat template; None where there is none.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text(encoding="utf-8")
+    for name in (TOKENIZER, PROCESSOR):
+        found = read_object(folder / name).get("chat_template")
+        if isinstance(found, list):  # [{"name": ..., "template": ...}]
+            found = {one["name"]: one["template"] for one in found if isinstance(one, Mapping)}
+        if isinstance(found, Mapping):
+            found = found.get("default")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def read_end_tokens(folder: Path) -> frozenset[int]:
+    """The folder's end tokens; empty where no config names one (then the tokenizer's counts).
+
+    Raises:
+        CheckpointError: a file cannot be read, or names something that is no token id.
+    """
+    config = read_object(folder / "config.json")
+    nested = config.get("text_config")
+    for one in (read_object(folder / GENERATION), config, nested if isinstance(nested, Mapping) else {}):
+        found = one.get("eos_token_id")
+        if found is None or found == []:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise CheckpointError(
+                f"eos_token_id in {folder} is {found!r}; allowed: a token id or a list of them"
+            )
+        return frozenset(ids)
+    return frozenset()
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """The folder's special tokens by name (``eos_token``), as chat templates use them.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    both = {**read_object(folder / TOKENIZER), **read_object(folder / SPECIAL)}
+    found = {name: both.get(name) for name in _SPECIAL_TOKENS}
+    texts = {name: one.get("content") if isinstance(one, Mapping) else one for name, one in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
+    return read_json(file) if file.is_file() else {}

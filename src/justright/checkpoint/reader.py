@@ -1,0 +1,344 @@
+"""Lazy reading of safetensors checkpoints: headers first, one tensor at a time after."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from justright.checkpoint import sparse
+from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
+from justright.checkpoint.tensor_names import canonical_names
+from justright.errors import CheckpointError, UnsupportedModelError
+from justright.files import exists
+
+if TYPE_CHECKING:
+    import torch
+
+_CHUNK_BYTES = 2**20
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Checkpoint:
+    """A checkpoint directory, or one safetensors file, read one tensor at a time.
+
+    Life cycle: :meth:`open` reads and checks the headers only. :meth:`tensor` maps the tensor's shard into
+    memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Nothing is
+    ever written. Tensors handed out stay valid after closing. The tensors of a sparse container
+    (`justright.checkpoint.sparse`) are unpacked as they are read. Tensors have the architecture table's names,
+    whichever of the names that transformers loads the files have (`justright.checkpoint.tensor_names`).
+
+    Attributes:
+        packed: the tensors that are stored sparsely.
+    """
+
+    def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
+        self.path = path
+        self._config: dict[str, Any] | None = None
+        self._stored = {info.name: info for header in headers.values() for info in header.tensors}
+        self._infos, self.packed = self._stored, frozenset[str]()
+        if any(file.name.startswith(sparse.SINGLE.removesuffix(".safetensors")) for file in headers):
+            self._infos, self.packed = sparse.tensor_infos(self._stored)
+        else:
+            names = canonical_names(self._stored, self._known_config(), path)
+            self._infos = {name: self._stored[stored] for name, stored in names.items()}
+        self._headers = headers
+        self._open: dict[Path, Any] = {}
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+
+        Raises:
+            CheckpointError: weights are missing, truncated, corrupt, duplicated, at odds with the index,
+                or not safetensors at all. The message says which file and what to do.
+        """
+        path = Path(path)
+        index: dict[str, str] = {}
+        if path.is_file():
+            files = [path]
+        elif (found := weights_file(path)) is None:
+            raise no_weights(path)
+        elif found.suffix == ".json":
+            index = _read_index(found)
+            files = [path / name for name in sorted(set(index.values()))]
+            _check_shards_exist(path, files)
+        else:
+            files = [found]
+        headers = {file: read_header(file) for file in files}
+        _check_duplicates(headers)
+        _check_index(path, index, headers)
+        return cls(path, headers)
+
+    def _known_config(self) -> dict[str, Any]:
+        """The config, or an empty one where it cannot be read; whoever needs it reads it again and gets the error."""
+        try:
+            return self.config
+        except CheckpointError:
+            return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def close(self) -> None:
+        """Drop the mapped shards; may be called twice."""
+        self._open.clear()
+
+    def names(self) -> tuple[str, ...]:
+        """Return the tensors' names in the order in which they lie on disk."""
+        return tuple(self._infos)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the safetensors files."""
+        return tuple(self._headers)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return what the header says of ``name``.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        try:
+            return self._infos[name]
+        except KeyError:
+            close = [known for known in self._infos if known.endswith(name.rsplit(".", 2)[-1])][:3]
+            raise CheckpointError(
+                f"{self.path} has no tensor {name!r} among its {len(self._infos)}; similar: {close or 'none'}"
+            ) from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the tensor's shape, without reading it."""
+        return self.info(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype's safetensors name (``F32``, ``BF16``, ...), without reading the tensor."""
+        return self.info(name).dtype
+
+    def tensor(self, name: str, *, copy: bool = False) -> torch.Tensor:
+        """Return one tensor on the CPU; pages of it are read from disk as they are touched.
+
+        Args:
+            name: one of :meth:`names`.
+            copy: False: the tensor shares this process's view of the file, so a change made in place is seen
+                by later reads of ``name`` (never by the file). True: it is the caller's own, and no page of the
+                file is mapped for it, so that its memory is free again as soon as the tensor is gone.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it cannot be read.
+            UnsupportedModelError: its dtype has no counterpart in torch.
+        """
+        info = self.info(name)
+        if name in self.packed:
+            values, bitmask = (self._copy(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
+            return sparse.unpack(values, bitmask, info.shape, f"{name} in {info.file}")
+        return self._copy(info) if copy else self._read(info)
+
+    def _copy(self, info: TensorInfo) -> torch.Tensor:
+        """One tensor as it is stored, read into memory of its own."""
+        import torch
+
+        tensor = torch.empty(info.shape, dtype=getattr(torch, _torch_name(info)))
+        if not info.nbytes:
+            return tensor
+        try:
+            with info.file.open("rb") as stream:
+                stream.seek(self._headers[info.file].begin + info.start)
+                count = stream.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
+        except OSError as error:
+            raise damaged(info.file, f"{info.name} cannot be read ({error})") from error
+        if count != info.nbytes:
+            raise damaged(info.file, f"{info.name} has {info.nbytes} bytes, of which {count} can be read")
+        return tensor
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        """One tensor as it is stored."""
+        name = info.name  # in the file, which may differ from the table's
+        _torch_name(info)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            file = self._open.get(info.file)  # kept: another thread may close in between
+            if file is None:
+                file = self._open[info.file] = safe_open(info.file, framework="pt", device="cpu")
+            tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise damaged(info.file, f"{name} cannot be read ({error})") from error
+        return tensor
+
+    def plain_bytes(self, name: str) -> int:
+        """The tensor's size in memory, which is that on disk unless it is packed."""
+        info = self.info(name)
+        return math.prod(info.shape) * DTYPES[info.dtype][1] // 8
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors on disk."""
+        return sum(info.nbytes for info in self._infos.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of all shards' headers (``{"format": "pt"}`` as a rule)."""
+        return {key: value for header in self._headers.values() for key, value in header.metadata.items()}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of ``config.json``; the caller's own copy.
+
+        Raises:
+            CheckpointError: it is missing or not a JSON object.
+        """
+        if self._config is None:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            self._config = read_json(folder / "config.json")
+        return dict(self._config)
+
+
+def weights_file(path: Path) -> Path | None:
+    """What a checkpoint directory's weights begin with: its one file, or the index of several."""
+    names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
+    return next((path / name for name in names if (path / name).exists()), None)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object that is part of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or not a JSON object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}: a checkpoint directory needs it; "
+            "copy it from the model's original repository"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not readable JSON ({error}): fetch the file again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(
+            f"{file} holds a JSON {type(data).__name__}, not an object: fetch the file again"
+        )
+    return data
+
+
+def no_weights(path: Path) -> CheckpointError:
+    """Return the error for a directory without ``model.safetensors``, by what it holds instead."""
+    if not path.is_dir():
+        return CheckpointError(f"{path} does not exist: give a checkpoint directory")
+    pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if (path / "adapter_config.json").exists():
+        return CheckpointError(f"{path} is an adapter, not a whole model: give its base model's directory")
+    if others:
+        return CheckpointError(
+            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX} (nor those of a sparse container): "
+            f"a single file must be named {SINGLE}, several need their index"
+        )
+    if pickles:
+        return CheckpointError(
+            f"{path} holds only pickled weights ({', '.join(pickles[:4])}), and loading those can run any "
+            "code: justright refuses them. Use a safetensors revision of the model; or, where you trust "
+            "the files, convert them once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    if ggufs:
+        return CheckpointError(
+            f"{path} holds a GGUF model ({', '.join(ggufs[:4])}), justright reads safetensors: "
+            "give the original checkpoint that the GGUF was made from"
+        )
+    return CheckpointError(f"{path} holds no weights: expected {SINGLE}, or {INDEX} with its shards")
+
+
+def _torch_name(info: TensorInfo) -> str:
+    """The tensor's dtype as torch names it.
+
+    Raises:
+        UnsupportedModelError: torch has none.
+    """
+    name = DTYPES[info.dtype][0]
+    if name is None:
+        raise UnsupportedModelError(
+            f"{info.name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
+        )
+    return name
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{file} has no weight_map: fetch the file again")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+            raise CheckpointError(f"{file} names the shard {shard!r}: only files beside it are allowed")
+    return weight_map
+
+
+def _check_shards_exist(path: Path, files: list[Path]) -> None:
+    missing = [file.name for file in files if not exists(file)]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of its {len(files)} shards: {', '.join(missing[:4])}"
+            f"{', ...' if len(missing) > 4 else ''}. Fetch them again, for example with `hf download`"
+        )
+
+
+def _check_duplicates(headers: dict[Path, Header]) -> None:
+    """A tensor may be in two shards if it is the same in both, bit for bit."""
+    seen: dict[str, tuple[TensorInfo, int]] = {}
+    for file, header in headers.items():
+        begin = file.stat().st_size - max((info.end for info in header.tensors), default=0)
+        for info in header.tensors:
+            if info.name in seen and not _equal(seen[info.name], (info, begin)):
+                both = f"{seen[info.name][0].file.name} and {file.name}"
+                raise CheckpointError(
+                    f"the tensor {info.name} is in both {both} of {file.parent}, and differs: "
+                    "shards of two versions are mixed; fetch the checkpoint again into an empty directory"
+                )
+            seen[info.name] = info, begin
+
+
+def _equal(one: tuple[TensorInfo, int], other: tuple[TensorInfo, int]) -> bool:
+    """Whether two tensors, each with the offset of its file's data, hold the same."""
+    (a, a_begin), (b, b_begin) = one, other
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.file.open("rb") as left, b.file.open("rb") as right:
+        left.seek(a_begin + a.start)
+        right.seek(b_begin + b.start)
+        rest = a.nbytes
+        while rest:
+            size = min(rest, _CHUNK_BYTES)
+            if left.read(size) != right.read(size):
+                return False
+            rest -= size
+    return True
+
+
+def _check_index(path: Path, index: dict[str, str], headers: dict[Path, Header]) -> None:
+    inside = {file.name: {info.name for info in header.tensors} for file, header in headers.items()}
+    wrong = [(name, shard) for name, shard in index.items() if name not in inside[shard]]
+    if wrong:
+        name, shard = wrong[0]
+        raise CheckpointError(
+            f"{path / INDEX} places {len(wrong)} tensors in shards that lack them, {name} in {shard} first: "
+            "the index and the shards are of two versions; fetch the checkpoint again into an empty directory"
+        )

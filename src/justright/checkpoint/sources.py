@@ -1,0 +1,326 @@
+"""Where models come from: a directory, the Hugging Face hub, or a Python package -> a local directory.
+
+Neither torch nor transformers is imported here: ``justright path`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import glob
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Protocol, cast
+
+from justright.checkpoint.bundle_manifest import Bundle, is_bundle
+from justright.checkpoint.reader import no_weights, weights_file
+from justright.errors import CheckpointError, JustrightError, SourceError, UsageError
+from justright.files import exists, local_path
+
+ENTRY_POINTS = "justright.models"
+# The hub's pattern language lets * match slashes: what lies in subfolders is taken out again below.
+HUB_ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "README*"]
+HUB_NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.py", "*.pkl"]
+"""Pickles and code: not even where a bundle's manifest names them."""
+HUB_IGNORE = ["*/*.safetensors", "consolidated*.safetensors", *HUB_NEVER]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "vocab.txt",
+    "*.tiktoken",
+)
+
+_PREFIXED = re.compile(r"([A-Za-z][\w-]+):(.*)", re.DOTALL)  # two letters at least: C:\ is a drive
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
+
+
+class Provider(Protocol):
+    """What an entry point of the group ``justright.models`` refers to; its name is the prefix."""
+
+    def names(self) -> Mapping[str, str]:
+        """Return the models on offer: name -> one line of description."""
+        ...
+
+    def path(self, name: str, *, progress: bool = True) -> Path:
+        """Return the checkpoint directory of ``name``, made at first use."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that lies on this machine.
+
+    Attributes:
+        path: the checkpoint directory.
+        name: what the user asked for.
+        kind: ``local``, ``hub``, or a provider's prefix such as ``packaged``.
+        revision: the hub's commit, None for other kinds.
+    """
+
+    path: Path
+    name: str
+    kind: str
+    revision: str | None = None
+
+
+def resolve(
+    model: str, *, revision: str | None = None, offline: bool = False, progress: bool = True
+) -> Source:
+    """Find a model, and fetch or convert it where needed.
+
+    Args:
+        model: an existing directory, ``PREFIX:NAME`` (a model that a Python package carries), or a hub id
+            ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
+        revision: the hub's branch, tag or commit; instead of ``@revision``.
+        offline: use what the hub's cache has, ask no server.
+        progress: show progress on stderr.
+
+    Raises:
+        UsageError: the name is empty, or a revision is given where there is none.
+        SourceError: nothing of that name, or the hub cannot be reached.
+        CheckpointError: what was found is not a checkpoint that justright can load.
+        MissingExtraError: a package is needed; the message has the command.
+    """
+    if not model.strip():
+        raise UsageError("no model given: a directory, PREFIX:NAME or a hub id org/name is expected")
+    local = local_path(model)
+    if exists(local):
+        _refuse_revision(model, revision)
+        return Source(_check_directory(local.resolve()), model, "local")
+    if match := _PREFIXED.fullmatch(model):
+        _refuse_revision(model, revision)
+        prefix, name = match.groups()
+        return Source(_check_directory(_packaged(prefix, name, progress)), model, prefix)
+    match = _HUB_ID.fullmatch(model)
+    if match and not model.startswith((".", "~")):
+        if revision and match["revision"] and revision != match["revision"]:
+            raise UsageError(
+                f"two revisions of {match['repo']}: {match['revision']} and {revision}; give one"
+            )
+        path = _download(match["repo"], revision or match["revision"], offline, progress)
+        return Source(_check_directory(path), model, "hub", revision=path.name)
+    raise _nothing_found(model)
+
+
+def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
+
+    Raises:
+        UsageError: neither of them, or a directory without ``adapter_config.json``.
+        SourceError: the hub does not have it, or cannot be reached.
+    """
+    make = "`justright switch extract SLOW FAST -o DIR` makes"
+    local = _resolve_part("adapter", adapter, make, offline, progress)
+    if not (local / "adapter_config.json").is_file():
+        what = "a checkpoint, not an adapter" if (local / "config.json").is_file() else "no adapter"
+        raise UsageError(f"{local} is {what}: it has no adapter_config.json. {make} an adapter")
+    return local
+
+
+def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
+
+    Raises:
+        UsageError: neither of them.
+        SourceError: the hub does not have it, or cannot be reached.
+    """
+    make = "`justright draft train MODEL -o DIR` makes"
+    return _resolve_part("drafter", drafter, make, offline, progress)
+
+
+def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool) -> Path:
+    local = local_path(name)
+    if exists(local):
+        return local
+    match = _HUB_ID.fullmatch(name)
+    if match is None or name.startswith((".", "~")):
+        raise UsageError(
+            f"no {kind} {name!r}: no such directory, and not of the form org/name (hub). {make} one"
+        )
+    return _download(match["repo"], match["revision"], offline, progress)
+
+
+def available() -> dict[str, str]:
+    """Return the models that installed packages carry: ``PREFIX:NAME`` -> description.
+
+    Raises:
+        SourceError: a provider cannot be loaded.
+    """
+    return {
+        f"{point.name}:{name}": description
+        for point in entry_points(group=ENTRY_POINTS)
+        for name, description in _load(point).names().items()
+    }
+
+
+def check_tokenizer_files(path: Path) -> None:
+    """Check that a checkpoint directory has a tokenizer, before anything expensive.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    has_bpe = (path / "vocab.json").exists() and (path / "merges.txt").exists()
+    if not has_bpe and not any(next(path.glob(pattern), None) for pattern in TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{path} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}, or vocab.json with "
+            "merges.txt. Copy the tokenizer's files from the model's original repository"
+        )
+
+
+def _refuse_revision(model: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(
+            f"{model} is not on the hub: it has no revision {revision!r}; leave the revision out"
+        )
+
+
+def _check_directory(path: Path) -> Path:
+    """Check cheaply that ``path`` is a checkpoint directory: its config and safetensors weights are there."""
+    if path.is_file():
+        raise _not_a_directory(path)
+    if weights_file(path) is None:
+        raise no_weights(path)
+    if not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path} has no config.json: a checkpoint directory needs it; "
+            "copy it from the model's original repository"
+        )
+    return path
+
+
+def _not_a_directory(path: Path) -> CheckpointError:
+    if path.suffix == ".gguf":
+        return CheckpointError(
+            f"{path} is a GGUF file and justright reads safetensors directories: give the original "
+            "checkpoint that the GGUF was made from (its hub id is in the GGUF's model card)"
+        )
+    if path.suffix == ".safetensors":
+        return CheckpointError(f"{path} is a single file: give its directory, {path.parent}")
+    if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}:
+        return CheckpointError(
+            f"{path} is a pickle, and loading one can run any code: justright reads safetensors only"
+        )
+    return CheckpointError(f"{path} is a file: give a checkpoint directory")
+
+
+def _packaged(prefix: str, name: str, progress: bool) -> Path:
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if prefix not in points:
+        known = ", ".join(f"{known}:NAME" for known in sorted(points)) or "none is installed"
+        raise SourceError(
+            f"unknown prefix {prefix!r} in {prefix}:{name}. Prefixes: {known}. "
+            "A hub id is written org/name, a directory in that form as ./DIR"
+        )
+    provider = _load(points[prefix])
+    if name not in provider.names():
+        offered = "".join(f"\n  {prefix}:{known}  {text}" for known, text in provider.names().items())
+        raise SourceError(f"{prefix} has no model {name!r}. It has:{offered or ' none'}")
+    return provider.path(name, progress=progress)
+
+
+def _load(point: EntryPoint) -> Provider:
+    try:
+        return cast(Provider, point.load())
+    except JustrightError:
+        raise
+    except Exception as error:
+        package = point.dist.name if point.dist else point.value
+        raise SourceError(
+            f"the package {package}, which offers {point.name}:NAME, cannot be loaded ({error!r}): "
+            "update or uninstall it"
+        ) from error
+
+
+def _nothing_found(model: str) -> SourceError:
+    offered = available()
+    close = difflib.get_close_matches(model, [*offered, *(key.split(":")[1] for key in offered)], n=1)
+    hint = next((key for key in offered if close and key.endswith(close[0])), None)
+    lines = "".join(f"\n  {key}  {text}" for key, text in offered.items())
+    return SourceError(
+        f"no model {model!r}: no such directory, and not of the form org/name (hub) or PREFIX:NAME (package)."
+        f"{f' Did you mean {hint}?' if hint else ''} Carried by installed packages:{lines or ' none'}"
+    )
+
+
+def _download(repo: str, revision: str | None, offline: bool, progress: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = f"{repo}{f'@{revision}' if revision else ''}"
+    try:
+        with _hub_progress(progress):
+            path = huggingface_hub.snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=HUB_ALLOW,
+                ignore_patterns=HUB_IGNORE,
+                local_files_only=offline,
+            )
+            if is_bundle(Path(path)):  # all that it names, of the same commit
+                huggingface_hub.snapshot_download(
+                    repo,
+                    revision=Path(path).name,
+                    allow_patterns=[glob.escape(name) for name in Bundle.open(Path(path)).files],
+                    ignore_patterns=HUB_NEVER,
+                    local_files_only=offline,
+                )
+    except errors.GatedRepoError as error:
+        raise SourceError(
+            f"{where} is gated: accept its terms at https://huggingface.co/{repo}, then run `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise SourceError(
+            f"the hub has no model {where} (nor is there a directory of that name). "
+            "Check the spelling; for a private one run `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SourceError(f"{repo} has no revision {revision!r}: give a branch, a tag or a commit") from error
+    except errors.HFValidationError as error:
+        raise SourceError(f"{repo!r} is neither a directory nor a valid hub id: {error}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise _not_cached(where, offline or isinstance(error, errors.OfflineModeIsEnabled)) from error
+    except OSError as error:
+        raise SourceError(
+            f"{where} could not be fetched from the hub ({_first_line(error)}). "
+            "Repeat the command: what is already fetched is kept"
+        ) from error
+    return Path(path)
+
+
+def _not_cached(where: str, offline: bool) -> SourceError:
+    if offline:
+        return SourceError(
+            f"{where} is not in the hub's cache, and this run is offline: fetch it once online"
+        )
+    return SourceError(
+        f"the hub cannot be reached and {where} is not in its cache (nor is there a directory of that name). "
+        "Check the network (HF_ENDPOINT and HTTPS_PROXY are honoured), or name a local directory"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _hub_progress(shown: bool) -> Iterator[None]:
+    """Silence the hub's progress bars where asked to; leave the user's own setting alone otherwise."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,46 @@
+"""A sparse container, written as an ordinary checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.writer import CheckpointWriter
+from justright.errors import CheckpointError, UsageError
+from justright.provenance import collect
+
+
+def unpack_checkpoint(source: Path, out: Path, tick: Callable[[int, int], None] = lambda *_: None) -> Path:
+    """Write the container ``source`` as a plain checkpoint ``out``; interrupted, the same call goes on.
+
+    Args:
+        source: a directory.
+        out: to create.
+        tick: told tensors done, tensors in all.
+
+    Raises:
+        UsageError: ``source`` is no container, or ``out`` exists.
+        CheckpointError: it is damaged.
+    """
+    with Checkpoint.open(source) as checkpoint:
+        if not checkpoint.packed:
+            raise UsageError(f"{source} is no sparse container: it is stored plainly already")
+        expected = sum(checkpoint.plain_bytes(name) for name in checkpoint)
+        fingerprint = {"unpack": str(source.resolve()), "bytes": checkpoint.nbytes}
+        with CheckpointWriter(out, fingerprint=fingerprint, source=source, expected_bytes=expected) as writer:
+            for number, name in enumerate(checkpoint):
+                tick(number, len(checkpoint))
+                tensor = checkpoint.tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise CheckpointError(
+                        f"{name} in {source} has values that are NaN or infinite, which no container of justright is "
+                        "made with: it is damaged; fetch or copy it again"
+                    )
+                writer.add(name, tensor)
+            extra = ("plan.json", "prune.json", "report.html")
+            files = {n: (source / n).read_bytes() for n in extra if (source / n).is_file()}
+            tick(len(checkpoint), len(checkpoint))
+            return writer.finish(
+                checkpoint.config, files=files, provenance=collect(inputs={"packed": source})
+            )

@@ -1,0 +1,386 @@
+"""Writing checkpoints that are complete or absent, in shards, and that a killed run can go on with.
+
+OUT.partial/                 while writing; may be deleted to start over
+    journal.jsonl            line 1: the job; then one line per shard that is safely on disk
+    lock                     one writer at a time
+    checkpoint/              becomes OUT by one rename, when every byte is on disk
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from justright.checkpoint import sparse
+from justright.checkpoint.format import INDEX, SINGLE, read_header
+from justright.checkpoint.shard_writer import MAX_HEADER_ROOM, ShardFile, dtype_name, header_room
+from justright.errors import CheckpointError, ResourceError, UsageError
+from justright.files import (
+    cannot_write,
+    check_new,
+    copy_companions,
+    local_path,
+    sync_folder,
+    write_durably,
+)
+from justright.provenance import FILE_NAME as PROVENANCE
+from justright.provenance import Provenance
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+Store = Literal["dense", "sparse"]
+DISK_MARGIN_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A journal line: a shard that is complete on disk."""
+
+    names: list[str]
+    size_bytes: int
+    data_bytes: int
+
+
+class CheckpointWriter:
+    """Writes a checkpoint directory tensor by tensor; use it in a ``with`` block.
+
+    Life cycle: the constructor takes ``OUT.partial`` with what an interrupted run of the same job left there,
+    :meth:`add` appends tensors, :meth:`finish` gives the directory its final name. Leaving the block without
+    ``finish`` (an error, Ctrl-C, kill -9) leaves nothing under the final name and keeps the complete shards:
+    the same job, adding the same tensors in the same order, goes on after them and ends with the same bytes.
+
+    Args:
+        out: the directory to create.
+        fingerprint: what identifies the job, JSON-ready: source, method, settings. Interrupted work is taken
+            up only by a job with an equal one.
+        source: a checkpoint directory whose tokenizer, templates, licence and so on are copied.
+        max_shard_bytes: the size at which a new shard begins; one larger tensor still is one shard.
+        expected_bytes: the size of all tensors; when given, the disk must have room for them beforehand.
+        metadata: the shards' header metadata; ``{"format": "pt"}`` is what transformers wants to see.
+        resume: False: discard interrupted work, of whatever job.
+        store: "sparse": a container of `justright.checkpoint.sparse`.
+
+    Raises:
+        UsageError: ``out`` exists, another process is writing it, or interrupted work is of another job.
+        ResourceError: the disk has less room than ``expected_bytes`` needs.
+    """
+
+    def __init__(
+        self,
+        out: Path | str,
+        *,
+        fingerprint: Mapping[str, Any] | None = None,
+        source: Path | None = None,
+        max_shard_bytes: int = 5_000_000_000,
+        expected_bytes: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        resume: bool = True,
+        store: Store = "dense",
+    ) -> None:
+        if max_shard_bytes <= 0:
+            raise UsageError(f"max_shard_bytes is {max_shard_bytes}: give a positive number of bytes")
+        self.out = Path(os.path.abspath(local_path(out)))
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        self._source = source
+        self.store = store
+        self._max_shard_bytes = max_shard_bytes
+        self._metadata = dict(metadata or {"format": "pt"})
+        self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
+        if store == "sparse":  # three entries for one
+            self._room = min(4 * self._room, MAX_HEADER_ROOM)
+        self._job = {
+            "format": FORMAT,
+            "max_shard_bytes": max_shard_bytes,
+            "header_room": self._room,
+            "metadata": self._metadata,
+            "store": store,
+            "fingerprint": json.loads(json.dumps(dict(fingerprint or {}), default=str)),
+        }
+        self._current: ShardFile | None = None
+        self._added: set[str] = set()
+        self._finished = False
+        with self._disk():
+            check_new(self.out)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(self.partial)
+        try:
+            with self._disk():
+                check_new(self.out)
+                self._shards = self._take_up(resume)
+                self._check_room(expected_bytes)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._done = frozenset(name for shard in self._shards for name in shard.names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors on disk so far."""
+        current = self._current.data_bytes if self._current is not None else 0
+        return sum(shard.data_bytes for shard in self._shards) + current
+
+    def done(self) -> frozenset[str]:
+        """Return the names of the tensors that an interrupted run has already written safely."""
+        return self._done
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor; nothing to do when it is among :meth:`done`.
+
+        Raises:
+            UsageError: the name was added before, the tensor cannot be held, or the writer is finished.
+            ResourceError: the disk is full; what is complete is kept, the same job goes on from there.
+        """
+        if self._finished:
+            raise UsageError(f"{self.out} is finished: {name} cannot be added")
+        if name in self._added or name == "__metadata__":
+            raise UsageError(f"{name} cannot be added: the name is taken")
+        dtype_name(name, tensor)
+        self._added.add(name)
+        for part, stored in (sparse.pack(name, tensor) if self.store == "sparse" else {name: tensor}).items():
+            if part not in self._done:
+                with self._disk():
+                    self._shard_for(part, stored).append(part, stored)
+
+    def finish(
+        self,
+        config: Mapping[str, Any],
+        *,
+        provenance: Provenance | None = None,
+        files: Mapping[str, str | bytes] | None = None,
+    ) -> Path:
+        """Write what stands beside the weights and give the directory its final name.
+
+        Args:
+            config: the content of ``config.json``.
+            provenance: written as ``provenance.json``.
+            files: further files by name (a model card, a manifest); they replace companions of that name.
+
+        Returns:
+            The final directory.
+
+        Raises:
+            UsageError: nothing was added, or the final name was taken meanwhile.
+            ResourceError: the disk is full.
+        """
+        with self._disk():
+            self._complete_shard()
+            if not self._shards:
+                raise UsageError(f"no tensor was added: {self.out} would be an empty checkpoint")
+            if self._source is not None:
+                copy_companions(self._source, self._folder)
+            contents: dict[str, str | bytes] = {**(files or {}), "config.json": _json(dict(config))}
+            if provenance is not None:
+                contents[PROVENANCE] = provenance.to_json()
+            contents |= self._name_shards()
+            for name, content in contents.items():
+                write_durably(self._folder / name, content.encode() if isinstance(content, str) else content)
+            sync_folder(self._folder)
+            check_new(self.out)
+            os.rename(self._folder, self.out)
+            sync_folder(self.out.parent)
+        self._finished = True
+        self.close()
+        return self.out
+
+    def close(self) -> None:
+        """Let go of files and lock; interrupted work stays, finished work has left nothing else."""
+        if self._current is not None:
+            self._current.abandon()
+            self._current = None
+        self._lock.release()
+        if self._finished:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    # --- shards
+
+    @property
+    def _folder(self) -> Path:
+        return self.partial / "checkpoint"
+
+    def _shard_path(self, number: int) -> Path:
+        return self._folder / f"shard-{number:05d}.safetensors"
+
+    def _shard_for(self, name: str, tensor: torch.Tensor) -> ShardFile:
+        if self._current is not None and not self._current.fits(
+            name, tensor, max_bytes=self._max_shard_bytes
+        ):
+            self._complete_shard()
+        if self._current is None:
+            path = self._shard_path(len(self._shards) + 1)
+            self._current = ShardFile(path, room=self._room, metadata=self._metadata)
+            if not self._current.fits(name, tensor, max_bytes=self._max_shard_bytes):
+                raise UsageError(
+                    f"the name {name[:40]}... of {len(name)} characters is too long for a header"
+                )
+        return self._current
+
+    def _complete_shard(self) -> None:
+        if self._current is None:
+            return
+        shard, self._current = self._current, None
+        try:
+            size_bytes = shard.complete()
+        except BaseException:
+            shard.abandon()
+            raise
+        sync_folder(self._folder)
+        self._shards.append(_Shard(shard.names, size_bytes, shard.data_bytes))
+        with self._journal.open("a", encoding="utf-8") as journal:
+            journal.write(_line(vars(self._shards[-1])))
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _name_shards(self) -> dict[str, str | bytes]:
+        """Give the shards their final names; return the index to write (nothing for a single shard)."""
+        finals = _final_names(len(self._shards), self.store)
+        for number, final in enumerate(finals, 1):
+            os.replace(self._shard_path(number), self._folder / final)
+        if len(finals) == 1:
+            return {}
+        pairs = zip(finals, self._shards, strict=True)
+        weight_map = {name: final for final, shard in pairs for name in shard.names}
+        total = sum(shard.data_bytes for shard in self._shards)
+        index = INDEX if self.store == "dense" else sparse.INDEX
+        return {index: _json({"metadata": {"total_size": total}, "weight_map": weight_map})}
+
+    # --- interrupted work
+
+    @property
+    def _journal(self) -> Path:
+        return self.partial / "journal.jsonl"
+
+    def _take_up(self, resume: bool) -> list[_Shard]:
+        """Keep the complete shards that an interrupted run of this job left; remove everything else of it."""
+        lines = _read_lines(self._journal) if resume and self._folder.exists() else []
+        if lines and lines[0] != self._job:
+            raise UsageError(
+                f"{self.partial} holds interrupted work of another job ({_difference(lines[0], self._job)}): "
+                f"repeat that job's command to finish it, choose another output, or delete {self.partial}"
+            )
+        self._folder.mkdir(exist_ok=True)
+        recorded = [_Shard(**line) for line in lines[1:]]
+        for number, final in enumerate(_final_names(len(recorded), self.store), 1):
+            if (self._folder / final).exists():  # stopped while finishing: the name goes back
+                os.replace(self._folder / final, self._shard_path(number))
+        kept: list[_Shard] = []
+        while len(kept) < len(recorded) and _intact(self._shard_path(len(kept) + 1), recorded[len(kept)]):
+            kept.append(recorded[len(kept)])
+        paths = {self._shard_path(number) for number in range(1, len(kept) + 1)}
+        for stray in set(self._folder.iterdir()) - paths:
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+        fresh = self._journal.with_suffix(".new")
+        write_durably(fresh, "".join(map(_line, [self._job, *map(vars, kept)])).encode())
+        os.replace(fresh, self._journal)
+        sync_folder(self.partial)
+        return kept
+
+    # --- room
+
+    def _check_room(self, expected_bytes: int | None) -> None:
+        if expected_bytes is None:
+            return
+        written = sum(shard.data_bytes for shard in self._shards)
+        needed = max(expected_bytes - written, 0) + DISK_MARGIN_BYTES
+        free = shutil.disk_usage(self.partial).free
+        if free < needed:
+            raise ResourceError(
+                f"not enough room on the disk of {self.out.parent}: {needed:,} bytes are needed, "
+                f"{free:,} are free. Free some, or write elsewhere"
+            )
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Turn the file system's refusals into errors that say what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+                raise UsageError(f"{self.out} cannot be written ({error}): choose another output") from error
+            if (full := cannot_write(error)) is not None:
+                raise ResourceError(f"{self.partial} could not be written: {full}") from error
+            raise
+
+
+def take_lock(partial: Path) -> Any:
+    """The lock of a work folder, which is released by its ``release`` or with the process.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(partial / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"another process is writing {partial}: wait for it, or choose another output"
+        ) from None
+    return lock
+
+
+def leave(partial: Path, lock: Any) -> None:
+    """Give back a lock with its file; the folder goes too, unless there is something else in it."""
+    with contextlib.suppress(OSError):  # while it is held: nobody else's is taken away
+        (partial / "lock").unlink(missing_ok=True)
+    lock.release()
+    with contextlib.suppress(OSError):
+        partial.rmdir()
+
+
+def _final_names(count: int, store: Store) -> list[str]:
+    single = SINGLE if store == "dense" else sparse.SINGLE
+    if count == 1:
+        return [single]
+    stem = single.removesuffix(".safetensors")
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _intact(path: Path, shard: _Shard) -> bool:
+    try:
+        names = [info.name for info in read_header(path).tensors]
+    except CheckpointError:
+        return False
+    return path.stat().st_size == shard.size_bytes and sorted(names) == sorted(shard.names)
+
+
+def _read_lines(journal: Path) -> list[dict[str, Any]]:
+    """Return the journal's lines up to the first that is torn."""
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            lines.append(json.loads(line))
+    return lines
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    flat = [{**job, **dict(job.get("fingerprint", {}))} for job in (theirs, ours)]
+    keys = [key for key in {**flat[0], **flat[1]} if key != "fingerprint"]
+    changed = [key for key in keys if flat[0].get(key) != flat[1].get(key)]
+    return "; ".join(f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} here" for key in changed[:4])
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _line(data: Any) -> str:
+    return json.dumps(data) + "\n"

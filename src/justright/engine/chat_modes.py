@@ -1,0 +1,364 @@
+"""From a conversation and an effort to a request: prompts by each mode's template, plans, and who decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from justright.adapter.adapter import Adapter
+from justright.engine.detokenizer import tokens_within
+from justright.engine.request import Request
+from justright.errors import UsageError
+from justright.reasoning.budget import FAST, SLOW, ModePlan, ThinkingTags, closing_ids
+from justright.reasoning.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
+from justright.reasoning.routing import Auto, Decision, Escalate, Route, Turn
+from justright.reasoning.scorers import PROBE, Heuristic, Probe, Scorer
+
+ESCALATE_BELOW = 0.5
+"""Probability of the least certain token below which a fast answer is given up, where nobody calibrated it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How much a request may think, and who decides.
+
+    Attributes:
+        effort: of `justright.reasoning.effort.EFFORTS`; None: as the model does by itself.
+        budget: tokens of thought, instead of the effort's share; then its end is forced and the answer follows.
+        factor: of the switch, instead of the effort's 0 or 1 (soft switching).
+        prefill: factor on the prompt, instead of the request's own.
+        answer: factor from the end of the thought on.
+        switch_after: output tokens after which the request goes on in fast mode.
+        closing: what is forced where a budget ends a thought, instead of the model's; it may begin the answer
+            ("\\n</think>\\nThe answer is"), which a model that goes on thinking out loud needs.
+        scorer: who scores for ``auto``: "probe", "heuristic", or one of your own.
+        threshold: of the scorer, or of ``escalate``, instead of its own.
+    """
+
+    effort: str | None = None
+    budget: int | None = None
+    factor: float | None = None
+    prefill: float | None = None
+    answer: float | None = None
+    switch_after: int | None = None
+    closing: str | None = None
+    scorer: str | Scorer = "probe"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.effort is not None:
+            check_effort(self.effort)
+        if self.factor is not None and self.effort is not None:
+            raise UsageError("give an effort or a factor of the switch, not both: the effort sets the factor")
+        if self.budget is not None and self.effort in FAST_EFFORTS:
+            raise UsageError(f"effort {self.effort} does not think: leave the budget out", about="budget")
+        if self.scorer != "probe" and self.effort != "auto":
+            raise UsageError("a scorer is for the effort auto: leave it out")
+        if self.threshold is not None and self.effort not in DECIDING:
+            raise UsageError("a threshold is for the efforts auto and escalate: leave it out")
+        if self.effort in DECIDING and (self.prefill, self.answer, self.switch_after) != (None, None, None):
+            raise UsageError(
+                f"effort {self.effort} chooses one mode a request: leave prefill, answer and switch_after out"
+            )
+        if isinstance(self.scorer, str) and self.scorer not in ("probe", "heuristic"):
+            raise UsageError(
+                f"scorer {self.scorer!r}; allowed: probe, heuristic, or an object with a score method"
+            )
+        self.plan(1)  # refuses wrong numbers
+
+    def plan(self, max_tokens: int) -> ModePlan:
+        """The plan where nothing is left to decide; the slow one where it is."""
+        settled = None if self.effort in DECIDING else self.effort
+        plan = plan_for(settled, max_tokens, budget=self.budget)
+        factor = plan.factor if self.factor is None else self.factor
+        return replace(
+            plan, factor=factor, prefill=self.prefill, answer=self.answer, switch_after=self.switch_after
+        )
+
+
+class Modes:
+    """A model's slow and fast ways to be asked.
+
+    Args:
+        tokenizer: with the slow model's chat template.
+        adapter: the switch; without one there is no fast mode, unless the template can leave thinking out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, adapter: Adapter | None) -> None:
+        self.tokenizer, self.adapter = tokenizer, adapter
+        self.tags = ThinkingTags.of(tokenizer)
+        self._slow_tokens = None if adapter is None else _mean_slow_tokens(adapter)
+        self._probe: Probe | None = None
+        if adapter is not None and "thinking" in adapter.settings:
+            self.tags = ThinkingTags(**adapter.settings["thinking"])
+
+    def request(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        thinking: Thinking,
+        template: Mapping[str, Any],
+        settle: Callable[..., Request],
+        hidden_size: int,
+        limit: int | None = None,
+    ) -> Request:
+        """The request for a conversation; ``settle`` checks a prompt and makes a request of it.
+
+        ``limit``: the most tokens of a prompt, as in `tokens_within`.
+
+        Raises:
+            UsageError: the model has no fast mode, or no thoughts to limit.
+        """
+        effort = thinking.effort
+        self.check(thinking, hidden_size)
+        if effort not in DECIDING:
+            fast = effort in FAST_EFFORTS or (thinking.factor or SLOW) >= FAST
+            request = self._settled(messages, template, thinking, settle, fast=fast, limit=limit)
+            plan = thinking.plan(request.max_tokens)
+            if self.adapter is None and fast:
+                plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
+            self._end_as(request, fast=fast, mixed=plan.answer is not None or plan.switch_after is not None)
+            return self._planned(request, plan, thinking)
+        slow = self._settled(messages, template, thinking, settle, fast=False, limit=limit)
+        fast_request = self._settled(messages, template, thinking, settle, fast=True, limit=limit)
+        slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
+        turn = Turn(slow.prompt_ids, slow.plan, slow.opened, slow.stop_token_ids)
+        self._end_as(fast_request, fast=True)
+        fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
+        fast_request.plan, fast_request.tags = ModePlan(FAST, budget=thinking.budget), slow.tags
+        fast_request.stats.expected_slow_tokens = slow.stats.expected_slow_tokens
+        fast_request.route = self._route(thinking, messages, turn, hidden_size)
+        return fast_request
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        template: Mapping[str, Any] | None = None,
+        *,
+        fast: bool,
+        limit: int | None = None,
+    ) -> list[int]:
+        """Tokens of a conversation by the mode's template; ``limit`` as in `tokens_within`."""
+        return chat_tokens(self.tokenizer, messages, limit, **self._arguments(template, fast=fast))
+
+    def _arguments(self, template: Mapping[str, Any] | None, *, fast: bool) -> dict[str, Any]:
+        """Of the chat template, in a mode."""
+        arguments = dict(template or {})
+        if fast and self.adapter is not None and self.adapter.template is not None:
+            for name, value in {
+                "chat_template": self.adapter.template,
+                **self.adapter.special_tokens,
+            }.items():
+                arguments.setdefault(name, value)
+        elif fast and self._has_off_switch:
+            arguments.setdefault("enable_thinking", False)
+        return arguments
+
+    def _end_as(self, request: Request, *, fast: bool, mixed: bool = False) -> None:
+        """Let a request end at its mode's end tokens, at both modes' if it changes its mode on the way."""
+        ends = frozenset[int]() if self.adapter is None else self.adapter.end_tokens
+        if not (ends and request.stop_token_ids):  # it is to end nowhere, or in fast mode as in slow mode
+            return
+        if mixed:
+            request.stop_token_ids |= ends
+        elif fast:
+            request.stop_token_ids = ends
+
+    def check(self, thinking: Thinking, hidden_size: int) -> None:
+        """Refuse what this model and its switch cannot do.
+
+        Raises:
+            UsageError: no fast mode, no thoughts to limit, or nobody to score.
+        """
+        wants_fast = thinking.effort in FAST_EFFORTS
+        if self.adapter is None and thinking.effort in DECIDING:
+            raise UsageError(
+                f"effort {thinking.effort} needs a switch (--switch ADAPTER): this model has one mode",
+                about="effort",
+            )
+        if self.adapter is None and wants_fast and not self._has_off_switch:
+            raise UsageError(
+                f"effort {thinking.effort} needs a switch (--switch ADAPTER), or a chat template that takes "
+                "enable_thinking; this model has neither",
+                about="effort",
+            )
+        if self.adapter is None and thinking.plan(1).switches and not wants_fast:
+            raise UsageError("factors and modes of the switch need one: give --switch ADAPTER")
+        if thinking.closing is not None and thinking.plan(1).budget is None:
+            raise UsageError("a closing text is for thoughts with a budget: give one, or leave it out")
+        if self.tags is not None:
+            self._tags(thinking)  # refuses a closing text without the tag
+        if self.tags is None and (thinking.budget is not None or thinking.answer is not None):
+            message = "this model marks no thoughts (<think>), so they cannot be limited"
+            raise UsageError(message, about="answer" if thinking.budget is None else "budget")
+        if thinking.effort == "auto":
+            self._scorer(thinking, hidden_size)
+
+    @property
+    def _has_off_switch(self) -> bool:
+        template = self.tokenizer.chat_template
+        return isinstance(template, str) and "enable_thinking" in template
+
+    def _settled(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        template: Mapping[str, Any],
+        thinking: Thinking,
+        settle: Callable[..., Request],
+        *,
+        fast: bool,
+        limit: int | None,
+    ) -> Request:
+        """The request in one mode; a budget of 0 ends in the prompt the reasoning that the template has opened."""
+        prompt = self.prompt(messages, template, fast=fast, limit=limit)
+        opened = self.tags is not None and opens_reasoning(
+            self.tokenizer, self.tags, messages, **self._arguments(template, fast=fast)
+        )
+        if opened and thinking.budget == 0:
+            prompt, opened = [*prompt, *closing_ids(self._tags(thinking), self.tokenizer)], False
+        request = settle(prompt)
+        request.opened = opened
+        return request
+
+    def _tags(self, thinking: Thinking) -> ThinkingTags:
+        assert self.tags is not None
+        return self.tags if thinking.closing is None else replace(self.tags, closing=thinking.closing)
+
+    def _planned(self, request: Request, plan: ModePlan, thinking: Thinking) -> Request:
+        """The request with its plan, and what thinking always would be expected to cost."""
+        request.plan, effort = plan, thinking.effort
+        if self.tags is not None:
+            request.tags = self._tags(thinking)
+        if self.adapter is not None:
+            request.stats.expected_slow_tokens = self._slow_tokens
+        limit = "" if plan.budget is None else f", at most {plan.budget} tokens of thought"
+        if effort is not None:
+            mode = "fast" if effort in FAST_EFFORTS else "slow"
+            alone = mode == "fast" and self.adapter is None
+            how = " by the chat template alone, without a switch" if alone else limit
+            request.stats.decision = Decision(mode, "effort", None, None, f"effort {effort}{how}")
+        elif thinking.budget is not None:
+            request.stats.decision = Decision("slow", "budget", None, None, f"a budget{limit}")
+        return request
+
+    def _route(
+        self, thinking: Thinking, messages: Sequence[Mapping[str, str]], slow: Turn, hidden_size: int
+    ) -> Route:
+        assert self.adapter is not None
+        if thinking.effort == "escalate":
+            threshold = thinking.threshold
+            return Escalate(self._escalate_below(hidden_size) if threshold is None else threshold, slow)
+        prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
+        return Auto(self._scorer(thinking, hidden_size), prompt, slow, threshold=thinking.threshold)
+
+    def _scorer(self, thinking: Thinking, hidden_size: int) -> Scorer:
+        if not isinstance(thinking.scorer, str):
+            return thinking.scorer
+        return Heuristic() if thinking.scorer == "heuristic" else self._read_probe(hidden_size)
+
+    def _read_probe(self, hidden_size: int) -> Probe:
+        """The switch's probe, read once."""
+        assert self.adapter is not None
+        if self._probe is None:
+            self._probe = Probe.read(self.adapter.path, hidden_size)
+        return self._probe
+
+    def _escalate_below(self, hidden_size: int) -> float:
+        """The confidence below which to think again, as `justright switch calibrate` found it."""
+        try:
+            about = self._read_probe(hidden_size).about
+        except UsageError:
+            return ESCALATE_BELOW
+        return float(about.get("escalate", {}).get("threshold", ESCALATE_BELOW))
+
+
+def _mean_slow_tokens(adapter: Adapter) -> float | None:
+    """Mean tokens of an answer that is thought about, as `justright switch calibrate` measured it."""
+    file = adapter.path / PROBE
+    if not file.is_file():
+        return None
+    try:
+        return float(json.loads(file.read_text(encoding="utf-8"))["about"]["always"]["slow"]["tokens"])
+    except (KeyError, TypeError, ValueError):
+        return None  # whoever needs the probe says what is wrong with it
+
+
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, str]],
+    limit: int | None = None,
+    /,
+    **template: Any,
+) -> list[int]:
+    """Tokens of a conversation by the model's chat template, ready for the assistant's turn.
+
+    Args:
+        tokenizer: the model's.
+        messages: OpenAI-style ``{"role": ..., "content": ...}``.
+        limit: as in `tokens_within`.
+        template: further arguments of the template.
+
+    Raises:
+        UsageError: no template, one that refuses the conversation, or messages that are none.
+        ResourceError: the conversation has more tokens than ``limit``.
+    """
+    if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
+        raise UsageError(
+            'a conversation is a list of {"role": ..., "content": ...}; for a plain prompt give its text to generate()'
+        )
+    if tokenizer.chat_template is None:
+        raise UsageError("this model has no chat template; give a plain prompt (--raw)")
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
+        )
+    except TemplateError as error:
+        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+    return tokens_within(tokenizer, text, limit, add_special_tokens=False)
+
+
+def opens_reasoning(
+    tokenizer: PreTrainedTokenizerFast,
+    tags: ThinkingTags,
+    messages: Sequence[Mapping[str, str]],
+    **template: Any,
+) -> bool:
+    """Whether the chat template leaves reasoning open at the end of the prompt; tags in messages open nothing."""
+    tail = template_tail(tokenizer, messages, **template)
+    return tail.rfind(tags.open) > tail.rfind(tags.close)
+
+
+def template_tail(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
+) -> str:
+    """What the chat template itself writes after the last message.
+
+    It is found by a mark after every message; where the mark changes what the template writes, by what the generation
+    prompt adds.
+    """
+
+    def written(mark: str = "", *, generation: bool = True) -> str:
+        turns = [_marked(m, mark) for m in messages]
+        found = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=generation, **template
+        )
+        return str(found)
+
+    whole, mark = written(), "end-of-message"
+    while mark in whole:
+        mark += "+"
+    _, found, tail = written(mark).rpartition(mark)
+    if found and whole.endswith(tail):
+        return tail
+    without = written(generation=False)
+    same = next((i for i, (a, b) in enumerate(zip(whole, without, strict=False)) if a != b), len(without))
+    return whole[same:]
+
+
+def _marked(message: Mapping[str, str], mark: str) -> dict[str, str]:
+    content = message.get("content")
+    return dict(message) | ({"content": content + mark} if isinstance(content, str) else {})

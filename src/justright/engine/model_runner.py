@@ -1,0 +1,375 @@
+"""The verifier: one forward of the model over a step's tokens, chains or trees, for several sequences at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+
+from justright.adapter.apply import AppliedSwitch
+from justright.architectures.spec import (
+    architecture_of,
+    attention_windows,
+    context_length,
+    rope_switch_length,
+    text_config,
+)
+from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
+from justright.engine.kv_cache import KVCache
+from justright.engine.loading import decoder_of, load_model
+from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
+from justright.errors import ResourceError, UsageError
+from justright.kernels import packed as kernels
+
+CpuKernels = Literal["packed", "plain"]
+CacheKind = Literal["grow", "static", "trimmed"]
+
+_STATIC_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+AttentionInterface.register(ATTENTION_NAME, attention)
+
+
+class Verifier:
+    """A transformers causal language model, run by us: our cache, our attention, trees.
+
+    Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. A `step` must be followed by a
+    `keep` for each of its slots; what is not kept is forgotten.
+
+    Args:
+        model: a stock causal language model; its attention becomes ours.
+        slots: the largest number of sequences at once.
+        cache: "grow", "static" (whole context allocated, shapes constant), or "trimmed" (the same, attended to as
+            far as it is in use: for many sequences of like length on a CPU).
+        max_tokens: the longest sequence; the model's context by default.
+        prefill_chunk: tokens per prefill forward.
+
+    Raises:
+        UnsupportedModelError: a family without a row in the architecture table, or one whose state cannot be
+            rolled back.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int = 1,
+        cache: CacheKind = "grow",
+        max_tokens: int | None = None,
+        prefill_chunk: int = 512,
+    ) -> None:
+        if model.config._attn_implementation != ATTENTION_NAME:
+            model.set_attn_implementation(ATTENTION_NAME)
+        self.model = model.eval()
+        self.architecture = architecture_of(model.config)
+        self.config: PretrainedConfig = text_config(model.config)
+        self.context = context_length(model.config)
+        self.windows = attention_windows(model.config)
+        self.prefill_chunk = prefill_chunk
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.cache_kind = cache
+        # Beyond this length some rotary embeddings (LongRoPE, dynamic NTK) change every key computed before.
+        reach = rope_switch_length(model.config) or self.context
+        self.max_tokens = min(max_tokens or self.context, self.context, reach)
+        self.cache = self._new_cache(slots)
+        self.switch: AppliedSwitch | None = None
+        self.spec_embedding: Tensor | None = None
+        """``[hidden_size]``: what [SPEC] is to the first layer; a drafter brings it."""
+        self._held: list[list[tuple[int, float]]] = [[] for _ in range(slots)]
+        self._last: dict[int, StepInput] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        cpu_kernels: CpuKernels | None = None,
+        **options: Any,
+    ) -> Verifier:
+        """Load a local checkpoint; ``options`` go to the constructor.
+
+        Args:
+            path: a checkpoint directory.
+            dtype: of the weights and the cache.
+            device: any torch device.
+            cpu_kernels: "packed" or "plain"; None takes packed where it exists.
+
+        Raises:
+            UsageError: packed kernels asked for where there are none.
+            UnsupportedModelError: see the class.
+            CheckpointError: see `load_model`.
+            ResourceError: see `load_model`.
+        """
+        device = torch.device(device)
+        packable = kernels.supported(device, dtype)
+        if cpu_kernels == "packed" and not packable:
+            raise UsageError(
+                f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
+                "use --cpu-kernels plain, or --dtype float32"
+            )
+        model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
+        if packable and cpu_kernels != "plain":
+            kernels.pack(model)
+        return cls(model, **options)
+
+    @property
+    def slots(self) -> int:
+        """Rows of the cache: the most sequences at once."""
+        return self.cache.slots
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; every sequence in the cache is forgotten."""
+        self.cache = self._new_cache(slots)
+        self._held = [[] for _ in range(slots)]
+
+    def shorten(self, max_tokens: int) -> None:
+        """Let no sequence become longer than ``max_tokens``, where memory has no room for the whole context.
+
+        Raises:
+            UsageError: the cache is allocated already.
+        """
+        if self.cache.static:
+            raise UsageError("a static cache is allocated whole: give max_tokens when the verifier is made")
+        self.max_tokens = self.cache.max_tokens = min(self.max_tokens, max_tokens)
+
+    def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
+        """Cut slot ``slot`` to what it has in common with a new prompt, leaving at least one token to run.
+
+        Only what was run with the same factor of the switch: keys and values of one mode are wrong in another.
+
+        Returns:
+            How many tokens of ``token_ids`` the slot holds now; run `prefill` on the rest.
+        """
+        shared = self.shared(slot, token_ids, factor)
+        self.cache.rewind(slot, shared)
+        del self._held[slot][shared:]
+        return shared
+
+    def shared(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
+        """How many tokens `reuse` would find in slot ``slot``."""
+        count = 0
+        for held, new in zip(self._held[slot], token_ids[:-1], strict=False):
+            if held != (new, factor):
+                break
+            count += 1
+        return count
+
+    def prefill(
+        self,
+        slot: int,
+        token_ids: Sequence[int],
+        factor: float = 0.0,
+        *,
+        spec: bool = False,
+        states: list[Tensor] | None = None,
+    ) -> Iterator[StepOutput | None]:
+        """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
+
+        ``spec`` runs a [SPEC] behind its last token, if there is room for it. Into ``states`` go the states of all
+        tokens, ``[chunk, hidden_size]`` a chunk.
+
+        Yields:
+            None after each chunk but the last (a place to stop), then the output of the last token.
+
+        Raises:
+            UsageError: an empty prompt.
+            ResourceError: longer than the context.
+        """
+        if not token_ids:
+            raise UsageError("the prompt is empty: give at least one token")
+        total = self.cache.lengths[slot] + len(token_ids)
+        if total > self.max_tokens:
+            raise ResourceError(
+                f"the prompt has {total} tokens and the context holds {self.max_tokens}: shorten the prompt"
+            )
+        for begin in range(0, len(token_ids), self.prefill_chunk):
+            chunk = token_ids[begin : begin + self.prefill_chunk]
+            last = begin + len(chunk) == len(token_ids)
+            behind = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            if states is None:
+                [output] = self._forward([one], only_last=True)
+            else:
+                with self._all_states(states):
+                    [output] = self._forward([one], only_last=True)
+                states[-1] = states[-1][: len(chunk)]
+            self.keep(slot, range(len(chunk)))
+            yield output if last else None
+
+    def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
+        """Run one step for several sequences; nothing is kept until `keep`.
+
+        With a static cache every sequence's tokens are padded to one of a few sizes, so that steps come in few
+        shapes; inputs are then for slots 0, 1, 2, ... in order.
+        """
+        if not self.cache.static:
+            return self._forward(inputs, only_last=False)
+        assert [one.slot for one in inputs] == list(range(len(inputs)))
+        for one in inputs:
+            self.cache.reserve(one.slot, one.rows)
+        longest = max(one.rows for one in inputs)
+        return self._forward(inputs, next((n for n in _STATIC_SIZES if n >= longest), longest))
+
+    def keep(self, slot: int, path: Sequence[int]) -> None:
+        """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
+        self.cache.keep(slot, path)
+        last = self._last.pop(slot)
+        self._held[slot] += [(last.token_ids[node], last.factor) for node in path]
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Let slot ``target`` hold the first ``count`` tokens of slot ``source``'s sequence instead of its own."""
+        self._held[target] = []  # also if there is no memory for it
+        self.cache.copy(source, target, count)
+        self._held[target] = self._held[source][:count]
+
+    def clear(self, slot: int) -> None:
+        """Forget slot ``slot``'s sequence."""
+        self.cache.clear(slot)
+        self._held[slot] = []
+
+    def release(self, slot: int) -> None:
+        """Forget slot ``slot``'s sequence and give its memory back."""
+        self.cache.release(slot)
+        self._held[slot] = []
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange the sequences of two slots."""
+        self.cache.swap(one, other)
+        self._held[one], self._held[other] = self._held[other], self._held[one]
+
+    def time_step(self, tokens: int, past: int, slot: int = 0) -> float:
+        """Seconds that a step of ``tokens`` chain tokens takes behind ``past`` cached ones (contents arbitrary).
+
+        Slot ``slot`` must be empty, and is afterwards.
+        """
+        assert self.cache.lengths[slot] == 0, "timing would overwrite a sequence"
+        self.cache.reserve(slot, past + tokens)
+        self.cache.fill(slot, past)
+        try:
+            begin = time.perf_counter()
+            self.step([StepInput(slot, [0] * tokens)])
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter() - begin
+        finally:
+            self.clear(slot)
+
+    def _new_cache(self, slots: int) -> KVCache:
+        layers = self.config.num_hidden_layers
+        static, trimmed = self.cache_kind != "grow", self.cache_kind == "trimmed"
+        return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
+
+    @torch.inference_mode()
+    def _forward(
+        self, inputs: Sequence[StepInput], size: int | None = None, *, only_last: bool = False
+    ) -> list[StepOutput]:
+        """Run all sequences' tokens in one flat row; with ``size`` each padded to as many."""
+        laid_out = [one.laid_out() for one in inputs]
+        if size is not None:
+            laid_out = [one.padded(size) for one in laid_out]
+        # A prompt becomes part of the sequence, but not the [SPEC] after it; of a step nobody knows yet.
+        certain = [len(one.token_ids) if only_last else 0 for one in inputs]
+        plan = self._plan(laid_out, certain, static=size is not None)
+        flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)
+        tokens, specs = rows_of(inputs, [run.start for run in plan.runs], only_last=only_last)
+        wanted = [row for rows in tokens for row in rows]
+        keep = 0 if len(wanted) == flat.shape[1] else torch.tensor(wanted, device=self.device)
+        with self._head_input() as captured, self._last_states(specs) as states, self._switched(laid_out):
+            logits = self.model(
+                input_ids=flat,
+                position_ids=plan.positions[None],
+                use_cache=False,
+                logits_to_keep=keep,
+                justright_plan=plan,
+            ).logits[0]
+        hidden = captured[0][0]
+        outputs, begin = [], 0
+        for own, spec in zip(tokens, specs, strict=True):
+            span = slice(begin, begin + len(own))
+            behind = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            begin = span.stop
+        return outputs
+
+    def _plan(self, inputs: Sequence[StepInput], certain: Sequence[int], *, static: bool) -> StepPlan:
+        runs = []
+        start = 0
+        for one, sure in zip(inputs, certain, strict=True):
+            count = len(one.token_ids)
+            if not static:
+                self.cache.reserve(one.slot, count)
+            past = self.cache.lengths[one.slot]
+            if one.parents is None:
+                depths, tree = torch.arange(count), None
+            else:
+                depths, tree = tree_shape(one.parents)
+                tree = tree.to(self.device)
+            self._last[one.slot] = one
+            # Only padding could lie beyond the context, where some rotary embeddings change for all tokens.
+            positions = (depths + past).clamp(max=self.max_tokens - 1)
+            runs.append(Run(one.slot, start, positions.to(self.device), tree, sure))
+            start += count
+        positions = torch.cat([run.positions for run in runs])
+        return StepPlan(
+            self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
+        )
+
+    def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:
+        """The switch, with each token's factor."""
+        if self.switch is None:
+            assert not any(one.factor for one in inputs), "no switch is loaded"
+            return contextlib.nullcontext()
+        return self.switch.rows([one.factor for one in inputs for _ in one.token_ids])
+
+    @contextlib.contextmanager
+    def _last_states(self, specs: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Put [SPEC]'s embedding into its rows of the flat step, and catch all states ``[rows, hidden_size]``."""
+        rows = [row for rows in specs for row in rows]
+        states: list[Tensor] = []
+        if not rows:
+            yield states
+            return
+        assert self.spec_embedding is not None, "no drafter brought a [SPEC] embedding"
+        embedding, index = self.spec_embedding, torch.tensor(rows, device=self.device)
+
+        def replace(_: Any, args: Any, output: Tensor) -> Tensor:
+            return output.index_copy(1, index, embedding.to(output.dtype).expand(1, len(rows), -1))
+
+        handle = self.model.get_input_embeddings().register_forward_hook(replace)
+        try:
+            with self._all_states(states):
+                yield states
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def _all_states(self, states: list[Tensor]) -> Iterator[None]:
+        """Catch the states of all rows, ``[rows, hidden_size]`` a forward."""
+
+        def catch(_: Any, args: Any, output: Any) -> None:
+            states.append(output[0][0])
+
+        handle = decoder_of(self.model).register_forward_hook(catch)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def _head_input(self) -> Iterator[list[Tensor]]:
+        """Catch what goes into the head: the hidden states after the final norm."""
+        captured: list[Tensor] = []
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        try:
+            yield captured
+        finally:
+            handle.remove()

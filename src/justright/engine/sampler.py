@@ -1,0 +1,392 @@
+"""Sampling and verification: which drafted tokens stand, and what comes behind them.
+
+Greedy: a guess stands if it is the model's own argmax. Sampling: speculative sampling, which leaves the
+model's distribution exactly as it is (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). Logits are
+processed with transformers' own processors, node by node and only where the walk comes by, so every option of
+plain decoding means the same here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from justright.errors import ResourceError, UsageError
+from justright.speculative.base import Draft
+
+# A top-1 to top-2 gap below this share of the top logit is within what another order of summation can
+# change: some 40 units in the last place of float32 after a few dozen layers (measured:
+# tests/engine/test_packaged.py).
+_TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+_LEAST_TEMPERATURE = 1e-30  # logits up to 1e8, divided by it, are finite in float32
+
+Until = Callable[[int], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen; the defaults are greedy.
+
+    Attributes:
+        temperature: 0 = greedy; otherwise divides the logits.
+        top_k: keep the k most likely tokens; 0 = all.
+        top_p: keep the smallest set with at least this probability, in (0, 1].
+        min_p: keep tokens at least this share as likely as the most likely, in [0, 1].
+        repetition_penalty: > 1 makes tokens seen in prompt or output less likely (arXiv:1909.05858).
+        seed: of this request's own generator; None takes one from the system.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (
+                self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < float("inf"),
+                f"0 (greedy), or {_LEAST_TEMPERATURE:g} and more",
+            ),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0 (1 is off)"),
+            "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),
+        }
+        for field in fields(self):
+            good, allowed = checks[field.name]
+            if not good:
+                message = f"{field.name} is {getattr(self, field.name)}; allowed: {allowed}"
+                raise UsageError(message, about=field.name)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    def processors(self) -> LogitsProcessorList:
+        """The logits processors, in the order in which transformers' ``generate`` applies them."""
+        chain = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if not self.greedy:
+            if self.temperature != 1:
+                chain.append(TemperatureLogitsWarper(self.temperature))
+            if self.top_k:
+                chain.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                chain.append(TopPLogitsWarper(self.top_p))
+            if self.min_p:
+                chain.append(MinPLogitsWarper(self.min_p))
+        return chain
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verification decided.
+
+    Attributes:
+        path: indices of the accepted nodes in the step, from the root (0) on; what the cache keeps.
+        token_ids: the accepted guesses and one more token, the model's own (none after a guess that ended the walk).
+        near_ties: how many of ``token_ids`` were chosen by a margin within floating-point noise.
+        guessed: how many of ``token_ids``, from the first, are guesses of the draft; all of them where a guess ended
+            the walk.
+    """
+
+    path: list[int]
+    token_ids: list[int]
+    near_ties: int
+    guessed: int = 0
+
+
+class Constraint(Protocol):
+    """What an output may be, token by token (a grammar, a JSON schema)."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why the output cannot go on and keep the constraint; None while it can."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output keeps the constraint if it ends here."""
+        ...
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """``[vocab]`` float32 scores, with minus infinity where a token is not allowed next."""
+        ...
+
+    def take(self, token_id: int) -> None:
+        """Note a chosen token."""
+        ...
+
+    def begin(self) -> None:
+        """Forget all that was chosen: the answer was given up, and another one begins."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one emitted token was, by the model's own distribution (before temperature and the like).
+
+    Attributes:
+        token_id: the token.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens and theirs, the likeliest first.
+        thought: whether the token is of a thought, its tags included.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    thought: bool = False
+
+
+def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:
+    """For each token its row of log-probabilities, ``rows [tokens, vocab]``, told with the ``top`` likeliest."""
+    best = rows.topk(top, dim=-1)
+    chosen = rows.gather(1, torch.tensor(token_ids, device=rows.device)[:, None])[:, 0].tolist()
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        TokenLogprob(token, logprob, tuple(zip(ids, values, strict=True)))
+        for token, logprob, (ids, values) in zip(token_ids, chosen, likeliest, strict=True)
+    ]
+
+
+class Sampler:
+    """Chooses the tokens of one request: its options, its random generator, the tokens so far.
+
+    Stateful: every emitted token advances the generator and joins the context of the repetition penalty.
+    A deterministic draft consumes the generator exactly as plain decoding does, so with one seed the output is
+    the same token for token, whatever was drafted. (A sampled draft keeps the distribution, not the very tokens,
+    and only if nothing that depends on the drawn tokens decided which nodes to verify.)
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.params = params
+        self._processors = params.processors()
+        self._context = list(prompt_ids) if params.repetition_penalty != 1 else None
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def verify(
+        self,
+        draft: Draft,
+        logits: Tensor,
+        until: Until = lambda _: False,
+        constraint: Constraint | None = None,
+    ) -> Verified:
+        """Walk the draft from its root as far as the model agrees, and choose the token behind it.
+
+        Args:
+            draft: nodes 1.. of the step (its parent -1 is the step's node 0).
+            logits: ``[nodes + 1, vocab]``, the model's, behind the root and behind each node.
+            until: asked of every chosen token, once; True ends the walk with it, guessed or not.
+            constraint: on all tokens chosen here, which it is told. Once it fails, the walk ends, and the last token
+                is no part of the output.
+
+        Raises:
+            NoTokenError: logits that are not finite, as the model gave them or after processing; or no token that the
+                constraint allows.
+        """
+        if self.params.greedy and self._context is None and constraint is None:
+            return self._verify_greedy(draft, logits, until)
+        children = _children(draft)
+        path, tokens, ties = [0], [], 0
+        while True:
+            node = path[-1]
+            scores = self._process(logits[node], constraint)
+            try:
+                token, accepted, tie = self._choose(scores, children[node], draft, node, logits.dtype)
+            except NoTokenError:
+                raise _no_choice(float(logits[node].max()), self.params, constraint) from None
+            tokens.append(token)
+            ties += tie
+            if self._context is not None:
+                self._context.append(token)
+            if constraint is not None:
+                constraint.take(token)
+            failed = constraint is not None and constraint.failure is not None
+            if until(token) or accepted is None or failed:
+                return Verified(path, tokens, ties, len(path) - (accepted is None))
+            path.append(accepted)
+
+    def check(self, logits: Tensor) -> None:
+        """Refuse logits ``[rows, vocab]`` after tokens that are not chosen here.
+
+        Raises:
+            NoTokenError: a row's largest logit is not finite.
+        """
+        for largest in logits.amax(-1).tolist():
+            if not math.isfinite(largest):
+                raise _no_choice(largest, self.params, None)
+
+    def take(self, token_ids: Sequence[int]) -> None:
+        """Tokens that were emitted without being chosen here."""
+        if self._context is not None:
+            self._context += token_ids
+
+    def _verify_greedy(self, draft: Draft, logits: Tensor, until: Until) -> Verified:
+        """`verify` without processors: all argmaxes at once."""
+        values, indices = (t.tolist() for t in logits.topk(2, dim=-1))
+        children = _children(draft)
+        path, tokens, ties = [0], [], 0
+        while True:
+            node = path[-1]
+            first, second = values[node]
+            if not math.isfinite(first):  # NaN counts as the largest
+                raise _no_choice(first, self.params, None)
+            # Of equal logits topk may name any, argmax (and so `generate`) the first.
+            token = indices[node][0] if first > second else int(logits[node].argmax())
+            tokens.append(token)
+            ties += is_near_tie(first, second, logits.dtype)
+            accepted = next((c for c in children[node] if draft.token_ids[c - 1] == token), None)
+            if until(token) or accepted is None:
+                return Verified(path, tokens, ties, len(path) - (accepted is None))
+            path.append(accepted)
+
+    def _process(self, row: Tensor, constraint: Constraint | None) -> Tensor:
+        """Processed scores ``[vocab]`` in float32, as ``generate`` would have them of what is allowed."""
+        context = torch.tensor([self._context or []], dtype=torch.long, device=row.device)
+        allowed = row.float() if constraint is None else constraint.mask(row.float())
+        scores: Tensor = self._processors(context, allowed[None])[0]
+        return scores
+
+    def _choose(
+        self, scores: Tensor, candidates: Sequence[int], draft: Draft, node: int, dtype: torch.dtype
+    ) -> tuple[int, int | None, bool]:
+        """The next token, the accepted child that carries it (None if no child does), and whether by a hair.
+
+        ``dtype`` is the model's, whose noise counts.
+        """
+        if self.params.greedy or draft.proposal is None:
+            if self.params.greedy:
+                first, second = scores.topk(2).values.tolist()
+                if not math.isfinite(first):
+                    raise NoTokenError(f"the largest score is {first}")
+                token, tie = int(scores.argmax()), is_near_tie(first, second, dtype)
+            else:
+                token, tie = draw(torch.softmax(scores, dim=-1), self._uniform(), dtype)
+            return token, next((c for c in candidates if draft.token_ids[c - 1] == token), None), tie
+        target = torch.softmax(scores, dim=-1)
+        guesses = [draft.token_ids[c - 1] for c in candidates]
+        index, residual = speculative_sample(target, draft.proposal[node], guesses, self._generator)
+        if index is not None:
+            return guesses[index], candidates[index], False
+        token, tie = draw(residual, self._uniform(), dtype)
+        return token, None, tie
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+
+def speculative_sample(
+    target: Tensor, proposal: Tensor, guesses: Sequence[int], generator: torch.Generator
+) -> tuple[int | None, Tensor]:
+    """Try sibling guesses in turn; accepted guess or residual draw together follow ``target`` exactly.
+
+    The guesses were drawn from ``proposal`` one after the other without replacement. Guess x is accepted with
+    probability min(1, p(x) / q(x)); when it is not, p becomes the normalised max(p - q, 0), and q loses x.
+
+    Args:
+        target: p, ``[vocab]``, the model's distribution.
+        proposal: q, ``[vocab]``, the drafter's.
+        guesses: distinct token ids, in the order in which they were drawn.
+        generator: consumes one uniform number a guess tried.
+
+    Returns:
+        Index of the accepted guess, or None; and the distribution ``[vocab]`` to draw from in that case.
+
+    Source: arXiv:2302.01318, Theorem 1; for several guesses arXiv:2305.09781, Algorithm 2, with the
+    proposal renormalised after each guess because ours are drawn without replacement.
+    """
+    p, q = target.double(), proposal.to(target.device).double()
+    for index, token in enumerate(guesses):
+        mass = q.sum()
+        if mass > 0:
+            q = q / mass
+        ratio = float(p[token] / q[token]) if q[token] > 0 else 0.0
+        if float(torch.rand((), generator=generator, dtype=torch.float64)) < ratio:
+            return index, p
+        rest = (p - q).clamp_min(0)
+        total = rest.sum()
+        p = rest / total if total > 0 else p
+        q = q.clone()
+        q[token] = 0
+    return None, p
+
+
+def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float32) -> tuple[int, bool]:
+    """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
+
+    Returns:
+        The token, and whether ``uniform`` lies so near to a border between two tokens that the noise of
+        ``dtype`` could move it over.
+
+    Raises:
+        NoTokenError: the probabilities are no finite numbers, or all 0.
+    """
+    cdf = probabilities.double().cumsum(0)
+    total = float(cdf[-1])
+    if not 0 < total < math.inf:
+        raise NoTokenError(f"the probabilities to draw a token from add up to {total}")
+    point = uniform * total
+    token = min(int(torch.searchsorted(cdf, point, right=True)), len(cdf) - 1)
+    upper = float(cdf[token])
+    lower = float(cdf[token - 1]) if token else 0.0
+    # 0 and the total are no borders: nothing lies beyond them.
+    borders = [border for border in (lower, upper) if 0 < border < total]
+    return token, any(abs(point - border) < _TIE_RELATIVE.get(dtype, 1e-5) for border in borders)
+
+
+class NoTokenError(ResourceError):
+    """No next token can be chosen: there is no logit, or no probability, that is finite."""
+
+
+def _no_choice(largest: float, params: SamplingParams, constraint: Constraint | None) -> NoTokenError:
+    """Why no token can be chosen: the model's ``largest`` logit, or else what was done to the logits."""
+    if not math.isfinite(largest):
+        return NoTokenError(
+            f"the model's largest logit is {largest}, so no next token can be chosen: its weights are damaged, or its "
+            "numbers are too large for this dtype. Fetch the model again, or try --dtype float32"
+        )
+    if constraint is not None:
+        return NoTokenError(
+            "the constraint allows no next token that the model knows: loosen the grammar or the JSON schema"
+        )
+    return NoTokenError(
+        f"the model's largest logit is {largest}, and with temperature {params.temperature} and repetition_penalty "
+        f"{params.repetition_penalty} no probability is finite: give values nearer to 1"
+    )
+
+
+def is_near_tie(first: float, second: float, dtype: torch.dtype) -> bool:
+    """Whether the gap of the two largest logits is within floating-point noise of ``dtype``."""
+    return first - second <= _TIE_RELATIVE.get(dtype, 1e-5) * max(abs(first), 1.0)
+
+
+def _children(draft: Draft) -> list[list[int]]:
+    """Per node of the step (0 = root): its children, in order."""
+    children: list[list[int]] = [[] for _ in range(len(draft) + 1)]
+    for index, parent in enumerate(draft.parents):
+        children[parent + 1].append(index + 1)
+    return children

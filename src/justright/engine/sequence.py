@@ -1,0 +1,206 @@
+"""A request while it holds a slot, and what it puts into a step and takes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from justright.engine.detokenizer import TextStream
+from justright.engine.draft_selection import Speculation
+from justright.engine.request import FinishReason, Request
+from justright.engine.sampler import (
+    Constraint,
+    NoTokenError,
+    Sampler,
+    TokenLogprob,
+    Verified,
+    token_logprobs,
+)
+from justright.engine.step import StepInput, StepOutput
+from justright.errors import ConstraintError
+from justright.reasoning.budget import ThoughtTracker, closing_ids
+from justright.speculative.base import EMPTY_DRAFT, Draft
+
+
+@dataclass(slots=True)
+class Active:
+    """A request that holds a slot.
+
+    `verify` chooses tokens up to the one that ends the request, so nothing that is counted of them (log-probabilities,
+    confidence, near ties, accepted guesses) is of a token that nobody gets.
+
+    Attributes:
+        pieces: text that the tokens of the last `verify` made certain.
+        reason: why the last of them ends the request; None: it goes on.
+        confidence: the least probability of a token that the model chose.
+        logprobs: of the tokens of the last `verify`, if the request asks for them.
+    """
+
+    request: Request
+    sampler: Sampler
+    record: Speculation
+    stream: TextStream | None
+    tracker: ThoughtTracker
+    last_token: int = -1
+    confidence: float = 1.0
+    drafting: bool = False
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    @classmethod
+    def of(cls, request: Request, tokenizer: PreTrainedTokenizerFast | None) -> Active:
+        """At the beginning of a request; without a tokenizer there is no text, and all is content."""
+        sampler = Sampler(request.params, request.prompt_ids)
+        if tokenizer is None:
+            return cls(request, sampler, Speculation(), None, ThoughtTracker(request.plan))
+        stream = TextStream(
+            tokenizer,
+            request.stop,
+            request.tags,
+            opened=request.opened,
+            may_open=request.constraint is None,
+            stop_in_reasoning=request.stop_in_reasoning,
+        )
+        closing = [] if request.tags is None else closing_ids(request.tags, tokenizer)
+        tracker = ThoughtTracker(request.plan, closing, thinking=stream.in_reasoning)
+        return cls(request, sampler, Speculation(), stream, tracker)
+
+    @property
+    def factor(self) -> float:
+        """Of the switch, in the next step."""
+        return self.tracker.factor
+
+    @property
+    def forced(self) -> list[int]:
+        """Tokens that come next whatever the model thinks."""
+        return self.tracker.forced
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """On the next token: reasoning is free."""
+        return None if self.tracker.thinking else self.request.constraint
+
+    def verify_or_end(self, draft: Draft, output: StepOutput) -> Verified:
+        """`verify`; where no token can be chosen, the request is cancelled with that error and emits nothing."""
+        try:
+            return self.verify(draft, output)
+        except NoTokenError as error:
+            self.request.error = error
+            self.request.cancel()
+            return Verified([0], [], 0)
+
+    def verify(self, draft: Draft, output: StepOutput) -> Verified:
+        """What stands of a draft, and the token behind it; with the log-probabilities that the request asks for."""
+        request = self.request
+        self.pieces = []
+        forced_before = request.stats.forced_tokens
+        verified = self._choose(draft, output)
+        forced = request.stats.forced_tokens - forced_before
+        if request.top_logprobs is not None:
+            rows = output.logits[verified.path].float().log_softmax(-1)
+            told = token_logprobs(rows, verified.token_ids, request.top_logprobs)
+            self.logprobs = [replace(one, thought=self._is_thought(n)) for n, one in enumerate(told)]
+        if request.route is not None and forced < len(verified.token_ids):
+            chances = output.logits[verified.path[forced:]].float().softmax(-1)
+            chosen = torch.tensor(verified.token_ids[forced:], device=chances.device)[:, None]
+            self.confidence = min(self.confidence, float(chances.gather(1, chosen).min()))
+        return verified
+
+    def _is_thought(self, index: int) -> bool:
+        """Whether a token is reasoning: that of ``index`` among those that were chosen since the last emission."""
+        return self.tracker.flags[len(self.request.token_ids) + index][0]
+
+    def _choose(self, draft: Draft, output: StepOutput) -> Verified:
+        """What stands of a draft, or of forced tokens in its place, and the token behind it."""
+        done: list[int] = []
+        if self.forced:
+            self.sampler.check(output.logits)
+        for _ in draft.token_ids if self.forced else ():
+            if self._force(done):
+                return Verified(list(range(len(done))), done, 0)
+        if self.forced:  # no room was left for all of them in the step: the next is no choice either
+            self._force(done)
+            return Verified(list(range(len(done))), done, 0)
+        if done:
+            last = self.sampler.verify(EMPTY_DRAFT, output.logits[-1:], self._ends_step, self.constraint)
+            return Verified(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
+        return self.sampler.verify(draft, output.logits, self._ends_step, self.constraint)
+
+    def _force(self, done: list[int]) -> bool:
+        """Take the next forced token as chosen; True if it ends the step."""
+        token = self.forced.pop(0)
+        done.append(token)
+        self.request.stats.forced_tokens += 1
+        self.sampler.take([token])
+        return self._ends_step(token)
+
+    def _ends_step(self, token_id: int) -> bool:
+        """Note a chosen token; True if it ends the request, or what follows needs another forward or constraint."""
+        request, tracker = self.request, self.tracker
+        if request.constraint is not None and request.constraint.failure is not None:
+            tracker.push(inside=False)  # `constrained` leaves the token out
+            return True
+        if token_id in request.stop_token_ids:
+            self.reason = "stop"
+        elif self.stream is not None:
+            self.pieces.append(self.stream.push(token_id))
+            if self.stream.stopped_by is not None:
+                self.reason = "stop"
+        before = tracker.thinking
+        changed = tracker.push(inside=self.stream is not None and self.stream.in_reasoning)
+        if self.reason is None and len(tracker.flags) >= request.max_tokens:
+            self.reason = "length"
+        freed = request.constraint is not None and tracker.thinking != before
+        return changed or freed or self.reason is not None
+
+    def constrained(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens without the last one, if the constraint failed at it."""
+        constraint = self.request.constraint
+        return token_ids if constraint is None or constraint.failure is None else token_ids[:-1]
+
+    def check_constraint(self, reason: FinishReason | None) -> FinishReason | None:
+        """Why the request ends: "cancelled", with an error, where its constraint fails or the model ends too early.
+
+        A stop string or the length may end an answer anywhere.
+        """
+        request, constraint = self.request, self.request.constraint
+        by_end_token = reason == "stop" and (self.stream is None or self.stream.stopped_by is None)
+        if constraint is None or (reason is not None and not by_end_token):
+            return reason
+        failure = constraint.failure
+        if by_end_token:
+            failure = None if constraint.complete else "the model ended its answer before that"
+        if failure is None:
+            return reason
+        request.error = ConstraintError(f"no whole answer that keeps the JSON schema came: {failure}")
+        return "cancelled"
+
+
+def state_to_draft_from(output: StepOutput, node: int) -> Tensor:
+    """What a drafter goes on from behind ``node``: [SPEC]'s state if it was run there, else the node's own."""
+    return output.hidden[node] if output.spec_hidden is None else output.spec_hidden[node]
+
+
+def prefill_factor(request: Request) -> float:
+    """Of the switch, on the prompt."""
+    plan = request.plan
+    return plan.factor if plan.prefill is None else plan.prefill
+
+
+def chain(token_ids: Sequence[int]) -> Draft:
+    """A draft of tokens that are certain."""
+    return Draft(list(token_ids), [i - 1 for i in range(len(token_ids))], [1.0] * len(token_ids))
+
+
+def step_input(slot: int, active: Active, draft: Draft) -> StepInput:
+    """What is run of a sequence: the last token, the draft below it, and [SPEC] behind each if the draft wants it."""
+    tokens = [active.last_token, *draft.token_ids]
+    straight = all(parent == index - 1 for index, parent in enumerate(draft.parents))
+    parents = None if straight else [parent + 1 for parent in draft.parents]
+    spec = len(tokens) if draft.spec and len(draft) else 0
+    return StepInput(slot, tokens, parents, active.factor, spec)

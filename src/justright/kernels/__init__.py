@@ -1,0 +1,1 @@
+"""Fast operators on a CPU, for the engine and the drafters."""

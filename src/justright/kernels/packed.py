@@ -1,0 +1,190 @@
+"""CPU kernels: weights packed once for the skinny products of decoding, projections that share an input fused.
+
+A decode step multiplies every weight matrix with one to a few dozen rows. The plain product reads the weights
+at a third of the memory's speed there; oneDNN's packed layout reads them at about twice that, and one wide product
+beats three narrow ones. `pack` swaps a model's linear modules for packed ones in place; the plain modules are the
+reference (``tests/kernels/test_packed.py``). Sums run in another order, so results differ in the last bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from justright.architectures.spec import fused_groups, linear_modules
+
+_PACK_ROWS = 8
+_MADV_DONTNEED = 4
+
+
+def supported(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed kernels exist for this device and dtype (oneDNN, float32 on a CPU)."""
+    return device.type == "cpu" and dtype == torch.float32 and torch._C._has_mkldnn
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows a product of ``rows`` runs with: one of few sizes.
+
+    oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB each: a
+    server whose prompts are of all lengths would grow by hundreds of MiB.
+    """
+    step = 1 if rows <= 32 else 8 if rows <= 128 else 16 if rows <= 256 else 32
+    return -(-rows // step) * step
+
+
+class PackedLinear(nn.Module):
+    """``x @ weight.T + bias`` on a weight in oneDNN's packed layout; the original weight is not kept.
+
+    Args:
+        weight: ``[out, in]`` float32 on the CPU.
+        bias: ``[out]`` or None.
+    """
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_ROWS)
+        self.packed = packed  # a plain attribute: an opaque layout that nn.Module must not move or save
+        self.bias = None if bias is None else bias.detach()
+        _release(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in]`` to ``[..., out]``."""
+        flat = x.reshape(-1, self.in_features)
+        rows = len(flat)
+        if (more := padded_rows(rows) - rows) > 0:
+            flat = F.pad(flat, (0, 0, 0, more))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, self.packed, self.bias, "none", [], "")
+        return out[:rows].view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """As `nn.Linear`'s."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+class FusedProjections:
+    """Several projections of one input as one product; `members` stand where the projections stood.
+
+    The first member called with an input computes all outputs; the others take theirs, and the last one drops
+    them. Members must be called with the identical tensor object, as the architecture table promises.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        if len({linear.in_features for linear in linears}) != 1:
+            raise ValueError("fused projections share one input, so their input sizes are equal")
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        bias = None
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat([_bias_or_zero(linear) for linear in linears])
+        self.linear = PackedLinear(weight, bias)
+        for linear in linears:
+            _release(linear.weight)
+        self.sizes = [linear.out_features for linear in linears]
+        self.members = [FusedMember(self, index) for index in range(len(linears))]
+        self._input: Tensor | None = None
+        self._outputs: list[Tensor | None] = []
+
+    def output(self, x: Tensor, index: int) -> Tensor:
+        """Projection ``index`` of ``x [..., in]``: ``[..., sizes[index]]``."""
+        if self._input is not x or self._outputs[index] is None:
+            self._input = x
+            self._outputs = list(self.linear(x).split(self.sizes, dim=-1))
+        out = self._outputs[index]
+        assert out is not None
+        self._outputs[index] = None
+        if all(other is None for other in self._outputs):
+            self._input = None
+        return out
+
+
+class FusedMember(nn.Module):
+    """Stands in a model where one of the fused projections stood."""
+
+    def __init__(self, group: FusedProjections, index: int) -> None:
+        super().__init__()
+        self.group = group
+        self.index = index
+        self.in_features = group.linear.in_features
+        self.out_features = group.sizes[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in]`` to ``[..., out]``."""
+        return self.group.output(x, self.index)
+
+
+def pack(model: PreTrainedModel) -> None:
+    """Swap the decoder's linear modules for packed and fused ones, in place, releasing each original.
+
+    Covers the linear modules of the decoder layers and the head; stacked routed experts and the router keep
+    their plain products. A head tied to the embedding is packed too: the embedding itself stays mapped from the
+    checkpoint file, of which only the rows in use take memory.
+    """
+    for names in fused_groups(model.config):
+        linears = [module for name in names if (module := _plain_linear(model, name)) is not None]
+        if len(linears) == len(names):
+            for name, member in zip(names, FusedProjections(linears).members, strict=True):
+                _replace(model, name, member)
+    for linear in linear_modules(model.config):
+        module = _plain_linear(model, linear.name)
+        if module is not None:
+            _replace(model, linear.name, PackedLinear(module.weight, module.bias))
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        model.set_output_embeddings(PackedLinear(head.weight, head.bias))
+
+
+def _plain_linear(model: nn.Module, name: str) -> nn.Linear | None:
+    module = model.get_submodule(name)
+    return module if type(module) is nn.Linear else None
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at path ``name``."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _release(weight: Tensor) -> None:
+    """Give back the memory of a weight that is mapped from its checkpoint file.
+
+    One mapping covers the whole file, so dropping a tensor gives nothing back by itself. Only whole pages inside
+    the weight, and only of file mappings, whose contents come back from the file if they are touched again.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    begin, size = weight.data_ptr(), weight.nbytes
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0 and _file_backed(first, length):
+        ctypes.CDLL(None, use_errno=True).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_DONTNEED
+        )
+
+
+def _file_backed(begin: int, length: int) -> bool:
+    """Whether ``[begin, begin + length)`` lies in one mapping of a file, of any name (the hub's are hashes)."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            low, high = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+            if low <= begin and begin + length <= high:
+                inode, *path = line.split(maxsplit=5)[4:]
+                return inode != "0" and not path[0].rstrip().endswith(" (deleted)")
+    return False
+
+
+def _bias_or_zero(linear: nn.Linear) -> Tensor:
+    if linear.bias is None:
+        return torch.zeros(linear.out_features, dtype=linear.weight.dtype)
+    return linear.bias.detach()

@@ -1,0 +1,1 @@
+"""A checkpoint as a model: its decoder layers, matrices and experts."""

@@ -1,0 +1,197 @@
+"""One decoder layer's tensors: from a checkpoint's names and layout to those in memory, and back, bit for bit.
+
+Checkpoints keep experts one by one, transformers stacks them; routers have other names. The architecture table says
+which; here the tensors are moved. Nothing is computed, so reading and writing back gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from justright.architectures.schema import ExpertLayout
+from justright.architectures.spec import architecture_of, linear_modules, moe_layers, num_layers
+from justright.checkpoint.reader import Checkpoint
+from justright.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
+"""Tensors by their names in memory, relative to the layer: ``mlp.experts.down_proj``."""
+
+
+class LayerFormat:
+    """How one checkpoint lays out its decoder layers.
+
+    Args:
+        checkpoint: open; of a family in the architecture table.
+
+    Raises:
+        UnsupportedModelError: an unknown family, or quantised weights.
+        CheckpointError: a layer's matrices are missing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.architecture = architecture_of(self.config)
+        self.layers = num_layers(self.config)
+        self.moe_layers = frozenset(moe_layers(self.config))
+        self._names: dict[int, list[str]] = {index: [] for index in range(self.layers)}
+        refuse_quantised(checkpoint)
+        check_layers(checkpoint.path, self.config, checkpoint)
+        stem = f"{self.architecture.disk.stem}.layers."
+        for name in checkpoint:
+            if name.startswith(stem):
+                number = name.removeprefix(stem).split(".", 1)[0]
+                if number.isdigit() and int(number) in self._names:
+                    self._names[int(number)].append(name)
+
+    def disk_names(self, index: int) -> list[str]:
+        """The names of layer ``index``'s tensors on disk, in their order there."""
+        return self._names[index]
+
+    def other_names(self) -> list[str]:
+        """The names of all tensors that belong to no decoder layer."""
+        of_layers = {name for names in self._names.values() for name in names}
+        return [name for name in self.checkpoint if name not in of_layers]
+
+    def expert_names_beyond(self) -> list[str]:
+        """The names of tensors of routed experts outside of the decoder layers: those of multi-token prediction.
+
+        DeepSeek-V3 and GLM keep them as layers after the last one, others under ``mtp``.
+        """
+        return [name for name in self.other_names() if ".experts." in name]
+
+    def read(self, index: int) -> State:
+        """Layer ``index`` as it is in memory, in the checkpoint's dtype; the caller's own, to be changed in place.
+
+        Experts stored one by one are stacked as they are read, so no more than the layer is in memory.
+
+        Raises:
+            CheckpointError: a tensor is missing or cannot be read.
+        """
+        prefix = self.architecture.disk.layer(index) + "."
+        names = {name.removeprefix(prefix): name for name in self.disk_names(index)}
+        moe = self.architecture.moe if index in self.moe_layers else None
+        count, experts = 0, dict[str, None]()
+        if moe is not None and moe.memory.stacked and not moe.disk.stacked:
+            while moe.disk.down.format(e=count) in names:
+                count += 1
+            experts = {name.format(e=expert): None for expert in range(count) for name in moe.disk.matrices}
+        if missing := [name for name in experts if name not in names]:
+            raise CheckpointError(f"{self.checkpoint.path} has no {missing[0]} in a layer of {count} experts")
+
+        def read(name: str) -> Tensor:
+            return self.checkpoint.tensor(names[name], copy=True)
+
+        state = {name: read(name) for name in names if name not in experts}
+        if moe is not None:
+            for disk, memory in zip(moe.router_disk.names, moe.router.names, strict=True):
+                if disk in state:
+                    state[memory] = state.pop(disk)
+        if moe is not None and experts:
+            _stack(state, moe.disk, moe.memory, count, read)
+        return state
+
+    def router_weight(self, index: int) -> Tensor:
+        """The router's rows ``[num_experts, hidden_size]`` of layer ``index``, without reading the rest of it.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        moe, prefix = self.architecture.moe, self.architecture.disk.layer(index)
+        assert moe is not None
+        names = [f"{prefix}.{router.weight}" for router in (moe.router_disk, moe.router)]
+        return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]), copy=True)
+
+    def write(self, index: int, state: State) -> State:
+        """The inverse of `read`: full names on disk; the number of experts may have changed."""
+        prefix = self.architecture.disk.layer(index)
+        out = dict(state)
+        if index in self.moe_layers:
+            moe = self.architecture.moe
+            assert moe is not None
+            own = set(self.disk_names(index))
+            stacked = f"{prefix}.{moe.memory.down}" in own
+            if moe.memory.stacked and not moe.disk.stacked and not stacked:
+                _unstack(out, moe.memory, moe.disk)
+            for disk, memory in zip(moe.router_disk.names, moe.router.names, strict=True):
+                if memory in out and f"{prefix}.{memory}" not in own:
+                    out[disk] = out.pop(memory)
+        return {f"{prefix}.{name}": tensor for name, tensor in out.items()}
+
+
+def check_layers(path: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse a checkpoint without some layer's matrices; what stands before ``layers`` varies, and is left out.
+
+    Args:
+        path: for the message.
+        config: the content of ``config.json``.
+        names: of the tensors on disk.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    found = {name.partition("layers.")[2] for name in names}
+    wanted = [f"{module.name}.weight" for module in linear_modules(config)]
+    missing = [name for name in wanted if name.partition("layers.")[2] not in found]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json asks for, {missing[0]} "
+            "first: its config and its weights do not belong together, or it is not whole; fetch both again"
+        )
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Refuse what cannot be pruned or decomposed as it is.
+
+    Raises:
+        UnsupportedModelError: the weights are quantised.
+    """
+    method = (checkpoint.config.get("quantization_config") or {}).get("quant_method")
+    packed = next((name for name in checkpoint if not checkpoint.dtype(name).startswith(("F16", "F32", "F64", "BF16"))
+                   and name.endswith(("weight", "_blocks", "weight_packed", "qweight"))), None)  # fmt: skip
+    if method is None and packed is None:
+        return
+    what = f"quantised ({method})" if method else f"quantised ({packed} is {checkpoint.dtype(packed or '')})"
+    raise UnsupportedModelError(
+        f"the weights of {checkpoint.path} are {what}; allowed: float32, bfloat16, float16. Give the checkpoint "
+        "that it was quantised from, or dequantise it first (transformers: from_pretrained(DIR, "
+        "quantization_config=...(dequantize=True)).save_pretrained(NEW_DIR))"
+    )
+
+
+def _stack(
+    state: State, disk: ExpertLayout, memory: ExpertLayout, count: int, read: Callable[[str], Tensor]
+) -> None:
+    """Add transformers' stacked tensors of ``count`` experts that are stored one by one."""
+    import torch
+
+    gates = (disk.gate,) if disk.fused else (disk.gate, disk.up)
+    for name, parts in ((memory.gate, gates), (memory.down, (disk.down,))):
+        for expert in range(count):
+            one = torch.cat([read(part.format(e=expert)) for part in parts])
+            if expert == 0:
+                state[name] = one.new_empty(count, *one.shape)
+            if (one.shape, one.dtype) != (state[name].shape[1:], state[name].dtype):
+                raise CheckpointError(
+                    f"{parts[0].format(e=expert)} has another shape or dtype than that of expert 0: the "
+                    "checkpoint is damaged, fetch it again"
+                )
+            state[name][expert] = one
+
+
+def _unstack(state: State, memory: ExpertLayout, disk: ExpertLayout) -> None:
+    """The inverse of `_stack`, in place."""
+    gate_up, down = state.pop(memory.gate), state.pop(memory.down)
+    for expert in range(len(down)):
+        if disk.fused:
+            state[disk.gate.format(e=expert)] = gate_up[expert]
+        else:
+            gate, up = gate_up[expert].chunk(2)
+            state[disk.gate.format(e=expert)] = gate
+            state[disk.up.format(e=expert)] = up
+        state[disk.down.format(e=expert)] = down[expert]

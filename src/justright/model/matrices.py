@@ -1,0 +1,79 @@
+"""The matrices of a decoder layer, by part, each seen as ``[..., out, in]``: what may be pruned, or switched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from justright.architectures.schema import Part
+from justright.architectures.spec import architecture_of, linear_modules, moe_layers
+from justright.errors import UsageError
+from justright.model.decoder_layer import State
+
+PARTS: tuple[Part, ...] = ("experts", "shared_experts", "attention", "mlp")
+"""Parts whose matrices may change. Router, embeddings, head and norms never do (arXiv:2409.06211's authors prune the
+router too)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix of a layer, or a stack of them.
+
+    Attributes:
+        name: in memory, relative to the layer.
+        part: what it is counted as.
+        stacked: axis 0 is the expert.
+        transposed: it lies as ``[..., in, out]``.
+    """
+
+    name: str
+    part: Part
+    stacked: bool = False
+    transposed: bool = False
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """A view ``[..., out, in]``; its own inverse."""
+        return tensor.transpose(-1, -2) if self.transposed else tensor
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Refuse unknown parts, and none at all.
+
+    Raises:
+        UsageError: see above.
+    """
+    wrong = [part for part in parts if part not in PARTS]
+    if wrong or not parts:
+        raise UsageError(f"parts {', '.join(wrong) or '(none)'}: give one or more of {', '.join(PARTS)}")
+
+
+def matrices(config: dict[str, Any], index: int, parts: Sequence[str] = PARTS) -> list[Matrix]:
+    """The matrices of decoder layer ``index``; experts stored one by one are one entry each tensor name."""
+    row = architecture_of(config)
+    prefix = row.memory.layer(index) + "."
+    found = [
+        Matrix(m.name.removeprefix(prefix) + ".weight", m.part)
+        for m in linear_modules(config)
+        if m.layer == index and m.part in parts
+    ]
+    if row.moe is not None and "experts" in parts and index in moe_layers(config):
+        layout = row.moe.memory
+        found += [Matrix(n, "experts", layout.stacked, layout.transposed) for n in layout.matrices]
+    return found
+
+
+def expand(found: Sequence[Matrix], state: State) -> list[Matrix]:
+    """`matrices` with ``{e}`` filled in for the experts that a state has."""
+    out = []
+    for matrix in found:
+        if "{e}" not in matrix.name:
+            out.append(matrix)
+            continue
+        expert = 0
+        while (name := matrix.name.format(e=expert)) in state:
+            out.append(Matrix(name, matrix.part, transposed=matrix.transposed))
+            expert += 1
+    return out

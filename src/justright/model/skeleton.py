@@ -1,0 +1,135 @@
+"""transformers' own model of a checkpoint, first without weights, then with those that our readers give.
+
+For what stock loading cannot do: layers with different numbers of experts, weights stored sparsely, and models that
+never are in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from justright.architectures.schema import Architecture
+from justright.architectures.spec import architecture_of
+from justright.architectures.uneven_experts import experts_by_layer, with_experts
+from justright.checkpoint.reader import Checkpoint
+from justright.errors import CheckpointError
+from justright.model.decoder_layer import LayerFormat, State
+
+
+def skeleton(config: dict[str, Any], dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The causal language model of a ``config.json``, its parameters on the meta device, its other buffers real.
+
+    Args:
+        config: the content of a ``config.json``, uneven or not.
+        dtype: of the parameters.
+        options: for transformers' ``from_config``.
+    """
+    counts = experts_by_layer(config)
+    most = max(counts.values(), default=0)
+    model = _empty(with_experts(config, dict.fromkeys(counts, most)), dtype, options)
+    for count in sorted(set(counts.values()) - {most}):
+        other = _empty(with_experts(config, dict.fromkeys(counts, count)), dtype, options)
+        mine, theirs = decoder_layers(model, config), decoder_layers(other, config)
+        for index in (i for i, n in counts.items() if n == count):
+            mine[index] = theirs[index]
+    return model
+
+
+def assemble(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, **options: Any
+) -> PreTrainedModel:
+    """The whole model of a checkpoint that stock loading cannot read, weight by weight.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape.
+    """
+    layers = LayerFormat(checkpoint)
+    names = layers.architecture
+    model = skeleton(checkpoint.config, dtype, **options)
+    for index, layer in enumerate(decoder_layers(model, checkpoint.config)):
+        fill(layer, layers.read(index), device, f"decoder layer {index}")
+    expected = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.is_meta}
+    for disk in layers.other_names():
+        memory = next((n for n in _memory_names(names, disk) if n in expected), None)
+        if memory is not None:
+            place(model, memory, checkpoint.tensor(disk).to(device, copy=True))
+    model.tie_weights()
+    missing = sorted(name for name, tensor in model.named_parameters() if tensor.is_meta)
+    if missing:
+        raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} tensors: {', '.join(missing[:3])}")
+    for name, buffer in model.named_buffers():
+        if buffer.device != device:
+            place(model, name, buffer.to(device))
+    return model.eval()
+
+
+def decoder_layers(model: nn.Module, config: dict[str, Any]) -> nn.ModuleList:
+    """The model's decoder layers; items may be replaced."""
+    layers = model.get_submodule(f"{architecture_of(config).memory.stem}.layers")
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> None:
+    """Give a layer without weights those of ``state``, as copies in its own dtypes, without gradients.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape.
+    """
+    parameters = {name for name, _ in layer.named_parameters()}
+    names = parameters | {name for name in layer.state_dict() if name in state}
+    for name in sorted(names):
+        if name not in state:
+            raise CheckpointError(f"{what} lacks {name}")
+        old = layer.get_parameter(name) if name in parameters else layer.get_buffer(name)
+        if old.device == device and old.shape == state[name].shape:
+            old.detach().copy_(state[name])  # filled before: no second copy beside it
+        else:
+            place(layer, name, state[name].to(device, old.dtype, copy=True))
+    for name, buffer in layer.named_buffers():
+        if buffer.device != device:
+            place(layer, name, buffer.to(device))
+
+
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where ``module`` has the parameter or buffer ``name``, in the dtype that it has there.
+
+    Raises:
+        CheckpointError: another shape.
+    """
+    path, _, last = name.rpartition(".")
+    owner = module.get_submodule(path)
+    old = getattr(owner, last)
+    if old.shape != tensor.shape:
+        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, the model expects {list(old.shape)}")
+    if last in owner._parameters:
+        owner._parameters[last] = nn.Parameter(tensor.to(old.dtype), requires_grad=False)
+    else:
+        owner._buffers[last] = tensor.to(old.dtype)
+
+
+def _empty(config: dict[str, Any], dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = AutoConfig.for_model(config["model_type"], **settings)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(parsed, dtype=dtype, **options)
+    for name, tensor in list(model.state_dict(keep_vars=True).items()):
+        for part, other in model._get_dtype_plan(dtype).items():  # some families keep routers in float32
+            if f".{part}." in f".{name}.":
+                tensor.data = tensor.data.to(other)
+    return model
+
+
+def _memory_names(row: Architecture, name: str) -> list[str]:
+    """Where a tensor that belongs to no decoder layer may go."""
+    if name == row.disk.head:
+        return [row.memory.head]
+    if name.startswith(row.disk.stem + "."):
+        return [row.memory.stem + name.removeprefix(row.disk.stem)]
+    # A vision tower: transformers puts it into `model`, and no longer has a `vision_model` in it.
+    return [name, f"model.{name}", f"model.{name.replace('.vision_model.', '.')}"]

@@ -1,0 +1,315 @@
+"""What a checkpoint is, by its config and the headers of its files: no weight is read.
+
+The config's defaults come from transformers, whose import is most of the time this takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from justright.architectures.spec import (
+    Architecture,
+    Part,
+    architecture_of,
+    attention_windows,
+    context_length,
+    expert_groups,
+    experts_per_token,
+    linear_modules,
+    moe_layers,
+    num_experts,
+    num_layers,
+    parameter_part,
+    rope_switch_length,
+    text_config,
+)
+from justright.architectures.uneven_experts import experts_by_layer
+from justright.checkpoint.format import TensorInfo
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.sources import check_tokenizer_files
+from justright.errors import CheckpointError
+from justright.model.decoder_layer import check_layers
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOATS = frozenset(["F64", "F32", "F16", "BF16"])
+# Tensors beside the weights of quantised or old checkpoints that are no parameters.
+_COMPANIONS = ("_scales", "_scale", "_scale_inv", "inv_freq", "masked_bias")
+
+Status = Literal["yes", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """Whether justright can do something with a model.
+
+    Attributes:
+        name: "run", "draft", "prune experts", "prune weights" or "switch".
+        status: whether it can be done.
+        reason: why, or why not.
+    """
+
+    name: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The mixture of a mixture-of-experts model.
+
+    Attributes:
+        count: routed experts in a layer that has any; the most, where layers differ.
+        least: in the layer that has the fewest.
+        total: of all layers.
+        top_k: of these, how many a token is sent to.
+        layers: how many layers have experts.
+        groups: (groups the experts are divided into, groups a token may use); (1, 1) without groups.
+        shared: whether every token also passes through a shared expert.
+    """
+
+    count: int
+    least: int
+    total: int
+    top_k: int
+    layers: int
+    groups: tuple[int, int]
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a checkpoint is and what it needs.
+
+    Attributes:
+        path: its directory.
+        family: the config's ``model_type``.
+        layers: decoder layers.
+        vocabulary: tokens.
+        context: positions that the model was made for.
+        usable_context: of these, how many the engine uses (fewer where rotary frequencies switch).
+        windows: attention reach -> number of layers; "full", "sliding 4096", "chunked 8192".
+        experts: None for a dense model.
+        parameters: by part; a tied head counts once, as the embedding. "other" is outside the text decoder.
+        total: all parameters of the text decoder.
+        active: parameters that one token uses; equals ``total`` for a dense model.
+        tied_embeddings: whether the head is the embedding.
+        disk_dtypes: safetensors' dtype name -> bytes on disk.
+        disk_bytes: all of them.
+        store: "sparse" for a container of `justright.checkpoint.sparse`, which only justright reads; else "dense".
+        quantization: the quantisation method that the config names, or None.
+        weights_bytes: dtype -> bytes of the loaded weights.
+        cache_bytes_per_1k: dtype -> bytes of keys and values for 1,024 tokens of one sequence, as the engine
+            stores them (latent attention expanded, sliding layers whole).
+        capabilities: what justright can do with it.
+    """
+
+    path: Path
+    family: str
+    layers: int
+    vocabulary: int
+    context: int
+    usable_context: int
+    windows: dict[str, int]
+    experts: Experts | None
+    parameters: dict[Part, int]
+    total: int
+    active: int
+    tied_embeddings: bool
+    disk_dtypes: dict[str, int]
+    disk_bytes: int
+    store: str
+    quantization: str | None
+    weights_bytes: dict[str, int]
+    cache_bytes_per_1k: dict[str, int]
+    capabilities: tuple[Capability, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def inspect(path: Path) -> Inspection:
+    """Inspect a checkpoint directory.
+
+    Raises:
+        CheckpointError: it is damaged or incomplete, or its config is invalid.
+        UnsupportedModelError: its family is unknown or not supported.
+    """
+    with Checkpoint.open(path) as checkpoint:
+        config = checkpoint.config
+        infos = [checkpoint.info(name) for name in checkpoint]
+        packed = bool(checkpoint.packed)
+    architecture = architecture_of(config)
+    settings = text_config(config)
+    experts = _experts(architecture, config)
+    tied = bool(getattr(settings, "tie_word_embeddings", False))
+    parameters = _parameters(architecture, infos, num_layers(config), tied)
+    total = sum(count for part, count in parameters.items() if part != "other")
+    idle = 0
+    if experts:
+        used = experts.top_k * experts.layers
+        idle = parameters["experts"] * (experts.total - used) // experts.total
+    disk = Counter[str]()
+    for info in infos:
+        disk[info.dtype] += info.nbytes
+    context = context_length(config)
+    quantization = _quantization(config)
+    if quantization is None:
+        check_layers(path, config, (info.name for info in infos))
+    cached = cached_values_per_token(config)
+    return Inspection(
+        path=path,
+        family=architecture.family,
+        layers=num_layers(config),
+        vocabulary=int(settings.vocab_size),
+        context=context,
+        usable_context=min(context, rope_switch_length(config) or context),
+        windows=_windows(config),
+        experts=experts,
+        parameters=parameters,
+        total=total,
+        active=total - idle,
+        tied_embeddings=tied,
+        disk_dtypes=dict(disk.most_common()),
+        disk_bytes=disk.total(),
+        store="sparse" if packed else "dense",
+        quantization=quantization,
+        weights_bytes={dtype: total * size for dtype, size in DTYPE_BYTES.items()},
+        cache_bytes_per_1k={dtype: 1024 * cached * size for dtype, size in DTYPE_BYTES.items()},
+        capabilities=_capabilities(path, architecture, config, experts, quantization or _packed(disk)),
+    )
+
+
+def cached_values_per_token(config: Any) -> int:
+    """Numbers that the engine's cache holds for one token: keys and values of all layers.
+
+    Multi-head latent attention is cached expanded, as keys of every head and (narrower) values of every head.
+    """
+    settings = text_config(config)
+    heads = int(settings.num_attention_heads)
+    if any(module.name.endswith("kv_b_proj") for module in linear_modules(config)):
+        key = int(settings.qk_nope_head_dim) + int(settings.qk_rope_head_dim)
+        a_layer = heads * (key + int(settings.v_head_dim))
+    else:
+        size = getattr(settings, "head_dim", None) or int(settings.hidden_size) // heads
+        a_layer = 2 * int(getattr(settings, "num_key_value_heads", None) or heads) * int(size)
+    return num_layers(config) * a_layer
+
+
+def _parameters(
+    architecture: Architecture, infos: list[TensorInfo], layers: int, tied: bool
+) -> dict[Part, int]:
+    """Parameters by part, counted on disk; a head that is tied counts as the embedding."""
+    counts: dict[Part, int] = dict.fromkeys(get_args(Part), 0)
+    for info in infos:
+        if info.name.endswith(_COMPANIONS):
+            continue
+        part = parameter_part(architecture, info.name, layers)
+        packed = 2 if info.name.endswith("_blocks") else 1  # MXFP4: two values a byte
+        counts[part] += math.prod(info.shape) * packed
+    if tied:
+        if not counts["embedding"]:
+            counts["embedding"] = counts["head"]
+        counts["head"] = 0
+    if not counts["embedding"]:
+        raise CheckpointError(
+            f"the checkpoint has no tensor {architecture.disk.embedding}, which every {architecture.family} "
+            "checkpoint has: its config and its weights do not belong together"
+        )
+    return counts
+
+
+def _experts(architecture: Architecture, config: Mapping[str, Any]) -> Experts | None:
+    layers = moe_layers(config)
+    if architecture.moe is None or not layers:
+        return None
+    shared = any(module.part == "shared_experts" for module in linear_modules(config))
+    counts = experts_by_layer(dict(config)).values()
+    return Experts(
+        num_experts(config),
+        min(counts),
+        sum(counts),
+        experts_per_token(config),
+        len(layers),
+        expert_groups(config),
+        shared,
+    )
+
+
+def _windows(config: Mapping[str, Any]) -> dict[str, int]:
+    windows = attention_windows(config)
+    return dict(Counter("full" if w is None else f"{w.kind} {w.size}" for w in windows).most_common())
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    return str(settings.get("quant_method", "unknown")) if isinstance(settings, Mapping) else "unknown"
+
+
+def _packed(disk: Mapping[str, int]) -> str | None:
+    """The dtypes on disk that are no plain floating point, if they make up most of it."""
+    odd = [dtype for dtype in disk if dtype not in _FLOATS]
+    return ", ".join(odd) if sum(disk[d] for d in odd) * 2 > sum(disk.values()) else None
+
+
+def _capabilities(
+    path: Path,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    experts: Experts | None,
+    quantization: str | None,
+) -> tuple[Capability, ...]:
+    run, draft = _can_run(path, architecture, quantization)
+    blocked = f"its weights are quantised ({quantization}): start from the unquantised checkpoint"
+    matrices = len(linear_modules(config))
+    if experts is None:
+        prune_experts = Capability("prune experts", "no", "a dense model has no experts")
+    elif quantization:
+        prune_experts = Capability("prune experts", "no", blocked)
+    elif experts.least < experts.count:
+        reason = f"layers have different numbers of experts already ({experts.least} to {experts.count})"
+        prune_experts = Capability("prune experts", "no", reason)
+    elif experts.count <= experts.top_k:
+        reason = f"every token uses all {experts.count} experts, so none can go"
+        prune_experts = Capability("prune experts", "no", reason)
+    else:
+        reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} a token"
+        prune_experts = Capability("prune experts", "yes", reason)
+    if quantization:
+        weights, switch = Capability("prune weights", "no", blocked), Capability("switch", "no", blocked)
+    else:
+        also = " and the experts'" if experts is not None else ""
+        weights = Capability("prune weights", "yes", f"{matrices} plain linear matrices{also}")
+        partner = "needs a reasoning model and the model that it was trained from"
+        switch = Capability("switch", "yes", f"low-rank over {matrices} matrices; {partner}")
+    return run, draft, prune_experts, weights, switch
+
+
+def _can_run(
+    path: Path, architecture: Architecture, quantization: str | None
+) -> tuple[Capability, Capability]:
+    reason = None
+    if not architecture.stock:
+        reason = "transformers has no class for this family"
+    elif quantization:
+        reason = f"its weights are quantised ({quantization}), which the engine is not tested with"
+    else:
+        try:
+            check_tokenizer_files(path)
+        except CheckpointError:
+            reason = "it has no tokenizer: copy the tokenizer's files from the original repository"
+    if reason:
+        return Capability("run", "no", reason), Capability("draft", "no", "it cannot be run")
+    return (
+        Capability("run", "yes", "all layers use attention, so rejected drafts can be taken back"),
+        Capability(
+            "draft", "yes", "suffix drafts for any model that runs; an LSTM drafter can be trained for it"
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Who reasons, and for how long."""

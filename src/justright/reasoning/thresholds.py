@@ -1,0 +1,211 @@
+"""From problems that both modes have answered to a probe and thresholds that hold an accuracy at the fewest tokens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from justright.errors import UsageError
+from justright.intervals import interval
+from justright.reasoning.scorers import Probe
+
+FOLDS = 5
+_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+LEAST = 40
+"""Problems below which nothing is fitted."""
+ADVISED = 200
+"""Problems below which the figures are too uncertain to rely on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What both modes made of the same problems.
+
+    Attributes:
+        hidden: ``[problems, hidden_size]``, each prompt's last state in fast mode.
+        confidence: ``[problems]``, the least probability of a token of the fast answer; 0 where it was cut.
+        fast_right: ``[problems]`` bool.
+        slow_right: ``[problems]`` bool.
+        fast_tokens: ``[problems]``, of the answer.
+        slow_tokens: ``[problems]``, thought included.
+    """
+
+    hidden: Tensor
+    confidence: Tensor
+    fast_right: Tensor
+    slow_right: Tensor
+    fast_tokens: Tensor
+    slow_tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A threshold and what it gives: ``accuracy`` and mean ``tokens`` a problem, ``slow`` share thought about."""
+
+    threshold: float
+    accuracy: float
+    tokens: float
+    slow: float
+
+    def to_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = None) -> Probe:
+    """A probe and its threshold; a threshold for ``escalate`` beside it (in ``about``).
+
+    The probe learns where the fast answer is wrong. Its threshold is chosen on scores of problems that the probe had
+    not seen (five folds), for the fewest tokens with at least the accuracy ``floor``.
+
+    Args:
+        outcomes: at least `LEAST` problems.
+        floor: accuracy to hold, in (0, 1].
+        about: goes into the probe's record.
+
+    Raises:
+        UsageError: too few problems, or a floor that no threshold reaches.
+    """
+    check_asked(len(outcomes), floor)
+    x = outcomes.hidden.double().numpy()
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+    x = (x - mean) / scale
+    wrong = (~outcomes.fast_right).numpy().astype(float)
+    penalty, unseen = _cross_validated(x, wrong)
+    weight, bias = _logistic(x, wrong, penalty)
+    scores = torch.from_numpy(unseen)
+    doubts = 1 - outcomes.confidence.double()
+    best = cheapest(curve(scores, outcomes), floor)
+    again = cheapest(curve(doubts, outcomes, both=True), floor)
+    record = {
+        "floor": floor,
+        "problems": len(outcomes),
+        "auto": _figures(best, scores, outcomes),
+        "escalate": _figures(again, doubts, outcomes, both=True) | {"threshold": 1 - again.threshold},
+        "always": {
+            mode: _figures(point, _decided(mode, outcomes), outcomes)
+            for mode, point in always(outcomes).items()
+        },
+        "penalty": penalty,
+    }
+    vectors = (torch.tensor(v, dtype=torch.float32) for v in (weight, mean, scale))
+    weights, means, scales = vectors
+    return Probe(weights, float(bias), means, scales, best.threshold, record | (about or {}))
+
+
+def check_asked(problems: int, floor: float) -> None:
+    """Refuse what no probe can be fitted to, before anything is answered.
+
+    Raises:
+        UsageError: too few problems, or a floor that is none.
+    """
+    if not 0 < floor <= 1:
+        raise UsageError(f"accuracy floor {floor}; allowed: above 0 to 1")
+    if problems < LEAST:
+        raise UsageError(f"{problems} problems are too few to fit a probe: give at least {LEAST}")
+
+
+def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Point]:
+    """What every threshold gives, from always slow (-inf) to always fast.
+
+    Args:
+        scores: ``[problems]``; above a threshold a problem is thought about.
+        outcomes: of the same problems.
+        both: a problem that is thought about has cost its fast answer too (``escalate``).
+    """
+    found = []
+    for threshold in [-1.0, *sorted(set(scores.tolist()))]:
+        means = [float(values.mean()) for values in _taken(threshold, scores, outcomes, both=both)]
+        found.append(Point(threshold, *means))
+    return found
+
+
+def _taken(
+    threshold: float, scores: Tensor, outcomes: Outcomes, *, both: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a threshold gives for each problem: whether it is right, its tokens, whether it is thought about."""
+    slow = scores > threshold
+    right = torch.where(slow, outcomes.slow_right, outcomes.fast_right).double()
+    fast_cost = outcomes.fast_tokens.double() * (torch.ones_like(slow) if both else ~slow)
+    return right, fast_cost + outcomes.slow_tokens.double() * slow, slow.double()
+
+
+def _figures(point: Point, scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> dict[str, Any]:
+    """A point for the record: each mean with its 95% interval beside it, under its name with ``_95``."""
+    found: dict[str, Any] = dict(point.to_dict())
+    taken = _taken(point.threshold, scores, outcomes, both=both)
+    for name, values in zip(("accuracy", "tokens", "slow"), taken, strict=True):
+        found[f"{name}_95"] = list(interval(values.tolist(), found[name]))
+    return found
+
+
+def cheapest(points: list[Point], floor: float) -> Point:
+    """The point of the fewest tokens with at least the accuracy ``floor``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    good = [point for point in points if point.accuracy >= floor]
+    if not good:
+        best = max(points, key=lambda point: point.accuracy)
+        raise UsageError(
+            f"no threshold reaches an accuracy of {floor:.3f} on these problems: the most is {best.accuracy:.3f}, with "
+            f"{best.slow:.0%} of them thought about; ask for a floor of at most that"
+        )
+    return min(good, key=lambda point: (point.tokens, -point.accuracy))
+
+
+def always(outcomes: Outcomes) -> dict[str, Point]:
+    """What it is to think always, never, and (``oracle``) only where it helps."""
+    slow, fast = (curve(_decided(mode, outcomes), outcomes) for mode in ("slow", "fast"))
+    oracle = curve(_decided("oracle", outcomes), outcomes)
+    return {
+        "slow": slow[0],
+        "fast": fast[-1],
+        "oracle": [point for point in oracle if point.threshold < 1][-1],
+    }
+
+
+def _decided(mode: str, outcomes: Outcomes) -> Tensor:
+    """Scores above 0 where thinking helps, for ``oracle``; 0 for all problems else."""
+    helps = outcomes.slow_right & ~outcomes.fast_right
+    return (helps if mode == "oracle" else torch.zeros_like(helps)).double()
+
+
+def _cross_validated(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """The penalty of the least log loss on unseen folds, and the scores of that penalty, each by a fit without it."""
+    fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
+    best: tuple[float, float, np.ndarray] | None = None
+    for penalty in _PENALTIES:
+        scores = np.empty(len(y))
+        for k in range(FOLDS):
+            weight, bias = _logistic(x[fold != k], y[fold != k], penalty)
+            scores[fold == k] = 1 / (1 + np.exp(-(x[fold == k] @ weight + bias)))
+        clipped = scores.clip(1e-6, 1 - 1e-6)
+        loss = float(-(y * np.log(clipped) + (1 - y) * np.log(1 - clipped)).mean())
+        if best is None or loss < best[0]:
+            best = loss, penalty, scores
+    assert best is not None
+    return best[1], best[2]
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights and bias of the least ``sum log loss + penalty / 2 * |weights|^2``."""
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = x @ parameters[:-1] + parameters[-1]
+        chance = 1 / (1 + np.exp(-logits))
+        value = np.logaddexp(0, logits).sum() - y @ logits + penalty / 2 * (parameters[:-1] ** 2).sum()
+        error = chance - y
+        return float(value), np.append(x.T @ error + penalty * parameters[:-1], error.sum())
+
+    found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return found[:-1], float(found[-1])

@@ -1,0 +1,160 @@
+"""One HTTP request's sequences, from the queue to their last token; whatever happens, none is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any
+
+from justright.engine.request import Request
+from justright.errors import ConstraintError, JustrightError, ResourceError
+from justright.serve.answer_chunks import Answer, Delta, Writer, event
+from justright.serve.api_errors import ApiError, of_error
+from justright.serve.inbox import Inbox, Letter
+from justright.serve.metrics import Metrics
+from justright.serve.scheduler import QueueFull, Scheduler, ShuttingDown
+from justright.serve.token_text import TokenTexts
+
+KEEP_ALIVE = b": still working\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class Exchange:
+    """Runs requests and hands their output on; leaving it cancels what still runs.
+
+    async with Exchange(...) as exchange:
+        body = await exchange.whole(writer)
+
+    Args:
+        requests: fresh ones.
+        scheduler: who runs them.
+        metrics: who counts them.
+        texts: of tokens.
+        apart: whether thoughts are told from answers.
+        deadline_s: of each request.
+        arrived: when the HTTP request came, by `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        scheduler: Scheduler,
+        metrics: Metrics,
+        texts: TokenTexts,
+        *,
+        apart: bool,
+        deadline_s: float | None,
+        arrived: float,
+    ) -> None:
+        self.answers = [Answer(request, texts, apart) for request in requests]
+        self._scheduler, self._metrics = scheduler, metrics
+        self._deadline_s, self._arrived = deadline_s, arrived
+        self._inbox = Inbox()
+        self._first: dict[int, float] = {}
+
+    async def __aenter__(self) -> Exchange:
+        """Queue the requests.
+
+        Raises:
+            ApiError: there is no room, or the server is shutting down.
+        """
+        pairs = [(answer.request, self._inbox.listener(n)) for n, answer in enumerate(self.answers)]
+        try:
+            self._scheduler.submit_all(pairs, deadline_s=self._deadline_s)
+        except JustrightError as error:
+            raise refused(error) from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cancel()
+
+    async def whole(self, writer: Writer) -> dict[str, Any]:
+        """The whole answer.
+
+        Raises:
+            ApiError: there is none.
+        """
+        while not all(answer.done for answer in self.answers):
+            for letter in await self._letters(timeout_s=10.0):
+                self._take(letter)
+        return writer.answer(self.answers)
+
+    async def events(self, writer: Writer, keep_alive_s: float) -> AsyncGenerator[bytes]:
+        """The answer as server-sent events, a comment where there is nothing to say for long.
+
+        An error ends the stream with an event that tells it.
+        """
+        yield b"".join(event(chunk) for n in range(len(self.answers)) for chunk in writer.first(n))
+        while not all(answer.done for answer in self.answers):
+            pieces: list[bytes] = []
+            try:
+                letters = await self._letters(keep_alive_s)
+                for letter in letters:
+                    delta = self._take(letter)
+                    answer = self.answers[letter.index]
+                    pieces += [event(chunk) for chunk in writer.chunks(letter.index, answer, delta)]
+            except ApiError as error:
+                yield b"".join([*pieces, event(error.to_dict())])
+                return
+            if pieces or not letters:
+                yield b"".join(pieces) or KEEP_ALIVE
+        yield b"".join([*map(event, writer.last(self.answers)), DONE])
+
+    async def _letters(self, timeout_s: float) -> list[Letter]:
+        """What came; of an engine that is dead nothing ever will."""
+        letters = await self._inbox.get(timeout_s)
+        if not letters and not self._scheduler.snapshot().alive:
+            raise ApiError(500, "the engine is dead: start the server again", None, "engine_error")
+        return letters
+
+    def _take(self, letter: Letter) -> Delta:
+        """Note an emission; of one that ends its answer too early, raise what the client is told."""
+        answer, emission = self.answers[letter.index], letter.emission
+        request = emission.request
+        self._metrics.emitted_tokens.inc(len(emission.token_ids))
+        if emission.token_ids and letter.index not in self._first:
+            self._first[letter.index] = letter.at
+            self._metrics.first_token.observe(letter.at - self._arrived)
+        delta = answer.take(emission)
+        if answer.done:
+            self._count(letter)
+        if emission.finish_reason == "cancelled":
+            if isinstance(request.error, ConstraintError):
+                raise ApiError(400, str(request.error), "response_format", "constraint_failed")
+            if request.error is not None:
+                raise ApiError(500, f"the engine failed: {request.error}", None, "engine_error")
+            if not request.timed_out:
+                raise ApiError(503, "the server shuts down: send the request again", None, "shutting_down")
+            if not request.token_ids:
+                message = f"nothing was answered within {self._deadline_s:g} s: send the request again later"
+                raise ApiError(504, message, None, "deadline_exceeded")
+        return delta
+
+    def _count(self, letter: Letter) -> None:
+        request = letter.emission.request
+        ended_by = "error" if request.error is not None else self.answers[letter.index].ended_by
+        self._metrics.answered(request, ended_by)
+        tokens = request.stats.output_tokens
+        seconds = letter.at - self._first.get(letter.index, letter.at)
+        if tokens > 1 and seconds > 0:  # one that was held back comes at once, and tells of no pace
+            self._metrics.each_token.observe(seconds / (tokens - 1))
+
+    def _cancel(self) -> None:
+        """End what still runs; nobody wants it any more."""
+        for answer in self.answers:
+            if not answer.done:
+                answer.done = True
+                self._scheduler.cancel(answer.request)
+                self._metrics.answered(answer.request, "abandoned")
+
+
+def refused(error: JustrightError) -> ApiError:
+    """What a client is told whose request was not taken."""
+    if isinstance(error, QueueFull):
+        seconds = max(1, round(error.retry_after_s))
+        return ApiError(429, str(error), None, "queue_full", {"Retry-After": str(seconds)})
+    if isinstance(error, ShuttingDown):
+        return ApiError(503, str(error), None, "shutting_down", {"Retry-After": "5"})
+    return of_error(error, "max_tokens" if isinstance(error, ResourceError) else None)

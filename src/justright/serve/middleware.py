@@ -1,0 +1,159 @@
+"""What stands before the application: names of hosts, API keys, sizes of bodies, time to send them; plain ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from justright.readable import readable_bytes
+from justright.serve.api_errors import ApiError
+from justright.serve.connection import CROWDED
+from justright.serve.hosts import Hosts
+
+_HEALTH = frozenset({"/health", "/health/live"})
+FREE = _HEALTH | {"/"}
+"""Paths that need no key; nor do the files of the page at ``/``, which asks for one itself."""
+_PAGE = "/dashboard/"
+
+Log = Callable[[str, str, int, float], None]
+"""Told of every answer: method, path, status, seconds."""
+
+
+class Guard:
+    """Refuses a crowd, other hosts' names, requests without a key, bodies that are too large or too slow.
+
+    Tells of every answer.
+
+    A body is read whole, at most to the limit, before anything looks at it.
+
+    Args:
+        app: behind it.
+        keys: of which one is needed; none: no key is.
+        max_body_bytes: of a request.
+        body_timeout_s: to receive it.
+        log: see above.
+        hosts: the names that clients may call the server by.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: tuple[str, ...],
+        max_body_bytes: int,
+        body_timeout_s: float,
+        log: Log,
+        hosts: Hosts,
+    ) -> None:
+        self.app, self._hosts = app, hosts
+        self._keys = [_digest(key) for key in keys]
+        self._max, self._timeout_s, self._log = max_body_bytes, body_timeout_s, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 499  # what nginx calls a client that has gone
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope.get("state", {}).get(CROWDED) and scope["path"] not in _HEALTH:
+                raise _crowded()
+            self._hosts.check(scope, keys=bool(self._keys))
+            headers = Headers(scope=scope)
+            self._check_key(scope["path"], headers)
+            body = await self._body(headers, receive)
+            await self.app(scope, _again(body, receive), watched)
+        except ApiError as error:
+            await respond(error, watched)
+        except _Gone:
+            pass
+        finally:
+            self._log(scope["method"], scope["path"], status, time.perf_counter() - began)
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        """Compare in constant time, with every key."""
+        if not self._keys or path in FREE or path.startswith(_PAGE):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        digest = _digest(given.strip())
+        matches = [hmac.compare_digest(digest, key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            message = "this server needs an API key: send it as `Authorization: Bearer KEY`"
+            raise ApiError(401, message, None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body."""
+        announced = headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max:
+            raise self._too_large()
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
+                    if size > self._max:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return b"".join(pieces)
+        except TimeoutError:
+            message_ = f"the body did not come within {self._timeout_s:g} s"
+            raise ApiError(408, message_, None, "body_timeout", {"Connection": "close"}) from None
+
+    def _too_large(self) -> ApiError:
+        message = f"the body is larger than the {readable_bytes(self._max)} that this server takes"
+        return ApiError(413, message, None, "body_too_large", {"Connection": "close"})
+
+
+def _crowded() -> ApiError:
+    message = "too many connections are open: send the request again later"
+    headers = {"Retry-After": "5", "Connection": "close"}
+    return ApiError(503, message, None, "too_many_connections", headers)
+
+
+class _Gone(Exception):
+    """The client left before its request was whole."""
+
+
+async def respond(error: ApiError, send: Send) -> None:
+    """Send an error."""
+    body = json.dumps(error.to_dict()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A receive that begins with a body that was read already."""
+    read = False
+
+    async def receive_again() -> Message:
+        nonlocal read
+        if not read:
+            read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()

@@ -1,0 +1,93 @@
+"""One engine served until a signal, or its own death."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+from justright.engine.llm import Engine
+from justright.errors import JustrightError
+from justright.serve.app import Log, Service, create_app
+from justright.serve.lifecycle import MAX_CONNECTIONS, HttpServer
+from justright.serve.scheduler import Scheduler
+from justright.serve.server_settings import ServeSettings
+
+log = logging.getLogger("justright.serve")
+
+
+def server_of(
+    service: Service,
+    bound: socket.socket,
+    *,
+    drain_s: float = 30.0,
+    max_connections: int = MAX_CONNECTIONS,
+    on_ready: Callable[[], None] = lambda: None,
+) -> HttpServer:
+    """A server for a service, on a bound socket; it stops when the engine dies.
+
+    Args:
+        service: its scheduler is started by the caller, after this.
+        bound: where.
+        drain_s: to let requests come to their end, after the first signal.
+        max_connections: open at once.
+        on_ready: called once clients are let in.
+    """
+    scheduler = service.scheduler
+
+    def drain() -> None:
+        now = scheduler.snapshot()
+        if count := now.running + now.waiting:
+            log.warning(
+                "stopping: %d requests may come to their end for %g s; a second signal does not wait",
+                count,
+                drain_s,
+            )
+        if not scheduler.drain(drain_s):
+            log.warning("some requests were not done within %g s; they are cancelled", drain_s)
+
+    server = HttpServer(
+        create_app(service), bound, drain=drain, max_connections=max_connections, on_ready=on_ready
+    )
+    scheduler.on_death = server.stop
+    return server
+
+
+def serve(
+    engine: Engine,
+    scheduler: Scheduler,
+    settings: ServeSettings,
+    bound: socket.socket,
+    *,
+    drain_s: float = 30.0,
+    max_connections: int = MAX_CONNECTIONS,
+    on_ready: Callable[[], None] = lambda: None,
+    on_request: Log = lambda _: None,
+) -> None:
+    """Serve an engine until a signal.
+
+    Args:
+        engine: loaded.
+        scheduler: of it; started here.
+        settings: how to serve.
+        bound: where.
+        drain_s: as above, like the next two.
+        max_connections: see there.
+        on_ready: see there.
+        on_request: told of every HTTP request.
+
+    Raises:
+        JustrightError: the engine died.
+    """
+    service = Service(engine, scheduler, settings, on_request)
+    server = server_of(service, bound, drain_s=drain_s, max_connections=max_connections, on_ready=on_ready)
+    scheduler.start()
+    try:
+        server.run_until_stopped()
+    finally:
+        scheduler.drain(0.0)
+        service.close()
+    if scheduler.death is not None:
+        raise JustrightError(
+            f"the engine died ({type(scheduler.death).__name__}: {scheduler.death}): start the server again"
+        ) from scheduler.death

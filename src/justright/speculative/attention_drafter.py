@@ -1,0 +1,262 @@
+"""Drafting with the attention baseline: from keys and values of the whole context, as a tree.
+
+Source: EAGLE-2, arXiv:2406.16858 (trees by probability).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.checkpoint.fingerprint import weights_identity
+from justright.errors import UsageError
+from justright.speculative.attention_network import AttentionModel
+from justright.speculative.base import EMPTY_DRAFT, Draft
+from justright.speculative.store import find_drafter, read_for, verifier_matrices
+from justright.speculative.tree import Shape, grow
+from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
+
+_TRIALS = 5
+_TUNED_AT = 2048
+"""Tokens of context at which drafting is timed; the engine compares it with a verification at the same length."""
+_UNTUNED = Shape(30, 6, 4)
+"""EAGLE-2's order of magnitude, for a drafter whose config has no table of trees."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """Options of the attention drafter.
+
+    Attributes:
+        path: its directory or hub id; None: the one that an installed package carries.
+        nodes: the most nodes of a tree; None: what pays on this machine.
+        depth: its levels; None: what pays.
+        top_k: nodes expanded a level, and children of each; None: what pays.
+        min_prob: do not follow paths less probable.
+    """
+
+    path: str | None = None
+    nodes: int | None = None
+    depth: int | None = None
+    top_k: int | None = None
+    min_prob: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 1 <= value <= high):
+                raise UsageError(
+                    f"attention drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
+                )
+        if not isinstance(self.min_prob, int | float) or not 0 <= self.min_prob <= 1:
+            raise UsageError(f"attention drafts: min_prob is {self.min_prob!r}; allowed: 0 to 1")
+
+
+class Context:
+    """One request's tokens, the keys and values of their states, and the features of the last state.
+
+    Args:
+        token_ids: the tokens known so far.
+    """
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.tokens = list(token_ids)
+        self.length = 0
+        """Rows of keys and values: states that were read."""
+        self.waiting: list[Tensor] = []
+        """States that are known and not read yet, each ``[rows, size]``."""
+        self.last: Tensor | None = None
+        """Features after the last row, ``[1, size]``."""
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @property
+    def keys(self) -> Tensor:
+        """``[heads, length, head]``."""
+        assert self._keys is not None, "read something first"
+        return self._keys[:, : self.length]
+
+    @property
+    def values(self) -> Tensor:
+        """``[heads, length, head]``."""
+        assert self._values is not None, "read something first"
+        return self._values[:, : self.length]
+
+    def catch_up(self, model: AttentionModel) -> bool:
+        """Read the states that wait; each needs the token after it. False if there is nothing to draft from."""
+        if not self.waiting:
+            return self.last is not None
+        hidden = torch.cat(self.waiting)
+        self.waiting = []
+        following = self.tokens[self.length + 1 : self.length + 1 + len(hidden)]
+        if len(following) < len(hidden):
+            raise AssertionError("every state has a token after it")
+        x = model.enter(hidden, torch.tensor(following, device=hidden.device))
+        positions = torch.arange(self.length, self.length + len(hidden), device=hidden.device)
+        q, k, v = model.project(x, positions)
+        self._append(k, v)
+        attended = F.scaled_dot_product_attention(q[:, -1:], self.keys, self.values)
+        self.last = model.leave(x[-1:], attended)
+        return True
+
+    def _append(self, k: Tensor, v: Tensor) -> None:
+        """Join keys and values ``[heads, rows, head]``; the buffers double, so that a step copies only what is new."""
+        end = self.length + k.shape[1]
+        if self._keys is None or self._values is None or end > self._keys.shape[1]:
+            shape = (k.shape[0], max(2 * end, 256), k.shape[2])
+            keys, values = k.new_empty(shape), v.new_empty(shape)
+            if self._keys is not None and self._values is not None:
+                keys[:, : self.length], values[:, : self.length] = self.keys, self.values
+            self._keys, self._values = keys, values
+        self._keys[:, self.length : end], self._values[:, self.length : end] = k, v
+        self.length = end
+
+
+class AttentionDrafter:
+    """Implements ``justright.speculative.base.Drafter``; wants the states of all tokens (``needs_states``).
+
+    Args:
+        options: see `AttentionOptions`.
+    """
+
+    name = "attention"
+    needs_hidden = False
+    needs_states = True
+
+    def __init__(self, options: AttentionOptions | None = None) -> None:
+        self.options = options or AttentionOptions()
+        self.shape = self._settled(_UNTUNED)
+        """How its trees grow: by the options, else as `tune` found."""
+        self._model: AttentionModel | None = None
+        self._trees: TreeTable | None = None
+        self._contexts: dict[Hashable, Context] = {}
+
+    def bind(self, model: PreTrainedModel, path: Path | None) -> None:
+        """As `justright.speculative.lstm_drafter.LstmDrafter.bind`."""
+        identity = None if path is None else weights_identity(path)
+        folder = find_drafter(self.options.path, identity, "attention", path)
+        about = read_for(folder, identity, "attention")
+        self._trees = TreeTable.from_dict((about.get("trees") or {}).get("plain"))
+        self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
+        self._model.pack()
+
+    def check(self, path: Path) -> None:
+        """As `justright.speculative.lstm_drafter.LstmDrafter.check`."""
+        identity = weights_identity(path)
+        read_for(find_drafter(self.options.path, identity, "attention", path), identity, "attention")
+
+    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
+        """As `justright.speculative.lstm_drafter.LstmDrafter.tune`; drafting is timed at 2,048 tokens of context."""
+        if self._trees is None or self._model is None:
+            return
+        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
+        table = self._trees.among(max_nodes=max_nodes, **given)
+        draft_s = draft_seconds(self._model)
+        self.shape = self._settled(
+            best_shape(table, verify_s, draft_s, spec=False, min_prob=self.options.min_prob)[0]
+        )
+
+    def _settled(self, shape: Shape) -> Shape:
+        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
+        known = {name: value for name, value in given.items() if value is not None}
+        return replace(shape, **known, min_prob=self.options.min_prob)
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        """Begin a request whose prompt is ``prompt_ids``."""
+        self._contexts[request_id] = Context(prompt_ids)
+
+    def read(self, request_id: Hashable, hidden: Tensor) -> None:
+        """States of the next tokens of the sequence, ``[tokens, hidden_size]``, as the verifier kept them."""
+        self._contexts[request_id].waiting.append(hidden)
+
+    @torch.inference_mode()
+    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+        """Take note of verified tokens; the first of them let it read the prompt, as part of the prefill."""
+        context = self._contexts[request_id]
+        context.tokens += token_ids
+        if not context.length and self._model is not None:
+            context.catch_up(self._model)
+
+    @torch.inference_mode()
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """Read what is new of the context, then grow a tree from its end."""
+        context, model = self._contexts[request_id], self._model
+        assert model is not None, "the engine binds a drafter before it asks it"
+        shape = replace(self.shape, nodes=min(self.shape.nodes, max_nodes))
+        if shape.nodes < 1 or not context.catch_up(model):
+            return EMPTY_DRAFT
+        return replace(grow_tree(model, context, shape), source=self.name)
+
+    def stop(self, request_id: Hashable) -> None:
+        """Forget the request."""
+        del self._contexts[request_id]
+
+
+def grow_tree(model: AttentionModel, context: Context, shape: Shape) -> Draft:
+    """The most probable tree after the end of ``context``, which must have caught up."""
+    return grow(_Grower(model, context, shape.top_k).expand, shape)
+
+
+@torch.inference_mode()
+def draft_seconds(model: AttentionModel) -> Callable[[int, int], float]:
+    """How long drafting takes after 2,048 tokens, by ``(width, depth)``; measured for the narrowest and the widest."""
+    size = model.config.hidden_size
+    context = Context([0] * (_TUNED_AT + 1))
+    context.waiting.append(torch.ones(_TUNED_AT, size, device=model.head_rows.device))
+    context.catch_up(model)
+
+    def once(width: int) -> float:
+        begin = time.perf_counter()
+        grow_tree(model, context, Shape(NODES, 3, width))
+        return (time.perf_counter() - begin) / 3
+
+    one, many = (min(once(width) for _ in range(_TRIALS)) for width in (1, WIDTHS[-1]))
+    return lambda width, depth: depth * (one + max(many - one, 0.0) * (width - 1) / (WIDTHS[-1] - 1))
+
+
+class _Grower:
+    """Expands a tree: each level's nodes attend to the context and to their own paths."""
+
+    def __init__(self, model: AttentionModel, context: Context, top_k: int) -> None:
+        assert context.last is not None
+        self.model, self.context, self.top_k = model, context, top_k
+        self.states = context.last
+        self.keys: list[list[Tensor]] = [[]]
+        self.values: list[list[Tensor]] = [[]]
+        self.depth = 0
+
+    def expand(self, rows: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `justright.speculative.tree.Expand`."""
+        if rows is not None and tokens is not None:
+            self._step(rows, tokens)
+        logs = torch.log_softmax(self.model.logits(self.states).float(), dim=-1)
+        best = logs.topk(min(self.top_k, logs.shape[-1]), dim=-1)
+        return best.values.cpu(), self.model.vocab[best.indices].cpu()
+
+    def _step(self, rows: Tensor, tokens: Tensor) -> None:
+        context, model = self.context, self.model
+        device = self.states.device
+        x = model.enter(self.states[rows.to(device)], tokens.to(device))
+        position = torch.full((len(rows),), context.length + self.depth, device=device)
+        q, k, v = model.project(x, position)
+        self.keys = [[*self.keys[row], k[:, i : i + 1]] for i, row in enumerate(rows.tolist())]
+        self.values = [[*self.values[row], v[:, i : i + 1]] for i, row in enumerate(rows.tolist())]
+        # The context once for all nodes; each node's own path beside it.
+        scale = q.shape[-1] ** -0.5
+        shared = q @ context.keys.transpose(1, 2) * scale
+        own_k = torch.stack([torch.cat(path, dim=1) for path in self.keys], dim=1)
+        own_v = torch.stack([torch.cat(path, dim=1) for path in self.values], dim=1)
+        own = (q[:, :, None] @ own_k.transpose(2, 3))[:, :, 0] * scale
+        weights = torch.softmax(torch.cat([shared, own], dim=-1), dim=-1)
+        length = context.keys.shape[1]
+        attended = weights[..., :length] @ context.values + (weights[..., None, length:] @ own_v)[:, :, 0]
+        self.states = model.leave(x, attended)
+        self.depth += 1

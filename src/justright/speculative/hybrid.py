@@ -1,0 +1,151 @@
+"""Hybrid drafts: the text's own past where it promises more, the LSTM where it does not.
+
+Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold, else a tree
+of the LSTM. Differs, unless a threshold is fixed by option: the threshold is the LSTM's own recent success in this
+request, the score is corrected by what came of earlier ones, and a suffix draft below the threshold stands beside the
+LSTM's, for the engine to take where its few rows pay more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from justright.errors import UsageError
+from justright.speculative.base import Draft
+from justright.speculative.lstm_drafter import LstmDrafter, LstmOptions
+from justright.speculative.suffix import SuffixDrafter, SuffixOptions
+
+_FIRST = 1.0
+_MEMORY = 0.8
+_MOST_TRUST = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class HybridOptions(LstmOptions):
+    """Options of the hybrid drafter: the LSTM's, and these.
+
+    Attributes:
+        threshold: expected accepted tokens above which a suffix draft is taken; None: as many as the LSTM's drafts
+            lately had accepted.
+        max_depth: of suffix drafts, as in `SuffixOptions`.
+        min_token_prob: of suffix drafts.
+        backend: of suffix drafts.
+        remember: of suffix drafts.
+    """
+
+    threshold: float | None = None
+    max_depth: int = 64
+    min_token_prob: float = 0.1
+    backend: str = "auto"
+    remember: int = 0
+
+    def __post_init__(self) -> None:
+        LstmOptions.__post_init__(self)
+        if self.threshold is not None and not (
+            isinstance(self.threshold, int | float) and 0 <= self.threshold < float("inf")
+        ):
+            raise UsageError(f"hybrid drafts: threshold is {self.threshold!r}; allowed: 0 or more")
+        self.suffix()
+
+    def lstm(self) -> LstmOptions:
+        """Those of the LSTM."""
+        return LstmOptions(**{field.name: getattr(self, field.name) for field in fields(LstmOptions)})
+
+    def suffix(self) -> SuffixOptions:
+        """Those of the suffix drafter."""
+        return SuffixOptions(
+            backend=self.backend,  # type: ignore[arg-type]  # checked there
+            max_depth=self.max_depth,
+            min_token_prob=self.min_token_prob,
+            remember=self.remember,
+        )
+
+
+class HybridDrafter:
+    """Implements ``justright.speculative.base.Drafter``, with its life cycle.
+
+    Args:
+        options: see `HybridOptions`.
+    """
+
+    name = "hybrid"
+    needs_hidden = True
+
+    def __init__(self, options: HybridOptions | None = None) -> None:
+        self.options = options or HybridOptions()
+        self.lstm = LstmDrafter(self.options.lstm())
+        self.suffix = SuffixDrafter(self.options.suffix())
+        self.recent: dict[Hashable, float] = {}
+        """Per request: tokens that the LSTM's drafts lately had accepted, on average."""
+        self.trust: dict[Hashable, float] = {}
+        """Per request: accepted tokens of suffix drafts by what their scores promised; text seen once before promises
+        half of what it keeps."""
+
+    @property
+    def spec_embedding(self) -> Tensor | None:
+        """The LSTM's."""
+        return self.lstm.spec_embedding
+
+    def bind(self, model: PreTrainedModel, path: Path | None) -> None:
+        """As `LstmDrafter.bind`."""
+        self.lstm.bind(model, path)
+
+    def check(self, path: Path) -> None:
+        """As `LstmDrafter.check`."""
+        self.lstm.check(path)
+
+    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
+        """As `LstmDrafter.tune`."""
+        self.lstm.tune(verify_s, max_nodes)
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+        """Begin a request whose prompt is ``prompt_ids``."""
+        self.lstm.start(request_id, prompt_ids)
+        self.suffix.start(request_id, prompt_ids)
+        self.recent[request_id] = _FIRST
+        self.trust[request_id] = 1.0
+
+    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+        """Take note of verified tokens."""
+        self.lstm.observe(request_id, token_ids, hidden)
+        self.suffix.observe(request_id, token_ids)
+
+    def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:
+        """Of ``draft``, one of ours that was verified, ``accepted`` tokens were accepted."""
+        if draft.source == self.lstm.name:
+            self.recent[request_id] = _MEMORY * self.recent[request_id] + (1 - _MEMORY) * accepted
+        elif draft.score > 0:
+            ratio = min(accepted / draft.score, _MOST_TRUST)
+            self.trust[request_id] = _MEMORY * self.trust[request_id] + (1 - _MEMORY) * ratio
+
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """A suffix draft if it promises more than the threshold, else one of the LSTM, the other one behind it."""
+        guess = self.propose_cheaply(request_id, max_nodes)
+        fixed = self.options.threshold
+        if fixed is None:
+            better = guess.score * self.trust[request_id] > self.recent[request_id]
+        else:
+            better = guess.score > fixed
+        if len(guess) and better:
+            return guess
+        draft = self.lstm.propose(request_id, max_nodes)
+        if not len(draft):
+            return guess
+        both = len(guess) and fixed is None and draft.proposal is None
+        return replace(draft, instead=guess) if both else draft
+
+    def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """A suffix draft, which takes next to no time."""
+        return replace(self.suffix.propose(request_id, max_nodes), source=self.suffix.name)
+
+    def stop(self, request_id: Hashable) -> None:
+        """Forget the request."""
+        self.lstm.stop(request_id)
+        self.suffix.stop(request_id)
+        self.recent.pop(request_id, None)
+        self.trust.pop(request_id, None)

@@ -1,0 +1,146 @@
+"""Drafters by name: the built-in ones, and those that other distributions bring.
+
+A distribution adds a drafter with an entry point in the group ``justright.drafters``: a callable that takes
+the options as keywords and returns a ``Drafter``. The name of the entry point is the drafter's name. Built-in
+names cannot be taken over.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from justright.errors import UsageError
+from justright.speculative.base import Drafter
+
+GROUP = "justright.drafters"
+
+
+Kind = tuple[Callable[[Any], Drafter], Callable[..., object]]
+"""A drafter's class and that of its options, which are checked where they are made."""
+
+
+def _suffix() -> Kind:
+    from justright.speculative.suffix import SuffixDrafter, SuffixOptions
+
+    return SuffixDrafter, SuffixOptions
+
+
+def _lstm() -> Kind:
+    from justright.speculative.lstm_drafter import LstmDrafter, LstmOptions
+
+    return LstmDrafter, LstmOptions
+
+
+def _hybrid() -> Kind:
+    from justright.speculative.hybrid import HybridDrafter, HybridOptions
+
+    return HybridDrafter, HybridOptions
+
+
+def _recycling() -> Kind:
+    from justright.speculative.recycling import RecyclingDrafter, RecyclingOptions
+
+    return RecyclingDrafter, RecyclingOptions
+
+
+def _attention() -> Kind:
+    from justright.speculative.attention_drafter import AttentionDrafter, AttentionOptions
+
+    return AttentionDrafter, AttentionOptions
+
+
+BUILT_IN: dict[str, Callable[[], Kind]] = {
+    "none": lambda: (lambda _: cast(Drafter, None), lambda: None),
+    "suffix": _suffix,
+    "lstm": _lstm,
+    "hybrid": _hybrid,
+    "recycling": _recycling,
+    "attention": _attention,
+}
+
+
+def drafter_names() -> list[str]:
+    """The names that ``create_drafter`` knows, the built-in ones first."""
+    return [*BUILT_IN, *sorted(_third_party())]
+
+
+def create_drafter(name: str, **options: object) -> Drafter | None:
+    """Make the drafter called ``name``.
+
+    Args:
+        name: of `BUILT_IN`, or of an entry point in the group ``justright.drafters``.
+        options: the drafter's own options (for ``suffix``: the fields of ``SuffixOptions``, and so on).
+
+    Returns:
+        The drafter; None for ``none``: decode without drafts.
+
+    Raises:
+        UsageError: no such drafter, an option that it does not have or a value out of range, or a third-party
+            drafter that does not import or is no drafter.
+        MissingExtraError: the drafter needs an optional dependency that is not installed.
+    """
+    return _maker(name, options)()
+
+
+def check_drafter(name: str, **options: object) -> None:
+    """Refuse what `create_drafter` refuses, as far as that can be told without making one.
+
+    Raises:
+        UsageError: no such drafter, an option that it does not have or a value out of range.
+    """
+    _maker(name, options)
+
+
+def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None]:
+    """What makes a drafter, its options checked."""
+    if name in BUILT_IN:
+        kind, settings = BUILT_IN[name]()
+        _check_options(name, settings, options)
+        checked = settings(**options)
+        return lambda: kind(checked)
+    third_party = _third_party()
+    if name not in third_party:
+        raise UsageError(f"no drafter is called {name!r}; there are: {', '.join(drafter_names())}")
+    entry_point = third_party[name]
+    try:
+        factory = cast(Callable[..., object], entry_point.load())
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"drafter {name!r} ({entry_point.value}) cannot be loaded: {error}") from error
+    _check_options(name, factory, options)
+
+    def make() -> Drafter:
+        drafter = factory(**options)
+        wanted = ("name", "needs_hidden", "start", "observe", "propose", "stop")
+        lacking = [attribute for attribute in wanted if not hasattr(drafter, attribute)]
+        if lacking:
+            raise UsageError(
+                f"drafter {name!r} ({entry_point.value}) is no justright.speculative.base.Drafter: it lacks"
+                f" {', '.join(lacking)}"
+            )
+        return cast(Drafter, drafter)
+
+    return make
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    found = sorted(entry_points(group=GROUP), key=lambda entry_point: entry_point.value, reverse=True)
+    return {entry_point.name: entry_point for entry_point in found if entry_point.name not in BUILT_IN}
+
+
+def _check_options(name: str, factory: Callable[..., object], options: dict[str, object]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:
+        return  # some compiled callables have none: the call itself will tell
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        there = ", ".join(signature.parameters)
+        unknown = ", ".join(option for option in options if option not in signature.parameters)
+        raise UsageError(
+            f"drafter {name!r} does not take these options: {unknown or error}; "
+            + (f"its options are: {there}" if there else "it has no options")
+        ) from error

@@ -1,0 +1,66 @@
+"""Drafts that are drawn: trees of a fixed shape, sampled from the drafter's own distribution.
+
+Verification of drawn guesses keeps the model's distribution only if what was drawn decides nothing about which nodes
+are verified (see `justright.engine.sampler`): so the shape is settled before the first draw. The last verified token
+has ``width`` children, drawn without replacement; each goes on as a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from justright.speculative.base import EMPTY_DRAFT, Draft
+from justright.speculative.tree import Shape
+
+Distribution = Callable[[Tensor | None, Tensor | None, float], Tensor]
+"""``(rows, tokens, temperature)``: as `tree.Expand`, but all probabilities, ``[frontier, vocab]``."""
+
+
+class Sampled:
+    """The generator of one drafter's draws."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, probs: Tensor, count: int) -> list[int]:
+        """``count`` distinct tokens from ``probs [vocab]``, one after the other; fewer if no more are possible."""
+        count = min(count, int((probs > 0).sum()))
+        return torch.multinomial(probs, count, replacement=False, generator=self.generator).tolist()
+
+
+def sample_tree(distribution: Distribution, shape: Shape, temperature: float, sampled: Sampled) -> Draft:
+    """Draw a tree; its ``proposal`` has the distributions that the nodes were drawn from.
+
+    Args:
+        distribution: the model.
+        shape: ``top_k`` is the width; ``nodes`` and ``depth`` bound the chains' length.
+        temperature: of the model's distribution.
+        sampled: what draws.
+    """
+    width = min(shape.top_k, shape.nodes)
+    depth = min(shape.depth, shape.nodes // width) if width else 0
+    if depth < 1:
+        return EMPTY_DRAFT
+    root = distribution(None, None, temperature)[0]
+    tokens = sampled.draw(root, width)
+    parents, probs = [-1] * len(tokens), [float(root[t]) for t in tokens]
+    level = list(range(len(tokens)))
+    rows = torch.zeros(len(level), dtype=torch.long)
+    proposal = torch.zeros(1 + len(level) * depth, len(root))
+    proposal[0] = root
+    for _ in range(1, depth):
+        found = distribution(rows, torch.tensor([tokens[node] for node in level]), temperature)
+        rows = torch.arange(len(level))
+        following = []
+        for node, row in zip(level, found, strict=True):
+            proposal[node + 1] = row
+            [token] = sampled.draw(row, 1)
+            following.append(len(tokens))
+            tokens.append(token)
+            parents.append(node)
+            probs.append(probs[node] * float(row[token]))
+        level = following
+    return Draft(tokens, parents, probs, proposal[: len(tokens) + 1])

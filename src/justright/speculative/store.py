@@ -1,0 +1,201 @@
+"""Where trained drafters are: in a directory, on the hub, or in a package that carries one for a model."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from justright.architectures.spec import architecture_of
+from justright.checkpoint.bundle_manifest import bundled_part, is_bundle
+from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.finite import check_finite
+from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.sources import resolve, resolve_drafter
+from justright.errors import CheckpointError, SourceError, UsageError
+from justright.files import local_path, save_tensors
+
+FORMAT = "justright-drafter-1"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+KINDS = ("lstm", "attention")
+CARRIED = "justright.trained_drafters"
+"""Entry-point group: a callable that returns ``{identity of a verifier's weights: {kind: folder}}``."""
+
+
+def find_drafter(
+    path: str | None, identity: str | None, kind: str = "lstm", model: Path | None = None
+) -> Path:
+    """The folder of a drafter.
+
+    Args:
+        path: a directory or a hub id; None: the bundle's own, if ``model`` is one with a drafter of this kind, else one
+            that a package carries for the model with this identity.
+        identity: of the verifier's weights.
+        kind: of drafter.
+        model: the verifier's directory.
+
+    Raises:
+        SourceError: there is none.
+    """
+    if path is not None:
+        return resolve_drafter(path)
+    own = bundled_part(model, "draft")
+    if own is not None and read_about(own)["kind"] == kind:
+        return own
+    for point in sorted(entry_points(group=CARRIED), key=lambda point: point.value):
+        carried: dict[str, dict[str, Path]] = point.load()()
+        if identity in carried and kind in carried[identity]:
+            return carried[identity][kind]
+    cell = " --cell attention" if kind == "attention" else ""
+    raise SourceError(
+        f"no installed package carries a trained {kind} drafter for this model: train one (justright draft train MODEL "
+        f"-o DRAFTER{cell}) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
+    )
+
+
+def named_drafter(name: str) -> Path:
+    """The folder of a drafter by its own name, or by its model's: a bundle, ``packaged:NAME``, ``zoo:NAME``.
+
+    Raises:
+        UsageError: there is nothing of that name.
+        SourceError: that model has none at hand.
+    """
+    if ":" not in name and not is_bundle(local_path(name)):
+        return resolve_drafter(name)
+    model = resolve(name).path
+    return bundled_part(model, "draft") or find_drafter(None, weights_identity(model), model=model)
+
+
+def drafter_at_hand(model: Path) -> bool:
+    """Whether the bundle ``model``, or an installed package for this checkpoint, has a trained drafter."""
+    try:
+        find_drafter(None, weights_identity(model), model=model)
+    except SourceError:
+        return False
+    return True
+
+
+def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained. ``kind``: the one wanted.
+
+    Raises:
+        CheckpointError: there is none, or it is another thing's.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)"
+        )
+    try:
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        form, found = data.get("format"), data.get("kind")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no drafter's config: {error}") from error
+    if form != FORMAT or found not in ((kind,) if kind else KINDS):
+        raise CheckpointError(
+            f"{file} is not that of a drafter ({FORMAT}, {kind or ' or '.join(KINDS)}): its format is {form!r}, its "
+            f"kind {found!r}"
+        )
+    return data
+
+
+def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
+    """`read_about` a drafter that is for the weights ``identity`` (None: nobody asks).
+
+    Raises:
+        UsageError: it was trained for others.
+        CheckpointError: no drafter, or a damaged one.
+    """
+    about = read_about(folder, kind)
+    if identity is not None and about.get("verifier") != identity:
+        raise UsageError(
+            f"the drafter in {folder} was trained for a model with the identity {about.get('verifier')}, and this one "
+            f"has {identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
+        )
+    return about
+
+
+def write_drafter(
+    folder: Path,
+    kind: str,
+    model: nn.Module,
+    about: dict[str, Any],
+    vocab: Tensor | None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a drafter's own parameters (in ``dtype``), its vocabulary (int32) and ``config.json`` into ``folder``.
+
+    Raises:
+        CheckpointError: a parameter is not finite; nothing is written.
+    """
+    tensors = {name: p.detach().to(dtype).cpu().contiguous() for name, p in model.named_parameters()}
+    check_finite(tensors, folder / WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    if vocab is not None:
+        tensors["vocab"] = vocab.int().cpu()
+    save_tensors(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)
+    text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A drafter's parameters in float32, and the token ids that its head knows (None: all).
+
+    Args:
+        folder: the drafter's.
+        draft_vocab: how many these are by its config; 0: all.
+        vocab_size: of the verifier.
+
+    Raises:
+        CheckpointError: files that are missing or damaged, numbers that are not finite, or a vocabulary that is not the
+            config's.
+    """
+    file = folder / WEIGHTS
+    try:
+        tensors = {name: t if name == "vocab" else t.float() for name, t in load_file(file).items()}
+    except Exception as error:  # safetensors raises its own error, and OSError
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    check_finite(tensors, file)
+    vocab = tensors.pop("vocab", None)
+    if draft_vocab and (vocab is None or len(vocab) != draft_vocab):
+        raise CheckpointError(f"{file} does not hold the draft vocabulary of its {CONFIG}")
+    if vocab is not None and not (int(vocab.min()) >= 0 and int(vocab.max()) < vocab_size):
+        raise CheckpointError(f"{file}: the draft vocabulary names tokens that do not exist")
+    return tensors, vocab
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Put a drafter's parameters into its module, ready to draft.
+
+    Raises:
+        CheckpointError: tensors of other names or shapes.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))
+        raise CheckpointError(f"{folder / WEIGHTS} and its {CONFIG} do not belong together: {odd[0]}")
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False)
+
+
+def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
+    """A verifier's input embedding and output matrix, ``[vocab, hidden_size]`` each.
+
+    The engine may hold the output matrix in a packed form only; it is read from the checkpoint then.
+    """
+    embedding = model.get_input_embeddings().weight.detach()
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is not None:
+        return embedding, weight.detach()
+    if path is None or model.config.get_text_config().tie_word_embeddings:
+        return embedding, embedding
+    with Checkpoint.open(path) as checkpoint:
+        return embedding, checkpoint.tensor(architecture_of(model.config).disk.head).to(embedding)

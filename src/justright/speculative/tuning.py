@@ -1,0 +1,112 @@
+"""How large a tree pays here: what trees of each shape had accepted on held-out text, against what they cost.
+
+The gain of a shape is the drafter's (measured once, when it is trained, and kept in its config); its cost is the
+machine's (a verification's by `justright.engine.step_cost`, a draft step's by a few trials).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from justright.speculative.tree import Shape
+
+WIDTHS = (1, 2, 4, 10)
+DEPTH = 8
+NODES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class TreeTable:
+    """Accepted tokens by shape.
+
+    Attributes:
+        accepted: per width (``WIDTHS``): ``[depth][nodes]``, the mean number of accepted tokens of trees cut to so
+            many levels and nodes.
+    """
+
+    accepted: dict[int, np.ndarray]
+
+    def among(self, *, max_nodes: int, nodes: int | None, depth: int | None, top_k: int | None) -> TreeTable:
+        """What is left of it within limits; of widths, the given one or the nearest that was measured."""
+        widths = list(self.accepted)
+        if top_k is not None:
+            widths = [min(widths, key=lambda width: abs(width - top_k))]
+        most = max(1, min(max_nodes, NODES))
+        levels, columns = _only(depth, DEPTH), _only(nodes, most)
+        masked = {}
+        for width in widths:
+            table = np.full((DEPTH, NODES), -1.0)
+            table[levels, columns] = self.accepted[width][levels, columns]
+            masked[width] = table
+        return TreeTable(masked)
+
+    @classmethod
+    def of(cls, hits: Mapping[int, Sequence[Sequence[tuple[int, int]]]]) -> TreeTable:
+        """From ``{width: [for each prefix, (level, index) of every node on the right path]}``; both count from 0."""
+        tables = {}
+        for width, trees in hits.items():
+            table = np.zeros((DEPTH, NODES))
+            for tree in trees:
+                for level, index in tree:
+                    table[level:, index:] += 1
+            tables[width] = table / max(len(trees), 1)
+        return cls(tables)
+
+    def to_dict(self) -> dict[str, list[list[float]]]:
+        """For JSON."""
+        return {str(width): np.round(table, 4).tolist() for width, table in self.accepted.items()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> TreeTable | None:
+        """What `to_dict` gave; None for anything else."""
+        try:
+            tables = {int(width): np.asarray(table, dtype=np.float64) for width, table in data.items()}
+        except (AttributeError, TypeError, ValueError):
+            return None
+        if not tables or any(
+            table.shape != (DEPTH, NODES) or not np.isfinite(table).all() for table in tables.values()
+        ):
+            return None
+        return cls(tables)
+
+
+def _only(given: int | None, most: int) -> slice:
+    """Places of ``given`` alone, or of 1 to ``most``."""
+    return slice(0, most) if given is None else slice(min(given, most) - 1, min(given, most))
+
+
+def best_shape(
+    table: TreeTable,
+    verify_s: Callable[[int], float],
+    draft_s: Callable[[int, int], float],
+    *,
+    spec: bool,
+    min_prob: float,
+) -> tuple[Shape, float]:
+    """The shape with the most tokens a second.
+
+    Args:
+        table: of the drafter.
+        verify_s: seconds of a verification of so many rows.
+        draft_s: seconds to draft ``(width, depth)``.
+        spec: a [SPEC] stands behind every node: twice the rows.
+        min_prob: of the shape.
+
+    Returns:
+        The shape, and its tokens a second against plain decoding's.
+    """
+    plain = verify_s(1)
+    best, found = 0.0, Shape(1, 1, 1, min_prob)
+    for width, accepted in table.accepted.items():
+        for depth in range(1, DEPTH + 1):
+            drafting = draft_s(width, depth)
+            for nodes in range(1, NODES + 1):
+                rows = (nodes + 1) * 2 if spec else nodes + 1
+                rate = (1 + accepted[depth - 1, nodes - 1]) / (drafting + verify_s(rows)) * plain
+                if rate > best * 1.001:  # of equals the smallest
+                    best, found = float(rate), Shape(nodes, depth, width, min_prob)
+    return found, best

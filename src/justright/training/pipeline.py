@@ -1,0 +1,400 @@
+"""From a verifier to a drafter: its own texts, the vocabulary, the training, the directory with everything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from transformers import AutoConfig, PreTrainedModel
+
+from justright.adapter.apply import AppliedSwitch
+from justright.architectures.spec import context_length
+from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.sources import check_tokenizer_files, resolve_adapter
+from justright.checkpoint.tokenizer import load_tokenizer
+from justright.engine.llm import check_model, end_tokens, read_switch
+from justright.engine.model_runner import Verifier
+from justright.errors import UsageError
+from justright.files import check_new
+from justright.provenance import collect, file_sha256
+from justright.speculative.attention_network import AttentionConfig, AttentionModel
+from justright.speculative.lstm_network import LstmConfig, LstmModel
+from justright.training.attention_trainer import AttentionTraining
+from justright.training.frozen_model import embedded, load_frozen
+from justright.training.held_out import Accuracy, measure_attention_trees, measure_trees
+from justright.training.prompts import Prompts
+from justright.training.self_generated import DataSetting, SelfGenerated, estimate
+from justright.training.spec_token import ATTENTION_NAME
+from justright.training.trainer import Progress, Training, TrainSetting
+
+_CURVE = "curve.json"
+_REDUCE_ABOVE = 16384
+_REDUCED = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The drafter's; what is None is chosen by the verifier.
+
+    Attributes:
+        width: of its state; the verifier's hidden size, at most 2,048.
+        steps: tokens ahead.
+        cell: "lstm" or "rnn"; or "attention", the baseline, which has no other parts but ``draft_vocab``.
+        embedding: "shared" or "own".
+        head: "shared" or "own".
+        draft_vocab: tokens its head knows; 8,192 of a vocabulary above 16,384, else all (0).
+        spec: train [SPEC] with it.
+    """
+
+    width: int | None = None
+    steps: int = 5
+    cell: str = "lstm"
+    embedding: str = "shared"
+    head: str = "shared"
+    draft_vocab: int | None = None
+    spec: bool = True
+
+    def __post_init__(self) -> None:
+        if self.cell not in ("lstm", "rnn", "attention"):
+            raise UsageError(f"drafter: cell is {self.cell!r}; allowed: lstm, rnn, attention")
+
+    def config(self, identity: str, model: Any) -> LstmConfig | AttentionConfig:
+        """For a verifier of this identity and config."""
+        reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
+        if self.cell == "attention":
+            if (self.width, self.steps, self.embedding, self.head) != (None, 5, "shared", "shared"):
+                raise UsageError(
+                    "an attention drafter has the model's width, embedding and head, and learns one token ahead: leave "
+                    "width, steps, embedding and head out"
+                )
+            draft_vocab = reduced if self.draft_vocab is None else self.draft_vocab
+            return AttentionConfig(identity, model.hidden_size, model.vocab_size, draft_vocab)
+        return LstmConfig(
+            identity,
+            model.hidden_size,
+            model.vocab_size,
+            min(model.hidden_size, 2048) if self.width is None else self.width,
+            self.steps,
+            self.cell,  # type: ignore[arg-type]  # checked there
+            self.embedding,  # type: ignore[arg-type]
+            self.head,  # type: ignore[arg-type]
+            reduced if self.draft_vocab is None else self.draft_vocab,
+            self.spec,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training.
+
+    Attributes:
+        model: the verifier's checkpoint directory.
+        out: the directory to create.
+        texts: sources of prompts.
+        shape: of the drafter.
+        data: how much data, and how sampled.
+        training: how long.
+        switch: the adapter of the fast mode: half of the data is then written in it.
+        data_folder: where the data is kept, for other drafters of this model too; None: beside the output, and
+            deleted with success, unless a larger run has left more there than was used.
+        device: to train on; None: the best there is.
+    """
+
+    model: Path
+    out: Path
+    texts: Sequence[str]
+    shape: Shape = field(default_factory=Shape)
+    data: DataSetting = field(default_factory=DataSetting)
+    training: TrainSetting = field(default_factory=TrainSetting)
+    switch: str | None = None
+    data_folder: Path | None = None
+    device: str | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Where the work is kept until the output is complete."""
+        return self.out.with_name(self.out.name + ".partial")
+
+
+Tell = Callable[[str, int, int, str], None]
+"""``(stage, done, in all, a word on how it goes)``"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of it.
+
+    Attributes:
+        out: the drafter's directory.
+        config: its shape.
+        accuracy: on held-out prompts.
+        coverage: share of the held-out tokens that its head knows.
+        size_bytes: of the directory.
+        left: data of a larger run, which was there and is not deleted; None: there is none.
+    """
+
+    out: Path
+    config: LstmConfig | AttentionConfig
+    accuracy: Accuracy
+    coverage: float
+    size_bytes: int
+    left: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "out": str(self.out),
+            "config": asdict(self.config),
+            "accuracy": asdict(self.accuracy),
+            "coverage": self.coverage,
+            "size_bytes": self.size_bytes,
+            "left": None if self.left is None else str(self.left),
+        }
+
+
+class Work:
+    """A checked job: everything cheap is done, nothing is written yet.
+
+    Raises:
+        JustrightError: any of its kinds: a damaged or unsupported model, texts that are too short, an adapter for
+            another model, an output that exists.
+    """
+
+    def __init__(self, job: Job) -> None:
+        check_new(job.out)
+        self.job = job
+        check_model(job.model)
+        config = AutoConfig.from_pretrained(job.model, local_files_only=True)
+        self.room = job.data.prompt_tokens + job.data.output_tokens
+        if self.room > context_length(config):
+            raise UsageError(
+                f"prompts of {job.data.prompt_tokens} tokens and {job.data.output_tokens} behind them do not fit the "
+                f"model's context of {context_length(config)}: give fewer"
+            )
+        check_tokenizer_files(job.model)
+        self.tokenizer = load_tokenizer(job.model)
+        self.identity = weights_identity(job.model)
+        trains_spec = job.shape.spec and job.training.spec_steps > 0
+        self.config = replace(job.shape, spec=trains_spec).config(self.identity, config.get_text_config())
+        self.switch = None if job.switch is None else _hash(resolve_adapter(job.switch))
+        self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
+        factors = (0.0,) if self.adapter is None else (0.0, 1.0)
+        self.setting = DataSetting(**{**asdict(job.data), "factors": factors})
+        self.prompts = [self._prompts(factor) for factor in factors]
+        self.data = SelfGenerated(
+            job.data_folder or job.partial / "data",
+            self.setting,
+            self.identity,
+            list(job.texts),
+            self.switch,
+            [one.fingerprint for one in self.prompts],
+        )
+        self.accelerator = Accelerator(
+            cpu=job.device == "cpu",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),  # some wait while others still write data
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=True
+                ),  # [SPEC]'s vector, in the first phase
+            ],
+        )
+
+    def _prompts(self, factor: float) -> Prompts:
+        """Of one mode: the fast one's conversations are in its own template."""
+        template = self.adapter.template if self.adapter is not None and factor else None
+        special = {} if self.adapter is None else self.adapter.special_tokens
+        return Prompts(
+            self.tokenizer,
+            self.job.texts,
+            length=self.job.data.prompt_tokens,
+            chat=self.job.data.chat,
+            seed=self.job.data.seed,
+            template={} if template is None else {"chat_template": template, **special},
+        )
+
+    def estimate(self) -> dict[str, Any]:
+        """Measured on a few steps: seconds and bytes of the data and of the training."""
+        verifier = self._verifier()
+        data = estimate(verifier, self.prompts[0], self.setting, self.data.missing_sequences)
+        config = self.config
+        steps = round(self.job.training.epochs * self.setting.sequences / self.job.training.rows)
+        # A prefix costs three times its products: forward, and backward twice.
+        if isinstance(config, AttentionConfig):
+            numbers = config.hidden_size * (12 * config.hidden_size + config.head_size)
+        else:
+            gates = 4 if config.cell == "lstm" else 1
+            step = config.width * (gates * (config.width + config.hidden_size) + config.head_size)
+            numbers = config.steps * step
+        rate = _flops(self.accelerator.device)
+        prefixes = self.job.training.epochs * self.setting.sequences * self.setting.output_tokens
+        spec_steps = self.job.training.spec_steps if getattr(config, "spec", False) else 0
+        rows = self.setting.prompt_tokens + self.setting.output_tokens * (
+            1 + 2 / self.job.training.spec_every
+        )
+        size = sum(p.numel() for p in verifier.model.parameters())
+        train_s = 6 * numbers * prefixes / rate
+        spec_s = 2 * size * rows * spec_steps * self.job.training.spec_rows / rate
+        times = {"train_seconds": train_s, "spec_seconds": spec_s}
+        return {"data": data, "steps": steps, "spec_steps": spec_steps, **times}
+
+    def run(self, tell: Tell = lambda *_: None) -> Trained:
+        """Do it; interrupted, the same job goes on from there."""
+        job, data = self.job, self.data
+        if data.missing:
+            with self.accelerator.main_process_first():
+                data.begin()
+            self._generate(data, tell)
+        self.accelerator.wait_for_everyone()
+        data.check_guessable()
+        verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)
+        model, coverage = self._model(verifier, data)
+        kind = AttentionTraining if isinstance(model, AttentionModel) else Training
+        training = kind(
+            model,  # type: ignore[arg-type]  # of the same manners
+            data,
+            job.training,
+            job.partial / "training",
+            verifier=verifier if model.spec is not None else None,
+            switch=None if self.adapter is None else AppliedSwitch(verifier, self.adapter),
+            accelerator=self.accelerator,
+        )
+        accuracy = training.run(lambda now: tell(*_words(now)))
+        return self._finish(model, training, accuracy, coverage)
+
+    def _generate(self, data: SelfGenerated, tell: Tell) -> None:
+        verifier = self._verifier()
+        tell("data", 0, 0, "")
+        ends = end_tokens(self.job.model, self.tokenizer)
+        if self.adapter is not None:
+            ends |= self.adapter.end_tokens
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
+        data.generate(
+            verifier,
+            self.prompts,
+            ends,
+            part=part,
+            report=lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s"),
+        )
+
+    def _verifier(self) -> Verifier:
+        setting = self.setting
+        model = load_frozen(self.job.model, self.accelerator.device)
+        slots = min(setting.batch, max(setting.sequences, setting.held_out))
+        verifier = Verifier(model, slots=slots, cache="trimmed", max_tokens=self.room)
+        if self.adapter is not None:
+            verifier.switch = AppliedSwitch(model, self.adapter)
+        return verifier
+
+    def _model(
+        self, verifier: PreTrainedModel, data: SelfGenerated
+    ) -> tuple[LstmModel | AttentionModel, float]:
+        """The drafter before its first step, and the share of held-out tokens that its head knows."""
+        embedding = verifier.get_input_embeddings().weight.detach()
+        head = verifier.get_output_embeddings().weight.detach().to(embedding.dtype)
+        config = self.config
+        counts = _counts(data, data.training_files, config.vocab_size)
+        vocab = counts.topk(config.head_size).indices.sort().values
+        seen = _counts(data, data.held_out_files, config.vocab_size)
+        torch.manual_seed(self.job.training.seed)
+        coverage = float(seen[vocab].sum() / seen.sum().clamp_min(1))
+        if isinstance(config, AttentionConfig):
+            return AttentionModel(config, embedding, head, vocab), coverage
+        model = LstmModel(config, embedding, head, vocab)
+        if model.spec is not None:
+            with torch.no_grad():
+                model.spec.copy_(embedded(verifier, vocab).mean(0))
+        return model, coverage
+
+    def _finish(
+        self, model: LstmModel | AttentionModel, training: Training, accuracy: Accuracy, coverage: float
+    ) -> Trained:
+        job = self.job
+        made = job.partial / "drafter"
+        left: Path | None = None
+        if self.accelerator.is_main_process:
+            shutil.rmtree(made, ignore_errors=True)
+            settings = {
+                "data": asdict(self.setting),
+                "training": asdict(job.training),
+                "texts": list(job.texts),
+            }
+            extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
+            extra["trees"] = _trees(model.eval(), training)
+            model.save(made, extra)
+            record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
+            record.write(made / "provenance.json")
+            (made / _CURVE).write_text(json.dumps(training.state.curve, indent=1) + "\n", encoding="utf-8")
+            made.replace(job.out)
+            if job.data_folder is None and self.data.has_more:
+                left = self.data.folder
+            shutil.rmtree(job.partial / "training" if left else job.partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        size = sum(file.stat().st_size for file in job.out.iterdir())
+        return Trained(job.out, model.config, accuracy, coverage, size, left)
+
+
+def _hash(adapter: Path) -> str:
+    """Of an adapter's files that change what it does."""
+    files = sorted(file for file in adapter.iterdir() if file.suffix in (".safetensors", ".jinja", ".json"))
+    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()[:16]
+
+
+def _trees(model: LstmModel | AttentionModel, training: Training) -> dict[str, Any]:
+    """What trees had accepted from plain states, and from [SPEC]'s."""
+    if isinstance(model, AttentionModel):
+        shards = training.data.shards(training.data.held_out_files)
+        return {"plain": measure_attention_trees(model, shards, training.device).to_dict()}
+    states = {"plain": None} | ({} if model.spec is None else {"spec": training.verifier})
+    return {
+        name: measure_trees(
+            model,
+            training.data.shards(training.data.held_out_files),
+            verifier,
+            training.device,
+            training.switch,
+        ).to_dict()
+        for name, verifier in states.items()
+    }
+
+
+def _counts(data: SelfGenerated, files: Sequence[Path], vocab_size: int) -> torch.Tensor:
+    """How often each token was sampled, ``[vocab]``; ties go to the smaller id."""
+    counts = torch.zeros(vocab_size, dtype=torch.float64)
+    for shard in data.shards(files):
+        before_end = torch.arange(shard.tokens.shape[1])[None] < shard.lengths[:, None]
+        counts += torch.bincount(shard.tokens[before_end], minlength=vocab_size)
+    return counts - torch.arange(vocab_size) * 1e-9
+
+
+def _words(now: Progress) -> tuple[str, int, int, str]:
+    stage = {"drafter": "training", "spec": "training with [SPEC]"}[now.phase]
+    word = f"loss {now.loss:.2f}, {now.prefixes_per_s:,.0f} prefixes/s"
+    if now.accuracy is not None:
+        length = now.accuracy.spec_length if now.phase == "spec" else now.accuracy.length
+        word += f", acceptance length {length or 0:.2f}"
+    return stage, now.step, now.steps, word
+
+
+def _flops(device: torch.device) -> float:
+    """Multiplications and additions a second in large products here, measured."""
+    import time
+
+    from justright.kernels.cpu import has_bfloat16
+
+    dtype = torch.bfloat16 if device.type != "cpu" or has_bfloat16() else torch.float32
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    a @ a
+    begin = time.perf_counter()
+    for _ in range(8):
+        b = a @ a
+    float(b[0, 0])
+    return 8 * 2 * 1024**3 / (time.perf_counter() - begin)

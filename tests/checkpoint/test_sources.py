@@ -1,0 +1,271 @@
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from unittest.mock import Mock
+
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from checkpoint_helpers import make_model
+from justright.checkpoint import sources
+from justright.errors import (
+    CheckpointError,
+    SourceError,
+    UsageError,
+)
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    return make_model(tmp_path / "model")
+
+
+class Zoo:
+    def __init__(self, path):
+        self.folder = path
+
+    def names(self):
+        return {"ant": "a small one", "elk": "a large one"}
+
+    def path(self, name, *, progress=True):
+        return self.folder
+
+
+@pytest.fixture
+def zoo(monkeypatch, model_dir):
+    class ZooPoint:
+        name, value, dist = "zoo", "zoo:provider", None
+
+        def load(self):
+            return Zoo(model_dir)
+
+    monkeypatch.setattr(sources, "entry_points", lambda group: [ZooPoint()])
+    return model_dir
+
+
+# --- local directories
+
+
+def test_a_directory_is_itself(model_dir):
+    source = sources.resolve(str(model_dir))
+
+    assert source == sources.Source(model_dir, str(model_dir), "local", None)
+
+
+def test_a_directory_goes_before_a_hub_id(tmp_path, monkeypatch):
+    make_model(tmp_path / "org" / "name")
+    monkeypatch.chdir(tmp_path)
+
+    assert sources.resolve("org/name").kind == "local"
+
+
+def test_a_revision_of_a_directory_is_refused(model_dir):
+    with pytest.raises(UsageError, match=r"not on the hub.*'main'"):
+        sources.resolve(str(model_dir), revision="main")
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(UsageError, match="no model given"):
+        sources.resolve(" ")
+
+
+def test_a_directory_without_config(model_dir):
+    (model_dir / "config.json").unlink()
+
+    with pytest.raises(CheckpointError, match=r"no config\.json.*copy it"):
+        sources.resolve(str(model_dir))
+
+
+def test_an_empty_directory(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no weights: expected model\.safetensors"):
+        sources.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickles_are_refused_with_the_way_to_convert(model_dir, name):
+    (model_dir / "model.safetensors").rename(model_dir / name)
+
+    with pytest.raises(CheckpointError, match=rf"only pickled weights \({name}\).*refuses.*save_pretrained"):
+        sources.resolve(str(model_dir))
+
+
+def test_an_adapter_is_no_model(model_dir):
+    (model_dir / "model.safetensors").rename(model_dir / "adapter_model.safetensors")
+    (model_dir / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(CheckpointError, match=r"is an adapter.*base model"):
+        sources.resolve(str(model_dir))
+
+
+def test_weights_of_another_name(model_dir):
+    (model_dir / "model.safetensors").rename(model_dir / "consolidated.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"has consolidated\.safetensors but neither"):
+        sources.resolve(str(model_dir))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.gguf", "is a GGUF file.*original checkpoint"),
+        ("model.safetensors", "is a single file: give its directory"),
+        ("model.pt", "is a pickle"),
+        ("notes.txt", "is a file: give a checkpoint directory"),
+    ],
+)
+def test_a_file_is_no_directory(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match=message):
+        sources.resolve(str(tmp_path / name))
+
+
+def test_a_directory_of_ggufs(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match=r"holds a GGUF model \(a\.gguf\).*original checkpoint"):
+        sources.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["./nowhere", "/no/such/dir", "~/nowhere/at/all", "a/b/c", "nonsense"])
+def test_nothing_of_that_name_lists_what_there_is(zoo, missing):
+    with pytest.raises(SourceError, match=r"no model .*(?s:.*)zoo:ant  a small one") as caught:
+        sources.resolve(missing)
+    assert caught.value.exit_code == 3
+
+
+def test_a_near_miss_is_suggested(zoo):
+    with pytest.raises(SourceError, match=r"Did you mean zoo:ant\?"):
+        sources.resolve("antt")
+
+
+def test_a_name_too_long_for_the_file_system(zoo):
+    with pytest.raises(SourceError, match="no model"):
+        sources.resolve("x" * 5000)
+
+
+# --- tokenizer
+
+
+def test_a_tokenizer_is_found(model_dir):
+    sources.check_tokenizer_files(model_dir)
+    (model_dir / "tokenizer.json").rename(model_dir / "vocab.json")
+    (model_dir / "merges.txt").write_text("")
+    sources.check_tokenizer_files(model_dir)
+
+
+def test_a_directory_without_tokenizer(model_dir):
+    (model_dir / "tokenizer.json").rename(model_dir / "vocab.json")  # without merges.txt
+
+    with pytest.raises(CheckpointError, match=r"no tokenizer: expected one of tokenizer\.json.*Copy"):
+        sources.check_tokenizer_files(model_dir)
+
+
+# --- entry points
+
+
+def test_the_packaged_models_are_on_offer():
+    assert "packaged:smollm2-135m-instruct" in sources.available()
+
+
+def test_another_distribution_adds_a_prefix(zoo):
+    assert sources.available() == {"zoo:ant": "a small one", "zoo:elk": "a large one"}
+    assert sources.resolve("zoo:elk") == sources.Source(zoo, "zoo:elk", "zoo", None)
+
+
+def test_an_unknown_name_lists_the_names(zoo):
+    with pytest.raises(SourceError, match=r"zoo has no model 'bee'(?s:.*)zoo:ant(?s:.*)zoo:elk"):
+        sources.resolve("zoo:bee")
+
+
+def test_an_unknown_prefix_lists_the_prefixes(zoo):
+    with pytest.raises(SourceError, match=r"unknown prefix 'circus'.*zoo:NAME"):
+        sources.resolve("circus:ant")
+
+
+def test_a_revision_of_a_packaged_model_is_refused(zoo):
+    with pytest.raises(UsageError, match="not on the hub"):
+        sources.resolve("zoo:ant", revision="main")
+
+
+def test_a_broken_provider_is_named(monkeypatch):
+    broken = EntryPoint("bad", "no_such_module_here:provider", "justright.models")
+    monkeypatch.setattr(sources, "entry_points", lambda group: [broken])
+
+    with pytest.raises(SourceError, match=r"no_such_module_here.*cannot be loaded.*uninstall"):
+        sources.resolve("bad:thing")
+
+
+# --- hub, faked: the calls are checked, no server is asked
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Replace the download; ``calls`` collects its arguments, ``raises`` is raised."""
+
+    class Hub:
+        def __init__(self):
+            self.calls, self.raises = [], None
+            self.commit = make_model(tmp_path / "snapshots" / "0123abcd")
+
+        def download(self, repo, **options):
+            self.calls.append((repo, options))
+            if self.raises is not None:
+                raise self.raises
+            return str(self.commit)
+
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.download)
+    return hub
+
+
+def http_error(kind):
+    return kind("404 Client Error", response=Mock(headers={}))
+
+
+# Each error as the hub's client raises it, and what the user is told.
+@pytest.mark.parametrize(
+    ("error", "offline", "message"),
+    [
+        (lambda: http_error(hub_errors.GatedRepoError), False, "is gated: accept.*hf auth login"),
+        (lambda: http_error(hub_errors.RepositoryNotFoundError), False, "hub has no model org/name@v1"),
+        (lambda: http_error(hub_errors.RevisionNotFoundError), False, "org/name has no revision 'v1'"),
+        (lambda: hub_errors.LocalEntryNotFoundError("x"), False, "hub cannot be reached.*HTTPS_PROXY"),
+        (lambda: hub_errors.LocalEntryNotFoundError("x"), True, "not in the hub's cache.*offline"),
+        (lambda: hub_errors.OfflineModeIsEnabled("x"), False, "not in the hub's cache.*offline"),
+        (lambda: hub_errors.HFValidationError("bad"), False, "neither a directory nor a valid hub id"),
+        (lambda: ConnectionError("reset by peer\nmore"), False, r"not be fetched.*\(reset by peer\).*Repeat"),
+    ],
+)
+def test_the_hub_s_errors_say_what_to_do(hub, error, offline, message):
+    hub.raises = error()
+
+    with pytest.raises(SourceError, match=message):
+        sources.resolve("org/name@v1", offline=offline)
+
+
+def test_hub_progress_is_silenced_and_given_back(hub, monkeypatch):
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+
+    seen = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda *a, **k: seen.append(are_progress_bars_disabled()) or str(hub.commit),
+    )
+    before = are_progress_bars_disabled()
+    sources.resolve("org/name", progress=False)
+    sources.resolve("org/name", progress=True)
+
+    assert seen == [True, before]
+    assert are_progress_bars_disabled() is before
+
+
+def test_resolving_imports_neither_torch_nor_transformers(model_dir):
+    code = (
+        "import sys; from justright.checkpoint import sources; sources.available(); "
+        f"sources.resolve({str(model_dir)!r}); "
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout.strip() == "[]"

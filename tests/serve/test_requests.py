@@ -1,0 +1,119 @@
+"""Several choices of one prompt: it is written and encoded once, its grammar compiled once, and each is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from justright.engine.request import Request
+from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
+from justright.serve.requests import Asking
+from justright.serve.schema_trial import Trial
+from serve_helpers import MODEL, Running
+
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "a",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, plain: Running) -> list[str]:
+    """What takes long, as often as it was done."""
+    found: list[str] = []
+
+    def count(owner: Any, name: str) -> None:
+        before = getattr(owner, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            found.append(name)
+            return before(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for owner, name in ((plain.engine, "conversation"), (plain.engine, "request"), (Trial, "run")):
+        count(owner, name)
+    return found
+
+
+def constrain(asking: Asking, requests: list[Request], asked: Asked) -> None:
+    try:
+        asyncio.run(asking.constrain(requests, asked))
+    finally:
+        asking.grammars.close()
+
+
+def test_a_chat_is_written_once(plain: Running, counted: list[str]) -> None:
+    asked = ChatRequest.model_validate(
+        {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "n": 5, "response_format": SCHEMA}
+    )
+    asking = Asking(plain.engine, plain.service.settings)
+    [requests] = asking.chat(asked)
+    constrain(asking, requests, asked)
+    assert sorted(counted) == ["conversation", "request", "run"]
+    for name in ("id", "constraint", "stats", "token_ids", "logprobs"):
+        assert len({id(getattr(one, name)) for one in requests}) == 5, f"each has its own {name}"
+
+
+def test_each_prompt_is_encoded_once(plain: Running, counted: list[str]) -> None:
+    asked = CompletionRequest.model_validate(
+        {"model": MODEL, "prompt": ["a", "b"], "n": 3, "seed": 4, "response_format": SCHEMA}
+    )
+    asking = Asking(plain.engine, plain.service.settings)
+    requests = [one for choices in asking.completion(asked) for one in choices]
+    constrain(asking, requests, asked)
+    assert sorted(counted) == ["request", "request", "run"]
+    assert [one.params.seed for one in requests] == [4, 5, 6, 4, 5, 6]
+
+
+def test_choices_are_what_each_would_be_alone(plain: Running) -> None:
+    body = {
+        "model": MODEL,
+        "prompt": "hello",
+        "max_tokens": 12,
+        "logprobs": 1,
+        "response_format": SCHEMA,
+        "temperature": 1.5,
+    }
+
+    def texts(**fields: Any) -> list[str]:
+        answer = plain.client.post("/v1/completions", json=body | fields).json()
+        return [choice["text"] for choice in answer["choices"]]
+
+    together = texts(n=4, seed=7)
+    assert together == [text for seed in range(7, 11) for text in texts(seed=seed)]
+    assert {json.loads(text)["a"] for text in together} <= {True, False}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_names_are_given_to_the_template_as_transformers_does(
+    plain: Running, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    shown = "{{ m['name'] | default('') }}: " if reads else ""
+    template = "{% for m in messages %}" + shown + "{{ m['content'] }}|{% endfor %}"
+    tokenizer = plain.engine.tokenizer
+    assert tokenizer is not None
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    messages = [
+        {"role": "system", "content": "Be kind.", "name": "boss"},
+        {"role": "user", "content": "hello", "name": "Bob"},
+        {"role": "assistant", "content": "hi", "name": "Al"},
+        {"role": "user", "content": "and?"},
+    ]
+    noted = [message | {"provider_specific_fields": {"a": 1}} for message in messages]
+    asked = ChatRequest.model_validate({"model": MODEL, "messages": noted})
+    [[request]] = Asking(plain.engine, plain.service.settings).chat(asked)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert ("Bob" in expected) == reads
+    assert tokenizer.decode(request.prompt_ids) == expected
