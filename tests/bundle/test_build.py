@@ -302,7 +302,7 @@ def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"defaults": {"effort": "auto"}}, "switch calibrate"),
-        ({"defaults": {"effort": "none"}, "fast": None}, "needs a switch"),
+        ({"defaults": {"effort": "escalate"}, "fast": None}, "needs a switch"),
         ({"defaults": {"draft": "lstm"}, "draft": None}, "add a section draft"),
         ({"defaults": {"max_context": 4096}}, "the model's context is 512"),
         ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),

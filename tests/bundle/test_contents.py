@@ -158,7 +158,7 @@ def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path)
         ({"defaults": {"draft": "attention"}}, "need a trained drafter of the kind attention"),
         ({"defaults": {"effort": "much"}}, "reasoning effort 'much'"),
         ({"defaults": {"effort": 3}}, "effort is 3"),
-        ({"switch": None, "defaults": {"effort": "none"}}, "needs a switch"),
+        ({"switch": None, "defaults": {"effort": "escalate"}}, "needs a switch"),
         ({"defaults": {"effort": "auto"}}, "calibrate"),
         ({"defaults": {"max_context": 5000}}, "the model's context is 512"),
         ({"defaults": {"max_context": "long"}}, "a whole number"),

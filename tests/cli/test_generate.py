@@ -151,3 +151,32 @@ def test_drafter_options_reach_the_drafter(run: Run, tiny_llama: Path) -> None:
         refused = run(*argv, "--draft-option", pair)
         assert refused.code == 2
         assert word in refused.err
+
+
+def test_a_models_file_gives_what_is_not_said(run: Run, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "model")
+    file = model / "generation_config.json"
+    file.write_text('{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "typical_p": 0.9}')
+    names = ("temperature", "top_p", "top_k")
+    for more, expected, line in (
+        ((), (0.0, 1.0, 0), f"greedy: the sampling settings in {file} do not apply"),
+        (
+            ("--temperature", 0.5),
+            (0.5, 0.8, 20),
+            f"from {file}: top_k 20, top_p 0.8; ignored, as the engine lacks them: typical_p 0.9",
+        ),
+        (("--temperature", 0.5, "--top-k", 3), (0.5, 0.8, 3), f"from {file}: top_p 0.8;"),
+        (("--temperature", 0.5, "--generation-config", "none"), (0.5, 1.0, 0), ""),
+    ):
+        result = run("generate", model, "-p", "hello", "--max-tokens", 2, "--draft", "none", "--json", *more)
+        assert result.code == 0, result.err
+        [found] = objects(result.out)
+        assert tuple(found["options"][name] for name in names) == expected  # type: ignore[index]
+        assert line in result.err
+        assert ("sampling" in result.err) == bool(line)
+    chatted = run("chat", model, "--max-tokens", 2, "--draft", "none", "--temperature", 0.5, stdin="hello\n")
+    assert f"from {file}: top_k 20" in chatted.err
+    file.write_text('{"temperature": "hot"}')
+    result = run("generate", model, "-p", "hello")
+    assert result.code == 3
+    assert "temperature is 'hot'" in result.err

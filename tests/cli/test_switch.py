@@ -170,12 +170,21 @@ def test_modes_in_generate(run: Run, adapter: Path, pair: tuple[Path, Path]) -> 
     assert "2 fast by effort" in shown.err
 
 
+def test_effort_none_is_already_true_of_a_model_without_reasoning(run: Run, pair: tuple[Path, Path]) -> None:
+    asked = ("generate", pair[0], "-p", "the quick brown fox", "--max-tokens", 6, "--json", "--draft", "none")
+    plain, none = run(*asked), run(*asked, "--effort", "none")
+    assert none.code == 0, none.err
+    assert json.loads(none.out)["token_ids"] == json.loads(plain.out)["token_ids"]
+    chatted = run("chat", pair[0], "--effort", "minimal", stdin="the quick brown fox\n")
+    assert chatted.code == 0, chatted.err
+
+
 @pytest.mark.usefixtures("no_weights_loaded")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--effort", "maximum"), "allowed: none, minimal, low"),
-        (("--effort", "none"), "needs a switch"),
+        (("--effort", "escalate"), "needs a switch"),
         (("--effort", "auto"), "needs a switch"),
         (("--factor", "0.5"), "need one: give --switch"),
         (("--thinking-budget", "5"), "marks no thoughts"),

@@ -157,6 +157,27 @@ def test_compiled_schemas_are_kept(
     asyncio.run(check())
 
 
+def test_a_bad_schema_is_tried_once(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def run(_: Trial, schema: str) -> str:
+        tried.append(schema)
+        return f"fault {json.loads(schema)['const']}"
+
+    async def ask(number: int) -> None:
+        with pytest.raises(UsageError, match=f"fault {number}"):
+            await grammars.json({"const": number})
+
+    async def check() -> None:
+        for number in (1, 1, 2, 1, 3, 1, 2):
+            await ask(number)
+
+    monkeypatch.setattr(Trial, "run", run)
+    monkeypatch.setattr(constrain, "CACHED", 2 * len('{"const": 1}'))
+    asyncio.run(check())
+    assert [json.loads(one)["const"] for one in tried] == [1, 2, 3, 2], "2 was used longest ago"
+
+
 def test_a_schema_that_takes_too_long_or_crashes_ends_its_process_only() -> None:
     many = {"enum": [f"value number {n}" for n in range(400_000)]}
     deep = {"$ref": "#/$defs/0", "$defs": {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(3000)}}

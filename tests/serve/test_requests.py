@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from justright.engine.generation import GenerationDefaults
+from justright.engine.llm import Engine
 from justright.engine.request import Request
+from justright.engine.sampler import SamplingParams
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
 from justright.serve.requests import Asking
 from justright.serve.schema_trial import Trial
+from justright.serve.server_settings import ServeSettings
 from serve_helpers import MODEL, Running
+from tiny import save_tiny
 
 SCHEMA = {
     "type": "json_schema",
@@ -117,3 +123,30 @@ def test_names_are_given_to_the_template_as_transformers_does(
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert ("Bob" in expected) == reads
     assert tokenizer.decode(request.prompt_ids) == expected
+
+
+def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
+    """A request's own field goes before the server's, that before the file's, that before OpenAI's."""
+    model = save_tiny("llama", tmp_path / MODEL)
+    (model / "generation_config.json").write_text(
+        '{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": 2}'
+    )
+    engine = Engine.load(str(model))
+    messages = [{"role": "user", "content": "the fox"}]
+
+    def used(settings: ServeSettings, **fields: Any) -> SamplingParams:
+        asking = Asking(engine, settings)
+        chat = ChatRequest.model_validate({"model": MODEL, "messages": messages} | fields)
+        text = CompletionRequest.model_validate({"model": MODEL, "prompt": "the fox"} | fields)
+        [[one]], [[other]] = asking.chat(chat), asking.completion(text)
+        assert one.params == other.params
+        return one.params
+
+    said, served = ServeSettings(MODEL), ServeSettings(MODEL, sampling={"top_p": 0.5})
+    assert used(said) == SamplingParams(0.7, 20, 0.8)
+    assert used(served) == SamplingParams(0.7, 20, 0.5)
+    assert used(served, temperature=1.5, top_k=0) == SamplingParams(1.5, 0, 0.5)
+    assert used(said, temperature=0) == SamplingParams(), "greedy stays greedy"
+    assert used(said, top_p=1.0, seed=2) == SamplingParams(0.7, 20, 1.0, seed=2)
+    engine.generation = GenerationDefaults()
+    assert used(said) == SamplingParams(1.0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from justright.errors import ResourceError, UsageError
+from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.files import save_tensors
 from justright.speculative.lstm_network import LstmModel
 from justright.training import pipeline
@@ -92,6 +92,33 @@ def test_a_kill_in_the_last_stage_changes_no_byte(
     Work(cut).run()
     for name in ("config.json", "curve.json", "model.safetensors"):
         assert (cut.out / name).read_bytes() == (whole.out / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", b"{"),
+        ("state.json", b"[]"),
+        ("state.json", b"{}"),
+        ("state.json", b'{"of": []}'),
+        ("state.json", b"\xff"),
+        ("weights.safetensors", b"not tensors"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    name: str, content: bytes, model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LstmModel, "save", dying)
+    job = job_for(model, texts, tmp_path / "d")
+    with pytest.raises(KeyboardInterrupt):
+        Work(job).run()
+    [file] = tmp_path.rglob(name)
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged .*delete the folder"):
+        Work(job).run()
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from justright.readable import key_values
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
     from justright.engine.chat_modes import Thinking
+    from justright.engine.generation import ModeParams
     from justright.engine.llm import Engine
     from justright.engine.request import Request
-    from justright.engine.sampler import SamplingParams
 
 _HELP = """\
 /help         this list
@@ -45,6 +45,7 @@ def chat(
     min_p: opt.MinP = 0.0,
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
+    generation_config: opt.GenerationConfig = "auto",
     stop: opt.Stop = None,
     stop_in_reasoning: opt.StopInReasoning = False,
     draft: opt.Draft = None,
@@ -80,6 +81,7 @@ def chat(
         "device": device,
         "cpu_kernels": cpu_kernels,
         "cache": cache,
+        "generation_config": generation_config,
     }
     ready = prepare(
         model,
@@ -188,7 +190,7 @@ class _Session:
 
     engine: Engine
     conversation: Conversation
-    params: SamplingParams
+    params: ModeParams
     limits: Mapping[str, Any]
     output: Output
     started: Thinking

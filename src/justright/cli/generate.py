@@ -64,6 +64,7 @@ def generate(
     min_p: opt.MinP = 0.0,
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
+    generation_config: opt.GenerationConfig = "auto",
     stop: opt.Stop = None,
     stop_in_reasoning: opt.StopInReasoning = False,
     draft: opt.Draft = None,
@@ -103,6 +104,7 @@ def generate(
         "device": device,
         "cpu_kernels": cpu_kernels,
         "cache": cache,
+        "generation_config": generation_config,
     }
     engine_options |= {
         "max_context": max_context,
@@ -136,7 +138,7 @@ def generate(
         "model": model,
         "options": asdict(ready.options) | {"raw": raw, "system": system},
     }
-    report["options"] |= asdict(params) | settings | {"stop": stop or []} | asdict(thinking)
+    report["options"] |= settings | {"stop": stop or []} | asdict(thinking)
     _run(engine, requests, texts, report, output, stream=stream)
 
 
@@ -225,7 +227,8 @@ def _show(
     drafts = report["options"]["draft"] not in (None, "none")
     if output.json:
         answer = as_object(request, drafts=drafts)
-        output.object({"index": index, "prompt": texts[index], **answer, **report})
+        used = {"options": report["options"] | asdict(request.params)}
+        output.object({"index": index, "prompt": texts[index], **answer, **report, **used})
         return
     if len(requests) > 1:
         output.text(f"{'' if index == 0 else chr(10)}==> {index + 1} of {len(requests)} <==")

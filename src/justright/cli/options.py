@@ -102,6 +102,15 @@ Cache = Annotated[
     str, typer.Option(help="grow, or static (whole context allocated at once).", rich_help_panel=_LOADING)
 ]
 
+GenerationConfig = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none",
+        help="auto: where tokens are sampled, what is not said is as in the model's generation_config.json; each mode "
+        "of a switch has its own. none: that file's sampling settings are not read.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
 MaxTokens = Annotated[
     int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.", rich_help_panel=_SAMPLING)
 ]

@@ -8,7 +8,7 @@ engine = ready.load()
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from justright.engine.defaults import Defaults
+    from justright.engine.generation import GenerationDefaults, ModeParams
     from justright.engine.llm import Engine
     from justright.engine.options import EngineOptions
     from justright.engine.sampler import SamplingParams
@@ -50,6 +51,7 @@ class Prepared:
         output: how the program talks.
         hidden_size: of the model.
         defaults: a bundle's own.
+        generation: the sampling settings of ``generation_config.json``.
     """
 
     source: Source
@@ -59,6 +61,7 @@ class Prepared:
     output: Output
     hidden_size: int
     defaults: Defaults
+    generation: GenerationDefaults
 
     @property
     def has_template(self) -> bool:
@@ -129,32 +132,50 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
         _quiet_libraries(output)
         from justright.checkpoint.tokenizer import load_tokenizer
         from justright.engine.defaults import settle
+        from justright.engine.generation import GenerationDefaults
         from justright.engine.llm import check_model
         from justright.engine.options import EngineOptions
     checked, defaults = settle(EngineOptions(**options), source.path, draft=_DRAFT)
     check_drafter(checked.draft or "none", **checked.draft_options)
     _ = checked.torch_device
     check_model(source.path)
+    generation = GenerationDefaults.read(checked, source.path)
     context = min(context_length(config), rope_switch_length(config) or context_length(config))
     context = min(context, checked.max_context or context)
     tokenizer = load_tokenizer(source.path)
     hidden_size = text_config(config).hidden_size
-    return Prepared(source, checked, tokenizer, context, output, hidden_size, defaults)
+    return Prepared(source, checked, tokenizer, context, output, hidden_size, defaults, generation)
 
 
-def sampling_of(
-    ctx: typer.Context, ready: Prepared, otherwise: SamplingParams | None = None
-) -> SamplingParams:
-    """How to sample: every option as the user gave it, else as the bundle says, else as ``otherwise`` (greedy).
+def given_sampling(ctx: typer.Context, ready: Prepared) -> dict[str, Any]:
+    """The fields of `SamplingParams` that the user set, over those that the bundle sets.
 
     Raises:
         UsageError: a value that is not allowed.
     """
     from justright.engine.sampler import SamplingParams
 
-    own = replace(otherwise or SamplingParams(), **ready.defaults.sampling)
-    names = [field.name for field in fields(own) if field.name in ctx.params]
-    return replace(own, **{name: chosen(ctx, name, ctx.params[name], getattr(own, name)) for name in names})
+    names = [field.name for field in fields(SamplingParams) if field.name in ctx.params]
+    given = {
+        name: value for name in names if (value := chosen(ctx, name, ctx.params[name], None)) is not None
+    }
+    SamplingParams(**given)  # checks them
+    return {**ready.defaults.sampling, **given}
+
+
+def sampling_of(ctx: typer.Context, ready: Prepared, otherwise: SamplingParams | None = None) -> ModeParams:
+    """How to sample: as the user says, else the bundle, else the model's file, else ``otherwise`` (greedy); says so.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+    from justright.engine.sampler import SamplingParams
+
+    given = given_sampling(ctx, ready)
+    params = ready.generation.params(given, otherwise or SamplingParams())
+    for line in ready.generation.lines(given, sampling=not params.slow.greedy):
+        ready.output.note(f"note: {line}")
+    return params
 
 
 def _quiet_libraries(output: Output) -> None:

@@ -186,6 +186,7 @@ def serve(
     top_p: opt.TopP = 1.0,
     min_p: opt.MinP = 0.0,
     repetition_penalty: opt.RepetitionPenalty = 1.0,
+    generation_config: opt.GenerationConfig = "auto",
     draft: opt.Draft = None,
     draft_option: opt.DraftOption = None,
     switch: opt.Switch = None,
@@ -212,11 +213,11 @@ def serve(
         serve_vllm(ctx, model, engine_arg or [], copies, dry_run)
         return
     _check_embedded(engine, engine_arg, copies, dry_run)
-    from justright.cli.prepare import prepare, sampling_of
+    from justright.cli.prepare import given_sampling, prepare
     from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
     from justright.serve.hosts import Hosts, is_loopback
     from justright.serve.lifecycle import bind
-    from justright.serve.server_settings import OPENAI, ServeSettings, served_name
+    from justright.serve.server_settings import ServeSettings, served_name
 
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
@@ -231,6 +232,7 @@ def serve(
         "draft_options": key_values(draft_option or [], "--draft-option"),
         "switch": switch,
         "reuse_prefix": True,
+        "generation_config": generation_config,
     }
     with bind(host, port) as bound:  # refused before anything takes long
         ready = prepare(model, output, engine_options)
@@ -239,7 +241,7 @@ def serve(
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),
-            sampling_of(ctx, ready, OPENAI),
+            given_sampling(ctx, ready),
             thinking,
             max_tokens,
             deadline,
@@ -247,6 +249,8 @@ def serve(
             int(max_body * _MIB),
             hosts=hosts,
         )
+        for line in ready.generation.lines(settings.sampling, sampling=True):
+            output.note(f"note: {line}")
         if not keys and not is_loopback(host):
             output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)

@@ -55,6 +55,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     settings = _settings(ctx, model, engine_args, copies)
     # Drafters are vLLM's business: of the bundle's own, see `_drafting`.
     options = {"max_context": given["max_context"], "switch": given["switch"], "draft": "none"}
+    options["generation_config"] = given["generation_config"]
     ready = prepare(model, output, options)
     settings, notes = _with_defaults(ctx, settings, ready)
     adapter = switch_of(ready.options, ready.source.path)
@@ -117,7 +118,7 @@ def _with_defaults(
     effort = settings.policy.effort or ready.defaults.effort
     settled = replace(
         settings,
-        params=sampling_of(ctx, ready, OPENAI),
+        params=sampling_of(ctx, ready, OPENAI).slow,
         policy=replace(settings.policy, effort=effort),
         max_context=ready.options.max_context,
         draft=draft,

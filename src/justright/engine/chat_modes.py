@@ -23,6 +23,10 @@ ESCALATE_BELOW = 0.5
 """Probability of the least certain token below which a fast answer is given up, where nobody calibrated it."""
 
 
+_SWITCH = "enable_thinking"
+"""The argument of a chat template that leaves reasoning out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Thinking:
     """How much a request may think, and who decides.
@@ -106,7 +110,7 @@ class Modes:
         hidden_size: int,
         limit: int | None = None,
     ) -> Request:
-        """The request for a conversation; ``settle`` checks a prompt and makes a request of it.
+        """The request for a conversation; ``settle(prompt, fast=...)`` checks a prompt and makes a request of it.
 
         ``limit``: the most tokens of a prompt, as in `tokens_within`.
 
@@ -127,6 +131,7 @@ class Modes:
         fast_request = self._settled(messages, template, thinking, settle, fast=True, limit=limit)
         slow = self._planned(slow, thinking.plan(slow.max_tokens), thinking)
         turn = Turn(slow.prompt_ids, slow.plan, slow.opened, slow.stop_token_ids)
+        fast_request.slow_params = slow.params
         self._end_as(fast_request, fast=True)
         fast_request.max_tokens = min(slow.max_tokens, fast_request.max_tokens)
         fast_request.plan, fast_request.tags = ModePlan(FAST, budget=thinking.budget), slow.tags
@@ -155,7 +160,7 @@ class Modes:
             }.items():
                 arguments.setdefault(name, value)
         elif fast and self._has_off_switch:
-            arguments.setdefault("enable_thinking", False)
+            arguments.setdefault(_SWITCH, False)
         return arguments
 
     def _end_as(self, request: Request, *, fast: bool, mixed: bool = False) -> None:
@@ -180,10 +185,10 @@ class Modes:
                 f"effort {thinking.effort} needs a switch (--switch ADAPTER): this model has one mode",
                 about="effort",
             )
-        if self.adapter is None and wants_fast and not self._has_off_switch:
+        if self.adapter is None and wants_fast and self.reasons and not self._has_off_switch:
             raise UsageError(
                 f"effort {thinking.effort} needs a switch (--switch ADAPTER), or a chat template that takes "
-                "enable_thinking; this model has neither",
+                f"{_SWITCH}; this model has neither",
                 about="effort",
             )
         if self.adapter is None and thinking.plan(1).switches and not wants_fast:
@@ -199,9 +204,26 @@ class Modes:
             self._scorer(thinking, hidden_size)
 
     @property
+    def templates(self) -> list[str]:
+        """The chat templates of both modes."""
+        both = [self.tokenizer.chat_template, None if self.adapter is None else self.adapter.template]
+        return [one for one in both if isinstance(one, str)]
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model reasons: by its switch, or by a chat template that knows the tags or can leave it out.
+
+        Tags in the vocabulary alone say nothing: a model that never reasons may share it with one that does.
+        """
+        tags = self.tags or ThinkingTags()
+        marks = (tags.open, tags.close, _SWITCH)
+        known = any(mark in template for template in self.templates for mark in marks)
+        return self.adapter is not None or known
+
+    @property
     def _has_off_switch(self) -> bool:
         template = self.tokenizer.chat_template
-        return isinstance(template, str) and "enable_thinking" in template
+        return isinstance(template, str) and _SWITCH in template
 
     def _settled(
         self,
@@ -220,7 +242,7 @@ class Modes:
         )
         if opened and thinking.budget == 0:
             prompt, opened = [*prompt, *closing_ids(self._tags(thinking), self.tokenizer)], False
-        request = settle(prompt)
+        request = settle(prompt, fast=fast)
         request.opened = opened
         return request
 
@@ -239,7 +261,10 @@ class Modes:
         if effort is not None:
             mode = "fast" if effort in FAST_EFFORTS else "slow"
             alone = mode == "fast" and self.adapter is None
-            how = " by the chat template alone, without a switch" if alone else limit
+            how = limit
+            if alone:
+                by_template = " by the chat template alone, without a switch"
+                how = by_template if self.reasons else ", and this model never reasons"
             request.stats.decision = Decision(mode, "effort", None, None, f"effort {effort}{how}")
         elif thinking.budget is not None:
             request.stats.decision = Decision("slow", "budget", None, None, f"a budget{limit}")

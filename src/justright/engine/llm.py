@@ -32,6 +32,7 @@ from justright.engine.chat_modes import Modes, Thinking, chat_tokens
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults, settle
 from justright.engine.detokenizer import tokens_within
+from justright.engine.generation import GenerationDefaults, ModeParams
 from justright.engine.model_runner import Verifier
 from justright.engine.options import NO_SWITCH, EngineOptions, check_nodes
 from justright.engine.request import Emission, Request
@@ -60,6 +61,7 @@ class Engine:
         adapter: the switch to the model's fast twin.
         path: the checkpoint, if it has one.
         defaults: how requests run that do not say it; a bundle has its own.
+        generation: the sampling settings of ``generation_config.json``, for requests that sample.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class Engine:
         adapter: Adapter | None = None,
         path: Path | None = None,
         defaults: Defaults | None = None,
+        generation: GenerationDefaults | None = None,
     ) -> None:
         self.options = options or EngineOptions()
         self.defaults = defaults or Defaults()
+        self.generation = generation or GenerationDefaults()
         self.verifier = verifier
         self.path = path
         self.tokenizer = tokenizer
@@ -116,6 +120,7 @@ class Engine:
             check_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
         path = resolve(model).path
         options, defaults = settle(options, path)
+        generation = GenerationDefaults.read(options, path)
         drafter = create_drafter(options.draft or "none", **options.draft_options)
         adapter = switch_of(options, path)
         check_model(path)
@@ -145,6 +150,7 @@ class Engine:
             adapter=adapter,
             path=path,
             defaults=defaults,
+            generation=generation,
         )
         if drafter is not None and options.adaptive:
             engine._speculate(path)
@@ -168,11 +174,25 @@ class Engine:
         """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
         return tokens_within(self._need_tokenizer(), text)
 
+    def sampling(self, otherwise: SamplingParams | None = None, **given: Any) -> ModeParams:
+        """How tokens are chosen: ``given``, else by a bundle's defaults, else by ``generation_config.json``.
+
+        Args:
+            otherwise: what holds where none of them says anything; greedy by default, and then the file counts only if
+                ``given`` or the bundle has a temperature above 0.
+            given: fields of `SamplingParams`.
+
+        Raises:
+            UsageError: a value that is not allowed.
+        """
+        return self.generation.params({**self.defaults.sampling, **given}, otherwise or SamplingParams())
+
     def request(
         self,
         prompt: str | Sequence[int],
-        params: SamplingParams | None = None,
+        params: SamplingParams | ModeParams | None = None,
         *,
+        fast: bool = False,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         stop_in_reasoning: bool = False,
@@ -182,7 +202,9 @@ class Engine:
 
         Args:
             prompt: text (encoded as it is) or token ids.
-            params: greedy by default, or as the bundle says.
+            params: as they are; or of each mode, from `sampling`; by default ``sampling()``: greedy, or as the bundle
+                says.
+            fast: whether the fast mode's parameters count.
             max_tokens: 256 by default; never more than the context has room for.
             stop: a stop string or several.
             stop_in_reasoning: whether they count in the reasoning of a `conversation` too, and not in content alone.
@@ -215,9 +237,10 @@ class Engine:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if stop:
             self._need_tokenizer()
+        params = params or self.sampling()
         return Request(
             ids,
-            params or self.defaults.params,
+            params.of(fast=fast) if isinstance(params, ModeParams) else params,
             min(max_tokens or 256, room),
             stop,
             frozenset() if ignore_eos else self.stop_token_ids,
@@ -227,7 +250,7 @@ class Engine:
     def conversation(
         self,
         messages: Sequence[Mapping[str, str]],
-        params: SamplingParams | None = None,
+        params: SamplingParams | ModeParams | None = None,
         *,
         thinking: Thinking | None = None,
         template: Mapping[str, Any] | None = None,
@@ -237,7 +260,7 @@ class Engine:
 
         Args:
             messages: as `chat_prompt` takes them.
-            params: greedy by default, or as the bundle says.
+            params: as in `request`; each mode takes its own (one that changes on the way keeps those of its prompt).
             thinking: how much of it; by default as the bundle says, or as the model does by itself.
             template: further arguments of the chat template.
             options: as in `request`.
@@ -266,7 +289,10 @@ class Engine:
                 raise request.error
 
     def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | ModeParams | None = None,
+        **options: Any,
     ) -> Request:
         """Run one prompt to its end; ``options`` as in `request`, errors as in `stream`."""
         [request] = self.generate_batch([self.request(prompt, params, **options)])
@@ -293,6 +319,7 @@ class Engine:
             adapter=None if self.modes is None else self.modes.adapter,
             path=self.path,
             defaults=self.defaults,
+            generation=self.generation,
         )
         if not adaptive:
             engine.cost = None

@@ -42,6 +42,8 @@ class EngineOptions:
         reuse_prefix: run only what is new of a prompt that begins like another sequence in the cache.
         switch: the adapter that makes the model answer fast: a directory or a hub id, "none" for none; None: a
             bundle's own, else none.
+        generation_config: "auto": requests that sample take what they leave open from ``generation_config.json``;
+            "none": that file's sampling settings are not read.
     """
 
     dtype: str = "float32"
@@ -57,10 +59,12 @@ class EngineOptions:
     prefill_chunk: int = 512
     reuse_prefix: bool = False
     switch: str | None = None
+    generation_config: str = "auto"
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("cache", self.cache, ("grow", "static"))
+        _one_of("generation_config", self.generation_config, ("auto", "none"))
         if self.cpu_kernels is not None:
             _one_of("cpu_kernels", self.cpu_kernels, ("packed", "plain"))
         for name in ("slots", "max_draft", "prefill_chunk"):

@@ -26,6 +26,7 @@ class Request:
     Attributes:
         prompt_ids: the prompt's tokens.
         params: how tokens are chosen.
+        slow_params: the same, but for the seed, in the slow turn that ``route`` may take; None: as ``params``.
         max_tokens: the most tokens to emit.
         stop: stop strings (need a tokenizer).
         stop_token_ids: end tokens; the end token is emitted as a token and not as text.
@@ -57,6 +58,7 @@ class Request:
     opened: bool = False
     stop_in_reasoning: bool = False
     route: Route | None = None
+    slow_params: SamplingParams | None = None
     top_logprobs: int | None = None
     constraint: Constraint | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -85,6 +87,8 @@ class Request:
     def take(self, turn: Turn) -> None:
         """Run the other way round: what its route has decided."""
         self.prompt_ids, self.plan, self.opened, self.route = turn.prompt_ids, turn.plan, turn.opened, None
+        if self.slow_params is not None:
+            self.params = replace(self.slow_params, seed=self.params.seed)
         if turn.stop_token_ids is not None:
             kept = self.stop_token_ids if self.constraint is not None else frozenset[int]()
             self.stop_token_ids = turn.stop_token_ids | kept

@@ -22,12 +22,12 @@ from justright.serve.schema_trial import Trial, compiled, first_line
 MAX_SCHEMA = 2**17
 """Characters of a schema as JSON."""
 CACHED = 2**18
-"""Characters of all schemas whose compiled form is kept."""
+"""Characters of all schemas whose compiled form, or fault, is kept."""
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 class Grammars:
-    """Makes constraints for one model; the compiled schemas that were used last are kept.
+    """Makes constraints for one model; the schemas that were used last are kept, compiled or with their fault.
 
     A schema is compiled twice: first in a process of its own, which a limit of time ends, and the client if it leaves.
     That shows that the work is short and harmless; then a thread of this process does it.
@@ -43,7 +43,7 @@ class Grammars:
     ) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._stop = sorted(stop_token_ids)
-        self._kept: OrderedDict[str, JsonConstraint] = OrderedDict()
+        self._kept: OrderedDict[str, JsonConstraint | str] = OrderedDict()
         self._one = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "justright-schema")
         self._trial = Trial()
@@ -71,9 +71,12 @@ class Grammars:
                 if text not in self._kept:  # whoever was before may have wanted the same
                     self._keep(text, await self._compile(text))
         self._kept.move_to_end(text)
-        return self._kept[text].copy()
+        found = self._kept[text]
+        if isinstance(found, str):
+            raise UsageError(f"the JSON schema cannot be kept: {found}")
+        return found.copy()
 
-    async def _compile(self, text: str) -> JsonConstraint:
+    async def _compile(self, text: str) -> JsonConstraint | str:
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._compile_now, text)
         try:
             return await work
@@ -81,17 +84,18 @@ class Grammars:
             self._trial.stop()
             raise
 
-    def _compile_now(self, text: str) -> JsonConstraint:
+    def _compile_now(self, text: str) -> JsonConstraint | str:
+        """The constraint, or what is wrong with the schema."""
         fault = self._trial.run(text)
         if fault is None:
             try:
                 return JsonConstraint(compiled(text, self._tokens), self._stop)
             except ValueError as error:
                 fault = str(error)
-        raise UsageError(f"the JSON schema cannot be kept: {fault}")
+        return fault
 
-    def _keep(self, text: str, constraint: JsonConstraint) -> None:
-        self._kept[text] = constraint
+    def _keep(self, text: str, found: JsonConstraint | str) -> None:
+        self._kept[text] = found
         while sum(map(len, self._kept)) > CACHED:
             self._kept.popitem(last=False)
 

@@ -13,16 +13,16 @@ from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.chat_modes import Thinking
+from justright.engine.generation import ModeParams
 from justright.engine.llm import Engine
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.errors import JustrightError, UsageError
-from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, AskedEffort
 from justright.serve.api_errors import ApiError, of_error
 from justright.serve.constraint import Grammars
 from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
-from justright.serve.server_settings import ServeSettings
+from justright.serve.server_settings import OPENAI, ServeSettings
 from justright.serve.strict_schema import closed
 
 _OPENAI_COMPLETION = 16
@@ -63,15 +63,15 @@ class Asking:
         self._check_model(asked)
         template = self._template_arguments(asked.chat_template_kwargs or {})
         thinking = thinking_of(asked, self.settings.thinking)
-        if thinking.effort in FAST_EFFORTS and not self._reasons:
-            thinking = replace(thinking, effort=None)  # it answers without reasoning anyway
         if asked.effort is not None and not self._thinks and asked.effort not in FAST_EFFORTS | DECIDING:
             message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
         messages = [self._message(message) for message in asked.messages]
+        params = self._params(asked)
         try:
             request = self.engine.conversation(
                 messages,
+                params,
                 thinking=thinking,
                 template=template,
                 max_tokens=asked.limit or self.settings.max_tokens,
@@ -95,10 +95,11 @@ class Asking:
             ApiError: what cannot be done, and by which parameter.
         """
         self._check_model(asked)
+        params = self._params(asked)
         for prompt in asked.prompts:
             try:
                 request = self.engine.request(
-                    prompt, max_tokens=asked.max_tokens or _OPENAI_COMPLETION, stop=asked.stops
+                    prompt, params, max_tokens=asked.max_tokens or _OPENAI_COMPLETION, stop=asked.stops
                 )
             except JustrightError as error:
                 raise of_error(error, "prompt") from error
@@ -118,18 +119,7 @@ class Asking:
             self._modes.check(Thinking(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
-        return self._reasons
-
-    @property
-    def _reasons(self) -> bool:
-        """Whether the model reasons: by its switch, or by a chat template that knows the tags or can leave it out.
-
-        Tags in the vocabulary alone say nothing: a model that never reasons may share it with one that does.
-        """
-        tags = self._modes.tags or ThinkingTags()
-        marks = (tags.open, tags.close, _SWITCH)
-        known = any(mark in template for template in self._templates for mark in marks)
-        return self._modes.adapter is not None or known
+        return self._modes.reasons
 
     @property
     def _thinks(self) -> bool:
@@ -140,21 +130,20 @@ class Asking:
             message = f"there is no model {asked.model!r} here; there is {self.settings.model!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
-    def _params(self, asked: Asked) -> list[SamplingParams]:
-        """How tokens are chosen, for each choice; with a seed, the choices count up from it."""
+    def _params(self, asked: Asked) -> ModeParams:
+        """How tokens are chosen in each mode: by the request, else the server, else the model's file, else OpenAI."""
         names = [field.name for field in fields(SamplingParams)]
         given = {name: value for name in names if (value := getattr(asked, name)) is not None}
         try:
-            params = replace(self.settings.params, **given)
+            return self.engine.generation.params({**self.settings.sampling, **given}, OPENAI)
         except UsageError as error:
             raise of_error(error, error.about) from error
-        if params.seed is None:
-            return [params] * asked.choices
-        return [replace(params, seed=params.seed + number) for number in range(asked.choices)]
 
     def _choices(self, request: Request, asked: Asked) -> list[Request]:
-        """A request for each choice."""
-        return [request.again(params, None) for params in self._params(asked)]
+        """A request for each choice; with a seed, the choices count up from it."""
+        params = request.params
+        seeds = [None if params.seed is None else params.seed + number for number in range(asked.choices)]
+        return [request.again(replace(params, seed=seed), None) for seed in seeds]
 
     async def constrain(self, requests: Sequence[Request], asked: Asked) -> None:
         """Give each request what its answer has to keep.
@@ -231,10 +220,7 @@ class Asking:
 
     @cached_property
     def _templates(self) -> list[str]:
-        """The chat templates of both modes."""
-        adapter = self._modes.adapter
-        both = [self._tokenizer.chat_template, None if adapter is None else adapter.template]
-        return [one for one in both if isinstance(one, str)]
+        return self._modes.templates
 
 
 def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from justright.engine.chat_modes import Thinking
 from justright.engine.sampler import SamplingParams
@@ -19,7 +21,8 @@ class ServeSettings:
 
     Attributes:
         model: the name that clients ask for.
-        params: how tokens are chosen where a request does not say it.
+        sampling: fields of `SamplingParams` that hold where a request does not say it, before the model's
+            ``generation_config.json`` and `OPENAI`.
         thinking: how much is thought where a request does not say it.
         max_tokens: of a chat's answer where a request does not say it (never more than the context has room for).
         deadline_s: after which a request is cut off; None: never.
@@ -32,7 +35,7 @@ class ServeSettings:
     """
 
     model: str
-    params: SamplingParams = OPENAI
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     thinking: Thinking = field(default_factory=Thinking)
     max_tokens: int = 2048
     deadline_s: float | None = None
@@ -44,6 +47,7 @@ class ServeSettings:
     hosts: Hosts = field(default_factory=Hosts)
 
     def __post_init__(self) -> None:
+        SamplingParams(**self.sampling)  # checks it
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}; allowed: 1 or more")
         for name in ("deadline_s", "max_body_bytes", "body_timeout_s", "keep_alive_s", "send_timeout_s"):

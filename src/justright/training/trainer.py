@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.errors import ResourceError, UsageError
+from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.files import recover_folder, save_tensors, swap_folder, write_whole
 from justright.kernels.cpu import has_bfloat16
 from justright.speculative.lstm_network import LstmModel
@@ -131,6 +132,7 @@ class Training:
 
     Raises:
         UsageError: the folder holds the checkpoint of another training.
+        CheckpointError: the checkpoint in the folder is damaged.
     """
 
     def __init__(
@@ -168,7 +170,13 @@ class Training:
         self._wrapped: Any = self.accelerator.prepare(self.model)
         recover_folder(folder, "state.json")
         if (folder / "state.json").exists():
-            self._load()
+            try:
+                self._load()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"the training's checkpoint in {folder} is damaged ({type(error).__name__}: {error}): delete the "
+                    "folder to begin anew"
+                ) from error
 
     @property
     def phases(self) -> dict[str, int]:
