@@ -42,13 +42,6 @@ def json_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)
 
 
-def without_line_breaks(data: bytes) -> bytes:
-    """Other people's JSON in UTF-8, with the same escapes."""
-    for number, escape in _LINE_BREAKS.items():
-        data = data.replace(chr(number).encode(), escape.encode())
-    return data
-
-
 def readable_bytes(count: float) -> str:
     """``1536`` -> ``1.5 KiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -89,7 +89,7 @@ def vllm(parts: tuple[Path, Path | None], folder: Path, *options: str) -> Iterat
     try:
         _wait(process, address, log)
         switch = None if parts[1] is None else str(parts[1])
-        yield Subject(address, client, Engine.load(str(parts[0]), switch=switch), tuple(SPECIAL))
+        yield Subject(address, client, Engine.load(str(parts[0]), switch=switch), tuple(SPECIAL), vllm=True)
     finally:
         client.close()
         with contextlib.suppress(ProcessLookupError):
@@ -149,16 +149,17 @@ def test_models(served: Subject) -> None:
     cards = {card.id: card for card in served.client.models.list()}
     assert cards.keys() == {"tiny", "tiny-fast"}
     template = {"chat_template_kwargs": {"enable_thinking": False}}
-    answer = served.ask(model="tiny-fast", extra_body=template)
-    assert served.said(answer) == served.expected("Hi", "none")
-    assert answer.choices[0].justright["mode"] == "fast"
+    for more in ({}, template):
+        answer = served.ask(model="tiny-fast", extra_body=more)
+        assert served.said(answer) == served.expected("Hi", "none")
+        assert answer.model == "tiny-fast"
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"reasoning_effort": "escalate"}, "embedded engine"),
-        ({"extra_body": {"justright": {"trace": True}}}, "embedded engine"),
+        ({"model": "tiny-fast", "reasoning_effort": "high"}, "has one mode"),
     ],
 )
 def test_what_cannot_be_is_refused(served: Subject, options: dict[str, Any], told: str) -> None:
@@ -193,8 +194,8 @@ def drafting(parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def test_drafts_change_not_one_token(drafting: Subject) -> None:
     interleaved_prompts_are_never_mixed(drafting)
-    told = drafting.ask(**FAST, max_completion_tokens=60).choices[0].justright
-    assert 0 <= told["accepted"] <= told["drafted"]
+    found = drafting.ask(**FAST, max_completion_tokens=60).metrics["speculative_decoding"]
+    assert 0 <= found["num_accepted_draft_tokens"] <= found["num_draft_tokens"]
     figures = httpx.get(f"{drafting.address}/metrics", timeout=30).text
     for name in ("draft", "accepted"):
         found = re.findall(
@@ -229,4 +230,4 @@ def test_vllms_own_suffix_drafts_change_not_one_token(
         long = "the quick brown fox " * 12
         answer = served.ask(long, **FAST, max_completion_tokens=60)
         assert served.said(answer) == served.expected(long, "none", max_tokens=60)
-        assert answer.choices[0].justright["drafted"] > 0
+        assert answer.metrics["speculative_decoding"]["num_draft_tokens"] > 0

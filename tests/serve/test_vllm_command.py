@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from justright.adapter.adapter import Adapter, LowRank, read_adapter
 from justright.adapter.padded import both_templates, save_portable
@@ -22,16 +22,8 @@ from justright.engine.chat_modes import chat_tokens
 from justright.engine.sampler import SamplingParams
 from justright.errors import UsageError
 from justright.serve.upstream import Policy, Upstream
-from justright.serve.vllm.effort_middleware import (
-    VARIABLE,
-    Answering,
-    Modes,
-    Served,
-    from_variable,
-    to_variable,
-)
+from justright.serve.vllm.effort_middleware import VARIABLE, Modes, Served, from_variable, to_variable
 from justright.serve.vllm.launch import VllmSettings, command, version_note
-from justright.serve.vllm.told import Asked
 from tiny import tiny_tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -60,8 +52,8 @@ def test_the_command_has_the_model_as_it_is_and_the_switch_padded(
     )
     assert json.loads(after["--speculative-config"])["method"] == "suffix"
     served = from_variable(found.environment[VARIABLE])
-    assert (served.upstream, served.policy) == (UPSTREAM, Policy())
-    assert served.drafts
+    ends = tuple(sorted(adapter.end_tokens))
+    assert (served.upstream, served.policy) == (replace(UPSTREAM, end_tokens=ends), Policy())
 
     written = read_adapter(tmp_path / "switch")
     rank = int(after["--max-lora-rank"])
@@ -129,6 +121,54 @@ def test_one_template_says_what_two_said(slow: str, fast: str) -> None:
     assert said(both, x="1") == said(slow, x="1")
 
 
+MACRO = "{% macro end() %}{{ eos_token }}{% endmacro %}"
+WITH_TOKENS = MACRO + "{{ bos_token }}{% for m in messages %}{{ end() }}{% endfor %}"
+
+
+def test_each_template_has_its_own_special_tokens() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    own = tokenizer.special_tokens_map
+
+    def written(template: str, **arguments: Any) -> str:
+        return str(tokenizer.apply_chat_template(HELLO, tokenize=False, chat_template=template, **arguments))
+
+    fast = {"bos_token": "it's\"😀%}", "eos_token": "\n<|é|>"}
+    both = both_templates("S" + WITH_TOKENS, "F" + WITH_TOKENS, fast)
+    assert written(both, enable_thinking=False) == f"F{fast['bos_token']}{fast['eos_token']}"
+    assert written(both) == f"S{own['bos_token']}{own['eos_token']}"
+
+
+@pytest.mark.parametrize("place", ["jinja", "tokenizer_config", "named"])
+def test_fast_requests_have_the_fast_models_template_and_end_tokens(
+    pair: tuple[Path, Path], tmp_path: Path, place: str
+) -> None:
+    """Wherever the slow model's template lies, and however the adapter's folder has the fast model's."""
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    shutil.copytree(pair[0], model)
+    shutil.copytree(pair[1], adapter)
+    slow = (model / "chat_template.jinja").read_text()
+    if place != "jinja":
+        config = json.loads((model / "tokenizer_config.json").read_text())
+        named = [{"name": "default", "template": slow}, {"name": "tool_use", "template": "T"}]
+        config["chat_template"] = slow if place == "tokenizer_config" else named
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+        (model / "chat_template.jinja").unlink()
+    special = json.loads((adapter / "tokenizer_config.json").read_text()) | {"eos_token": "<fast end>"}
+    special["chat_template"] = "F {{ messages[0]['content'] }}{{ eos_token }}"
+    (adapter / "tokenizer_config.json").write_text(json.dumps(special))
+    (adapter / "chat_template.jinja").unlink()
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [11, 5]}')
+    settings = VllmSettings("tiny")
+    found = command(model, read_adapter(adapter), load_tokenizer(model), settings, tmp_path / "out")
+    assert from_variable(found.environment[VARIABLE]).upstream.end_tokens == (5, 11)
+    written = Path(dict(pairwise(found.arguments))["--chat-template"]).read_text()
+    tokenizer = load_tokenizer(pair[0])
+    said = tokenizer.apply_chat_template(HELLO, tokenize=False, chat_template=written, enable_thinking=False)
+    assert said == "F Hello<fast end>"
+    said = tokenizer.apply_chat_template(HELLO, tokenize=False, chat_template=written)
+    assert said == tokenizer.apply_chat_template(HELLO, tokenize=False)
+
+
 def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
     def adapter(*shape: int) -> Adapter:
         return Adapter(
@@ -164,20 +204,6 @@ def test_versions() -> None:
     assert "0.33.1 was not tried" in str(version_note("0.33.1"))
 
 
-SCHEMAS = {
-    "ChatCompletionRequest": {
-        "properties": {name: {} for name in ("model", "messages", "chat_template_kwargs", "reasoning_effort")}
-    }
-}
-
-
-class Document:
-    """vLLM's application, as far as it is asked what it knows."""
-
-    def openapi(self) -> Any:
-        return {"components": {"schemas": SCHEMAS}}
-
-
 async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the application behind the middleware got, and what the client got."""
     got: dict[str, Any] = {}
@@ -202,21 +228,26 @@ async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[s
         sent.append(message)
 
     headers = [(b"content-length", str(sum(map(len, pieces))).encode()), (b"x-a", b"b")]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "app": Document()}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
     await Modes(app)(scope, receive, send)
     return got, sent
 
 
 @pytest.fixture
 def _modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, to_variable(Served(UPSTREAM, Policy("none"), (7, 8))))
+    monkeypatch.setenv(VARIABLE, to_variable(Served(replace(UPSTREAM, end_tokens=(7, 8)), Policy("none"))))
 
 
 @pytest.mark.usefixtures("_modes")
 def test_the_middleware_changes_the_model_and_the_length() -> None:
     body = json.dumps({"model": "tiny", "messages": HELLO}).encode()
     got, sent = asyncio.run(_asked("/v1/chat/completions", body[:9], body[9:]))
-    assert json.loads(got["body"])["model"] == "tiny-fast"
+    assert json.loads(got["body"]) == {
+        "model": "tiny-fast",
+        "messages": HELLO,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "stop_token_ids": [7, 8],
+    }
     assert got["headers"] == {b"content-length": str(len(got["body"])).encode(), b"x-a": b"b"}
     assert got["after"]["type"] == "http.disconnect"
     assert (b"x-justright-mode", b"fast") in sent[0]["headers"]
@@ -242,134 +273,52 @@ def test_the_middleware_refuses_as_the_api_does() -> None:
     assert json.loads(sent[1]["body"])["error"]["code"] == "unsupported_value"
 
 
+WHOLE = b'{"id" : "x", "choices": [{"message": {"reasoning": "\\n so", "content": " 1\xc2\x85"}}], "usage":null}\n'
+STREAM = (
+    b'data: {"choices":[{"delta":{"reasoning":"\n","token_ids":[]}}]}\n\ndata: {"choices":  []}\r\n\r\n'
+    b': a comment\n\ndata: {"x": "\xe2\x80\xa8"}\n\ndata: [DONE]\n\n'
+)
+
+
 @pytest.mark.usefixtures("_modes")
+@pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize(
-    ("more", "param", "code"),
+    ("status", "kind", "answer"),
     [
-        ({"nonsense": 1}, "nonsense", "unknown_parameter"),
-        ({"store": True}, "store", "unsupported_parameter"),
-        ({"reasoning": {"depth": 1}}, "reasoning.depth", "unknown_parameter"),
+        (200, b"application/json", WHOLE),
+        (200, b"text/event-stream; charset=utf-8", STREAM),
+        (400, b"application/json", b'{"error": {"param": "body.temperature", "code": 400}}'),
+        (200, b"application/json", b"no JSON \xff"),
     ],
 )
-def test_what_vllm_would_ignore_is_refused(more: dict[str, Any], param: str, code: str) -> None:
-    body = json.dumps({"model": "tiny", "messages": HELLO, **more}).encode()
-    got, sent = asyncio.run(_asked("/v1/chat/completions", body))
-    error = json.loads(sent[1]["body"])["error"]
-    assert (got, error["param"], error["code"]) == ({}, param, code)
-    neutral = json.dumps({"model": "tiny", "messages": HELLO, "store": False}).encode()
-    got, _ = asyncio.run(_asked("/v1/chat/completions", neutral))
-    assert "store" not in json.loads(got["body"])
-
-
-SLOW = Asked(chat=True, model="tiny", mode="slow", thoughts=(7, 8), tail=1)
-
-
-def _answered(asked: Asked | None, status: int, kind: str, *pieces: bytes) -> tuple[dict[str, Any], bytes]:
-    """What a client gets of an answer that comes in pieces."""
+def test_vllms_answers_pass_byte_for_byte(status: int, kind: bytes, answer: bytes, size: int) -> None:
+    pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
+    headers = [(b"content-type", kind), (b"content-length", str(len(answer)).encode())]
     sent: list[dict[str, Any]] = []
 
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
     async def run() -> None:
+        async def receive() -> Any:
+            body = json.dumps({"model": "tiny", "messages": HELLO, "nonsense": 1}).encode()
+            return {"type": "http.request", "body": body, "more_body": False}
+
         async def send(message: Any) -> None:
             sent.append(message)
 
-        answering = Answering(send, asked, {"X-Justright-Mode": "slow"})
-        headers = [(b"Content-Type", kind.encode()), (b"content-length", b"5")]
-        await answering({"type": "http.response.start", "status": status, "headers": headers})
-        for index, piece in enumerate(pieces):
-            more = index + 1 < len(pieces)
-            await answering({"type": "http.response.body", "body": piece, "more_body": more})
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        await Modes(vllm)(scope, receive, send)
 
     asyncio.run(run())
-    return sent[0], b"".join(message["body"] for message in sent[1:])
-
-
-def _vllms_answer() -> dict[str, Any]:
-    message = {"role": "assistant", "content": "\n\nYes.", "reasoning": "\nWell\n"}
-    choice = {
-        "index": 0,
-        "message": message,
-        "finish_reason": "stop",
-        "stop_reason": None,
-        "token_ids": [1, 8, 2, 3, 9],
-    }
-    body: dict[str, Any] = {"model": "tiny", "choices": [choice], "prompt_token_ids": [5, 7]}
-    return body | {"usage": {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}}
-
-
-@pytest.mark.parametrize(
-    ("prompt", "said", "ids", "content", "reasoning_tokens"),
-    [
-        # The user's last words are an opening tag; the template (one token) opens nothing.
-        ([5, 7, 4], {"content": "Yes."}, [1, 2], "Yes.", 0),
-        # Tags in the content are content, whoever wrote them.
-        (
-            [5, 4],
-            {"content": "A <think> tag </think> here"},
-            [1, 7, 2, 8, 3],
-            "A <think> tag </think> here",
-            0,
-        ),
-        ([5, 7], {"content": "\n{a</think>}", "reasoning": "so"}, [1, 8, 2, 8, 3], "{a</think>}", 2),
-    ],
-)
-def test_vllms_split_stands(
-    prompt: list[int], said: dict[str, str], ids: list[int], content: str, reasoning_tokens: int
-) -> None:
-    body = _vllms_answer()
-    body["prompt_token_ids"] = prompt
-    body["choices"][0] |= {"message": {"role": "assistant", **said}, "token_ids": ids}
-    found = json.loads(_answered(SLOW, 200, "application/json", json.dumps(body).encode())[1])
-    assert found["choices"][0]["message"]["content"] == content
-    assert found["usage"]["completion_tokens_details"]["reasoning_tokens"] == reasoning_tokens
-
-
-def test_a_whole_answer_gets_our_form() -> None:
-    start, body = _answered(SLOW, 200, "application/json", json.dumps(_vllms_answer()).encode())
-    found = json.loads(body)
-    assert dict(start["headers"])[b"content-length"] == str(len(body)).encode()
-    assert dict(start["headers"])[b"x-justright-mode"] == b"slow"
-    [choice] = found["choices"]
-    assert choice["message"]["reasoning_content"] == "Well"
-    assert choice["message"]["content"] == "Yes."
-    assert found["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
-    assert (choice["justright"]["mode"], choice["justright"]["ended_by"]) == ("slow", "end")
-    assert "prompt_token_ids" not in found
-    assert "token_ids" not in choice
-
-
-def test_errors_get_openais_form_and_other_bodies_none() -> None:
-    error = {"error": {"message": "no", "type": "BadRequestError", "param": "body.temperature", "code": 400}}
-    _, body = _answered(None, 400, "application/json", json.dumps(error).encode())
-    assert json.loads(body)["error"] | {"message": ""} == {
-        "message": "", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value",
-    }  # fmt: skip
-    _, body = _answered(SLOW, 200, "text/plain", b"as ", b"it is")
-    assert body == b"as it is"
-    _, body = _answered(SLOW, 200, "application/json", b"no JSON")
-    assert body == b"no JSON"
-
-
-@given(st.lists(st.integers(0, 2000), max_size=6))
-def test_a_stream_is_rewritten_event_by_event_wherever_it_is_cut(cuts: list[int]) -> None:
-    def chunk(delta: dict[str, Any], ids: list[int], **more: Any) -> dict[str, Any]:
-        return {"model": "tiny", "choices": [{"index": 0, "delta": delta, "token_ids": ids, **more}]}
-
-    first = chunk({"role": "assistant"}, []) | {"prompt_token_ids": [5, 7]}
-    chunks = [first, chunk({"reasoning": "Well"}, [1]), chunk({}, [8]), chunk({"content": "\n"}, [2])]
-    chunks += [chunk({"content": "Yes"}, [3]), chunk({"content": ""}, [9], finish_reason="stop")]
-    chunks += [{"model": "tiny", "choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 5}}]
-    data = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks) + b"data: [DONE]\n\n"
-    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    pieces = [data[begin:end] for begin, end in pairwise(edges)]
-    _, body = _answered(SLOW, 200, "text/event-stream", *pieces)
-    *events, end, rest = body.split(b"\n\n")
-    assert (end, rest) == (b"data: [DONE]", b"")
-    found = [json.loads(one.removeprefix(b"data: "))["choices"][0] for one in events]
-    deltas = [choice["delta"] for choice in found]
-    assert "".join(one.get("reasoning_content", "") for one in deltas) == "Well"
-    assert "".join(one.get("content") or "" for one in deltas) == "Yes"
-    assert found[-1]["justright"]["ended_by"] == "end"
-    assert not any("token_ids" in choice for choice in found)
+    start, *body = sent
+    reason = (b"x-justright-reason", b"effort none")
+    assert (start["status"], start["headers"]) == (status, [*headers, (b"x-justright-mode", b"fast"), reason])
+    assert [one["body"] for one in body] == [*pieces, b""]
 
 
 def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

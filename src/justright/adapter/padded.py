@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from justright.adapter.adapter import CONFIG, WEIGHTS, Adapter
@@ -51,12 +52,18 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
     return rank
 
 
-def both_templates(slow: str, fast: str) -> str:
+def both_templates(slow: str, fast: str, special_tokens: Mapping[str, str] | None = None) -> str:
     """One chat template: the fast one where ``enable_thinking`` is false, else the slow one; each to the letter.
 
     Each begins on a line of its own, whose break chat templates do not write, and ends before an empty expression,
-    which keeps the block behind it from taking spaces.
+    which keeps the block after it from taking spaces.
+
+    Args:
+        slow: read with the special tokens of the server's tokenizer.
+        fast: read with ``special_tokens`` in their place.
+        special_tokens: of the fast model by name (``eos_token``).
     """
     slow, fast = (text.removesuffix("\n") for text in (slow, fast))  # as a template's end is read
     chosen = "enable_thinking is defined and enable_thinking is false"
-    return f"{{% if {chosen} %}}\n{fast}{{{{ '' }}}}{{% else %}}\n{slow}{{{{ '' }}}}{{% endif %}}"
+    own = "".join(f"{{% set {name} = {text!r} %}}" for name, text in (special_tokens or {}).items())
+    return f"{{% if {chosen} %}}{own}\n{fast}{{{{ '' }}}}{{% else %}}\n{slow}{{{{ '' }}}}{{% endif %}}"

@@ -162,7 +162,7 @@ async def _run(
                 output.object({"event": "request"} | about)
 
     try:
-        told = (await running.upstream()).told()
+        told = (await running.upstream()).summary()
     except ApiError as error:
         if error.code == "upstream_unknown":
             raise UsageError(error.message) from error

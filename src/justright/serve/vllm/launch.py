@@ -1,7 +1,7 @@
 """From a model or a bundle to vLLM's command: the checkpoint as it is, the switch padded, one template for both modes.
 
-Nothing of vLLM is changed: the switch is one of its LoRA modules, who thinks is decided in an ASGI class that its
-``--middleware`` takes, thoughts and budgets are its own.
+Nothing of vLLM is changed: the switch is one of its LoRA modules, an ASGI class that its ``--middleware`` takes maps
+the effort of requests, and answers, reasoning and budgets are its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from justright.adapter.adapter import Adapter
 from justright.adapter.padded import both_templates, save_portable
-from justright.engine.chat_modes import template_tail
+from justright.checkpoint.mode_files import read_template
 from justright.engine.sampler import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.files import write_durably
@@ -152,7 +152,7 @@ def command(
     fast = None
     if adapter is not None:
         fast = settings.model + _FAST
-        arguments += _lora(adapter, path, fast, tokenizer, folder)
+        arguments += _lora(adapter, path, fast, folder)
         if drafting:
             arguments += _room(settings)
         if adapter.exact:
@@ -167,7 +167,14 @@ def command(
             f"{tags.open} and {tags.close} are no tokens of this model, so vLLM neither tells thoughts from answers "
             "nor ends them"
         )
-    upstream = Upstream("vllm", settings.model, fast, budgets=thinks, has_fast=_has_fast(adapter, tokenizer))
+    upstream = Upstream(
+        "vllm",
+        settings.model,
+        fast,
+        budgets=thinks,
+        has_fast=_has_fast(adapter, tokenizer),
+        end_tokens=() if adapter is None else tuple(sorted(adapter.end_tokens)),
+    )
     effort = settings.policy.effort
     if not upstream.has_fast and (effort in FAST_EFFORTS or effort == "auto"):
         raise UsageError(
@@ -178,11 +185,7 @@ def command(
             "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
             "which vLLM keeps"
         )
-    ids = tokenizer.get_vocab()
-    marks = (ids[tags.open], ids[tags.close]) if thinks and tags is not None else None
-    keys, drafts = bool(settings.api_keys), settings.draft != "none"
-    tail = _tail(tokenizer)
-    served = Served(upstream, settings.policy, marks, drafts, settings.hosts, keys, tail)
+    served = Served(upstream, settings.policy, settings.hosts, bool(settings.api_keys))
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]
@@ -222,9 +225,7 @@ def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, 
     return ["--speculative-config", json.dumps(config)], environment
 
 
-def _lora(
-    adapter: Adapter, path: Path, name: str, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> list[str]:
+def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
     """The switch as a LoRA module, and both modes' chat templates as one."""
     place = folder / "switch"
     place.mkdir(parents=True, exist_ok=True)
@@ -232,10 +233,11 @@ def _lora(
     found = ["--enable-lora", "--lora-modules", f"{name}={place}", "--max-lora-rank", str(rank)]
     # One more than there are adapters: on a CPU, requests without one otherwise get another's (vLLM 0.32).
     found += ["--max-loras", "2"]
-    slow = tokenizer.chat_template
-    if isinstance(slow, str) and adapter.template is not None:
+    slow = read_template(path)
+    if slow is not None and adapter.template is not None:
         template = folder / "chat_template.jinja"
-        write_durably(template, both_templates(slow, adapter.template).encode())
+        both = both_templates(slow, adapter.template, adapter.special_tokens)
+        write_durably(template, both.encode())
         found += ["--chat-template", str(template), "--chat-template-content-format", "string"]
     return found
 
@@ -271,14 +273,6 @@ def _thoughts(
         return False, []
     config = {"reasoning_start_str": tags.open, "reasoning_end_str": closing or tags.closing}
     return True, ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(config)]
-
-
-def _tail(tokenizer: PreTrainedTokenizerFast) -> int:
-    """How many tokens the slow mode's chat template writes after the last message."""
-    if tokenizer.chat_template is None:
-        return 0
-    tail = template_tail(tokenizer, [{"role": "user", "content": "x"}])
-    return len(tokenizer(tail, add_special_tokens=False)["input_ids"])
 
 
 def _sampling(params: SamplingParams) -> dict[str, float]:
