@@ -9,7 +9,7 @@ zoo:slow and zoo:fast (or another pair that answers the zoo's problems, such as 
 greedily by the engine. The probe of `auto` and the threshold of `escalate` are calibrated on other problems (the last
 60 of each kind and level; measured is on the first ones). Ways: always slow, always fast (the fast model itself), the
 hard switch at shares tau of the energy, soft factors, plain interpolation of all weights, the template alone (thinking
-left out, no switch), thinking budgets, modes mixed within an answer, routers (random, heuristic, oracle, the probe),
+left out, no switch), thinking budgets, routers (random, heuristic, oracle, the probe),
 and two models under the same router.
 """
 
@@ -103,11 +103,6 @@ def ways() -> Iterator[Way]:
         yield Way("budget, tokens", budget, Thinking(budget=budget), None)
         begun = Thinking(budget=budget, closing="\n</think>\nThe answer is")
         yield Way("budget, answer begun, tokens", budget, begun, None)
-        yield Way("budget, then fast, tokens", budget, Thinking(budget=budget, answer=1.0))
-    yield Way("slow, answer fast", None, Thinking(answer=1.0))
-    yield Way("slow, fast after tokens", 100, Thinking(switch_after=100))
-    yield Way("prefill slow, decode fast", None, Thinking("none", prefill=0.0))
-    yield Way("prefill fast, decode slow", None, Thinking(prefill=1.0))
     yield Way("heuristic", None, Thinking("auto", scorer="heuristic"))
     for floor in FLOORS:
         yield Way("auto, floor", floor, Thinking("auto"))
@@ -301,7 +296,7 @@ STYLES = {
     "slow": ("k", "s"), "fast model": ("k", "D"), "hard switch, tau": ("C0", "o"), "template alone": ("C7", "X"),
     "interpolation, factor": ("C1", "^"), f"soft switch of tau {SOFT_TAU}, factor": ("C8", "v"),
     "budget, tokens": ("C3", "<"),
-    "budget, answer begun, tokens": ("darkred", "p"), "budget, then fast, tokens": ("C9", ">"),
+    "budget, answer begun, tokens": ("darkred", "p"),
     "auto, floor": ("C2", "o"),
     "escalate, floor": ("C4", "P"), "two models, floor": ("C5", "d"), "heuristic": ("C6", "h"), "oracle": ("gold", "*"),
 }  # fmt: skip

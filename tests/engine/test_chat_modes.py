@@ -161,7 +161,7 @@ def test_without_a_switch_the_template_may_leave_thinking_out(paths: tuple[Path,
     assert request.plan.factor == 0.0
     assert request.stats.decision is not None
     assert "template alone" in request.stats.decision.reason
-    for thinking in (Thinking("auto"), Thinking("escalate"), Thinking(factor=0.5), Thinking(answer=1.0)):
+    for thinking in (Thinking("auto"), Thinking("escalate"), Thinking(factor=0.5)):
         with pytest.raises(UsageError, match="switch"):
             alone.conversation(MESSAGES, thinking=thinking)
     with pytest.raises(UsageError, match="closing"):

@@ -36,7 +36,7 @@ from justright.checkpoint.mode_files import read_special_tokens
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.checkpoint.writer import take_lock
-from justright.engine.chat_modes import Modes
+from justright.engine.chat_modes import RequestBuilder
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.files import check_new, local_path, write_whole
@@ -197,7 +197,7 @@ class Build:
         if self.fast is not None:
             switch = Adapter(self.work / "switch", {}, {}, None, load_tokenizer(self.fast).chat_template, {})
         try:
-            check_defaults(defaults, config, Modes(tokenizer, switch), kind)
+            check_defaults(defaults, config, RequestBuilder(tokenizer, switch), kind)
         except UsageError as error:
             made = "" if self.fast else " (a recipe that names fast makes a switch)"
             raise UsageError(f"defaults: {error}{made * (defaults.effort is not None)}") from error

@@ -17,7 +17,7 @@ from justright.checkpoint.finite import check_finite_files
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_drafter
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.chat_modes import Modes
+from justright.engine.chat_modes import RequestBuilder
 from justright.engine.defaults import Defaults
 from justright.engine.llm import check_model, read_switch
 from justright.errors import UsageError
@@ -105,7 +105,7 @@ def check_contents(
             if adapter is not None and 1.0 not in about["draft"]["factors"]:
                 notes.append("the drafter was trained in slow mode only: in fast mode it will guess less")
     settled = Defaults.of(values, draft_options or {})
-    check_defaults(settled, config, Modes(tokenizer, adapter), about.get("draft", {}).get("kind"))
+    check_defaults(settled, config, RequestBuilder(tokenizer, adapter), about.get("draft", {}).get("kind"))
     with Checkpoint.open(path) as checkpoint:
         check_finite_files(checkpoint.files())
     return Contents(path, identity, parts, about, settled, tuple(notes))
@@ -169,7 +169,9 @@ def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[s
     return draft if named else _BEST[about["kind"]], folder
 
 
-def check_defaults(defaults: Defaults, config: Mapping[str, Any], modes: Modes, kind: str | None) -> None:
+def check_defaults(
+    defaults: Defaults, config: Mapping[str, Any], modes: RequestBuilder, kind: str | None
+) -> None:
     """Refuse what a model, with these parts, cannot do.
 
     Args:

@@ -54,9 +54,6 @@ def chat(
     effort: opt.Effort = None,
     thinking_budget: opt.ThinkingBudget = None,
     factor: opt.Factor = None,
-    prefill: opt.Prefill = None,
-    answer_mode: opt.AnswerMode = None,
-    switch_after: opt.SwitchAfter = None,
     closing: opt.Closing = None,
     scorer: opt.ScorerName = "probe",
     threshold: opt.Threshold = None,
@@ -99,9 +96,7 @@ def chat(
     params = sampling_of(ctx, ready)
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
-    said = thinking_of(
-        effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
-    )
+    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
     thinking = settled_thinking(said, ready.defaults)
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)

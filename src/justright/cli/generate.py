@@ -73,9 +73,6 @@ def generate(
     effort: opt.Effort = None,
     thinking_budget: opt.ThinkingBudget = None,
     factor: opt.Factor = None,
-    prefill: opt.Prefill = None,
-    answer_mode: opt.AnswerMode = None,
-    switch_after: opt.SwitchAfter = None,
     closing: opt.Closing = None,
     scorer: opt.ScorerName = "probe",
     threshold: opt.Threshold = None,
@@ -115,9 +112,7 @@ def generate(
     ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(
-        effort, thinking_budget, factor, prefill, answer_mode, switch_after, closing, scorer, threshold
-    )
+    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
     check_thinking(ready, thinking)

@@ -196,34 +196,6 @@ Factor = Annotated[
         show_default=False,
     ),
 ]
-Prefill = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODE",
-        help="slow or fast: run the prompt in this mode, whatever decodes.",
-        rich_help_panel=_THINKING,
-        show_default=False,
-    ),
-]
-AnswerMode = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODE",
-        help="slow or fast: the mode behind the end of the thought.",
-        rich_help_panel=_THINKING,
-        show_default=False,
-    ),
-]
-SwitchAfter = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Go on in fast mode after N tokens, thought or not.",
-        rich_help_panel=_THINKING,
-        show_default=False,
-    ),
-]
 Closing = Annotated[
     str | None,
     typer.Option(

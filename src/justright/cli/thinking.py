@@ -11,16 +11,11 @@ if TYPE_CHECKING:
     from justright.engine.chat_modes import Thinking
     from justright.engine.defaults import Defaults
 
-_MODES = {"slow": 0.0, "fast": 1.0}
-
 
 def thinking_of(
     effort: str | None = None,
     budget: int | None = None,
     factor: float | None = None,
-    prefill: str | None = None,
-    answer: str | None = None,
-    switch_after: int | None = None,
     closing: str | None = None,
     scorer: str = "probe",
     threshold: float | None = None,
@@ -28,7 +23,7 @@ def thinking_of(
     """What the user asked for.
 
     Raises:
-        UsageError: an effort, mode or scorer that is none, or options that contradict each other.
+        UsageError: an effort or scorer that is none, or options that contradict each other.
     """
     from justright.engine.chat_modes import Thinking
 
@@ -36,9 +31,6 @@ def thinking_of(
         effort,
         budget,
         factor,
-        _factor("--prefill", prefill),
-        _factor("--answer-mode", answer),
-        switch_after,
         None if closing is None else closing.replace("\\n", "\n"),
         scorer,
         threshold,
@@ -69,14 +61,8 @@ def check_thinking(ready: Prepared, thinking: Thinking) -> None:
     Raises:
         JustrightError: no fast mode, no thoughts, an adapter that is none or another model's.
     """
-    from justright.engine.chat_modes import Modes
+    from justright.engine.chat_modes import RequestBuilder
     from justright.engine.llm import switch_of
 
     adapter = switch_of(ready.options, ready.source.path)
-    Modes(ready.tokenizer, adapter).check(thinking, ready.hidden_size)
-
-
-def _factor(option: str, mode: str | None) -> float | None:
-    if mode is not None and mode not in _MODES:
-        raise UsageError(f"{option} {mode!r}; allowed: slow, fast")
-    return None if mode is None else _MODES[mode]
+    RequestBuilder(ready.tokenizer, adapter).check(thinking, ready.hidden_size)

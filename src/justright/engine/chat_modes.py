@@ -15,7 +15,7 @@ from justright.engine.detokenizer import tokens_within
 from justright.engine.request import Request
 from justright.errors import UsageError
 from justright.reasoning.budget import FAST, SLOW, ModePlan, ThinkingTags, closing_ids
-from justright.reasoning.effort import DECIDING, FAST_EFFORTS, check_effort, plan_for
+from justright.reasoning.effort import DECIDING, FAST_EFFORTS, SHARES, check_effort
 from justright.reasoning.routing import Auto, Decision, Escalate, Route, Turn
 from justright.reasoning.scorers import PROBE, Heuristic, Probe, Scorer
 
@@ -35,9 +35,6 @@ class Thinking:
         effort: of `justright.reasoning.effort.EFFORTS`; None: as the model does by itself.
         budget: tokens of thought, instead of the effort's share; then its end is forced and the answer follows.
         factor: of the switch, instead of the effort's 0 or 1 (soft switching).
-        prefill: factor on the prompt, instead of the request's own.
-        answer: factor from the end of the thought on.
-        switch_after: output tokens after which the request goes on in fast mode.
         closing: what is forced where a budget ends a thought, instead of the model's; it may begin the answer
             ("\\n</think>\\nThe answer is"), which a model that goes on thinking out loud needs.
         scorer: who scores for ``auto``: "probe", "heuristic", or one of your own.
@@ -47,9 +44,6 @@ class Thinking:
     effort: str | None = None
     budget: int | None = None
     factor: float | None = None
-    prefill: float | None = None
-    answer: float | None = None
-    switch_after: int | None = None
     closing: str | None = None
     scorer: str | Scorer = "probe"
     threshold: float | None = None
@@ -65,10 +59,6 @@ class Thinking:
             raise UsageError("a scorer is for the effort auto: leave it out")
         if self.threshold is not None and self.effort not in DECIDING:
             raise UsageError("a threshold is for the efforts auto and escalate: leave it out")
-        if self.effort in DECIDING and (self.prefill, self.answer, self.switch_after) != (None, None, None):
-            raise UsageError(
-                f"effort {self.effort} chooses one mode a request: leave prefill, answer and switch_after out"
-            )
         if isinstance(self.scorer, str) and self.scorer not in ("probe", "heuristic"):
             raise UsageError(
                 f"scorer {self.scorer!r}; allowed: probe, heuristic, or an object with a score method"
@@ -76,16 +66,16 @@ class Thinking:
         self.plan(1)  # refuses wrong numbers
 
     def plan(self, max_tokens: int) -> ModePlan:
-        """The plan where nothing is left to decide; the slow one where it is."""
-        settled = None if self.effort in DECIDING else self.effort
-        plan = plan_for(settled, max_tokens, budget=self.budget)
-        factor = plan.factor if self.factor is None else self.factor
-        return replace(
-            plan, factor=factor, prefill=self.prefill, answer=self.answer, switch_after=self.switch_after
-        )
+        """The plan of an answer of ``max_tokens`` tokens, reasoning included; the slow one for a deciding effort."""
+        if self.effort in FAST_EFFORTS:
+            return ModePlan(FAST)
+        budget, share = self.budget, SHARES.get(self.effort or "")
+        if budget is None and share is not None:
+            budget = max(1, int(share * max_tokens))
+        return ModePlan(SLOW if self.factor is None else self.factor, budget)
 
 
-class Modes:
+class RequestBuilder:
     """A model's slow and fast ways to be asked.
 
     Args:
@@ -125,7 +115,7 @@ class Modes:
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
                 plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
-            self._end_as(request, fast=fast, mixed=plan.answer is not None or plan.switch_after is not None)
+            self._end_as(request, fast=fast)
             return self._planned(request, plan, thinking)
         slow = self._settled(messages, template, thinking, settle, fast=False, limit=limit)
         fast_request = self._settled(messages, template, thinking, settle, fast=True, limit=limit)
@@ -163,14 +153,10 @@ class Modes:
             arguments.setdefault(_SWITCH, False)
         return arguments
 
-    def _end_as(self, request: Request, *, fast: bool, mixed: bool = False) -> None:
-        """Let a request end at its mode's end tokens, at both modes' if it changes its mode on the way."""
+    def _end_as(self, request: Request, *, fast: bool) -> None:
+        """Let a request end at its mode's end tokens."""
         ends = frozenset[int]() if self.adapter is None else self.adapter.end_tokens
-        if not (ends and request.stop_token_ids):  # it is to end nowhere, or in fast mode as in slow mode
-            return
-        if mixed:
-            request.stop_token_ids |= ends
-        elif fast:
+        if fast and ends and request.stop_token_ids:  # without any it is to end nowhere
             request.stop_token_ids = ends
 
     def check(self, thinking: Thinking, hidden_size: int) -> None:
@@ -191,15 +177,15 @@ class Modes:
                 f"{_SWITCH}; this model has neither",
                 about="effort",
             )
-        if self.adapter is None and thinking.plan(1).switches and not wants_fast:
-            raise UsageError("factors and modes of the switch need one: give --switch ADAPTER")
+        if self.adapter is None and thinking.factor:
+            raise UsageError("a factor of the switch needs one: give --switch ADAPTER", about="factor")
         if thinking.closing is not None and thinking.plan(1).budget is None:
             raise UsageError("a closing text is for thoughts with a budget: give one, or leave it out")
         if self.tags is not None:
             self._tags(thinking)  # refuses a closing text without the tag
-        if self.tags is None and (thinking.budget is not None or thinking.answer is not None):
+        if self.tags is None and thinking.budget is not None:
             message = "this model marks no thoughts (<think>), so they cannot be limited"
-            raise UsageError(message, about="answer" if thinking.budget is None else "budget")
+            raise UsageError(message, about="budget")
         if thinking.effort == "auto":
             self._scorer(thinking, hidden_size)
 

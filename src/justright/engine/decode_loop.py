@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from justright.engine.draft_selection import choose, preferred
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Emission, FinishReason, Request
-from justright.engine.sequence import Active, chain, prefill_factor, state_to_draft_from, step_input
+from justright.engine.sequence import Active, chain, state_to_draft_from, step_input
 from justright.engine.slots import Places
 from justright.engine.step import StepOutput
 from justright.engine.step_cost import StepCost
@@ -176,7 +176,7 @@ class DecodeLoop:
             chunk = new[begin : begin + verifier.prefill_chunk]
             spec = verifier.spec_embedding is not None and begin + len(chunk) == len(new)
             slot = self.places.slot(active)  # others may have ended since
-            [output] = verifier.prefill(slot, chunk, prefill_factor(request), spec=spec, states=states)
+            [output] = verifier.prefill(slot, chunk, request.plan.factor, spec=spec, states=states)
             request.stats.prefill_s += time.perf_counter() - started
             yield len(chunk)
         if request.cancelled:
@@ -322,7 +322,7 @@ class DecodeLoop:
         stats.accepted += accepted
         stats.output_tokens = len(request.token_ids)
         stats.reasoning_tokens = active.tracker.reasoning_tokens(stats.output_tokens)
-        stats.fast_tokens = active.tracker.fast_tokens(stats.output_tokens)
+        stats.fast_tokens = stats.output_tokens if request.plan.factor > 0 else 0
         if reason is None and request.cancelled:
             reason = "cancelled"
         if token_ids:

@@ -28,7 +28,7 @@ from justright.checkpoint.mode_files import read_end_tokens
 from justright.checkpoint.packaged import cache_folder
 from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_adapter
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.chat_modes import Modes, Thinking, chat_tokens
+from justright.engine.chat_modes import RequestBuilder, Thinking, chat_tokens
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults, settle
 from justright.engine.detokenizer import tokens_within
@@ -87,7 +87,7 @@ class Engine:
         self.drafter = drafter
         self.cost = cost
         self.stop_token_ids = stop_token_ids
-        self.modes = None if tokenizer is None else Modes(tokenizer, adapter)
+        self.modes = None if tokenizer is None else RequestBuilder(tokenizer, adapter)
         if adapter is not None and verifier.switch is None:
             verifier.switch = AppliedSwitch(verifier.model, adapter)
 

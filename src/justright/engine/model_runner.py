@@ -81,7 +81,8 @@ class Verifier:
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
         """``[hidden_size]``: what [SPEC] is to the first layer; a drafter brings it."""
-        self._held: list[list[tuple[int, float]]] = [[] for _ in range(slots)]
+        self._held: list[list[int]] = [[] for _ in range(slots)]
+        self._factors = [0.0] * slots  # of what each slot holds; one sequence has one
         self._last: dict[int, StepInput] = {}
 
     @classmethod
@@ -129,6 +130,7 @@ class Verifier:
         """Change the number of slots; every sequence in the cache is forgotten."""
         self.cache = self._new_cache(slots)
         self._held = [[] for _ in range(slots)]
+        self._factors = [0.0] * slots
 
     def shorten(self, max_tokens: int) -> None:
         """Let no sequence become longer than ``max_tokens``, where memory has no room for the whole context.
@@ -156,8 +158,10 @@ class Verifier:
     def shared(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
         """How many tokens `reuse` would find in slot ``slot``."""
         count = 0
+        if self._factors[slot] != factor:
+            return count
         for held, new in zip(self._held[slot], token_ids[:-1], strict=False):
-            if held != (new, factor):
+            if held != new:
                 break
             count += 1
         return count
@@ -222,13 +226,16 @@ class Verifier:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
         self.cache.keep(slot, path)
         last = self._last.pop(slot)
-        self._held[slot] += [(last.token_ids[node], last.factor) for node in path]
+        assert not self._held[slot] or self._factors[slot] == last.factor, "one sequence, one factor"
+        self._factors[slot] = last.factor
+        self._held[slot] += [last.token_ids[node] for node in path]
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Let slot ``target`` hold the first ``count`` tokens of slot ``source``'s sequence instead of its own."""
         self._held[target] = []  # also if there is no memory for it
         self.cache.copy(source, target, count)
         self._held[target] = self._held[source][:count]
+        self._factors[target] = self._factors[source]
 
     def clear(self, slot: int) -> None:
         """Forget slot ``slot``'s sequence."""
@@ -244,6 +251,7 @@ class Verifier:
         """Exchange the sequences of two slots."""
         self.cache.swap(one, other)
         self._held[one], self._held[other] = self._held[other], self._held[one]
+        self._factors[one], self._factors[other] = self._factors[other], self._factors[one]
 
     def time_step(self, tokens: int, past: int, slot: int = 0) -> float:
         """Seconds that a step of ``tokens`` chain tokens takes behind ``past`` cached ones (contents arbitrary).

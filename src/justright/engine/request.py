@@ -30,7 +30,7 @@ class Request:
         max_tokens: the most tokens to emit.
         stop: stop strings (need a tokenizer).
         stop_token_ids: end tokens; the end token is emitted as a token and not as text.
-        plan: the switch's factors and how long it may think.
+        plan: the switch's factor and how long it may think.
         tags: how the model marks reasoning; None: all of its output is content (needs a tokenizer).
         opened: whether the chat template has opened the reasoning in the prompt.
         stop_in_reasoning: whether stop strings count in reasoning too, and not in content alone.

@@ -22,7 +22,7 @@ from justright.engine.sampler import (
 )
 from justright.engine.step import StepInput, StepOutput
 from justright.errors import ConstraintError
-from justright.reasoning.budget import ThoughtTracker, closing_ids
+from justright.reasoning.budget import ReasoningTracker, closing_ids
 from justright.speculative.base import EMPTY_DRAFT, Draft
 
 
@@ -44,7 +44,7 @@ class Active:
     sampler: Sampler
     record: Speculation
     stream: TextStream | None
-    tracker: ThoughtTracker
+    tracker: ReasoningTracker
     last_token: int = -1
     confidence: float = 1.0
     drafting: bool = False
@@ -57,7 +57,7 @@ class Active:
         """At the beginning of a request; without a tokenizer there is no text, and all is content."""
         sampler = Sampler(request.params, request.prompt_ids)
         if tokenizer is None:
-            return cls(request, sampler, Speculation(), None, ThoughtTracker(request.plan))
+            return cls(request, sampler, Speculation(), None, ReasoningTracker(request.plan.budget))
         stream = TextStream(
             tokenizer,
             request.stop,
@@ -67,13 +67,8 @@ class Active:
             stop_in_reasoning=request.stop_in_reasoning,
         )
         closing = [] if request.tags is None else closing_ids(request.tags, tokenizer)
-        tracker = ThoughtTracker(request.plan, closing, thinking=stream.in_reasoning)
+        tracker = ReasoningTracker(request.plan.budget, closing, thinking=stream.in_reasoning)
         return cls(request, sampler, Speculation(), stream, tracker)
-
-    @property
-    def factor(self) -> float:
-        """Of the switch, in the next step."""
-        return self.tracker.factor
 
     @property
     def forced(self) -> list[int]:
@@ -113,7 +108,7 @@ class Active:
 
     def _is_thought(self, index: int) -> bool:
         """Whether a token is reasoning: that of ``index`` among those that were chosen since the last emission."""
-        return self.tracker.flags[len(self.request.token_ids) + index][0]
+        return self.tracker.flags[len(self.request.token_ids) + index]
 
     def _choose(self, draft: Draft, output: StepOutput) -> Verified:
         """What stands of a draft, or of forced tokens in its place, and the token behind it."""
@@ -186,12 +181,6 @@ def state_to_draft_from(output: StepOutput, node: int) -> Tensor:
     return output.hidden[node] if output.spec_hidden is None else output.spec_hidden[node]
 
 
-def prefill_factor(request: Request) -> float:
-    """Of the switch, on the prompt."""
-    plan = request.plan
-    return plan.factor if plan.prefill is None else plan.prefill
-
-
 def chain(token_ids: Sequence[int]) -> Draft:
     """A draft of tokens that are certain."""
     return Draft(list(token_ids), [i - 1 for i in range(len(token_ids))], [1.0] * len(token_ids))
@@ -203,4 +192,4 @@ def step_input(slot: int, active: Active, draft: Draft) -> StepInput:
     straight = all(parent == index - 1 for index, parent in enumerate(draft.parents))
     parents = None if straight else [parent + 1 for parent in draft.parents]
     spec = len(tokens) if draft.spec and len(draft) else 0
-    return StepInput(slot, tokens, parents, active.factor, spec)
+    return StepInput(slot, tokens, parents, active.request.plan.factor, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.engine.sequence import Active, prefill_factor
+from justright.engine.sequence import Active
 
 
 class Places:
@@ -73,7 +73,7 @@ class Places:
         request, first = active.request, len(self.decoding)
         verifier, shared, copied, source = self.verifier, 0, 0, first
         if self.reuse_prefix and reuse:
-            factor, free = prefill_factor(request), range(first, verifier.slots)
+            factor, free = request.plan.factor, range(first, verifier.slots)
             found = [verifier.shared(slot, request.prompt_ids, factor) for slot in range(verifier.slots)]
             source = max(range(first), key=found.__getitem__, default=first)
             copied = found[source] if source < first else 0

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from justright.errors import UsageError
-from justright.reasoning.budget import FAST, SLOW, ModePlan
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "auto", "escalate"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
@@ -31,25 +30,3 @@ def check_effort(effort: str) -> None:
             "request. Without any it thinks without a limit",
             about="effort",
         )
-
-
-def plan_for(effort: str | None, max_tokens: int, *, budget: int | None = None) -> ModePlan:
-    """The plan of a request whose mode is settled by its effort.
-
-    Args:
-        effort: of `EFFORTS`, not deciding ones; None: slow without a limit.
-        max_tokens: of the answer, thought included.
-        budget: tokens of thought, instead of the effort's share.
-
-    Raises:
-        UsageError: an unknown effort.
-    """
-    if effort is None:
-        return ModePlan(SLOW, budget=budget)
-    check_effort(effort)
-    if effort in FAST_EFFORTS:
-        return ModePlan(FAST, budget=budget)
-    share = SHARES.get(effort)
-    if budget is None and share is not None:
-        budget = max(1, int(share * max_tokens))
-    return ModePlan(SLOW, budget=budget)
