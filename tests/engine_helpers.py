@@ -17,7 +17,7 @@ from justright.engine.attention import ATTENTION_NAME
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
-from justright.speculative.base import Draft
+from justright.speculative.base import Draft, Drafter
 from tiny import VOCAB_SIZE, tiny_model
 
 
@@ -67,7 +67,7 @@ def alone(prompt: list[int], tokens: int) -> list[int]:
     return request.token_ids
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(Drafter):
     """Drafts trees out of the known continuation, with wrong tokens mixed in; tests only.
 
     ``truth`` maps a prompt to its greedy continuation. Each draft is a random tree of which one path follows
@@ -75,7 +75,6 @@ class ScriptedDrafter:
     """
 
     name = "scripted"
-    needs_hidden = False
 
     def __init__(
         self, truth: dict[tuple[int, ...], Sequence[int]], seed: int = 0, *, chain: bool = False

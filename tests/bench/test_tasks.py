@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import pytest
 
 from justright.bench.tasks import COPY_HEAVY, KINDS, build
@@ -53,8 +56,14 @@ def test_impossible_prompts_are_refused() -> None:
 
 
 def test_the_texts_are_long_enough_and_plain() -> None:
-    for name in ("emma.txt", "northanger_abbey.txt", "engine.py.txt"):
+    for name in ("emma.txt", "northanger_abbey.txt", "six.py.txt"):
         text = read_text(name)
         assert text.isascii()
         assert len(text) > 25_000
     assert "public domain" in read_text("README.md")
+
+
+def test_the_program_is_six_1_17_0_as_published() -> None:
+    """Its digest is the one in the RECORD of six's wheel on PyPI; prompts depend on every byte."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(read_text("six.py.txt").encode()).digest()).rstrip(b"=")
+    assert digest == b"xRyR9wPT1LNpbJI8tf7CE-BeddkhU5O--sfy-mo5BN8"

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from draft_helpers import network_for, saved_drafter
+from draft_helpers import network_for, saved_attention_drafter, saved_drafter
 from justright.errors import SourceError, UsageError
+from justright.speculative.attention_drafter import AttentionDrafter
 from justright.speculative.base import Draft
 from justright.speculative.hybrid import HybridDrafter, HybridOptions
 from justright.speculative.lstm_drafter import FastLstm, LstmDrafter, LstmOptions
 from justright.speculative.registry import create_drafter
+from justright.speculative.trained import TrainedDrafter
 from tiny import save_tiny, tiny_model
 
 CPU = torch.device("cpu")
@@ -170,3 +172,17 @@ def test_the_threshold_follows_what_was_accepted(tmp_path: Path) -> None:
 def test_wrong_thresholds_are_refused(threshold: Any) -> None:
     with pytest.raises(UsageError, match="threshold"):
         HybridOptions(threshold=threshold)
+
+
+@pytest.mark.parametrize("kind", [LstmDrafter, HybridDrafter, AttentionDrafter])
+def test_a_trained_drafter_is_saved_as_it_was_read(kind: type[TrainedDrafter], tmp_path: Path) -> None:
+    save = saved_attention_drafter if kind is AttentionDrafter else saved_drafter
+    folder = save(tiny_model("llama"), tmp_path / "read")
+    drafter = kind.from_pretrained(folder, nodes=5)
+    assert drafter.options.nodes == 5
+    drafter.save_pretrained(tmp_path / "saved")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
+    kind.from_pretrained(tmp_path / "saved").bind(tiny_model("llama"), None)
+    with pytest.raises(UsageError, match="no weights yet"):
+        kind().save_pretrained(tmp_path / "none")

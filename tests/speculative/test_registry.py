@@ -71,5 +71,5 @@ def test_third_party(monkeypatch: pytest.MonkeyPatch) -> None:
         create_drafter("third", depth=1)
     with pytest.raises(UsageError, match=r"gone.*cannot be loaded"):
         create_drafter("gone")
-    with pytest.raises(UsageError, match=r"wrong.*lacks name"):
+    with pytest.raises(UsageError, match=r"wrong.*is a dict; it must be a subclass"):
         create_drafter("wrong")

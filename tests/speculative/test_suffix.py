@@ -106,7 +106,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"justright\[suffix\]") as caught:
         SuffixDrafter(SuffixOptions(backend="arctic"))
     assert "C++ compiler" in str(caught.value)
-    assert "'python': it gives the same drafts" in str(caught.value)
+    assert "'python': it drafts as well" in str(caught.value)
 
 
 @needs_arctic

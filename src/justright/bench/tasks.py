@@ -150,7 +150,7 @@ def _quote(text: str) -> _Frame:
 def _rewrite(text: str) -> _Frame:
     ask = (
         f"Here is a Python file.\n\n```python\n{text}\n```\n\n"
-        "Write out the whole file again, with `_GROWTH_TOKENS` renamed to `_GROWTH_STEP`."
+        "Write out the whole file again, with `_import_module` renamed to `_load_module`."
     )
     start = " ".join(text.split(" ")[:4])
     return _Frame([{"role": "user", "content": ask}], f"Here is the whole file:\n\n```python\n{start}")
@@ -169,7 +169,7 @@ def _continue(text: str) -> _Frame:
 _KINDS = {
     "summarise": _Kind("emma.txt", False, _summarise),
     "quote-and-answer": _Kind("northanger_abbey.txt", True, _quote),
-    "rewrite-code": _Kind("engine.py.txt", True, _rewrite),
+    "rewrite-code": _Kind("six.py.txt", True, _rewrite),
     "multi-turn": _Kind("emma.txt", True, _multi_turn),
     "continue": _Kind("northanger_abbey.txt", False, _continue),
 }

@@ -125,7 +125,7 @@ def _with_defaults(
         draft_options=options,
     )
     drafter = create_drafter(draft, **options)
-    if drafter is not None and hasattr(drafter, "check"):
+    if drafter is not None:
         drafter.check(ready.source.path)
     return settled, notes
 

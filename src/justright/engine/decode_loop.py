@@ -54,7 +54,7 @@ class DecodeLoop:
         self.verifier = verifier
         self.tokenizer = tokenizer
         self.drafter = drafter
-        verifier.spec_embedding = getattr(drafter, "spec_embedding", None)
+        verifier.spec_embedding = None if drafter is None else drafter.spec_embedding
         self.cost = cost
         self.max_draft = max_draft
         self.prefill_share = prefill_share
@@ -181,16 +181,16 @@ class DecodeLoop:
             yield len(chunk)
         if request.cancelled:
             return None
-        if states is not None:
+        if self.drafter is not None and states is not None:
             started = time.perf_counter()
-            self.drafter.read(request.id, torch.cat(states))  # type: ignore[union-attr]
+            self.drafter.read(request.id, torch.cat(states))
             request.stats.prefill_s += time.perf_counter() - started
         return output
 
     @property
     def _reads(self) -> bool:
         """Whether the drafter wants the states of all tokens; then no prefix can be taken from an earlier run."""
-        return bool(getattr(self.drafter, "needs_states", False))
+        return self.drafter is not None and self.drafter.needs_states
 
     def _step(self) -> Iterator[Emission]:
         """One verification for all active sequences."""
@@ -218,8 +218,8 @@ class DecodeLoop:
             active.record.emitted(one.token_ids)
             if len(draft):
                 active.record.verified(proposal, len(draft), accepted)
-                if hasattr(self.drafter, "verified"):
-                    self.drafter.verified(active.request.id, draft, accepted)  # type: ignore[union-attr]
+                if self.drafter is not None:
+                    self.drafter.verified(active.request.id, draft, accepted)
             stats = active.request.stats
             stats.verifications += 1
             stats.forced_steps += stats.forced_tokens - before == len(one.token_ids)
@@ -231,8 +231,8 @@ class DecodeLoop:
         # All chunks are made before the first is yielded, so that closing the iterator leaves every request consistent.
         emissions = []
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
-            if self._reads:
-                self.drafter.read(active.request.id, output.hidden[one.path])  # type: ignore[union-attr]
+            if self.drafter is not None and self.drafter.needs_states:
+                self.drafter.read(active.request.id, output.hidden[one.path])
             stats = active.request.stats
             stats.draft_s += drafted - begin + end - checked
             stats.verify_s += checked - drafted
@@ -276,11 +276,11 @@ class DecodeLoop:
         if limit < 1:
             return EMPTY_DRAFT
         rests = self.cost is not None and active.record.rests()
-        propose = getattr(drafter, "propose_cheaply", None) if rests else drafter.propose
-        if propose is None:
-            return EMPTY_DRAFT
+        propose = drafter.propose_cheaply if rests else drafter.propose
         begin = time.perf_counter()
         draft = propose(active.request.id, limit).first(limit)
+        if rests and draft == EMPTY_DRAFT:  # not worth a measurement
+            return EMPTY_DRAFT
         active.record.drafted(draft, time.perf_counter() - begin)
         if draft.rows() > room + 1:  # no place for its [SPEC]
             return replace(draft, spec=False)
@@ -290,10 +290,11 @@ class DecodeLoop:
         self, batch: Sequence[Active], drafts: Sequence[Draft], outputs: Sequence[StepOutput]
     ) -> None:
         """Give a drafter that wants them the most likely tokens behind all that was run."""
-        count = getattr(self.drafter, "candidates", 0)
-        for active, draft, output in zip(batch, drafts, outputs, strict=True) if count else ():
-            found = output.logits.topk(count, dim=-1).indices.tolist()
-            self.drafter.recycle(active.request.id, [active.last_token, *draft.token_ids], found)  # type: ignore[union-attr]
+        if self.drafter is None or not self.drafter.candidates:
+            return
+        for active, draft, output in zip(batch, drafts, outputs, strict=True):
+            found = output.logits.topk(self.drafter.candidates, dim=-1).indices.tolist()
+            self.drafter.recycle(active.request.id, [active.last_token, *draft.token_ids], found)
 
     def _learn_cost(self, batch: Sequence[Active], drafts: Sequence[Draft], seconds: float) -> None:
         if self.cost is not None:

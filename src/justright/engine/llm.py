@@ -125,8 +125,8 @@ class Engine:
         adapter = switch_of(options, path)
         check_model(path)
         check_bundled_weights(path)
-        if hasattr(drafter, "check"):
-            drafter.check(path)  # type: ignore[union-attr]
+        if drafter is not None:
+            drafter.check(path)
         if tokenizer is None:
             check_tokenizer_files(path)
             tokenizer = load_tokenizer(path)
@@ -160,11 +160,9 @@ class Engine:
         """Measure, or look up, what steps cost here; and let the drafter fit its drafts to it."""
         if self.cost is None:
             self.cost = self.measured_cost(path)
-        if hasattr(self.drafter, "tune"):
+        if self.drafter is not None:
             seconds = self.cost.curve(min(_TUNED_AT, self.verifier.max_tokens // 2), _MOST_ROWS)
-            self.drafter.tune(  # type: ignore[union-attr]
-                lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]), self.options.max_draft
-            )
+            self.drafter.tune(lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]), self.options.max_draft)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
         """`chat_tokens` with the engine's tokenizer."""
@@ -373,12 +371,12 @@ class Engine:
 
 
 def bind(drafter: Drafter | None, verifier: Verifier, path: Path | None) -> None:
-    """Join a drafter that needs the verifier to it; others have nothing to join.
+    """Give the verifier to the drafter, if there is one.
 
     Raises:
         JustrightError: it is for another model, or there is none for this one.
     """
-    if drafter is not None and hasattr(drafter, "bind"):
+    if drafter is not None:
         drafter.bind(verifier.model, path)
 
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from justright.checkpoint.fingerprint import weights_identity
 from justright.errors import UsageError
 from justright.speculative.attention_network import AttentionModel
 from justright.speculative.base import EMPTY_DRAFT, Draft
-from justright.speculative.store import find_drafter, read_for, verifier_matrices
+from justright.speculative.store import verifier_matrices
+from justright.speculative.trained import TrainedDrafter
 from justright.speculative.tree import Shape, grow
 from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
 
@@ -120,19 +120,20 @@ class Context:
         self.length = end
 
 
-class AttentionDrafter:
-    """Implements ``justright.speculative.base.Drafter``; wants the states of all tokens (``needs_states``).
+class AttentionDrafter(TrainedDrafter):
+    """Guesses from the states of all tokens of the context.
 
     Args:
         options: see `AttentionOptions`.
     """
 
     name = "attention"
-    needs_hidden = False
+    kind = "attention"
+    options_type = AttentionOptions
     needs_states = True
 
     def __init__(self, options: AttentionOptions | None = None) -> None:
-        self.options = options or AttentionOptions()
+        super().__init__(options)
         self.shape = self._settled(_UNTUNED)
         """How its trees grow: by the options, else as `tune` found."""
         self._model: AttentionModel | None = None
@@ -141,17 +142,10 @@ class AttentionDrafter:
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
         """As `justright.speculative.lstm_drafter.LstmDrafter.bind`."""
-        identity = None if path is None else weights_identity(path)
-        folder = find_drafter(self.options.path, identity, "attention", path)
-        about = read_for(folder, identity, "attention")
+        folder, about = self.find(path)
         self._trees = TreeTable.from_dict((about.get("trees") or {}).get("plain"))
         self._model = AttentionModel.load(folder, *verifier_matrices(model, path)).to(model.device)
         self._model.pack()
-
-    def check(self, path: Path) -> None:
-        """As `justright.speculative.lstm_drafter.LstmDrafter.check`."""
-        identity = weights_identity(path)
-        read_for(find_drafter(self.options.path, identity, "attention", path), identity, "attention")
 
     def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
         """As `justright.speculative.lstm_drafter.LstmDrafter.tune`; drafting is timed at 2,048 tokens of context."""

@@ -6,12 +6,15 @@ drafter costs time and never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,52 +78,83 @@ class Draft:
 EMPTY_DRAFT = Draft()
 
 
-class Drafter(Protocol):
-    """The interface that the engine drives; one object serves many requests at once.
+class Drafter(ABC):
+    """What the engine asks for guesses; one object serves many requests at once.
 
-    Life cycle of one request: ``start`` once, then any number of ``propose`` / ``observe`` pairs, then ``stop``
-    exactly once, also when the request is cancelled or fails. The engine is the only caller, from one thread.
+    A drafter defines `propose`. All else does nothing by default.
 
-    What a drafter may have besides, and the engine uses where it is there:
-
-    - ``bind(model, path)``: given the verifier (a ``PreTrainedModel``) and its checkpoint (None: there is none), once,
-      before all else; `UsageError` where the drafter was made for another model.
-    - ``check(path)``: the same question by the checkpoint's files alone, before any weight is read.
-    - ``tune(verify_s, max_nodes)``: given the seconds of a verification by its rows, and the most nodes of a draft.
-    - ``spec_embedding``, ``[hidden_size]``: the verifier runs [SPEC] for drafts that ask for it.
-    - ``verified(request_id, draft, accepted)``: called for the drafts that were verified, before ``observe``.
-    - ``candidates`` and ``recycle(request_id, token_ids, candidates)``: so many of the verifier's most likely tokens
-      behind every token that was run, accepted or not, before ``observe``.
-    - ``needs_states = True`` and ``read(request_id, hidden)``: the states of all tokens, ``[tokens, hidden_size]``, as
-      they join the cache, before ``observe`` tells what stands behind them.
-    - ``propose_cheaply(request_id, max_nodes)``: asked instead of ``propose`` while the drafter rests, because its
-      drafts did not pay (`justright.engine.draft_selection`).
+    Life cycle: `check` and `bind` once, then `tune`; for each request `start` once, then any number of `propose` /
+    `observe` pairs, then `stop` exactly once, also when the request is cancelled or fails. Between `propose` and
+    `observe` come `recycle`, `verified` and `read`. The engine is the only caller, from one thread.
     """
 
-    name: str
-    needs_hidden: bool
+    name: str = "drafter"
+    """What `Draft.source` and reports call it."""
+    needs_hidden: bool = False
     """Whether ``observe`` must be given the verifier's last hidden state."""
+    needs_states: bool = False
+    """Whether `read` must be given the states of all tokens."""
+    candidates: int = 0
+    """How many of the verifier's most likely tokens `recycle` must be given after each token; 0: no call."""
+    spec_embedding: Tensor | None = None
+    """``[hidden_size]``: the verifier runs [SPEC] with it for drafts that ask for it; None: there is no [SPEC]."""
 
-    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
+    def check(self, path: Path) -> None:  # noqa: B027  # a default, to be overridden
+        """Check by the files of the verifier's checkpoint at ``path`` whether this drafter is for it.
+
+        Raises:
+            JustrightError: what `bind` raises.
+        """
+
+    def bind(self, model: PreTrainedModel, path: Path | None) -> None:  # noqa: B027
+        """Take what is needed of the loaded verifier; ``path`` is its checkpoint, None where it has none.
+
+        Raises:
+            JustrightError: this drafter was made for another model, or there is none for this one.
+        """
+
+    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:  # noqa: B027
+        """Fit the drafts to this machine.
+
+        Args:
+            verify_s: seconds of a verification by its rows.
+            max_nodes: the most nodes of a draft.
+        """
+
+    def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:  # noqa: B027
         """Begin a request whose prompt is ``prompt_ids``."""
-        ...
 
-    def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
+    @abstractmethod
+    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """Guess what follows everything observed so far, with at most ``max_nodes`` nodes (maybe none)."""
+
+    def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
+        """As `propose`, but in next to no time; asked while drafts do not pay (`justright.engine.draft_selection`)."""
+        return EMPTY_DRAFT
+
+    def recycle(  # noqa: B027
+        self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
+    ) -> None:
+        """Take the verifier's most likely tokens after each of ``token_ids``, which it ran, accepted or not."""
+
+    def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:  # noqa: B027
+        """Take note that ``accepted`` tokens of ``draft`` were accepted."""
+
+    def read(self, request_id: Hashable, hidden: Tensor) -> None:  # noqa: B027
+        """Take the states of tokens that join the cache, ``[tokens, hidden_size]``; called if `needs_states`."""
+
+    def observe(  # noqa: B027
+        self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None
+    ) -> None:
         """Take note of newly verified tokens.
 
         Args:
             request_id: the request.
             token_ids: tokens appended to the output since the last call, at least one.
             hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the last
-                of ``token_ids`` (the state that predicted it), or that of [SPEC] behind the same token where it
-                was run; None unless ``needs_hidden``.
+                of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token where it
+                was run; None unless `needs_hidden`.
         """
-        ...
 
-    def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Guess what follows everything observed so far, with at most ``max_nodes`` nodes (maybe none)."""
-        ...
-
-    def stop(self, request_id: Hashable) -> None:
+    def stop(self, request_id: Hashable) -> None:  # noqa: B027
         """Forget the request."""
-        ...

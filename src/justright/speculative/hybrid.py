@@ -8,12 +8,10 @@ LSTM's, for the engine to take where its few rows pay more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from justright.errors import UsageError
 from justright.speculative.base import Draft
@@ -52,10 +50,6 @@ class HybridOptions(LstmOptions):
             raise UsageError(f"hybrid drafts: threshold is {self.threshold!r}; allowed: 0 or more")
         self.suffix()
 
-    def lstm(self) -> LstmOptions:
-        """Those of the LSTM."""
-        return LstmOptions(**{field.name: getattr(self, field.name) for field in fields(LstmOptions)})
-
     def suffix(self) -> SuffixOptions:
         """Those of the suffix drafter."""
         return SuffixOptions(
@@ -66,19 +60,18 @@ class HybridOptions(LstmOptions):
         )
 
 
-class HybridDrafter:
-    """Implements ``justright.speculative.base.Drafter``, with its life cycle.
+class HybridDrafter(LstmDrafter):
+    """The LSTM drafter, with suffix drafts where they promise more.
 
     Args:
         options: see `HybridOptions`.
     """
 
     name = "hybrid"
-    needs_hidden = True
+    options_type = HybridOptions
 
     def __init__(self, options: HybridOptions | None = None) -> None:
-        self.options = options or HybridOptions()
-        self.lstm = LstmDrafter(self.options.lstm())
+        super().__init__(options)
         self.suffix = SuffixDrafter(self.options.suffix())
         self.recent: dict[Hashable, float] = {}
         """Per request: tokens that the LSTM's drafts lately had accepted, on average."""
@@ -86,38 +79,21 @@ class HybridDrafter:
         """Per request: accepted tokens of suffix drafts by what their scores promised; text seen once before promises
         half of what it keeps."""
 
-    @property
-    def spec_embedding(self) -> Tensor | None:
-        """The LSTM's."""
-        return self.lstm.spec_embedding
-
-    def bind(self, model: PreTrainedModel, path: Path | None) -> None:
-        """As `LstmDrafter.bind`."""
-        self.lstm.bind(model, path)
-
-    def check(self, path: Path) -> None:
-        """As `LstmDrafter.check`."""
-        self.lstm.check(path)
-
-    def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
-        """As `LstmDrafter.tune`."""
-        self.lstm.tune(verify_s, max_nodes)
-
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""
-        self.lstm.start(request_id, prompt_ids)
+        super().start(request_id, prompt_ids)
         self.suffix.start(request_id, prompt_ids)
         self.recent[request_id] = _FIRST
         self.trust[request_id] = 1.0
 
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
         """Take note of verified tokens."""
-        self.lstm.observe(request_id, token_ids, hidden)
+        super().observe(request_id, token_ids, hidden)
         self.suffix.observe(request_id, token_ids)
 
     def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:
         """Of ``draft``, one of ours that was verified, ``accepted`` tokens were accepted."""
-        if draft.source == self.lstm.name:
+        if draft.source == self.kind:
             self.recent[request_id] = _MEMORY * self.recent[request_id] + (1 - _MEMORY) * accepted
         elif draft.score > 0:
             ratio = min(accepted / draft.score, _MOST_TRUST)
@@ -133,7 +109,7 @@ class HybridDrafter:
             better = guess.score > fixed
         if len(guess) and better:
             return guess
-        draft = self.lstm.propose(request_id, max_nodes)
+        draft = super().propose(request_id, max_nodes)
         if not len(draft):
             return guess
         both = len(guess) and fixed is None and draft.proposal is None
@@ -145,7 +121,7 @@ class HybridDrafter:
 
     def stop(self, request_id: Hashable) -> None:
         """Forget the request."""
-        self.lstm.stop(request_id)
+        super().stop(request_id)
         self.suffix.stop(request_id)
         self.recent.pop(request_id, None)
         self.trust.pop(request_id, None)

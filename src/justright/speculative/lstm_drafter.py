@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from justright.checkpoint.fingerprint import weights_identity
 from justright.errors import UsageError
 from justright.kernels.cpu import has_bfloat16
 from justright.kernels.product import Product
 from justright.speculative.base import EMPTY_DRAFT, Draft
 from justright.speculative.lstm_network import LstmModel
 from justright.speculative.sampled import Sampled, sample_tree
-from justright.speculative.store import find_drafter, read_for, verifier_matrices
+from justright.speculative.store import verifier_matrices
+from justright.speculative.trained import TrainedDrafter
 from justright.speculative.tree import Shape, grow
 from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
 
@@ -81,19 +81,20 @@ class _Request:
     hidden: Tensor | None = None
 
 
-class LstmDrafter:
-    """Guesses from the verifier's last state; implements ``justright.speculative.base.Drafter``, with its life cycle.
+class LstmDrafter(TrainedDrafter):
+    """Guesses from the verifier's last state.
 
     Args:
         options: see `LstmOptions`.
     """
 
     name = "lstm"
+    kind = "lstm"
+    options_type = LstmOptions
     needs_hidden = True
 
     def __init__(self, options: LstmOptions | None = None) -> None:
-        self.options = options or LstmOptions()
-        self.spec_embedding: Tensor | None = None
+        super().__init__(options)
         self._network: FastLstm | None = None
         self._requests: dict[Hashable, _Request] = {}
         self._sampled = Sampled(self.options.seed)
@@ -113,9 +114,7 @@ class LstmDrafter:
             CheckpointError: it is damaged.
             UsageError: it was made for another model.
         """
-        identity = None if path is None else weights_identity(path)
-        folder = find_drafter(self.options.path, identity, model=path)
-        about = read_for(folder, identity, "lstm")
+        folder, about = self.find(path)
         network = LstmModel.load(folder, *verifier_matrices(model, path))
         self._network = FastLstm(network, model.device)
         tables = about.get("trees") or {}
@@ -129,15 +128,6 @@ class LstmDrafter:
             )
         if self.options.spec is not False and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
-
-    def check(self, path: Path) -> None:
-        """Whether there is a drafter for the checkpoint at ``path``, by its files alone.
-
-        Raises:
-            JustrightError: what `bind` raises.
-        """
-        identity = weights_identity(path)
-        read_for(find_drafter(self.options.path, identity, model=path), identity, "lstm")
 
     def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
         """Choose the shape of trees by what they cost here, among those that the options leave.
@@ -203,7 +193,7 @@ class LstmDrafter:
             made = sample_tree(network.distribution, shape, options.temperature, self._sampled)
         else:
             made = network.grow(request.hidden, request.token, shape)
-        return Draft(made.token_ids, made.parents, made.probs, made.proposal, spec, self.name)
+        return Draft(made.token_ids, made.parents, made.probs, made.proposal, spec, self.kind)
 
     def stop(self, request_id: Hashable) -> None:
         """Forget the request."""

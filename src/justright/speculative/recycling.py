@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from justright.errors import UsageError
-from justright.speculative.base import EMPTY_DRAFT, Draft
+from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
 from justright.speculative.tree import Shape, grow
 
 if TYPE_CHECKING:
@@ -54,15 +54,14 @@ class RecyclingOptions:
             raise UsageError(f"token recycling: min_prob is {self.min_prob!r}; allowed: 0 to 1")
 
 
-class RecyclingDrafter:
-    """Implements ``justright.speculative.base.Drafter``; the table serves all requests, and outlives them.
+class RecyclingDrafter(Drafter):
+    """The table serves all requests, and outlives them.
 
     Args:
         options: see `RecyclingOptions`.
     """
 
     name = "recycling"
-    needs_hidden = False
 
     def __init__(self, options: RecyclingOptions | None = None) -> None:
         self.options = options or RecyclingOptions()

@@ -113,14 +113,12 @@ def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None
 
     def make() -> Drafter:
         drafter = factory(**options)
-        wanted = ("name", "needs_hidden", "start", "observe", "propose", "stop")
-        lacking = [attribute for attribute in wanted if not hasattr(drafter, attribute)]
-        if lacking:
+        if not isinstance(drafter, Drafter):
             raise UsageError(
-                f"drafter {name!r} ({entry_point.value}) is no justright.speculative.base.Drafter: it lacks"
-                f" {', '.join(lacking)}"
+                f"drafter {name!r} ({entry_point.value}) is a {type(drafter).__name__}; it must be a subclass of"
+                " justright.speculative.base.Drafter"
             )
-        return cast(Drafter, drafter)
+        return drafter
 
     return make
 

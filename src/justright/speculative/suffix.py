@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from justright.errors import MissingExtraError, UsageError
-from justright.speculative.base import EMPTY_DRAFT, Draft
-from justright.speculative.suffix_index import PythonIndex, SuffixIndex
-from justright.speculative.suffix_log import Limits, Speculation
+from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
+from justright.speculative.suffix_index import Limits, PythonIndex, Speculation, SuffixIndex
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,7 @@ class SuffixOptions:
 
     Attributes:
         backend: ``arctic`` (arctic-inference's tree in C++), ``python`` (no extra needed), or ``auto``: the
-            first where it is installed. Both give the same drafts.
+            first where it is installed. They differ in the order of equally frequent continuations only.
         tree: draft a tree of the most probable continuations; else the most probable chain.
         max_depth: tokens of the longest string looked up, match and draft together; 2 to 1,024.
         max_spec_factor: draft at most ``max_spec_factor * match_len + max_spec_offset`` tokens; 0 to 10,000.
@@ -68,11 +67,11 @@ class SuffixOptions:
         _check("remember", self.remember, 0, 2**31 - 1, whole=True)
 
 
-class SuffixDrafter:
+class SuffixDrafter(Drafter):
     """Drafts from the request's own prompt and output, and from earlier outputs if asked to.
 
     Drafts are deterministic (``proposal`` is None); ``probs`` are the share of earlier occurrences that went
-    the same way. Implements ``justright.speculative.base.Drafter``, with its life cycle.
+    the same way.
 
     Args:
         options: see ``SuffixOptions``.
@@ -82,7 +81,6 @@ class SuffixDrafter:
     """
 
     name = "suffix"
-    needs_hidden = False
 
     def __init__(self, options: SuffixOptions | None = None) -> None:
         self.options = options or SuffixOptions()
@@ -208,7 +206,7 @@ def _open_index(options: SuffixOptions) -> tuple[str, SuffixIndex]:
                 raise MissingExtraError(
                     "suffix drafts: backend 'arctic' needs arctic-inference, which does not import here"
                     f" ({error}). Install it: pip install 'justright[suffix]' (built from source, it needs a"
-                    " C++ compiler). Or take backend 'python': it gives the same drafts, more slowly."
+                    " C++ compiler). Or take backend 'python': it drafts as well, more slowly."
                 ) from error
     return "python", PythonIndex(options.max_depth, options.remember)
 

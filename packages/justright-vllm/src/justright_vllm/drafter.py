@@ -15,7 +15,6 @@ from torch import Tensor
 from justright.errors import UsageError
 from justright.serve.vllm.plugin import FIXED, VARIABLE, chain
 from justright.speculative.base import Draft
-from justright.speculative.hybrid import HybridDrafter
 from justright.speculative.lstm_drafter import LstmDrafter
 from justright.speculative.registry import create_drafter
 from justright_vllm import problem
@@ -130,7 +129,7 @@ class ChainDrafter:
                 continue
             if name not in self._drafts:
                 self.drafter.start(name, tokens[index, : length - len(new)].tolist())
-            elif len(self._drafts[name]) and isinstance(self.drafter, HybridDrafter):
+            elif len(self._drafts[name]):
                 self.drafter.verified(name, self._drafts[name], len(new) - 1)
             self.drafter.observe(name, list(new), self._states[index])
             draft = self.drafter.propose(name, room)
@@ -139,7 +138,7 @@ class ChainDrafter:
         return found
 
 
-def chain_drafter(draft: str, options: dict[str, Any], length: int) -> LstmDrafter | HybridDrafter:
+def chain_drafter(draft: str, options: dict[str, Any], length: int) -> LstmDrafter:
     """A drafter whose drafts are chains of at most ``length`` tokens, without [SPEC].
 
     Raises:
@@ -153,5 +152,5 @@ def chain_drafter(draft: str, options: dict[str, Any], length: int) -> LstmDraft
         made = create_drafter(draft, **chain(length), **options)
     except UsageError as error:
         raise UsageError(f"{draft} drafts do not have these options, or not so: {error}") from error
-    assert isinstance(made, LstmDrafter | HybridDrafter)
+    assert isinstance(made, LstmDrafter)
     return made
