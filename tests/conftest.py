@@ -1,8 +1,35 @@
 """For all tests: histories and models take the time they take; only what is wrong fails."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("client_suite")
 settings.register_profile("justright", deadline=None)
 settings.load_profile("justright")
+
+
+@pytest.fixture(scope="session")
+def lm_eval_index() -> Iterator[None]:
+    """Read lm-eval's own index of tasks (thousands of YAML files, some 10 s) once a session."""
+    import lm_eval.tasks
+    from lm_eval.tasks._index import TaskIndex
+
+    own = Path(lm_eval.tasks.__file__).parent
+    build = TaskIndex.build
+    kept: dict[str, Any] = {}
+
+    def once(paths: list[Path]) -> dict[str, Any]:
+        if own not in paths:
+            return build(paths)
+        assert paths[0] == own, "later folders replace tasks of lm-eval's own"
+        if not kept:
+            kept.update(build([own]))
+        return kept | build(paths[1:])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(once))
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Sequence
+from functools import cache
 from itertools import islice, product
 
 import torch
@@ -51,6 +52,16 @@ def reference(model: PreTrainedModel, prompt: Sequence[int], tokens: int, **opti
     )
     model.set_attn_implementation(before)
     return out[0, len(prompt) :].tolist()
+
+
+@cache
+def _greedy(family: str, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    return tuple(reference(tiny_model(family), prompt, tokens))
+
+
+def greedy(family: str, prompt: Sequence[int], tokens: int) -> list[int]:
+    """`reference` of the family's tiny model (seed 0), computed once for all tests with the same prompt."""
+    return list(_greedy(family, tuple(prompt), tokens))
 
 
 def verifier_of(family: str, *, seed: int = 0, **options: object) -> Verifier:

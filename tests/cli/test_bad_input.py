@@ -192,6 +192,7 @@ ENTRIES = [
 ]
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 @pytest.mark.parametrize("damage", [quantised_by_config, quantised_by_dtype])
 @pytest.mark.parametrize("words", ENTRIES, ids=[" ".join(e[:2]) for e in ENTRIES])
 def test_quantised_weights_are_refused_everywhere(

@@ -59,6 +59,7 @@ def test_it_prunes(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
     assert "experts" in again.out
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 def test_evaluated_sparse_uneven_and_unpacked(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
     out, back = tmp_path / "out", tmp_path / "back"
     options = ("--sparsity", 0.6, "--uneven", "--store", "sparse", "--calibration", texts, *SMALL)
@@ -89,6 +90,7 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
     assert result.code == 0, result.err
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -29,6 +29,7 @@ def test_an_unknown_recipe_is_named(run: Run, command: str) -> None:
     assert "moe" in result.err
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 def test_eval_without_a_model_or_task_is_refused(run: Run, tiny_llama: Path) -> None:
     assert run("eval", "--tasks", "zoo_chain_1").code == 2
     assert run("eval", tiny_llama).code == 2
@@ -42,6 +43,7 @@ def test_eval_lists_the_zoos_tasks(run: Run) -> None:
     assert {"zoo_chain", "zoo_story_8", "zoo_text_fiction"} <= set(listed)
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 def test_eval_runs_a_task_of_the_zoo(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     result = run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
+from engine_helpers import ScriptedDrafter, greedy, prompt_of, reference, verifier_of
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
@@ -26,7 +26,7 @@ def run(verifier: Verifier, drafter: object = None, prompts: list[list[int]] | N
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("family", ALL)
 def test_plain_decoding_equals_generate(family: str, packed: bool) -> None:
-    expected = reference(tiny_model(family), PROMPT, TOKENS)
+    expected = greedy(family, PROMPT, TOKENS)
     verifier = verifier_of(family, prefill_chunk=16)
     if packed:
         kernels.pack(verifier.model)
@@ -38,7 +38,7 @@ def test_plain_decoding_equals_generate(family: str, packed: bool) -> None:
 @pytest.mark.parametrize("cache", ["grow", "static"])
 @pytest.mark.parametrize("family", ALL)
 def test_speculation_changes_no_token(family: str, cache: str, chain: bool) -> None:
-    expected = reference(tiny_model(family), PROMPT, TOKENS)
+    expected = greedy(family, PROMPT, TOKENS)
     verifier = verifier_of(family, prefill_chunk=16, cache=cache)
     for seed in range(3):
         drafter = ScriptedDrafter({tuple(PROMPT): expected}, seed, chain=chain)
@@ -55,9 +55,8 @@ def test_speculation_changes_no_token(family: str, cache: str, chain: bool) -> N
 )
 def test_batch_of_different_lengths(family: str, cache: str) -> None:
     """Sequences join and leave between steps; each gets what it gets alone."""
-    model = tiny_model(family)
     prompts = [prompt_of(length, seed=length) for length in (3, 40, 17, 25, 9)]
-    truth = {tuple(p): reference(model, p, TOKENS) for p in prompts}
+    truth = {tuple(p): greedy(family, p, TOKENS) for p in prompts}
     verifier = verifier_of(family, slots=3, prefill_chunk=16, cache=cache)
     drafter = ScriptedDrafter(truth, seed=5)
     requests = [Request(p, max_tokens=TOKENS - 7 * i) for i, p in enumerate(prompts)]

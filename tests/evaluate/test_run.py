@@ -81,6 +81,7 @@ def tasks(folder: Path, kind: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood", "loglikelihood_rolling"])
 def test_a_task_runs_to_its_figures(kind: str, engine: Engine, tmp_path: Path) -> None:
     tasks(tmp_path, kind)
@@ -97,6 +98,7 @@ def test_a_task_runs_to_its_figures(kind: str, engine: Engine, tmp_path: Path) -
         assert figure.tokens is None
 
 
+@pytest.mark.usefixtures("lm_eval_index")
 def test_an_unknown_task_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no_such_task"):
         check_tasks(["no_such_task"], task_manager(tmp_path))
