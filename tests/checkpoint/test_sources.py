@@ -10,6 +10,7 @@ from checkpoint_helpers import make_model
 from justright.checkpoint import sources
 from justright.errors import (
     CheckpointError,
+    MissingExtraError,
     SourceError,
     UsageError,
 )
@@ -181,6 +182,12 @@ def test_an_unknown_name_lists_the_names(zoo):
 def test_an_unknown_prefix_lists_the_prefixes(zoo):
     with pytest.raises(SourceError, match=r"unknown prefix 'circus'.*zoo:NAME"):
         sources.resolve("circus:ant")
+
+
+def test_the_zoo_that_is_not_installed_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr(sources, "entry_points", lambda group: [])
+    with pytest.raises(MissingExtraError, match=r"zoo:moe.*pip install justright-zoo"):
+        sources.resolve("zoo:moe")
 
 
 def test_a_revision_of_a_packaged_model_is_refused(zoo):

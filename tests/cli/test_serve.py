@@ -40,6 +40,17 @@ def process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
 
 
 @pytest.mark.usefixtures("no_weights_loaded")
+@pytest.mark.parametrize("module", ["fastapi", "h11", "llguidance", "prometheus_client", "psutil", "uvicorn"])
+def test_a_missing_package_is_named_with_the_extra(
+    run: Run, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    result = run("serve", "zoo:moe")
+    assert result.code == 6
+    assert f"{module}: pip install 'justright[serve]'" in result.err
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

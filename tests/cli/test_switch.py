@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_folder_of_other_files_is_never_emptied(run: Run, pair: tuple[Path, Pa
     assert result.code == 2
     assert "max_rank differ" in result.err
     assert (kept / "layer-00000.safetensors").exists()
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_work(
+    run: Run, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("switch", "inspect", adapter, "-o", tmp_path / "picture.png")
+    assert result.code == 6
+    assert "pip install 'justright[plots]'" in result.err
 
 
 def test_it_inspects(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_an_unknown_recipe_is_named(run: Run, command: str) -> None:
     assert result.code == 3
     assert "dodo" in result.err
     assert "moe" in result.err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("zoo", "measure", "moe", "--picture", tmp_path / "routing.png")
+    assert result.code == 6
+    assert "pip install 'justright[plots]'" in result.err
 
 
 @pytest.mark.usefixtures("lm_eval_index")

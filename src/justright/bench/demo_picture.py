@@ -27,7 +27,7 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "the picture needs matplotlib: pip install 'justright[plots]', or leave it out with --no-picture"
+            "the picture needs matplotlib: pip install 'justright[plots]', or `justright demo --no-picture`"
         ) from error
 
 

@@ -349,9 +349,11 @@ def _need_extra() -> None:
     """
     try:
         import fastapi
+        import h11
         import llguidance
         import prometheus_client
+        import psutil
         import uvicorn
     except ImportError as error:
         raise MissingExtraError(f"serving needs {error.name}: pip install 'justright[serve]'") from error
-    _ = fastapi, llguidance, prometheus_client, uvicorn
+    _ = fastapi, h11, llguidance, prometheus_client, psutil, uvicorn

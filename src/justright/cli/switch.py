@@ -216,6 +216,9 @@ def inspect(
         check_output(out)
         if out.suffix != ".png":
             raise UsageError(f"{out}: the picture is a PNG; give a name that ends in .png")
+        from justright.bench.demo_picture import need_matplotlib
+
+        need_matplotlib()
     path = resolve_adapter(adapter, progress=output.progress)
     with output.status("reading the spectra"):
         from justright.adapter.adapter import read_adapter

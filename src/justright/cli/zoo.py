@@ -80,6 +80,10 @@ def measure(
     size, and how its experts share the domains.
     """
     _need_zoo()
+    if picture is not None:
+        from justright.bench.demo_picture import check_picture
+
+        check_picture(picture)
     output = output_of(ctx)
     with output.status("starting torch"):
         from justright_zoo.cards import measure_model, tables
