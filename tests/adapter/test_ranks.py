@@ -12,13 +12,20 @@ from hypothesis import strategies as st
 from justright.adapter.ranks import (
     RankRule,
     choose_ranks,
-    energy_rank,
-    entropy_rank,
     factor_bytes,
     pooled_ranks,
     rule_for_budget,
 )
 from justright.errors import UsageError
+
+
+def energy_rank(values: torch.Tensor, share: float, power: int = 2) -> int:
+    return choose_ranks({"": values}, RankRule("energy", share, power))[""]
+
+
+def entropy_rank(values: torch.Tensor) -> int:
+    return choose_ranks({"": values}, RankRule("entropy"))[""]
+
 
 VALUES = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=12).map(
     lambda found: torch.tensor(sorted(found, reverse=True))
@@ -58,7 +65,7 @@ def test_entropy_of_equal_values_is_their_number() -> None:
 @given(st.lists(VALUES, min_size=1, max_size=4), SHARES)
 def test_pooled_ranks_keep_the_largest_of_all(spectra: list[torch.Tensor], share: float) -> None:
     named = {str(i): values for i, values in enumerate(spectra)}
-    ranks = pooled_ranks(named, share)
+    ranks = pooled_ranks(named, RankRule("energy", share))
     kept = [float(v) for n, values in named.items() for v in values[: ranks[n]]]
     left = [float(v) for n, values in named.items() for v in values[ranks[n] :]]
     assert not kept or not left or min(kept) >= max(left)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from justright.calibration.statistics import LayerStatistics
-from justright.errors import UsageError
-from justright.prune import experts
 from justright.prune.clusters import Clusters
-from justright.prune.experts import highest, representatives
+from justright.prune.experts import highest, representatives, unrouted
 
 
 def test_the_representative_is_nearest_the_mean() -> None:
@@ -42,22 +39,6 @@ def test_the_highest_of_each_group(groups: int, size: int, data: st.DataObject, 
         assert all(scores[k] > scores[g] or (scores[k] == scores[g] and k < g) for k in kept for g in gone)
 
 
-def test_scores_are_means_over_an_experts_tokens() -> None:
-    found = LayerStatistics(
-        tokens=9,
-        counts=torch.tensor([4, 0, 2]),
-        output_norms=torch.tensor([8.0, 0.0, 6.0], dtype=torch.float64),
-        gated_norms=torch.tensor([2.0, 0.0, 5.0], dtype=torch.float64),
-    )
-    assert experts.output_norm_scores(found).tolist() == [2.0, 0.0, 3.0]
-    assert experts.reap_scores(found).tolist() == [0.5, 0.0, 2.5]
-    assert experts.frequency_scores(found).tolist() == [4.0, 0.0, 2.0]
-    assert experts.unrouted([found, LayerStatistics()]) == 1
-    one, other = experts.random_scores(found, 0, 0), experts.random_scores(found, 0, 1)
-    assert torch.equal(one, experts.random_scores(found, 0, 0))
-    assert not torch.equal(one, other)
-
-
-def test_an_unknown_criterion_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'best'.*stun"):
-        experts.check_criterion("best")
+def test_experts_without_tokens_are_counted() -> None:
+    found = LayerStatistics(counts=torch.tensor([4, 0, 2]))
+    assert unrouted([found, LayerStatistics()]) == 1

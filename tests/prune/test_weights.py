@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from justright.errors import UsageError
-from justright.prune.weights import magnitude_scores, n_of_m_mask, row_mask, wanda_scores
+from justright.prune.criteria.base import WEIGHTS
+from justright.prune.weights import n_of_m_mask, row_mask, scores_by_rows
 
 
 @settings(deadline=None, max_examples=60)
@@ -41,9 +42,12 @@ def test_n_of_every_m(pattern: tuple[int, int], groups: int, seed: int) -> None:
 
 def test_wanda_is_weight_times_input_norm() -> None:
     weight, norms = torch.tensor([[1.0, -3.0], [0.5, 0.1]]), torch.tensor([10.0, 1.0])
-    assert wanda_scores(weight, norms).tolist() == [[10.0, 3.0], [5.0, pytest.approx(0.1)]]
-    assert row_mask(wanda_scores(weight, norms), 0.5).tolist() == [[True, False], [True, False]]
-    assert row_mask(magnitude_scores(weight), 0.5).tolist() == [[False, True], [True, False]]
+    [scores] = scores_by_rows(weight, norms, WEIGHTS.get("wanda"))
+    assert scores.tolist() == [[10.0, 3.0], [5.0, pytest.approx(0.1)]]
+    assert row_mask(scores, 0.5).tolist() == [[True, False], [True, False]]
+    [unknown] = scores_by_rows(weight, None, WEIGHTS.get("wanda"))
+    [magnitude] = scores_by_rows(weight, norms, WEIGHTS.get("magnitude"))
+    assert unknown.tolist() == magnitude.tolist() == weight.abs().tolist()
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0])

@@ -24,6 +24,7 @@ from justright.adapter.export import (
 )
 from justright.adapter.inspection import save_spectrum
 from justright.adapter.pair import Pair
+from justright.adapter.rank_rules.base import RULES
 from justright.adapter.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
 from justright.adapter.spectra import CPU, METHODS, Method, Spectra, Spectrum, Tick, decompose, make_spectra
 from justright.calibration.stream import job_folder
@@ -245,10 +246,12 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
         raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
     if workers < 1:
         raise UsageError(f"workers {workers}: allowed are 1 and more")
-    if svd == "randomized" and (rule.rule == "entropy" or (rule.rule == "energy" and rule.power == 1)):
+    chosen = RULES.get(rule.rule)
+    if svd == "randomized" and chosen.needs_all(rule):
+        power = f" of power {rule.power}" if "power" in chosen.takes else ""
         raise UsageError(
-            f"rule {rule.rule}{' of power 1' * (rule.rule == 'energy')} needs all singular values, and a randomized "
-            "decomposition finds the largest only: choose svd exact, or another rule"
+            f"rule {rule.rule}{power} needs all singular values, and a randomized decomposition finds the largest "
+            "only: choose svd exact, or another rule"
         )
 
 

@@ -6,18 +6,16 @@ Differs: the paper's exact power and threshold could not be had; other rules are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from justright.adapter.rank_rules.base import RULES
 from justright.errors import UsageError
 
-Rule = Literal["energy", "entropy", "fixed", "ratio"]
-RULES: tuple[Rule, ...] = ("energy", "entropy", "fixed", "ratio")
 Scope = Literal["matrix", "layer", "global"]
 SCOPES: tuple[Scope, ...] = ("matrix", "layer", "global")
 
@@ -30,37 +28,31 @@ class RankRule:
     """How ranks are chosen.
 
     Attributes:
-        rule: ``energy`` keeps the least rank with the share ``value`` of ``sum s^power``; ``entropy`` the effective
-            rank ``ceil(exp(-sum q ln q))``, ``q = s / sum s``; ``fixed`` the rank ``value``; ``ratio`` the share
-            ``value`` of the full rank, rounded up.
-        value: see rule; of no account for ``entropy``.
+        rule: a name in `justright.adapter.rank_rules.base.RULES`; its file says what the rule keeps.
+        value: the rule's number: a share, a rank; rules whose `Rule.takes` lacks it ignore it.
         power: of the singular values in ``energy``, 1 or 2.
-        scope: of ``energy``: the share is kept of every matrix, of every layer, or of the whole model.
+        scope: the rule is applied to every matrix, to every layer, or to the whole model.
 
     Raises:
         UsageError: a value that is not allowed.
     """
 
-    rule: Rule = "energy"
+    rule: str = "energy"
     value: float = 0.9
     power: int = 2
     scope: Scope = "matrix"
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise UsageError(f"rank rule {self.rule!r}: there are {', '.join(RULES)}")
+        rule = RULES.get(self.rule)
         if self.scope not in SCOPES:
             raise UsageError(f"scope {self.scope!r}: there are {', '.join(SCOPES)}")
-        if self.scope != "matrix" and self.rule != "energy":
+        if self.scope != "matrix" and "scope" not in rule.takes:
             raise UsageError(
-                f"scope {self.scope} is for the rule energy: {self.rule} looks at one matrix at a time"
+                f"scope {self.scope} has no meaning here: {self.rule} looks at one matrix at a time"
             )
         if self.power not in (1, 2):
             raise UsageError(f"power {self.power}: allowed are 1 and 2")
-        if self.rule in ("energy", "ratio") and not 0 < self.value <= 1:
-            raise UsageError(f"{self.rule} {self.value}: allowed is above 0 to 1, the share that is kept")
-        if self.rule == "fixed" and (self.value < 1 or self.value != int(self.value)):
-            raise UsageError(f"rank {self.value}: allowed are whole numbers from 1")
+        rule.check(self)
 
 
 def choose_ranks(
@@ -73,50 +65,25 @@ def choose_ranks(
         rule: how.
         layer_of: a matrix' layer, for the scope ``layer``.
     """
-    if rule.rule == "energy" and rule.scope != "matrix":
-        groups: dict[Any, list[str]] = {}
-        for name in spectra:
-            groups.setdefault(layer_of(name) if rule.scope == "layer" else None, []).append(name)
-        ranks: dict[str, int] = {}
-        for names in groups.values():
-            ranks |= pooled_ranks({name: spectra[name] for name in names}, rule.value, rule.power)
-        return {name: ranks[name] for name in spectra}
-    return {name: _one(values, rule) for name, values in spectra.items()}
+    if rule.scope == "matrix":
+        return {name: _rank(values, rule) for name, values in spectra.items()}
+    groups: dict[Any, list[str]] = {}
+    for name in spectra:
+        group = layer_of(name) if rule.scope == "layer" else None
+        groups.setdefault(group, []).append(name)
+    ranks: dict[str, int] = {}
+    for names in groups.values():
+        ranks |= pooled_ranks({name: spectra[name] for name in names}, rule)
+    return {name: ranks[name] for name in spectra}
 
 
-def energy_rank(values: Tensor, share: float, power: int = 2) -> int:
-    """``min{k : sum_{i<=k} s_i^p >= share * sum s_i^p}``; 0 for a zero matrix.
-
-    Args:
-        values: singular values, descending.
-        share: tau, in (0, 1].
-        power: p.
-    """
-    energy = values.double() ** power
-    total = energy.cumsum(0)
-    if len(values) == 0 or float(total[-1]) == 0:
-        return 0
-    if share == 1:  # sums of tiny values would be lost in rounding
-        return int((values > 0).sum())
-    return min(len(values), int((total < share * total[-1]).sum()) + 1)
-
-
-def entropy_rank(values: Tensor) -> int:
-    """``ceil(exp(-sum q_i ln q_i))``, ``q_i = s_i / sum s``: the effective rank; 0 for a zero matrix."""
-    positive = values.double()[values > 0]
-    if len(positive) == 0:
-        return 0
-    q = positive / positive.sum()
-    return min(len(positive), math.ceil(float((-(q * q.log()).sum()).exp()) - 1e-9))
-
-
-def pooled_ranks(spectra: Spectra, share: float, power: int = 2) -> dict[str, int]:
-    """The largest singular values of all matrices together, until their energy is the share of the sum."""
+def pooled_ranks(spectra: Spectra, rule: RankRule) -> dict[str, int]:
+    """The largest singular values of all matrices together, as many as the rule keeps of them."""
     names = list(spectra)
-    values = torch.cat([spectra[name].double() for name in names])
+    values = torch.cat([spectra[name] for name in names])
     owner = torch.cat([torch.full((len(spectra[name]),), i) for i, name in enumerate(names)])
     order = values.argsort(descending=True, stable=True)
-    count = energy_rank(values[order], share, power)
+    count = _rank(values[order], rule)
     kept = torch.bincount(owner[order[:count]], minlength=len(names))
     return {name: int(kept[i]) for i, name in enumerate(names)}
 
@@ -136,19 +103,23 @@ def rule_for_budget(
         layer_of: see `choose_ranks`.
 
     Raises:
-        UsageError: not even one direction fits.
+        UsageError: not even one direction fits, or a rule that looks at no energy.
     """
+    if rule.rule != "energy":
+        raise UsageError(
+            f"a budget takes the most energy that fits, and {rule.rule} looks at no energy: leave one out"
+        )
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        ranks = choose_ranks(spectra, RankRule("energy", middle, rule.power, rule.scope), layer_of)
+        ranks = choose_ranks(spectra, replace(rule, value=middle), layer_of)
         low, high = (middle, high) if factor_bytes(ranks, shapes, width) <= budget else (low, middle)
     for share in (high, low):
         if share > 0:
-            found = RankRule("energy", share, rule.power, rule.scope)
+            found = replace(rule, value=share)
             if factor_bytes(choose_ranks(spectra, found, layer_of), shapes, width) <= budget:
                 return found
-    smallest = RankRule("energy", 1e-12, rule.power, rule.scope)
+    smallest = replace(rule, value=1e-12)
     least = factor_bytes(choose_ranks(spectra, smallest, layer_of), shapes, width)
     raise UsageError(
         f"a budget of {budget:,} bytes is too small: the least that switches anything has {least:,}"
@@ -167,11 +138,6 @@ def factor_bytes(ranks: Mapping[str, int], shapes: Mapping[str, Sequence[int]], 
     return sum(stacks[name.partition("#")[0]] * sum(shapes[name]) * width for name in ranks)
 
 
-def _one(values: Tensor, rule: RankRule) -> int:
-    positive = int((values > 0).sum())
-    if rule.rule == "energy":
-        return energy_rank(values, rule.value, rule.power)
-    if rule.rule == "entropy":
-        return entropy_rank(values)
-    wanted = int(rule.value) if rule.rule == "fixed" else math.ceil(rule.value * len(values))
-    return min(wanted, positive)
+def _rank(values: Tensor, rule: RankRule) -> int:
+    """What the rule keeps of some singular values, descending; zeros never."""
+    return min(RULES.get(rule.rule).rank(values, rule), int((values > 0).sum()))

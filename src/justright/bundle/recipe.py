@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from justright.adapter.ranks import RankRule, Rule, Scope
+from justright.adapter.ranks import RankRule, Scope
 from justright.adapter.spectra import Method
 from justright.engine.defaults import Defaults
 from justright.errors import UsageError
@@ -42,7 +42,7 @@ _KEYS = ("model", "fast", "out", "device", "prune", "switch", "draft", "draft_op
 class SwitchRecipe:
     """How the switch is extracted, see `justright.adapter.ranks.RankRule` and `justright.adapter.extract.extract`."""
 
-    rule: Rule = "energy"
+    rule: str = "energy"
     value: float = 0.9
     power: int = 2
     scope: Scope = "matrix"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from justright.architectures.spec import architecture_of, experts_per_token, lin
 from justright.calibration.stream import LayerStream
 from justright.calibration.watch import Routing, Watch, Watched
 from justright.errors import ResourceError
+
+ALL = frozenset({"squares", "counts", "coactivation", "output_norms", "gated_norms"})
+"""The fields of `LayerStatistics` that a `Collector` can collect."""
 
 
 @dataclass(slots=True)
@@ -83,21 +86,31 @@ class Collector:
         stream: what runs it.
         index: which layer.
         layer: as `LayerStream.materialise` returned it.
+        needs: of `ALL`: which statistics to collect; the others stay empty.
     """
 
-    def __init__(self, config: dict[str, Any], stream: LayerStream, index: int, layer: nn.Module) -> None:
+    def __init__(
+        self, config: dict[str, Any], stream: LayerStream, index: int, layer: nn.Module,
+        needs: Collection[str] = ALL,
+    ) -> None:  # fmt: skip
         row = architecture_of(config)
         self.statistics = LayerStatistics(tokens=stream.ids.numel())
-        self._layer = layer
+        self._layer, self._needs = layer, needs
+        self._norms = "output_norms" in needs or "gated_norms" in needs
         self._moe: Moe | None = row.moe if index in moe_layers(config) else None
         prefix = row.memory.layer(index) + "."
         parameters = dict(layer.named_parameters())
-        names = [m.name.removeprefix(prefix) + ".weight" for m in linear_modules(config) if m.layer == index]
-        weights = [Watched(name, parameters[name], stacked=False) for name in names]
+        weights: list[Watched] = []
+        if "squares" in needs:
+            names = [
+                m.name.removeprefix(prefix) + ".weight" for m in linear_modules(config) if m.layer == index
+            ]
+            weights = [Watched(name, parameters[name], stacked=False) for name in names]
         self._routing: Routing | None = None
         if self._moe is not None:
             memory = self._moe.memory
-            weights += [Watched(name, parameters[name], stacked=True) for name in memory.matrices]
+            stacks = memory.matrices if "squares" in needs else (memory.down,) if self._norms else ()
+            weights += [Watched(name, parameters[name], stacked=True) for name in stacks]
             count = len(parameters[memory.down])
             self._zero(count)
             self._routing = Routing(
@@ -119,33 +132,38 @@ class Collector:
     def _zero(self, count: int) -> None:
         found = self.statistics
         found.counts = torch.zeros(count, dtype=torch.int64)
-        found.coactivation = torch.zeros(count, count, dtype=torch.int64)
-        found.output_norms = torch.zeros(count, dtype=torch.float64)
-        found.gated_norms = torch.zeros(count, dtype=torch.float64)
+        if "coactivation" in self._needs:
+            found.coactivation = torch.zeros(count, count, dtype=torch.int64)
+        if self._norms:
+            found.output_norms = torch.zeros(count, dtype=torch.float64)
+            found.gated_norms = torch.zeros(count, dtype=torch.float64)
 
     def _routed(self, chosen: Tensor, weights: Tensor) -> None:
         found = self.statistics
         assert found.counts is not None
-        assert found.coactivation is not None
         self._chosen, self._gates = chosen, weights
         hot = torch.zeros(len(chosen), len(found.counts), device=chosen.device).scatter_(1, chosen, 1.0)
         together = (hot.T @ hot).long().cpu()
         found.counts += together.diagonal()
-        found.coactivation += together.fill_diagonal_(0)
+        if found.coactivation is not None:
+            found.coactivation += together.fill_diagonal_(0)
 
     def _seen(self, name: str, expert: int | None, inputs: Tensor, outputs: Tensor) -> None:
+        if "squares" in self._needs:
+            self._add_squares(name, expert, inputs)
+        if expert is not None and self._norms and self._moe is not None and name == self._moe.memory.down:
+            self._put_out(expert, outputs)
+
+    def _add_squares(self, name: str, expert: int | None, inputs: Tensor) -> None:
         squares = inputs.float().square().sum(0).double().cpu()
         sums = self.statistics.squares
         if expert is None:
             sums[name] = sums.get(name, 0) + squares
             return
-        assert self._moe is not None
         if name not in sums:
             assert self.statistics.counts is not None
             sums[name] = torch.zeros(len(self.statistics.counts), len(squares), dtype=torch.float64)
         sums[name][expert] += squares
-        if name == self._moe.memory.down:
-            self._put_out(expert, outputs)
 
     def _put_out(self, expert: int, outputs: Tensor) -> None:
         """Norms of an expert's outputs, its bias included, and the same times the gate."""

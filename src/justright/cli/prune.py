@@ -12,6 +12,7 @@ from justright.cli.options import Json, Model
 from justright.cli.output import Output, output_of
 from justright.cli.progress import kept_work, with_progress
 from justright.files import check_new
+from justright.prune.criteria.base import EXPERTS, NO_WEIGHTS, WEIGHTS
 from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def prune(
     criterion: Annotated[
         str,
         typer.Option(
-            help="stun (clusters by router and coactivation), router (needs no calibration), reap, frequency, "
-            "output_norm, random.",
+            help=f"{EXPERTS.help()}.",
             rich_help_panel=_EXPERTS,
         ),
     ] = "stun",
@@ -69,9 +69,7 @@ def prune(
     ] = 1.0,
     weights: Annotated[
         str,
-        typer.Option(
-            help="wanda, magnitude (needs no calibration), or none: experts only.", rich_help_panel=_WEIGHTS
-        ),
+        typer.Option(help=f"{WEIGHTS.help()}; {NO_WEIGHTS}: experts only.", rich_help_panel=_WEIGHTS),
     ] = "wanda",
     ratios: Annotated[
         str,
@@ -292,13 +290,17 @@ def _check_options(ctx: typer.Context) -> None:
         raise UsageError(f"--plan decides that already: leave out --{', --'.join(unused).replace('_', '-')}")
     if plan is not None and not given["calibration"]:
         unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
-        unused += ["weights"] if _is_given(ctx, "weights") and weights == "wanda" else []
+        unused += (
+            ["weights"]
+            if _is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs
+            else []
+        )
         if unused:
             raise UsageError(
                 "--plan without --calibration removes single weights by magnitude: give texts too, or leave out --"
                 + ", --".join(unused).replace("_", "-")
             )
-    if weights == "none" and given["expert_sparsity"] is not None and _is_given(ctx, "sparsity"):
+    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and _is_given(ctx, "sparsity"):
         raise UsageError(
             "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from justright.adapter.rank_rules.base import RULES
 from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
 from justright.cli.output import Output, output_of
 from justright.cli.progress import with_progress
@@ -45,13 +46,11 @@ def extract(
             "SGLang and llama.cpp; merged: a checkpoint with the adapter baked in."
         ),
     ] = "compact",
-    rule: Annotated[
-        str, typer.Option(help="energy, entropy, fixed or ratio.", rich_help_panel=_RANK)
-    ] = "energy",
+    rule: Annotated[str, typer.Option(help=f"{RULES.help()}.", rich_help_panel=_RANK)] = "energy",
     value: Annotated[
         float,
         typer.Option(
-            help="energy: the share of sum s^power that is kept; fixed: the rank; ratio: the share of the full rank.",
+            help="Share or rank that the rule keeps.",
             rich_help_panel=_RANK,
         ),
     ] = 0.9,
@@ -129,9 +128,10 @@ def extract(
         raise UsageError(
             "--factor is baked into a merged checkpoint only; an adapter is scaled where it is used"
         )
+    takes = RULES.get(rule).takes
     unused = [
-        ("value", rule == "entropy" or budget is not None),
-        ("power", rule != "energy"),
+        ("value", "value" not in takes or budget is not None),
+        ("power", "power" not in takes),
         ("dtype", form == "merged"),
     ]
     for name, ignored in unused:

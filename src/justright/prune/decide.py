@@ -10,18 +10,19 @@ from torch import Tensor
 
 from justright.architectures.spec import expert_groups, num_experts
 from justright.calibration.statistics import LayerStatistics
+from justright.errors import UsageError
 from justright.heap import trim
 from justright.model.decoder_layer import LayerFormat
 from justright.model.experts import expert_vector
 from justright.model.matrices import expand, matrices
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
-from justright.prune.experts import CLUSTERED, RANKED, Choice, highest, random_scores, representatives
+from justright.prune.criteria.base import Clustering, ExpertLayer, Ranking
+from justright.prune.experts import Choice, highest, representatives
 from justright.prune.passes import prune_experts
 from justright.prune.plan import least_count
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
-from justright.prune.similarity import behavioural_similarity
 from justright.prune.weights import scores_by_rows
 
 
@@ -39,8 +40,7 @@ def choose(
         settings: criterion and its weights.
         statistics: of all layers; None for criteria that need none.
     """
-    none = LayerStatistics(counts=torch.zeros(num_experts(layers.config), dtype=torch.int64))
-    found = {index: statistics[index] if statistics else none for index in sorted(counts)}
+    found = {index: statistics[index] if statistics else LayerStatistics() for index in sorted(counts)}
     if settings.uneven:
         similarity = {i: expert_similarity(layers, i, settings, one) for i, one in found.items()}
         least, groups = least_count(layers.config), expert_groups(layers.config)[0]
@@ -55,13 +55,16 @@ def choose(
 def expert_similarity(
     layers: LayerFormat, index: int, settings: Settings, statistics: LayerStatistics
 ) -> Tensor:
-    """How alike a layer's experts behave by the settings' weights; ``[num_experts, num_experts]`` float64."""
-    rows = layers.router_weight(index)
-    if settings.criterion == "router":
-        return behavioural_similarity(rows, None)
-    assert statistics.coactivation is not None
-    weights = settings.router_weight, settings.coactivation_weight
-    return behavioural_similarity(rows, statistics.coactivation, *weights)
+    """How alike a layer's experts are by a `Clustering` criterion; ``[num_experts, num_experts]``.
+
+    Raises:
+        UsageError: the criterion gives another shape, or NaN or infinity.
+    """
+    criterion = settings.expert_criterion
+    assert isinstance(criterion, Clustering)
+    count = num_experts(layers.config)
+    found = criterion.similarity(ExpertLayer(layers, index, settings, statistics))
+    return _checked(found, (count, count), settings.criterion)
 
 
 def choose_experts(
@@ -77,17 +80,25 @@ def choose_experts(
         statistics: of the layer.
     """
     groups = expert_groups(layers.config)[0]
-    if settings.criterion not in CLUSTERED:
-        if settings.criterion == "random":
-            scores = random_scores(statistics, settings.seed, index)
-        else:
-            scores = RANKED[settings.criterion](statistics)
-        return highest(scores, kept, groups)
+    criterion = settings.expert_criterion
+    if isinstance(criterion, Ranking):
+        scores = criterion.scores(ExpertLayer(layers, index, settings, statistics))
+        return highest(_checked(scores, (num_experts(layers.config),), settings.criterion), kept, groups)
     moe = layers.architecture.moe
     assert moe is not None
     clusters = cluster(expert_similarity(layers, index, settings, statistics), kept, groups)
     state = layers.read(index)
     return representatives(clusters, lambda expert: expert_vector(state, moe, expert))
+
+
+def _checked(found: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """What a criterion gave, if experts can be chosen by it."""
+    if tuple(found.shape) != shape or not bool(torch.isfinite(found).all()):
+        raise UsageError(
+            f"criterion {name} gave numbers of shape {list(found.shape)}, {int((~torch.isfinite(found)).sum())} of "
+            f"them NaN or infinite: needed are finite ones of shape {list(shape)}"
+        )
+    return found
 
 
 def layer_sparsity(
@@ -119,6 +130,8 @@ def _outlier_share(
     statistics: LayerStatistics | None,
 ) -> float:
     """`outlier_share` of layer ``index`` with the experts of ``choice``, whose statistics are given."""
+    criterion = settings.weight_criterion
+    assert criterion is not None
     state = prune_experts(layers, index, choice)
     found = expand(matrices(layers.config, index, settings.parts), state)
 
@@ -126,12 +139,12 @@ def _outlier_share(
         for matrix in found:
             weight = matrix.rows(state[matrix.name])
             norms = None
-            if statistics is not None and settings.weights == "wanda":
+            if statistics is not None and criterion.needs_inputs:
                 norms = statistics.squares[matrix.name].sqrt().float()
             if not matrix.stacked:
                 weight, norms = weight[None], None if norms is None else norms[None]
             for expert, one in enumerate(weight):
-                yield from scores_by_rows(one, None if norms is None else norms[expert])
+                yield from scores_by_rows(one, None if norms is None else norms[expert], criterion)
 
     return outlier_share(scores)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from justright.calibration.statistics import LayerStatistics
-from justright.errors import UsageError
 from justright.prune.clusters import Clusters
 
 RECONSTRUCT_BELOW = 3
@@ -72,60 +70,6 @@ def highest(scores: Tensor, count: int, groups: int = 1) -> Choice:
     return Choice(tuple(kept), tuple((e,) for e in kept))
 
 
-def reap_scores(statistics: LayerStatistics) -> Tensor:
-    """Mean over an expert's tokens of gate weight times output norm; 0 for one that has none.
-
-    Source: arXiv:2510.13999, Eq. 9 (router-weighted expert activation pruning).
-    """
-    return _mean(statistics.gated_norms, statistics.counts)
-
-
-def output_norm_scores(statistics: LayerStatistics) -> Tensor:
-    """Mean over an expert's tokens of its output norm; 0 for one that has none."""
-    return _mean(statistics.output_norms, statistics.counts)
-
-
-def frequency_scores(statistics: LayerStatistics) -> Tensor:
-    """Tokens that an expert gets."""
-    assert statistics.counts is not None
-    return statistics.counts.double()
-
-
-def random_scores(statistics: LayerStatistics, seed: int, layer: int) -> Tensor:
-    """Random, the same for the same seed and layer."""
-    assert statistics.counts is not None
-    generator = torch.Generator().manual_seed(seed * 100_003 + layer)
-    return torch.rand(len(statistics.counts), generator=generator, dtype=torch.float64)
-
-
-RANKED: dict[str, Callable[[LayerStatistics], Tensor]] = {
-    "reap": reap_scores,
-    "frequency": frequency_scores,
-    "output_norm": output_norm_scores,
-}
-"""Criteria that rank experts by what calibration saw."""
-
-CLUSTERED: tuple[str, ...] = ("stun", "router")
-CRITERIA: tuple[str, ...] = (*CLUSTERED, *RANKED, "random")
-"""``stun``: clusters by router and coactivation; ``router``: by the router alone, without calibration."""
-
-
-def check_criterion(name: str) -> None:
-    """Refuse an unknown criterion.
-
-    Raises:
-        UsageError: it is not one of `CRITERIA`.
-    """
-    if name not in CRITERIA:
-        raise UsageError(f"no criterion {name!r}: there are {', '.join(CRITERIA)}")
-
-
 def unrouted(statistics: Sequence[LayerStatistics]) -> int:
     """Experts, over all layers, that calibration never sent a token to."""
     return sum(int((s.counts == 0).sum()) for s in statistics if s.counts is not None)
-
-
-def _mean(sums: Tensor | None, counts: Tensor | None) -> Tensor:
-    assert sums is not None
-    assert counts is not None
-    return sums / counts.clamp(min=1)

@@ -221,7 +221,7 @@ def card(done: Pruned, settings: Settings, source: str) -> str:
     plan = done.plan
     experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
     how = [f"experts by {settings.criterion}"] if plan.experts else []
-    how += [f"single weights by {settings.weights}"] if settings.weights != "none" else []
+    how += [f"single weights by {settings.weights}"] if settings.weight_criterion else []
     only = ""
     if len(set(plan.counts.values())) > 1:
         only = " Layers keep different numbers of experts, so only justright loads it."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from justright.calibration.statistics import Collector, LayerStatistics
+from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
 from justright.errors import ResourceError
 from justright.files import save_tensors
@@ -23,6 +23,9 @@ from justright.prune.experts import Choice
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings
 from justright.prune.weights import n_of_m_mask, row_mask, scores_by_rows
+
+_WEIGHTS = frozenset({"squares", "counts"})
+"""The statistics that stage 2 needs."""
 
 Tick = Callable[[str, int, int], None]
 """``(stage, layers done, layers in all)``"""
@@ -38,8 +41,13 @@ class Run:
     rows: int = 1
 
 
-def collect(layers: LayerFormat, run: Run, folder: Path, tick: Tick) -> list[LayerStatistics]:
-    """Statistics of the unpruned model's layers: one pass, each layer's file in ``folder`` when it is done."""
+def collect(
+    layers: LayerFormat, run: Run, folder: Path, tick: Tick, needs: Collection[str] = ALL
+) -> list[LayerStatistics]:
+    """Statistics of the unpruned model's layers: one pass, each layer's file in ``folder`` when it is done.
+
+    ``needs`` names the fields of `LayerStatistics` to collect.
+    """
     hidden = folder / "hidden"
     done = _finished(folder, layers.layers)
     if done < layers.layers:
@@ -48,7 +56,7 @@ def collect(layers: LayerFormat, run: Run, folder: Path, tick: Tick) -> list[Lay
         while (first := stream.position) < layers.layers:
             tick("calibrating", first, layers.layers)
             flight = range(first, min(first + len(stream.devices), layers.layers))
-            watching = {i: _watch(layers.config, stream, i, layers.read(i)) for i in flight}
+            watching = {i: _watch(layers.config, stream, i, layers.read(i), needs) for i in flight}
             stages = [Stage(index, collector) for index, collector in watching.items()]
             stream.fly(stages, len(stages) - 1, before=lambda: _save(watching, folder))  # noqa: B023
             for index in flight:
@@ -98,18 +106,18 @@ def mask_layer(
         ``(masks, uncalibrated)``: by matrix name which weights stay ``[..., out, in]``, packed by `pack`, and how
         many experts were scored by magnitude because they saw too few tokens.
     """
-    wanda = statistics is not None and settings.weights == "wanda"
+    inputs = statistics is not None and settings.needs_inputs
     masks = {}
     uncalibrated: set[int] = set()
     for matrix in found:
         weight = matrix.rows(state[matrix.name])
-        norms = statistics.squares[matrix.name].sqrt().float() if statistics is not None and wanda else None
+        norms = statistics.squares[matrix.name].sqrt().float() if statistics is not None and inputs else None
         mask = torch.empty(weight.shape, dtype=torch.bool)
         if not matrix.stacked:
             matrix_mask(weight, norms, settings, sparsity, matrix.name, out=mask)
         else:
             few = set[int]()
-            if statistics is not None and statistics.counts is not None and wanda:
+            if statistics is not None and statistics.counts is not None and inputs:
                 few = set((statistics.counts < settings.min_tokens).nonzero().flatten().tolist())
             uncalibrated |= few
             for expert, one in enumerate(weight):
@@ -128,8 +136,8 @@ def matrix_mask(
 
     Args:
         weight: ``[out, in]``.
-        norms: of its inputs, ``[in]``; None scores by magnitude.
-        settings: the pattern.
+        norms: of its inputs, ``[in]``; None if not known, see `scores_by_rows`.
+        settings: criterion and pattern.
         sparsity: of each row.
         name: of the matrix, for messages.
         out: ``[out, in]`` bool, to be filled.
@@ -138,7 +146,9 @@ def matrix_mask(
         ResourceError: a score is NaN or infinite, so that an order of them would say nothing.
     """
     at = 0
-    for scores in scores_by_rows(weight, norms):
+    criterion = settings.weight_criterion
+    assert criterion is not None
+    for scores in scores_by_rows(weight, norms, criterion):
         if not bool(torch.isfinite(scores).all()):
             raise ResourceError(
                 f"the scores of {name} hold NaN or infinity, so they have no order: its weights times their "
@@ -252,9 +262,11 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"layer-{index:05d}.safetensors"
 
 
-def _watch(config: dict[str, Any], stream: LayerStream, index: int, state: State) -> Collector:
+def _watch(
+    config: dict[str, Any], stream: LayerStream, index: int, state: State, needs: Collection[str] = _WEIGHTS
+) -> Collector:
     """Layer ``index`` made ready to run, and what counts while it does."""
-    return Collector(config, stream, index, stream.materialise(index, state))
+    return Collector(config, stream, index, stream.materialise(index, state), needs)
 
 
 def _save(watching: Mapping[int, Collector], folder: Path) -> None:

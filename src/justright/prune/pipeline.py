@@ -15,13 +15,14 @@ import torch
 from justright.architectures.spec import num_experts, num_layers, text_config
 from justright.architectures.uneven_experts import is_uneven, with_experts
 from justright.calibration import texts
-from justright.calibration.statistics import Collector, LayerStatistics
+from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, check_runs, job_folder
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.model.decoder_layer import LayerFormat
 from justright.provenance import collect as collect_provenance
+from justright.prune.criteria.base import without_calibration
 from justright.prune.decide import choose, layer_sparsity
 from justright.prune.evaluation import Evaluate, evaluate_result, evaluate_source, lacks_evaluation
 from justright.prune.experts import Choice
@@ -115,7 +116,7 @@ class Pruning:
             self.counts = plan.counts
             if plan.experts and "experts" not in settings.parts:
                 raise UsageError("the plan removes experts, and --parts leaves them out: name experts there")
-            if settings.weights == "none" and self._sparse:
+            if settings.weight_criterion is None and self._sparse:
                 raise UsageError(
                     "the plan removes single weights, and weights none keeps all: leave one of them out"
                 )
@@ -143,12 +144,23 @@ class Pruning:
     @property
     def takes_statistics(self) -> bool:
         """Whether a run makes a first pass, whose statistics can be kept and taken again."""
-        outliers = self.settings.ratios == "outlier_weighed" and self.settings.weights == "wanda"
-        return self.given is None and (self._scores_experts or outliers)
+        return self.given is None and (self._scores_experts or self._weighs_outliers)
 
     @property
     def _scores_experts(self) -> bool:
-        return self._removes and self.settings.criterion not in ("router", "random")
+        return self._removes and bool(self.settings.expert_criterion.needs)
+
+    @property
+    def _weighs_outliers(self) -> bool:
+        return self.settings.ratios == "outlier_weighed" and self.settings.needs_inputs
+
+    @property
+    def _needs(self) -> frozenset[str]:
+        """The statistics that the first pass collects: all, if a folder keeps them for other settings."""
+        if self.statistics is not None:
+            return ALL
+        experts = self.settings.expert_criterion.needs if self._scores_experts else ()
+        return frozenset({"counts", *experts, *(["squares"] * self._weighs_outliers)})
 
     @property
     def _removes(self) -> bool:
@@ -165,7 +177,7 @@ class Pruning:
 
     @property
     def _second_pass(self) -> bool:
-        if not self._sparse or self.settings.weights == "magnitude":
+        if not self._sparse or not self.settings.needs_inputs:
             return False
         return self.given is None or bool(self.settings.calibration)
 
@@ -299,7 +311,7 @@ class Pruning:
         if not settings.calibration:
             raise UsageError(
                 "calibration texts are needed: give a file, a folder, zoo, or hub:OWNER/NAME; or prune by "
-                "criteria that need none (criterion router, weights magnitude)"
+                f"criteria that need none ({without_calibration()})"
             )
         tokenizer = load_tokenizer(self.model)
         found = texts.build(
@@ -344,12 +356,12 @@ class Pruning:
         job = {"model": model, **self._job()}
         folder = self.statistics
         if folder is None:
-            folder = job_folder(work / "statistics", job)
+            folder = job_folder(work / "statistics", {**job, "needs": sorted(self._needs)})
         else:
             if folder.exists():
                 _check_statistics(folder, job)
             job_folder(folder, job)
-        return collect(self.layers, self._run(), folder, tick)
+        return collect(self.layers, self._run(), folder, tick, self._needs)
 
     def _sizes_of(self, counts: Mapping[int, int]) -> Sizes:
         """The sizes once the number of experts of every layer is known."""

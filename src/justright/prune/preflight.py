@@ -19,6 +19,7 @@ from justright.checkpoint.reader import Checkpoint
 from justright.errors import ResourceError, UsageError
 from justright.model.decoder_layer import LayerFormat
 from justright.prune.allocation import second_stage_sparsity
+from justright.prune.criteria.base import NO_WEIGHTS, WEIGHTS, Clustering
 from justright.prune.plan import check_count, least_count
 from justright.prune.settings import Settings
 from justright.readable import readable_bytes
@@ -61,7 +62,7 @@ def expert_counts(layers: LayerFormat, settings: Settings) -> dict[int, int]:
         return dict.fromkeys(moe_layers, kept)
     count, groups = num_experts(layers.config), expert_groups(layers.config)[0]
     share = settings.sparsity / 2 if settings.expert_sparsity is None else settings.expert_sparsity
-    if settings.weights == "none" and settings.expert_sparsity is None:
+    if settings.weight_criterion is None and settings.expert_sparsity is None:
         share = 1 - kept / max(1, count)
     total = count * len(moe_layers) - round(share * count * len(moe_layers) / groups) * groups
     if total < least_count(layers.config) * len(moe_layers):
@@ -83,12 +84,12 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     count = num_experts(config) if layers.moe_layers else 0
     asked = settings.expert_sparsity
     if count == 0:
-        if settings.weights == "none":
+        if settings.weight_criterion is None:
             raise UsageError(
                 f"{layers.architecture.family} here is a dense model, and weights none leaves only experts to remove: "
-                "choose wanda or magnitude"
+                f"choose {' or '.join(WEIGHTS.names())}"
             )
-        if settings.uneven or settings.criterion not in ("stun", "router"):
+        if settings.uneven or not isinstance(settings.expert_criterion, Clustering):
             raise UsageError(
                 f"{layers.architecture.family} here is a dense model, it has no experts to choose: leave --uneven and "
                 "--criterion out"
@@ -108,7 +109,7 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         return kept
     if "experts" not in settings.parts:
         return count
-    if settings.weights == "none":
+    if settings.weight_criterion is None:
         groups = expert_groups(config)[0]  # each loses as many
         share = settings.sparsity * _prunable(layers, settings) / (_of_one_expert(layers) * groups)
         kept = count - round(share) * groups
@@ -158,7 +159,7 @@ def sizes(
         stay.append(of_layer - gone)
     if prunable == 0:
         raise UsageError(f"nothing to prune: the model has none of the parts {', '.join(settings.parts)}")
-    if planned or settings.weights == "none":
+    if planned or settings.weight_criterion is None:
         second = 0.0
     elif settings.pattern is not None:
         n, m = settings.n_of_m()
@@ -209,12 +210,12 @@ def memory_bytes(
 
 def _prunable(layers: LayerFormat, settings: Settings) -> int:
     """Parameters that may be pruned."""
-    return sizes(layers, replace(settings, weights="none"), {}, planned=True).prunable
+    return sizes(layers, replace(settings, weights=NO_WEIGHTS), {}, planned=True).prunable
 
 
 def _of_one_expert(layers: LayerFormat) -> int:
     """Parameters that go with one expert less in every layer."""
-    only = Settings(weights="none", parts=("experts",))
+    only = Settings(weights=NO_WEIGHTS, parts=("experts",))
     return _prunable(layers, only) // num_experts(layers.config)
 
 

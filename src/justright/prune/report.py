@@ -20,8 +20,8 @@ from justright.architectures.spec import expert_groups
 from justright.calibration.statistics import LayerStatistics
 from justright.model.decoder_layer import LayerFormat
 from justright.prune.clusters import Clusters, cluster
+from justright.prune.criteria.base import Clustering
 from justright.prune.decide import expert_similarity
-from justright.prune.experts import CLUSTERED
 from justright.prune.outcome import Pruned
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings
@@ -43,7 +43,8 @@ def draw(
     layers: LayerFormat, plan: Plan, settings: Settings, found: Sequence[LayerStatistics] | None
 ) -> dict[int, Pictures]:
     """Pictures of every layer whose experts were clustered; none where they were ranked, or a plan was given."""
-    if settings.criterion not in CLUSTERED or (settings.criterion == "stun" and not found):
+    criterion = settings.expert_criterion
+    if not isinstance(criterion, Clustering) or (criterion.needs and not found):
         return {}
     groups = expert_groups(layers.config)[0]
     pictures = {}

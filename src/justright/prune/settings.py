@@ -7,8 +7,14 @@ from typing import Any, Literal
 
 from justright.errors import UsageError
 from justright.model.matrices import check_parts
-from justright.prune.experts import CLUSTERED, check_criterion
-from justright.prune.weights import WEIGHT_CRITERIA
+from justright.prune.criteria.base import (
+    EXPERTS,
+    NO_WEIGHTS,
+    WEIGHTS,
+    Clustering,
+    ExpertCriterion,
+    WeightCriterion,
+)
 
 Ratios = Literal["uniform", "outlier_weighed"]
 RATIOS: tuple[Ratios, ...] = ("uniform", "outlier_weighed")
@@ -22,11 +28,11 @@ class Settings:
         sparsity: the fraction of the prunable parameters that goes in all, in [0, 1).
         expert_sparsity: the fraction of each layer's experts that goes in stage 1; None takes half of ``sparsity``,
             as far as routing allows, and with ``weights`` none as many as come nearest to all of it.
-        criterion: which experts go: `justright.prune.experts.CRITERIA`.
+        criterion: which experts go: a name in `justright.prune.criteria.base.EXPERTS`.
         uneven: layers keep different numbers of experts, by one threshold for all; only this package loads the result.
         router_weight: lambda 1 of ``stun``.
         coactivation_weight: lambda 2 of ``stun``.
-        weights: which single weights go: ``wanda``, ``magnitude``, or ``none`` of them.
+        weights: which single weights go: a name in `justright.prune.criteria.base.WEIGHTS`, or ``none`` of them.
         ratios: ``uniform``, or ``outlier_weighed`` by layer.
         pattern: ``n:m`` instead of a free choice in each row; its sparsity is then ``1 - n / m``.
         parts: of `justright.model.matrices.PARTS`.
@@ -64,23 +70,51 @@ class Settings:
         mix = (self.router_weight, self.coactivation_weight)
         if not all(0 <= value < float("inf") for value in mix) or not any(mix):
             raise UsageError(f"weights {mix} of stun's two terms: allowed are numbers from 0, not both 0")
-        check_criterion(self.criterion)
+        criterion, _ = self.expert_criterion, self.weight_criterion  # both checked
         check_parts(self.parts)
-        if self.uneven and self.criterion not in CLUSTERED:
+        clusters = [name for name, one in EXPERTS.known().items() if isinstance(one, Clustering)]
+        if self.uneven and not isinstance(criterion, Clustering):
             raise UsageError(
                 f"uneven cuts all layers' clusters at one height, and {self.criterion} makes no clusters: choose "
-                f"{' or '.join(CLUSTERED)}"
+                f"{' or '.join(clusters)}"
             )
-        if self.weights not in WEIGHT_CRITERIA:
-            raise UsageError(f"weights {self.weights!r}: there are {', '.join(WEIGHT_CRITERIA)}")
         if self.ratios not in RATIOS:
             raise UsageError(f"ratios {self.ratios!r}: there are {', '.join(RATIOS)}")
-        if self.weights == "none" and (self.pattern is not None or self.ratios != "uniform"):
+        if self.weight_criterion is None and (self.pattern is not None or self.ratios != "uniform"):
             raise UsageError("with weights none no single weight goes: leave out pattern and ratios")
         if self.pattern is not None:
             self.n_of_m()
             if self.ratios != "uniform":
                 raise UsageError("a pattern has the same sparsity in every layer: leave the ratios uniform")
+
+    @property
+    def expert_criterion(self) -> ExpertCriterion:
+        """What ``criterion`` names.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        return EXPERTS.get(self.criterion)
+
+    @property
+    def weight_criterion(self) -> WeightCriterion | None:
+        """What ``weights`` names; None for ``none``.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        if self.weights == NO_WEIGHTS:
+            return None
+        if self.weights not in WEIGHTS.names():
+            raise UsageError(
+                f"weights {self.weights!r}: there are {', '.join([*WEIGHTS.names(), NO_WEIGHTS])}"
+            )
+        return WEIGHTS.get(self.weights)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether single weights are scored by the inputs of their matrix, which takes calibration."""
+        return self.weight_criterion is not None and self.weight_criterion.needs_inputs
 
     def n_of_m(self) -> tuple[int, int]:
         """The pattern's numbers.

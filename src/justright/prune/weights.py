@@ -1,4 +1,4 @@
-"""Which single weights go: scores, and masks that keep the highest in every row."""
+"""Which single weights go: masks that keep the highest in every row."""
 
 from __future__ import annotations
 
@@ -8,43 +8,27 @@ import torch
 from torch import Tensor
 
 from justright.errors import UsageError
+from justright.prune.criteria.base import WeightCriterion
+from justright.prune.criteria.magnitude import Magnitude
 
 _AT_ONCE = 1 << 18
 """Weights that are scored at once: scores and their order take some thirty bytes a weight."""
 
-WEIGHT_CRITERIA = ("wanda", "magnitude", "none")
-"""``none``: no single weight goes, so the whole target is experts."""
 
-
-def wanda_scores(weight: Tensor, input_norms: Tensor) -> Tensor:
-    """``|W_ij| * ||X_j||``.
+def scores_by_rows(
+    weight: Tensor, input_norms: Tensor | None, criterion: WeightCriterion
+) -> Iterator[Tensor]:
+    """The scores of a matrix ``[out, in]``, some rows ``[rows, in]`` at a time, in order.
 
     Args:
         weight: ``[out, in]``.
-        input_norms: ``[in]``, the L2 norm of each input over all calibration tokens.
-
-    Returns:
-        ``[out, in]`` float32.
-
-    Source: arXiv:2306.11695, Eq. 1.
+        input_norms: ``[in]``; None if not known, and then a criterion that needs them gives way to magnitude.
+        criterion: how to score.
     """
-    return weight.float().abs() * input_norms.float()
-
-
-def magnitude_scores(weight: Tensor) -> Tensor:
-    """``|W_ij|``, ``[out, in]`` float32."""
-    return weight.float().abs()
-
-
-def weight_scores(weight: Tensor, input_norms: Tensor | None) -> Tensor:
-    """`wanda_scores`, or without norms `magnitude_scores`."""
-    return magnitude_scores(weight) if input_norms is None else wanda_scores(weight, input_norms)
-
-
-def scores_by_rows(weight: Tensor, input_norms: Tensor | None) -> Iterator[Tensor]:
-    """`weight_scores` of a matrix ``[out, in]``, some rows ``[rows, in]`` at a time, in order."""
+    if input_norms is None and criterion.needs_inputs:
+        criterion = Magnitude()
     for rows in torch.split(weight, max(1, _AT_ONCE // weight.shape[-1])):
-        yield weight_scores(rows, input_norms)
+        yield criterion.scores(rows, input_norms)
 
 
 def row_mask(scores: Tensor, sparsity: float) -> Tensor:

@@ -1,0 +1,59 @@
+"""The base class of rank rules, and the registry that holds them; imports no torch, as ``--help`` reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from justright.errors import UsageError
+from justright.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from justright.adapter.ranks import RankRule
+
+
+class Rule:
+    """How many singular directions of a matrix a switch keeps.
+
+    Attributes:
+        name: under which it is registered.
+        help: what it keeps, for the command's help text.
+        takes: which of ``value``, ``power`` and ``scope`` it uses. A rule with a scope is applied to the singular
+            values of all matrices of a layer, or of the model, at once.
+    """
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    takes: ClassVar[frozenset[str]] = frozenset({"value"})
+
+    def check(self, settings: RankRule) -> None:
+        """Refuse a value that is not allowed.
+
+        Raises:
+            UsageError: see above.
+        """
+
+    def needs_all(self, settings: RankRule) -> bool:
+        """Whether it needs all singular values; a randomized decomposition finds the largest only."""
+        return True
+
+    def rank(self, values: Tensor, settings: RankRule) -> int:
+        """How many of the singular values, descending ``[n]`` float32, are kept; 0 if all are zero.
+
+        The caller limits it to the number of values above zero.
+        """
+        raise NotImplementedError
+
+
+def check_share(rule: str, value: float) -> None:
+    """Refuse a share outside (0, 1].
+
+    Raises:
+        UsageError: see above.
+    """
+    if not 0 < value <= 1:
+        raise UsageError(f"{rule} {value}: allowed is above 0 to 1, the share that is kept")
+
+
+RULES: Registry[Rule] = Registry("rank rule", "justright.switch.rank_rules", "justright.rank_rules")

@@ -1,0 +1,1 @@
+"""Pruning criteria, one a file: each registers itself under its name (see docs/prune.md, "Add a criterion")."""
