@@ -56,4 +56,4 @@ def check_share(rule: str, value: float) -> None:
         raise UsageError(f"{rule} {value}: allowed is above 0 to 1, the share that is kept")
 
 
-RULES: Registry[Rule] = Registry("rank rule", "justright.switch.rank_rules", "justright.rank_rules")
+RULES: Registry[Rule] = Registry("rank rule", "justright.adapter.rank_rules", "justright.rank_rules")
