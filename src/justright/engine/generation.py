@@ -169,7 +169,7 @@ def _number(file: Path, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
             allowed = "a whole number" if name == "top_k" else "a number"
             raise UsageError(f"{name} is {value!r}; allowed: {allowed}")
-        number = value if name == "top_k" else float(value)
+        number: Any = value if name == "top_k" else float(value)
         SamplingParams(**{name: number})
     except (OverflowError, UsageError) as error:
         raise CheckpointError(

@@ -232,9 +232,13 @@ def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
         await gateway.client.aclose()
 
     routes = [Route(path, gateway.generate, methods=["POST"]) for path in (CHAT, COMPLETION)]
-    looks = {"/v1/models": look, "/v1/models/{model:path}": look, "/metrics": look}
-    looks |= {"/health": gateway.health, "/health/live": live}
-    routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in looks.items()]
+    routes += [
+        Route(path, look, methods=["GET"]) for path in ("/v1/models", "/v1/models/{model:path}", "/metrics")
+    ]
+    routes += [
+        Route("/health", gateway.health, methods=["GET"]),
+        Route("/health/live", live, methods=["GET"]),
+    ]
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False  # a redirect would go to an address built from the Host header
     settings = gateway.settings

@@ -325,7 +325,7 @@ def _budget(
     if budget is not None and upstream.kind != "vllm":
         message = f"the {upstream.kind} server behind this gateway has no reasoning budget: request an effort"
         raise ApiError(400, message, "thinking_budget", "unsupported_parameter")
-    if budget is None and upstream.budgets and effort in SHARES:
+    if budget is None and upstream.budgets and effort is not None and effort in SHARES:
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         if isinstance(limit, int) and limit > 0:
             budget = max(1, int(SHARES[effort] * limit))
