@@ -169,8 +169,9 @@ def _number(file: Path, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
             allowed = "a whole number" if name == "top_k" else "a number"
             raise UsageError(f"{name} is {value!r}; allowed: {allowed}")
-        number: Any = value if name == "top_k" else float(value)
-        SamplingParams(**{name: number})
+        number: float = value if name == "top_k" else float(value)
+        field_of: dict[str, Any] = {name: number}
+        SamplingParams(**field_of)
     except (OverflowError, UsageError) as error:
         raise CheckpointError(
             f"{file} cannot be used: {error}. Correct the file, or leave its sampling settings out "
