@@ -9,25 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from justright.cli import options as opt
+from justright.cli import serve_options as srv
 from justright.cli.output import Output, output_of
-from justright.cli.serve import (
-    _AllowedHosts,
-    _Connections,
-    _Drain,
-    _Host,
-    _KeyFile,
-    _Keys,
-    _keys,
-    _MaxBody,
-    _Port,
-)
 from justright.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from justright.serve.gateway import Gateway
 
 _UPSTREAM = "Upstream"
-_MIB = 2**20
 
 
 def gateway(
@@ -106,14 +95,14 @@ def gateway(
             show_default=False,
         ),
     ] = None,
-    host: _Host = "127.0.0.1",
-    port: _Port = 8080,
-    allowed_host: _AllowedHosts = None,
-    drain: _Drain = 30.0,
-    max_connections: _Connections = 1024,
-    api_key: _Keys = None,
-    api_key_file: _KeyFile = None,
-    max_body: _MaxBody = 4.0,
+    host: srv.Host = "127.0.0.1",
+    port: srv.Port = 8080,
+    allowed_host: srv.AllowedHosts = None,
+    drain: srv.Drain = 30.0,
+    max_connections: srv.Connections = 1024,
+    api_key: srv.Keys = None,
+    api_key_file: srv.KeyFile = None,
+    max_body: srv.MaxBody = 4.0,
     as_json: opt.Json = False,
     stats: opt.Stats = True,
 ) -> None:
@@ -136,10 +125,10 @@ def gateway(
         upstream,
         Wanted(kind, model, fast),
         Policy(effort, threshold=threshold),
-        _keys(api_key or [], api_key_file),
+        srv.read_keys(api_key or [], api_key_file),
         upstream_key,
         timeout_s=timeout,
-        max_body_bytes=int(max_body * _MIB),
+        max_body_bytes=int(max_body * srv.MIB),
         hosts=Hosts(tuple(allowed_host or ()), host),
     )
     with bind(host, port) as bound:

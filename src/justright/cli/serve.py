@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from justright.cli import options as opt
+from justright.cli import serve_options as srv
 from justright.cli.output import Output, output_of
 from justright.errors import MissingExtraError, ResourceError, UsageError
 from justright.readable import key_values
@@ -18,166 +18,27 @@ if TYPE_CHECKING:
     from justright.cli.prepare import Prepared
     from justright.serve.server_settings import ServeSettings
 
-_SERVING = "Serving"
-_MIB = 2**20
-
-_Host = Annotated[
-    str,
-    typer.Option(
-        help="Address to listen on; 0.0.0.0: all of this machine's, which wants an --api-key.",
-        rich_help_panel=_SERVING,
-    ),
-]
-_Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.", rich_help_panel=_SERVING)
-]
-_AllowedHosts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allowed-host",
-        metavar="NAME",
-        help="A further name that clients may call this server by in their Host header; repeatable. Without an API "
-        "key, requests to a loopback address are refused unless they name localhost, that address or --host; with "
-        "this option every request is checked.",
-        rich_help_panel=_SERVING,
-        show_default=False,
-    ),
-]
-_Name = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The model's name for clients.  (default: MODEL; of a path, its last part)",
-        rich_help_panel=_SERVING,
-        show_default=False,
-    ),
-]
-_Slots = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Requests run at once.", rich_help_panel=_SERVING)
-]
-_CacheTokens = Annotated[
-    int | None,
-    typer.Option(
-        min=256,
-        metavar="N",
-        help="Most tokens whose keys and values are kept, of all requests together; if less than the model's context, "
-        "also the longest request.  (default: as memory allows)",
-        rich_help_panel=_SERVING,
-        show_default=False,
-    ),
-]
-_Queue = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Requests that may wait; more are told to come again.",
-        rich_help_panel=_SERVING,
-    ),
-]
-_Deadline = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Cut a request off after so long.  (default: never)",
-        rich_help_panel=_SERVING,
-        show_default=False,
-    ),
-]
-_Drain = Annotated[
-    float,
-    typer.Option(
-        min=0.0,
-        metavar="SECONDS",
-        help="Let requests come to their end for so long after SIGTERM or Ctrl-C; a second signal does not wait.",
-        rich_help_panel=_SERVING,
-    ),
-]
-_Connections = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Connections open at once; the requests of more are told to come again.",
-        rich_help_panel=_SERVING,
-    ),
-]
-_Keys = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--api-key",
-        metavar="KEY",
-        envvar="JUSTRIGHT_API_KEY",
-        help="Refuse requests without this key (Authorization: Bearer KEY); repeatable. Others of this machine can "
-        "read a command line: rather use the variable (several with spaces between) or the file.",
-        rich_help_panel=_SERVING,
-        show_default=False,
-        show_envvar=True,
-    ),
-]
-_KeyFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="API keys, one a line.", rich_help_panel=_SERVING, show_default=False),
-]
-_MaxBody = Annotated[
-    float, typer.Option(min=0.001, metavar="MIB", help="Largest body of a request.", rich_help_panel=_SERVING)
-]
-_Engine = Annotated[
-    str,
-    typer.Option(
-        help="embedded: in this process. vllm: write vLLM's arguments and become it: the checkpoint as it is, the "
-        "switch as a LoRA module, effort and auto by a middleware (docs/scale.md).",
-        rich_help_panel=_SERVING,
-    ),
-]
-_EngineArg = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="ARGUMENT",
-        help="With --engine vllm: a further argument of vLLM's, as it is, such as --enforce-eager; repeatable.",
-        rich_help_panel=_SERVING,
-        show_default=False,
-    ),
-]
-_Copies = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="With --engine vllm: copies of the model, each in a process of its own.",
-        rich_help_panel=_SERVING,
-    ),
-]
-_DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="With --engine vllm: write its files and print its command.",
-        rich_help_panel=_SERVING,
-    ),
-]
-
 
 def serve(
     ctx: typer.Context,
     model: opt.Model,
-    engine: _Engine = "embedded",
-    engine_arg: _EngineArg = None,
-    copies: _Copies = 1,
-    dry_run: _DryRun = False,
-    host: _Host = "127.0.0.1",
-    port: _Port = 8000,
-    allowed_host: _AllowedHosts = None,
-    name: _Name = None,
-    slots: _Slots = 4,
-    cache_tokens: _CacheTokens = None,
-    queue: _Queue = 64,
-    deadline: _Deadline = None,
-    drain: _Drain = 30.0,
-    max_connections: _Connections = 1024,
-    api_key: _Keys = None,
-    api_key_file: _KeyFile = None,
-    max_body: _MaxBody = 4.0,
+    engine: srv.Engine = "embedded",
+    engine_arg: srv.EngineArg = None,
+    copies: srv.Copies = 1,
+    dry_run: srv.DryRun = False,
+    host: srv.Host = "127.0.0.1",
+    port: srv.Port = 8000,
+    allowed_host: srv.AllowedHosts = None,
+    name: srv.Name = None,
+    slots: srv.Slots = 4,
+    cache_tokens: srv.CacheTokens = None,
+    queue: srv.Queue = 64,
+    deadline: srv.Deadline = None,
+    drain: srv.Drain = 30.0,
+    max_connections: srv.Connections = 1024,
+    api_key: srv.Keys = None,
+    api_key_file: srv.KeyFile = None,
+    max_body: srv.MaxBody = 4.0,
     as_json: opt.Json = False,
     stats: opt.Stats = True,
     max_tokens: opt.MaxTokens = 2048,
@@ -221,7 +82,7 @@ def serve(
 
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
-    keys = _keys(api_key or [], api_key_file)
+    keys = srv.read_keys(api_key or [], api_key_file)
     engine_options: dict[str, Any] = {
         "dtype": dtype,
         "device": device,
@@ -246,7 +107,7 @@ def serve(
             max_tokens,
             deadline,
             keys,
-            int(max_body * _MIB),
+            int(max_body * srv.MIB),
             hosts=hosts,
         )
         for line in ready.generation.lines(settings.sampling, sampling=True):
@@ -312,21 +173,6 @@ def _run(
         on_request=on_request,
     )
     output.note("all requests are done; the server has stopped")
-
-
-def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
-    """All API keys."""
-    found = list(given)
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
-        more = [line.strip() for line in lines if line.strip()]
-        if not more:
-            raise UsageError(f"the file of API keys {file} has none: write one a line")
-        found += more
-    return tuple(found)
 
 
 def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_run: bool) -> None:

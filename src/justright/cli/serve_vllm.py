@@ -13,6 +13,7 @@ import typer
 
 from justright.cli.options import chosen
 from justright.cli.output import Output, output_of
+from justright.cli.serve_options import read_keys
 from justright.errors import MissingExtraError, UsageError
 from justright.readable import key_values
 
@@ -76,7 +77,6 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
 
 def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: int) -> VllmSettings:
     """As the user says, checked before anything is read."""
-    from justright.cli.serve import _keys
     from justright.serve.hosts import Hosts
     from justright.serve.server_settings import served_name
     from justright.serve.upstream import Policy
@@ -96,7 +96,7 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
         policy=Policy(given["effort"], threshold=given["threshold"]),
         closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
         data_parallel=copies,
-        api_keys=_keys(given["api_key"] or [], given["api_key_file"]),
+        api_keys=read_keys(given["api_key"] or [], given["api_key_file"]),
         hosts=Hosts(tuple(given["allowed_host"] or ()), given["host"]),
         more=tuple(engine_args),
     )
