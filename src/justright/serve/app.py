@@ -106,9 +106,7 @@ class Service:
             arrived=arrived,
         )
         if asked.stream:
-            await (
-                exchange.__aenter__()
-            )  # an error here is an ordinary response; the stream exits the exchange
+            await exchange.__aenter__()  # it fails with an ordinary response; `EventStream` exits it
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
 
@@ -174,9 +172,7 @@ class EventStream(Response):
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                with contextlib.suppress(
-                    TimeoutError
-                ):  # the client reads nothing; the operating system closes it
+                with contextlib.suppress(TimeoutError):  # the client reads nothing; the system closes it
                     sending.result()
         finally:
             for task in (sending, gone, *asked):

@@ -129,9 +129,7 @@ class JsonConstraint:
         """Set the ``[vocab]`` scores of tokens not allowed next to minus infinity; unchanged after a failure."""
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         allowed = allowed[: len(scores)].to(scores.device).bool()
-        if (
-            self._failed() or not allowed.any()
-        ):  # llguidance allows the end tokens where nothing else can follow
+        if self._failed() or not allowed.any():  # llguidance allows the end where nothing else can follow
             self.failure = self.failure or "no token can follow"
             return scores
         return scores.masked_fill(~allowed, float("-inf"))
