@@ -1,4 +1,4 @@
-"""Response bodies, after OpenAI's API, for the OpenAPI document and for tests; `answers` writes them.
+"""Response bodies, after OpenAI's API, for the OpenAPI document and for tests; `answer_chunks` writes them.
 
 Extensions of justright are under ``justright``.
 """
