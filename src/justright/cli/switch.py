@@ -117,8 +117,7 @@ def extract(
 ) -> None:
     """Decompose what reasoning training added to a model, and write an adapter that removes it.
 
-    It decomposes one matrix at a time, exactly, in float32. If interrupted, the same command continues after the last
-    finished layer.
+    One matrix at a time, exactly, in float32. If interrupted, the same command continues after the last finished layer.
     """
     output = output_of(ctx)
     if out is None and not dry_run:
@@ -304,8 +303,7 @@ def calibrate(
 
     Every problem is answered in both modes. A probe on the prompt's last hidden state learns where the fast answer is
     wrong; the threshold is the one with the fewest tokens that meets the floor on held-out problems. The answers are
-    kept: another --floor or --filter needs no new ones. If interrupted, the same command continues after the last 32
-    problems.
+    kept for another --floor or --filter. If interrupted, the same command continues after the last 32 problems.
     """
     from justright.checkpoint.sources import resolve_adapter
 
