@@ -1,6 +1,6 @@
-"""The command line. Thin: it parses, calls, prints; ``main`` turns every error into a message and a code.
+"""The command line. It only parses, calls and prints; ``main`` turns every error into a message and an exit code.
 
-No module here imports torch or transformers while it is imported, so that ``--help`` answers at once.
+Importing a module here imports neither torch nor transformers, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from justright.files import cannot_write
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-# What clients raise without a network, by module and class: none of them is imported for the sake of it.
+# Network errors of client libraries, by module and class name, so that none of the libraries has to be imported.
 _NETWORK = {
     "requests": {"ConnectionError", "Timeout", "HTTPError"},
     "httpx": {"TransportError", "HTTPStatusError"},
@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
     Args:
-        argv: the arguments, by default those of the process.
+        argv: the arguments; None: those of the process.
     """
     from justright.cli.app import app
 
-    # transformers reads these when it is imported; what the user has set counts.
+    # transformers reads these when it is imported; values that the user has set take priority.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = sys.argv[1:] if argv is None else list(argv)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _left_by_typer(ended: SystemExit, output: Output, *, as_json: bool) -> NoReturn:
-    """Typer has ended the program, and said why on stderr: say it in JSON too, and give a closed pipe its code."""
+    """Exit as Typer does, after its message on stderr: report it in JSON too, and give a closed pipe its own code."""
     cause = ended.__context__
     if isinstance(cause, BrokenPipeError):
         sys.exit(CLOSED_PIPE)
@@ -72,7 +72,7 @@ def _left_by_typer(ended: SystemExit, output: Output, *, as_json: bool) -> NoRet
 
 
 def _fail(error: Exception, output: Output) -> NoReturn:
-    """Report an error: a message on stderr, with ``--json`` an object on stdout as well; then exit."""
+    """Report an error on stderr and, with ``--json``, as an object on stdout; then exit."""
     known = as_known(error)
     if output.debug:
         traceback.print_exception(error)
@@ -89,7 +89,7 @@ def _fail(error: Exception, output: Output) -> NoReturn:
 
 
 def _network_fault(error: BaseException) -> BaseException | None:
-    """The network's error that an error is or comes from; None where there is none."""
+    """Return the network error that an error is or is caused by; None if there is none."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
@@ -104,7 +104,7 @@ def _network_fault(error: BaseException) -> BaseException | None:
 
 
 def as_known(error: Exception) -> JustrightError | None:
-    """The `JustrightError` that an error amounts to: itself, no room, a path that does not work; None for others."""
+    """Convert an error to a `JustrightError`: itself, out of memory or disk, an unusable path; None for others."""
     if isinstance(error, JustrightError):
         return error
     if (full := cannot_write(error)) is not None:

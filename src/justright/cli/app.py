@@ -1,4 +1,4 @@
-"""The command line's shape; what a command does is in its own module."""
+"""The commands and their groups; each command is implemented in its own module."""
 
 from __future__ import annotations
 

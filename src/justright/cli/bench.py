@@ -1,4 +1,4 @@
-"""``justright bench decode`` and ``justright demo``: the engine measured, and shown."""
+"""``justright bench`` and ``justright demo``: measurements of the engine, and a demonstration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 app = typer.Typer(name="bench", help="Measure the engine, beside transformers' own.", no_args_is_help=True)
 
 _WIDE = 140
-"""Columns of a terminal that `bench longspec` fills."""
+"""Width of the output of `bench longspec`, in terminal columns."""
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
 _QUICK_CONTEXT = 1024
 
@@ -69,9 +69,9 @@ def decode(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Decode the same prompts in several ways: speeds, ratios, and whether the outputs agree.
+    """Decode the same prompts in several ways, and report speeds, ratios, and whether the outputs agree.
 
-    Exit code 1 if an output is wrong by more than floating-point noise.
+    Exits with code 1 if an output differs by more than floating-point noise.
     """
     output = output_of(ctx)
     if quick:
@@ -147,7 +147,7 @@ def longspec(
 ) -> None:
     """Measure drafters on long prompts (LongSpecBench): acceptance, speed and cost by length and by kind of task.
 
-    Exit code 1 if an output is wrong by more than floating-point noise.
+    Exits with code 1 if an output differs by more than floating-point noise.
     """
     output = output_of(ctx)
     if picture is not None:
@@ -221,7 +221,7 @@ def longset(
     seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make a set of long prompts: multi-turn, summarise, quote-and-answer, edit-code, continue.
+    """Generate a set of long prompts: multi-turn, summarise, quote-and-answer, edit-code, continue.
 
     The same texts, tokenizer and seed give the same file.
     """
@@ -283,9 +283,9 @@ def demo(
     picture: Annotated[bool, typer.Option(help="Draw the picture (needs matplotlib).")] = True,
     as_json: Json = False,
 ) -> None:
-    """Four long-context tasks, decoded plainly and with drafts: the same tokens, in less time.
+    """Decode four long-context tasks without and with drafts: the same tokens in less time.
 
-    Exit code 1 if an output is wrong by more than floating-point noise.
+    Exits with code 1 if an output differs by more than floating-point noise.
     """
     from justright.bench.demo_picture import need_matplotlib
 
@@ -344,7 +344,7 @@ def _conclude(output: Output, done: Demo) -> None:
 
 
 def _measured(output: Output, run: Callable[[Progress], T]) -> T:
-    """Call ``run`` with a function ``(what, done, in all)`` that shows how far it is."""
+    """Call ``run`` with a function ``(what, done, total)`` that shows its progress."""
 
     def told(tell: Callable[[str, int, int, str], None]) -> T:
         tell("measuring", 0, 0, "loading")

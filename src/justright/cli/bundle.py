@@ -1,4 +1,4 @@
-"""``justright bundle``: a model with its switch, its drafter and its defaults, in one directory."""
+"""``justright bundle``: a model with its switch, drafter and defaults in one directory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class _MakeByDefault(TyperGroup):
-    """``bundle MODEL ...`` is ``bundle make MODEL ...``."""
+    """Reads ``bundle MODEL ...`` as ``bundle make MODEL ...``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command's name where it was left out."""
+        """Insert the command's name if it is missing."""
         known = {*self.commands, *ctx.help_option_names}
         if args and args[0] not in known:
             args = ["make", *args]
@@ -81,9 +81,9 @@ def make(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Put a model and its parts together; a part that was made for another model is refused.
+    """Combine a model and its parts; a part that was made for another model is an error.
 
-    Interrupted, the same command goes on behind the last file that was copied.
+    If interrupted, the same command continues after the last copied file.
     """
     output = output_of(ctx)
     if out is None and not dry_run:
@@ -126,9 +126,9 @@ def inspect(
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a bundle holds, for which model, and how it runs by default.
+    """Show what a bundle contains, for which model, and how it runs by default.
 
-    If a file is missing, or not as long as it was, the exit code is 3; with --verify, if one byte is another.
+    The exit code is 3 if a file is missing or has another length; with --verify, also if any byte differs.
     """
     from justright.checkpoint.bundle_manifest import Bundle
     from justright.checkpoint.sources import resolve
@@ -167,7 +167,7 @@ def build(
 ) -> None:
     """Make a bundle from a pair of models: prune both alike, extract the switch, train the drafter for both modes.
 
-    Killed at any time, the same command goes on. Stages that were made with other settings are refused, unless --redo.
+    If killed at any time, the same command continues. Stages made with other settings are an error without --redo.
     """
     output = output_of(ctx)
     with output.status("checking the recipe"):
@@ -212,7 +212,7 @@ def _show_steps(output: Output, steps: list[Step], *, redo: bool) -> None:
 
 
 def show(output: Output, bundle: Bundle, verified: Verified | None = None) -> None:
-    """Write what a bundle holds."""
+    """Print what a bundle contains."""
     if output.json:
         from dataclasses import asdict
 
@@ -244,7 +244,7 @@ def _files(bundle: Bundle, part: str) -> str:
 
 
 def _about(about: Any) -> str:
-    """A part in a few words."""
+    """Describe a part in a few words."""
     shown = {name: about[name] for name in ("kind", "form", "parameters", "width") if about.get(name)}
     words = [
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in shown.items()
@@ -259,7 +259,7 @@ def _about(about: Any) -> str:
 
 
 def _words(defaults: Any) -> str:
-    """Defaults in a line."""
+    """Describe the defaults in one line."""
     flat = {name: value for name, value in defaults.items() if name not in ("draft_options", "sampling")}
     flat |= {f"draft option {name}": value for name, value in defaults.get("draft_options", {}).items()}
     flat |= defaults.get("sampling", {})

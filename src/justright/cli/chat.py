@@ -1,4 +1,4 @@
-"""``justright chat``: a conversation, with a person or with a script."""
+"""``justright chat``: a conversation with a person or a script."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def chat(
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
-    """Talk with a model, turn by turn; /help lists the commands.
+    """Chat with a model, turn by turn; /help lists the commands.
 
-    Without a terminal every line of stdin is one turn, and only answers go to stdout.
+    Without a terminal, every line of stdin is one turn, and only answers go to stdout.
 
-    When the conversation no longer fits the context, its oldest turns are forgotten, and a line says so.
+    When the conversation no longer fits into the context, its oldest turns are dropped, and a line reports it.
     """
     from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
@@ -100,7 +100,7 @@ def chat(
     thinking = settled_thinking(said, ready.defaults)
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)
-    conversation.fit("Hello", keep=False)  # a template that refuses the system message says so now
+    conversation.fit("Hello", keep=False)  # fails now if the template rejects the system message
     limits = {"max_tokens": max_tokens, "stop": tuple(stop or ()), "stop_in_reasoning": stop_in_reasoning}
     session = _Session(ready.load(), conversation, params, limits, output, thinking, thinking)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
@@ -111,15 +111,15 @@ def chat(
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns so far, as many of them as the context holds.
+    """The turns so far, as many as fit into the context.
 
-    `fit` adds what the user says, `answered` what the model said; `withdraw` takes back an unanswered turn.
+    `fit` adds a user message, `answered` the model's answer; `withdraw` removes an unanswered message.
 
     Attributes:
         ready: tokenizer, template and context.
-        max_tokens: room wanted for an answer (at most a quarter of the context is kept free for it).
+        max_tokens: tokens to reserve for an answer (at most a quarter of the context).
         system: the system message.
-        turns: alternately the user's and the assistant's.
+        turns: messages, alternately the user's and the assistant's.
     """
 
     ready: Prepared
@@ -128,18 +128,18 @@ class Conversation:
     turns: list[Message] = field(default_factory=list)
 
     def fit(self, text: str, *, keep: bool = True) -> tuple[list[int], int]:
-        """Add what the user says, forgetting oldest turns until it fits.
+        """Add a user message, dropping the oldest turns until the conversation fits.
 
         Args:
-            text: what the user says.
-            keep: False: only see what it would be.
+            text: the user message.
+            keep: if False, only compute the result and leave the conversation unchanged.
 
         Returns:
-            The prompt's tokens, and how many exchanges (a question and its answer) were forgotten.
+            The prompt's token ids, and the number of dropped exchanges (a question and its answer).
 
         Raises:
-            ResourceError: it does not fit even alone; the conversation is as before.
-            UsageError: the template refuses it.
+            ResourceError: the message alone does not fit; the conversation is unchanged.
+            UsageError: the template rejects it.
         """
         reserve = min(self.max_tokens, self.ready.context // 4)
         turns = [*self.turns, {"role": "user", "content": text}]
@@ -161,18 +161,18 @@ class Conversation:
         return [*self._start(), *self.turns]
 
     def answered(self, request: Request) -> None:
-        """Add what the model said; a thought is not said, and not remembered."""
+        """Add the model's answer, without its reasoning."""
         from justright.reasoning.parser import answer_of
 
         said = answer_of(request.text, request.tags, thinking=request.opened)
         self.turns.append({"role": "assistant", "content": said})
 
     def withdraw(self) -> None:
-        """Take back what the user said last."""
+        """Remove the last user message."""
         self.turns.pop()
 
     def reset(self) -> None:
-        """Forget all turns."""
+        """Remove all turns."""
         self.turns.clear()
 
     def _start(self) -> list[Message]:
@@ -194,7 +194,7 @@ class _Session:
     answers: int = 0
 
     def run(self, *, interactive: bool) -> None:
-        """Until the input ends or /exit."""
+        """Run until the input ends or /exit."""
         for line in _lines(interactive=interactive):
             text = line.strip()
             if not text:
@@ -207,7 +207,7 @@ class _Session:
                 else:
                     self._say(text)
             except (ResourceError, UsageError) as error:
-                # A command that does not exist costs a piped conversation nothing; a turn that failed would.
+                # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
                 self._error(error)
@@ -253,7 +253,7 @@ class _Session:
             raise
 
     def _say(self, text: str) -> None:
-        """One turn; an answer that Ctrl-C stops stays in the conversation as far as it came."""
+        """Run one turn; if Ctrl-C stops the answer, its text so far stays in the conversation."""
         from justright.cli.running import as_object, cancel_on_interrupt, until
 
         _, forgotten = self.conversation.fit(text)
@@ -292,12 +292,12 @@ class _Session:
 
 
 def _lines(*, interactive: bool) -> Iterator[str]:
-    """Lines of stdin; from a terminal with a prompt and, where there is one, readline's editing."""
+    """Yield lines of stdin; in a terminal with a prompt and, if available, readline's editing."""
     if not interactive:
         yield from sys.stdin
         return
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # input() then edits and remembers lines
+        import readline  # noqa: F401  # importing it gives input() editing and history
     while True:
         try:
             line = input("you> ")

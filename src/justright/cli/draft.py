@@ -1,4 +1,4 @@
-"""``justright draft``: train a drafter for a model, and look at one."""
+"""``justright draft``: trains a drafter for a model, and inspects one."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a drafter for MODEL on texts that MODEL writes itself.
+    """Train a drafter for MODEL on texts that MODEL itself generates.
 
-    Killed at any time, the same command goes on where it stopped. On several GPUs: accelerate launch -m justright
+    If killed at any time, the same command continues where it stopped. On several GPUs: accelerate launch -m justright
     draft train ...
     """
     output = output_of(ctx)
@@ -207,7 +207,7 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a drafter is, for which model, and how well it guessed on held-out prompts."""
+    """Show what a drafter is, for which model, and its accuracy on held-out prompts."""
     output = output_of(ctx)
     from justright.speculative.lstm_network import read_config
     from justright.speculative.store import WEIGHTS, named_drafter, read_about

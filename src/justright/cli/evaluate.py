@@ -75,7 +75,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on lm-eval tasks: figures with 95% intervals, and the tokens that the answers took.
+    """Evaluate a model on lm-eval tasks: results with 95% intervals, and the tokens that the answers took.
 
     Tasks of the zoo need no network; others (gsm8k, mmlu, ...) fetch their data from the hub.
     """
@@ -165,7 +165,7 @@ def _show(output: Output, model: str, found: list[Figure]) -> None:
 
 
 def _made_by() -> dict[str, Any]:
-    """The code and the versions that decide figures."""
+    """Return the code and package versions that determine the results."""
     record = asdict(collect())
     kept = {name: record[name] for name in ("argv", "justright", "git_revision", "platform", "created")}
     return kept | {"versions": record["versions"] | {"lm_eval": version("lm_eval")}}

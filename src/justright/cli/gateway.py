@@ -1,4 +1,4 @@
-"""``justright gateway``: effort and `auto` in front of a server that runs already."""
+"""``justright gateway``: effort and `auto` in front of a running server."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def gateway(
     as_json: opt.Json = False,
     stats: opt.Stats = True,
 ) -> None:
-    """Choose slow or fast for each request to a vLLM, SGLang or llama.cpp server that runs already.
+    """Choose slow or fast for each request to a running vLLM, SGLang or llama.cpp server.
 
-    Clients speak to it as to the server itself; what it chose, and why, is in the headers X-Justright-Mode and
-    X-Justright-Reason of the answer.
+    Clients use it like the server itself; the response headers X-Justright-Mode and X-Justright-Reason give the mode
+    and the reason.
     """
     try:
         from justright.serve.discover import Wanted
@@ -139,7 +139,7 @@ def gateway(
 async def _run(
     running: Gateway, bound: socket.socket, drain_s: float, max_connections: int, output: Output
 ) -> None:
-    """Ask the upstream what it is, and serve."""
+    """Detect the upstream, and serve."""
     from justright.serve.api_errors import ApiError
     from justright.serve.gateway import create_gateway
     from justright.serve.lifecycle import HttpServer, address_of

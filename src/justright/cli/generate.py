@@ -1,4 +1,4 @@
-"""``justright generate``: prompts in, answers out."""
+"""``justright generate``: answers prompts."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def generate(
 ) -> None:
     """Answer one or several prompts.
 
-    Text goes to stdout as it comes, statistics to stderr.
+    Text goes to stdout as it is generated, statistics to stderr.
 
     Several prompts run as a batch; their answers are printed in order, each under its number.
 
-    Ctrl-C prints what came and ends with exit code 130.
+    Ctrl-C prints the text so far and exits with code 130.
     """
     from justright.cli.prepare import prepare, sampling_of
     from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
@@ -138,7 +138,7 @@ def generate(
 
 
 def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -> list[str]:
-    """The texts of all prompts: ``-p`` first, then ``-f``."""
+    """Return the texts of all prompts: ``-p`` first, then ``-f``."""
     if not prompts and not files:
         raise UsageError("no prompt: give -p TEXT, -p - (stdin) or -f FILE")
     if prompts.count("-") > 1:
@@ -161,7 +161,7 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
 def _prompts(
     ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool
 ) -> list[str | list[Message]]:
-    """The prompts, as conversations where there is a template, each checked against the context."""
+    """Return the prompts, as conversations if there is a template, each checked against the context."""
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
         ready.output.note("note: the model has no chat template; the prompt is taken as plain text")
@@ -186,7 +186,7 @@ def _run(
     *,
     stream: bool,
 ) -> None:
-    """Run the requests, writing each answer once all before it are out."""
+    """Run the requests; write each answer once all answers before it are written."""
     from justright.cli.running import cancel_on_interrupt, totals_line, until
 
     live = stream and len(requests) == 1 and not output.json

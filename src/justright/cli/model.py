@@ -1,4 +1,4 @@
-"""``justright path`` and ``justright inspect``: where a model lies, and what it is."""
+"""``justright path`` and ``justright inspect``: where a model is stored, and what it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def path(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
-    """Print the local directory of a model, fetched or converted first where needed."""
+    """Print the local directory of a model, after fetching or converting it if needed."""
     from justright.checkpoint.sources import resolve
 
     output = output_of(ctx)
@@ -37,7 +37,7 @@ def path(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
 
 
 def inspect(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
-    """Say what a model is, what it needs and what can be done with it, without reading its weights."""
+    """Show what a model is, what it needs and what can be done with it, without reading its weights."""
     from justright.architectures.spec import architecture_of
     from justright.checkpoint.reader import Checkpoint
     from justright.checkpoint.sources import resolve
@@ -45,7 +45,7 @@ def inspect(ctx: typer.Context, model: Model, as_json: Json = False) -> None:
     output = output_of(ctx)
     source = resolve(model, progress=not output.json)
     with Checkpoint.open(source.path) as checkpoint:
-        architecture_of(checkpoint.config)  # what is not supported is refused before the slow imports
+        architecture_of(checkpoint.config)  # an unsupported model fails here, before the slow imports
     with output.status("starting transformers"):
         from justright.model.summary import inspect as inspect_checkpoint
 

@@ -22,7 +22,7 @@ def _set_quiet(ctx: typer.Context, value: bool) -> bool:
 
 
 def chosen(ctx: typer.Context, name: str, value: T, default: T) -> T:
-    """What the user gave for option ``name``; ``default`` where its value is only the option's own default."""
+    """Return the user's value of option ``name``, or ``default`` if the user did not give it."""
     source = ctx.get_parameter_source(name)
     return default if source is None or source.name == "DEFAULT" else value
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Output:
-    """How one run of the program talks; made by ``main`` and handed to every command as ``ctx.obj``.
+    """Output settings of one run; ``main`` makes it and passes it to every command as ``ctx.obj``.
 
     Attributes:
-        json: results are JSON objects, one a line; set by ``--json``.
-        debug: errors show their traceback; set by ``--debug``.
-        quiet: no progress and no statistics; set by ``--quiet``.
+        json: print results as JSON objects, one a line; set by ``--json``.
+        debug: print the traceback of errors; set by ``--debug``.
+        quiet: print no progress and no statistics; set by ``--quiet``.
     """
 
     json: bool = False
@@ -36,17 +36,17 @@ class Output:
         return not (self.quiet or self.json) and sys.stderr.isatty()
 
     def text(self, text: str, *, end: str = "\n") -> None:
-        """Write a piece of the result to stdout, at once."""
+        """Write a piece of the result to stdout and flush it."""
         sys.stdout.write(text + end)
         sys.stdout.flush()
 
     def object(self, value: Any) -> None:
-        """Write a JSON object to stdout, on one line."""
+        """Write a JSON object to stdout as one line."""
         self.text(json_line(value))
 
     @contextlib.contextmanager
     def lines_may_fail(self) -> Iterator[None]:
-        """A full disk, or a reader that left, costs a server the lines that it cannot take, and no answer."""
+        """On a full disk or a closed pipe, drop the lines and let the server continue."""
         try:
             yield
         except OSError as error:
@@ -56,7 +56,7 @@ class Output:
                 )
 
     def note(self, text: str) -> None:
-        """Write a line to stderr, for people; nothing with ``--quiet``."""
+        """Write a line to stderr, for people; no effect with ``--quiet``."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
@@ -66,14 +66,14 @@ class Output:
             self.console().print(part)
 
     def console(self, *, stderr: bool = False) -> Console:
-        """A rich console on stdout or stderr, as they are now."""
+        """Return a rich console on the current stdout or stderr."""
         from rich.console import Console
 
         return Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Show ``text`` on stderr with a spinner while the block runs, where progress is shown."""
+        """Show ``text`` on stderr with a spinner while the block runs, if progress is shown."""
         if not self.progress:
             yield
             return
@@ -82,5 +82,5 @@ class Output:
 
 
 def output_of(ctx: typer.Context) -> Output:
-    """The run's `Output`, made here where ``main`` did not start the program (completion, tests)."""
+    """Return the run's `Output`; create it where ``main`` did not start the program (completion, tests)."""
     return ctx.ensure_object(Output)

@@ -1,4 +1,4 @@
-"""A model made ready in two steps: everything that can fail cheaply first, the weights after.
+"""Prepares a model in two steps: first everything that can fail cheaply, then the weights.
 
 ready = prepare("packaged:smollm2-135m-instruct", output, {"dtype": "float32"})
 ids = ready.tokens([{"role": "user", "content": "Hello"}])   # checked against the context
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]
 _DRAFT = "suffix"
-"""Who drafts where neither user nor bundle says it."""
+"""The drafter if neither the user nor the bundle names one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked model whose tokenizer is loaded and whose weights are not.
+    """A validated model with its tokenizer loaded, but not its weights.
 
     Attributes:
-        source: where it lies.
-        options: how it will be loaded.
+        source: location of the model.
+        options: options for loading it.
         tokenizer: its tokenizer.
-        context: the most tokens of a sequence, prompt and answer.
-        output: how the program talks.
-        hidden_size: of the model.
-        defaults: a bundle's own.
+        context: most tokens of a sequence, prompt and answer.
+        output: the run's output.
+        hidden_size: hidden size of the model.
+        defaults: the bundle's defaults.
         generation: the sampling settings of ``generation_config.json``.
     """
 
@@ -69,10 +69,10 @@ class Prepared:
         return self.tokenizer.chat_template is not None
 
     def tokens(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Tokens of a plain prompt, or of a conversation by the chat template.
+        """Tokenize a plain prompt, or a conversation with the chat template.
 
         Raises:
-            UsageError: no tokens, no template, or the template refuses the conversation.
+            UsageError: there are no tokens or no template, or the template rejects the conversation.
         """
         from justright.engine.chat_modes import chat_tokens
 
@@ -85,7 +85,7 @@ class Prepared:
         return ids
 
     def check_room(self, ids: Sequence[int], what: str = "the prompt") -> None:
-        """Check that a prompt leaves room for at least one token of answer.
+        """Check that a prompt leaves room for at least one token of the answer.
 
         Raises:
             ResourceError: it does not.
@@ -109,11 +109,11 @@ class Prepared:
 
 
 def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
-    """Find a model, and check it and the options without reading a weight; the cheapest checks come first.
+    """Find a model, and validate it and the options without reading a weight; the cheapest checks come first.
 
     Args:
-        model: as `justright.checkpoint.sources.resolve` takes it.
-        output: how the program talks.
+        model: anything that `justright.checkpoint.sources.resolve` accepts.
+        output: the run's output.
         options: fields of `EngineOptions`.
 
     Raises:
@@ -148,10 +148,10 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
 
 
 def given_sampling(ctx: typer.Context, ready: Prepared) -> dict[str, Any]:
-    """The fields of `SamplingParams` that the user set, over those that the bundle sets.
+    """Return the fields of `SamplingParams` that the user set, merged over those of the bundle.
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: a value is not allowed.
     """
     from justright.engine.sampler import SamplingParams
 
@@ -159,15 +159,15 @@ def given_sampling(ctx: typer.Context, ready: Prepared) -> dict[str, Any]:
     given = {
         name: value for name in names if (value := chosen(ctx, name, ctx.params[name], None)) is not None
     }
-    SamplingParams(**given)  # checks them
+    SamplingParams(**given)  # validates the values
     return {**ready.defaults.sampling, **given}
 
 
 def sampling_of(ctx: typer.Context, ready: Prepared, otherwise: SamplingParams | None = None) -> ModeParams:
-    """How to sample: as the user says, else the bundle, else the model's file, else ``otherwise`` (greedy); says so.
+    """Choose and print sampling parameters: the user's, else the bundle's, the model file's, ``otherwise`` (greedy).
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: a value is not allowed.
     """
     from justright.engine.sampler import SamplingParams
 
@@ -179,7 +179,7 @@ def sampling_of(ctx: typer.Context, ready: Prepared, otherwise: SamplingParams |
 
 
 def _quiet_libraries(output: Output) -> None:
-    """Keep the libraries' progress bars off, unless somebody watches."""
+    """Turn the libraries' progress bars off unless progress is shown."""
     from transformers.utils import logging
 
     if output.progress:

@@ -1,4 +1,4 @@
-"""Progress bars for work that tells its stages."""
+"""Progress bars for work that reports its stages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from justright.cli.output import Output
 
 T = TypeVar("T")
 _LINE_S = 30.0
-"""The least between two lines on a log."""
+"""Least seconds between two lines in a log."""
 
 
 @contextmanager
 def kept_work(output: Output, out: Path) -> Iterator[None]:
-    """Say, on Ctrl-C, what became of the work."""
+    """On Ctrl-C, say what is kept of the work."""
     try:
         yield
     except KeyboardInterrupt:
@@ -31,14 +31,14 @@ def kept_work(output: Output, out: Path) -> Iterator[None]:
 
 
 def with_progress(output: Output, run: Callable[[Callable[[str, int, int], None]], T]) -> T:
-    """Call ``run`` with a function ``(stage, done, in all)`` that draws a bar for every stage, if bars are wanted."""
+    """Call ``run`` with a function ``(stage, done, total)`` that draws a bar for every stage, if bars are shown."""
     return with_words(output, lambda tell: run(lambda stage, done, total: tell(stage, done, total, "")))
 
 
 def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:
-    """The same with a word on how it goes, ``(stage, done, in all, word)``.
+    """Like `with_progress`, with a status text: ``(stage, done, total, text)``.
 
-    On a log: a line for every evaluation and, where it takes long, one every half minute.
+    In a log, print a line for every evaluation, and otherwise at most one every half minute.
     """
     if output.json or output.quiet:
         return run(lambda *_: None)
@@ -66,7 +66,7 @@ def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], Non
 
 
 def _lines(output: Output) -> Callable[[str, int, int, str], None]:
-    """Tell a log."""
+    """Return a function that prints progress lines to a log."""
     last = time.monotonic()
 
     def tell(stage: str, done: int, total: int, word: str) -> None:

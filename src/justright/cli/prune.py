@@ -1,4 +1,4 @@
-"""``justright prune``: experts first, single weights second."""
+"""``justright prune``: removes whole experts first, then single weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WEIGHTS = "Stage 2: single weights"
 _TEXTS = "Calibration"
 _RESULT = "Result"
 _SLOTS = 16
-"""Answers at once in an evaluation."""
+"""Sequences at once in an evaluation."""
 
 
 def prune(
@@ -178,9 +178,8 @@ def prune(
 ) -> None:
     """Prune a checkpoint: whole experts first, single weights second (STUN, arXiv:2409.06211).
 
-    Layer by layer, so that memory is one layer's. Interrupted, the same command goes on at the last finished layer.
-    The result is an ordinary checkpoint, with plan.json (what stays), prune.json and report.html (what was reached)
-    beside it.
+    It works layer by layer: memory holds one layer. If interrupted, the same command continues after the last finished
+    layer. The result is an ordinary checkpoint with plan.json (what is kept), prune.json and report.html (the results).
     """
     from justright.checkpoint.sources import check_tokenizer_files, resolve
     from justright.errors import UsageError
@@ -209,7 +208,7 @@ def prune(
         router_weight=router_weight,
         coactivation_weight=coactivation_weight,
         weights=weights,
-        ratios=ratios,  # type: ignore[arg-type]  # checked there
+        ratios=ratios,  # type: ignore[arg-type]  # validated there
         pattern=pattern,
         parts=tuple(part for part in parts.split(",") if part),
         calibration=texts,
@@ -235,7 +234,7 @@ def prune(
         )
     for note in notes(texts if pruning.calibration is not None else ()):
         output.note(f"note: {note}")
-    estimate = pruning.estimate(store)  # type: ignore[arg-type]  # checked above
+    estimate = pruning.estimate(store)  # type: ignore[arg-type]  # validated above
     measure, asked = (
         _evaluation(evaluate, eval_limit, eval_chat, options, output) if evaluate else (None, None)
     )
@@ -257,10 +256,10 @@ def prune(
 
 
 def _check_options(ctx: typer.Context) -> None:
-    """Refuse what contradicts or would be ignored, before anything is read.
+    """Check that no options contradict each other or have no effect, before anything is read.
 
     Raises:
-        UsageError: see above.
+        UsageError: an option contradicts another or would be ignored.
     """
     from justright.errors import UsageError
 
@@ -307,7 +306,7 @@ def _check_options(ctx: typer.Context) -> None:
 
 
 def _devices(text: str) -> list[str]:
-    """The devices that layers run on, each checked; ``auto`` is every GPU there is, or the CPU."""
+    """Return the devices for the layers, each validated; ``auto`` is every GPU, or the CPU if there is none."""
     from justright.engine.options import EngineOptions
     from justright.prune.preflight import every_device
 
@@ -318,7 +317,7 @@ def _devices(text: str) -> list[str]:
 def _evaluation(
     tasks: str, limit: int | None, chat: bool, options: EngineOptions, output: Output
 ) -> tuple[Evaluate, dict[str, Any]]:
-    """What measures a checkpoint, and what it was asked for; tasks are checked here, before any work."""
+    """Return a function that evaluates a checkpoint, and its settings; validates the tasks before any work."""
     with output.status("starting lm-eval"):
         from justright.evaluate.run import check_tasks, need_lm_eval, quieten, task_manager
         from justright.evaluate.run import evaluate as run
@@ -340,7 +339,7 @@ def _evaluation(
 
 
 def _is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether the user named an option, whatever its value."""
+    """Whether the user gave an option, whatever its value."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

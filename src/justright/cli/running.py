@@ -1,4 +1,4 @@
-"""What `generate` and `chat` share: Ctrl-C that ends requests in order, and what a request cost."""
+"""What `generate` and `chat` share: cancellation by Ctrl-C, and statistics on requests."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Interrupt:
 
 @contextlib.contextmanager
 def cancel_on_interrupt(requests: Sequence[Request]) -> Iterator[Interrupt]:
-    """Let the first Ctrl-C cancel the requests at their next step, so that what came so far is whole.
+    """On the first Ctrl-C, cancel the requests at their next step, so that the output so far is complete.
 
-    A second Ctrl-C raises KeyboardInterrupt as usual. To be used on the main thread.
+    A second Ctrl-C raises KeyboardInterrupt as usual. For use on the main thread.
     """
     interrupt = Interrupt()
 
@@ -44,7 +44,7 @@ def cancel_on_interrupt(requests: Sequence[Request]) -> Iterator[Interrupt]:
 
 
 def until(interrupt: Interrupt, emissions: Iterator[Emission]) -> Iterator[Emission]:
-    """The emissions; after an interrupt, up to the first end (what has not started yet never does)."""
+    """Yield the output chunks; after an interrupt, up to the first final one, as waiting requests never start."""
     for emission in emissions:
         yield emission
         if interrupt.seen and emission.finish_reason is not None:
@@ -52,7 +52,7 @@ def until(interrupt: Interrupt, emissions: Iterator[Emission]) -> Iterator[Emiss
 
 
 def stats_line(request: Request, *, drafts: bool = False) -> str:
-    """One line on a finished request: speed of both phases, what speculation (where it was on) brought, near ties."""
+    """Describe a finished request in one line: speed of both phases, the effect of speculation if on, near ties."""
     stats = request.stats
     parts = [
         f"prompt {stats.prompt_tokens} tokens, {stats.prefill_tokens_per_s:.0f}/s",
@@ -76,7 +76,7 @@ def stats_line(request: Request, *, drafts: bool = False) -> str:
 
 
 def totals_line(stats: Sequence[RequestStats]) -> str:
-    """One line on several requests: what was thought and said, in which mode, and what that saved."""
+    """Describe several requests in one line: reasoning and answer tokens, modes, and tokens saved."""
     from justright.engine.stats import totals
 
     all_of = totals(stats)
@@ -93,7 +93,7 @@ def totals_line(stats: Sequence[RequestStats]) -> str:
 
 
 def as_object(request: Request, *, drafts: bool = False) -> dict[str, Any]:
-    """A finished request for JSON; ``decoded_plainly`` where a drafter was there (``drafts``) and none paid."""
+    """Describe a finished request for JSON; ``decoded_plainly`` if a drafter (``drafts``) never paid off."""
     return {
         "text": request.text,
         "token_ids": request.token_ids,
@@ -105,5 +105,5 @@ def as_object(request: Request, *, drafts: bool = False) -> dict[str, Any]:
 
 
 def _decoded_plainly(stats: RequestStats, *, drafts: bool) -> bool:
-    """Whether there was a drafter, and steps, and no draft was worth one."""
+    """Whether there was a drafter, and steps, but no draft was worth verifying."""
     return drafts and bool(stats.verifications) and not stats.drafted

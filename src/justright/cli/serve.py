@@ -61,11 +61,11 @@ def serve(
     cpu_kernels: opt.CpuKernels = None,
     max_context: opt.MaxContext = None,
 ) -> None:
-    """Serve a model, or a bundle, as OpenAI's API does; a page at / shows what goes on.
+    """Serve a model or a bundle through an OpenAI-compatible API; the page at / shows the server's state.
 
-    The options of sampling and thinking hold for requests that do not say it themselves.
+    The sampling and reasoning options are defaults for requests that do not set their own.
 
-    A line with the address comes when it is ready; with --json, that and every request as one JSON object a line.
+    The address is printed when the server is ready; with --json, it and every request are one JSON object a line.
     """
     _need_extra()
     if engine == "vllm":
@@ -95,7 +95,7 @@ def serve(
         "reuse_prefix": True,
         "generation_config": generation_config,
     }
-    with bind(host, port) as bound:  # refused before anything takes long
+    with bind(host, port) as bound:  # fails before any slow work
         ready = prepare(model, output, engine_options)
         said = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
         thinking = settled_thinking(said, ready.defaults)
@@ -127,7 +127,7 @@ def _run(
     drain: float,
     max_connections: int,
 ) -> None:
-    """Load the weights, and serve."""
+    """Load the weights and serve."""
     from justright.serve.kv_budget import LEAST_TOKENS, affordable_tokens
     from justright.serve.lifecycle import address_of
     from justright.serve.scheduler import Scheduler
@@ -176,10 +176,10 @@ def _run(
 
 
 def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_run: bool) -> None:
-    """Refuse what only vLLM has.
+    """Check that no option was given that only vLLM supports.
 
     Raises:
-        UsageError: see above.
+        UsageError: such an option was given.
     """
     if engine != "embedded":
         raise UsageError(f"engine {engine!r}; allowed: embedded, vllm")
@@ -188,10 +188,10 @@ def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_
 
 
 def _need_extra() -> None:
-    """Check that what serving needs is there, before any work.
+    """Check that the packages for serving are installed, before any work.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: a package is missing.
     """
     try:
         import fastapi

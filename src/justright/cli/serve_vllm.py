@@ -1,4 +1,4 @@
-"""``justright serve --engine vllm``: from the options of `serve` to vLLM's own command."""
+"""``justright serve --engine vllm``: translates the options of `serve` to vLLM's own command."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _NOT_HERE = {
     "device": "vLLM takes what there is",
     "cpu_kernels": "vLLM has its own",
 }
-"""Options of `serve` that would do nothing, and what to do instead."""
+"""Options of `serve` that would have no effect, and what to do instead."""
 
 
 def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: int, dry_run: bool) -> None:
-    """Write vLLM's arguments, and become it.
+    """Build vLLM's arguments, and replace this process by vLLM.
 
     Raises:
-        UsageError: an option that vLLM has no place for.
-        MissingExtraError: vLLM is not installed, or what a drafter needs there.
+        UsageError: vLLM has no equivalent of an option.
+        MissingExtraError: vLLM, or a package that a drafter needs there, is not installed.
     """
     from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
@@ -54,7 +54,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     if not dry_run and (note := version_note(check_installed())):
         output.note(f"note: {note}")
     settings = _settings(ctx, model, engine_args, copies)
-    # Drafters are vLLM's business: of the bundle's own, see `_drafting`.
+    # vLLM runs the drafter; `_drafting` handles the bundle's own.
     options = {"max_context": given["max_context"], "switch": given["switch"], "draft": "none"}
     options["generation_config"] = given["generation_config"]
     ready = prepare(model, output, options)
@@ -76,7 +76,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
 
 
 def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: int) -> VllmSettings:
-    """As the user says, checked before anything is read."""
+    """Return the user's settings, validated before anything is read."""
     from justright.serve.hosts import Hosts
     from justright.serve.server_settings import served_name
     from justright.serve.upstream import Policy
@@ -92,7 +92,7 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
         draft=given["draft"] or "none",
         draft_options={}
         if given["draft"] is None
-        else _draft_options(ctx),  # else maybe for the bundle's drafter
+        else _draft_options(ctx),  # otherwise they may be for the bundle's drafter
         policy=Policy(given["effort"], threshold=given["threshold"]),
         closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
         data_parallel=copies,
@@ -109,7 +109,7 @@ def _draft_options(ctx: typer.Context) -> dict[str, Any]:
 def _with_defaults(
     ctx: typer.Context, settings: VllmSettings, ready: Prepared
 ) -> tuple[VllmSettings, list[str]]:
-    """Where the user says nothing, as a bundle says, and what to tell of it; a drafter for another model is refused."""
+    """Fill in a bundle's defaults, and return notes on them; raise an error for a drafter of another model."""
     from justright.cli.prepare import sampling_of
     from justright.serve.server_settings import OPENAI
     from justright.speculative.registry import create_drafter
@@ -133,7 +133,7 @@ def _with_defaults(
 def _drafting(
     asked: str | None, given: dict[str, Any], defaults: Defaults
 ) -> tuple[str, dict[str, Any], list[str]]:
-    """Who drafts, how, and what to tell; the user's options go before the bundle's, as in the embedded engine."""
+    """Return the drafter, its options and notes; the user's options override the bundle's (as in `serve`)."""
     from justright.serve.vllm.plugin import FIXED
 
     own = defaults.draft
@@ -149,7 +149,7 @@ def _drafting(
 
 
 def _refuse(ctx: typer.Context) -> None:
-    """Refuse what was given and would do nothing."""
+    """Raise an error for options that would have no effect."""
     for name, instead in _NOT_HERE.items():
         source = ctx.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
@@ -161,7 +161,7 @@ def _refuse(ctx: typer.Context) -> None:
 
 
 def _bundled(draft: str | None) -> str:
-    """A bundle's own drafter, where what it needs is installed."""
+    """Return a bundle's own drafter if what it needs is installed, else ``none``."""
     from justright.serve.vllm.launch import DRAFTERS, check_drafter
 
     try:
@@ -172,7 +172,7 @@ def _bundled(draft: str | None) -> str:
 
 
 def _show(output: Output, found: Command) -> None:
-    """Print the command; an API key stays out of it."""
+    """Print the command without API keys."""
     variables = {name: "..." if "KEY" in name else value for name, value in found.environment.items()}
     words = [sys.executable, *found.arguments]
     if output.json:

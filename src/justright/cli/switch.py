@@ -115,9 +115,9 @@ def extract(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Decompose what reasoning added to a model, and write what takes it away again.
+    """Decompose what reasoning training added to a model, and write an adapter that removes it.
 
-    One matrix at a time, exactly, in float32. Interrupted, the same command goes on at the last finished layer.
+    One matrix at a time, exactly, in float32. If interrupted, the same command continues after the last finished layer.
     """
     output = output_of(ctx)
     if out is None and not dry_run:
@@ -149,7 +149,7 @@ def extract(
         from justright.checkpoint.sources import resolve
         from justright.engine.options import EngineOptions
 
-        wanted = RankRule(rule, value, power, scope)  # type: ignore[arg-type]  # checked there
+        wanted = RankRule(rule, value, power, scope)  # type: ignore[arg-type]  # validated there
         options = EngineOptions(dtype=dtype, device=device)
         torch_device = options.torch_device
         pair = Pair(resolve(slow).path, resolve(fast).path)
@@ -157,7 +157,7 @@ def extract(
         output.note(f"note: {note}")
     carried = form != "portable" if exact is None else exact
     if dry_run:
-        _show_estimate(output, estimate(pair, max_rank, svd, torch_device, exact=carried))  # type: ignore[arg-type]  # checked there
+        _show_estimate(output, estimate(pair, max_rank, svd, torch_device, exact=carried))  # type: ignore[arg-type]  # validated there
         return
     assert out is not None
     found = with_progress(
@@ -166,12 +166,12 @@ def extract(
             pair,
             out,
             wanted,
-            form=form,  # type: ignore[arg-type]  # checked there
+            form=form,  # type: ignore[arg-type]  # validated there
             budget=budget,
             factor=factor,
             max_rank=max_rank,
             exact=exact,
-            svd=svd,  # type: ignore[arg-type]  # checked there
+            svd=svd,  # type: ignore[arg-type]  # validated there
             workers=workers,
             device=torch_device,
             dtype=options.torch_dtype,
@@ -207,7 +207,7 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a switch's spectra, its size and cost at every share of the energy, and where noise begins."""
+    """Show a switch's spectra, its size and cost at each share of the energy, and where noise begins."""
     from justright.checkpoint.sources import resolve_adapter
     from justright.files import check_output
 
@@ -224,7 +224,7 @@ def inspect(
         from justright.adapter.adapter import read_adapter
         from justright.adapter.inspection import draw, inspect_switch
 
-        read_adapter(path)  # a damaged one is no switch, whatever its spectra
+        read_adapter(path)  # a damaged adapter is an error, whatever its spectra
         found = inspect_switch(path)
     if out is not None:
         draw(found, out)
@@ -299,12 +299,11 @@ def calibrate(
     cpu_kernels: CpuKernels = None,
     as_json: Json = False,
 ) -> None:
-    """Find out which prompts are worth a thought: fit the probe of --effort auto and the threshold of escalate.
+    """Learn which prompts need reasoning: fit the probe of --effort auto and the threshold of escalate.
 
-    Every problem is answered in both modes. A probe on the prompt's last state learns where the fast answer is wrong;
-    the threshold is the one of the fewest tokens that holds the floor, on problems that the probe has not seen.
-    Interrupted, the same command goes on after the last 32 problems. The answers are kept: another --floor or --filter
-    needs no new ones.
+    Every problem is answered in both modes. A probe on the prompt's last hidden state learns where the fast answer is
+    wrong; the threshold is the one with the fewest tokens that meets the floor on held-out problems. The answers are
+    kept for another --floor or --filter. If interrupted, the same command continues after the last 32 problems.
     """
     from justright.checkpoint.sources import resolve_adapter
 
@@ -332,7 +331,7 @@ def calibrate(
     options = EngineOptions(
         dtype=dtype,
         device=device,
-        cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # checked there
+        cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # validated there
         slots=batch,
         draft="none",
         switch=str(folder),
@@ -390,7 +389,7 @@ def _show_calibrated(output: Output, folder: Path, probe: Probe) -> None:
 
 
 def _with_interval(one: Mapping[str, Any], name: str, unit: str = "%") -> str:
-    """A figure with its 95% interval: ``87% (83 to 90)``."""
+    """Format a figure with its 95% interval: ``87% (83 to 90)``."""
     scale = 100 if unit == "%" else 1
     value, low, high = (f"{scale * number:.0f}" for number in (one[name], *one[f"{name}_95"]))
     return f"{value}{unit} ({low} to {high})"

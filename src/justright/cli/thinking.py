@@ -1,4 +1,4 @@
-"""The options of thinking, checked before a weight is read."""
+"""The reasoning options, validated before any weight is read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def thinking_of(
     scorer: str = "probe",
     threshold: float | None = None,
 ) -> Thinking:
-    """What the user asked for.
+    """Return the reasoning settings that the user gave.
 
     Raises:
-        UsageError: an effort or scorer that is none, or options that contradict each other.
+        UsageError: an effort or scorer is unknown, or options contradict each other.
     """
     from justright.engine.chat_modes import Thinking
 
@@ -38,15 +38,15 @@ def thinking_of(
 
 
 def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None = None) -> Thinking:
-    """As the user said; where that is nothing, as the bundle does.
+    """Return the user's settings, or the bundle's if the user gave none.
 
     Args:
-        said: by `thinking_of`.
-        defaults: the bundle's.
-        untemplated: where prompts are no conversations, and so nothing can be said: what to do about that.
+        said: from `thinking_of`.
+        defaults: the bundle's defaults.
+        untemplated: set where prompts are not conversations, so that no setting applies: what to do about it.
 
     Raises:
-        UsageError: something was said all the same.
+        UsageError: ``untemplated`` is set and the user gave settings.
     """
     if said == thinking_of():
         return said if untemplated else defaults.thinking
@@ -56,10 +56,10 @@ def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None
 
 
 def check_thinking(ready: Prepared, thinking: Thinking) -> None:
-    """Refuse what this model and its switch cannot do; reads the adapter, and none of the model's weights.
+    """Check that the model and its switch support the settings; reads the adapter, but no weights of the model.
 
     Raises:
-        JustrightError: no fast mode, no thoughts, an adapter that is none or another model's.
+        JustrightError: there is no fast mode or no reasoning, or the adapter is invalid or belongs to another model.
     """
     from justright.engine.chat_modes import RequestBuilder
     from justright.engine.llm import switch_of

@@ -1,4 +1,4 @@
-"""``justright unpack``: a sparse container as an ordinary checkpoint."""
+"""``justright unpack``: converts a sparse checkpoint to an ordinary one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def unpack(
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Make an ordinary checkpoint of what `justright prune --store sparse` wrote, bit for bit, for other engines.
+    """Convert the output of `justright prune --store sparse` to an ordinary checkpoint for other engines, bit for bit.
 
-    Interrupted, the same command goes on.
+    If interrupted, the same command continues.
     """
     from justright.architectures.uneven_experts import is_uneven
     from justright.checkpoint.reader import Checkpoint

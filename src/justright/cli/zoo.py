@@ -1,4 +1,4 @@
-"""``justright zoo``: the small models that come with the project, what they measure, how they are made."""
+"""``justright zoo``: the small models of the project, their measured results, and how they are trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Name = Annotated[
 
 @app.callback()
 def show(ctx: typer.Context, as_json: Json = False) -> None:
-    """List the models: what they are, where they came from, what they measure."""
+    """List the models: what they are, where they come from, their measured results."""
     if ctx.invoked_subcommand is not None:
         return
     _need_zoo()
@@ -74,10 +74,10 @@ def measure(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what the model's card says, from its weights, on problems it was never trained on.
+    """Measure what the model's card reports, from its weights, on held-out problems.
 
-    Accuracy and tokens by difficulty; for zoo:moe also perplexity by domain beside the dense model of its active
-    size, and how its experts share the domains.
+    Accuracy and tokens by difficulty; for zoo:moe also perplexity by domain, compared with the dense model of its
+    active size, and how its experts share the domains.
     """
     _need_zoo()
     if picture is not None:
@@ -110,7 +110,7 @@ def build(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model of the zoo anew, by the recipe that made it. Interrupted, the same command goes on."""
+    """Train a model of the zoo again, by its original recipe. If interrupted, the same command continues."""
     _need_zoo()
     output = output_of(ctx)
     with output.status("starting torch"):
@@ -160,10 +160,10 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> Any:
 
 
 def _need_zoo() -> None:
-    """Check that the models' package is there.
+    """Check that the package with the models is installed.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: it is not installed.
     """
     try:
         import justright_zoo  # noqa: F401

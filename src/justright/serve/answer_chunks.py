@@ -1,4 +1,4 @@
-"""From what the engine emits to what clients get: thought apart from answer, chunks, whole answers, usage."""
+"""Turns output chunks into what clients get: reasoning and answer apart, stream chunks, whole answers, usage."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from justright.reasoning.parser import ThoughtText
 from justright.serve.token_text import TokenTexts
 
 _LEAST_LOGPROB = -9999.0
-"""What stands for a probability of nothing, which JSON has no number for (OpenAI's own value)."""
+"""Stands for the logarithm of probability zero, which JSON cannot express (OpenAI uses the same value)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one or several emissions add to an answer.
+    """What one or several output chunks add to an answer.
 
     Attributes:
-        reasoning: of the thought.
-        content: of the answer.
+        reasoning: new text of the reasoning.
+        content: new text of the answer.
         token_ids: all new tokens.
-        drafted: how many of them, from the first, were drafted.
-        logprobs: of the answer's new tokens.
-        offset: characters of tokens before these.
+        drafted: how many of them, counted from the first, were drafted.
+        logprobs: log-probabilities of the answer's new tokens.
+        offset: characters of the tokens before these.
     """
 
     reasoning: str
@@ -42,16 +42,16 @@ class Delta:
 
 @dataclass(slots=True)
 class Answer:
-    """One answer while it comes; `take` every emission of its request, in order.
+    """One answer in progress; call `take` with every output chunk of its request, in order.
 
     Attributes:
-        request: whose output it is.
-        texts: of tokens.
-        apart: whether thoughts are told from answers (chats), or text stays as it is (completions).
-        reasoning: the thought so far.
+        request: the request being answered.
+        texts: token texts.
+        apart: whether reasoning is separated from the answer (chats) or text stays as it is (completions).
+        reasoning: the reasoning so far.
         content: the answer so far.
-        logprobs: of the answer's tokens so far.
-        done: whether the last emission was taken.
+        logprobs: log-probabilities of the answer's tokens so far.
+        done: whether the last output chunk was taken.
     """
 
     request: Request
@@ -66,11 +66,11 @@ class Answer:
     _behind_thought: bool = False
     _decoder: TextStream | None = None
     _held: list[tuple[int, TokenLogprob]] = field(default_factory=list)
-    """Tokens of which no text has come, each with the characters before it."""
+    """Tokens whose text has not been output yet, each with the number of characters before it."""
     _length: int = 0
 
     def take(self, emission: Emission) -> Delta:
-        """What an emission adds."""
+        """Add an output chunk, and return the difference."""
         if self._split is None:
             self._begin()
         assert self._split is not None
@@ -89,20 +89,20 @@ class Answer:
         return Delta(reasoning, content, emission.token_ids, emission.drafted, logprobs, offset)
 
     def _begin(self) -> None:
-        """Only now: whoever decides how to think may have changed the prompt."""
+        """Set up the splitter with the first chunk: choosing the mode may change the prompt until then."""
         request = self.request
         tags = request.tags if self.apart else None
         may_open = request.constraint is None
         self._split = ThoughtText(tags, thinking=request.opened, may_open=may_open)
 
     def _shown(self, emission: Emission) -> list[TokenLogprob]:
-        """The log-probabilities of the tokens whose text has begun to come; those of a stop string never do."""
+        """Return the log-probabilities of tokens whose text has started to appear, never those of a stop string."""
         tokenizer = self.texts.tokenizer
         for one in emission.logprobs:
             if self._decoder is None:
                 self._decoder = TextStream(tokenizer)
             begin, own = len(self._decoder.text), self.texts.text(one.token_id)
-            if self._decoder.push(one.token_id).endswith(own):  # what came with it is of tokens before
+            if self._decoder.push(one.token_id).endswith(own):  # any text before it belongs to earlier tokens
                 begin = len(self._decoder.text) - len(own)
             self._held.append((begin, one))
         self._length += len(emission.text)
@@ -112,7 +112,7 @@ class Answer:
         return [one for _, one in shown]
 
     def _counts(self, one: TokenLogprob) -> bool:
-        """Whether a token's log-probability is told: not of thoughts, white space behind them, and the end."""
+        """Whether to report a token's log-probability: not in reasoning, white space after it, or end tokens."""
         if self.apart:
             beside = one.thought or (self._behind_thought and not self.texts.text(one.token_id).strip())
             self._behind_thought = beside
@@ -122,12 +122,12 @@ class Answer:
 
     @property
     def finish_reason(self) -> str:
-        """As OpenAI names it; what was cut by a deadline was cut."""
+        """OpenAI's finish reason; an answer cut off by a deadline has ``length``."""
         return "stop" if self.request.finish_reason == "stop" else "length"
 
     @property
     def ended_by(self) -> str:
-        """The model's own end, a stop string, the length or the deadline; nobody is told of ``cancelled``."""
+        """``end``, ``stop``, ``length`` or ``deadline``; also ``cancelled``, which no client sees."""
         request = self.request
         if request.timed_out:
             return "deadline"
@@ -138,7 +138,7 @@ class Answer:
         return "end" if request.finish_reason == "stop" else "length"
 
     def told(self) -> dict[str, Any]:
-        """How the answer came about: `responses.Told`."""
+        """Return how the answer came about, as in `responses.Told`."""
         request, stats = self.request, self.request.stats
         decision = stats.decision
         mode = "fast" if request.plan.factor >= FAST else "slow"
@@ -161,16 +161,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes the objects of one HTTP answer; a chat's here, a completion's below.
+    """Writes the objects of one HTTP answer to a chat; `CompletionWriter` does so for a completion.
 
     Attributes:
-        id: of the answer.
-        created: seconds since 1970.
-        model: by the name that the client used.
-        texts: of tokens.
-        choices: answers to a prompt.
+        id: the answer's id.
+        created: Unix time in seconds.
+        model: model name as the client gave it.
+        texts: token texts.
+        choices: number of answers to each prompt.
         usage: whether a stream ends with its usage.
-        trace: whether chunks tell what was drafted.
+        trace: whether chunks report drafted tokens.
     """
 
     id: str
@@ -185,7 +185,7 @@ class Writer:
     piece = "chat.completion.chunk"
 
     def answer(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The whole answer at once."""
+        """Return the whole answer."""
         choices = [
             {
                 "index": index,
@@ -199,11 +199,11 @@ class Writer:
         return self._head(self.whole) | {"choices": choices, "usage": usage_of(answers, self.choices)}
 
     def first(self, index: int) -> list[dict[str, Any]]:
-        """The chunks before any text of choice ``index``."""
+        """Return the chunks that precede the text of choice ``index``."""
         return [self._chunk(index, {"delta": {"role": "assistant", "content": ""}})]
 
     def chunks(self, index: int, answer: Answer, delta: Delta) -> list[dict[str, Any]]:
-        """The chunks that an emission makes: thought, answer, and the end if it is one."""
+        """Return the chunks for ``delta``: reasoning, answer, and the end if the answer is done."""
         bodies = self._bodies(answer, delta)
         trace = {"justright": self._trace(delta)} if self.trace and delta.token_ids else {}
         if trace and not bodies:
@@ -217,7 +217,7 @@ class Writer:
         return found
 
     def last(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        """The chunks behind the end of all choices."""
+        """Return the chunks after the end of all choices."""
         if not self.usage:
             return []
         return [self._head(self.piece) | {"choices": [], "usage": usage_of(answers, self.choices)}]
@@ -275,7 +275,7 @@ class CompletionWriter(Writer):
     piece = "text_completion"
 
     def first(self, index: int) -> list[dict[str, Any]]:
-        """Nothing."""
+        """Return no chunks."""
         return []
 
     def _said(self, answer: Answer) -> dict[str, Any]:
@@ -303,11 +303,11 @@ class CompletionWriter(Writer):
 
 
 def usage_of(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
-    """Tokens in and out.
+    """Count input and output tokens.
 
     Args:
-        answers: all of them, the choices of each prompt together.
-        choices: how many a prompt has.
+        answers: all answers, with the choices of each prompt adjacent.
+        choices: number of choices for each prompt.
     """
     prompts = answers[::choices]
     prompt_tokens = sum(len(one.request.prompt_ids) for one in prompts)
@@ -324,7 +324,7 @@ def usage_of(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
 
 
 def event(body: dict[str, Any]) -> bytes:
-    """One server-sent event."""
+    """Encode one server-sent event."""
     return b"data: " + json_line(body).encode() + b"\n\n"
 
 

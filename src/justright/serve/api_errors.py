@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: an HTTP status and an error object as OpenAI writes it."""
+"""Errors for clients: an HTTP status and an error object in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {
     503: "server_error",
     504: "server_error",
 }
-"""Every status that means an error, and the ``type`` of its error object."""
+"""Maps every error status to the ``type`` of its error object."""
 
 _CODES = {
     "missing": "missing_required_parameter",
@@ -53,19 +53,19 @@ _ALONE = {
     "verbosity": "ask for a length in the prompt, or set max_completion_tokens",
     "web_search_options": "nothing is searched",
 }
-"""Parameters of OpenAI's that only their neutral value is allowed of, and what to do instead."""
+"""OpenAI parameters of which only the neutral value is allowed, and what to do instead."""
 
 
 @dataclass(slots=True, eq=False)
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP status.
         message: what was found, what is allowed, what to do.
         param: the parameter at fault.
-        code: for programs.
-        headers: further ones of the response.
+        code: machine-readable code.
+        headers: additional response headers.
     """
 
     status: int
@@ -75,17 +75,17 @@ class ApiError(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The body."""
+        """Return the response body."""
         about = {"message": self.message, "type": KINDS[self.status], "param": self.param, "code": self.code}
         return {"error": about}
 
 
 def of_error(error: JustrightError, param: str | None = None) -> ApiError:
-    """What a client is told of an error that its request caused.
+    """Convert an error that a client's request caused.
 
     Args:
-        error: as raised.
-        param: the parameter that it is about, if known.
+        error: the error as raised.
+        param: the parameter at fault, if known.
     """
     if isinstance(error, ResourceError):
         return ApiError(400, str(error), param, "context_length_exceeded")
@@ -95,11 +95,11 @@ def of_error(error: JustrightError, param: str | None = None) -> ApiError:
 
 
 def of_validation(error: ValidationError, body: Any) -> ApiError:
-    """What a client is told of a body that is no request; of several faults, the one that lies deepest.
+    """Convert a failed validation of a body; of several faults, report the most deeply nested.
 
     Args:
-        error: pydantic's.
-        body: what was sent, as Python values; None where it is no JSON.
+        error: pydantic's error.
+        body: the body as Python values; None if it is not JSON.
     """
     found = error.errors(include_url=False)
     if any(one["type"] == "json_invalid" for one in found):
@@ -122,13 +122,13 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
 
 
 def _depth(one: Any) -> tuple[bool, bool, bool, int]:
-    """How deep a fault lies; of a union's branches, the one whose type fits."""
+    """Return a sort key for how deep a fault lies; among a union's branches, it prefers the one whose type fits."""
     kind, place = one["type"], one["loc"]
     return place[-1:] == ("type",), kind in _CODES, not kind.endswith("_type"), len(place)
 
 
 def _path(location: Sequence[int | str], body: Any, *, missing: bool) -> list[int | str]:
-    """Where a fault lies, without pydantic's names for the branches of a union."""
+    """Return the path to a fault, without pydantic's names for the branches of a union."""
     path: list[int | str] = []
     for at, step in enumerate(location, start=1):
         if isinstance(body, list) and isinstance(step, int):

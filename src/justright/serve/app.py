@@ -1,4 +1,4 @@
-"""The HTTP application: routes, and from an HTTP request to an exchange with the engine."""
+"""The HTTP application: its routes, and the path from an HTTP request to the engine."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from justright.serve.token_text import TokenTexts
 B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A", bound=Asked)
 Log = Callable[[dict[str, Any]], None]
-"""Told of every HTTP request, as values for JSON."""
+"""Called for every HTTP request, with values that can be written as JSON."""
 Make = Callable[[A], Iterator[list[EngineRequest]]]
-"""Makes the engine's requests, prompt by prompt."""
+"""Builds the engine's requests, prompt by prompt."""
 LONG = 2**16
-"""Bytes of a body whose prompts are encoded on another thread, so that those of shorter ones do not wait for them."""
+"""Bytes of a body above which its prompts are encoded on a separate thread, so that shorter ones do not wait."""
 MAX_VALUES = 2**15
-"""Objects, arrays and members of objects in a body; numbers and texts in arrays are not counted."""
+"""Most objects, arrays and object members in a body; numbers and strings in arrays do not count."""
 
 
 class Service:
-    """What the routes share.
+    """State that the routes share.
 
     Args:
-        engine: loaded.
-        scheduler: of that engine, started.
-        settings: how to serve.
-        log: told of every request.
+        engine: a loaded engine.
+        scheduler: the started scheduler of that engine.
+        settings: server settings.
+        log: called for every HTTP request.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Service:
         self.texts = TokenTexts(engine.tokenizer)
         self.metrics = metrics.Metrics(scheduler.snapshot)
         self.started = int(time.time())
-        engine.encode("a")  # the first call may set the tokenizer up, and several threads come now
+        engine.encode("a")  # the first call may initialise the tokenizer; several threads use it from here on
         self._encoding = ThreadPoolExecutor(2, "justright-encode")
         self._encoding_long = ThreadPoolExecutor(1, "justright-encode-long")
         self._encoding_now = 0
@@ -73,13 +73,13 @@ class Service:
         """Answer one request, streamed or whole.
 
         Args:
-            http: as it came.
-            asked: its body.
-            make: see `Make`.
-            size: bytes of its body.
+            http: the HTTP request.
+            asked: its parsed body.
+            make: builds the engine's requests (see `Make`).
+            size: size of the body in bytes.
 
         Raises:
-            ApiError: it cannot be answered.
+            ApiError: the request cannot be answered.
         """
         arrived = time.perf_counter()
         requests = await unless_gone(http.receive, self._prepared(asked, make, size))
@@ -106,14 +106,14 @@ class Service:
             arrived=arrived,
         )
         if asked.stream:
-            await exchange.__aenter__()  # a refusal is an ordinary answer; the stream leaves it at its end
+            await exchange.__aenter__()  # it fails with an ordinary response; `EventStream` exits it
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
 
     async def _prepared(self, asked: A, make: Make[A], size: int) -> list[EngineRequest]:
-        """The engine's requests, made on threads of our own; no more at once than could be queued after it.
+        """Build the engine's requests on our own threads; at most as many at once as the queue can hold.
 
-        Cancelling it stops the work: after the prompt that is being encoded, and at once where a schema is compiled.
+        Cancellation stops the work after the prompt that is being encoded, and a schema compilation at once.
         """
         now = self.scheduler.snapshot()
         if now.draining:
@@ -134,27 +134,27 @@ class Service:
             self._encoding_now -= 1
 
     async def _whole(self, http: Request, exchange: Exchange, writer: Writer) -> Response:
-        """The whole answer, unless the client leaves before it is there."""
+        """Return the whole answer; cancel it if the client disconnects first."""
         async with exchange:
             answer = await unless_gone(http.receive, exchange.whole(writer))
         return Response(status_code=499) if answer is None else JSONResponse(answer)
 
     def count(self, method: str, path: str, status: int, seconds: float) -> None:
-        """Note an answer."""
+        """Count and log a response."""
         known = path if path in _PATHS else "other"
         self.metrics.responses.labels(known, str(status)).inc()
         self.metrics.latency.labels(known).observe(seconds)
         self.log({"method": method, "path": path, "status": status, "seconds": round(seconds, 4)})
 
     def close(self) -> None:
-        """Let go of the threads and processes that prepare requests."""
+        """Shut down the threads and processes that prepare requests."""
         self._encoding.shutdown(wait=False, cancel_futures=True)
         self._encoding_long.shutdown(wait=False, cancel_futures=True)
         self.asking.grammars.close()
 
 
 class EventStream(Response):
-    """Sends an exchange's events; ends it when the client has gone, or takes nothing for too long."""
+    """Sends an exchange's events; ends it when the client disconnects or reads nothing for too long."""
 
     def __init__(self, exchange: Exchange, writer: Writer, settings: ServeSettings) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -162,7 +162,7 @@ class EventStream(Response):
         self._exchange, self._writer, self._settings = exchange, writer, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything."""
+        """Send all events."""
         sending = asyncio.ensure_future(self._send(send))
         gone = asyncio.ensure_future(disconnected(receive))
         asked: list[asyncio.Future[None]] = []
@@ -172,7 +172,7 @@ class EventStream(Response):
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                with contextlib.suppress(TimeoutError):  # it takes nothing; the operating system closes it
+                with contextlib.suppress(TimeoutError):  # the client reads nothing; the system closes it
                     sending.result()
         finally:
             for task in (sending, gone, *asked):
@@ -181,7 +181,7 @@ class EventStream(Response):
             await self._exchange.__aexit__(None, None, None)
 
     async def _ask(self, send: Send, sending: asyncio.Future[None]) -> None:
-        """Write comments, which show whether a client that sends no more still reads."""
+        """Write comments: they show whether a client that closed its sending side still reads."""
         for pause_s in (0.05, 0.2, 1.0):
             if not sending.done():
                 await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
@@ -203,14 +203,14 @@ _PATHS = frozenset(
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The application, guarded."""
+    """Create the application, wrapped in a `Guard`."""
     app = FastAPI(
         title="justright",
         version=__version__,
         description="One model behind an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would go to an address built from the Host header
+        redirect_slashes=False,  # a redirect would use an address built from the Host header
         exception_handlers=dict(HANDLERS),
     )
     _generating(app, service)
@@ -223,7 +223,7 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _generating(app: FastAPI, service: Service) -> None:
-    """The routes that ask the model."""
+    """Add the routes that generate."""
     asking = service.asking
 
     @app.post(
@@ -250,7 +250,7 @@ def _generating(app: FastAPI, service: Service) -> None:
 
 
 def _looking(app: FastAPI, service: Service) -> None:
-    """The routes that only look."""
+    """Add the read-only routes."""
 
     @app.get("/v1/models", summary="The models that are served", responses=errors(401, 403))
     async def models() -> responses.ModelList:
@@ -280,7 +280,7 @@ def _looking(app: FastAPI, service: Service) -> None:
     async def live() -> Response:
         return Response(status_code=204)
 
-    for path, endpoint in (("/health", health), ("/health/live", live)):  # what some load balancers ask
+    for path, endpoint in (("/health", health), ("/health/live", live)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
     @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401, 403))
@@ -308,16 +308,16 @@ def _text() -> dict[int | str, dict[str, Any]]:
 
 
 def parse(body: bytes, kind: type[B]) -> B:
-    """A request out of bytes.
+    """Parse a request body.
 
     Raises:
-        ApiError: no JSON, no UTF-8, too many values, or not what ``kind`` says.
+        ApiError: the body is not JSON or not UTF-8, has too many values, or does not match ``kind``.
     """
     try:
         raw = from_json(body)
     except ValueError:
         raw = None
-    if _has_more_values(raw, MAX_VALUES):  # each takes pydantic 10 us and up, a fault 2 kB
+    if _has_more_values(raw, MAX_VALUES):  # pydantic needs 10 us or more for each, and 2 kB for each fault
         message = f"the body has more than {MAX_VALUES} objects, arrays and members: shorten it"
         raise ApiError(400, message, None, "too_many_values")
     try:
@@ -327,7 +327,7 @@ def parse(body: bytes, kind: type[B]) -> B:
 
 
 def _has_more_values(raw: Any, limit: int) -> bool:
-    """Whether ``raw``, values of JSON, has more objects, arrays and members of objects than ``limit``."""
+    """Whether the JSON value ``raw`` has more than ``limit`` objects, arrays and object members."""
     left, count = [raw], 0
     while left and count <= limit:
         one = left.pop()

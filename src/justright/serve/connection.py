@@ -1,4 +1,4 @@
-"""One client's connection: how many there may be, and how long the head of a request may take to come."""
+"""One client's connection: limits on their number, and on the time in which a request's head arrives."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from justright.serve.api_errors import ApiError
 
 CROWDED = "crowded"
-"""In the ``state`` of a request's scope: it came by a connection too many, and is to be refused."""
+"""Key in the ``state`` of a request's scope: the request exceeds the connection limit and must be rejected."""
 HALF_CLOSED = "half_closed"
-"""In the ``state`` of a request's scope, put there by an application: called when the client sends no more.
+"""Key in the ``state`` of a request's scope, set by an application: called when the client closes its sending side.
 
-It writes something soon, which shows whether the client still reads. Without it such a client counts as gone as soon
-as its answer has begun.
+The function must soon write something, which shows whether the client still reads. Without it, such a client counts as
+disconnected once its response has begun.
 """
 _LONGEST_PAUSE_S = 10.0
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 by uvicorn, with limits of our own; what is no HTTP is told so as OpenAI writes errors."""
+    """uvicorn's HTTP/1.1 protocol with our own limits; invalid HTTP gets an error in OpenAI's format."""
 
     max_connections: int
     head_s: float
@@ -33,23 +33,23 @@ class Connection(H11Protocol):
 
     @classmethod
     def limited(cls, max_connections: int, head_s: float) -> type[Connection]:
-        """The class with limits, which uvicorn makes without arguments of ours.
+        """Return a subclass with these limits, as uvicorn constructs it without our arguments.
 
         Args:
-            max_connections: open at once; the requests of more are refused, by whoever reads `CROWDED`.
-            head_s: for the head of a request to come, from its connection or its first byte on.
+            max_connections: most open connections; the application must reject requests marked `CROWDED`.
+            head_s: seconds in which a request's head must arrive, from the connection or its first byte on.
         """
         return type("Limited", (cls,), {"max_connections": max_connections, "head_s": head_s})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came."""
+        """Handle a new connection."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self.app_state = {**self.app_state, CROWDED: True}
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """A client sent something."""
+        """Handle data from the client."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._wait()
@@ -57,9 +57,9 @@ class Connection(H11Protocol):
             self._wait_no_more()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client sends no more: it has gone, or waits for its answer (``nc -N``); True keeps the connection.
+        """Handle the end of the client's data: it has gone, or it waits (``nc -N``); True keeps the connection.
 
-        Only writing tells the one from the other, as the system of a client that has gone refuses what it gets.
+        Only a write tells these apart, since the system of a client that has gone rejects what it receives.
         """
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_complete:
@@ -74,7 +74,7 @@ class Connection(H11Protocol):
         return True
 
     def _probe(self, pause_s: float) -> None:
-        """Close the connection of a client that has gone; until its answer begins, write to it again and again."""
+        """Close the connection if the client has gone; until its response begins, write repeatedly to find out."""
         cycle, error = self.cycle, 0
         if cycle.response_complete or self.transport.is_closing():
             return
@@ -84,26 +84,26 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         if self.conn.our_state is h11.SEND_RESPONSE and self.conn.their_http_version == b"1.1":
-            # An interim response, which clients skip.
+            # Clients skip an interim response.
             interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
             self.transport.write(self.conn.send(interim) or b"")
         self.loop.call_later(pause_s, self._probe, min(2 * pause_s, _LONGEST_PAUSE_S))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """A client left."""
+        """Handle the end of the connection."""
         self._wait_no_more()
         super().connection_lost(exc)
 
     def _should_upgrade(self) -> bool:
-        """Never, and without uvicorn's advice to install something: the request is answered over HTTP/1.1."""
+        """Return False without uvicorn's advice to install a package; the request is answered over HTTP/1.1."""
         return False
 
     def send_400_response(self, msg: str) -> None:
-        """Say that this is no HTTP."""
+        """Report invalid HTTP."""
         self._refuse(ApiError(400, msg, None, "invalid_http"))
 
     def _wait(self) -> None:
-        """Give the client time, which no further piece makes longer."""
+        """Start the time limit for a request's head; further pieces do not extend it."""
         if self._waiting is None and not self.transport.is_closing():
             self._waiting = self.loop.call_later(self.head_s, self._too_late)
 
@@ -115,13 +115,13 @@ class Connection(H11Protocol):
     def _too_late(self) -> None:
         heard, _ = self.conn.trailing_data
         if not heard:
-            self.transport.close()  # without a word: it would be taken for the answer to a later request
+            self.transport.close()  # no error: the client would take it for the response to a later request
             return
         message = f"the head of the request did not come within {self.head_s:g} s"
         self._refuse(ApiError(408, message, None, "head_timeout"))
 
     def _refuse(self, error: ApiError) -> None:
-        """Send an error, and close."""
+        """Send an error and close the connection."""
         self._wait_no_more()
         if self.transport.is_closing():
             return

@@ -1,4 +1,4 @@
-"""Answers that are JSON, by llguidance: which tokens may come next, by a schema."""
+"""JSON answers by llguidance: which tokens a schema allows next."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from justright.errors import UsageError
 from justright.serve.schema_trial import Trial, compiled, first_line
 
 MAX_SCHEMA = 2**17
-"""Characters of a schema as JSON."""
+"""Most characters of a schema as JSON."""
 CACHED = 2**18
-"""Characters of all schemas whose compiled form, or fault, is kept."""
+"""Most characters of all schemas whose compiled form, or error, is cached."""
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 class Grammars:
-    """Makes constraints for one model; the schemas that were used last are kept, compiled or with their fault.
+    """Builds constraints for one model; caches the most recently used schemas, compiled or with their error.
 
-    A schema is compiled twice: first in a process of its own, which a limit of time ends, and the client if it leaves.
-    That shows that the work is short and harmless; then a thread of this process does it.
+    A schema is compiled twice: first in a separate process, which ends at a time limit or when the client disconnects.
+    If that shows the work to be short and harmless, a thread of this process repeats it.
 
     Args:
-        tokenizer: of the model.
-        vocab_size: of its logits.
+        tokenizer: the model's tokenizer.
+        vocab_size: size of its logits.
         stop_token_ids: its end tokens.
     """
 
@@ -50,14 +50,14 @@ class Grammars:
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
-        """Takes a second with a large vocabulary."""
+        """The vocabulary for llguidance; takes a second if it is large."""
         return from_tokenizer(self._tokenizer, self._vocab_size, eos_token=self._stop)
 
     async def json(self, schema: Mapping[str, Any] | None = None) -> JsonConstraint:
-        """A constraint to JSON of a schema; to any object without one. Cancelling it stops the work.
+        """Return a constraint to JSON of a schema, or to any object without one. Cancellation stops the work.
 
         Raises:
-            UsageError: the schema is none, says what cannot be kept, or is too large.
+            UsageError: the schema is invalid, cannot be enforced, or is too large.
         """
         text = json.dumps(_ANY_OBJECT if schema is None else schema)
         if len(text) > MAX_SCHEMA:
@@ -68,7 +68,7 @@ class Grammars:
             raise UsageError("this model has no end token, so no answer of it can be JSON: ask for text")
         if text not in self._kept:
             async with self._one:
-                if text not in self._kept:  # whoever was before may have wanted the same
+                if text not in self._kept:  # another request may have compiled it by now
                     self._keep(text, await self._compile(text))
         self._kept.move_to_end(text)
         found = self._kept[text]
@@ -85,7 +85,7 @@ class Grammars:
             raise
 
     def _compile_now(self, text: str) -> JsonConstraint | str:
-        """The constraint, or what is wrong with the schema."""
+        """Return the constraint, or the schema's error."""
         fault = self._trial.run(text)
         if fault is None:
             try:
@@ -100,16 +100,16 @@ class Grammars:
             self._kept.popitem(last=False)
 
     def close(self) -> None:
-        """End the thread and the process."""
+        """Shut down the thread and the process."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._trial.close()
 
 
 class JsonConstraint:
-    """Follows one answer; once it is whole, only end tokens may come.
+    """Constrains one answer; once the answer is complete, only end tokens are allowed.
 
     Args:
-        matcher: at the beginning.
+        matcher: a matcher in its initial state.
         stop: end tokens.
 
     Attributes:
@@ -122,11 +122,11 @@ class JsonConstraint:
 
     @property
     def complete(self) -> bool:
-        """Whether what was taken is JSON of the schema."""
+        """Whether the tokens taken so far are complete JSON of the schema."""
         return bool(self._matcher.is_accepting())
 
     def mask(self, scores: Tensor) -> Tensor:
-        """``[vocab]`` scores, with minus infinity where a token is not allowed next; as they are after a failure."""
+        """Set the ``[vocab]`` scores of tokens not allowed next to minus infinity; unchanged after a failure."""
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         allowed = allowed[: len(scores)].to(scores.device).bool()
         if self._failed() or not allowed.any():  # llguidance allows the end where nothing else can follow
@@ -135,21 +135,21 @@ class JsonConstraint:
         return scores.masked_fill(~allowed, float("-inf"))
 
     def take(self, token_id: int) -> None:
-        """Note a chosen token."""
+        """Advance by a chosen token."""
         if token_id not in self._stop and self.failure is None:
             self._matcher.consume_token(token_id)
             self._failed()
 
     def begin(self) -> None:
-        """From the beginning: the answer was given up for another one."""
+        """Restart, as the answer was discarded for another one."""
         self._matcher.reset()
 
     def copy(self) -> JsonConstraint:
-        """One for another answer, as far as this one is."""
+        """Return a copy in the same state, for another answer."""
         return JsonConstraint(self._matcher.deep_copy(), sorted(self._stop))
 
     def _failed(self) -> bool:
-        """Whether llguidance can go on no more; notes why."""
+        """Whether llguidance cannot continue; records the reason."""
         if self.failure is None and self._matcher.is_error():
             self.failure = f"no token can follow ({first_line(self._matcher.get_error())})"
         return self.failure is not None

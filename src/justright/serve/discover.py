@@ -1,4 +1,4 @@
-"""What kind of server an upstream is, and which of its models is the fast one, by what it tells of itself."""
+"""Detects an upstream's kind and its fast model from what it reports about itself."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from justright.errors import UsageError
 from justright.serve.upstream import KINDS, SWITCH, Kind, Upstream
 
 _OWNERS: Mapping[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
-"""What a list of models says whose they are -> the server's kind."""
+"""Maps ``owned_by`` in a list of models to the server's kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user says of the upstream; None: as it tells itself.
+    """What the user specifies about the upstream; None: detect it.
 
     Attributes:
-        kind: of `KINDS`.
-        model: the model that has two modes.
-        fast: its adapter, by name, or by id or path for llama.cpp.
+        kind: one of `KINDS`.
+        model: name of the model with two modes.
+        fast: its adapter, by name; for llama.cpp by id or path.
     """
 
     kind: str | None = None
@@ -33,14 +33,14 @@ class Wanted:
 
 
 def kind_of(models: Any, wanted: Wanted) -> Kind:
-    """The kind of a server.
+    """Return the kind of a server.
 
     Args:
-        models: its answer to ``/v1/models``.
-        wanted: what the user says.
+        models: its response to ``/v1/models``.
+        wanted: what the user specifies.
 
     Raises:
-        UsageError: it says nothing that is known.
+        UsageError: the response matches no known kind.
     """
     if wanted.kind is not None:
         return next(kind for kind in KINDS if kind == wanted.kind)
@@ -59,16 +59,16 @@ def kind_of(models: Any, wanted: Wanted) -> Kind:
 
 
 def upstream_of(models: Any, adapters: Any, wanted: Wanted, template: str | None = None) -> Upstream:
-    """The upstream, all names settled.
+    """Resolve the upstream with all names.
 
     Args:
-        models: its answer to ``/v1/models``.
-        adapters: llama.cpp's answer to ``/lora-adapters``; None of others.
-        wanted: what the user says.
-        template: the model's chat template, where it is known: without an adapter it has to be what makes a fast mode.
+        models: its response to ``/v1/models``.
+        adapters: llama.cpp's response to ``/lora-adapters``; None for other servers.
+        wanted: what the user specifies.
+        template: the model's chat template, if known; without an adapter it must provide the fast mode.
 
     Raises:
-        UsageError: it does not have what the user names, or several that could be meant.
+        UsageError: the upstream lacks what the user names, or several models or adapters match.
     """
     kind = kind_of(models, wanted)
     cards = _cards(models)
@@ -89,7 +89,7 @@ def upstream_of(models: Any, adapters: Any, wanted: Wanted, template: str | None
 
 
 def _one(there: Sequence[str], wanted: str | None) -> str | None:
-    """The adapter that is meant; None where there is none."""
+    """Return the adapter to use; None if there is none."""
     if wanted is not None and wanted not in there:
         raise UsageError(f"the upstream has no adapter {wanted!r}; it has: {', '.join(there) or 'none'}")
     if wanted is None and len(there) > 1:
@@ -100,7 +100,7 @@ def _one(there: Sequence[str], wanted: str | None) -> str | None:
 
 
 def _adapter_id(paths: Mapping[str, int], ids: Sequence[int], wanted: str | None) -> int | None:
-    """llama.cpp's id of the adapter that is meant, by its id or its path."""
+    """Return llama.cpp's id of the adapter to use, given its id or path."""
     if wanted is not None and wanted.isdecimal() and int(wanted) in ids:
         return int(wanted)
     found = _one(list(paths), wanted)
@@ -108,7 +108,7 @@ def _adapter_id(paths: Mapping[str, int], ids: Sequence[int], wanted: str | None
 
 
 def _cards(models: Any) -> list[Mapping[str, Any]]:
-    """The models of a list, at least one."""
+    """Return the models of a list; at least one."""
     data = models.get("data") if isinstance(models, Mapping) else None
     cards = [card for card in _listed(data, "/v1/models") if "id" in card]
     if not cards:

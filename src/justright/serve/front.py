@@ -1,4 +1,4 @@
-"""What every HTTP front here has in common: errors as OpenAI writes them, bodies that are JSON, clients that leave."""
+"""What all HTTP servers here share: errors in OpenAI's format, JSON bodies, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 async def body_of(http: Request) -> bytes:
-    """The body of a request that says that it is JSON; web pages may send forms to any address without being asked.
+    """Return the body of a request that declares JSON; web pages may send forms to any address unasked.
 
     Raises:
-        ApiError: it says something else, or that the body is compressed.
+        ApiError: the request declares another type, or a compressed body.
     """
     check_plain(http.headers)
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -32,10 +32,10 @@ async def body_of(http: Request) -> bytes:
 
 
 def check_plain(headers: Mapping[str, str]) -> None:
-    """Refuse a compressed body.
+    """Raise an error for a compressed body.
 
     Raises:
-        ApiError: 415.
+        ApiError: the body is compressed (415).
     """
     coding = headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
@@ -44,13 +44,13 @@ def check_plain(headers: Mapping[str, str]) -> None:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Wait until the client has gone."""
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` returns; cancels it, and returns None, if the client goes before that."""
+    """Return the result of ``work``; if the client disconnects first, cancel it and return None."""
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(receive))
     try:
@@ -88,4 +88,4 @@ HANDLERS: Mapping[Any, Any] = {
     HTTPException: _of_http,
     Exception: _bug,
 }
-"""For Starlette and FastAPI: every error as OpenAI writes it."""
+"""Handlers for Starlette and FastAPI that return every error in OpenAI's format."""

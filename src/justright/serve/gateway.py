@@ -1,4 +1,4 @@
-"""The effort mapping before a vLLM, SGLang or llama.cpp server that runs already; its answers pass byte for byte."""
+"""Maps effort in front of a running vLLM, SGLang or llama.cpp server; its responses pass byte for byte."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 _CONNECT_S, _BODY_S = 5.0, 30.0
 _LOOK_S = 10.0
-"""How long the upstream may take to say what it is, and whether it is well."""
+"""Seconds in which the upstream must report what it is and whether it is healthy."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """How a gateway is run.
+    """Settings of a gateway.
 
     Attributes:
-        url: of the upstream, with or without ``/v1``.
-        wanted: what the user says of it.
-        policy: where a request says nothing.
-        api_keys: of which a request must have one; empty: the client's own goes to the upstream, which may need it.
-        upstream_key: sent to the upstream, instead of the client's.
-        timeout_s: how long the upstream may say nothing.
-        max_body_bytes: of a request.
-        hosts: the names that clients may call the gateway by.
+        url: URL of the upstream, with or without ``/v1``.
+        wanted: what the user specifies about the upstream.
+        policy: defaults for requests that leave the mode open.
+        api_keys: accepted API keys; empty: the client's own key goes to the upstream, which may need it.
+        upstream_key: sent to the upstream in place of the client's key.
+        timeout_s: seconds for which the upstream may be silent.
+        max_body_bytes: most bytes in a request's body.
+        hosts: names that clients may use for the gateway.
     """
 
     url: str
@@ -72,10 +72,10 @@ class GatewaySettings:
 
 
 class Gateway:
-    """Sends mapped requests to the upstream; asks it what it is when that is first needed, and after it was away.
+    """Sends mapped requests to the upstream; detects its kind on first use, and again after it was down.
 
     Args:
-        settings: how to run.
+        settings: the gateway's settings.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -86,17 +86,17 @@ class Gateway:
 
     @property
     def origin(self) -> str:
-        """The upstream, for messages."""
+        """The upstream's origin, for messages."""
         return origin(httpx.URL(self.settings.url))
 
     async def upstream(self, headers: Mapping[str, str] | None = None) -> Upstream:
-        """What the upstream is.
+        """Return the upstream, detecting it if needed.
 
         Args:
-            headers: of the client, whose key the upstream may need.
+            headers: the client's headers, whose key the upstream may need.
 
         Raises:
-            ApiError: it is not there, or is none that is known.
+            ApiError: the upstream is down, or of an unknown kind.
         """
         if self._known is None:
             key = {name: value for name, value in (headers or {}).items() if name.lower() == "authorization"}
@@ -114,7 +114,7 @@ class Gateway:
         return self._known
 
     async def _json(self, path: str, key: Mapping[str, str]) -> Any:
-        """The upstream's answer at ``path``."""
+        """Return the upstream's response at ``path``."""
         try:
             answer = await self.client.send(self._request("GET", path, key, timeout_s=_LOOK_S))
             if answer.status_code in (401, 403):
@@ -147,7 +147,7 @@ class Gateway:
         return self.client.build_request(method, url, headers=passed, content=content, timeout=timeout)
 
     async def generate(self, http: Request) -> Response:
-        """Map a request, and send it."""
+        """Map a request and send it."""
         body = await body_of(http)
         upstream = await self.upstream(http.headers)
         return await self.relay(http, *mapped(http.url.path, body, upstream, self.settings.policy))
@@ -155,10 +155,10 @@ class Gateway:
     async def relay(
         self, http: Request, content: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The upstream's answer at the same path, with ``headers`` beside its own; a client that leaves ends it.
+        """Return the upstream's response at the same path, with ``headers`` added; cancelled if the client disconnects.
 
         Raises:
-            ApiError: there is none.
+            ApiError: the upstream does not respond.
         """
         request = self._request(http.method, quote(http.url.path, safe="/:@"), http.headers, content)
         try:
@@ -168,14 +168,14 @@ class Gateway:
         if answer is None:
             return Response(status_code=499)
         found = _Relayed(self._pieces(answer), answer.status_code, background=BackgroundTask(answer.aclose))
-        dropped = HOP_BY_HOP | {"date"}  # this server says when it answers
+        dropped = HOP_BY_HOP | {"date"}  # this server sets its own date
         kept = [(name.lower(), value) for name, value in answer.headers.raw]
         found.raw_headers = [(name, value) for name, value in kept if name.decode("latin-1") not in dropped]
         found.headers.update(headers or {})
         return found
 
     async def _pieces(self, answer: httpx.Response) -> AsyncGenerator[bytes]:
-        """The body; where it breaks, an event stream ends with the error, and any other body in the middle."""
+        """Yield the body; if it breaks off, an event stream ends with the error, any other body stays incomplete."""
         try:
             async for piece in answer.aiter_raw():
                 yield piece
@@ -190,11 +190,11 @@ class Gateway:
     def _fault(self, error: httpx.HTTPError) -> ApiError:
         fault = fault_of(error, self.origin, self.settings.timeout_s)
         if fault.status == 502:
-            self._known = None  # another model may come back
+            self._known = None  # the upstream may return with another model
         return fault
 
     async def health(self, _: Request) -> Response:
-        """Whether the upstream takes requests."""
+        """Report whether the upstream accepts requests."""
         try:
             answer = await self.client.send(self._request("GET", "/health", {}, timeout_s=_LOOK_S))
             ready, found = answer.status_code < 400, f"{self.origin} answers with status {answer.status_code}"
@@ -205,18 +205,18 @@ class Gateway:
 
 
 class _BrokenOffError(Exception):
-    """The upstream broke off in the middle of a body."""
+    """The upstream's response broke off within its body."""
 
 
 class _Relayed(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
-        """Send the body; one that breaks off is not ended, so that the server closes the connection."""
+        """Send the body; leave one that broke off unfinished, so that the server closes the connection."""
         with contextlib.suppress(_BrokenOffError):
             await super().stream_response(send)
 
 
 def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
-    """The application, guarded."""
+    """Create the application, wrapped in a `Guard`."""
 
     async def look(http: Request) -> Response:
         if {".", "..", ""} & set(http.path_params.get("model", "x").split("/")):
@@ -240,6 +240,6 @@ def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
         Route("/health/live", live, methods=["GET"]),
     ]
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
-    app.router.redirect_slashes = False  # a redirect would go to an address built from the Host header
+    app.router.redirect_slashes = False  # a redirect would use an address built from the Host header
     settings = gateway.settings
     return Guard(app, settings.api_keys, settings.max_body_bytes, _BODY_S, log, settings.hosts)

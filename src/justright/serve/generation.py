@@ -1,4 +1,4 @@
-"""One HTTP request's sequences, from the queue to their last token; whatever happens, none is left behind."""
+"""Runs one HTTP request's sequences from the queue to their last token, and cancels them whatever happens."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Exchange:
-    """Runs requests and hands their output on; leaving it cancels what still runs.
+    """Runs requests and passes their output on; exiting it cancels what still runs.
 
     async with Exchange(...) as exchange:
         body = await exchange.whole(writer)
 
     Args:
-        requests: fresh ones.
-        scheduler: who runs them.
-        metrics: who counts them.
-        texts: of tokens.
-        apart: whether thoughts are told from answers.
-        deadline_s: of each request.
-        arrived: when the HTTP request came, by `time.perf_counter`.
+        requests: new requests.
+        scheduler: runs them.
+        metrics: counts them.
+        texts: token texts.
+        apart: whether reasoning is separated from answers.
+        deadline_s: time limit of each request, in seconds.
+        arrived: time at which the HTTP request arrived, by `time.perf_counter`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Exchange:
         """Queue the requests.
 
         Raises:
-            ApiError: there is no room, or the server is shutting down.
+            ApiError: the queue is full, or the server is shutting down.
         """
         pairs = [(answer.request, self._inbox.listener(n)) for n, answer in enumerate(self.answers)]
         try:
@@ -71,10 +71,10 @@ class Exchange:
         self._cancel()
 
     async def whole(self, writer: Writer) -> dict[str, Any]:
-        """The whole answer.
+        """Return the whole answer.
 
         Raises:
-            ApiError: there is none.
+            ApiError: the requests failed.
         """
         while not all(answer.done for answer in self.answers):
             for letter in await self._letters(timeout_s=10.0):
@@ -82,9 +82,9 @@ class Exchange:
         return writer.answer(self.answers)
 
     async def events(self, writer: Writer, keep_alive_s: float) -> AsyncGenerator[bytes]:
-        """The answer as server-sent events, a comment where there is nothing to say for long.
+        """Yield the answer as server-sent events, with a comment after ``keep_alive_s`` of silence.
 
-        An error ends the stream with an event that tells it.
+        An error ends the stream with an error event.
         """
         yield b"".join(event(chunk) for n in range(len(self.answers)) for chunk in writer.first(n))
         while not all(answer.done for answer in self.answers):
@@ -103,14 +103,14 @@ class Exchange:
         yield b"".join([*map(event, writer.last(self.answers)), DONE])
 
     async def _letters(self, timeout_s: float) -> list[Letter]:
-        """What came; of an engine that is dead nothing ever will."""
+        """Return the new output chunks; fail if the engine is dead, since none will come."""
         letters = await self._inbox.get(timeout_s)
         if not letters and not self._scheduler.snapshot().alive:
             raise ApiError(500, "the engine is dead: start the server again", None, "engine_error")
         return letters
 
     def _take(self, letter: Letter) -> Delta:
-        """Note an emission; of one that ends its answer too early, raise what the client is told."""
+        """Add an output chunk to its answer; raise the client's error if it ends the answer too early."""
         answer, emission = self.answers[letter.index], letter.emission
         request = emission.request
         self._metrics.emitted_tokens.inc(len(emission.token_ids))
@@ -138,11 +138,11 @@ class Exchange:
         self._metrics.answered(request, ended_by)
         tokens = request.stats.output_tokens
         seconds = letter.at - self._first.get(letter.index, letter.at)
-        if tokens > 1 and seconds > 0:  # one that was held back comes at once, and tells of no pace
+        if tokens > 1 and seconds > 0:  # a held-back answer arrives at once and says nothing about latency
             self._metrics.each_token.observe(seconds / (tokens - 1))
 
     def _cancel(self) -> None:
-        """End what still runs; nobody wants it any more."""
+        """Cancel what still runs."""
         for answer in self.answers:
             if not answer.done:
                 answer.done = True
@@ -151,7 +151,7 @@ class Exchange:
 
 
 def refused(error: JustrightError) -> ApiError:
-    """What a client is told whose request was not taken."""
+    """Return the client's error for a request that was not accepted."""
     if isinstance(error, QueueFull):
         seconds = max(1, round(error.retry_after_s))
         return ApiError(429, str(error), None, "queue_full", {"Retry-After": str(seconds)})

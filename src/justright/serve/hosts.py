@@ -1,4 +1,4 @@
-"""Which names a client may call a server by: the defence against DNS rebinding."""
+"""Checks the name that a client uses for the server, against DNS rebinding."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The names that a request's ``Host`` header may give.
+    """The names that a request's ``Host`` header may contain.
 
-    A web page can let its own name resolve to this machine, and the browser then lets it read what a server here
-    answers (DNS rebinding). The page cannot change the ``Host`` header, which holds the page's own name.
+    A web page can make its own name resolve to this machine, and the browser then lets the page read the responses of
+    a server here (DNS rebinding). The page cannot change the ``Host`` header, which contains the page's own name.
 
     Attributes:
-        allowed: names and addresses beside those of the loopback interface, without scheme and port. Where there are
-            any, every request is checked; without any, only one that needs no API key and comes to a loopback address.
-        bound: the host that the server listens on, as the user named it.
+        allowed: names and addresses besides those of the loopback interface, without scheme and port. If there are
+            any, every request is checked; otherwise only one that needs no API key and comes to a loopback address.
+        bound: the host that the server listens on, as the user gave it.
 
     Raises:
-        UsageError: an allowed name that is no host name or address.
+        UsageError: an allowed name is not a host name or address.
     """
 
     allowed: tuple[str, ...] = ()
@@ -45,14 +45,14 @@ class Hosts:
                 )
 
     def check(self, scope: Scope, *, keys: bool) -> None:
-        """Refuse a request whose ``Host`` header gives another name; one without the header comes from no browser.
+        """Raise an error if the ``Host`` header has another name; a request without it comes from no browser.
 
         Args:
-            scope: of an HTTP request.
+            scope: ASGI scope of an HTTP request.
             keys: whether the server needs an API key.
 
         Raises:
-            ApiError: 403.
+            ApiError: the name is not allowed (403).
         """
         header = Headers(scope=scope).get("host")
         local = str((scope.get("server") or ("",))[0])
@@ -68,7 +68,7 @@ class Hosts:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is an address that only this machine reaches, or ``localhost``."""
+    """Whether ``host`` is ``localhost`` or a loopback address."""
     address = _address(host)
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
@@ -76,7 +76,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _without_port(header: str) -> str:
-    """The name in a ``Host`` header: ``[::1]:80`` -> ``::1``."""
+    """Return the name in a ``Host`` header: ``[::1]:80`` -> ``::1``."""
     header = header.strip()
     return _plain(header.partition("]")[0] if header.startswith("[") else header.partition(":")[0])
 

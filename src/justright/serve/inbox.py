@@ -1,4 +1,4 @@
-"""What the engine's thread says, on its way to the event loop."""
+"""Passes output chunks from the engine's thread to the event loop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from justright.engine.request import Emission
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One emission.
+    """One output chunk.
 
     Attributes:
-        index: of the answer that it belongs to.
-        emission: what came.
-        at: when, by `time.perf_counter`.
+        index: index of its answer.
+        emission: the output chunk.
+        at: time of arrival, by `time.perf_counter`.
     """
 
     index: int
@@ -28,9 +28,9 @@ class Letter:
 
 
 class Inbox:
-    """Takes emissions on the engine's thread, hands them out on the event loop, never makes the engine wait.
+    """Takes output chunks on the engine's thread and returns them on the event loop; never blocks the engine.
 
-    What waits here for a slow reader is bounded by the ``max_tokens`` of its requests.
+    The ``max_tokens`` of the requests bounds what waits here for a slow reader.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Inbox:
         self._rung = False
 
     def listener(self, index: int) -> Callable[[Emission], None]:
-        """What to give to `Scheduler.submit` for answer ``index``."""
+        """Return the listener to pass to `Scheduler.submit` for answer ``index``."""
 
         def listen(emission: Emission) -> None:
             self._letters.append(Letter(index, emission, time.perf_counter()))
@@ -51,13 +51,13 @@ class Inbox:
         return listen
 
     async def get(self, timeout_s: float) -> list[Letter]:
-        """All that came since the last call; waits for something, at most ``timeout_s`` (then nothing)."""
+        """Return all chunks since the last call; wait up to ``timeout_s`` for one, else return an empty list."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._letters:  # the bell may still ring for some that were taken
+                while not self._letters:  # the event may be set for letters that were taken already
                     await self._arrived.wait()
                     self._arrived.clear()
-                    self._rung = False  # before the letters are taken: whoever comes later rings again
+                    self._rung = False  # before taking the letters, so that later ones set the event again
         except TimeoutError:
             return []
         found = []
@@ -66,5 +66,5 @@ class Inbox:
         return found
 
     def _ring(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody reads any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed; nobody reads any more
             self._loop.call_soon_threadsafe(self._arrived.set)

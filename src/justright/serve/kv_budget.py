@@ -1,4 +1,4 @@
-"""How many tokens of keys and values this machine has memory for."""
+"""How many tokens of KV cache fit into this machine's memory."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from justright.model.summary import cached_values_per_token
 
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_TOKENS = 256
-"""Of keys and values, that a server must have room for."""
+"""Least tokens of KV cache that a server needs room for."""
 SHARE = 0.8
-"""Of the memory that is free once the model is loaded; the rest is for a step's own tensors and for others."""
+"""Share of the memory free after loading the model; the rest is for a step's tensors and other processes."""
 
 
 def affordable_tokens(verifier: Verifier) -> int:
-    """The most tokens to keep at once: what memory allows, and no more than all slots can use."""
+    """Return the most tokens to keep at once: what fits into memory, and no more than all slots can use."""
     each = cached_values_per_token(verifier.config) * verifier.dtype.itemsize
     return min(int(SHARE * free_bytes(verifier.device)) // each, verifier.slots * verifier.max_tokens)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of ``device`` that nobody uses."""
+    """Return the free memory of ``device``, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
@@ -32,7 +32,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_of_limits() -> list[int]:
-    """What a container's or a service's own limit leaves, where there is one (cgroup v2)."""
+    """Return what the limits of a container or service leave, in bytes, if there are any (cgroup v2)."""
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
     except OSError:
@@ -43,6 +43,6 @@ def _left_of_limits() -> list[int]:
         try:
             most, now = ((one / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
             found.append(max(int(most) - int(now), 0))
-        except (OSError, ValueError):  # none here, or "max": no limit
+        except (OSError, ValueError):  # no such file, or "max": no limit
             continue
     return found

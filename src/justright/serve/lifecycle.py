@@ -1,6 +1,6 @@
-"""A server's life: a port before anything takes long, requests until a signal, then the rest of them to their end.
+"""A server's life cycle: bind a port before slow work, serve until a signal, let running requests finish.
 
-Nothing here knows what is served, or needs torch.
+This module does not depend on what is served, nor on torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from justright.serve.connection import Connection
 
 MAX_CONNECTIONS = 1024
 _SILENCE_MS = 60_000
-"""After which a client that takes nothing of what was sent is cut off, its half-open connection too."""
+"""Milliseconds after which a client that reads nothing is disconnected, a half-open connection included."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A port of our own, not listening yet; 0 takes any.
+    """Bind a port, without listening yet; 0 takes any free port.
 
     Raises:
-        UsageError: it is taken, or the host is none of this machine.
+        UsageError: the port is in use, or the host is not an address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise UsageError(f"host {host!r} cannot be used: {error}") from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: of every connection, which takes it over from here
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only; accepted connections inherit it
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
         found.bind(address)
     except OSError as error:
@@ -50,22 +50,22 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """Where clients find it."""
+    """Return the URL at which clients reach the server."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 class HttpServer(uvicorn.Server):
-    """Serves an application on a bound socket until `stop`, or a signal: the first drains, the second does not wait.
+    """Serves an application on a bound socket until `stop` or a signal: the first drains, the second stops at once.
 
     Args:
-        app: behind a `Guard`, which refuses connections beyond ``max_connections``.
-        bound: where.
-        drain: lets requests come to their end; called on a thread of its own, while the server still answers.
-        close_s: for answers that are being sent to come to their end, once no more connections are taken.
-        max_connections: open at once.
-        head_s: for the head of a request to come.
-        on_ready: called once clients are let in.
+        app: wrapped in a `Guard`, which rejects connections beyond ``max_connections``.
+        bound: the socket to serve on.
+        drain: lets requests finish; called on a separate thread while the server still answers.
+        close_s: seconds for responses to finish once no more connections are accepted.
+        max_connections: most open connections.
+        head_s: seconds in which the head of a request must arrive.
+        on_ready: called once clients can connect.
     """
 
     def __init__(
@@ -94,17 +94,17 @@ class HttpServer(uvicorn.Server):
         self._draining: threading.Thread | None = None
 
     def run_until_stopped(self) -> None:
-        """Serve; returns when all is over."""
+        """Serve; return when the server has stopped."""
         asyncio.run(self.serve([self._bound]))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say so."""
+        """Start to listen, then call ``on_ready``."""
         await super().startup(sockets)
         if self.started:
             self._on_ready()
 
     def stop(self) -> None:
-        """Take no more requests, let those that run come to their end, then stop; returns at once."""
+        """Accept no more requests, let running ones finish, then stop; returns at once."""
         if self._draining is None:
             self._draining = threading.Thread(target=self._end, name="justright-drain", daemon=True)
             self._draining.start()
@@ -117,7 +117,7 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """SIGTERM and SIGINT stop the server; uvicorn's own way would cut requests off."""
+        """Stop the server on SIGTERM and SIGINT; uvicorn's own handler would cut requests off."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, in a registry of their own."""
+"""Metrics for Prometheus, in a separate registry."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
 _STEP_TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-"""Upper bounds of the contexts that acceptance is told apart by."""
+"""Upper bounds of the context-length classes by which acceptance is reported."""
 
 
 class Metrics:
-    """All figures of one server.
+    """All metrics of one server.
 
     Args:
-        snapshot: what goes on, asked when somebody looks.
+        snapshot: returns the current state; called at each scrape.
     """
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
@@ -117,18 +117,18 @@ class Metrics:
             self.acceptance.labels(context_class(stats.prompt_tokens + position)).observe(tokens)
 
     def render(self) -> bytes:
-        """The page that Prometheus reads."""
+        """Return the page that Prometheus scrapes."""
         return generate_latest(self.registry)
 
 
 class _Now(Collector):
-    """What goes on, from one look at it."""
+    """Reports the current state from one snapshot."""
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """A gauge for each figure."""
+        """Yield a gauge for each value."""
         now = self._snapshot()
         limit = float("nan") if now.cache_tokens is None else now.cache_tokens
         for name, text, value in (
@@ -146,5 +146,5 @@ class _Now(Collector):
 
 
 def context_class(tokens: int) -> str:
-    """The upper bound of the class that a context belongs to."""
+    """Return the upper bound of a context's length class."""
     return next((str(bound) for bound in CONTEXTS if tokens <= bound), "inf")

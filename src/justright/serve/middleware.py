@@ -1,4 +1,4 @@
-"""What stands before the application: names of hosts, API keys, sizes of bodies, time to send them; plain ASGI."""
+"""ASGI middleware before the application: it checks host names, API keys, body sizes and upload times."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from justright.serve.hosts import Hosts
 
 _HEALTH = frozenset({"/health", "/health/live"})
 FREE = _HEALTH | {"/"}
-"""Paths that need no key; nor do the files of the page at ``/``, which asks for one itself."""
+"""Paths that need no key; the files of the page at ``/`` need none either, as the page asks for one itself."""
 _PAGE = "/dashboard/"
 
 Log = Callable[[str, str, int, float], None]
-"""Told of every answer: method, path, status, seconds."""
+"""Called for every response: method, path, status, seconds."""
 
 
 class Guard:
-    """Refuses a crowd, other hosts' names, requests without a key, bodies that are too large or too slow.
+    """Rejects excess connections, foreign host names, missing API keys, and bodies that are too large or too slow.
 
-    Tells of every answer.
-
-    A body is read whole, at most to the limit, before anything looks at it.
+    It logs every response. It reads a body whole, up to the limit, before the application sees it.
 
     Args:
-        app: behind it.
-        keys: of which one is needed; none: no key is.
-        max_body_bytes: of a request.
-        body_timeout_s: to receive it.
-        log: see above.
-        hosts: the names that clients may call the server by.
+        app: the application it protects.
+        keys: accepted API keys; empty: no key is needed.
+        max_body_bytes: most bytes in a body.
+        body_timeout_s: seconds in which a body must arrive.
+        log: called for every response.
+        hosts: names that clients may use for the server.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 499  # what nginx calls a client that has gone
+        began, status = time.perf_counter(), 499  # nginx's status for a client that disconnected
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -84,7 +82,7 @@ class Guard:
             self._log(scope["method"], scope["path"], status, time.perf_counter() - began)
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        """Compare in constant time, with every key."""
+        """Compare the key in constant time with every accepted key."""
         if not self._keys or path in FREE or path.startswith(_PAGE):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -95,7 +93,7 @@ class Guard:
             raise ApiError(401, message, None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        """The whole body."""
+        """Read the whole body."""
         announced = headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._max:
             raise self._too_large()
@@ -129,7 +127,7 @@ def _crowded() -> ApiError:
 
 
 class _Gone(Exception):
-    """The client left before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
 async def respond(error: ApiError, send: Send) -> None:
@@ -142,7 +140,7 @@ async def respond(error: ApiError, send: Send) -> None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A receive that begins with a body that was read already."""
+    """Return a ``receive`` that first yields ``body``, which was already read."""
     read = False
 
     async def receive_again() -> Message:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what is asked, what is answered, and every error that can be."""
+"""The OpenAPI document: requests, responses and every possible error."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ _MEANINGS = {
 
 
 def errors(*statuses: int) -> Responses:
-    """The errors of a route."""
+    """Return the error responses of a route."""
     return {status: {"model": responses.ErrorBody, "description": _MEANINGS[status]} for status in statuses}
 
 
 def json_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The body that a route reads."""
+    """Return the description of a route's body."""
     schema = {"$ref": _REF.format(model=kind.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def streamed(whole: type[BaseModel], piece: type[BaseModel]) -> Responses:
-    """An answer that comes whole, or with ``stream`` as events."""
+    """Return the responses of a route that answers whole or, with ``stream``, as events."""
     return {
         200: {
             "description": f"The answer; with `stream`, as events: each a {piece.__name__}, at last `[DONE]`",
             "model": whole,
-            # Without a schema: whether it describes the stream or each event differs between versions of OpenAPI.
+            # No schema: OpenAPI versions differ on whether it describes the whole stream or each event.
             "content": {"text/event-stream": {}},
         }
     }
 
 
 def describe(app: FastAPI, *, keys: bool) -> None:
-    """Let the application tell the truth about itself.
+    """Set the application's OpenAPI document.
 
     Args:
-        app: with its routes.
-        keys: whether an API key is needed.
+        app: the application with its routes.
+        keys: whether clients need an API key.
     """
 
     def document() -> dict[str, Any]:

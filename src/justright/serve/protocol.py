@@ -1,6 +1,6 @@
-"""What clients may ask, after OpenAI's API; every parameter does something, is neutral, or is refused.
+"""Request bodies, after OpenAI's API; every parameter has an effect, allows only its neutral value, or is rejected.
 
-Models are strict: no text for a number, no unknown names, no NaN.
+Models are strict: no string for a number, no unknown names, no NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_PROMPTS = 64
 
 
 def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 5.0 is a whole one."""
+    """Convert a whole float: JSON has one kind of number, so 5.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -35,13 +35,13 @@ Prompts = Annotated[list[Prompt], _SEVERAL]
 
 
 class Strict(BaseModel):
-    """What all of it has in common."""
+    """Base of all request models."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class TextPart(Strict):
-    """A piece of text of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: str
@@ -51,10 +51,10 @@ Parts = Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class Spoken(Strict):
-    """What was said to the model.
+    """A message to the model.
 
-    ``name`` and ``tool_call_id`` go to the chat template as they are; ``provider_specific_fields`` are a client's own
-    note (LiteLLM's), and nothing reads them.
+    ``name`` and ``tool_call_id`` go to the chat template unchanged; ``provider_specific_fields`` is a client's own note
+    (LiteLLM's) and is ignored.
     """
 
     role: Literal["system", "developer", "user", "tool"]
@@ -65,9 +65,9 @@ class Spoken(Strict):
 
 
 class Replied(Strict):
-    """What the model said; what OpenAI's client writes beside an answer may come back as it was, empty.
+    """A message from the model; empty fields that OpenAI's client adds to an answer may be sent back unchanged.
 
-    ``name`` and ``reasoning_content`` go to the chat template as they are; nothing reads ``provider_specific_fields``.
+    ``name`` and ``reasoning_content`` go to the chat template unchanged; ``provider_specific_fields`` is ignored.
     """
 
     role: Literal["assistant"]
@@ -86,26 +86,26 @@ Message = Annotated[Spoken | Replied, Field(discriminator="role")]
 
 
 class StreamOptions(Strict):
-    """How to stream."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
 class Reasoning(Strict):
-    """How much to think; ``max_tokens`` is a budget of thought in tokens."""
+    """How much to reason; ``max_tokens`` is the reasoning budget in tokens."""
 
     effort: AskedEffort | None = None
     max_tokens: Whole | None = Field(None, ge=0)
 
 
 class Extras(Strict):
-    """What is ours alone: ``trace`` tells of every chunk how many of its tokens were drafted, and their texts."""
+    """Extensions of justright: ``trace`` reports for each chunk how many tokens were drafted, and the token texts."""
 
     trace: bool = False
 
 
 class JsonSchema(Strict):
-    """A JSON schema that the answer keeps; with ``strict`` its objects have no properties but those that it names."""
+    """A JSON schema that the answer follows; with ``strict`` its objects have only the properties that it names."""
 
     name: str
     schema_: dict[str, JsonValue] = Field(alias="schema")
@@ -126,7 +126,7 @@ class AsJson(Strict):
 
 
 class AsSchema(Strict):
-    """JSON of a schema."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -136,7 +136,7 @@ ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type
 
 
 class Asked(Strict):
-    """What chats and completions have in common."""
+    """Fields that chats and completions share."""
 
     model: str
     n: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -170,7 +170,7 @@ class Asked(Strict):
 
     @property
     def choices(self) -> int:
-        """How many answers to a prompt."""
+        """Number of answers to each prompt."""
         return self.n or 1
 
     @property
@@ -180,12 +180,12 @@ class Asked(Strict):
 
     @property
     def wants_trace(self) -> bool:
-        """Whether chunks tell what was drafted."""
+        """Whether chunks report drafted tokens."""
         return self.justright is not None and self.justright.trace
 
 
 class ChatRequest(Asked):
-    """A conversation to go on with."""
+    """A conversation to continue."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: Whole | None = Field(None, ge=1)
@@ -244,29 +244,29 @@ class ChatRequest(Asked):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of the answer."""
+        """Most tokens in the answer."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def effort(self) -> str | None:
-        """How much to think, by name."""
+        """The reasoning effort, by name."""
         return self.reasoning_effort or (self.reasoning.effort if self.reasoning else None)
 
     @property
     def budget(self) -> int | None:
-        """How much to think, in tokens."""
+        """The reasoning budget, in tokens."""
         if self.thinking_budget is None and self.reasoning is not None:
             return self.reasoning.max_tokens
         return self.thinking_budget
 
     @property
     def likeliest(self) -> int | None:
-        """How many of the likeliest tokens to tell with each; None: no log-probabilities."""
+        """Number of most likely tokens to report at each position; None: no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Asked):
-    """A text to go on with."""
+    """A text to continue."""
 
     prompt: Prompt | Prompts | TokenIds | Annotated[list[TokenIds], _SEVERAL]
     logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -276,7 +276,7 @@ class CompletionRequest(Asked):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """Each prompt by itself."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):

@@ -1,4 +1,4 @@
-"""What a server that hands requests on needs: which headers pass, and what a client gets where there is no answer."""
+"""Helpers for a server that forwards requests: which headers pass, and the response when the upstream fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REQUEST_OWN = HOP_BY_HOP | {"host", "content-length", "content-type", "expect",
 
 
 def fault_of(error: httpx.HTTPError, url: str, timeout_s: float) -> ApiError:
-    """The answer where the other server gives none: 502 where it is down, 504 where it hangs."""
+    """Return the client's error for an upstream failure: 502 if it is down, 504 if it does not respond in time."""
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
         message = f"the upstream {url} said nothing for {timeout_s:g} s: send the request again later"
         return ApiError(504, message, None, "upstream_timeout")
@@ -35,10 +35,10 @@ def fault_of(error: httpx.HTTPError, url: str, timeout_s: float) -> ApiError:
 
 
 def passed_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A client's headers, without those that are about the connection or the body as it was."""
+    """Return a client's headers without those about the connection or the original body."""
     return [(name, value) for name, value in headers if name.lower() not in _REQUEST_OWN]
 
 
 def origin(url: httpx.URL) -> str:
-    """Scheme, host and port, for messages: a URL's user and password stay here."""
+    """Return scheme, host and port for messages, without the URL's user and password."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"

@@ -1,4 +1,4 @@
-"""From what a client asks to the engine's requests; slow for long prompts, so not for the event loop."""
+"""Turns clients' requests into the engine's; slow for long prompts, so it does not belong on the event loop."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from justright.serve.server_settings import OPENAI, ServeSettings
 from justright.serve.strict_schema import closed
 
 _OPENAI_COMPLETION = 16
-"""``max_tokens`` of a completion that does not say it, as OpenAI has it."""
+"""Default ``max_tokens`` of a completion, as in OpenAI's API."""
 _SWITCH = "enable_thinking"
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""transformers' own mark of what an assistant says, which changes no text."""
+"""transformers' mark around the assistant's text; it changes no text."""
 _OURS = frozenset(
     {"messages", "conversation", "self", "raise_exception", "strftime_now", "tools", "documents"}
 )
 
 
 class Asking:
-    """Makes requests for one engine.
+    """Builds requests for one engine.
 
     Args:
-        engine: only looked at.
-        settings: what holds where a request says nothing.
+        engine: the engine; it is only read.
+        settings: defaults for what a request leaves open.
     """
 
     def __init__(self, engine: Engine, settings: ServeSettings) -> None:
@@ -55,10 +55,10 @@ class Asking:
         self.grammars = Grammars(engine.tokenizer, vocab_size, self._ends)
 
     def chat(self, asked: ChatRequest) -> Iterator[list[Request]]:
-        """The requests of a chat, one a choice; one list.
+        """Yield one list: the requests of a chat, one for each choice.
 
         Raises:
-            ApiError: what cannot be done, and by which parameter.
+            ApiError: a parameter cannot be honoured; it names the parameter.
         """
         self._check_model(asked)
         template = self._template_arguments(asked.chat_template_kwargs or {})
@@ -89,10 +89,10 @@ class Asking:
         yield self._choices(request, asked)
 
     def completion(self, asked: CompletionRequest) -> Iterator[list[Request]]:
-        """The requests of a completion, prompt by prompt: a list of its choices for each.
+        """Yield the requests of a completion prompt by prompt: for each, a list with one request per choice.
 
         Raises:
-            ApiError: what cannot be done, and by which parameter.
+            ApiError: a parameter cannot be honoured; it names the parameter.
         """
         self._check_model(asked)
         params = self._params(asked)
@@ -109,7 +109,7 @@ class Asking:
 
     @cached_property
     def efforts(self) -> list[str]:
-        """The efforts that this model can have."""
+        """The efforts that this model supports."""
         return [effort for effort in get_args(AskedEffort) if self._can(effort)]
 
     def _can(self, effort: str) -> bool:
@@ -131,7 +131,7 @@ class Asking:
             raise ApiError(404, message, "model", "model_not_found")
 
     def _params(self, asked: Asked) -> ModeParams:
-        """How tokens are chosen in each mode: by the request, else the server, else the model's file, else OpenAI."""
+        """Return each mode's sampling parameters: from the request, the server, the model's file or OpenAI."""
         names = [field.name for field in fields(SamplingParams)]
         given = {name: value for name in names if (value := getattr(asked, name)) is not None}
         try:
@@ -140,16 +140,16 @@ class Asking:
             raise of_error(error, error.about) from error
 
     def _choices(self, request: Request, asked: Asked) -> list[Request]:
-        """A request for each choice; with a seed, the choices count up from it."""
+        """Copy the request for each choice; with a seed, each choice gets the next seed."""
         params = request.params
         seeds = [None if params.seed is None else params.seed + number for number in range(asked.choices)]
         return [request.again(replace(params, seed=seed), None) for seed in seeds]
 
     async def constrain(self, requests: Sequence[Request], asked: Asked) -> None:
-        """Give each request what its answer has to keep.
+        """Attach to each request the constraint on its answer.
 
         Raises:
-            ApiError: a schema that cannot be kept.
+            ApiError: the schema cannot be enforced.
         """
         wanted = asked.response_format
         if not isinstance(wanted, AsJson | AsSchema):
@@ -165,11 +165,11 @@ class Asking:
             raise of_error(error, "response_format") from error
         for request in requests:
             request.constraint = constraint.copy()
-            if request.stop_token_ids:  # a grammar may end with any mode's end token
+            if request.stop_token_ids:  # a grammar may end with the end token of any mode
                 request.stop_token_ids |= self._ends
 
     def _check_limit(self, request: Request, limit: int | None, name: str) -> None:
-        """Refuse an answer that is longer than what the prompt leaves, rather than cut it."""
+        """Raise an error if the answer's limit exceeds what the prompt leaves, rather than cut the answer."""
         if limit is not None and request.max_tokens < limit:
             context = self.engine.verifier.max_tokens
             raise ApiError(
@@ -181,7 +181,7 @@ class Asking:
             )
 
     def _message(self, message: Message) -> dict[str, str]:
-        """A message as chat templates take it: plain text, and developers are the system where none are known."""
+        """Convert a message for chat templates: plain text, and ``developer`` as ``system`` where it is unknown."""
         content = message.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content or [])
@@ -196,11 +196,11 @@ class Asking:
         return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}
 
     def _reads(self, name: str) -> bool:
-        """Whether a chat template reads what a message calls ``name``."""
+        """Whether a chat template reads the message field ``name``."""
         return any(re.search(rf"""\.{name}\b|['"]{name}['"]""", one) for one in self._templates)
 
     def _template_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Refuse what would be ignored, and what is not the client's to say."""
+        """Validate template arguments: raise an error for those that would be ignored or are reserved."""
         for name, value in arguments.items():
             param = f"chat_template_kwargs.{name}"
             if name in _reserved():
@@ -215,7 +215,7 @@ class Asking:
 
     @cached_property
     def _variables(self) -> frozenset[str]:
-        """What the chat templates of both modes read."""
+        """The variables that the chat templates of both modes read."""
         return frozenset(name for template in self._templates for name in template_variables(template))
 
     @cached_property
@@ -224,14 +224,14 @@ class Asking:
 
 
 def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
-    """How much to think: an explicit template argument before the request's effort before the server's default.
+    """Choose how much to reason; a template argument overrides the request's effort, which overrides the default.
 
     Args:
-        asked: by the client.
-        default: where it says nothing.
+        asked: the client's request.
+        default: used where the request says nothing.
 
     Raises:
-        ApiError: a contradiction.
+        ApiError: the request contradicts itself.
     """
     wanted = (asked.chat_template_kwargs or {}).get(_SWITCH)
     if wanted is None and asked.effort is None and asked.budget is None:
@@ -261,7 +261,7 @@ def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
 
 
 def template_variables(template: str) -> set[str]:
-    """What a chat template reads that somebody must give it."""
+    """Return the variables that a chat template reads and does not define."""
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])
     source = _GENERATION.sub("", template)
     try:
@@ -271,13 +271,13 @@ def template_variables(template: str) -> set[str]:
 
 
 def _reserved() -> frozenset[str]:
-    """What the code around a template says, or could be told to do."""
+    """Return the names that the code around a template sets, or that would change how it runs."""
     options = set(signature(PreTrainedTokenizerFast.apply_chat_template).parameters)
     return _OURS | options | set(PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
 
 
 def _at_fault(asked: ChatRequest, error: JustrightError) -> str:
-    """The parameter that an error of `Engine.conversation` is about, by the name that the client used."""
+    """Return the parameter, as the client named it, that an error of `Engine.conversation` is about."""
     about = error.about if isinstance(error, UsageError) else None
     if about == "budget":
         return "thinking_budget"

@@ -1,6 +1,6 @@
-"""What clients get, after OpenAI's API, for the OpenAPI document and for tests; `answers` writes it.
+"""Response bodies, after OpenAI's API, for the OpenAPI document and for tests; `answer_chunks` writes them.
 
-What is ours is under ``justright``.
+Extensions of justright are under ``justright``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ Finish = Literal["stop", "length"]
 
 
 class Answered(BaseModel):
-    """What all of it has in common."""
+    """Base of all response models."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ErrorDetail(Answered):
-    """What is wrong."""
+    """The details of an error."""
 
     message: str
     type: str
@@ -28,25 +28,25 @@ class ErrorDetail(Answered):
 
 
 class ErrorBody(Answered):
-    """An error, as OpenAI's API writes it."""
+    """An error in OpenAI's format."""
 
     error: ErrorDetail
 
 
 class PromptDetails(Answered):
-    """Of the tokens of a prompt."""
+    """Details on prompt tokens."""
 
     cached_tokens: int
 
 
 class CompletionDetails(Answered):
-    """Of the tokens of answers."""
+    """Details on answer tokens."""
 
     reasoning_tokens: int
 
 
 class Usage(Answered):
-    """Tokens in and out; a prompt counts once, however many answers it gets."""
+    """Input and output tokens; a prompt counts once, however many answers it gets."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -56,7 +56,7 @@ class Usage(Answered):
 
 
 class Decision(Answered):
-    """Who decided how to think, and why."""
+    """Who chose the mode, and why."""
 
     mode: str
     by: str
@@ -66,11 +66,11 @@ class Decision(Answered):
 
 
 class Told(Answered):
-    """How an answer came about; ours.
+    """How an answer came about; an extension of justright.
 
-    ``acceptance_length``: tokens a verification gave; ``drafted`` and ``accepted``: guessed tokens that were verified,
-    and that stood; ``discarded_tokens``: of an answer that was given up for a slower one; ``tokens_saved``: against
-    thinking always, where a calibration knows what that takes; ``ended_by``: end, stop, length or deadline.
+    ``acceptance_length``: tokens per verification; ``drafted`` and ``accepted``: draft tokens verified, and accepted;
+    ``discarded_tokens``: tokens of an answer that was discarded for a slower one; ``tokens_saved``: compared with
+    always reasoning, if a calibration knows that cost; ``ended_by``: end, stop, length or deadline.
     """
 
     mode: Literal["slow", "fast"]
@@ -89,7 +89,7 @@ class Told(Answered):
 
 
 class Trace(Answered):
-    """The tokens of a chunk: how many, how many of them, from the first, were drafted, and the text of each."""
+    """The tokens of a chunk: their number, how many of them, from the first, were drafted, and the text of each."""
 
     tokens: int
     drafted: int
@@ -97,7 +97,7 @@ class Trace(Answered):
 
 
 class TopLogprob(Answered):
-    """A token that might have come."""
+    """A candidate token."""
 
     token: str
     logprob: float
@@ -105,13 +105,13 @@ class TopLogprob(Answered):
 
 
 class ChatLogprob(TopLogprob):
-    """A token that came."""
+    """A generated token."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(Answered):
-    """The answer's tokens; those of thoughts are left out."""
+    """The answer's tokens, without those of the reasoning."""
 
     content: list[ChatLogprob]
     refusal: None = None
@@ -127,7 +127,7 @@ class CompletionLogprobs(Answered):
 
 
 class ChatMessage(Answered):
-    """The answer; the thought is apart from it, and tags are in neither."""
+    """The answer; the reasoning is a separate field, and neither contains tags."""
 
     role: Literal["assistant"]
     content: str
@@ -146,7 +146,7 @@ class ChatChoice(Answered):
 
 
 class ChatCompletion(Answered):
-    """A chat's answer."""
+    """The answer to a chat."""
 
     id: str
     object: Literal["chat.completion"]
@@ -167,7 +167,7 @@ class CompletionChoice(Answered):
 
 
 class Completion(Answered):
-    """What follows a prompt."""
+    """The continuation of a prompt."""
 
     id: str
     object: Literal["text_completion"]
@@ -178,7 +178,7 @@ class Completion(Answered):
 
 
 class ChatDelta(Answered):
-    """What is new of an answer."""
+    """The new part of an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -186,7 +186,7 @@ class ChatDelta(Answered):
 
 
 class ChatChunkChoice(Answered):
-    """What is new of one answer; the last chunk of it has ``finish_reason`` and how it came about."""
+    """The new part of one answer; its last chunk has ``finish_reason`` and how the answer came about."""
 
     index: int
     delta: ChatDelta
@@ -196,7 +196,7 @@ class ChatChunkChoice(Answered):
 
 
 class ChatChunk(Answered):
-    """One event of a stream; with ``include_usage``, the last has no choices and the usage."""
+    """One event of a stream; with ``include_usage``, the last event has the usage and no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -207,7 +207,7 @@ class ChatChunk(Answered):
 
 
 class CompletionChunkChoice(Answered):
-    """What is new of one completion."""
+    """The new part of one completion."""
 
     index: int
     text: str
@@ -228,14 +228,14 @@ class CompletionChunk(Answered):
 
 
 class ModelTold(Answered):
-    """What can be asked of a model: the most tokens of prompt and answer, and the efforts that it can have; ours."""
+    """A model's limits: most tokens of prompt and answer, and supported efforts; an extension of justright."""
 
     context_length: int
     efforts: list[str]
 
 
 class ModelCard(Answered):
-    """A model that is served."""
+    """A served model."""
 
     id: str
     object: Literal["model"]
@@ -245,14 +245,14 @@ class ModelCard(Answered):
 
 
 class ModelList(Answered):
-    """The models that are served."""
+    """The served models."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
 class Health(Answered):
-    """Whether requests are taken."""
+    """Whether the server accepts requests."""
 
     status: Literal["ready", "draining", "failed"]
     running: int

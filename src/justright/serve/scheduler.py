@@ -16,17 +16,17 @@ from justright.errors import JustrightError, ResourceError, UsageError, is_out_o
 log = logging.getLogger("justright.serve")
 
 PREFILL_SHARE = 512
-"""Prompt tokens that are run between two steps of those who wait for their next token."""
+"""Prompt tokens to prefill between two steps of the sequences that decode."""
 
 Listener = Callable[[Emission], None]
-"""Told of every emission, on the engine's thread; the last one has a finish reason. It must not block."""
+"""Called for every output chunk, on the engine's thread; the last has a finish reason. It must not block."""
 
 
 class QueueFull(JustrightError):
-    """Too many requests wait already.
+    """Too many requests are waiting.
 
     Attributes:
-        retry_after_s: when there may be room, by how long the last ones took.
+        retry_after_s: seconds until there may be room, estimated from recent requests.
     """
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
@@ -35,23 +35,23 @@ class QueueFull(JustrightError):
 
 
 class ShuttingDown(JustrightError):
-    """The server takes no more requests."""
+    """The server accepts no more requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What goes on.
+    """The scheduler's state at one moment.
 
     Attributes:
-        waiting: requests that have no slot yet.
-        running: requests that have one.
-        slots: the most that can.
-        cached_tokens: of keys and values, finished sequences' included.
-        reserved_tokens: that the running requests may come to need.
-        cache_tokens: the limit on these; None: there is none.
-        cache_bytes: allocated.
+        waiting: requests without a slot.
+        running: requests with a slot.
+        slots: number of slots.
+        cached_tokens: tokens in the KV cache, including those of finished sequences.
+        reserved_tokens: tokens that the running requests may need in total.
+        cache_tokens: limit on both; None: no limit.
+        cache_bytes: bytes allocated for the KV cache.
         alive: whether the engine's thread runs.
-        draining: whether new requests are refused.
+        draining: whether new requests are rejected.
     """
 
     waiting: int
@@ -74,17 +74,17 @@ class _Entry:
 
 
 class Scheduler:
-    """Runs requests of many threads on one engine.
+    """Runs requests from many threads on one engine.
 
     Args:
-        engine: from now on used by nobody else.
-        max_waiting: requests that may wait for a slot; more are refused.
-        cache_tokens: the most tokens of keys and values at once; None: no limit but the slots' contexts.
-        prefill_share: prompt tokens between two steps of those that decode.
+        engine: the engine; nothing else may use it from now on.
+        max_waiting: most requests that may wait for a slot; more are rejected.
+        cache_tokens: most tokens in the KV cache at once; None: limited only by the slots' contexts.
+        prefill_share: prompt tokens to prefill between two decode steps.
 
     Attributes:
-        death: what ended the engine's thread before its time; None: nothing did.
-        on_death: called then, on that thread.
+        death: the error that ended the engine's thread; None: it did not fail.
+        on_death: called on that thread when it fails.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Scheduler:
         self.max_waiting = max_waiting
         self._loop = engine.loop(cache_tokens=cache_tokens, prefill_share=prefill_share)
         self._changed = threading.Condition()
-        self._new: deque[_Entry] = deque()  # handed in, and not seen by the engine's thread yet
+        self._new: deque[_Entry] = deque()  # submitted, not yet seen by the engine's thread
         self._entries: dict[int, _Entry] = {}
         self._draining = self._stopped = False
         self.death: BaseException | None = None
         self.on_death: Callable[[], None] = lambda: None
-        self._recent: deque[float] = deque(maxlen=32)  # seconds that requests took
+        self._recent: deque[float] = deque(maxlen=32)  # durations of recent requests, in seconds
         self._thread = threading.Thread(target=self._run, name="justright-engine", daemon=True)
 
     def start(self) -> None:
@@ -112,23 +112,23 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, request: Request, listener: Listener, *, deadline_s: float | None = None) -> None:
-        """`submit_all` of one."""
+        """Submit one request; see `submit_all`."""
         self.submit_all([(request, listener)], deadline_s=deadline_s)
 
     def submit_all(
         self, pairs: Sequence[tuple[Request, Listener]], *, deadline_s: float | None = None
     ) -> None:
-        """Hand requests in, all of them or none; from any thread.
+        """Submit requests, all of them or none; callable from any thread.
 
         Args:
-            pairs: fresh requests, the engine's until their last emission, and who is told of these.
-            deadline_s: seconds after which they are cut off, wherever they are.
+            pairs: new requests with their listeners; the engine owns each request until its last output chunk.
+            deadline_s: seconds after which unfinished requests are cut off, waiting or running.
 
         Raises:
-            ResourceError: one can never fit.
-            UsageError: they are more than may ever wait and run at once.
-            QueueFull: too many wait.
-            ShuttingDown: no more are taken.
+            ResourceError: a request can never fit.
+            UsageError: there are more requests than may ever wait and run at once.
+            QueueFull: too many requests are waiting.
+            ShuttingDown: the server accepts no more requests.
         """
         for request, _ in pairs:
             self._loop.check_room(request)
@@ -150,16 +150,16 @@ class Scheduler:
             self._changed.notify_all()
 
     def cancel(self, request: Request) -> None:
-        """End a request at the next step, or the next chunk of its prompt; from any thread."""
+        """End a request at the next step or the next chunk of its prompt; callable from any thread."""
         request.cancel()
         with self._changed:
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no more requests, wait for the rest, then cancel what is left and stop.
+        """Accept no more requests, wait for the rest, then cancel what is left and stop.
 
         Returns:
-            Whether all of them came to their end.
+            Whether all requests finished within ``timeout_s``.
         """
         with self._changed:
             self._draining = True
@@ -171,7 +171,7 @@ class Scheduler:
         return finished
 
     def snapshot(self) -> Snapshot:
-        """What goes on, for metrics; from any thread, so figures of one step may mix with the next's."""
+        """Return the state for metrics; callable from any thread, so its figures may span two steps."""
         places, cache = self._loop.places, self.engine.verifier.cache
         return Snapshot(
             waiting=len(self._new) + len(self._loop.waiting),
@@ -186,12 +186,12 @@ class Scheduler:
         )
 
     def _patience(self, waiting: int) -> float:
-        """Seconds until a request that comes now might get a slot."""
+        """Estimate the seconds until a new request gets a slot."""
         each = sum(self._recent) / len(self._recent) if self._recent else 1.0
         return max(1.0, each * (waiting + 1) / self.engine.verifier.slots)
 
     def _run(self) -> None:
-        """The engine's thread; whatever ends it, nobody waits for it any more."""
+        """Run the engine's thread; if it fails, end every request so that no client waits forever."""
         try:
             self._serve()
         except BaseException as error:
@@ -224,7 +224,7 @@ class Scheduler:
         self._end(None, waiting=True)
 
     def _try_one_token(self) -> None:
-        """Behind a step that failed: what cannot even do this is gone for good, and ends the thread."""
+        """After a failed step, run one token; an error other than out of memory is fatal and ends the thread."""
         try:
             self.engine.verifier.time_step(1, 0)
         except Exception as error:
@@ -233,7 +233,7 @@ class Scheduler:
             log.warning("there is no memory for a step of one token; the server goes on", exc_info=True)
 
     def _enforce(self) -> None:
-        """Cancel what is out of time, and let go of what was cancelled while it waited."""
+        """Cancel requests past their deadline, and remove those cancelled while waiting."""
         now = time.monotonic()
         for entry in list(self._entries.values()):
             if entry.deadline is not None and now >= entry.deadline and not entry.request.cancelled:
@@ -247,7 +247,7 @@ class Scheduler:
 
     def _tell(self, emission: Emission) -> None:
         if not (emission.token_ids or emission.text or emission.finish_reason):
-            return  # held back, and may yet be given up for another prompt's
+            return  # held back; it may still be discarded in favour of an answer to another prompt
         entry = self._entries[emission.request.id]
         try:
             entry.listener(emission)
@@ -261,7 +261,7 @@ class Scheduler:
                 self._changed.notify_all()
 
     def _end(self, error: Exception | None, *, waiting: bool) -> None:
-        """End the requests that run, with what broke, if something did; and those that wait, if ``waiting`` says so."""
+        """End the running requests with ``error``, if any, and the waiting ones too if ``waiting`` is set."""
         kept: list[Request] = []
         if not waiting:
             kept = list(self._loop.waiting)
@@ -279,7 +279,7 @@ class Scheduler:
         self._loop.waiting.extend(kept)
 
     def _give_up(self, entry: _Entry, error: BaseException | None) -> None:
-        """End a request where it is."""
+        """End a request in its current state."""
         entry.request.error = error
         entry.request.finish_reason = "cancelled"
         self._tell(Emission(entry.request, [], "", 0, "cancelled"))

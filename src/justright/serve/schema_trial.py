@@ -1,4 +1,4 @@
-"""Compiles JSON schemas in a process of its own first: what takes too long, or crashes, harms nobody there.
+"""Compiles JSON schemas in a separate process first, where a slow or crashing compilation does no harm.
 
 Run as a script, this file is that process; it imports llguidance and nothing of justright.
 """
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 CPU_SECONDS = 2
-"""Of the processor's time, for one schema; rounded up to the next whole second of the process."""
+"""Processor seconds for one schema; the process rounds its total up to a whole second."""
 MEMORY = 2**30
-"""Bytes of address space of the process."""
+"""Address space of the process, in bytes."""
 STACK = 2**20
-"""Bytes; a schema that nests so deep that it needs more crashes the process, and would crash a server."""
+"""Stack size in bytes; a schema nested too deeply for it crashes the process, and would crash a server."""
 SPACED: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
     "lenient": False,
 }
-"""JSON on one line, as models write it (with free white space, a weak model writes nothing else)."""
+"""JSON on one line, as models write it (if white space is free, a weak model writes nothing else)."""
 
 
 class Trial:
-    """The process, started when it is first needed and again after it ended.
+    """The process, started on first use and again after it ends.
 
     Args:
-        cpu_seconds: for one schema.
+        cpu_seconds: processor seconds for one schema.
     """
 
     def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
@@ -45,10 +45,10 @@ class Trial:
         self._used = threading.Lock()
 
     def run(self, schema: str) -> str | None:
-        """Compile a schema, given as JSON text; takes a while.
+        """Compile a schema, given as JSON text; may take seconds.
 
         Returns:
-            What is wrong with it; None: nothing is.
+            The schema's error; None if it is valid.
         """
         with self._used:
             process = self._process
@@ -70,14 +70,14 @@ class Trial:
             return found
 
     def stop(self) -> None:
-        """End what is compiled now, from any thread; the next schema gets a new process."""
+        """Stop the current compilation, from any thread; the next schema gets a new process."""
         process = self._process
         if process is not None:
             process.kill()
             process.wait()
 
     def close(self) -> None:
-        """End the process for good."""
+        """Stop the process for good."""
         self.stop()
         with self._used:
             self._discard()
@@ -95,15 +95,15 @@ class Trial:
     def _discard(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(BrokenPipeError), process:  # closes its pipes
+            with contextlib.suppress(BrokenPipeError), process:  # exiting closes its pipes
                 pass
 
 
 def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
-    """The llguidance matcher of a schema, given as JSON text.
+    """Return the llguidance matcher of a schema, given as JSON text.
 
     Raises:
-        ValueError: there is none, or no answer can come to its end; the message is one line.
+        ValueError: the schema is invalid, or no answer to it can end; the message is one line.
     """
     from llguidance import LLMatcher
 
@@ -114,9 +114,9 @@ def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     matcher = LLMatcher(tokens, grammar, log_level=0)
     if matcher.is_error():
         raise ValueError(first_line(matcher.get_error()))
-    matcher.compute_bitmask()  # copies keep what this computes, up to 0.4 s of work
+    matcher.compute_bitmask()  # copies keep this result, which takes up to 0.4 s
     begun = matcher.deep_copy()
-    forced = begun.compute_ff_tokens()  # what every answer begins with: without end in some schemas
+    forced = begun.compute_ff_tokens()  # the tokens that begin every answer: infinitely many in some schemas
     begun.consume_tokens(forced)
     begun.compute_bitmask()
     if begun.is_error():
@@ -125,19 +125,19 @@ def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
 
 
 def first_line(error: str) -> str:
-    """Of llguidance's messages, which may go on with the parser's state."""
+    """Return the first line of a llguidance message, which may continue with the parser's state."""
     return error.strip().partition("\n")[0]
 
 
 def _serve(cpu_seconds: int) -> None:
-    """Answer every line of the input, a schema, with a line."""
+    """Read a schema from each line of stdin, and answer it with a line."""
     import os
     import resource
 
     from llguidance import LLTokenizer
 
     os.nice(10)
-    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already, or the system knows none
+    with contextlib.suppress(ValueError, OSError):  # a lower limit is set already, or the system has none
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK)
@@ -149,7 +149,7 @@ def _serve(cpu_seconds: int) -> None:
             compiled(json.loads(line), tokens)
         except ValueError as error:
             fault = str(error)
-        except BaseException:  # no memory, or a panic in llguidance: whoever waits for an answer sees the end
+        except BaseException:  # out of memory, or a panic in llguidance: the caller sees the process end
             os._exit(1)
         print(json.dumps(fault), flush=True)
 

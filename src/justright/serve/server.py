@@ -1,4 +1,4 @@
-"""One engine served until a signal, or its own death."""
+"""Serves one engine until a signal or until the engine dies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def server_of(
     max_connections: int = MAX_CONNECTIONS,
     on_ready: Callable[[], None] = lambda: None,
 ) -> HttpServer:
-    """A server for a service, on a bound socket; it stops when the engine dies.
+    """Create a server for a service on a bound socket; it stops when the engine dies.
 
     Args:
-        service: its scheduler is started by the caller, after this.
-        bound: where.
-        drain_s: to let requests come to their end, after the first signal.
-        max_connections: open at once.
-        on_ready: called once clients are let in.
+        service: the service; the caller starts its scheduler afterwards.
+        bound: the socket to serve on.
+        drain_s: seconds for requests to finish after the first signal.
+        max_connections: most open connections.
+        on_ready: called once clients can connect.
     """
     scheduler = service.scheduler
 
@@ -67,14 +67,14 @@ def serve(
     """Serve an engine until a signal.
 
     Args:
-        engine: loaded.
-        scheduler: of it; started here.
-        settings: how to serve.
-        bound: where.
-        drain_s: as above, like the next two.
-        max_connections: see there.
-        on_ready: see there.
-        on_request: told of every HTTP request.
+        engine: a loaded engine.
+        scheduler: the engine's scheduler; it is started here.
+        settings: server settings.
+        bound: the socket to serve on.
+        drain_s: see `server_of`, as for the next two.
+        max_connections: see `server_of`.
+        on_ready: see `server_of`.
+        on_request: called for every HTTP request.
 
     Raises:
         JustrightError: the engine died.

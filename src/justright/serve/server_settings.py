@@ -1,4 +1,4 @@
-"""How a server is run."""
+"""Settings of the server."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from justright.errors import UsageError
 from justright.serve.hosts import Hosts
 
 OPENAI = SamplingParams(temperature=1.0)
-"""How OpenAI's API samples where a request does not say it."""
+"""OpenAI's defaults for sampling."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """How a server is run.
+    """Settings of the server.
 
     Attributes:
-        model: the name that clients ask for.
-        sampling: fields of `SamplingParams` that hold where a request does not say it, before the model's
-            ``generation_config.json`` and `OPENAI`.
-        thinking: how much is thought where a request does not say it.
-        max_tokens: of a chat's answer where a request does not say it (never more than the context has room for).
-        deadline_s: after which a request is cut off; None: never.
-        api_keys: of which a request must have one; empty: none is asked for.
-        max_body_bytes: of a request.
-        body_timeout_s: to receive one.
-        keep_alive_s: between comments of a stream that has nothing else to say.
-        send_timeout_s: after which a client that takes nothing is given up.
-        hosts: the names that clients may call the server by.
+        model: the model name that clients use.
+        sampling: default fields of `SamplingParams`; they precede the model's ``generation_config.json`` and `OPENAI`.
+        thinking: default reasoning effort and budget.
+        max_tokens: default limit on a chat's answer (never more than the context leaves).
+        deadline_s: seconds after which a request is cut off; None: never.
+        api_keys: accepted API keys; empty: no key is needed.
+        max_body_bytes: most bytes in a request's body.
+        body_timeout_s: seconds in which a body must arrive.
+        keep_alive_s: seconds of silence after which a stream sends a comment.
+        send_timeout_s: seconds after which a client that reads nothing is disconnected.
+        hosts: names that clients may use for the server.
     """
 
     model: str
@@ -47,7 +46,7 @@ class ServeSettings:
     hosts: Hosts = field(default_factory=Hosts)
 
     def __post_init__(self) -> None:
-        SamplingParams(**self.sampling)  # checks it
+        SamplingParams(**self.sampling)  # validates the fields
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}; allowed: 1 or more")
         for name in ("deadline_s", "max_body_bytes", "body_timeout_s", "keep_alive_s", "send_timeout_s"):
@@ -59,5 +58,5 @@ class ServeSettings:
 
 
 def served_name(model: str) -> str:
-    """By what name a model is asked for: the last part of a path, else the name as it was given."""
+    """Return the name that clients use for a model: the last part of a path, else the name as given."""
     return model.rstrip("/").rpartition("/")[2] if model.startswith((".", "/", "~")) else model

@@ -1,4 +1,4 @@
-"""JSON schemas under ``strict: true``: an object has no properties but those that the schema names."""
+"""JSON schemas under ``strict: true``: an object has only the properties that the schema names."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 from justright.errors import UsageError
 
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
-"""Keywords that hold schemas by name."""
+"""Keywords whose value maps names to schemas."""
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-"""Keywords that hold a list of schemas."""
+"""Keywords whose value is a list of schemas."""
 _SINGLE = ("items", "additionalProperties")
-"""Keywords that hold one schema."""
+"""Keywords whose value is a schema."""
 _COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
 
 
 def closed(schema: Any) -> Any:
-    """A schema with ``additionalProperties: false`` in every object that does not say what else it may have.
+    """Return the schema with ``additionalProperties: false`` in every object that does not set it.
 
-    OpenAI demands that the client writes this itself. What a schema says stays: ``additionalProperties`` of any value,
-    and which properties are required.
+    OpenAI requires the client to write this itself. What the schema sets stays: any ``additionalProperties``, and the
+    list of required properties.
 
     Args:
-        schema: as JSON values; it is not changed.
+        schema: JSON values; they are not modified.
 
     Raises:
-        UsageError: an object is put together from several schemas, of which none could be closed by itself.
+        UsageError: several schemas together describe an object, so none of them can be closed by itself.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -54,7 +54,7 @@ def _is_object(schema: Mapping[str, Any]) -> bool:
 
 
 def _check_combined(schema: Mapping[str, Any]) -> None:
-    """Refuse objects that several schemas describe together: closed, each would forbid the others' properties."""
+    """Raise an error if several schemas describe one object: closed, each would forbid the others' properties."""
     described: list[Any] = [key for key in ("properties", "$ref") if key in schema]
     for key in ("allOf", "anyOf", "oneOf"):
         branches = schema.get(key)
@@ -68,7 +68,7 @@ def _check_combined(schema: Mapping[str, Any]) -> None:
 
 
 def _describes(branch: Any) -> bool:
-    """Whether a branch of a combination says which properties there are."""
+    """Whether a branch of a combination names properties."""
     if not isinstance(branch, Mapping):
         return False
     return _is_object(branch) or any(key in branch for key in _COMBINING)

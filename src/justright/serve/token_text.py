@@ -1,4 +1,4 @@
-"""The text and the bytes of single tokens, which log-probabilities and traces tell."""
+"""The text and bytes of single tokens, for log-probabilities and traces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """Looks tokens up; a token of a few bytes of a character has them, and no readable text.
+    """Looks tokens up; a token that holds only some bytes of a character has bytes but no readable text.
 
     Args:
-        tokenizer: byte-level, or with pieces that write a space as a low line.
+        tokenizer: byte-level, or with pieces that write a space as ``\u2581``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -23,7 +23,7 @@ class TokenTexts:
         self._added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
 
     def data(self, token_id: int) -> bytes:
-        """The bytes of a token; none of an id beyond the vocabulary."""
+        """Return the bytes of a token; empty for an id outside the vocabulary."""
         if token_id in self._added:
             return str(self._added[token_id]).encode()
         token = self.tokenizer.convert_ids_to_tokens(token_id)
@@ -36,11 +36,11 @@ class TokenTexts:
         return str(token).replace("\u2581", " ").encode()
 
     def text(self, token_id: int) -> str:
-        """The text of a token, with U+FFFD for bytes that are none by themselves."""
+        """Return the text of a token, with U+FFFD for bytes that are not valid text by themselves."""
         return self.data(token_id).decode(errors="replace")
 
     def label(self, token_id: int) -> str:
-        """The text of a token, or ``bytes:\\xe2\\x80`` (as OpenAI has it) of one that has none by itself."""
+        """Return the text of a token, or OpenAI's ``bytes:\\xe2\\x80`` form if it has none by itself."""
         data = self.data(token_id)
         try:
             return data.decode()
@@ -50,7 +50,7 @@ class TokenTexts:
 
 @cache
 def _bytes_of() -> dict[str, int]:
-    """The letters that byte-level vocabularies write bytes with (GPT-2's table)."""
+    """Return the letters that byte-level vocabularies use for bytes (GPT-2's table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in shown]
     return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(rest)}

@@ -1,7 +1,7 @@
-"""The effort mapping: what a client requests, in the words of vLLM, SGLang or llama.cpp.
+"""Maps the effort that a client requests to the parameters of vLLM, SGLang or llama.cpp.
 
-The gateway and vLLM's middleware share it. vLLM and SGLang take an adapter by the name of a model, llama.cpp by a scale
-for each adapter. Only requests are mapped, and only what decides the mode: the server validates the rest.
+The gateway and vLLM's middleware share it. vLLM and SGLang select an adapter by model name, llama.cpp by a scale for
+each adapter. Only requests are mapped, and only what decides the mode; the server validates the rest.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from justright.serve.api_errors import ApiError, of_validation
 Kind = Literal["vllm", "sglang", "llama.cpp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EFFORTS = (*(effort for effort in get_args(AskedEffort) if effort != "escalate"), "max")
-"""What a client may request; `escalate` needs the probabilities of a whole answer before any of it is shown."""
+"""Efforts that a client may request; `escalate` needs the probabilities of a whole answer before showing any of it."""
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 SWITCH = "enable_thinking"
-"""The argument of chat templates that leaves reasoning out; in a template of two modes it chooses one."""
+"""The chat template argument that turns reasoning off; it selects the mode in a template with two modes."""
 
 M = TypeVar("M", bound=BaseModel)
 V = TypeVar("V")
@@ -34,16 +34,16 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A server that takes mapped requests.
+    """A server that receives mapped requests.
 
     Attributes:
-        kind: of `KINDS`.
-        model: the name of its model, which clients request; slow.
-        fast: the adapter of the fast mode: its name, for llama.cpp its id; None: the chat template alone.
+        kind: one of `KINDS`.
+        model: name of its model, which clients request; slow.
+        fast: adapter of the fast mode: its name, or its id for llama.cpp; None: the chat template alone.
         adapters: llama.cpp's ids of all adapters.
-        budgets: whether it is set up to end reasoning (vLLM with a reasoning config).
-        has_fast: whether there is a fast mode: an adapter, or a template that leaves reasoning out.
-        end_tokens: token ids at which a fast answer ends, beside those that the server knows (vLLM only).
+        budgets: whether it can end reasoning at a budget (vLLM with a reasoning config).
+        has_fast: whether there is a fast mode: an adapter, or a template that turns reasoning off.
+        end_tokens: token ids that end a fast answer, besides those that the server knows (vLLM only).
     """
 
     kind: Kind
@@ -63,20 +63,20 @@ class Upstream:
 
     @property
     def fast_model(self) -> str:
-        """By what name the fast mode is requested."""
+        """The model name that requests the fast mode."""
         if self.kind == "llama.cpp" or self.fast is None:
             return self.model
-        # SGLang takes a name without a colon for that of the base model, whatever it is.
+        # SGLang takes any name without a colon for the base model.
         return f"{self.model}:{self.fast}" if self.kind == "sglang" else str(self.fast)
 
     def modes_of(self, model: Any) -> tuple[str, ...]:
-        """The modes of a requested model: both, the fast one, or none where it is somebody else's."""
+        """Return the modes of a requested model: both, only fast, or none if it is another model."""
         if self.kind == "llama.cpp" or model in (None, self.model):  # llama.cpp has one model
             return ("slow", "fast")
         return ("fast",) if model == self.fast_model else ()
 
     def summary(self) -> str:
-        """In a line."""
+        """Return a one-line description."""
         if not self.has_fast:
             return f"{self.kind}: {self.model}, without an adapter and a template that knows no {SWITCH}: slow only"
         if self.fast is None:
@@ -87,12 +87,12 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds where a request does not say it, and who decides for `auto`.
+    """Defaults for requests that leave the mode open, and the scorer for `auto`.
 
     Attributes:
-        effort: of `EFFORTS`; None: as the model does by itself.
-        scorer: of prompts; one that needs no hidden state.
-        threshold: instead of the scorer's own.
+        effort: one of `EFFORTS`; None: the model's own default.
+        scorer: scores prompts without hidden states.
+        threshold: replaces the scorer's own threshold.
     """
 
     effort: str | None = None
@@ -104,7 +104,7 @@ class Policy:
             raise UsageError(f"effort {self.effort!r} by default; allowed: {', '.join(EFFORTS)}")
 
     def decide(self, prompt: str) -> Decision:
-        """Slow if ``prompt`` scores above the threshold."""
+        """Choose slow if ``prompt`` scores above the threshold."""
         scorer = self.scorer or Heuristic()
         threshold = scorer.threshold if self.threshold is None else self.threshold
         score = float(scorer.score(prompt, None))
@@ -118,8 +118,8 @@ class Mapped:
     """A request for the server.
 
     Attributes:
-        body: to send.
-        decision: of the mode, and why; None: the request is for another model, and passes as it is.
+        body: the body to send.
+        decision: the mode and the reason; None: the request is for another model and passes unchanged.
     """
 
     body: dict[str, Any] = field(default_factory=dict)
@@ -127,20 +127,20 @@ class Mapped:
 
     @property
     def headers(self) -> dict[str, str]:
-        """For the answer: the mode, and why."""
+        """Return response headers with the mode and the reason."""
         if self.decision is None:
             return {}
         return {"X-Justright-Mode": self.decision.mode, "X-Justright-Reason": self.decision.reason}
 
 
 def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tuple[bytes, dict[str, str]]:
-    """The body to send, and headers for the answer; what is no JSON object passes: the server says what is wrong.
+    """Return the body to send and the response headers; a body that is not a JSON object passes to the server's check.
 
     Args:
         path: `CHAT` or `COMPLETION`.
         content: the client's body.
-        upstream: where it goes.
-        policy: where it says nothing.
+        upstream: the server.
+        policy: defaults for what the request leaves open.
 
     Raises:
         ApiError: see `chat` and `completion`.
@@ -156,15 +156,15 @@ def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tup
 
 
 def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
-    """A chat request for ``upstream``: an explicit template argument before the effort before the default.
+    """Map a chat request; a template argument overrides the effort, which overrides the default.
 
     Args:
-        body: as the client sent it.
-        upstream: where it goes.
-        policy: where it says nothing.
+        body: the client's body.
+        upstream: the server.
+        policy: defaults for what the request leaves open.
 
     Raises:
-        ApiError: an effort that is none or cannot be had, arguments of a wrong type or that contradict each other.
+        ApiError: an effort is unknown or unavailable, or arguments have a wrong type or contradict each other.
     """
     said = _read(_Chat, body)
     nested = said.reasoning or _Reasoning()
@@ -207,10 +207,10 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
 
 
 def completion(body: Mapping[str, Any], upstream: Upstream) -> Mapped:
-    """A plain completion for ``upstream``: slow unless it names the fast model.
+    """Map a plain completion: slow unless it names the fast model.
 
     Raises:
-        ApiError: an effort or a budget, which are for chats.
+        ApiError: the request has an effort or a budget, which only chats may have.
     """
     for name in ("reasoning_effort", "reasoning", "thinking_budget"):
         if body.get(name) is not None:
@@ -228,7 +228,7 @@ _BY_NAME = Decision("fast", "model", None, None, "the requested model is the fas
 
 
 class _Lenient(BaseModel):
-    """What decides the mode; everything else is the server's."""
+    """The fields that decide the mode; the server validates everything else."""
 
     model_config = ConfigDict(strict=True)
 
@@ -272,10 +272,10 @@ def _read(kind: type[M], body: Mapping[str, Any]) -> M:
 
 
 def _agreed(names: Mapping[str, V | None]) -> V | None:
-    """The value of a thing that has several names.
+    """Return the value of a setting that has several names.
 
     Raises:
-        ApiError: two names with two values.
+        ApiError: two names have different values.
     """
     given = {name: value for name, value in names.items() if value is not None}
     if len(set(given.values())) > 1:
@@ -288,7 +288,7 @@ def _agreed(names: Mapping[str, V | None]) -> V | None:
 def _decision(
     body: Mapping[str, Any], effort: str | None, budget: int | None, thinks: bool | None, policy: Policy
 ) -> Decision:
-    """Which mode, by the template argument, the effort, the budget or the default."""
+    """Choose the mode by the template argument, the effort, the budget or the default."""
     if thinks is not None:
         mode, reason = "slow" if thinks else "fast", f"{SWITCH} is {str(thinks).lower()}"
         return Decision(mode, "template", None, None, reason)
@@ -302,7 +302,7 @@ def _decision(
 
 
 def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A body without the effort `auto`, which no server knows; other efforts stay: templates may read them."""
+    """Remove the effort `auto`, which no server knows; other efforts stay, since templates may read them."""
     sent = dict(body)
     if sent.get("reasoning_effort") == "auto":
         del sent["reasoning_effort"]
@@ -317,10 +317,10 @@ def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:
 def _budget(
     body: Mapping[str, Any], effort: str | None, budget: int | None, upstream: Upstream
 ) -> dict[str, Any]:
-    """How many tokens a slow answer may reason, in the server's words.
+    """Return the reasoning budget in the server's parameters.
 
     Raises:
-        ApiError: the server has no words for it.
+        ApiError: the server has no parameter for it.
     """
     if budget is not None and upstream.kind != "vllm":
         message = f"the {upstream.kind} server behind this gateway has no reasoning budget: request an effort"
@@ -333,9 +333,9 @@ def _budget(
 
 
 def _addressed(sent: dict[str, Any], mode: str, upstream: Upstream) -> dict[str, Any]:
-    """A body for the mode's model and end tokens, or with a scale for every adapter, of which the client's own hold.
+    """Set the mode's model and end tokens, or llama.cpp's scale of every adapter; the client's scales win.
 
-    Without the zeros llama.cpp goes on from keys and values that another adapter made.
+    Without explicit zeros, llama.cpp reuses KV cache entries that another adapter computed.
     """
     if upstream.kind == "llama.cpp":
         fast = upstream.fast if mode == "fast" else None
@@ -355,7 +355,7 @@ def _addressed(sent: dict[str, Any], mode: str, upstream: Upstream) -> dict[str,
 
 
 def _last_question(body: Mapping[str, Any]) -> str:
-    """What the user said last, as text."""
+    """Return the text of the last user message."""
     messages = body.get("messages")
     turns = [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
     content = next((m.get("content") for m in reversed(turns) if m.get("role") == "user"), "")

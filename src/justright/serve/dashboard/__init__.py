@@ -1,4 +1,4 @@
-"""The page at ``/``: plain files, without a build step or another host; it asks the API that all clients ask."""
+"""The page at ``/``: static files, without a build step or another host, that use the public API."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/", methods=["GET", "HEAD"])
 def page() -> Response:
-    """The page."""
+    """Return the page."""
     return _file("index.html")
 
 
 @router.get("/dashboard/{name}")
 def part(name: str) -> Response:
-    """What the page is made of; anything else is not there."""
+    """Return one file of the page; 404 for any other name."""
     return _file(name) if name in _PARTS else Response(status_code=404)
 
 

@@ -1,4 +1,4 @@
-// Server-sent events of a stream: each `data:` as JSON, to the end at [DONE].
+// Server-sent events of a stream: yields each `data:` as JSON, until [DONE].
 
 export async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();

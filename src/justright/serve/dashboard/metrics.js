@@ -1,4 +1,4 @@
-// Prometheus' text format, as far as the dashboard needs it.
+// Prometheus' text format, limited to what the dashboard needs.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
@@ -23,7 +23,7 @@ export function total(samples, name, labels = {}) {
   return samples.filter((s) => fits(s, name, labels)).reduce((sum, s) => sum + s.value, 0);
 }
 
-// Of all label sets that fit, together: {count, sum, buckets: [[upper bound, how many up to it]]}
+// The sum over all matching label sets: {count, sum, buckets: [[upper bound, cumulative count]]}
 export function histogram(samples, name, labels = {}) {
   const buckets = new Map();
   for (const s of samples) {
@@ -38,7 +38,7 @@ export function histogram(samples, name, labels = {}) {
   };
 }
 
-// Linear within a bucket, as Prometheus' histogram_quantile; null where nothing was observed.
+// Linear within a bucket, as Prometheus' histogram_quantile; null without observations.
 export function quantile({ count, buckets }, q) {
   if (!count) return null;
   let below = 0;

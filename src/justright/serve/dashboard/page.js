@@ -1,4 +1,4 @@
-// The dashboard: reads /metrics every second, and talks to /v1/chat/completions as any client does.
+// The dashboard: reads /metrics every second and uses /v1/chat/completions like any other client.
 import { fraction, histogram, parse, quantile, total } from "./metrics.js";
 import { events } from "./events.js";
 
@@ -33,7 +33,7 @@ async function get(path) {
   return answer;
 }
 
-// --- figures
+// --- metrics
 
 function seconds(value) {
   if (value === null) return "–";
@@ -177,7 +177,7 @@ class Answer {
     at("talk").scrollTop = at("talk").scrollHeight;
   }
 
-  // What a chunk says of its tokens can be coloured token by token where their texts are the chunk's text.
+  // Tokens can be coloured one by one only if their texts add up to the text of the chunk.
   put(target, text, trace, alone) {
     const texts = alone && trace?.texts?.join("") === text ? trace.texts : [text];
     texts.forEach((piece, i) => {
@@ -239,7 +239,7 @@ async function ask(event) {
     if (fault.name !== "AbortError") said(answer.article, fault.message, "fault");
   } finally {
     if (answer.text) own.push({ role: "assistant", content: answer.text });
-    else own.pop(); // a question that got no answer is not asked again with the next
+    else own.pop(); // drop an unanswered question, so that the next request does not repeat it
     running = null;
     busy(false);
     at("prompt").focus();

@@ -1,1 +1,1 @@
-"""`justright serve --engine vllm`: the same model and switch on vLLM, by its public extension points."""
+"""`justright serve --engine vllm`: the same model and switch on vLLM, through its public extension points."""

@@ -1,6 +1,6 @@
-"""The effort mapping inside vLLM's own server: the ASGI class that its ``--middleware`` takes.
+"""The effort mapping inside vLLM's own server, as an ASGI class for its ``--middleware``.
 
-It maps requests before vLLM reads them; vLLM's answers pass byte for byte, with the mode in two more headers.
+It maps requests before vLLM reads them; vLLM's responses pass byte for byte, with two more headers for the mode.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from justright.serve.middleware import respond
 from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 VARIABLE = "JUSTRIGHT_VLLM_MODES"
-"""Holds for the class, which vLLM makes without arguments, what is served: see `to_variable`."""
+"""Environment variable that describes what is served (`to_variable`): vLLM constructs the class without arguments."""
 PATH = f"{__name__}.Modes"
 
 
 class Modes:
-    """Chooses slow or fast for each request, by the name of the model that vLLM is asked for.
+    """Chooses slow or fast for each request, through the model name that it passes to vLLM.
 
     Args:
-        app: vLLM's.
+        app: vLLM's application.
 
     Raises:
         UsageError: the variable is missing or damaged.
@@ -73,12 +73,12 @@ _MAPPED = {("POST", CHAT), ("POST", COMPLETION)}
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a vLLM serves.
+    """What a vLLM server serves.
 
     Attributes:
         upstream: its models.
-        policy: where a request says nothing.
-        hosts: the names that clients may call it by.
+        policy: defaults for requests that leave the mode open.
+        hosts: names that clients may use for the server.
         keys: whether it needs an API key.
     """
 
@@ -89,7 +89,7 @@ class Served:
 
 
 def to_variable(served: Served) -> str:
-    """What `VARIABLE` holds; a scorer of the user's own does not travel."""
+    """Return the content of `VARIABLE`; a custom scorer cannot be passed this way."""
     names = ("model", "fast", "budgets", "has_fast", "end_tokens")
     found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
     found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
@@ -97,10 +97,10 @@ def to_variable(served: Served) -> str:
 
 
 def from_variable(text: str | None) -> Served:
-    """Read what `to_variable` wrote.
+    """Parse the output of `to_variable`.
 
     Raises:
-        UsageError: it is missing or damaged.
+        UsageError: the variable is missing or damaged.
     """
     try:
         found: Mapping[str, Any] = json.loads(text or "")
@@ -118,7 +118,7 @@ def from_variable(text: str | None) -> Served:
 
 
 async def _whole(receive: Receive) -> bytes | None:
-    """The whole body; None if the client left before."""
+    """Return the whole body; None if the client disconnects first."""
     pieces: list[bytes] = []
     while True:
         message = await receive()
@@ -130,7 +130,7 @@ async def _whole(receive: Receive) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A receive that begins with a body."""
+    """Return a ``receive`` that first yields ``body``, which was already read."""
     left = [body]
 
     async def receive_again() -> Message:

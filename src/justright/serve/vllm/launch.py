@@ -1,7 +1,7 @@
-"""From a model or a bundle to vLLM's command: the checkpoint as it is, the switch padded, one template for both modes.
+"""Builds vLLM's command for a model or a bundle: checkpoint unchanged, switch padded, one template for both modes.
 
-Nothing of vLLM is changed: the switch is one of its LoRA modules, an ASGI class that its ``--middleware`` takes maps
-the effort of requests, and answers, reasoning and budgets are its own.
+vLLM itself is not modified: the switch is one of its LoRA modules, an ASGI class for its ``--middleware`` maps the
+effort of requests, and vLLM does the answers, the reasoning and the budgets.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from justright.serve.vllm.effort_middleware import PATH, VARIABLE, Served, to_va
 from justright.speculative.registry import drafter_names
 
 DRAFTERS = ("none", "suffix", "lstm", "hybrid")
-"""Drafters that run there: vLLM's own suffix drafts, and those that the plugin package justright-vllm brings."""
+"""Drafters that run on vLLM: its own suffix drafter, and those of the plugin package justright-vllm."""
 _SERVER = "vllm.entrypoints.openai.api_server"
 _DRAFT_TOKENS = {"suffix": 16, "lstm": 5, "hybrid": 8}
-"""The longest chain that is verified."""
+"""Length of the longest chain that is verified."""
 _FAST = "-fast"
 _OURS = frozenset(
     {"model", "served-model-name", "lora-modules", "chat-template", "middleware", "host", "port"}
@@ -45,24 +45,24 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """How vLLM is run.
+    """Settings of vLLM.
 
     Attributes:
-        model: by what name clients ask for it.
-        host: to listen on.
-        port: to listen on.
-        dtype: of the weights.
-        max_context: most tokens of a sequence; None: the model's.
-        slots: most sequences at once; None: vLLM's own.
-        draft: of `DRAFTERS`.
-        draft_options: of a drafter that the plugin brings.
-        policy: where a request says nothing.
-        params: how tokens are chosen where a request does not say it.
-        closing: text that ends a thought which its budget cuts; None: the model's.
-        data_parallel: copies of the model, each in a process of its own.
-        api_keys: of which a request must have one.
-        hosts: the names that clients may call the server by.
-        more: further arguments of vLLM, as they are.
+        model: model name that clients use.
+        host: host to listen on.
+        port: port to listen on.
+        dtype: dtype of the weights.
+        max_context: most tokens of a sequence; None: the model's limit.
+        slots: most sequences at once; None: vLLM's default.
+        draft: one of `DRAFTERS`.
+        draft_options: options of a drafter from the plugin.
+        policy: defaults for requests that leave the mode open.
+        params: default sampling parameters.
+        closing: text that ends reasoning cut by its budget; None: the model's.
+        data_parallel: copies of the model, each in its own process.
+        api_keys: accepted API keys.
+        hosts: names that clients may use for the server.
+        more: further vLLM arguments, passed unchanged.
     """
 
     model: str
@@ -110,9 +110,9 @@ class Command:
     """A command that starts vLLM.
 
     Attributes:
-        arguments: of the Python interpreter.
-        environment: variables beside those that are set already.
-        notes: what whoever starts it should know.
+        arguments: arguments of the Python interpreter.
+        environment: environment variables to add.
+        notes: remarks for the user.
     """
 
     arguments: Sequence[str]
@@ -120,7 +120,7 @@ class Command:
     notes: Sequence[str] = ()
 
     def replace_process(self) -> NoReturn:
-        """Become vLLM: signals and the exit code are its own."""
+        """Replace this process by vLLM, which then handles signals and sets the exit code."""
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *self.arguments], {**os.environ, **self.environment})
@@ -133,17 +133,17 @@ def command(
     settings: VllmSettings,
     folder: Path,
 ) -> Command:
-    """Write what vLLM needs into ``folder``, and say how to start it.
+    """Write vLLM's files into ``folder``, and return the command that starts it.
 
     Args:
-        path: the checkpoint, pruned or not, as it is.
+        path: the checkpoint, pruned or not, used unchanged.
         adapter: the switch, in any form.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         settings: see `VllmSettings`.
-        folder: to write the padded adapter and the chat template into.
+        folder: receives the padded adapter and the chat template.
 
     Raises:
-        UsageError: what vLLM cannot serve (stacked experts in the switch, see `save_portable`).
+        UsageError: vLLM cannot serve this (stacked experts in the switch, see `save_portable`).
     """
     arguments = ["-m", _SERVER, *_plain(path, settings)]
     drafting, environment = _drafting(path, settings)
@@ -193,11 +193,11 @@ def command(
 
 
 def _plain(path: Path, settings: VllmSettings) -> list[str]:
-    """What is a setting here and an argument there."""
+    """Return the settings that map directly to vLLM arguments."""
     found = ["--model", str(path), "--served-model-name", settings.model, "--dtype", settings.dtype]
     found += ["--host", settings.host, "--port", str(settings.port), "--middleware", PATH]
     found += ["--enable-per-request-metrics", "--enable-prompt-tokens-details"]
-    # As the embedded server writes JSON, by the same library.
+    # The embedded server writes JSON the same way, with the same library.
     found += [
         "--structured-outputs-config",
         json.dumps({"backend": "guidance", "disable_any_whitespace": True}),
@@ -212,7 +212,7 @@ def _plain(path: Path, settings: VllmSettings) -> list[str]:
 
 
 def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, str]]:
-    """Who drafts: vLLM's arguments, and what our plugin is told by its variable."""
+    """Return vLLM's arguments for the drafter, and the environment variable for our plugin."""
     if settings.draft == "none":
         return [], {}
     config: dict[str, Any] = {"method": "suffix"}
@@ -226,12 +226,12 @@ def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, 
 
 
 def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
-    """The switch as a LoRA module, and both modes' chat templates as one."""
+    """Return arguments for the switch as a LoRA module and for one chat template with both modes."""
     place = folder / "switch"
     place.mkdir(parents=True, exist_ok=True)
     rank = save_portable(adapter, place, path)
     found = ["--enable-lora", "--lora-modules", f"{name}={place}", "--max-lora-rank", str(rank)]
-    # One more than there are adapters: on a CPU, requests without one otherwise get another's (vLLM 0.32).
+    # One more than there are adapters: on a CPU, requests without an adapter otherwise get another's (vLLM 0.32).
     found += ["--max-loras", "2"]
     slow = read_template(path)
     if slow is not None and adapter.template is not None:
@@ -243,7 +243,7 @@ def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
 
 
 def _room(settings: VllmSettings) -> list[str]:
-    """vLLM refuses to start with adapters and drafts unless a step holds the drafts of all its sequences."""
+    """Return batch limits: with adapters and drafts, vLLM starts only if a step holds the drafts of all sequences."""
     slots = settings.slots or 128
     tokens = max(4096, slots * (_DRAFT_TOKENS[settings.draft] + 1))
     return ["--max-num-seqs", str(slots), "--max-num-batched-tokens", str(tokens)]
@@ -262,9 +262,9 @@ def _tags(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> Thinki
 def _thoughts(
     tags: ThinkingTags | None, tokenizer: PreTrainedTokenizerFast, closing: str | None
 ) -> tuple[bool, list[str]]:
-    """Whether vLLM can tell thoughts from answers, and its arguments for it.
+    """Return whether vLLM can separate reasoning from answers, and its arguments for it.
 
-    Its parser for Qwen3 is the one that knows ``enable_thinking``: where that is false, all of the text is answer.
+    Its Qwen3 parser is the one that knows ``enable_thinking``: where that is false, all of the text is the answer.
     """
     usual, known = ThinkingTags(), tokenizer.get_vocab()
     if tags is None or (tags.open, tags.close) != (usual.open, usual.close):
@@ -276,16 +276,16 @@ def _thoughts(
 
 
 def _sampling(params: SamplingParams) -> dict[str, float]:
-    """Every value, so that those of the checkpoint's generation config do not hold."""
+    """Return every parameter, so that the checkpoint's generation config has no effect."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return {name: getattr(params, name) for name in names}
 
 
 def check_drafter(draft: str) -> None:
-    """Whether what a drafter needs is installed beside vLLM.
+    """Check that what a drafter needs is installed beside vLLM.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: a package is missing.
     """
     if draft == "suffix" and find_spec("arctic_inference") is None:
         raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
@@ -294,10 +294,10 @@ def check_drafter(draft: str) -> None:
 
 
 def check_installed() -> str:
-    """The version of vLLM in this environment, by either name.
+    """Return the version of vLLM in this environment, by either package name.
 
     Raises:
-        MissingExtraError: there is none.
+        MissingExtraError: vLLM is not installed.
     """
     for name in plugin.DISTRIBUTIONS:
         try:
@@ -313,7 +313,7 @@ def check_installed() -> str:
 
 
 def version_note(found: str) -> str | None:
-    """What to say of a version that was not tried."""
+    """Return a note about a version that was not tested; None for the tested one."""
     if found.startswith(f"{plugin.TRIED}."):
         return None
     return f"vLLM {found} was not tried; {plugin.TRIED} was: its arguments may differ"
