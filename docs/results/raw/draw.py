@@ -1,4 +1,4 @@
-"""Draws docs/results/speed.png from the table in speed.md, and docs/draft.png from the first table of draft-smollm2.md.
+"""Draws pictures from the first tables of pages here: speed.png, serve.png (docs/results) and draft.png (docs).
 
 python docs/results/raw/draw.py        (needs matplotlib)
 """
@@ -66,6 +66,25 @@ def draft() -> None:
     figure.savefig(RAW.parents[1] / "draft.png", dpi=110)
 
 
+def serve() -> None:
+    """Tokens per second by server and number of clients."""
+    rows = first_table("serve.md")
+    servers = list(dict.fromkeys(row["server"] for row in rows))
+    clients = list(dict.fromkeys(row["clients"] for row in rows))
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, server in enumerate(servers):
+        mine = [float(row["tokens/s"]) for row in rows if row["server"] == server]
+        places = [at + (index - len(servers) / 2) * 0.13 for at in range(len(clients))]
+        axes.bar(places, mine, width=0.12, align="edge", label=server)
+    axes.set_xticks(range(len(clients)), clients)
+    axes.set(xlabel="clients", ylabel="tokens per second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.18))
+    figure.savefig(RAW.parent / "serve.png", dpi=110)
+
+
 if __name__ == "__main__":
     speed()
+    serve()
     draft()
