@@ -15,7 +15,7 @@ from justright.engine.decode_loop import DecodeLoop
 from justright.engine.request import Emission, Request
 from justright.engine.sampler import SamplingParams
 from justright.errors import ResourceError
-from justright.speculative.base import Draft
+from justright.speculative.base import Draft, Drafter
 from justright.speculative.suffix import SuffixDrafter
 
 LENGTHS = (3, 9, 17, 30, 41)
@@ -232,7 +232,7 @@ def test_logprobs_are_the_model_s_own(draft: bool) -> None:
         assert [value for _, value in one.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
 
 
-class Wide:
+class Wide(Drafter):
     """Guesses chains of as many tokens as it may, right ones, and wants [SPEC] behind each."""
 
     name, needs_hidden = "wide", False
