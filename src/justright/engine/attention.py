@@ -1,12 +1,10 @@
 """Attention over the engine's KV cache, which transformers' models call instead of their own.
 
 The engine runs every model without a transformers cache and with this function as its attention
-(transformers'
-``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a `StepPlan` maps
-each
-run of tokens to its sequence and states what each token may see. The function writes the new keys and values
-into
-the cache and attends each run to its own sequence, so sequences of any length share a batch without padding.
+(transformers' ``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a
+`StepPlan` maps each run of tokens to its sequence and states what each token may see. The function writes the
+new keys and values into the cache and attends each run to its own sequence, so sequences of any length share
+a batch without padding.
 """
 
 from __future__ import annotations
@@ -36,11 +34,11 @@ class Run:
         slot: the sequence's row in the cache.
         start: first token within the flat step.
         positions: absolute position of each token, ``[tokens]``, int64.
-            tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain
-        chain.
-            certain: number of leading tokens that definitely belong to the sequence. The tokens after them
-        (draft,
-            [SPEC], padding) may be masked for other tokens, so `bounded_` makes their keys and values finite.
+        tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain
+            chain.
+        certain: number of leading tokens that definitely belong to the sequence. The tokens after them
+            (draft, [SPEC], padding) may be masked for other tokens, so `bounded_` makes their keys and values
+            finite.
     """
 
     slot: int
@@ -108,8 +106,7 @@ class StepPlan:
         """
         kv_heads, length, _ = keys.shape
         # The library's kernel needs equal head sizes of keys and values. A window may hide a whole split from
-        # a query;
-        # without one, all hidden tokens are in the step itself, which is shorter than a split.
+        # a query; without one, all hidden tokens are in the step itself, which is shorter than a split.
         whole = window is not None or values.shape[-1] != keys.shape[-1]
         key = (index, window, kv_heads, whole)
         if key not in self._biases:
@@ -156,8 +153,7 @@ def visible(run: Run, past: int, window: Window | None) -> tuple[int, Tensor | N
     """What the tokens of ``run`` may see, after ``past`` cached tokens of the same sequence.
 
     Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a
-    token at
-    position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
+    token at position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
 
     Returns:
         ``(first, mask)`` as in `StepPlan.mask`.
@@ -284,8 +280,7 @@ def bounded_(x: Tensor) -> Tensor:
     """Replace the NaN and infinite values of ``x`` by 0, in place, and return ``x``.
 
     A masked key has weight 0, but 0 * NaN is NaN: a mask hides only finite keys and values. A row that is not
-    finite
-    itself still has NaN logits, so a sequence that continues after it ends with an error.
+    finite itself still has NaN logits, so a sequence that continues after it ends with an error.
     """
     return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -295,8 +290,7 @@ def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor
     position.
 
     Llama 4's layers without rotary embedding scale queries by ``log1p(floor((p + 1) / floor_scale)) * scale +
-    1``,
-    where p counts from the length of a transformers cache, which the engine does not use.
+    1``, where p counts from the length of a transformers cache, which the engine does not use.
 
     Args:
         module: the attention module.

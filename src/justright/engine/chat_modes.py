@@ -34,12 +34,11 @@ class Thinking:
 
     Attributes:
         effort: one of `justright.reasoning.effort.EFFORTS`; None keeps the model's own behaviour.
-            budget: reasoning tokens, instead of the effort's share; the closing text is injected when it is
-        used up.
+        budget: reasoning tokens, instead of the effort's share; the closing text is injected when it is used
+            up.
         factor: the adapter scale, instead of the effort's 0 or 1 (soft switching).
-            closing: text injected when the budget ends the reasoning, instead of the model's; it may begin
-        the answer
-            ("\\n</think>\\nThe answer is"), which a model that goes on reasoning in its answer needs.
+        closing: text injected when the budget ends the reasoning, instead of the model's; it may begin the
+            answer ("\\n</think>\\nThe answer is"), which a model that goes on reasoning in its answer needs.
         scorer: the scorer for ``auto``: "probe", "heuristic", or a custom one.
         threshold: of the scorer, or of ``escalate``, instead of its own.
     """
@@ -84,9 +83,8 @@ class RequestBuilder:
 
     Args:
         tokenizer: with the slow model's chat template.
-            adapter: the adapter of the fast mode; without one, a fast mode exists only if the template can
-        disable
-            reasoning.
+        adapter: the adapter of the fast mode; without one, a fast mode exists only if the template can
+            disable reasoning.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, adapter: Adapter | None) -> None:

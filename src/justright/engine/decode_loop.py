@@ -32,13 +32,11 @@ class DecodeLoop:
         drafter: proposes tokens; None decodes without speculation.
         cost: the cost of a step on this machine; None speculates at every step (for tests and measurements).
         max_draft: the maximum number of draft tokens per sequence and step.
-            reuse_prefix: keep a finished sequence in its slot, and run only the new part of a prompt that
-        shares its
-            prefix (chats).
+        reuse_prefix: keep a finished sequence in its slot, and run only the new part of a prompt that shares
+            its prefix (chats).
         cache_tokens: the maximum number of tokens in the KV cache; a request waits until it fits.
-            prefill_share: prompt tokens (rounded up to a chunk) after which `advance` turns to the decoding
-        sequences and
-            returns; None runs whole prompts.
+        prefill_share: prompt tokens (rounded up to a chunk) after which `advance` turns to the decoding
+            sequences and returns; None runs whole prompts.
     """
 
     def __init__(

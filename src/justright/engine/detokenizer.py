@@ -22,16 +22,13 @@ class TextStream:
     """The text of one output, piece by piece, tags included; ends at a stop string in its content.
 
     A piece is held back while it could still begin a stop string or a tag, so that neither the stop string
-    nor any text
-    after it is emitted. The split of the text into tokens makes no difference. A character with missing final
-    bytes is
-    left out, and so are special tokens, except those that mark reasoning.
+    nor any text after it is emitted. The split of the text into tokens makes no difference. A character with
+    missing final bytes is left out, and so are special tokens, except those that mark reasoning.
 
     Args:
         tokenizer: a fast tokenizer.
-            stop: stop strings; the text ends before the first that is complete (if several are complete at
-        the same
-            character, before the longest).
+        stop: stop strings; the text ends before the first that is complete (if several are complete at the
+            same character, before the longest).
         tags: the model's reasoning tags; None treats everything as content.
         opened: whether the chat template has opened the reasoning in the prompt.
         may_open: whether the model may open reasoning by itself.
@@ -101,8 +98,7 @@ class TextStream:
             piece = self._stream.step(self._backend, token_id)
         except Exception:  # tokenizers raises a bare Exception
             # Decoders with byte fallback retract a character that is already emitted when invalid bytes
-            # follow.
-            # Emitted text stays; decoding continues after it.
+            # follow. Emitted text stays; decoding continues after it.
             piece = self._backend.decode(self._undecoded)
             self._stream = DecodeStream(self._undecoded, skip_special_tokens=True)
         if piece is None:
@@ -138,14 +134,13 @@ def tokens_within(
     """Tokens of a text; rejects a text whose beginning alone has more than ``limit`` tokens.
 
     The cost grows with the limit, not with the text: a beginning of 8 characters per token is tokenised
-    first, then one
-    four times as long, and so on.
+    first, then one four times as long, and so on.
 
     Args:
         tokenizer: a fast tokenizer.
         text: of any length.
-            limit: the maximum number of tokens, not exact: a text with a few more is still returned. None: no
-        limit.
+        limit: the maximum number of tokens, not exact: a text with a few more is still returned. None: no
+            limit.
         options: of the tokenizer's call.
 
     Raises:

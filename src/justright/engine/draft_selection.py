@@ -2,8 +2,7 @@
 
 A drafter's own estimate is uncertain. This module calibrates it by the outcome of earlier drafts of the same
 request, verified or not: a skipped draft is compared with the tokens that plain decoding then emits. So a
-request
-that has stopped speculating notices at no cost when its drafts improve again.
+request that has stopped speculating notices at no cost when its drafts improve again.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ _FREE_S = 0.0005
 _PATIENCE = 3
 _LONGEST_REST = 16
 """A drafter below this time per proposal drafts at every step; a slower one pauses, after three skipped
-proposals, for
-1, 2, 4, ... up to 16 steps."""
+proposals, for 1, 2, 4, ... up to 16 steps."""
 
 
 @dataclass(slots=True)
@@ -37,10 +35,9 @@ class Speculation:
     """One request's record of its drafts.
 
     ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source
-    proposed
-    with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. ``draft_s[source]`` is
-    the median
-    time of the last seven proposals, so that an interrupted one has no effect. Only its methods mutate it.
+    proposed with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``.
+    ``draft_s[source]`` is the median time of the last seven proposals, so that an interrupted one has no
+    effect. Only its methods mutate it.
 
     A drafter whose proposals are skipped again and again pauses for a while, because proposing takes time
     too.
@@ -147,12 +144,10 @@ def choose(
     """Cut the drafts of one step to maximise expected tokens per second; to nothing if none pays.
 
     Nodes of all sequences compete by calibrated probability for a place in the step. Cutting a draft keeps
-    its
-    first nodes. Speculation must beat the plain step by 5% to be worth its risk.
+    its first nodes. Speculation must beat the plain step by 5% to be worth its risk.
 
     Sampled drafts are verified in full: dropping a node because of what was drawn would change the
-    distribution
-    of the output. Their drafter must limit itself before it draws.
+    distribution of the output. Their drafter must limit itself before it draws.
 
     Args:
         drafts: one per sequence, possibly empty.

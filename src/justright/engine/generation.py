@@ -1,11 +1,9 @@
 """The sampling settings of ``generation_config.json``: the defaults of requests that sample.
 
 Each mode has its own file: the slow mode that of the model's folder, the fast mode that of the adapter's. If
-the
-adapter has no file, the fast mode uses the model's. The names and their meaning are transformers'
+the adapter has no file, the fast mode uses the model's. The names and their meaning are transformers'
 (`GenerationConfig`); as in vLLM (``--generation-config auto``), ``do_sample`` is not read: the request and
-the server
-decide whether to sample.
+the server decide whether to sample.
 """
 
 from __future__ import annotations

@@ -17,29 +17,23 @@ class KVCache:
     """Keys and values of every layer for ``slots`` sequences.
 
     Life cycle: ``reserve`` makes room for new tokens, the attention function writes them with ``write``
-    during the
-    forward pass, then ``keep`` makes the accepted ones part of the sequence and discards the rest. Only
-    ``keep``,
-    ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or after a row's
-    length are
-    garbage.
+    during the forward pass, then ``keep`` makes the accepted ones part of the sequence and discards the rest.
+    Only ``keep``, ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or
+    after a row's length are garbage.
 
     Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may
-    differ
-    between layers and between keys and values. A growing cache has one tensor ``[kv_heads, capacity,
-    head_dim]`` per
-    row, as long as that row needs; a static one has a single ``[slots, kv_heads, capacity, head_dim]``.
+    differ between layers and between keys and values. A growing cache has one tensor ``[kv_heads, capacity,
+    head_dim]`` per row, as long as that row needs; a static one has a single ``[slots, kv_heads, capacity,
+    head_dim]``.
 
     Args:
         num_layers: decoder layers.
         slots: rows; the maximum batch size.
         max_tokens: the maximum number of tokens in a row (the model's context).
-            static: allocate ``max_tokens`` and one padded step at once, so that shapes and addresses never
-        change (CUDA
-            graphs); otherwise a row grows by 1,024 tokens or a quarter, whichever is more.
-            trimmed: attention covers only the part of a static cache that is in use, in steps of 64 tokens:
-        it reads
-            less, but shapes may change.
+        static: allocate ``max_tokens`` and one padded step at once, so that shapes and addresses never change
+            (CUDA graphs); otherwise a row grows by 1,024 tokens or a quarter, whichever is more.
+        trimmed: attention covers only the part of a static cache that is in use, in steps of 64 tokens: it
+            reads less, but shapes may change.
 
     Raises:
         ResourceError: ``reserve`` beyond ``max_tokens``, or out of memory.

@@ -25,8 +25,8 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     `assemble` builds sparse containers, and models with different numbers of experts per layer.
 
     Raises:
-            CheckpointError: transformers cannot read it, or tensors are missing or differ in shape from the
-        config.
+        CheckpointError: transformers cannot read it, or tensors are missing or differ in shape from the
+            config.
         ResourceError: the weights do not fit the device.
     """
     with Checkpoint.open(path) as checkpoint:

@@ -40,15 +40,13 @@ class Verifier:
     trees.
 
     Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. Each `step` must be
-    followed by a
-    `keep` for each of its slots, which discards all other tokens of the step.
+    followed by a `keep` for each of its slots, which discards all other tokens of the step.
 
     Args:
         model: a stock causal language model; its attention is replaced.
         slots: the maximum number of concurrent sequences.
-            cache: "grow", "static" (allocates the whole context, constant shapes), or "trimmed" (the same,
-        but attention
-            covers only the part in use: for many sequences of similar length on a CPU).
+        cache: "grow", "static" (allocates the whole context, constant shapes), or "trimmed" (the same, but
+            attention covers only the part in use: for many sequences of similar length on a CPU).
         max_tokens: the longest sequence; the model's context by default.
         prefill_chunk: tokens per prefill forward.
 
@@ -182,8 +180,7 @@ class Verifier:
         """Run a prompt after the content of slot ``slot``, chunk by chunk, and keep all of it.
 
         ``spec`` runs a [SPEC] after its last token, if it fits in the context. ``states`` receives the states
-        of all
-        tokens, ``[chunk, hidden_size]`` per chunk.
+        of all tokens, ``[chunk, hidden_size]`` per chunk.
 
         Yields:
             None after each chunk but the last (a place to stop), then the output of the last token.
@@ -217,8 +214,7 @@ class Verifier:
         """Run one step for several sequences; nothing is kept until `keep`.
 
         With a static cache every sequence's tokens are padded to one of a few sizes, which limits the number
-        of distinct
-        shapes; the inputs are then for slots 0, 1, 2, ... in order.
+        of distinct shapes; the inputs are then for slots 0, 1, 2, ... in order.
         """
         if not self.cache.static:
             return self._forward(inputs, only_last=False)

@@ -1,11 +1,9 @@
 """Sampling and verification: accepts drafted tokens and chooses the token after them.
 
 Greedy: a draft token is accepted if it is the model's own argmax. Sampling: speculative sampling, which
-preserves
-the model's distribution exactly (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). transformers'
-own
-processors process the logits of each visited node and no others, so every option means the same as in plain
-decoding.
+preserves the model's distribution exactly (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781).
+transformers' own processors process the logits of each visited node and no others, so every option means the
+same as in plain decoding.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ from justright.errors import ResourceError, UsageError
 from justright.speculative.base import Draft
 
 # A top-1 to top-2 gap below this share of the top logit is within the rounding error of another summation
-# order:
-# some 40 units in the last place of float32 after a few dozen layers (measured:
+# order: some 40 units in the last place of float32 after a few dozen layers (measured:
 # tests/engine/test_packaged.py).
 _TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
@@ -106,12 +103,11 @@ class Verified:
 
     Attributes:
         path: indices of the accepted nodes in the step, from the root (0) on; the cache keeps these.
-            token_ids: the accepted draft tokens and one token of the model (none after a draft token that
-        ended the walk).
+        token_ids: the accepted draft tokens and one token of the model (none after a draft token that ended
+            the walk).
         near_ties: how many of ``token_ids`` won by a margin within floating-point noise.
-            guessed: how many of ``token_ids``, from the first, are draft tokens; all of them if a draft token
-        ended the
-            walk.
+        guessed: how many of ``token_ids``, from the first, are draft tokens; all of them if a draft token
+            ended the walk.
     """
 
     path: list[int]
@@ -178,12 +174,10 @@ def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[Tok
 class Sampler:
     """Chooses the tokens of one request: holds its options, its random generator and the tokens so far.
 
-    Stateful: every emitted token advances the generator and joins the context of the repetition penalty.
-    A deterministic draft consumes the generator exactly as plain decoding does, so one seed gives the same
-    output
-    token for token, whatever the draft. (A sampled draft preserves the distribution, not the tokens
-    themselves, and
-    only if the choice of nodes to verify does not depend on the drawn tokens.)
+    Stateful: every emitted token advances the generator and joins the context of the repetition penalty. A
+    deterministic draft consumes the generator exactly as plain decoding does, so one seed gives the same
+    output token for token, whatever the draft. (A sampled draft preserves the distribution, not the tokens
+    themselves, and only if the choice of nodes to verify does not depend on the drawn tokens.)
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
@@ -209,13 +203,12 @@ class Sampler:
             draft: nodes 1.. of the step (its parent -1 is the step's node 0).
             logits: ``[nodes + 1, vocab]``, the model's, after the root and after each node.
             until: called once for every chosen token; True ends the walk with it, drafted or not.
-                constraint: applies to all tokens chosen here and receives them. Once it fails, the walk ends,
-            and the last
-                token is not part of the output.
+            constraint: applies to all tokens chosen here and receives them. Once it fails, the walk ends, and
+                the last token is not part of the output.
 
         Raises:
-                NoTokenError: the logits are not finite, before or after processing; or the constraint allows
-            no token.
+            NoTokenError: the logits are not finite, before or after processing; or the constraint allows no
+                token.
         """
         if self.params.greedy and self._context is None and constraint is None:
             return self._verify_greedy(draft, logits, until)
@@ -316,8 +309,7 @@ def speculative_sample(
     """Try sibling draft tokens in turn; the accepted token or the residual draw follows ``target`` exactly.
 
     The draft tokens were drawn from ``proposal`` one after the other without replacement. Token x is accepted
-    with
-    probability min(1, p(x) / q(x)); otherwise p becomes the normalised max(p - q, 0), and q loses x.
+    with probability min(1, p(x) / q(x)); otherwise p becomes the normalised max(p - q, 0), and q loses x.
 
     Args:
         target: p, ``[vocab]``, the model's distribution.
@@ -326,7 +318,7 @@ def speculative_sample(
         generator: consumes one uniform number per tried token.
 
     Returns:
-            Index of the accepted draft token, or None; and the distribution ``[vocab]`` to draw from in that
+        Index of the accepted draft token, or None; and the distribution ``[vocab]`` to draw from in that
         case.
 
     Source: arXiv:2302.01318, Theorem 1; for several draft tokens arXiv:2305.09781, Algorithm 2, with the
@@ -352,9 +344,8 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
 
     Returns:
-            The token, and whether ``uniform`` lies so near a boundary between two tokens that the noise of
-        ``dtype``
-        could move it across.
+        The token, and whether ``uniform`` lies so near a boundary between two tokens that the noise of
+        ``dtype`` could move it across.
 
     Raises:
         NoTokenError: the probabilities are not finite, or all are 0.

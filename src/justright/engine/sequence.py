@@ -31,8 +31,7 @@ class Active:
     """A request that holds a slot.
 
     `verify` chooses tokens up to the one that ends the request, so all counts (log-probabilities, confidence,
-    near ties,
-    accepted draft tokens) cover emitted tokens only.
+    near ties, accepted draft tokens) cover emitted tokens only.
 
     Attributes:
         pieces: text completed by the tokens of the last `verify`.

@@ -11,18 +11,16 @@ class Places:
     """The verifier's slots: decoding sequences have 0, 1, 2, ...; the one in prefill comes after them.
 
     With ``reuse_prefix``, a finished sequence stays in its slot until the slot is needed: a prompt with the
-    same prefix
-    in the same mode then runs only its new part. A prefix shared with a running sequence is copied.
+    same prefix in the same mode then runs only its new part. A prefix shared with a running sequence is
+    copied.
 
     Args:
         verifier: the model.
         reuse_prefix: see above.
-            cache_tokens: the maximum number of tokens in the KV cache, over all slots; a request reserves its
-        prompt and
-            its maximum output, so none is ever stopped for lack of memory. None: no limit.
-            spec_rows: the maximum number of [SPEC] rows of a sequence's step. They are extra: a draft is
-        never longer than
-            the remaining output of its request, so its own rows lie within the request's tokens.
+        cache_tokens: the maximum number of tokens in the KV cache, over all slots; a request reserves its
+            prompt and its maximum output, so none is ever stopped for lack of memory. None: no limit.
+        spec_rows: the maximum number of [SPEC] rows of a sequence's step. They are extra: a draft is never
+            longer than the remaining output of its request, so its own rows lie within the request's tokens.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The cost of a verification on this machine: measured, stored, and corrected at run time.
 
 Speculation pays only where verifying n tokens costs less than n single steps. That curve differs between
-machines,
-models and context lengths, so it is measured once per model and machine and then follows the real step times.
+machines, models and context lengths, so it is measured once per model and machine and then follows the real
+step times.
 """
 
 from __future__ import annotations
@@ -42,13 +42,10 @@ class StepCost:
     slope(n)``.
 
     ``near`` interpolates the measurements at p = 64; ``keys`` is the number of the p tokens that a layer
-    reads, averaged
-    over the layers (some attend only within a window); ``slope`` is linear in n, from a second measurement
-    with a
-    longer past. `observe` corrects the curve by real step times: a machine that is slower or faster than at
-    the
-    measurement moves the whole curve at once, and the residual bends it, slowly, near that size.
-    A step of n tokens never costs more than n steps of one.
+    reads, averaged over the layers (some attend only within a window); ``slope`` is linear in n, from a
+    second measurement with a longer past. `observe` corrects the curve by real step times: a machine that is
+    slower or faster than at the measurement moves the whole curve at once, and the residual bends it, slowly,
+    near that size. A step of n tokens never costs more than n steps of one.
 
     Attributes:
         sizes: measured numbers of tokens, ascending, from 1.
@@ -94,10 +91,8 @@ class StepCost:
         adds.
 
         The sizes alternate, so that a machine that is busy for a while does not make one size look more
-        expensive than the
-        others: up to ten rounds, and at most about 6 seconds, on a slow machine with fewer sizes (at least 1
-        and 8, three
-        rounds regardless of time). The curve is corrected at run time.
+        expensive than the others: up to ten rounds, and at most about 6 seconds, on a slow machine with fewer
+        sizes (at least 1 and 8, three rounds regardless of time). The curve is corrected at run time.
 
         Args:
             time_step: runs one forward.
@@ -185,8 +180,7 @@ def _slopes(seconds: dict[int, tuple[float, float]], gap: float) -> tuple[float,
     """Extra seconds per key of a layer: for one token, and for each further one.
 
     ``seconds`` holds, per number of tokens, a step's time near and with ``gap`` more keys per layer. All
-    tokens read the
-    same keys and values, so a further one never adds more than the first.
+    tokens read the same keys and values, so a further one never adds more than the first.
     """
     per_cached = {n: max(far - near, 0.0) / gap for n, (near, far) in seconds.items()}
     few, many = min(per_cached), max(per_cached)

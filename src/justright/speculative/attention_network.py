@@ -1,12 +1,10 @@
 """The attention drafter's network, similar to EAGLE: one decoder layer over all states of the context.
 
 A baseline for the LSTM drafter: it reads the whole context at every step, keeps a KV cache of it, and was
-trained on
-a few hundred positions.
+trained on a few hundred positions.
 
 Source: EAGLE, arXiv:2401.15077 (features and the next tokens in, the next features out). Differs: the same
-width as
-the verifier, and a head that covers only the draft vocabulary.
+width as the verifier, and a head that covers only the draft vocabulary.
 """
 
 from __future__ import annotations

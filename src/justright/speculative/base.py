@@ -30,16 +30,14 @@ class Draft:
         parents: index of each node's parent; -1 for a child of the last verified token.
         probs: the drafter's estimate, per node, that the node will be accepted (the probability of its whole
             path). Their sum is the expected number of accepted tokens.
-            proposal: for *sampled* drafts: row ``i`` is the distribution ``[vocab]`` from which the children
-        of node
-            ``i - 1`` were drawn without replacement (row 0: the children of the last verified token), shape
-            ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each draft token).
-            spec: run [SPEC] after the last verified token and after every node, and pass its state to
-        ``observe``.
+        proposal: for *sampled* drafts: row ``i`` is the distribution ``[vocab]`` from which the children of
+            node ``i - 1`` were drawn without replacement (row 0: the children of the last verified token),
+            shape ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each draft token).
+        spec: run [SPEC] after the last verified token and after every node, and pass its state to
+            ``observe``.
         source: the drafter's method that made it, if there are several; each has its own record.
-            instead: an alternative draft for the same position; the engine takes the one that pays more. Only
-        for drafts
-            that are not sampled.
+        instead: an alternative draft for the same position; the engine takes the one that pays more. Only for
+            drafts that are not sampled.
     """
 
     token_ids: Sequence[int] = ()
@@ -90,10 +88,9 @@ class Drafter(ABC):
     A drafter defines `propose`. All other methods do nothing by default.
 
     Life cycle: `check` and `bind` once, then `tune`; for each request `start` once, then any number of
-    `propose` /
-    `observe` pairs, then `stop` exactly once, also when the request is cancelled or fails. Between `propose`
-    and
-    `observe` come `recycle`, `verified` and `read`. The engine is the only caller, from one thread.
+    `propose` / `observe` pairs, then `stop` exactly once, also when the request is cancelled or fails.
+    Between `propose` and `observe` come `recycle`, `verified` and `read`. The engine is the only caller, from
+    one thread.
     """
 
     name: str = "drafter"
@@ -162,10 +159,9 @@ class Drafter(ABC):
         Args:
             request_id: the request.
             token_ids: tokens appended to the output since the last call, at least one.
-                hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the
-            last
-                of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token if it
-                was run; None unless `needs_hidden`.
+            hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the
+                last of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token if
+                it was run; None unless `needs_hidden`.
         """
 
     def stop(self, request_id: Hashable) -> None:  # noqa: B027

@@ -1,12 +1,9 @@
 """Hybrid drafts: a suffix draft where its score is high, else the LSTM's.
 
 Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold,
-else a tree
-of the LSTM. Differs, unless an option fixes the threshold: the threshold is the LSTM's own recent success in
-this
-request, the outcome of earlier suffix drafts corrects the score, and a suffix draft below the threshold is
-offered
-as an alternative to the LSTM's, for the engine to take where its few rows pay more.
+else a tree of the LSTM. Differs, unless an option fixes the threshold: the threshold is the LSTM's own recent
+success in this request, the outcome of earlier suffix drafts corrects the score, and a suffix draft below the
+threshold is offered as an alternative to the LSTM's, for the engine to take where its few rows pay more.
 """
 
 from __future__ import annotations
@@ -31,9 +28,8 @@ class HybridOptions(LstmOptions):
     """Options of the hybrid drafter: the LSTM's, and these.
 
     Attributes:
-            threshold: expected accepted tokens above which a suffix draft is taken; None: the recent mean of
-        accepted
-            tokens of the LSTM's drafts.
+        threshold: expected accepted tokens above which a suffix draft is taken; None: the recent mean of
+            accepted tokens of the LSTM's drafts.
         max_depth: of suffix drafts, as in `SuffixOptions`.
         min_token_prob: of suffix drafts.
         backend: of suffix drafts.
@@ -81,8 +77,7 @@ class HybridDrafter(LstmDrafter):
         """Per request: recent mean of accepted tokens of the LSTM's drafts."""
         self.trust: dict[Hashable, float] = {}
         """Per request: ratio of accepted tokens of suffix drafts to their scores; text seen once before has a
-        score of half
-        the tokens that it gains."""
+        score of half the tokens that it gains."""
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""

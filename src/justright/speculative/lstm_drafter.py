@@ -42,9 +42,8 @@ class LstmOptions:
         depth: levels of a tree, or tokens of a chain; None: the best on this machine.
         top_k: nodes expanded per level, and children of each; 1: a chain; None: the best on this machine.
         min_prob: do not follow paths with a lower probability.
-            temperature: 0: the most probable draft tokens; above: tokens *drawn* from the drafter's
-        distribution at that
-            temperature, in trees of a fixed shape.
+        temperature: 0: the most probable draft tokens; above: tokens *drawn* from the drafter's distribution
+            at that temperature, in trees of a fixed shape.
         seed: of drawn tokens.
     """
 
@@ -139,8 +138,7 @@ class LstmDrafter(TrainedDrafter):
             max_nodes: the maximum nodes of a draft, [SPEC] included.
 
         Also decides, unless the options do, whether [SPEC] is worth its rows. A drafter without a table of
-        its trees,
-        trained elsewhere, keeps the paper's shape.
+        its trees, trained elsewhere, keeps the paper's shape.
         """
         allowed = [spec for spec in self._trees if not spec or self.spec_embedding is not None]
         if self.options.spec is not None:
@@ -217,8 +215,7 @@ class FastLstm:
     """`LstmModel` for drafting: fused projections, packed products, and half precision where that is fast.
 
     A step is two products: state and embedding together give the gates; the new state gives the logits (a
-    shared head
-    and its projection are multiplied once, at construction). Draft tokens need no high precision.
+    shared head and its projection are multiplied once, at construction). Draft tokens need no high precision.
 
     Args:
         network: as read; the reference (``tests/speculative/test_lstm_drafter.py``).

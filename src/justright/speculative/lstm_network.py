@@ -3,10 +3,8 @@
 It has no attention and no cache, so its cost and its accuracy do not depend on the length of the context.
 
 Source: OWL, arXiv:2510.07535, section 3; the equations are those of the public LSTM speculators of its
-lineage.
-Differs: the embedding and the head may be the verifier's own, through learned projections, so that a drafter
-for a
-small verifier stays small; and the head may cover only a part of the vocabulary (as FR-Spec,
+lineage. Differs: the embedding and the head may be the verifier's own, through learned projections, so that a
+drafter for a small verifier stays small; and the head may cover only a part of the vocabulary (as FR-Spec,
 arXiv:2502.14856).
 """
 
@@ -93,11 +91,10 @@ class LstmModel(nn.Module):
 
     Args:
         config: the shape.
-            embedding: the verifier's input embedding ``[vocab, hidden_size]``; kept frozen. Its rows are
-        scaled to unit
-            length on input.
-            head: the verifier's output matrix ``[vocab, hidden_size]``; only the rows of the draft vocabulary
-        are kept.
+        embedding: the verifier's input embedding ``[vocab, hidden_size]``; kept frozen. Its rows are scaled
+            to unit length on input.
+        head: the verifier's output matrix ``[vocab, hidden_size]``; only the rows of the draft vocabulary are
+            kept.
         vocab: ``[head_size]`` int64 token ids that the head covers, ascending; all of them by default.
 
     Raises:

@@ -1,13 +1,11 @@
 """Token recycling: drafts the tokens that the verifier found likely after the same token before.
 
 No model and no training: a table holds, for every token, the verifier's most likely next tokens of its last
-run
-(rejected draft tokens included: their logits are discarded otherwise). Drafts are trees walked through that
-table.
+run (rejected draft tokens included: their logits are discarded otherwise). Drafts are trees walked through
+that table.
 
 Source: arXiv:2408.08696. Differs: the tree grows by the measured share of correct draft tokens of each rank,
-instead
-of one fixed shape; and the table starts empty.
+instead of one fixed shape; and the table starts empty.
 """
 
 from __future__ import annotations

@@ -34,9 +34,8 @@ def find_drafter(
     """The folder of a drafter.
 
     Args:
-            path: a directory or a hub id; None: the bundle's own, if ``model`` is one with a drafter of this
-        kind, else one
-            that a package carries for the model with this identity.
+        path: a directory or a hub id; None: the bundle's own, if ``model`` is one with a drafter of this
+            kind, else one that a package carries for the model with this identity.
         identity: of the verifier's weights.
         kind: of drafter.
         model: the verifier's directory.
@@ -155,9 +154,8 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
         vocab_size: of the verifier.
 
     Raises:
-            CheckpointError: files that are missing or damaged, values that are not finite, or a vocabulary
-        that does not
-            match the config.
+        CheckpointError: files that are missing or damaged, values that are not finite, or a vocabulary that
+            does not match the config.
     """
     file = folder / WEIGHTS
     try:
