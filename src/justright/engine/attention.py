@@ -1,10 +1,9 @@
 """Attention over the engine's KV cache, which transformers' models call instead of their own.
 
-The engine runs every model without a transformers cache and with this function as its attention
-(transformers' ``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a
-`StepPlan` maps each run of tokens to its sequence and states what each token may see. The function writes the
-new keys and values into the cache and attends each run to its own sequence, so sequences of any length share
-a batch without padding.
+The engine runs every model without a transformers cache and with this function as its attention (transformers'
+``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a `StepPlan` maps each
+run of tokens to its sequence and states what each token may see. The function writes the new keys and values into
+the cache and attends each run to its own sequence, so sequences of any length share a batch without padding.
 """
 
 from __future__ import annotations
@@ -34,11 +33,9 @@ class Run:
         slot: the sequence's row in the cache.
         start: first token within the flat step.
         positions: absolute position of each token, ``[tokens]``, int64.
-        tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain
-            chain.
-        certain: number of leading tokens that definitely belong to the sequence. The tokens after them
-            (draft, [SPEC], padding) may be masked for other tokens, so `bounded_` makes their keys and values
-            finite.
+        tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain chain.
+        certain: number of leading tokens that definitely belong to the sequence. The tokens after them (draft,
+            [SPEC], padding) may be masked for other tokens, so `bounded_` makes their keys and values finite.
     """
 
     slot: int
@@ -94,8 +91,7 @@ class StepPlan:
     def bias(
         self, index: int, window: Window | None, query: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[int, Tensor | None]:
-        """Number of splits of run ``index``'s keys, and its additive mask for `attend_few`, built once per
-        step.
+        """Number of parts of run ``index``'s keys, and its additive mask for `attend_few`, built once per step.
 
         Args:
             index: the run.
@@ -105,8 +101,8 @@ class StepPlan:
             values: ``[kv_heads, length, value_head_dim]``.
         """
         kv_heads, length, _ = keys.shape
-        # The library's kernel needs equal head sizes of keys and values. A window may hide a whole split from
-        # a query; without one, all hidden tokens are in the step itself, which is shorter than a split.
+        # The library's kernel needs equal head sizes of keys and values. A window may hide a whole part from a query;
+        # without one, all hidden tokens are in the step itself, which is shorter than a part.
         whole = window is not None or values.shape[-1] != keys.shape[-1]
         key = (index, window, kv_heads, whole)
         if key not in self._biases:
@@ -120,8 +116,7 @@ class StepPlan:
         return self._biases[key]
 
     def static_mask(self, window: Window | None) -> Tensor:
-        """Masks of all runs over the cache from its beginning, ``[runs, 1, tokens, length]`` bool, built once
-        per step.
+        """Masks of all runs over the whole cache, ``[runs, 1, tokens, length]`` bool, built once per step.
 
         ``length`` is the capacity; for a trimmed cache, the part in use.
         """
@@ -152,8 +147,8 @@ class StepPlan:
 def visible(run: Run, past: int, window: Window | None) -> tuple[int, Tensor | None]:
     """What the tokens of ``run`` may see, after ``past`` cached tokens of the same sequence.
 
-    Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a
-    token at position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
+    Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a token at
+    position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
 
     Returns:
         ``(first, mask)`` as in `StepPlan.mask`.
@@ -279,15 +274,14 @@ def _attention_static(
 def bounded_(x: Tensor) -> Tensor:
     """Replace the NaN and infinite values of ``x`` by 0, in place, and return ``x``.
 
-    A masked key has weight 0, but 0 * NaN is NaN: a mask hides only finite keys and values. A row that is not
-    finite itself still has NaN logits, so a sequence that continues after it ends with an error.
+    A masked key has weight 0, but 0 * NaN is NaN: a mask hides only finite keys and values. A row that is not finite
+    itself still has NaN logits, so a sequence that continues after it ends with an error.
     """
     return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor:
-    """Replace a query scale that the model computed from the token's index in the step by that of its
-    position.
+    """Rescale queries by the token's position instead of its index in the step, which the model used.
 
     Llama 4's layers without rotary embedding scale queries by ``log1p(floor((p + 1) / floor_scale)) * scale +
     1``, where p counts from the length of a transformers cache, which the engine does not use.
@@ -361,7 +355,7 @@ def attend_few(
         keys: ``[kv_heads, length, head_dim]``.
         values: ``[kv_heads, length, value_head_dim]``.
         bias: by `StepPlan.bias`: stacked, and split if ``parts`` is more than 1.
-        parts: number of splits of the keys.
+        parts: number of parts into which the keys are split.
         scaling: as in `attention`.
 
     Returns:

@@ -1,5 +1,4 @@
-"""From a conversation and an effort to a request: each mode's chat template, its plan, and the choice of the
-mode."""
+"""Builds a request from a conversation and an effort: chat template, plan, and the choice of the mode."""
 
 from __future__ import annotations
 
@@ -34,11 +33,10 @@ class Thinking:
 
     Attributes:
         effort: one of `justright.reasoning.effort.EFFORTS`; None keeps the model's own behaviour.
-        budget: reasoning tokens, instead of the effort's share; the closing text is injected when it is used
-            up.
+        budget: reasoning tokens, instead of the effort's share; the closing text is injected when it is used up.
         factor: the adapter scale, instead of the effort's 0 or 1 (soft switching).
-        closing: text injected when the budget ends the reasoning, instead of the model's; it may begin the
-            answer ("\\n</think>\\nThe answer is"), which a model that goes on reasoning in its answer needs.
+        closing: text injected when the budget ends the reasoning, instead of the model's; it may begin the answer
+            ("\\n</think>\\nThe answer is"), which a model that goes on reasoning in its answer needs.
         scorer: the scorer for ``auto``: "probe", "heuristic", or a custom one.
         threshold: of the scorer, or of ``escalate``, instead of its own.
     """
@@ -68,8 +66,7 @@ class Thinking:
         self.plan(1)  # validates the numbers
 
     def plan(self, max_tokens: int) -> ModePlan:
-        """The plan of an answer of ``max_tokens`` tokens, reasoning included; the slow plan if the effort
-        decides later."""
+        """The plan for ``max_tokens`` tokens, reasoning included; the slow one if the effort decides later."""
         if self.effort in FAST_EFFORTS:
             return ModePlan(FAST)
         budget, share = self.budget, SHARES.get(self.effort or "")
@@ -83,8 +80,8 @@ class RequestBuilder:
 
     Args:
         tokenizer: with the slow model's chat template.
-        adapter: the adapter of the fast mode; without one, a fast mode exists only if the template can
-            disable reasoning.
+        adapter: the adapter of the fast mode; without one, a fast mode exists only if the template can disable
+            reasoning.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, adapter: Adapter | None) -> None:
@@ -104,8 +101,7 @@ class RequestBuilder:
         hidden_size: int,
         limit: int | None = None,
     ) -> Request:
-        """The request for a conversation; ``settle(prompt, fast=...)`` validates a prompt and builds its
-        request.
+        """The request for a conversation; ``settle(prompt, fast=...)`` validates a prompt and builds a request.
 
         ``limit``: the maximum number of prompt tokens, as in `tokens_within`.
 
@@ -202,8 +198,7 @@ class RequestBuilder:
 
     @property
     def reasons(self) -> bool:
-        """Whether the model reasons: by its adapter, or by a chat template that uses the tags or can disable
-        reasoning.
+        """Whether the model reasons: it has an adapter, or its template uses the tags or can disable reasoning.
 
         Tags in the vocabulary prove nothing: a model without reasoning may share its vocabulary with one that
         reasons.
@@ -228,8 +223,7 @@ class RequestBuilder:
         fast: bool,
         limit: int | None,
     ) -> Request:
-        """The request in one mode; a budget of 0 closes in the prompt the reasoning that the template has
-        opened."""
+        """The request in one mode; a budget of 0 closes in the prompt the reasoning that the template opened."""
         prompt = self.prompt(messages, template, fast=fast, limit=limit)
         opened = self.tags is not None and opens_reasoning(
             self.tokenizer, self.tags, messages, **self._arguments(template, fast=fast)
@@ -287,8 +281,7 @@ class RequestBuilder:
         return self._probe
 
     def _escalate_below(self, hidden_size: int) -> float:
-        """The confidence below which to answer again with reasoning, as calibrated by `justright switch
-        calibrate`."""
+        """The confidence below which to answer again, as calibrated by `justright switch calibrate`."""
         try:
             about = self._read_probe(hidden_size).about
         except UsageError:
@@ -347,8 +340,7 @@ def opens_reasoning(
     messages: Sequence[Mapping[str, str]],
     **template: Any,
 ) -> bool:
-    """Whether the chat template leaves reasoning open at the end of the prompt; tags in messages do not
-    count."""
+    """Whether the chat template leaves reasoning open at the prompt's end; tags in messages do not count."""
     tail = template_tail(tokenizer, messages, **template)
     return tail.rfind(tags.open) > tail.rfind(tags.close)
 

@@ -32,11 +32,11 @@ class DecodeLoop:
         drafter: proposes tokens; None decodes without speculation.
         cost: the cost of a step on this machine; None speculates at every step (for tests and measurements).
         max_draft: the maximum number of draft tokens per sequence and step.
-        reuse_prefix: keep a finished sequence in its slot, and run only the new part of a prompt that shares
-            its prefix (chats).
+        reuse_prefix: keep a finished sequence in its slot, and run only the new part of a prompt that shares its
+            prefix (chats).
         cache_tokens: the maximum number of tokens in the KV cache; a request waits until it fits.
-        prefill_share: prompt tokens (rounded up to a chunk) after which `advance` turns to the decoding
-            sequences and returns; None runs whole prompts.
+        prefill_share: prompt tokens (rounded up to a chunk) after which `advance` turns to the decoding sequences and
+            returns; None runs whole prompts.
     """
 
     def __init__(
@@ -124,8 +124,7 @@ class DecodeLoop:
             self._joining = None
 
     def _admit(self, request: Request) -> Iterator[Emission | int]:
-        """Prefill a request into the next free slot and emit its first token; yielded ints count the tokens
-        run."""
+        """Prefill a request into the next free slot and emit its first token; yielded ints count the tokens run."""
         if request.cancelled:
             request.finish_reason = "cancelled"
             yield Emission(request, [], "", 0, "cancelled")
@@ -165,8 +164,7 @@ class DecodeLoop:
         return active
 
     def _prefill(self, active: Active) -> Generator[int, None, StepOutput | None]:
-        """Run a request's prompt in chunks and yield the token count of each; returns None if it was
-        cancelled."""
+        """Run a request's prompt in chunks and yield the token count of each; returns None if it was cancelled."""
         request, verifier = active.request, self.verifier
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
@@ -230,8 +228,7 @@ class DecodeLoop:
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
-        # Build all chunks before the first yield, so that closing the iterator leaves every request
-        # consistent.
+        # Build all chunks before the first yield, so that closing the iterator leaves every request consistent.
         emissions = []
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
             if self.drafter is not None and self.drafter.needs_states:
@@ -245,8 +242,7 @@ class DecodeLoop:
         yield from emissions
 
     def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
-        """The full proposals, and the same cut to the profitable size; injected tokens take precedence over
-        drafts."""
+        """The full proposals, and the same cut to the profitable size; injected tokens take precedence over drafts."""
         proposals, drafts = self._guess(batch)
         for slot, active in enumerate(batch):
             if active.forced:

@@ -27,8 +27,8 @@ class TextStream:
 
     Args:
         tokenizer: a fast tokenizer.
-        stop: stop strings; the text ends before the first that is complete (if several are complete at the
-            same character, before the longest).
+        stop: stop strings; the text ends before the first that is complete (if several are complete at the same
+            character, before the longest).
         tags: the model's reasoning tags; None treats everything as content.
         opened: whether the chat template has opened the reasoning in the prompt.
         may_open: whether the model may open reasoning by itself.
@@ -97,8 +97,8 @@ class TextStream:
         try:
             piece = self._stream.step(self._backend, token_id)
         except Exception:  # tokenizers raises a bare Exception
-            # Decoders with byte fallback retract a character that is already emitted when invalid bytes
-            # follow. Emitted text stays; decoding continues after it.
+            # Decoders with byte fallback retract a character that is already emitted when invalid bytes follow.
+            # Emitted text stays; decoding continues after it.
             piece = self._backend.decode(self._undecoded)
             self._stream = DecodeStream(self._undecoded, skip_special_tokens=True)
         if piece is None:
@@ -139,8 +139,7 @@ def tokens_within(
     Args:
         tokenizer: a fast tokenizer.
         text: of any length.
-        limit: the maximum number of tokens, not exact: a text with a few more is still returned. None: no
-            limit.
+        limit: the maximum number of tokens, not exact: a text with a few more is still returned. None: no limit.
         options: of the tokenizer's call.
 
     Raises:

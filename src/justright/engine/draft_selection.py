@@ -1,8 +1,8 @@
 """How much to speculate: as much as pays, by measured cost and by the record of this request's drafts.
 
 A drafter's own estimate is uncertain. This module calibrates it by the outcome of earlier drafts of the same
-request, verified or not: a skipped draft is compared with the tokens that plain decoding then emits. So a
-request that has stopped speculating notices at no cost when its drafts improve again.
+request, verified or not: a skipped draft is compared with the tokens that plain decoding then emits. So a request
+that has stopped speculating notices at no cost when its drafts improve again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,11 @@ proposals, for 1, 2, 4, ... up to 16 steps."""
 class Speculation:
     """One request's record of its drafts.
 
-    ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source
-    proposed with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``.
-    ``draft_s[source]`` is the median time of the last seven proposals, so that an interrupted one has no
-    effect. Only its methods mutate it.
+    ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source proposed
+    with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. ``draft_s[source]`` is the median
+    time of the last seven proposals, so that an interrupted one has no effect. Only its methods mutate it.
 
-    A drafter whose proposals are skipped again and again pauses for a while, because proposing takes time
-    too.
+    A drafter whose proposals are skipped again and again pauses for a while, because proposing takes time too.
     """
 
     reliability: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -57,8 +55,7 @@ class Speculation:
         return np.cumsum(np.minimum(probs, 1.0))
 
     def verified(self, draft: Draft, used: int, accepted: int) -> None:
-        """Record that the first ``used`` nodes of the proposed ``draft`` were verified and ``accepted`` of
-        them accepted."""
+        """Record that ``used`` leading nodes of the proposed ``draft`` were verified and ``accepted`` accepted."""
         if draft.source == self._lost:
             self._aside = 0
         self._learn(_kind(draft), accepted, draft.first(used).score)
@@ -143,11 +140,11 @@ def choose(
 ) -> list[Draft]:
     """Cut the drafts of one step to maximise expected tokens per second; to nothing if none pays.
 
-    Nodes of all sequences compete by calibrated probability for a place in the step. Cutting a draft keeps
-    its first nodes. Speculation must beat the plain step by 5% to be worth its risk.
+    Nodes of all sequences compete by calibrated probability for a place in the step. Cutting a draft keeps its
+    first nodes. Speculation must beat the plain step by 5% to be worth its risk.
 
-    Sampled drafts are verified in full: dropping a node because of what was drawn would change the
-    distribution of the output. Their drafter must limit itself before it draws.
+    Sampled drafts are verified in full: dropping a node because of what was drawn would change the distribution
+    of the output. Their drafter must limit itself before it draws.
 
     Args:
         drafts: one per sequence, possibly empty.

@@ -1,9 +1,9 @@
 """The sampling settings of ``generation_config.json``: the defaults of requests that sample.
 
-Each mode has its own file: the slow mode that of the model's folder, the fast mode that of the adapter's. If
-the adapter has no file, the fast mode uses the model's. The names and their meaning are transformers'
-(`GenerationConfig`); as in vLLM (``--generation-config auto``), ``do_sample`` is not read: the request and
-the server decide whether to sample.
+Each mode has its own file: the slow mode that of the model's folder, the fast mode that of the adapter's. If the
+adapter has no file, the fast mode uses the model's. The names and their meaning are transformers'
+(`GenerationConfig`); as in vLLM (``--generation-config auto``), ``do_sample`` is not read: the request and the server
+decide whether to sample.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ class FileSampling:
         return cls(file if file.is_file() else None, values, lacking)
 
     def line(self, given: Mapping[str, Any], mode: str = "") -> str | None:
-        """A line for the user: the values in effect, where ``given`` takes precedence; None if there are
-        none."""
+        """A line for the user: the values in effect, where ``given`` takes precedence; None if there are none."""
         taken = {name: value for name, value in self.values.items() if name not in given}
         if not taken and not self.lacking:
             return None
@@ -111,8 +110,7 @@ class GenerationDefaults:
 
     @classmethod
     def read(cls, options: EngineOptions, model: Path) -> GenerationDefaults:
-        """Read those of the model in folder ``model`` and of its adapter; empty with
-        ``generation_config="none"``.
+        """Read those of the model in folder ``model`` and of its adapter; empty with ``generation_config="none"``.
 
         Raises:
             JustrightError: the adapter does not exist; see `FileSampling.read`.
@@ -131,8 +129,7 @@ class GenerationDefaults:
         given: Mapping[str, Any],
         otherwise: SamplingParams = _GREEDY,
     ) -> ModeParams:
-        """``given`` overrides the file, which overrides ``otherwise``; ignores the file if these two select
-        greedy decoding.
+        """``given``, then the file, then ``otherwise``; the file does not count if the other two are greedy.
 
         Args:
             given: fields of `SamplingParams` that were set explicitly.

@@ -21,19 +21,18 @@ class KVCache:
     Only ``keep``, ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or
     after a row's length are garbage.
 
-    Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may
-    differ between layers and between keys and values. A growing cache has one tensor ``[kv_heads, capacity,
-    head_dim]`` per row, as long as that row needs; a static one has a single ``[slots, kv_heads, capacity,
-    head_dim]``.
+    Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may differ
+    between layers and between keys and values. A growing cache has one tensor ``[kv_heads, capacity, head_dim]`` per
+    row, as long as that row needs; a static one has a single ``[slots, kv_heads, capacity, head_dim]``.
 
     Args:
         num_layers: decoder layers.
         slots: rows; the maximum batch size.
         max_tokens: the maximum number of tokens in a row (the model's context).
-        static: allocate ``max_tokens`` and one padded step at once, so that shapes and addresses never change
-            (CUDA graphs); otherwise a row grows by 1,024 tokens or a quarter, whichever is more.
-        trimmed: attention covers only the part of a static cache that is in use, in steps of 64 tokens: it
-            reads less, but shapes may change.
+        static: allocate ``max_tokens`` and one padded step at once, so that shapes and addresses never change (CUDA
+            graphs); otherwise a row grows by 1,024 tokens or a quarter, whichever is more.
+        trimmed: attention covers only the part of a static cache that is in use, in steps of 64 tokens: it reads
+            less, but shapes may change.
 
     Raises:
         ResourceError: ``reserve`` beyond ``max_tokens``, or out of memory.
@@ -60,8 +59,7 @@ class KVCache:
 
     @torch.inference_mode()
     def reserve(self, slot: int, count: int) -> None:
-        """Make room for ``count`` tokens after row ``slot``'s length; the row grows in all layers when
-        needed."""
+        """Make room for ``count`` tokens after row ``slot``'s length; the row grows in all layers when needed."""
         needed = self.lengths[slot] + count
         if needed > self.max_tokens:
             raise ResourceError(
@@ -212,8 +210,7 @@ class KVCache:
     def _store(self, like: Tensor) -> Tensor | list[Tensor]:
         heads, size = like.shape[-3], like.shape[-1]
         if self.static:
-            # Attention reads all of a static cache, so entries that were never written must be finite (see
-            # `rewind`).
+            # Attention reads all of a static cache, so entries that were never written must be finite (see `rewind`).
             return _allocate(torch.zeros, (self.slots, heads, self.capacities[0], size), like)
         return [_allocate(torch.empty, (heads, capacity, size), like) for capacity in self.capacities]
 

@@ -25,8 +25,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     `assemble` builds sparse containers, and models with different numbers of experts per layer.
 
     Raises:
-        CheckpointError: transformers cannot read it, or tensors are missing or differ in shape from the
-            config.
+        CheckpointError: transformers cannot read it, or tensors are missing or differ in shape from the config.
         ResourceError: the weights do not fit the device.
     """
     with Checkpoint.open(path) as checkpoint:
@@ -68,8 +67,7 @@ def _refuse_no_memory(error: Exception, path: Path, dtype: torch.dtype, device: 
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The module that computes the states below the head (transformers' ``base_model``; some classes name it
-    otherwise)."""
+    """The module below the head (transformers' ``base_model``; some classes name it differently)."""
     base: nn.Module = model.base_model
     return model.get_submodule("model") if base is model else base
 

@@ -36,17 +36,16 @@ AttentionInterface.register(ATTENTION_NAME, attention)
 
 
 class Verifier:
-    """Runs a transformers causal language model with the engine's KV cache and attention, and with token
-    trees.
+    """Runs a transformers causal language model with the engine's KV cache, attention and token trees.
 
-    Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. Each `step` must be
-    followed by a `keep` for each of its slots, which discards all other tokens of the step.
+    Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. Each `step` must be followed by a
+    `keep` for each of its slots, which discards all other tokens of the step.
 
     Args:
         model: a stock causal language model; its attention is replaced.
         slots: the maximum number of concurrent sequences.
-        cache: "grow", "static" (allocates the whole context, constant shapes), or "trimmed" (the same, but
-            attention covers only the part in use: for many sequences of similar length on a CPU).
+        cache: "grow", "static" (allocates the whole context, constant shapes), or "trimmed" (the same, but attention
+            covers only the part in use: for many sequences of similar length on a CPU).
         max_tokens: the longest sequence; the model's context by default.
         prefill_chunk: tokens per prefill forward.
 
@@ -144,8 +143,7 @@ class Verifier:
         self.max_tokens = self.cache.max_tokens = min(self.max_tokens, max_tokens)
 
     def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
-        """Truncate slot ``slot`` to the prefix that it shares with a new prompt, leaving at least one token
-        to run.
+        """Truncate slot ``slot`` to the prefix shared with a new prompt, leaving at least one token to run.
 
         Only tokens run with the same adapter scale are shared: the KV cache of one mode is wrong in another.
 
@@ -179,8 +177,8 @@ class Verifier:
     ) -> Iterator[StepOutput | None]:
         """Run a prompt after the content of slot ``slot``, chunk by chunk, and keep all of it.
 
-        ``spec`` runs a [SPEC] after its last token, if it fits in the context. ``states`` receives the states
-        of all tokens, ``[chunk, hidden_size]`` per chunk.
+        ``spec`` runs a [SPEC] after its last token, if it fits in the context. ``states`` receives the states of all
+        tokens, ``[chunk, hidden_size]`` per chunk.
 
         Yields:
             None after each chunk but the last (a place to stop), then the output of the last token.
@@ -342,8 +340,7 @@ class Verifier:
 
     @contextlib.contextmanager
     def _last_states(self, specs: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
-        """Put [SPEC]'s embedding into its rows of the flat step, and capture the last states ``[rows,
-        hidden_size]``."""
+        """Put [SPEC]'s embedding into its rows of the flat step; capture all states ``[rows, hidden_size]``."""
         rows = [row for rows in specs for row in rows]
         states: list[Tensor] = []
         if not rows:

@@ -39,10 +39,9 @@ class EngineOptions:
         max_draft: the maximum number of draft tokens per sequence and step.
         adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
         prefill_chunk: tokens per prefill forward.
-        reuse_prefix: run only the new part of a prompt that shares a prefix with another sequence in the
-            cache.
-        switch: the adapter of the fast mode: a directory or a hub id, "none" for none; None: the bundle's
-            own, else none.
+        reuse_prefix: run only the new part of a prompt that shares a prefix with another sequence in the cache.
+        switch: the adapter of the fast mode: a directory or a hub id, "none" for none; None: the bundle's own, else
+            none.
         generation_config: "auto": requests that sample take unset parameters from ``generation_config.json``;
             "none": that file's sampling settings are not read.
     """

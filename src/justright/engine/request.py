@@ -21,14 +21,12 @@ _ids = count()
 class Request:
     """One sequence to generate, with its state and its results.
 
-    The caller fills the first block and may call `cancel` at any time, from any thread; the loop owns the
-    rest.
+    The caller fills the first block and may call `cancel` at any time, from any thread; the loop owns the rest.
 
     Attributes:
         prompt_ids: the prompt's tokens.
         params: sampling parameters.
-        slow_params: the same, except for the seed, in the slow turn that ``route`` may take; None: as
-            ``params``.
+        slow_params: the same, except for the seed, in the slow turn that ``route`` may take; None: as ``params``.
         max_tokens: the maximum number of tokens to emit.
         stop: stop strings (need a tokenizer).
         stop_token_ids: end tokens; the end token is emitted as a token and not as text.
@@ -37,8 +35,8 @@ class Request:
         opened: whether the chat template has opened the reasoning in the prompt.
         stop_in_reasoning: whether stop strings apply to reasoning too, not to content alone.
         route: decides between this prompt and plan, the fast ones, and slow ones; None: decided.
-        top_logprobs: number of most likely tokens to report with the log-probability of each emitted one;
-            None reports no log-probabilities.
+        top_logprobs: number of most likely tokens to report with the log-probability of each emitted one; None
+            reports no log-probabilities.
         constraint: on the content; reasoning is free, and only the chat template can open it.
         token_ids: the emitted tokens.
         logprobs: of ``token_ids``, if requested.

@@ -1,9 +1,9 @@
 """Sampling and verification: accepts drafted tokens and chooses the token after them.
 
-Greedy: a draft token is accepted if it is the model's own argmax. Sampling: speculative sampling, which
-preserves the model's distribution exactly (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781).
-transformers' own processors process the logits of each visited node and no others, so every option means the
-same as in plain decoding.
+Greedy: a draft token is accepted if it is the model's own argmax. Sampling: speculative sampling, which preserves
+the model's distribution exactly (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). transformers' own
+processors process the logits of each visited node and no others, so every option means the same as in plain
+decoding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from transformers import (
 from justright.errors import ResourceError, UsageError
 from justright.speculative.base import Draft
 
-# A top-1 to top-2 gap below this share of the top logit is within the rounding error of another summation
-# order: some 40 units in the last place of float32 after a few dozen layers (measured:
-# tests/engine/test_packaged.py).
+# A top-1 to top-2 gap below this share of the top logit is within the rounding error of another summation order:
+# some 40 units in the last place of float32 after a few dozen layers (measured: tests/engine/test_packaged.py).
 _TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 _LEAST_TEMPERATURE = 1e-30  # logits up to 1e8, divided by it, stay finite in float32
@@ -106,8 +105,8 @@ class Verified:
         token_ids: the accepted draft tokens and one token of the model (none after a draft token that ended
             the walk).
         near_ties: how many of ``token_ids`` won by a margin within floating-point noise.
-        guessed: how many of ``token_ids``, from the first, are draft tokens; all of them if a draft token
-            ended the walk.
+        guessed: how many of ``token_ids``, from the first, are draft tokens; all of them if a draft token ended the
+            walk.
     """
 
     path: list[int]
@@ -144,8 +143,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log-probability of one emitted token in the model's own distribution (before temperature and other
-    processors).
+    """The log-probability of an emitted token in the model's own distribution (before any processor).
 
     Attributes:
         token_id: the token.
@@ -174,10 +172,10 @@ def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[Tok
 class Sampler:
     """Chooses the tokens of one request: holds its options, its random generator and the tokens so far.
 
-    Stateful: every emitted token advances the generator and joins the context of the repetition penalty. A
-    deterministic draft consumes the generator exactly as plain decoding does, so one seed gives the same
-    output token for token, whatever the draft. (A sampled draft preserves the distribution, not the tokens
-    themselves, and only if the choice of nodes to verify does not depend on the drawn tokens.)
+    Stateful: every emitted token advances the generator and joins the context of the repetition penalty.
+    A deterministic draft consumes the generator exactly as plain decoding does, so one seed gives the same output
+    token for token, whatever the draft. (A sampled draft preserves the distribution, not the tokens themselves, and
+    only if the choice of nodes to verify does not depend on the drawn tokens.)
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
@@ -207,8 +205,7 @@ class Sampler:
                 the last token is not part of the output.
 
         Raises:
-            NoTokenError: the logits are not finite, before or after processing; or the constraint allows no
-                token.
+            NoTokenError: the logits are not finite, before or after processing; or the constraint allows no token.
         """
         if self.params.greedy and self._context is None and constraint is None:
             return self._verify_greedy(draft, logits, until)
@@ -267,8 +264,7 @@ class Sampler:
             path.append(accepted)
 
     def _process(self, row: Tensor, constraint: Constraint | None) -> Tensor:
-        """Processed scores ``[vocab]`` in float32, as ``generate`` computes them, restricted to the allowed
-        tokens."""
+        """Processed scores ``[vocab]`` in float32, as ``generate`` computes them, restricted to the allowed tokens."""
         context = torch.tensor([self._context or []], dtype=torch.long, device=row.device)
         allowed = row.float() if constraint is None else constraint.mask(row.float())
         scores: Tensor = self._processors(context, allowed[None])[0]
@@ -277,8 +273,7 @@ class Sampler:
     def _choose(
         self, scores: Tensor, candidates: Sequence[int], draft: Draft, node: int, dtype: torch.dtype
     ) -> tuple[int, int | None, bool]:
-        """The next token, the accepted child that carries it (None if no child does), and whether it is a
-        near tie.
+        """The next token, the accepted child that carries it (None if no child does), and whether it is a near tie.
 
         ``dtype`` is the model's and sets the noise level.
         """
@@ -308,8 +303,8 @@ def speculative_sample(
 ) -> tuple[int | None, Tensor]:
     """Try sibling draft tokens in turn; the accepted token or the residual draw follows ``target`` exactly.
 
-    The draft tokens were drawn from ``proposal`` one after the other without replacement. Token x is accepted
-    with probability min(1, p(x) / q(x)); otherwise p becomes the normalised max(p - q, 0), and q loses x.
+    The draft tokens were drawn from ``proposal`` one after the other without replacement. Token x is accepted with
+    probability min(1, p(x) / q(x)); otherwise p becomes the normalised max(p - q, 0), and q loses x.
 
     Args:
         target: p, ``[vocab]``, the model's distribution.
@@ -318,8 +313,7 @@ def speculative_sample(
         generator: consumes one uniform number per tried token.
 
     Returns:
-        Index of the accepted draft token, or None; and the distribution ``[vocab]`` to draw from in that
-        case.
+        Index of the accepted draft token, or None; and the distribution ``[vocab]`` to draw from in that case.
 
     Source: arXiv:2302.01318, Theorem 1; for several draft tokens arXiv:2305.09781, Algorithm 2, with the
     proposal renormalised after each of them because they are drawn without replacement.
@@ -344,8 +338,8 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
 
     Returns:
-        The token, and whether ``uniform`` lies so near a boundary between two tokens that the noise of
-        ``dtype`` could move it across.
+        The token, and whether ``uniform`` lies so near a boundary between two tokens that the noise of ``dtype``
+        could move it across.
 
     Raises:
         NoTokenError: the probabilities are not finite, or all are 0.

@@ -135,8 +135,7 @@ class Active:
         return self._ends_step(token)
 
     def _ends_step(self, token_id: int) -> bool:
-        """Record a chosen token; True if it ends the request, or the rest needs another forward or
-        constraint."""
+        """Record a chosen token; True if it ends the request, or the rest needs another forward or constraint."""
         request, tracker = self.request, self.tracker
         if request.constraint is not None and request.constraint.failure is not None:
             tracker.push(inside=False)  # `constrained` drops the token
@@ -160,8 +159,7 @@ class Active:
         return token_ids if constraint is None or constraint.failure is None else token_ids[:-1]
 
     def check_constraint(self, reason: FinishReason | None) -> FinishReason | None:
-        """Why the request ends: "cancelled", with an error, if its constraint fails or the model ends too
-        early.
+        """Why the request ends: "cancelled", with an error, if its constraint fails or the model ends too early.
 
         A stop string or the length may end an answer anywhere.
         """
@@ -179,8 +177,7 @@ class Active:
 
 
 def state_to_draft_from(output: StepOutput, node: int) -> Tensor:
-    """The state from which a drafter continues after ``node``: [SPEC]'s if it was run there, else the node's
-    own."""
+    """The state from which a drafter continues after ``node``: [SPEC]'s if it was run there, else the node's own."""
     return output.hidden[node] if output.spec_hidden is None else output.spec_hidden[node]
 
 
@@ -190,8 +187,7 @@ def chain(token_ids: Sequence[int]) -> Draft:
 
 
 def step_input(slot: int, active: Active, draft: Draft) -> StepInput:
-    """A sequence's input of a step: the last token, the draft below it, and [SPEC] after each if the draft
-    needs it."""
+    """A sequence's input of a step: the last token, the draft below it, and [SPEC] after each if the draft needs it."""
     tokens = [active.last_token, *draft.token_ids]
     straight = all(parent == index - 1 for index, parent in enumerate(draft.parents))
     parents = None if straight else [parent + 1 for parent in draft.parents]

@@ -17,8 +17,8 @@ class Places:
     Args:
         verifier: the model.
         reuse_prefix: see above.
-        cache_tokens: the maximum number of tokens in the KV cache, over all slots; a request reserves its
-            prompt and its maximum output, so none is ever stopped for lack of memory. None: no limit.
+        cache_tokens: the maximum number of tokens in the KV cache, over all slots; a request reserves its prompt and
+            its maximum output, so none is ever stopped for lack of memory. None: no limit.
         spec_rows: the maximum number of [SPEC] rows of a sequence's step. They are extra: a draft is never
             longer than the remaining output of its request, so its own rows lie within the request's tokens.
     """
@@ -53,8 +53,7 @@ class Places:
         return min(len(request.prompt_ids) + request.max_tokens + self.spec_rows, self.verifier.max_tokens)
 
     def has_room(self, request: Request) -> bool:
-        """Whether a request can join now; always true if none runs (escalation may have lengthened its
-        prompt)."""
+        """Whether a request can join now; always true if none runs (escalation may have lengthened its prompt)."""
         if self.joining is not None or len(self.decoding) == self.verifier.slots:
             return False
         if self.cache_tokens is None or not self.all:
@@ -66,8 +65,7 @@ class Places:
         return len(self.decoding) if active is self.joining else self.decoding.index(active)
 
     def take(self, active: Active, *, reuse: bool = True) -> int:
-        """Give a sequence the free slot that shares the longest prefix with its prompt, or a copy of another
-        slot's prefix.
+        """Give a sequence the free slot with the longest shared prefix, or a copy of another slot's prefix.
 
         Returns:
             How many tokens of the prompt need not be run.

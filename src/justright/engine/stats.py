@@ -21,8 +21,7 @@ class RequestStats:
         reasoning_tokens: of those, reasoning, its tags included.
         fast_tokens: of those, the ones emitted with the adapter active.
         forced_tokens: of those, the ones injected by a reasoning budget.
-        discarded_tokens: tokens of an answer that was discarded for a slower one (not among
-            ``output_tokens``).
+        discarded_tokens: tokens of an answer that was discarded for a slower one (not among ``output_tokens``).
         expected_slow_tokens: mean tokens of an answer with reasoning, by calibration; None if not measured.
         decision: what decided the mode, and why; None if nothing did.
         prefill_s: running the prompt; gives the first token.
@@ -93,8 +92,7 @@ class RequestStats:
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Decode throughput: tokens after the first per second of decoding, those of a discarded answer
-        included."""
+        """Decode throughput: tokens after the first per second of decoding, those of a discarded answer included."""
         return self._decoded / self.decode_s if self.decode_s > 0 else 0.0
 
     @property

@@ -18,8 +18,8 @@ class StepInput:
         token_ids: the root and the draft's nodes, in topological order.
         parents: parent of every node but the root, as indices into ``token_ids``; None for a chain.
         factor: the adapter scale of all of them.
-        spec: number of [SPEC] rows, one after each of the last ``spec`` tokens: each sees what its token sees
-            and itself, and no other token sees it.
+        spec: number of [SPEC] rows, one after each of the last ``spec`` tokens: each sees what its token sees and
+            itself, and no other token sees it.
     """
 
     slot: int

@@ -1,8 +1,7 @@
 """The cost of a verification on this machine: measured, stored, and corrected at run time.
 
-Speculation pays only where verifying n tokens costs less than n single steps. That curve differs between
-machines, models and context lengths, so it is measured once per model and machine and then follows the real
-step times.
+Speculation pays only where verifying n tokens costs less than n single steps. That curve differs between machines,
+models and context lengths, so it is measured once per model and machine and then follows the real step times.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ Windows = tuple[int | None, ...]
 
 @dataclass(slots=True)
 class StepCost:
-    """Seconds of one forward over n tokens after p cached ones: ``near(n) + (keys(p) - keys(64)) *
-    slope(n)``.
+    """Seconds of one forward over n tokens after p cached ones: ``near(n) + (keys(p) - keys(64)) * slope(n)``.
 
     ``near`` interpolates the measurements at p = 64; ``keys`` is the number of the p tokens that a layer
     reads, averaged over the layers (some attend only within a window); ``slope`` is linear in n, from a
@@ -87,8 +85,7 @@ class StepCost:
         largest: int = max(_SIZES),
         windows: Windows = (None,),
     ) -> StepCost:
-        """Measure with ``time_step(tokens, past) -> seconds``; takes the minimum of several, since noise only
-        adds.
+        """Measure with ``time_step(tokens, past) -> seconds``; takes the minimum of several, since noise only adds.
 
         The sizes alternate, so that a machine that is busy for a while does not make one size look more
         expensive than the others: up to ten rounds, and at most about 6 seconds, on a slow machine with fewer

@@ -1,10 +1,9 @@
 """CPU kernels: weights packed once for the skinny products of decoding, and fused projections of one input.
 
-A decode step multiplies every weight matrix with one to a few dozen rows. There the plain product reads the
-weights at a third of the memory's speed; oneDNN's packed layout reads them at about twice that, and one wide
-product beats three narrow ones. `pack` replaces a model's linear modules by packed ones in place; the plain
-modules are the reference (``tests/kernels/test_packed.py``). Sums run in another order, so results differ in
-the last bits.
+A decode step multiplies every weight matrix with one to a few dozen rows. There the plain product reads the weights
+at a third of the memory's speed; oneDNN's packed layout reads them at about twice that, and one wide product
+beats three narrow ones. `pack` replaces a model's linear modules by packed ones in place; the plain modules are the
+reference (``tests/kernels/test_packed.py``). Sums run in another order, so results differ in the last bits.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ def supported(device: torch.device, dtype: torch.dtype) -> bool:
 def padded_rows(rows: int) -> int:
     """The number of rows that a product of ``rows`` is padded to: one of few sizes.
 
-    oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB
-    each: a server with prompts of all lengths would grow by hundreds of MiB.
+    oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB each: a
+    server with prompts of all lengths would grow by hundreds of MiB.
     """
     step = 1 if rows <= 32 else 8 if rows <= 128 else 16 if rows <= 256 else 32
     return -(-rows // step) * step
@@ -129,8 +128,8 @@ def pack(model: PreTrainedModel) -> None:
     """Replace the decoder's linear modules by packed and fused ones, in place, releasing each original.
 
     Covers the linear modules of the decoder layers and the head; stacked routed experts and the router keep
-    their plain products. A head tied to the embedding is packed too: the embedding itself stays mapped from
-    the checkpoint file, of which only the rows in use take memory.
+    their plain products. A head tied to the embedding is packed too: the embedding itself stays mapped from the
+    checkpoint file, of which only the rows in use take memory.
     """
     for names in fused_groups(model.config):
         linears = [module for name in names if (module := _plain_linear(model, name)) is not None]
@@ -160,8 +159,8 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def _release(weight: Tensor) -> None:
     """Free the memory of a weight that is mapped from its checkpoint file.
 
-    One mapping covers the whole file, so dropping a tensor alone frees nothing. Frees only whole pages inside
-    the weight, and only of file mappings, whose contents are read again from the file if they are accessed.
+    One mapping covers the whole file, so dropping a tensor alone frees nothing. Frees only whole pages inside the
+    weight, and only of file mappings, whose contents are read again from the file if they are accessed.
     """
     if not sys.platform.startswith("linux"):
         return

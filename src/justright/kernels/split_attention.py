@@ -1,9 +1,8 @@
-"""Few queries against many keys on a CPU: splits the keys so that every thread has a part (arXiv:2311.01282,
-2.2).
+"""Few queries against many keys on a CPU: splits the keys so that every thread has a part (arXiv:2311.01282, 2.2).
 
-The library's kernel gives a thread one key head at a time. A model with 3 key heads leaves one of 2 threads
-idle for a third of the time, and 13 of 16 all the time. Splitting the keys into equal parts occupies all
-threads; the parts' results are merged by their sums of exponentials.
+The library's kernel gives a thread one key head at a time. A model with 3 key heads leaves one of 2 threads idle for
+a third of the time, and 13 of 16 all the time. Splitting the keys into equal parts occupies all threads; the parts'
+results are merged by their sums of exponentials.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def count_parts(kv_heads: int, length: int, device: torch.device) -> int:
 def split_bias(bias: Tensor | None, rows: int, length: int, parts: int, dtype: torch.dtype) -> Tensor | None:
     """The bias for `attend_split`, from the one over all keys.
 
-    All parts have the same length and begin ``length // parts`` apart, so each but the last extends into the
-    next by the remainder; the bias masks that overlap.
+    All parts have the same length and begin ``length // parts`` apart, so each but the last extends into the next by
+    the remainder; the bias masks that overlap.
 
     Args:
         bias: ``[rows, length]``, added to the scores; None adds nothing.

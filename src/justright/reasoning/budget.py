@@ -50,8 +50,7 @@ class ModePlan:
 
     Attributes:
         factor: the adapter scale: 0 is slow, 1 is fast, between is soft.
-        budget: reasoning tokens of the whole request (without tags), after which the end is injected; None:
-            no limit.
+        budget: reasoning tokens of the whole request (without tags), after which the end is injected; None: no limit.
 
     Raises:
         UsageError: a factor outside 0 to 1, or a negative budget.

@@ -121,8 +121,7 @@ class Trimmer:
         self._space = ""
 
     def push(self, text: str, *, thought: bool) -> list[Part]:
-        """Add text; returns the part that is kept (possibly none): white space in reasoning waits for the
-        text after it."""
+        """Add text; returns the kept part (possibly none): white space in reasoning waits for the next text."""
         if thought != self._thinking:
             self._thinking = thought
             self.mark()

@@ -1,8 +1,7 @@
-"""Chooses the mode of requests that leave it open: by a score of the prompt (`auto`), or by the answer
-(`escalate`).
+"""Chooses the mode of requests that leave it open: by a score of the prompt (`auto`), or by the answer (`escalate`).
 
-A route starts with the fast prompt. If the score says easy, decoding continues at once, at no cost. If not,
-the slow prompt runs instead; a prompt is short compared with the reasoning that it saves or starts.
+A route starts with the fast prompt. If the score says easy, decoding continues at once, at no cost. If not, the
+slow prompt runs instead; a prompt is short compared with the reasoning that it saves or starts.
 """
 
 from __future__ import annotations
@@ -70,8 +69,7 @@ class Route(Protocol):
         ...
 
     def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
-        """As `after_prefill`, at the end of the answer; ``confidence`` is the least probability of a chosen
-        token."""
+        """As `after_prefill`, at the end of the answer; ``confidence`` is the least probability of a chosen token."""
         ...
 
 

@@ -1,5 +1,4 @@
-"""Scorers of prompt difficulty, with the threshold for reasoning: a fitted probe, a heuristic, a user's
-function.
+"""Scorers of prompt difficulty, with the threshold for reasoning: a fitted probe, a heuristic, a user's function.
 
 A probe is a logistic regression on the prompt's last hidden state in fast mode, standardised; its threshold
 comes from `justright.reasoning.thresholds`, which holds an accuracy on prompts like those that it was fitted
@@ -38,8 +37,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, prompt: str, hidden: Tensor | None) -> float:
-        """Difficulty of ``prompt``, whose last state in fast mode is ``hidden [hidden_size]``; None if not
-        available."""
+        """Difficulty of ``prompt``; ``hidden [hidden_size]``: its last state in fast mode, None if unavailable."""
         ...
 
 

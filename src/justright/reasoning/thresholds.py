@@ -1,5 +1,4 @@
-"""Fits a probe and thresholds that hold an accuracy at the fewest tokens, from problems answered in both
-modes."""
+"""Fits a probe and thresholds that hold an accuracy at the fewest tokens, from problems answered in both modes."""
 
 from __future__ import annotations
 
@@ -29,8 +28,7 @@ class Outcomes:
 
     Attributes:
         hidden: ``[problems, hidden_size]``, each prompt's last state in fast mode.
-        confidence: ``[problems]``, the least probability of a token of the fast answer; 0 if it was
-            truncated.
+        confidence: ``[problems]``, the least probability of a token of the fast answer; 0 if it was truncated.
         fast_right: ``[problems]`` bool.
         slow_right: ``[problems]`` bool.
         fast_tokens: ``[problems]``, of the answer.
@@ -50,8 +48,7 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A threshold and its ``accuracy``, mean ``tokens`` per problem, and ``slow``, the share answered with
-    reasoning."""
+    """A threshold with its ``accuracy``, mean ``tokens`` per problem and ``slow``, the share with reasoning."""
 
     threshold: float
     accuracy: float
@@ -66,8 +63,8 @@ class Point:
 def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = None) -> Probe:
     """A probe and its threshold, with a threshold for ``escalate`` (in ``about``).
 
-    The probe learns where the fast answer is wrong. Its threshold is chosen on held-out scores (five folds),
-    for the fewest tokens with at least the accuracy ``floor``.
+    The probe learns where the fast answer is wrong. Its threshold is chosen on held-out scores (five folds), for the
+    fewest tokens with at least the accuracy ``floor``.
 
     Args:
         outcomes: at least `LEAST` problems.
@@ -134,8 +131,7 @@ def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Poi
 def _taken(
     threshold: float, scores: Tensor, outcomes: Outcomes, *, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A threshold's result for each problem: whether it is right, its tokens, whether it is answered with
-    reasoning."""
+    """A threshold's result for each problem: whether it is right, its tokens, whether it is answered with reasoning."""
     slow = scores > threshold
     right = torch.where(slow, outcomes.slow_right, outcomes.fast_right).double()
     fast_cost = outcomes.fast_tokens.double() * (torch.ones_like(slow) if both else ~slow)

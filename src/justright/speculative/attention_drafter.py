@@ -108,8 +108,7 @@ class Context:
         return True
 
     def _append(self, k: Tensor, v: Tensor) -> None:
-        """Append keys and values ``[heads, rows, head]``; the buffers double, so that a step copies only the
-        new part."""
+        """Append keys and values ``[heads, rows, head]``; the buffers double, so a step copies only the new part."""
         end = self.length + k.shape[1]
         if self._keys is None or self._values is None or end > self._keys.shape[1]:
             shape = (k.shape[0], max(2 * end, 256), k.shape[2])
@@ -169,8 +168,7 @@ class AttentionDrafter(TrainedDrafter):
         self._contexts[request_id] = Context(prompt_ids)
 
     def read(self, request_id: Hashable, hidden: Tensor) -> None:
-        """Receive the states of the sequence's next tokens, ``[tokens, hidden_size]``, as the verifier kept
-        them."""
+        """Receive the states of the sequence's next tokens, ``[tokens, hidden_size]``, as the verifier kept them."""
         self._contexts[request_id].waiting.append(hidden)
 
     @torch.inference_mode()

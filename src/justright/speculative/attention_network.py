@@ -1,10 +1,10 @@
 """The attention drafter's network, similar to EAGLE: one decoder layer over all states of the context.
 
-A baseline for the LSTM drafter: it reads the whole context at every step, keeps a KV cache of it, and was
-trained on a few hundred positions.
+A baseline for the LSTM drafter: it reads the whole context at every step, keeps a KV cache of it, and was trained on
+a few hundred positions.
 
-Source: EAGLE, arXiv:2401.15077 (features and the next tokens in, the next features out). Differs: the same
-width as the verifier, and a head that covers only the draft vocabulary.
+Source: EAGLE, arXiv:2401.15077 (features and the next tokens in, the next features out). Differs: the same width as
+the verifier, and a head that covers only the draft vocabulary.
 """
 
 from __future__ import annotations
@@ -110,8 +110,7 @@ class AttentionModel(nn.Module):
         return F.linear(state, self.head_rows.to(state.dtype))
 
     def pack(self) -> None:
-        """Pack its products for speed, as the LSTM's; for drafting only: a packed model cannot be trained or
-        saved."""
+        """Pack its products for speed, as the LSTM's; for drafting only: a packed model cannot be trained or saved."""
         half = self.head_rows.device.type != "cpu" or has_bfloat16()
         dtype = torch.bfloat16 if half else torch.float32
         for name in ("mix", "qkv", "out", "up", "down"):

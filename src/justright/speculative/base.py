@@ -22,22 +22,20 @@ class Draft:
     """A tree of draft tokens below the last verified token.
 
     Nodes are in topological order: ``parents[i] < i``, and -1 stands for the last verified token. A chain has
-    ``parents == [-1, 0, 1, ...]``. Siblings carry distinct tokens, in the order in which verification tries
-    them.
+    ``parents == [-1, 0, 1, ...]``. Siblings carry distinct tokens, in the order in which verification tries them.
 
     Attributes:
         token_ids: one token per node.
         parents: index of each node's parent; -1 for a child of the last verified token.
         probs: the drafter's estimate, per node, that the node will be accepted (the probability of its whole
             path). Their sum is the expected number of accepted tokens.
-        proposal: for *sampled* drafts: row ``i`` is the distribution ``[vocab]`` from which the children of
-            node ``i - 1`` were drawn without replacement (row 0: the children of the last verified token),
-            shape ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each draft token).
-        spec: run [SPEC] after the last verified token and after every node, and pass its state to
-            ``observe``.
+        proposal: for *sampled* drafts: row ``i`` is the distribution ``[vocab]`` from which the children of node
+            ``i - 1`` were drawn without replacement (row 0: the children of the last verified token), shape
+            ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each draft token).
+        spec: run [SPEC] after the last verified token and after every node, and pass its state to ``observe``.
         source: the drafter's method that made it, if there are several; each has its own record.
-        instead: an alternative draft for the same position; the engine takes the one that pays more. Only for
-            drafts that are not sampled.
+        instead: an alternative draft for the same position; the engine takes the one that pays more. Only for drafts
+            that are not sampled.
     """
 
     token_ids: Sequence[int] = ()
@@ -57,8 +55,7 @@ class Draft:
         return float(sum(self.probs))
 
     def first(self, count: int) -> Draft:
-        """The tree cut to its first ``count`` nodes (topological order keeps it a tree), and its alternative
-        likewise."""
+        """The first ``count`` nodes (topological order keeps them a tree), and its alternative likewise."""
         instead = None if self.instead is None else self.instead.first(count)
         if count >= len(self):
             return self if instead is self.instead else replace(self, instead=instead)
@@ -73,8 +70,7 @@ class Draft:
         )
 
     def rows(self, count: int | None = None) -> int:
-        """Rows of the step that verifies the first ``count`` nodes (default all): the last token's, theirs,
-        and [SPEC]'s."""
+        """Rows of the step that verifies the first ``count`` (all) nodes: the last token's, theirs and [SPEC]'s."""
         count = len(self) if count is None else count
         return (count + 1) * 2 if self.spec and count else count + 1
 
@@ -87,10 +83,9 @@ class Drafter(ABC):
 
     A drafter defines `propose`. All other methods do nothing by default.
 
-    Life cycle: `check` and `bind` once, then `tune`; for each request `start` once, then any number of
-    `propose` / `observe` pairs, then `stop` exactly once, also when the request is cancelled or fails.
-    Between `propose` and `observe` come `recycle`, `verified` and `read`. The engine is the only caller, from
-    one thread.
+    Life cycle: `check` and `bind` once, then `tune`; for each request `start` once, then any number of `propose` /
+    `observe` pairs, then `stop` exactly once, also when the request is cancelled or fails. Between `propose` and
+    `observe` come `recycle`, `verified` and `read`. The engine is the only caller, from one thread.
     """
 
     name: str = "drafter"
@@ -102,8 +97,7 @@ class Drafter(ABC):
     candidates: int = 0
     """How many of the verifier's most likely tokens `recycle` needs after each token; 0 disables the call."""
     spec_embedding: Tensor | None = None
-    """``[hidden_size]``: the embedding of [SPEC], which the verifier runs for drafts that need it; None: no
-    [SPEC]."""
+    """``[hidden_size]``: the embedding of [SPEC], which the verifier runs for drafts that need it; None: no [SPEC]."""
 
     def check(self, path: Path) -> None:  # noqa: B027  # a default, to be overridden
         """Validate from the files of the verifier's checkpoint at ``path`` that this drafter fits it.
@@ -141,15 +135,13 @@ class Drafter(ABC):
     def recycle(  # noqa: B027
         self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
     ) -> None:
-        """Receive the verifier's most likely tokens after each of ``token_ids``, which it ran, accepted or
-        not."""
+        """Receive the verifier's most likely tokens after each of ``token_ids``, which it ran, accepted or not."""
 
     def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:  # noqa: B027
         """Record that ``accepted`` tokens of ``draft`` were accepted."""
 
     def read(self, request_id: Hashable, hidden: Tensor) -> None:  # noqa: B027
-        """Receive the states of tokens that join the cache, ``[tokens, hidden_size]``; called if
-        `needs_states`."""
+        """Receive the states of tokens that join the cache, ``[tokens, hidden_size]``; called if `needs_states`."""
 
     def observe(  # noqa: B027
         self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None
@@ -159,9 +151,9 @@ class Drafter(ABC):
         Args:
             request_id: the request.
             token_ids: tokens appended to the output since the last call, at least one.
-            hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the
-                last of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token if
-                it was run; None unless `needs_hidden`.
+            hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the last
+                of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token if it
+                was run; None unless `needs_hidden`.
         """
 
     def stop(self, request_id: Hashable) -> None:  # noqa: B027

@@ -1,9 +1,9 @@
 """Hybrid drafts: a suffix draft where its score is high, else the LSTM's.
 
-Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold,
-else a tree of the LSTM. Differs, unless an option fixes the threshold: the threshold is the LSTM's own recent
-success in this request, the outcome of earlier suffix drafts corrects the score, and a suffix draft below the
-threshold is offered as an alternative to the LSTM's, for the engine to take where its few rows pay more.
+Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold, else a tree
+of the LSTM. Differs, unless an option fixes the threshold: the threshold is the LSTM's own recent success in this
+request, the outcome of earlier suffix drafts corrects the score, and a suffix draft below the threshold is offered
+as an alternative to the LSTM's, for the engine to take where its few rows pay more.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class HybridOptions(LstmOptions):
     """Options of the hybrid drafter: the LSTM's, and these.
 
     Attributes:
-        threshold: expected accepted tokens above which a suffix draft is taken; None: the recent mean of
-            accepted tokens of the LSTM's drafts.
+        threshold: expected accepted tokens above which a suffix draft is taken; None: the recent mean of accepted
+            tokens of the LSTM's drafts.
         max_depth: of suffix drafts, as in `SuffixOptions`.
         min_token_prob: of suffix drafts.
         backend: of suffix drafts.
@@ -100,8 +100,7 @@ class HybridDrafter(LstmDrafter):
             self.trust[request_id] = _MEMORY * self.trust[request_id] + (1 - _MEMORY) * ratio
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """A suffix draft if its score exceeds the threshold, else an LSTM draft; the other one is the
-        alternative."""
+        """A suffix draft if its score exceeds the threshold, else an LSTM draft; the other one is the alternative."""
         guess = self.propose_cheaply(request_id, max_nodes)
         fixed = self.options.threshold
         if fixed is None:

@@ -1,5 +1,4 @@
-"""Drafting with the LSTM: a tree or a chain from the verifier's last state, independent of the context
-length.
+"""Drafting with the LSTM: a tree or a chain from the verifier's last state, independent of the context length.
 
 Source: OWL, arXiv:2510.07535.
 """
@@ -42,8 +41,8 @@ class LstmOptions:
         depth: levels of a tree, or tokens of a chain; None: the best on this machine.
         top_k: nodes expanded per level, and children of each; 1: a chain; None: the best on this machine.
         min_prob: do not follow paths with a lower probability.
-        temperature: 0: the most probable draft tokens; above: tokens *drawn* from the drafter's distribution
-            at that temperature, in trees of a fixed shape.
+        temperature: 0: the most probable draft tokens; above: tokens *drawn* from the drafter's distribution at that
+            temperature, in trees of a fixed shape.
         seed: of drawn tokens.
     """
 
@@ -137,8 +136,8 @@ class LstmDrafter(TrainedDrafter):
             verify_s: seconds of a verification, by its rows.
             max_nodes: the maximum nodes of a draft, [SPEC] included.
 
-        Also decides, unless the options do, whether [SPEC] is worth its rows. A drafter without a table of
-        its trees, trained elsewhere, keeps the paper's shape.
+        Also decides, unless the options do, whether [SPEC] is worth its rows. A drafter without a table of its trees,
+        trained elsewhere, keeps the paper's shape.
         """
         allowed = [spec for spec in self._trees if not spec or self.spec_embedding is not None]
         if self.options.spec is not None:
@@ -214,8 +213,8 @@ _UNTUNED = Shape(30, 8, 10)
 class FastLstm:
     """`LstmModel` for drafting: fused projections, packed products, and half precision where that is fast.
 
-    A step is two products: state and embedding together give the gates; the new state gives the logits (a
-    shared head and its projection are multiplied once, at construction). Draft tokens need no high precision.
+    A step is two products: state and embedding together give the gates; the new state gives the logits (a shared head
+    and its projection are multiplied once, at construction). Draft tokens need no high precision.
 
     Args:
         network: as read; the reference (``tests/speculative/test_lstm_drafter.py``).

@@ -2,10 +2,9 @@
 
 It has no attention and no cache, so its cost and its accuracy do not depend on the length of the context.
 
-Source: OWL, arXiv:2510.07535, section 3; the equations are those of the public LSTM speculators of its
-lineage. Differs: the embedding and the head may be the verifier's own, through learned projections, so that a
-drafter for a small verifier stays small; and the head may cover only a part of the vocabulary (as FR-Spec,
-arXiv:2502.14856).
+Source: OWL, arXiv:2510.07535, section 3; the equations are those of the public LSTM speculators of its lineage.
+Differs: the embedding and the head may be the verifier's own, through learned projections, so that a drafter for a
+small verifier stays small; and the head may cover only a part of the vocabulary (as FR-Spec, arXiv:2502.14856).
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ class LstmConfig:
 
     @property
     def embedding_scale(self) -> float:
-        """a: the weight of the embedding relative to a state of unit variance; ``2^(-1/(2n))`` is the state's
-        share."""
+        """a: the weight of the embedding relative to a state of unit variance; ``2^(-1/(2n))`` is the state's share."""
         state = 2 ** (-0.5 / self.steps)
         return math.sqrt((1 - state**2) * self.width / 2) / state
 
@@ -91,10 +89,9 @@ class LstmModel(nn.Module):
 
     Args:
         config: the shape.
-        embedding: the verifier's input embedding ``[vocab, hidden_size]``; kept frozen. Its rows are scaled
-            to unit length on input.
-        head: the verifier's output matrix ``[vocab, hidden_size]``; only the rows of the draft vocabulary are
-            kept.
+        embedding: the verifier's input embedding ``[vocab, hidden_size]``; kept frozen. Its rows are scaled to unit
+            length on input.
+        head: the verifier's output matrix ``[vocab, hidden_size]``; only the rows of the draft vocabulary are kept.
         vocab: ``[head_size]`` int64 token ids that the head covers, ascending; all of them by default.
 
     Raises:

@@ -1,11 +1,10 @@
 """Token recycling: drafts the tokens that the verifier found likely after the same token before.
 
-No model and no training: a table holds, for every token, the verifier's most likely next tokens of its last
-run (rejected draft tokens included: their logits are discarded otherwise). Drafts are trees walked through
-that table.
+No model and no training: a table holds, for every token, the verifier's most likely next tokens of its last run
+(rejected draft tokens included: their logits are discarded otherwise). Drafts are trees walked through that table.
 
-Source: arXiv:2408.08696. Differs: the tree grows by the measured share of correct draft tokens of each rank,
-instead of one fixed shape; and the table starts empty.
+Source: arXiv:2408.08696. Differs: the tree grows by the measured share of correct draft tokens of each rank, instead
+of one fixed shape; and the table starts empty.
 """
 
 from __future__ import annotations
@@ -95,11 +94,9 @@ class RecyclingDrafter(Drafter):
     def recycle(
         self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
     ) -> None:
-        """Record the ``candidates`` that the verifier found most likely after each of ``token_ids``, accepted
-        or not.
+        """Record the ``candidates`` that the verifier found most likely after each of ``token_ids``, accepted or not.
 
-        They join the table after `observe` has the outcome: a rank is judged by the table that made the
-        draft.
+        They join the table after `observe` has the outcome: a rank is judged by the table that made the draft.
         """
         self._must_be_active(request_id)
         self._news.setdefault(request_id, {}).update(zip(token_ids, map(list, candidates), strict=True))

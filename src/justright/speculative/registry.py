@@ -1,8 +1,8 @@
 """Drafters by name: the built-in ones, and those of other distributions.
 
 A distribution adds a drafter with an entry point in the group ``justright.drafters``: a callable that takes
-the options as keywords and returns a ``Drafter``. The name of the entry point is the drafter's name; it
-cannot override a built-in name.
+the options as keywords and returns a ``Drafter``. The name of the entry point is the drafter's name; it cannot
+override a built-in name.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def create_drafter(name: str, **options: object) -> Drafter | None:
         The drafter; None for ``none``: decode without drafts.
 
     Raises:
-        UsageError: no such drafter, an unknown option or a value out of range, or a third-party drafter that
-            does not import or is not a ``Drafter``.
+        UsageError: no such drafter, an unknown option or a value out of range, or a third-party drafter that does
+            not import or is not a ``Drafter``.
         MissingExtraError: the drafter needs an optional dependency that is not installed.
     """
     return _maker(name, options)()

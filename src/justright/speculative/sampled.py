@@ -1,8 +1,8 @@
 """Sampled drafts: trees of a fixed shape, drawn from the drafter's own distribution.
 
-Verification of drawn tokens preserves the model's distribution only if the choice of nodes to verify does not
-depend on what was drawn (see `justright.engine.sampler`): so the shape is fixed before the first draw. The
-last verified token has ``width`` children, drawn without replacement; each continues as a chain.
+Verification of drawn tokens preserves the model's distribution only if the choice of nodes to verify does not depend
+on what was drawn (see `justright.engine.sampler`): so the shape is fixed before the first draw. The last verified
+token has ``width`` children, drawn without replacement; each continues as a chain.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
         vocab_size: of the verifier.
 
     Raises:
-        CheckpointError: files that are missing or damaged, values that are not finite, or a vocabulary that
-            does not match the config.
+        CheckpointError: files that are missing or damaged, values that are not finite, or a vocabulary that does not
+            match the config.
     """
     file = folder / WEIGHTS
     try:

@@ -1,7 +1,7 @@
 """Suffix drafts: predict that the text continues as it did after earlier occurrences of its last tokens.
 
-No model, no training, no state on the device. It makes copying cheap: quoting a document, editing code,
-repeating a form. Where nothing repeats it drafts nothing, at negligible cost.
+No model, no training, no state on the device. It makes copying cheap: quoting a document, editing code, repeating
+a form. Where nothing repeats it drafts nothing, at negligible cost.
 
 Source: SuffixDecoding, arXiv:2411.04975; its score is the switch of HOWL's hybrid decoding, arXiv:2510.07535,
 which uses chain drafts (the default here).
@@ -43,9 +43,8 @@ class SuffixOptions:
         max_spec_factor: draft at most ``max_spec_factor * match_len + max_spec_offset`` tokens; 0 to 10,000.
         max_spec_offset: see ``max_spec_factor``; -10,000 to 10,000.
         min_token_prob: draft no token whose estimated path probability is lower; 0 to 1.
-        remember: number of latest outputs to draft from, those of active requests included (so that 2 is the
-            least that reaches another request's). 0: none, and a request's drafts do not depend on other
-            requests.
+        remember: number of latest outputs to draft from, those of active requests included (so that 2 is the least
+            that reaches another request's). 0: none, and a request's drafts do not depend on other requests.
     """
 
     backend: Literal["auto", "arctic", "python"] = "auto"
@@ -71,8 +70,8 @@ class SuffixOptions:
 class SuffixDrafter(Drafter):
     """Drafts from the request's own prompt and output, and optionally from earlier outputs.
 
-    Drafts are deterministic (``proposal`` is None); ``probs`` are the share of earlier occurrences that
-    continued in the same way.
+    Drafts are deterministic (``proposal`` is None); ``probs`` are the share of earlier occurrences that continued in
+    the same way.
 
     Args:
         options: see ``SuffixOptions``.
@@ -151,8 +150,7 @@ class ArcticIndex:
 
     Args:
         max_depth: strings of up to this many tokens are counted.
-        remember: number of outputs kept, also for the drafts of other requests; the oldest is dropped first.
-            0: none.
+        remember: number of outputs kept, also for the drafts of other requests; the oldest is dropped first. 0: none.
 
     Raises:
         ImportError: arctic-inference is not installed.

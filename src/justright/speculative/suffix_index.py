@@ -1,14 +1,12 @@
 """The plain backend of suffix drafts: finds earlier occurrences of a text's suffixes, and what follows them.
 
-For every suffix of the context that occurs in the indexed texts, the continuations are counted: the
-probability of a draft token is the share of the suffix's occurrences that its path follows. The suffix whose
-draft has the largest sum of probabilities wins. Texts are kept as arrays and searched when a draft is needed;
-there is no tree to maintain.
+For every suffix of the context that occurs in the indexed texts, the continuations are counted: the probability of a
+draft token is the share of the suffix's occurrences that its path follows. The suffix whose draft has the largest sum
+of probabilities wins. Texts are kept as arrays and searched when a draft is needed; there is no tree to maintain.
 
-Source: SuffixDecoding, arXiv:2411.04975 (one index over each request's prompt and output, one over the
-outputs of earlier requests; counts, scores, greedy trees). Differs from the compiled backend where
-continuations are equally frequent: that one orders them by the history of its tree, this one takes the first
-in the text.
+Source: SuffixDecoding, arXiv:2411.04975 (one index over each request's prompt and output, one over the outputs of
+earlier requests; counts, scores, greedy trees). Differs from the compiled backend where continuations are equally
+frequent: that one orders them by the history of its tree, this one takes the first in the text.
 """
 
 from __future__ import annotations
@@ -51,8 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """A draft: nodes in topological order, path probabilities, their sum, and the length of the matched
-    suffix."""
+    """A draft: nodes in topological order, path probabilities, their sum, and the length of the matched suffix."""
 
     token_ids: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()

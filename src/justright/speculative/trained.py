@@ -65,8 +65,7 @@ class TrainedDrafter(Drafter):
             write_durably(target / name, data)
 
     def find(self, model: Path | None) -> tuple[Path, dict[str, Any]]:
-        """The drafter's directory and config, validated against the checkpoint ``model`` (None: not
-        validated).
+        """The drafter's directory and config, validated against the checkpoint ``model`` (None: not validated).
 
         Raises:
             SourceError: no such drafter, or none for this model.

@@ -16,8 +16,7 @@ from justright.speculative.base import EMPTY_DRAFT, Draft
 
 Expand = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 """``(rows, tokens)``: from the states of the last call at ``rows``, continue with ``tokens`` (``[frontier]``
-both; None: the root); returns log-probabilities and token ids, ``[frontier, k]`` each, most probable first.
-"""
+both; None: the root); returns log-probabilities and token ids, ``[frontier, k]`` each, most probable first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The best tree size on this machine: accepted tokens of each shape on held-out text, against its cost.
 
-The gain of a shape belongs to the drafter (measured once, in training, and stored in its config); its cost
-belongs to the machine (a verification's by `justright.engine.step_cost`, a draft step's by a few trials).
+The gain of a shape belongs to the drafter (measured once, in training, and stored in its config); its cost belongs to
+the machine (a verification's by `justright.engine.step_cost`, a draft step's by a few trials).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class TreeTable:
     """Accepted tokens by shape.
 
     Attributes:
-        accepted: per width (``WIDTHS``): ``[depth][nodes]``, the mean number of accepted tokens of trees cut
-            to that many levels and nodes.
+        accepted: per width (``WIDTHS``): ``[depth][nodes]``, the mean number of accepted tokens of trees cut to that
+            many levels and nodes.
     """
 
     accepted: dict[int, np.ndarray]
