@@ -26,8 +26,8 @@ _TIMES = 7
 _FREE_S = 0.0005
 _PATIENCE = 3
 _LONGEST_REST = 16
-"""A drafter below this time per proposal drafts at every step; a slower one pauses, after three skipped
-proposals, for 1, 2, 4, ... up to 16 steps."""
+"""A drafter that takes less than `_FREE_S` per proposal drafts at every step; a slower one pauses, after `_PATIENCE`
+skipped proposals, for 1, 2, 4, ... up to `_LONGEST_REST` steps."""
 
 
 @dataclass(slots=True)
