@@ -36,7 +36,7 @@ class AttentionOptions:
 
     Attributes:
         path: its directory or hub id; None: the one in an installed package.
-        nodes: the maximum nodes of a tree; None: the best on this machine.
+        nodes: the maximum number of nodes of a tree; None: the best on this machine.
         depth: levels of a tree; None: the best on this machine.
         top_k: nodes expanded per level, and children of each; None: the best on this machine.
         min_prob: do not follow less probable paths.

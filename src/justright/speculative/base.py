@@ -70,7 +70,7 @@ class Draft:
         )
 
     def rows(self, count: int | None = None) -> int:
-        """Rows of the step that verifies the first ``count`` (all) nodes: the last token's, theirs and [SPEC]'s."""
+        """Rows of the step that verifies the first ``count`` nodes (default: all): last token, nodes, [SPEC]."""
         count = len(self) if count is None else count
         return (count + 1) * 2 if self.spec and count else count + 1
 
@@ -118,7 +118,7 @@ class Drafter(ABC):
 
         Args:
             verify_s: seconds of a verification, by its rows.
-            max_nodes: the maximum nodes of a draft.
+            max_nodes: the maximum number of nodes of a draft.
         """
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:  # noqa: B027

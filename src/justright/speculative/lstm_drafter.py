@@ -37,7 +37,7 @@ class LstmOptions:
     Attributes:
         path: a drafter's directory or hub id; None: the one for this model in an installed package.
         spec: run [SPEC]; None: if the drafter was trained with it and it pays on this machine.
-        nodes: the maximum nodes of a tree, without [SPEC]; None: the best on this machine.
+        nodes: the maximum number of nodes of a tree, without [SPEC]; None: the best on this machine.
         depth: levels of a tree, or tokens of a chain; None: the best on this machine.
         top_k: nodes expanded per level, and children of each; 1: a chain; None: the best on this machine.
         min_prob: do not follow paths with a lower probability.
@@ -134,7 +134,7 @@ class LstmDrafter(TrainedDrafter):
 
         Args:
             verify_s: seconds of a verification, by its rows.
-            max_nodes: the maximum nodes of a draft, [SPEC] included.
+            max_nodes: the maximum number of nodes of a draft, [SPEC] included.
 
         Also decides, unless the options do, whether [SPEC] is worth its rows. A drafter without a table of its trees,
         trained elsewhere, keeps the paper's shape.

@@ -33,7 +33,7 @@ class RecyclingOptions:
 
     Attributes:
         candidates: tokens kept after each token.
-        nodes: the maximum nodes of a tree.
+        nodes: the maximum number of nodes of a tree.
         depth: levels of a tree.
         min_prob: do not follow less probable paths.
     """

@@ -43,7 +43,7 @@ class Limits:
     tree: bool = False
 
     def nodes(self, match_len: int) -> int:
-        """The maximum nodes after a suffix of ``match_len`` tokens."""
+        """The maximum number of nodes after a suffix of ``match_len`` tokens."""
         return min(self.max_tokens, max(0, int(match_len * self.factor + self.offset + 1e-6)))
 
 
