@@ -1,1 +1,1 @@
-"""The decode engine: our own loop around any transformers causal language model."""
+"""The decode engine: its own decode loop around any transformers causal language model."""

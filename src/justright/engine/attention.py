@@ -1,9 +1,9 @@
-"""Attention over our cache: what transformers' models call instead of their own.
+"""Attention over the engine's KV cache, which transformers' models call instead of their own.
 
 The engine runs every model without a transformers cache and with this function as its attention (transformers'
-``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a `StepPlan` says which
-run of it belongs to which sequence and what each token may see. The function writes the new keys and values into the
-cache and attends each run to its own sequence, so sequences of any length share a batch without padding.
+``AttentionInterface``, a public extension point). All tokens of a step lie in one flat row; a `StepPlan` maps each
+run of tokens to its sequence and states what each token may see. The function writes the new keys and values into
+the cache and attends each run to its own sequence, so sequences of any length share a batch without padding.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Run:
         start: first token within the flat step.
         positions: absolute position of each token, ``[tokens]``, int64.
         tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain chain.
-        certain: how many leading tokens are part of the sequence for sure. Those after them (guesses, [SPEC], padding)
-            may be hidden from others, so `bounded_` makes their keys and values finite.
+        certain: number of leading tokens that definitely belong to the sequence. The tokens after them (draft,
+            [SPEC], padding) may be masked for other tokens, so `bounded_` makes their keys and values finite.
     """
 
     slot: int
@@ -50,15 +50,15 @@ class Run:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What the attention function needs to know of one forward.
+    """The inputs of the attention function for one forward pass.
 
     Attributes:
-        cache: where the new keys and values go.
+        cache: receives the new keys and values.
         runs: the sequences, in the order of the flat step; they cover it without gaps.
-        windows: per decoder layer, its reach; None for full attention.
+        windows: the attention window of each decoder layer; None for full attention.
         positions: of all tokens of the step, ``[tokens]``.
         index_scaled: the architecture table's flag, see `rescale_by_position`.
-        static: run number i belongs to slot i and all runs are equally long: attend to the whole cache at once,
+        static: run i belongs to slot i and all runs have the same length: attend to the whole cache at once,
             with shapes that do not depend on the sequences' lengths.
     """
 
@@ -76,7 +76,7 @@ class StepPlan:
     _static_at: Tensor | None = None
 
     def mask(self, index: int, window: Window | None) -> tuple[int, Tensor | None]:
-        """First visible cache entry of run ``index`` and its mask from there, built once a step.
+        """First visible cache entry of run ``index`` and its mask from there, built once per step.
 
         Returns:
             ``(first, mask)``: ``mask [tokens, past + tokens - first]`` bool, True = visible; None when all of
@@ -91,18 +91,18 @@ class StepPlan:
     def bias(
         self, index: int, window: Window | None, query: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[int, Tensor | None]:
-        """Into how many parts run ``index`` cuts its keys, and its mask as `attend_few` adds it, made once a step.
+        """Number of parts of run ``index``'s keys, and its additive mask for `attend_few`, built once per step.
 
         Args:
             index: the run.
             window: the layer's.
-            query: ``[heads, tokens, head_dim]``; shape and dtype count.
+            query: ``[heads, tokens, head_dim]``; only shape and dtype matter.
             keys: ``[kv_heads, length, head_dim]``.
             values: ``[kv_heads, length, value_head_dim]``.
         """
         kv_heads, length, _ = keys.shape
-        # The library's kernel wants one size of head. A window may hide a whole part from a query; without one,
-        # all that is hidden is in the step itself, which is shorter than a part.
+        # The library's kernel needs equal head sizes of keys and values. A window may hide a whole part from a query;
+        # without one, all hidden tokens are in the step itself, which is shorter than a part.
         whole = window is not None or values.shape[-1] != keys.shape[-1]
         key = (index, window, kv_heads, whole)
         if key not in self._biases:
@@ -116,9 +116,9 @@ class StepPlan:
         return self._biases[key]
 
     def static_mask(self, window: Window | None) -> Tensor:
-        """Masks of all runs over the cache from its beginning, ``[runs, 1, tokens, length]`` bool, built once a step.
+        """Masks of all runs over the whole cache, ``[runs, 1, tokens, length]`` bool, built once per step.
 
-        ``length`` is the capacity; of a trimmed cache, as much as is in use.
+        ``length`` is the capacity; for a trimmed cache, the part in use.
         """
         if window not in self._static_masks:
             count = len(self.runs[0])
@@ -136,7 +136,7 @@ class StepPlan:
         return self._static_masks[window]
 
     def static_at(self) -> Tensor:
-        """Where each run's tokens go in their rows of the cache, ``[runs, tokens]`` int64."""
+        """Cache positions of each run's tokens, ``[runs, tokens]`` int64."""
         if self._static_at is None:
             starts = torch.tensor([self.cache.lengths[run.slot] for run in self.runs])
             at = starts[:, None] + torch.arange(len(self.runs[0]))
@@ -145,7 +145,7 @@ class StepPlan:
 
 
 def visible(run: Run, past: int, window: Window | None) -> tuple[int, Tensor | None]:
-    """What the tokens of ``run`` may see, behind ``past`` cached tokens of the same sequence.
+    """What the tokens of ``run`` may see, after ``past`` cached tokens of the same sequence.
 
     Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a token at
     position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
@@ -199,8 +199,8 @@ def attention(
         query: ``[1, heads, tokens, head_dim]``.
         key: ``[1, kv_heads, tokens, head_dim]``.
         value: ``[1, kv_heads, tokens, value_head_dim]``.
-        attention_mask: unused; the plan knows better.
-        justright_plan: handed through the model's forward.
+        attention_mask: unused; the plan holds the masks.
+        justright_plan: passed through the model's forward.
         scaling: factor on the scores; ``head_dim ** -0.5`` if None.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (gemma2).
         s_aux: ``[heads]`` attention sinks (gpt-oss).
@@ -219,7 +219,7 @@ def attention(
     for index, run in enumerate(plan.runs):
         span = slice(run.start, run.start + len(run))
         keys, values = plan.cache.write(layer, run.slot, key[0, :, span], value[0, :, span])
-        if run.certain < len(run) > 1:  # one token alone is hidden from nobody
+        if run.certain < len(run) > 1:  # a single token is never masked
             for stored in (keys, values):
                 bounded_(stored[:, run.certain - len(run) :])
         first, mask = plan.mask(index, window)
@@ -272,19 +272,19 @@ def _attention_static(
 
 
 def bounded_(x: Tensor) -> Tensor:
-    """Set the numbers of ``x`` that are NaN or infinite to 0, in place, and return ``x``.
+    """Replace the NaN and infinite values of ``x`` by 0, in place, and return ``x``.
 
-    A masked key gets the weight 0, and 0 * NaN is NaN: only finite keys and values are hidden by a mask. A row that is
-    not finite itself still has NaN logits, so a sequence that goes on after it ends with an error.
+    A masked key has weight 0, but 0 * NaN is NaN: a mask hides only finite keys and values. A row that is not finite
+    itself still has NaN logits, so a sequence that continues after it ends with an error.
     """
     return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def rescale_by_position(module: Any, query: Tensor, positions: Tensor) -> Tensor:
-    """Undo a query scale that the model took from the token's index in the step, and take it from its position.
+    """Rescale queries by the token's position instead of its index in the step, which the model used.
 
-    Llama 4's layers without rotary embedding scale queries by ``log1p(floor((p + 1) / floor_scale)) * scale + 1``
-    with p counted from the length of a transformers cache, which we do not use.
+    Llama 4's layers without rotary embedding scale queries by ``log1p(floor((p + 1) / floor_scale)) * scale +
+    1``, where p counts from the length of a transformers cache, which the engine does not use.
 
     Args:
         module: the attention module.
@@ -348,14 +348,14 @@ def attend(
 def attend_few(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, parts: int, scaling: float | None
 ) -> Tensor:
-    """`attend` for few tokens: queries stacked by the group that shares a key head, so that each key is read once.
+    """`attend` for few tokens: stacks the queries that share a key head, so that each key is read once.
 
     Args:
         query: ``[heads, tokens, head_dim]``.
         keys: ``[kv_heads, length, head_dim]``.
         values: ``[kv_heads, length, value_head_dim]``.
         bias: by `StepPlan.bias`: stacked, and split if ``parts`` is more than 1.
-        parts: how many the keys are cut into.
+        parts: number of parts into which the keys are split.
         scaling: as in `attention`.
 
     Returns:
@@ -373,11 +373,11 @@ def attend_few(
 
 
 def stack_mask(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """A mask for the queries of all heads that share a key head, one below the other.
+    """The additive mask for the stacked queries of all heads that share a key head.
 
     Args:
         mask: ``[tokens, length]`` bool, True = visible.
-        groups: query heads a key head.
+        groups: query heads per key head.
         dtype: of the scores.
 
     Returns:
@@ -396,7 +396,7 @@ def attend_reference(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """The same as `attend`, written out; the only path for soft caps and sinks."""
+    """The reference implementation of `attend`; the only path for soft caps and sinks."""
     heads, tokens, head_dim = query.shape
     kv_heads = keys.shape[0]
     scale = head_dim**-0.5 if scaling is None else scaling

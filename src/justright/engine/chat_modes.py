@@ -1,4 +1,4 @@
-"""From a conversation and an effort to a request: prompts by each mode's template, plans, and who decides."""
+"""Builds a request from a conversation and an effort: chat template, plan, and the choice of the mode."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from justright.reasoning.routing import Auto, Decision, Escalate, Route, Turn
 from justright.reasoning.scorers import PROBE, Heuristic, Probe, Scorer
 
 ESCALATE_BELOW = 0.5
-"""Probability of the least certain token below which a fast answer is given up, where nobody calibrated it."""
+"""The default confidence (probability of the least certain token) below which a fast answer is discarded."""
 
 
 _SWITCH = "enable_thinking"
-"""The argument of a chat template that leaves reasoning out."""
+"""The chat template argument that disables reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How much a request may think, and who decides.
+    """How much a request may reason, and what decides it.
 
     Attributes:
-        effort: of `justright.reasoning.effort.EFFORTS`; None: as the model does by itself.
-        budget: tokens of thought, instead of the effort's share; then its end is forced and the answer follows.
-        factor: of the switch, instead of the effort's 0 or 1 (soft switching).
-        closing: what is forced where a budget ends a thought, instead of the model's; it may begin the answer
-            ("\\n</think>\\nThe answer is"), which a model that goes on thinking out loud needs.
-        scorer: who scores for ``auto``: "probe", "heuristic", or one of your own.
+        effort: one of `justright.reasoning.effort.EFFORTS`; None keeps the model's own behaviour.
+        budget: reasoning tokens, instead of the effort's share; the closing text is injected when it is used up.
+        factor: the adapter scale, instead of the effort's 0 or 1 (soft switching).
+        closing: text injected when the budget ends the reasoning, instead of the model's; it may begin the answer
+            ("\\n</think>\\nThe answer is"), which a model that goes on reasoning in its answer needs.
+        scorer: the scorer for ``auto``: "probe", "heuristic", or a custom one.
         threshold: of the scorer, or of ``escalate``, instead of its own.
     """
 
@@ -63,10 +63,10 @@ class Thinking:
             raise UsageError(
                 f"scorer {self.scorer!r}; allowed: probe, heuristic, or an object with a score method"
             )
-        self.plan(1)  # refuses wrong numbers
+        self.plan(1)  # validates the numbers
 
     def plan(self, max_tokens: int) -> ModePlan:
-        """The plan of an answer of ``max_tokens`` tokens, reasoning included; the slow one for a deciding effort."""
+        """The plan for ``max_tokens`` tokens, reasoning included; the slow one if the effort decides later."""
         if self.effort in FAST_EFFORTS:
             return ModePlan(FAST)
         budget, share = self.budget, SHARES.get(self.effort or "")
@@ -76,11 +76,12 @@ class Thinking:
 
 
 class RequestBuilder:
-    """A model's slow and fast ways to be asked.
+    """Builds requests in a model's slow and fast modes.
 
     Args:
         tokenizer: with the slow model's chat template.
-        adapter: the switch; without one there is no fast mode, unless the template can leave thinking out.
+        adapter: the adapter of the fast mode; without one, a fast mode exists only if the template can disable
+            reasoning.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, adapter: Adapter | None) -> None:
@@ -100,12 +101,12 @@ class RequestBuilder:
         hidden_size: int,
         limit: int | None = None,
     ) -> Request:
-        """The request for a conversation; ``settle(prompt, fast=...)`` checks a prompt and makes a request of it.
+        """The request for a conversation; ``settle(prompt, fast=...)`` validates a prompt and builds a request.
 
-        ``limit``: the most tokens of a prompt, as in `tokens_within`.
+        ``limit``: the maximum number of prompt tokens, as in `tokens_within`.
 
         Raises:
-            UsageError: the model has no fast mode, or no thoughts to limit.
+            UsageError: the model has no fast mode, or no reasoning to limit.
         """
         effort = thinking.effort
         self.check(thinking, hidden_size)
@@ -114,7 +115,7 @@ class RequestBuilder:
             request = self._settled(messages, template, thinking, settle, fast=fast, limit=limit)
             plan = thinking.plan(request.max_tokens)
             if self.adapter is None and fast:
-                plan = replace(plan, factor=SLOW)  # the template alone leaves the thought out
+                plan = replace(plan, factor=SLOW)  # the template alone disables the reasoning
             self._end_as(request, fast=fast)
             return self._planned(request, plan, thinking)
         slow = self._settled(messages, template, thinking, settle, fast=False, limit=limit)
@@ -141,7 +142,7 @@ class RequestBuilder:
         return chat_tokens(self.tokenizer, messages, limit, **self._arguments(template, fast=fast))
 
     def _arguments(self, template: Mapping[str, Any] | None, *, fast: bool) -> dict[str, Any]:
-        """Of the chat template, in a mode."""
+        """The chat template's arguments in a mode."""
         arguments = dict(template or {})
         if fast and self.adapter is not None and self.adapter.template is not None:
             for name, value in {
@@ -154,16 +155,16 @@ class RequestBuilder:
         return arguments
 
     def _end_as(self, request: Request, *, fast: bool) -> None:
-        """Let a request end at its mode's end tokens."""
+        """Set the mode's end tokens as the request's stop tokens."""
         ends = frozenset[int]() if self.adapter is None else self.adapter.end_tokens
-        if fast and ends and request.stop_token_ids:  # without any it is to end nowhere
+        if fast and ends and request.stop_token_ids:  # a request without stop tokens must not stop
             request.stop_token_ids = ends
 
     def check(self, thinking: Thinking, hidden_size: int) -> None:
-        """Refuse what this model and its switch cannot do.
+        """Validate the options against this model and its adapter.
 
         Raises:
-            UsageError: no fast mode, no thoughts to limit, or nobody to score.
+            UsageError: the model has no fast mode, no reasoning to limit, or no scorer.
         """
         wants_fast = thinking.effort in FAST_EFFORTS
         if self.adapter is None and thinking.effort in DECIDING:
@@ -182,7 +183,7 @@ class RequestBuilder:
         if thinking.closing is not None and thinking.plan(1).budget is None:
             raise UsageError("a closing text is for thoughts with a budget: give one, or leave it out")
         if self.tags is not None:
-            self._tags(thinking)  # refuses a closing text without the tag
+            self._tags(thinking)  # raises for a closing text without the tag
         if self.tags is None and thinking.budget is not None:
             message = "this model marks no thoughts (<think>), so they cannot be limited"
             raise UsageError(message, about="budget")
@@ -197,9 +198,10 @@ class RequestBuilder:
 
     @property
     def reasons(self) -> bool:
-        """Whether the model reasons: by its switch, or by a chat template that knows the tags or can leave it out.
+        """Whether the model reasons: it has an adapter, or its template uses the tags or can disable reasoning.
 
-        Tags in the vocabulary alone say nothing: a model that never reasons may share it with one that does.
+        Tags in the vocabulary prove nothing: a model without reasoning may share its vocabulary with one that
+        reasons.
         """
         tags = self.tags or ThinkingTags()
         marks = (tags.open, tags.close, _SWITCH)
@@ -221,7 +223,7 @@ class RequestBuilder:
         fast: bool,
         limit: int | None,
     ) -> Request:
-        """The request in one mode; a budget of 0 ends in the prompt the reasoning that the template has opened."""
+        """The request in one mode; a budget of 0 closes in the prompt the reasoning that the template opened."""
         prompt = self.prompt(messages, template, fast=fast, limit=limit)
         opened = self.tags is not None and opens_reasoning(
             self.tokenizer, self.tags, messages, **self._arguments(template, fast=fast)
@@ -237,7 +239,7 @@ class RequestBuilder:
         return self.tags if thinking.closing is None else replace(self.tags, closing=thinking.closing)
 
     def _planned(self, request: Request, plan: ModePlan, thinking: Thinking) -> Request:
-        """The request with its plan, and what thinking always would be expected to cost."""
+        """The request with its plan, and the expected cost of always reasoning."""
         request.plan, effort = plan, thinking.effort
         if self.tags is not None:
             request.tags = self._tags(thinking)
@@ -272,14 +274,14 @@ class RequestBuilder:
         return Heuristic() if thinking.scorer == "heuristic" else self._read_probe(hidden_size)
 
     def _read_probe(self, hidden_size: int) -> Probe:
-        """The switch's probe, read once."""
+        """The adapter's probe, read once."""
         assert self.adapter is not None
         if self._probe is None:
             self._probe = Probe.read(self.adapter.path, hidden_size)
         return self._probe
 
     def _escalate_below(self, hidden_size: int) -> float:
-        """The confidence below which to think again, as `justright switch calibrate` found it."""
+        """The confidence below which to answer again, as calibrated by `justright switch calibrate`."""
         try:
             about = self._read_probe(hidden_size).about
         except UsageError:
@@ -288,14 +290,14 @@ class RequestBuilder:
 
 
 def _mean_slow_tokens(adapter: Adapter) -> float | None:
-    """Mean tokens of an answer that is thought about, as `justright switch calibrate` measured it."""
+    """Mean tokens of an answer with reasoning, as measured by `justright switch calibrate`."""
     file = adapter.path / PROBE
     if not file.is_file():
         return None
     try:
         return float(json.loads(file.read_text(encoding="utf-8"))["about"]["always"]["slow"]["tokens"])
     except (KeyError, TypeError, ValueError):
-        return None  # whoever needs the probe says what is wrong with it
+        return None  # the code that needs the probe reports the fault
 
 
 def chat_tokens(
@@ -314,7 +316,7 @@ def chat_tokens(
         template: further arguments of the template.
 
     Raises:
-        UsageError: no template, one that refuses the conversation, or messages that are none.
+        UsageError: no template, a conversation that the template rejects, or malformed messages.
         ResourceError: the conversation has more tokens than ``limit``.
     """
     if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
@@ -338,7 +340,7 @@ def opens_reasoning(
     messages: Sequence[Mapping[str, str]],
     **template: Any,
 ) -> bool:
-    """Whether the chat template leaves reasoning open at the end of the prompt; tags in messages open nothing."""
+    """Whether the chat template leaves reasoning open at the prompt's end; tags in messages do not count."""
     tail = template_tail(tokenizer, messages, **template)
     return tail.rfind(tags.open) > tail.rfind(tags.close)
 
@@ -346,10 +348,10 @@ def opens_reasoning(
 def template_tail(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], **template: Any
 ) -> str:
-    """What the chat template itself writes after the last message.
+    """The text that the chat template itself writes after the last message.
 
-    It is found by a mark after every message; where the mark changes what the template writes, by what the generation
-    prompt adds.
+    A marker after every message locates it; if the marker changes the template's output, the text is what the
+    generation prompt adds.
     """
 
     def written(mark: str = "", *, generation: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""The decode loop: admit, draft, verify, keep, emit; several sequences at once, each with its own drafts."""
+"""The decode loop: admit, draft, verify and emit, for several sequences at once, each with its own draft."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
 
 
 class DecodeLoop:
-    """Runs requests to their end, as many at once as the verifier has slots.
+    """Runs requests to completion, as many at once as the verifier has slots.
 
     Args:
         verifier: the model.
         tokenizer: for text and stop strings; None emits tokens only.
-        drafter: what guesses; None decodes plainly.
-        cost: what a step costs on this machine; None speculates at every chance (for tests and measurements).
-        max_draft: the most draft tokens a sequence and step.
-        reuse_prefix: keep a finished sequence in its slot, and run only what is new of a prompt that begins
-            alike (chats).
-        cache_tokens: the most tokens of keys and values at once; a request waits until its own fit in.
-        prefill_share: prompt tokens (rounded up to a chunk) after which `advance` goes on to those that decode, and
-            returns; None: whole prompts.
+        drafter: proposes tokens; None decodes without speculation.
+        cost: the cost of a step on this machine; None speculates at every step (for tests and measurements).
+        max_draft: the maximum number of draft tokens per sequence and step.
+        reuse_prefix: keep a finished sequence in its slot, and run only the new part of a prompt that shares its
+            prefix (chats).
+        cache_tokens: the maximum number of tokens in the KV cache; a request waits until it fits.
+        prefill_share: prompt tokens (rounded up to a chunk) after which `advance` turns to the decoding sequences and
+            returns; None runs whole prompts.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class DecodeLoop:
         self.cost = cost
         self.max_draft = max_draft
         self.prefill_share = prefill_share
-        # One [SPEC] row for the last token and one for each guess.
+        # One [SPEC] row for the last token and one for each draft token.
         spec_rows = 0 if verifier.spec_embedding is None else max_draft + 1
         self.places = Places(
             verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens, spec_rows=spec_rows
@@ -67,12 +67,12 @@ class DecodeLoop:
         self._joining: Iterator[Emission | int] | None = None
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
-        """Run ``requests``, yielding output as it comes; closing the iterator early cancels what is left.
+        """Run ``requests`` and yield output as it comes; closing the iterator early cancels the rest.
 
         A request that fails ends alone, with its `error` set.
 
         Raises:
-            ResourceError: a request that the cache can never hold, before any of them runs.
+            ResourceError: a request can never fit in the cache; raised before any request runs.
         """
         for request in (requests := list(requests)):
             self.check_room(request)
@@ -85,20 +85,20 @@ class DecodeLoop:
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
+        """Whether any request waits or runs."""
         return bool(self.waiting or self.places.all)
 
     def advance(self) -> Iterator[Emission]:
-        """Let waiting requests join as far as there is room, then take one step with all that decode.
+        """Admit waiting requests while there is capacity, then take one step with all decoding sequences.
 
-        Requests may be appended to ``waiting`` between two calls; the iterator must be run to its end.
+        Callers may append requests to ``waiting`` between two calls; they must exhaust the iterator.
         """
         yield from self._join()
         if self.places.decoding:
             yield from self._step()
 
     def cancel_all(self) -> None:
-        """End everything that waits or runs."""
+        """End all waiting and running requests."""
         for request in self.waiting:
             request.finish_reason = "cancelled"
         self.waiting.clear()
@@ -124,7 +124,7 @@ class DecodeLoop:
             self._joining = None
 
     def _admit(self, request: Request) -> Iterator[Emission | int]:
-        """Prefill a request into the next free slot and emit its first token; numbers are tokens that were run."""
+        """Prefill a request into the next free slot and emit its first token; yielded ints count the tokens run."""
         if request.cancelled:
             request.finish_reason = "cancelled"
             yield Emission(request, [], "", 0, "cancelled")
@@ -140,7 +140,7 @@ class DecodeLoop:
                 active = self._begin(request)
                 output = yield from self._prefill(active)
             elif not request.route.holds_output:
-                request.route = None  # settled: nobody reads the confidence
+                request.route = None  # decided: nothing reads the confidence any more
         if output is None:
             yield self._emit(active, [], 0, None)
             return
@@ -152,19 +152,19 @@ class DecodeLoop:
         yield self._emit(active, verified.token_ids, 0, state_to_draft_from(output, 0))
 
     def _begin(self, request: Request) -> Active:
-        """Give a request the next free slot, empty but for what it can reuse."""
+        """Give a request the next free slot, and keep only the prefix that it can reuse."""
         request.stats.prompt_tokens = len(request.prompt_ids)
         active = Active.of(request, self.tokenizer)
         request.stats.reused_tokens = self.places.take(active, reuse=not self._reads)
         if self.drafter is not None:
             started = time.perf_counter()
-            self.drafter.start(request.id, request.prompt_ids)  # a suffix index of the whole prompt, maybe
+            self.drafter.start(request.id, request.prompt_ids)  # may index the whole prompt
             request.stats.prefill_s += time.perf_counter() - started
             active.drafting = True
         return active
 
     def _prefill(self, active: Active) -> Generator[int, None, StepOutput | None]:
-        """Run a request's prompt chunk by chunk, telling how many tokens; None if it was cancelled on the way."""
+        """Run a request's prompt in chunks and yield the token count of each; returns None if it was cancelled."""
         request, verifier = active.request, self.verifier
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
@@ -175,7 +175,7 @@ class DecodeLoop:
             started = time.perf_counter()
             chunk = new[begin : begin + verifier.prefill_chunk]
             spec = verifier.spec_embedding is not None and begin + len(chunk) == len(new)
-            slot = self.places.slot(active)  # others may have ended since
+            slot = self.places.slot(active)  # other requests may have ended since
             [output] = verifier.prefill(slot, chunk, request.plan.factor, spec=spec, states=states)
             request.stats.prefill_s += time.perf_counter() - started
             yield len(chunk)
@@ -189,7 +189,7 @@ class DecodeLoop:
 
     @property
     def _reads(self) -> bool:
-        """Whether the drafter wants the states of all tokens; then no prefix can be taken from an earlier run."""
+        """Whether the drafter needs the states of all tokens; an earlier run's prefix cannot be reused then."""
         return self.drafter is not None and self.drafter.needs_states
 
     def _step(self) -> Iterator[Emission]:
@@ -209,7 +209,7 @@ class DecodeLoop:
             self.verifier.keep(slot, one.path)
         self._recycle(batch, drafts, outputs)
         checked = time.perf_counter()
-        # What was forced is nobody's guess.
+        # Injected tokens do not count as draft tokens.
         drafts = [EMPTY_DRAFT if was else d for was, d in zip(forced, drafts, strict=True)]
         accepts = [one.guessed if len(d) else 0 for d, one in zip(drafts, verified, strict=True)]
         for active, before, proposal, draft, accepted, one in zip(
@@ -228,7 +228,7 @@ class DecodeLoop:
             stats.near_ties += one.near_ties
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
-        # All chunks are made before the first is yielded, so that closing the iterator leaves every request consistent.
+        # Build all chunks before the first yield, so that closing the iterator leaves every request consistent.
         emissions = []
         for active, output, accepted, one in zip(batch, outputs, accepts, verified, strict=True):
             if self.drafter is not None and self.drafter.needs_states:
@@ -242,7 +242,7 @@ class DecodeLoop:
         yield from emissions
 
     def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
-        """What is proposed, and the same cut to what pays; forced tokens go before any guess."""
+        """The full proposals, and the same cut to the profitable size; injected tokens take precedence over drafts."""
         proposals, drafts = self._guess(batch)
         for slot, active in enumerate(batch):
             if active.forced:
@@ -251,7 +251,7 @@ class DecodeLoop:
         return proposals, drafts
 
     def _guess(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
-        """Proposals of the drafter, and the same cut to what pays."""
+        """The drafter's proposals, and the same cut to the profitable size."""
         if self.drafter is None:
             return [EMPTY_DRAFT] * len(batch), [EMPTY_DRAFT] * len(batch)
         proposals = [self._propose(self.drafter, slot, active) for slot, active in enumerate(batch)]
@@ -282,14 +282,14 @@ class DecodeLoop:
         if rests and draft == EMPTY_DRAFT:  # not worth a measurement
             return EMPTY_DRAFT
         active.record.drafted(draft, time.perf_counter() - begin)
-        if draft.rows() > room + 1:  # no place for its [SPEC]
+        if draft.rows() > room + 1:  # no row left for its [SPEC]
             return replace(draft, spec=False)
         return draft
 
     def _recycle(
         self, batch: Sequence[Active], drafts: Sequence[Draft], outputs: Sequence[StepOutput]
     ) -> None:
-        """Give a drafter that wants them the most likely tokens behind all that was run."""
+        """Pass the top tokens after every token of the step to a drafter that uses them."""
         if self.drafter is None or not self.drafter.candidates:
             return
         for active, draft, output in zip(batch, drafts, outputs, strict=True):
@@ -305,10 +305,10 @@ class DecodeLoop:
     def _emit(
         self, active: Active, token_ids: Sequence[int], accepted: int, hidden: Tensor | None
     ) -> Emission:
-        """Append verified tokens, and end the request if the last of them does.
+        """Append verified tokens, and end the request if the last of them ends it.
 
         Args:
-            active: whose they are.
+            active: the sequence.
             token_ids: verified tokens.
             accepted: how many of them, from the first, were drafted.
             hidden: ``[hidden_size]``, the state that predicted the last of them; None without tokens.
@@ -346,7 +346,7 @@ class DecodeLoop:
         return Emission(request, *whole)
 
     def _again(self, active: Active, turn: Turn) -> None:
-        """Give an answer up and let the request begin anew, before any that wait."""
+        """Discard an answer and restart the request ahead of all waiting ones."""
         request = active.request
         self._free(active)
         request.stats.discarded_tokens += len(request.token_ids)
@@ -357,7 +357,7 @@ class DecodeLoop:
         self.waiting.appendleft(request)
 
     def _observe(self, active: Active, token_ids: Sequence[int], hidden: Tensor | None) -> None:
-        """Tell the drafter what was emitted."""
+        """Pass the emitted tokens to the drafter."""
         active.last_token = token_ids[-1]
         if self.drafter is None:
             return
@@ -371,7 +371,7 @@ class DecodeLoop:
             stats.prefill_s += seconds
 
     def check_room(self, request: Request) -> None:
-        """Refuse what the cache can never hold, before the request has any slot.
+        """Validate that the request fits in the cache, before it gets a slot.
 
         Raises:
             ResourceError: prompt and output together exceed the cache.
@@ -390,17 +390,17 @@ class DecodeLoop:
             )
 
     def _finish(self, active: Active, reason: FinishReason) -> str:
-        """End a request; returns text that was held back."""
+        """End a request; returns the text that was held back."""
         request, stream = active.request, active.stream
         self._free(active)
         rest = "" if stream is None else stream.finish()
         request.stopped_by = None if stream is None else stream.stopped_by
-        # What was held back as a possible tag may hold the stop string.
+        # Text that was held back as a possible tag may contain the stop string.
         request.finish_reason = "stop" if reason == "length" and request.stopped_by else reason
         return rest
 
     def _free(self, active: Active) -> None:
-        """Take a request's slot from it."""
+        """Release a request's slot."""
         self.places.free(active)
         if active.drafting and self.drafter is not None:
             self.drafter.stop(active.request.id)

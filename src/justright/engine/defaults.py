@@ -1,4 +1,4 @@
-"""How a bundle is run where nobody says otherwise; read in one place, so that every command does the same."""
+"""The defaults of a bundle; read in one place, so that every command behaves the same."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from justright.speculative.registry import create_drafter
 
 SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
 DEFAULTS = ("draft", "effort", "max_context", *SAMPLING)
-"""What can be set by name."""
+"""The names of the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """A bundle's own way to be run; what is None is left to whoever runs it.
+    """A bundle's default options; None leaves an option to the user.
 
     Attributes:
-        draft: name of the drafter; whether it is installed here is asked when it is used.
-        draft_options: its options; not its path, which is the bundle's.
-        effort: of `justright.reasoning.effort.EFFORTS`.
+        draft: name of the drafter; its first use checks whether it is installed.
+        draft_options: its options, without its path, which is the bundle's.
+        effort: one of `justright.reasoning.effort.EFFORTS`.
         max_context: cap on the tokens of a sequence.
-        sampling: fields of `SamplingParams` but for the seed.
+        sampling: fields of `SamplingParams` except the seed.
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: an invalid value.
     """
 
     draft: str | None = None
@@ -55,25 +55,25 @@ class Defaults:
             number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if value is not None and not number:
                 raise UsageError(f"{name} is {value!r}; allowed: a {'whole ' * whole}number")
-        EngineOptions(max_context=self.max_context)  # checks it
+        EngineOptions(max_context=self.max_context)  # validates it
         _ = self.params, self.thinking
 
     @property
     def params(self) -> SamplingParams:
-        """How tokens are chosen."""
+        """The default sampling parameters."""
         return SamplingParams(**self.sampling)
 
     @property
     def thinking(self) -> Thinking:
-        """How much is thought."""
+        """The default reasoning options."""
         return Thinking(self.effort)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], draft_options: Mapping[str, Any]) -> Defaults:
-        """For a bundle that is made: out of names of `DEFAULTS` and their values.
+        """The defaults of a new bundle, from names of `DEFAULTS` and their values.
 
         Raises:
-            UsageError: an unknown name, or a value that is not allowed; no such drafter.
+            UsageError: an unknown name, an invalid value, or an unknown drafter.
         """
         if unknown := sorted(set(values) - set(DEFAULTS)):
             raise UsageError(f"there is no default {unknown[0]!r}; allowed: {', '.join(DEFAULTS)}")
@@ -86,16 +86,16 @@ class Defaults:
         if found.draft is not None:
             EngineOptions(
                 draft=found.draft, draft_options=found.draft_options
-            )  # what loading it would refuse
+            )  # raises what loading it would raise
             create_drafter(found.draft, **found.draft_options)
         return found
 
     @classmethod
     def read(cls, path: Path) -> Defaults:
-        """Those of the bundle at ``path``; none of a plain checkpoint.
+        """The defaults of the bundle at ``path``; empty for a plain checkpoint.
 
         Raises:
-            CheckpointError: the manifest has some that this version does not know.
+            CheckpointError: the manifest has a default that this version does not support.
         """
         if not is_bundle(path):
             return cls()
@@ -106,26 +106,26 @@ class Defaults:
             raise CheckpointError(f"the defaults in {path / MANIFEST} cannot be used: {error}") from error
 
     def named(self) -> dict[str, Any]:
-        """What is set, as `of` takes it, but for the drafter's options."""
+        """The defaults that are set, in the form that `of` takes, without the drafter's options."""
         found = {name: getattr(self, name) for name in DEFAULTS if name not in SAMPLING}
         return {name: value for name, value in found.items() if value is not None} | dict(self.sampling)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest: what is set."""
+        """The defaults that are set, for the manifest."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in found.items() if value not in (None, {})}
 
 
 def settle(options: EngineOptions, path: Path, draft: str = "none") -> tuple[EngineOptions, Defaults]:
-    """Fill in what ``options`` leave open: by the bundle at ``path``, if it is one.
+    """Fill in the options that ``options`` leaves open, from the bundle at ``path`` if it is one.
 
     Args:
         options: as the user gave them.
         path: the model's directory.
-        draft: the drafter, where neither user nor bundle names one.
+        draft: the drafter if neither user nor bundle names one.
 
     Returns:
-        Options with no drafter left open, and the bundle's defaults.
+        Options with the drafter set, and the bundle's defaults.
 
     Raises:
         CheckpointError: a damaged bundle.
@@ -141,6 +141,6 @@ def settle(options: EngineOptions, path: Path, draft: str = "none") -> tuple[Eng
         changes["max_context"] = defaults.max_context
     if options.switch is None and is_bundle(path) and (switch := Bundle.open(path).part("switch")):
         changes["switch"] = str(switch)
-    if options.switch == NO_SWITCH and defaults.effort in FAST_EFFORTS | DECIDING:  # the others need none
+    if options.switch == NO_SWITCH and defaults.effort in FAST_EFFORTS | DECIDING:  # other efforts need none
         defaults = replace(defaults, effort=None)
     return replace(options, **changes), defaults

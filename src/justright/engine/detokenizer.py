@@ -1,4 +1,4 @@
-"""Tokens to text as they come, and stop strings that may begin in one token and end in another."""
+"""Incremental detokenization, and stop strings that may span tokens."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.parser import ReasoningSplitter, Segment
 
 _CHARACTERS = 8
-"""Of text a token, more than any language has on average: a text of fewer a token is tokenised at once."""
+"""Characters per token, above the average of any language: a text with fewer is tokenised at once."""
 _AT_THE_CUT = 256
-"""Tokens by which the beginning of a text may have more than the same characters have within the whole text."""
+"""How many more tokens the beginning of a text may have alone than as part of the whole text."""
 
 
 class TextStream:
-    """The text of one output, piece by piece, tags included; ends it at a stop string in its content.
+    """The text of one output, piece by piece, tags included; ends at a stop string in its content.
 
-    A piece is held back while it could still be the beginning of a stop string or of a tag, so that nothing after or
-    of the stop string is ever shown. How the text falls into tokens makes no difference. A character whose last
-    bytes never came is left out; so are special tokens, but for those that mark reasoning.
+    A piece is held back while it could still begin a stop string or a tag, so that neither the stop string
+    nor any text after it is emitted. The split of the text into tokens makes no difference. A character with
+    missing final bytes is left out, and so are special tokens, except those that mark reasoning.
 
     Args:
         tokenizer: a fast tokenizer.
-        stop: stop strings; the text ends before the first that is complete (of several that are complete at
-            the same character, before the longest).
-        tags: of the model; None: everything is content.
+        stop: stop strings; the text ends before the first that is complete (if several are complete at the same
+            character, before the longest).
+        tags: the model's reasoning tags; None treats everything as content.
         opened: whether the chat template has opened the reasoning in the prompt.
         may_open: whether the model may open reasoning by itself.
-        stop_in_reasoning: whether stop strings count in reasoning too.
+        stop_in_reasoning: whether stop strings apply to reasoning too.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class TextStream:
 
     @property
     def in_reasoning(self) -> bool:
-        """Whether what comes next is reasoning, unless an opening tag says otherwise."""
+        """Whether the next text is reasoning, unless an opening tag follows."""
         return self._splitter.inside
 
     def push(self, token_id: int) -> str:
-        """Add a token; returns the text that is now certain (maybe none)."""
+        """Add a token; returns the text that is now final (possibly empty)."""
         if self.stopped_by is not None:
             return ""
         return self._take(self._splitter.push(self._decode(token_id)))
 
     def finish(self) -> str:
-        """No more tokens come; returns what was held back."""
+        """End the stream; returns the text that was held back."""
         if self.stopped_by is not None:
             return ""
         certain = self._take(self._splitter.finish())
         return certain + ("" if self.stopped_by is not None else self._release(len(self._held)))
 
     def _take(self, segments: Sequence[Segment]) -> str:
-        """The text that is certain after new segments; content comes after everything else."""
+        """The text that new segments make final; content comes after everything else."""
         certain = ""
         for segment in segments:
             self._held += segment.text
@@ -97,8 +97,8 @@ class TextStream:
         try:
             piece = self._stream.step(self._backend, token_id)
         except Exception:  # tokenizers raises a bare Exception
-            # Decoders with byte fallback take back a character that is already out when bytes follow that are
-            # no text. What is out stays; decoding goes on behind it.
+            # Decoders with byte fallback retract a character that is already emitted when invalid bytes follow.
+            # Emitted text stays; decoding continues after it.
             piece = self._backend.decode(self._undecoded)
             self._stream = DecodeStream(self._undecoded, skip_special_tokens=True)
         if piece is None:
@@ -107,7 +107,7 @@ class TextStream:
         return piece
 
     def _pending(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the held text that begins a stop string."""
         longest = min(len(self._held), max((len(s) - 1 for s in self._stop), default=0))
         for length in range(longest, 0, -1):
             if any(s.startswith(self._held[-length:]) for s in self._stop):
@@ -121,7 +121,7 @@ class TextStream:
 
 
 def _special_tags(tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> dict[int, str]:
-    """The special tokens that are tags: whoever reads on must see where reasoning ends."""
+    """The special tokens that are tags, which the text keeps so that its reader sees where reasoning ends."""
     backend = tokenizer.backend_tokenizer
     found = {backend.token_to_id(tag): tag for tag in (tags.open, tags.close)}
     found.pop(None, None)
@@ -131,15 +131,15 @@ def _special_tags(tokenizer: PreTrainedTokenizerFast, tags: ThinkingTags) -> dic
 def tokens_within(
     tokenizer: PreTrainedTokenizerFast, text: str, limit: int | None = None, **options: Any
 ) -> list[int]:
-    """Tokens of a text, which is refused by its beginning where that alone has more than ``limit`` tokens.
+    """Tokens of a text; rejects a text whose beginning alone has more than ``limit`` tokens.
 
-    The cost grows with the limit, not with the text: a beginning of 8 characters a token is tokenised first, then one
-    four times as long, and so on.
+    The cost grows with the limit, not with the text: a beginning of 8 characters per token is tokenised
+    first, then one four times as long, and so on.
 
     Args:
         tokenizer: a fast tokenizer.
         text: of any length.
-        limit: the most tokens; None: the whole text is tokenised. A text of a few more is returned all the same.
+        limit: the maximum number of tokens, not exact: a text with a few more is still returned. None: no limit.
         options: of the tokenizer's call.
 
     Raises:

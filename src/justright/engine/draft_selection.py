@@ -1,9 +1,8 @@
-"""How much to speculate: as much as pays, by measured cost and by how well this request's drafts have done.
+"""How much to speculate: as much as pays, by measured cost and by the record of this request's drafts.
 
-A drafter's own estimate is a guess about its guesses. Here it is calibrated by what came of earlier drafts of
-the same request, those that were verified and those that were not: a draft that was left aside is compared with
-the tokens that plain decoding then emits, so a request that has switched itself off notices for nothing when
-drafts become good again.
+A drafter's own estimate is uncertain. This module calibrates it by the outcome of earlier drafts of the same
+request, verified or not: a skipped draft is compared with the tokens that plain decoding then emits. So a request
+that has stopped speculating notices at no cost when its drafts improve again.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _TIMES = 7
 _FREE_S = 0.0005
 _PATIENCE = 3
 _LONGEST_REST = 16
-"""A drafter that takes less time a proposal is asked always; another rests, after three proposals set aside, for 1, 2,
-4, ... up to 16 steps."""
+"""A drafter that takes less than `_FREE_S` per proposal drafts at every step; a slower one pauses, after `_PATIENCE`
+skipped proposals, for 1, 2, 4, ... up to `_LONGEST_REST` steps."""
 
 
 @dataclass(slots=True)
@@ -37,9 +36,9 @@ class Speculation:
 
     ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source proposed
     with 2**b to 2**(b+1)-1 nodes, an exponential average that starts at ``_PRIOR``. ``draft_s[source]`` is the median
-    time of the last seven proposals, so that one that was interrupted does not count. Mutated by its methods only.
+    time of the last seven proposals, so that an interrupted one has no effect. Only its methods mutate it.
 
-    A drafter whose proposals are set aside again and again is not even asked for a while: its time is lost too.
+    A drafter whose proposals are skipped again and again pauses for a while, because proposing takes time too.
     """
 
     reliability: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -56,13 +55,13 @@ class Speculation:
         return np.cumsum(np.minimum(probs, 1.0))
 
     def verified(self, draft: Draft, used: int, accepted: int) -> None:
-        """Of ``draft`` as it was proposed, the first ``used`` nodes were verified, ``accepted`` accepted."""
+        """Record that ``used`` leading nodes of the proposed ``draft`` were verified and ``accepted`` accepted."""
         if draft.source == self._lost:
             self._aside = 0
         self._learn(_kind(draft), accepted, draft.first(used).score)
 
     def set_aside(self, draft: Draft) -> None:
-        """``draft`` is not verified; remember it, to see whether it would have been right."""
+        """Record that ``draft`` is not verified, to check later whether it would have been right."""
         if self.draft_s.get(draft.source, 0.0) > _FREE_S:
             self._lost = draft.source
             self._aside += 1
@@ -72,20 +71,20 @@ class Speculation:
             self._shadows.append(_Shadow(draft))
 
     def rests(self) -> bool:
-        """Whether the drafter is left in peace this time (or asked for what costs nothing)."""
+        """Whether the drafter pauses in this step (or makes only proposals that cost nothing)."""
         if self._rest:
             self._rest -= 1
             return True
         return False
 
     def drafted(self, draft: Draft, seconds: float) -> None:
-        """To propose ``draft`` took ``seconds``."""
+        """Record that proposing ``draft`` took ``seconds``."""
         times = self._times.setdefault(draft.source, deque(maxlen=_TIMES))
         times.append(seconds)
         self.draft_s[draft.source] = median_low(times)
 
     def emitted(self, token_ids: Sequence[int]) -> None:
-        """Tokens were emitted; compare them with the drafts set aside before."""
+        """Compare emitted tokens with the drafts skipped before."""
         going = []
         for shadow in self._shadows:
             if shadow.follow(token_ids):
@@ -95,21 +94,21 @@ class Speculation:
         self._shadows = going
 
     def _learn(self, kind: tuple[str, int], accepted: float, expected: float) -> None:
-        # A drafter may be modest: a suffix seen once before and once now has probability 1/2 a token.
+        # A drafter may underestimate: a suffix seen once before and once now has probability 1/2 per token.
         ratio = min(accepted / max(expected, 1e-6), 2.0)
         self.reliability[kind] = _MEMORY * self.reliability.get(kind, _PRIOR) + (1 - _MEMORY) * ratio
 
 
 @dataclass(slots=True)
 class _Shadow:
-    """A draft that was not verified, followed along what was emitted instead."""
+    """A draft that was not verified, compared with the tokens emitted instead."""
 
     draft: Draft
     node: int = -1
     accepted: int = 0
 
     def follow(self, token_ids: Sequence[int]) -> bool:
-        """Walk on; False once the draft has ended or gone wrong."""
+        """Advance along the draft; False once it has ended or diverged."""
         for token in token_ids:
             pairs = enumerate(zip(self.draft.token_ids, self.draft.parents, strict=True))
             child = next((i for i, (t, parent) in pairs if parent == self.node and t == token), None)
@@ -121,9 +120,9 @@ class _Shadow:
 
 
 def preferred(draft: Draft, record: Speculation, past: int, cost: StepCost, batch: int = 1) -> Draft:
-    """Of a draft and the one that may stand instead of it, that with more expected tokens a second.
+    """Of a draft and its alternative, the one with more expected tokens per second.
 
-    Each is cut where it pays most, in a step of ``batch`` sequences whose others decode plainly.
+    Each is cut at its best size, in a step of ``batch`` sequences whose others decode without a draft.
     """
 
     def rate(one: Draft) -> float:
@@ -139,16 +138,16 @@ def preferred(draft: Draft, record: Speculation, past: int, cost: StepCost, batc
 def choose(
     drafts: Sequence[Draft], records: Sequence[Speculation], pasts: Sequence[int], cost: StepCost
 ) -> list[Draft]:
-    """Cut the drafts of one step so that expected tokens per second are the most; to nothing if none pays.
+    """Cut the drafts of one step to maximise expected tokens per second; to nothing if none pays.
 
     Nodes of all sequences compete by calibrated probability for a place in the step. Cutting a draft keeps its
     first nodes. Speculation must beat the plain step by 5% to be worth its risk.
 
-    Sampled drafts are verified in full: to drop a guess because of what was drawn would change the distribution
-    of what is emitted. Their drafter must limit itself before it draws.
+    Sampled drafts are verified in full: dropping a node because of what was drawn would change the distribution
+    of the output. Their drafter must limit itself before it draws.
 
     Args:
-        drafts: one a sequence, maybe empty.
+        drafts: one per sequence, possibly empty.
         records: the sequences' records.
         pasts: cached tokens of each sequence.
         cost: the measured cost of a step.
@@ -164,17 +163,17 @@ def choose(
     free = [index for index, draft in enumerate(drafts) if draft.proposal is None]
     values = [np.diff(gains[index], prepend=0.0) for index in free]
     owners = np.repeat(free, [len(drafts[index]) for index in free]).astype(np.int64)
-    # A node is never taken before one that stands earlier in its draft: stable order over running minima.
+    # A node is never taken before an earlier node of its draft: stable order over running minima.
     ranked = np.concatenate([np.minimum.accumulate(value) for value in values])
     order = np.argsort(-ranked, kind="stable")
-    # Rows of the step when the first 0, 1, ... of them are taken; [SPEC] stands behind every node, and the root.
+    # Rows of the step when the first 0, 1, ... of them are taken; [SPEC] follows the root and every node.
     least = sum(draft.rows() if draft.proposal is not None else 1 for draft in drafts)
     more = np.concatenate([_rows(drafts[index]) for index in free])[order]
     rows = least + np.concatenate([[0], np.cumsum(more)])
     certain = batch + sum(float(gains[index][-1]) for index in fixed if len(drafts[index]))
     past = int(sum(pasts) / batch)
     seconds = cost.curve(past, int(rows[-1]))[rows - 1]
-    # Without a draft there would in the long run be no drafting either.
+    # Without drafts there would be no drafting time in the long run either.
     seconds[1:] += sum(record.draft_s.get(d.source, 0.0) for record, d in zip(records, drafts, strict=True))
     rates = (certain + np.concatenate([[0.0], np.cumsum(np.concatenate(values)[order])])) / seconds
     best = int(np.argmax(rates))

@@ -1,9 +1,9 @@
 """The sampling settings of ``generation_config.json``: the defaults of requests that sample.
 
-Each mode of a switch has its own file: the model's folder that of the slow mode, the adapter's that of the fast one. An
-adapter without the file leaves the fast mode to the model's. The names and their meaning are transformers'
-(`GenerationConfig`); as in vLLM (``--generation-config auto``), ``do_sample`` is not read: whether a request samples is
-the request's and the server's matter.
+Each mode has its own file: the slow mode that of the model's folder, the fast mode that of the adapter's. If the
+adapter has no file, the fast mode uses the model's. The names and their meaning are transformers'
+(`GenerationConfig`); as in vLLM (``--generation-config auto``), ``do_sample`` is not read: the request and the server
+decide whether to sample.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ _NEUTRAL: Mapping[str, Any] = {
     "min_length": 0,
     "min_new_tokens": 0,
 }
-"""Settings that change which token is chosen and that the engine lacks, with the value that changes nothing."""
+"""Settings that change token choice and that the engine lacks, each with its neutral value."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSampling:
-    """What one file says of sampling.
+    """The sampling settings of one file.
 
     Attributes:
-        file: None where none was read.
+        file: None if none was read.
         values: fields of `SamplingParams`.
-        lacking: settings that the engine lacks, with a value that would change something.
+        lacking: settings that the engine lacks, with a value that is not neutral.
     """
 
     file: Path | None = None
@@ -65,10 +65,10 @@ class FileSampling:
 
     @classmethod
     def read(cls, folder: Path) -> FileSampling:
-        """Of the folder's ``generation_config.json``; nothing where there is none.
+        """Read the folder's ``generation_config.json``; empty if there is none.
 
         Raises:
-            CheckpointError: the file cannot be read, or has a value that is not allowed.
+            CheckpointError: the file cannot be read, or has an invalid value.
         """
         file = folder / GENERATION
         found = read_object(file)
@@ -81,7 +81,7 @@ class FileSampling:
         return cls(file if file.is_file() else None, values, lacking)
 
     def line(self, given: Mapping[str, Any], mode: str = "") -> str | None:
-        """What a person should know: which of the values are taken where ``given`` goes before; None: nothing."""
+        """A line for the user: the values in effect, where ``given`` takes precedence; None if there are none."""
         taken = {name: value for name, value in self.values.items() if name not in given}
         if not taken and not self.lacking:
             return None
@@ -91,13 +91,13 @@ class FileSampling:
 
 @dataclass(frozen=True, slots=True)
 class ModeParams:
-    """How tokens are chosen in each mode."""
+    """The sampling parameters of each mode."""
 
     slow: SamplingParams
     fast: SamplingParams
 
     def of(self, *, fast: bool) -> SamplingParams:
-        """Those of one mode."""
+        """The parameters of one mode."""
         return self.fast if fast else self.slow
 
 
@@ -110,10 +110,10 @@ class GenerationDefaults:
 
     @classmethod
     def read(cls, options: EngineOptions, model: Path) -> GenerationDefaults:
-        """Of the model in folder ``model``, and of its switch; nothing with ``generation_config="none"``.
+        """Read those of the model in folder ``model`` and of its adapter; empty with ``generation_config="none"``.
 
         Raises:
-            JustrightError: there is no such adapter; see `FileSampling.read`.
+            JustrightError: the adapter does not exist; see `FileSampling.read`.
         """
         if options.generation_config == "none":
             return cls()
@@ -129,14 +129,14 @@ class GenerationDefaults:
         given: Mapping[str, Any],
         otherwise: SamplingParams = _GREEDY,
     ) -> ModeParams:
-        """``given`` before the file before ``otherwise``; where these two make it greedy, the file does not count.
+        """``given``, then the file, then ``otherwise``; the file does not count if the other two are greedy.
 
         Args:
-            given: fields of `SamplingParams` that somebody set.
-            otherwise: what holds where neither says anything.
+            given: fields of `SamplingParams` that were set explicitly.
+            otherwise: the fallback for fields that neither sets.
 
         Raises:
-            UsageError: a value that is not allowed.
+            UsageError: an invalid value.
         """
         asked = replace(otherwise, **given)
         if asked.greedy:
@@ -145,11 +145,11 @@ class GenerationDefaults:
         return ModeParams(slow, fast)
 
     def lines(self, given: Mapping[str, Any], *, sampling: bool) -> list[str]:
-        """What a person should know at the start.
+        """Lines for the user at startup.
 
         Args:
-            given: what goes before the files.
-            sampling: whether anything samples; else the lines say how to.
+            given: values that override the files.
+            sampling: whether requests sample by default; if not, the lines say how to.
         """
         if not sampling:
             if not self.slow.values and not self.fast.values:
@@ -164,7 +164,7 @@ class GenerationDefaults:
 
 
 def _number(file: Path, name: str, value: Any) -> float:
-    """A value that `SamplingParams` takes."""
+    """Validate a value of a `SamplingParams` field."""
     try:
         if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
             allowed = "a whole number" if name == "top_k" else "a number"

@@ -1,4 +1,4 @@
-"""The key/value cache: one row (slot) per sequence, rewound by setting a length, compacted in place."""
+"""The KV cache: one row (slot) per sequence, rolled back by setting a length, compacted in place."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ STATIC_SLACK = 128
 class KVCache:
     """Keys and values of every layer for ``slots`` sequences.
 
-    Life cycle: ``reserve`` room for new tokens, the attention function writes them with ``write`` during the
-    forward, then ``keep`` makes the accepted ones part of the sequence and forgets the rest. Only ``keep``,
-    ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or behind a row's
-    length are garbage.
+    Life cycle: ``reserve`` makes room for new tokens, the attention function writes them with ``write``
+    during the forward pass, then ``keep`` makes the accepted ones part of the sequence and discards the rest.
+    Only ``keep``, ``copy``, ``rewind``, ``clear``, ``release`` and ``swap`` change ``lengths``. Entries at or
+    after a row's length are garbage.
 
     Layers are allocated at their first write, since only the model knows the shapes; heads and head sizes may differ
-    between layers and between keys and values. A growing cache has a tensor ``[kv_heads, capacity, head_dim]`` for each
+    between layers and between keys and values. A growing cache has one tensor ``[kv_heads, capacity, head_dim]`` per
     row, as long as that row needs; a static one has a single ``[slots, kv_heads, capacity, head_dim]``.
 
     Args:
         num_layers: decoder layers.
-        slots: rows; the largest batch.
-        max_tokens: the most tokens that a row may ever hold (the model's context).
-        static: allocate ``max_tokens`` at once, and room for one padded step, so that shapes and addresses
-            never change (CUDA graphs); otherwise a row grows in steps of 1,024 tokens or a quarter, whichever
-            is more.
-        trimmed: a static cache is attended to as far as it is in use, in steps of 64 tokens: less to read, where
-            shapes may change.
+        slots: rows; the maximum batch size.
+        max_tokens: the maximum number of tokens in a row (the model's context).
+        static: allocate ``max_tokens`` and one padded step at once, so that shapes and addresses never change (CUDA
+            graphs); otherwise a row grows by 1,024 tokens or a quarter, whichever is more.
+        trimmed: attention covers only the part of a static cache that is in use, in steps of 64 tokens: it reads
+            less, but shapes may change.
 
     Raises:
-        ResourceError: ``reserve`` beyond ``max_tokens``, or no memory for it.
+        ResourceError: ``reserve`` beyond ``max_tokens``, or out of memory.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class KVCache:
         self.trimmed = trimmed
         self.capacities = [max_tokens + STATIC_SLACK if static else 0] * slots
         self.lengths = [0] * slots
-        # Of each layer: rows, or the one tensor whose first dimension are the rows.
+        # Per layer: a list of rows, or one tensor whose first dimension is the row.
         self._keys: list[Tensor | list[Tensor] | None] = [None] * num_layers
         self._values: list[Tensor | list[Tensor] | None] = [None] * num_layers
 
@@ -60,7 +59,7 @@ class KVCache:
 
     @torch.inference_mode()
     def reserve(self, slot: int, count: int) -> None:
-        """Make room for ``count`` tokens behind row ``slot``'s length, growing it in all layers when needed."""
+        """Make room for ``count`` tokens after row ``slot``'s length; the row grows in all layers when needed."""
         needed = self.lengths[slot] + count
         if needed > self.max_tokens:
             raise ResourceError(
@@ -74,13 +73,14 @@ class KVCache:
 
     @torch.inference_mode()
     def fit(self, slot: int, capacity: int) -> None:
-        """Give row ``slot`` room for so many tokens and no more (a static cache has its room for good)."""
+        """Set row ``slot``'s capacity exactly (the capacity of a static cache is fixed)."""
         assert self.lengths[slot] <= capacity <= self.max_tokens
         if not self.static and capacity != self.capacities[slot]:
             self._set_capacity(slot, capacity)
 
     def _set_capacity(self, slot: int, capacity: int) -> None:
-        # The lesser of old and new until all is done, so that a cache that found no memory half-way stays usable.
+        # The smaller of the old and the new capacity until all layers are done: the cache stays usable if
+        # memory runs out.
         self.capacities[slot] = min(self.capacities[slot], capacity)
         for stores in (self._keys, self._values):
             for store in stores:
@@ -92,9 +92,9 @@ class KVCache:
     def layer(
         self, index: int, key: Tensor, value: Tensor
     ) -> tuple[Tensor | list[Tensor], Tensor | list[Tensor]]:
-        """Key and value storage of a layer, by row, allocated if need be.
+        """Key and value storage of a layer, by row, allocated if needed.
 
-        ``key`` and ``value``, ``[..., kv_heads, tokens, head_dim]``, show shape, dtype and device.
+        ``key`` and ``value``, ``[..., kv_heads, tokens, head_dim]``, supply shape, dtype and device.
         """
         keys, values = self._keys[index], self._values[index]
         if keys is None or values is None:
@@ -103,7 +103,7 @@ class KVCache:
         return keys, values
 
     def write(self, index: int, slot: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new tokens behind row ``slot``'s length; they count only once ``keep`` says so.
+        """Write new tokens after row ``slot``'s length; they join the sequence only with ``keep``.
 
         Args:
             index: the layer.
@@ -112,7 +112,7 @@ class KVCache:
             value: ``[kv_heads, tokens, value_head_dim]``.
 
         Returns:
-            Views of the row's keys and values up to and with the new tokens.
+            Views of the row's keys and values up to and including the new tokens.
         """
         start = self.lengths[slot]
         stop = start + key.shape[-2]
@@ -122,11 +122,11 @@ class KVCache:
         return keys[:, :stop], values[:, :stop]
 
     def write_static(self, index: int, at: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As `write` for the first rows at once, with shapes that do not depend on lengths.
+        """`write` for the first rows at once, with shapes that do not depend on lengths.
 
         Args:
             index: the layer.
-            at: ``[rows, tokens]`` int64, where each token goes.
+            at: ``[rows, tokens]`` int64, the cache position of each token.
             key: ``[rows, kv_heads, tokens, head_dim]``.
             value: ``[rows, kv_heads, tokens, value_head_dim]``.
 
@@ -143,7 +143,7 @@ class KVCache:
 
     @torch.inference_mode()
     def keep(self, slot: int, path: Sequence[int]) -> None:
-        """Accept the new tokens at ``path`` (ascending offsets behind the length) and forget all others."""
+        """Accept the new tokens at ``path`` (ascending offsets from the length) and discard all others."""
         start = self.lengths[slot]
         if any(offset != i for i, offset in enumerate(path)):
             first = next(i for i, offset in enumerate(path) if offset != i)
@@ -154,7 +154,7 @@ class KVCache:
 
     @torch.inference_mode()
     def fill(self, slot: int, count: int) -> None:
-        """Make row ``slot`` hold ``count`` tokens of zeros, in memory that is really there (for measurements)."""
+        """Fill row ``slot`` with ``count`` tokens of zeros, in physical memory (for measurements)."""
         self.reserve(slot, count)
         for row in self._row(slot):
             row[:, :count] = 0
@@ -162,7 +162,7 @@ class KVCache:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:
-        """Make row ``target`` hold the first ``count`` tokens of row ``source``, and nothing else."""
+        """Replace row ``target`` by the first ``count`` tokens of row ``source``."""
         assert source != target
         assert 0 <= count <= self.lengths[source]
         self.rewind(target, 0)
@@ -173,25 +173,25 @@ class KVCache:
 
     @torch.inference_mode()
     def rewind(self, slot: int, length: int) -> None:
-        """Cut row ``slot`` to its first ``length`` tokens."""
+        """Truncate row ``slot`` to its first ``length`` tokens."""
         assert 0 <= length <= self.lengths[slot]
-        if self.static:  # attended to as a whole, so what is dropped must not stay NaN
+        if self.static:  # attention reads all of it, so dropped entries must not stay NaN
             for row in self._row(slot):
                 row[:, length : self.lengths[slot]] = 0
         self.lengths[slot] = length
 
     def clear(self, slot: int) -> None:
-        """Empty row ``slot``; its memory stays for the next sequence."""
+        """Empty row ``slot``; the next sequence uses its memory."""
         self.rewind(slot, 0)
 
     def release(self, slot: int) -> None:
-        """Empty row ``slot`` and give its memory back (a static cache has it for good)."""
+        """Empty row ``slot`` and free its memory (a static cache never frees any)."""
         self.rewind(slot, 0)
         self.fit(slot, 0)
 
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
-        """Exchange two rows, so that live rows stay together; only a static cache copies anything."""
+        """Exchange two rows, which keeps live rows together; only a static cache copies data."""
         if one == other:
             return
         used = max(self.lengths[one], self.lengths[other])
@@ -210,7 +210,7 @@ class KVCache:
     def _store(self, like: Tensor) -> Tensor | list[Tensor]:
         heads, size = like.shape[-3], like.shape[-1]
         if self.static:
-            # A static cache is attended to as a whole, so what was never written must be finite (see `rewind`).
+            # Attention reads all of a static cache, so entries that were never written must be finite (see `rewind`).
             return _allocate(torch.zeros, (self.slots, heads, self.capacities[0], size), like)
         return [_allocate(torch.empty, (heads, capacity, size), like) for capacity in self.capacities]
 

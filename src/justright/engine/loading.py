@@ -1,4 +1,4 @@
-"""A local checkpoint as a transformers model, every weight of it from the files and none of them random."""
+"""Loads a local checkpoint as a transformers model; every weight comes from the files, none is random."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NAMED = 3
 def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **options: Any) -> PreTrainedModel:
     """Load a checkpoint's causal language model; ``options`` go to transformers.
 
-    Sparse containers, and models with different numbers of experts by layer, are put together by `assemble`.
+    `assemble` builds sparse containers, and models with different numbers of experts per layer.
 
     Raises:
-        CheckpointError: transformers cannot read it, or it lacks tensors, or they have other shapes than the config's.
+        CheckpointError: transformers cannot read it, or tensors are missing or differ in shape from the config.
         ResourceError: the weights do not fit the device.
     """
     with Checkpoint.open(path) as checkpoint:
@@ -33,7 +33,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
             return assemble(checkpoint, dtype=dtype, device=device, **options)
     before = logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what transformers reports about tensors is an error of ours, or nothing
+    logging.set_verbosity_error()  # missing or mismatched tensors raise our own errors
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
@@ -45,7 +45,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
             **options,
         )
         _check_whole(path, found["missing_keys"], found["mismatched_keys"])
-    except Exception as error:  # it reads several files of others' making, and checks none of them
+    except Exception as error:  # transformers reads several third-party files without validation
         _refuse_no_memory(error, path, dtype, torch.device("cpu"))
         raise CheckpointError(f"transformers cannot load {path}: {type(error).__name__}: {error}") from error
     finally:
@@ -56,7 +56,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     except (
         RuntimeError,
         MemoryError,
-    ) as error:  # of another kind: the device's fault, and not the checkpoint's
+    ) as error:  # other kinds: a fault of the device, not of the checkpoint
         _refuse_no_memory(error, path, dtype, device)
         raise
 
@@ -67,13 +67,13 @@ def _refuse_no_memory(error: Exception, path: Path, dtype: torch.dtype, device: 
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """What computes the states below the head (transformers' ``base_model``; some classes name it otherwise)."""
+    """The module below the head (transformers' ``base_model``; some classes name it differently)."""
     base: nn.Module = model.base_model
     return model.get_submodule("model") if base is model else base
 
 
 def _check_whole(path: Path, missing: Collection[str], mismatched: Collection[tuple[str, Any, Any]]) -> None:
-    """Refuse a checkpoint that does not fill the model that its config describes."""
+    """Validate that a checkpoint fills the model that its config describes."""
     if missing:
         names = sorted(missing)
         raise CheckpointError(

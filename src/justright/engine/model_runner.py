@@ -1,4 +1,4 @@
-"""The verifier: one forward of the model over a step's tokens, chains or trees, for several sequences at once."""
+"""The verifier: one forward pass over a step's tokens, chains or trees, for several sequences at once."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ AttentionInterface.register(ATTENTION_NAME, attention)
 
 
 class Verifier:
-    """A transformers causal language model, run by us: our cache, our attention, trees.
+    """Runs a transformers causal language model with the engine's KV cache, attention and token trees.
 
-    Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. A `step` must be followed by a
-    `keep` for each of its slots; what is not kept is forgotten.
+    Life cycle: `prefill` a slot, then any number of `step` + `keep`, then `clear`. Each `step` must be followed by a
+    `keep` for each of its slots, which discards all other tokens of the step.
 
     Args:
-        model: a stock causal language model; its attention becomes ours.
-        slots: the largest number of sequences at once.
-        cache: "grow", "static" (whole context allocated, shapes constant), or "trimmed" (the same, attended to as
-            far as it is in use: for many sequences of like length on a CPU).
+        model: a stock causal language model; its attention is replaced.
+        slots: the maximum number of concurrent sequences.
+        cache: "grow", "static" (allocates the whole context, constant shapes), or "trimmed" (the same, but attention
+            covers only the part in use: for many sequences of similar length on a CPU).
         max_tokens: the longest sequence; the model's context by default.
         prefill_chunk: tokens per prefill forward.
 
@@ -80,9 +80,9 @@ class Verifier:
         self.cache = self._new_cache(slots)
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
-        """``[hidden_size]``: what [SPEC] is to the first layer; a drafter brings it."""
+        """``[hidden_size]``: the embedding of [SPEC] at the first layer; a drafter supplies it."""
         self._held: list[list[int]] = [[] for _ in range(slots)]
-        self._factors = [0.0] * slots  # of what each slot holds; one sequence has one
+        self._factors = [0.0] * slots  # adapter scale of each slot's content; a sequence has a single one
         self._last: dict[int, StepInput] = {}
 
     @classmethod
@@ -101,10 +101,10 @@ class Verifier:
             path: a checkpoint directory.
             dtype: of the weights and the cache.
             device: any torch device.
-            cpu_kernels: "packed" or "plain"; None takes packed where it exists.
+            cpu_kernels: "packed" or "plain"; None uses packed where available.
 
         Raises:
-            UsageError: packed kernels asked for where there are none.
+            UsageError: packed kernels are requested but not available.
             UnsupportedModelError: see the class.
             CheckpointError: see `load_model`.
             ResourceError: see `load_model`.
@@ -123,29 +123,29 @@ class Verifier:
 
     @property
     def slots(self) -> int:
-        """Rows of the cache: the most sequences at once."""
+        """Rows of the cache: the maximum number of concurrent sequences."""
         return self.cache.slots
 
     def resize(self, slots: int) -> None:
-        """Change the number of slots; every sequence in the cache is forgotten."""
+        """Change the number of slots; this clears the cache."""
         self.cache = self._new_cache(slots)
         self._held = [[] for _ in range(slots)]
         self._factors = [0.0] * slots
 
     def shorten(self, max_tokens: int) -> None:
-        """Let no sequence become longer than ``max_tokens``, where memory has no room for the whole context.
+        """Limit sequences to ``max_tokens``, where memory cannot hold the whole context.
 
         Raises:
-            UsageError: the cache is allocated already.
+            UsageError: the cache is already allocated.
         """
         if self.cache.static:
             raise UsageError("a static cache is allocated whole: give max_tokens when the verifier is made")
         self.max_tokens = self.cache.max_tokens = min(self.max_tokens, max_tokens)
 
     def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
-        """Cut slot ``slot`` to what it has in common with a new prompt, leaving at least one token to run.
+        """Truncate slot ``slot`` to the prefix shared with a new prompt, leaving at least one token to run.
 
-        Only what was run with the same factor of the switch: keys and values of one mode are wrong in another.
+        Only tokens run with the same adapter scale are shared: the KV cache of one mode is wrong in another.
 
         Returns:
             How many tokens of ``token_ids`` the slot holds now; run `prefill` on the rest.
@@ -156,7 +156,7 @@ class Verifier:
         return shared
 
     def shared(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
-        """How many tokens `reuse` would find in slot ``slot``."""
+        """How many tokens `reuse` would keep in slot ``slot``."""
         count = 0
         if self._factors[slot] != factor:
             return count
@@ -175,17 +175,17 @@ class Verifier:
         spec: bool = False,
         states: list[Tensor] | None = None,
     ) -> Iterator[StepOutput | None]:
-        """Run a prompt behind what slot ``slot`` holds, chunk by chunk, keeping all of it.
+        """Run a prompt after the content of slot ``slot``, chunk by chunk, and keep all of it.
 
-        ``spec`` runs a [SPEC] behind its last token, if there is room for it. Into ``states`` go the states of all
-        tokens, ``[chunk, hidden_size]`` a chunk.
+        ``spec`` runs a [SPEC] after its last token, if it fits in the context. ``states`` receives the states of all
+        tokens, ``[chunk, hidden_size]`` per chunk.
 
         Yields:
             None after each chunk but the last (a place to stop), then the output of the last token.
 
         Raises:
-            UsageError: an empty prompt.
-            ResourceError: longer than the context.
+            UsageError: the prompt is empty.
+            ResourceError: the prompt is longer than the context.
         """
         if not token_ids:
             raise UsageError("the prompt is empty: give at least one token")
@@ -211,8 +211,8 @@ class Verifier:
     def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
         """Run one step for several sequences; nothing is kept until `keep`.
 
-        With a static cache every sequence's tokens are padded to one of a few sizes, so that steps come in few
-        shapes; inputs are then for slots 0, 1, 2, ... in order.
+        With a static cache every sequence's tokens are padded to one of a few sizes, which limits the number
+        of distinct shapes; the inputs are then for slots 0, 1, 2, ... in order.
         """
         if not self.cache.static:
             return self._forward(inputs, only_last=False)
@@ -223,7 +223,7 @@ class Verifier:
         return self._forward(inputs, next((n for n in _STATIC_SIZES if n >= longest), longest))
 
     def keep(self, slot: int, path: Sequence[int]) -> None:
-        """Accept the nodes ``path`` (ascending, from the root 0) of the last step; forget the others."""
+        """Accept the nodes ``path`` (ascending, from the root 0) of the last step and discard the others."""
         self.cache.keep(slot, path)
         last = self._last.pop(slot)
         assert not self._held[slot] or self._factors[slot] == last.factor, "one sequence, one factor"
@@ -231,19 +231,19 @@ class Verifier:
         self._held[slot] += [last.token_ids[node] for node in path]
 
     def copy(self, source: int, target: int, count: int) -> None:
-        """Let slot ``target`` hold the first ``count`` tokens of slot ``source``'s sequence instead of its own."""
-        self._held[target] = []  # also if there is no memory for it
+        """Replace slot ``target``'s sequence by the first ``count`` tokens of slot ``source``'s."""
+        self._held[target] = []  # also when memory runs out
         self.cache.copy(source, target, count)
         self._held[target] = self._held[source][:count]
         self._factors[target] = self._factors[source]
 
     def clear(self, slot: int) -> None:
-        """Forget slot ``slot``'s sequence."""
+        """Discard slot ``slot``'s sequence."""
         self.cache.clear(slot)
         self._held[slot] = []
 
     def release(self, slot: int) -> None:
-        """Forget slot ``slot``'s sequence and give its memory back."""
+        """Discard slot ``slot``'s sequence and free its memory."""
         self.cache.release(slot)
         self._held[slot] = []
 
@@ -254,9 +254,9 @@ class Verifier:
         self._factors[one], self._factors[other] = self._factors[other], self._factors[one]
 
     def time_step(self, tokens: int, past: int, slot: int = 0) -> float:
-        """Seconds that a step of ``tokens`` chain tokens takes behind ``past`` cached ones (contents arbitrary).
+        """Seconds of a step of ``tokens`` chain tokens after ``past`` cached ones (arbitrary contents).
 
-        Slot ``slot`` must be empty, and is afterwards.
+        Slot ``slot`` must be empty, and is empty afterwards.
         """
         assert self.cache.lengths[slot] == 0, "timing would overwrite a sequence"
         self.cache.reserve(slot, past + tokens)
@@ -279,11 +279,12 @@ class Verifier:
     def _forward(
         self, inputs: Sequence[StepInput], size: int | None = None, *, only_last: bool = False
     ) -> list[StepOutput]:
-        """Run all sequences' tokens in one flat row; with ``size`` each padded to as many."""
+        """Run all sequences' tokens in one flat row, each padded to ``size`` if given."""
         laid_out = [one.laid_out() for one in inputs]
         if size is not None:
             laid_out = [one.padded(size) for one in laid_out]
-        # A prompt becomes part of the sequence, but not the [SPEC] after it; of a step nobody knows yet.
+        # A prompt becomes part of the sequence, but not the [SPEC] after it; the tokens of a step are not yet
+        # verified.
         certain = [len(one.token_ids) if only_last else 0 for one in inputs]
         plan = self._plan(laid_out, certain, static=size is not None)
         flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)
@@ -321,7 +322,7 @@ class Verifier:
                 depths, tree = tree_shape(one.parents)
                 tree = tree.to(self.device)
             self._last[one.slot] = one
-            # Only padding could lie beyond the context, where some rotary embeddings change for all tokens.
+            # Only padding can lie beyond the context, where some rotary embeddings change for all tokens.
             positions = (depths + past).clamp(max=self.max_tokens - 1)
             runs.append(Run(one.slot, start, positions.to(self.device), tree, sure))
             start += count
@@ -331,7 +332,7 @@ class Verifier:
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:
-        """The switch, with each token's factor."""
+        """A context with the adapter active at each token's scale."""
         if self.switch is None:
             assert not any(one.factor for one in inputs), "no switch is loaded"
             return contextlib.nullcontext()
@@ -339,7 +340,7 @@ class Verifier:
 
     @contextlib.contextmanager
     def _last_states(self, specs: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
-        """Put [SPEC]'s embedding into its rows of the flat step, and catch all states ``[rows, hidden_size]``."""
+        """Put [SPEC]'s embedding into its rows of the flat step; capture all states ``[rows, hidden_size]``."""
         rows = [row for rows in specs for row in rows]
         states: list[Tensor] = []
         if not rows:
@@ -360,7 +361,7 @@ class Verifier:
 
     @contextlib.contextmanager
     def _all_states(self, states: list[Tensor]) -> Iterator[None]:
-        """Catch the states of all rows, ``[rows, hidden_size]`` a forward."""
+        """Capture the states of all rows, ``[rows, hidden_size]`` per forward."""
 
         def catch(_: Any, args: Any, output: Any) -> None:
             states.append(output[0][0])
@@ -373,7 +374,7 @@ class Verifier:
 
     @contextlib.contextmanager
     def _head_input(self) -> Iterator[list[Tensor]]:
-        """Catch what goes into the head: the hidden states after the final norm."""
+        """Capture the input of the head: the hidden states after the final norm."""
         captured: list[Tensor] = []
         head = self.model.get_output_embeddings()
         handle = head.register_forward_pre_hook(lambda _, args: captured.append(args[0]))

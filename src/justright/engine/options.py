@@ -1,4 +1,4 @@
-"""How a model is loaded and run."""
+"""The options for loading and running a model."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ NO_SWITCH = "none"
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How a model is loaded and run.
+    """How to load and run a model.
 
     Attributes:
         dtype: "float32" (fp32), "bfloat16" (bf16), "float16" (fp16).
         device: any torch device, or "auto": the first CUDA device, else the CPU.
-        cpu_kernels: "packed" or "plain"; None takes packed where it exists (float32 on a CPU).
-        slots: sequences decoded at once.
+        cpu_kernels: "packed" or "plain"; None uses packed where available (float32 on a CPU).
+        slots: number of sequences decoded concurrently.
         cache: "grow", or "static" (the whole context allocated, shapes constant).
         max_context: cap on the tokens of a sequence; the model's context by default.
-        draft: name of the drafter, "none" for plain decoding; None: a bundle's own, else none.
+        draft: name of the drafter, "none" for plain decoding; None: the bundle's own, else none.
         draft_options: the drafter's own options, by name.
-        max_draft: the most draft tokens a sequence and step.
+        max_draft: the maximum number of draft tokens per sequence and step.
         adaptive: speculate only as far as it pays by measured cost; False verifies every draft in full.
         prefill_chunk: tokens per prefill forward.
-        reuse_prefix: run only what is new of a prompt that begins like another sequence in the cache.
-        switch: the adapter that makes the model answer fast: a directory or a hub id, "none" for none; None: a
-            bundle's own, else none.
-        generation_config: "auto": requests that sample take what they leave open from ``generation_config.json``;
+        reuse_prefix: run only the new part of a prompt that shares a prefix with another sequence in the cache.
+        switch: the adapter of the fast mode: a directory or a hub id, "none" for none; None: the bundle's own, else
+            none.
+        generation_config: "auto": requests that sample take unset parameters from ``generation_config.json``;
             "none": that file's sampling settings are not read.
     """
 
@@ -76,15 +76,15 @@ class EngineOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """``dtype`` as torch's."""
+        """``dtype`` as a torch dtype."""
         return _DTYPES[self.dtype]
 
     @property
     def torch_device(self) -> torch.device:
-        """``device`` as torch's, "auto" resolved.
+        """``device`` as a torch device, "auto" resolved.
 
         Raises:
-            UsageError: torch does not know it or it is not there.
+            UsageError: torch does not know the device or it is not available.
         """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,10 +103,10 @@ def _one_of(name: str, value: str, allowed: Any) -> None:
 
 
 def check_nodes(draft_options: Mapping[str, Any], max_draft: int) -> None:
-    """Refuse trees that no step would verify in full.
+    """Validate that a step can verify the drafter's trees in full.
 
     Raises:
-        UsageError: more ``nodes`` than the engine's ``max_draft``.
+        UsageError: ``nodes`` exceeds the engine's ``max_draft``.
     """
     nodes = draft_options.get("nodes")
     if isinstance(nodes, int) and nodes > max_draft:

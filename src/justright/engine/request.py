@@ -1,4 +1,4 @@
-"""A request, and what comes out of it piece by piece."""
+"""A request and its output chunks."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _ids = count()
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence to generate, and everything known of it while and after it runs.
+    """One sequence to generate, with its state and its results.
 
     The caller fills the first block and may call `cancel` at any time, from any thread; the loop owns the rest.
 
     Attributes:
         prompt_ids: the prompt's tokens.
-        params: how tokens are chosen.
-        slow_params: the same, but for the seed, in the slow turn that ``route`` may take; None: as ``params``.
-        max_tokens: the most tokens to emit.
+        params: sampling parameters.
+        slow_params: the same, except for the seed, in the slow turn that ``route`` may take; None: as ``params``.
+        max_tokens: the maximum number of tokens to emit.
         stop: stop strings (need a tokenizer).
         stop_token_ids: end tokens; the end token is emitted as a token and not as text.
-        plan: the switch's factor and how long it may think.
-        tags: how the model marks reasoning; None: all of its output is content (needs a tokenizer).
+        plan: the adapter scale and the reasoning budget.
+        tags: how the model marks reasoning; None treats all output as content (needs a tokenizer).
         opened: whether the chat template has opened the reasoning in the prompt.
-        stop_in_reasoning: whether stop strings count in reasoning too, and not in content alone.
-        route: who decides between this prompt and plan, the fast ones, and slow ones; None: settled.
-        top_logprobs: how many of the likeliest tokens to tell with the log-probability of each emitted one; None: tell
-            nothing.
-        constraint: what the content may be; reasoning is free, and only the chat template can open it.
-        token_ids: what was emitted.
-        logprobs: of ``token_ids``, if asked for.
-        text: what was emitted, as text, up to the stop string.
+        stop_in_reasoning: whether stop strings apply to reasoning too, not to content alone.
+        route: decides between this prompt and plan, the fast ones, and slow ones; None: decided.
+        top_logprobs: number of most likely tokens to report with the log-probability of each emitted one; None
+            reports no log-probabilities.
+        constraint: on the content; reasoning is free, and only the chat template can open it.
+        token_ids: the emitted tokens.
+        logprobs: of ``token_ids``, if requested.
+        text: the emitted text, up to the stop string.
         finish_reason: "stop" (end token or stop string), "length", "cancelled"; None while it runs.
         stopped_by: the stop string, if one ended it.
         stats: counts and times.
-        timed_out: it was cancelled because its time was up.
-        error: what broke while it ran; a `ConstraintError` if its constraint did not hold.
+        timed_out: whether a timeout cancelled it.
+        error: the error that ended it; a `ConstraintError` if its constraint failed.
     """
 
     prompt_ids: Sequence[int]
@@ -73,7 +73,7 @@ class Request:
     error: BaseException | None = None
 
     def again(self, params: SamplingParams, constraint: Constraint | None) -> Request:
-        """A fresh request for the same, of one that has not run: tokens chosen as ``params`` say."""
+        """A fresh copy of a request that has not run, with sampling parameters ``params``."""
         return replace(
             self,
             params=params,
@@ -85,7 +85,7 @@ class Request:
         )
 
     def take(self, turn: Turn) -> None:
-        """Run the other way round: what its route has decided."""
+        """Switch to the turn that its route has chosen."""
         self.prompt_ids, self.plan, self.opened, self.route = turn.prompt_ids, turn.plan, turn.opened, None
         if self.slow_params is not None:
             self.params = replace(self.slow_params, seed=self.params.seed)
@@ -94,20 +94,20 @@ class Request:
             self.stop_token_ids = turn.stop_token_ids | kept
 
     def cancel(self) -> None:
-        """Stop at the next step; what was emitted stays."""
+        """Stop at the next step; the emitted output stays."""
         self.cancelled = True
 
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """New output of one request; ``finish_reason`` is set on its last one.
+    """One output chunk of a request; ``finish_reason`` is set on the last one.
 
     Attributes:
-        request: whose it is.
-        token_ids: new tokens, maybe none on the last.
-        text: new text that is certain (stop strings hold some back).
+        request: its request.
+        token_ids: new tokens, possibly none in the last chunk.
+        text: new text that is final (stop strings hold some back).
         drafted: how many of ``token_ids`` came from a draft.
-        logprobs: of ``token_ids``, if the request asks for them.
+        logprobs: of ``token_ids``, if requested.
     """
 
     request: Request

@@ -1,9 +1,9 @@
-"""Sampling and verification: which drafted tokens stand, and what comes behind them.
+"""Sampling and verification: accepts drafted tokens and chooses the token after them.
 
-Greedy: a guess stands if it is the model's own argmax. Sampling: speculative sampling, which leaves the
-model's distribution exactly as it is (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). Logits are
-processed with transformers' own processors, node by node and only where the walk comes by, so every option of
-plain decoding means the same here.
+Greedy: a draft token is accepted if it is the model's own argmax. Sampling: speculative sampling, which preserves
+the model's distribution exactly (arXiv:2302.01318, arXiv:2211.17192; trees: arXiv:2305.09781). transformers' own
+processors process the logits of each visited node and no others, so every option means the same as in plain
+decoding.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from transformers import (
 from justright.errors import ResourceError, UsageError
 from justright.speculative.base import Draft
 
-# A top-1 to top-2 gap below this share of the top logit is within what another order of summation can
-# change: some 40 units in the last place of float32 after a few dozen layers (measured:
-# tests/engine/test_packaged.py).
+# A top-1 to top-2 gap below this share of the top logit is within the rounding error of another summation order:
+# some 40 units in the last place of float32 after a few dozen layers (measured: tests/engine/test_packaged.py).
 _TIE_RELATIVE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
-_LEAST_TEMPERATURE = 1e-30  # logits up to 1e8, divided by it, are finite in float32
+_LEAST_TEMPERATURE = 1e-30  # logits up to 1e8, divided by it, stay finite in float32
 
 Until = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen; the defaults are greedy.
+    """How to choose tokens; the defaults are greedy.
 
     Attributes:
         temperature: 0 = greedy; otherwise divides the logits.
@@ -47,7 +46,7 @@ class SamplingParams:
         top_p: keep the smallest set with at least this probability, in (0, 1].
         min_p: keep tokens at least this share as likely as the most likely, in [0, 1].
         repetition_penalty: > 1 makes tokens seen in prompt or output less likely (arXiv:1909.05858).
-        seed: of this request's own generator; None takes one from the system.
+        seed: of this request's own generator; None draws one from the system.
     """
 
     temperature: float = 0.0
@@ -77,7 +76,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
+        """Whether the most likely token is always chosen."""
         return self.temperature == 0
 
     def processors(self) -> LogitsProcessorList:
@@ -99,14 +98,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What verification decided.
+    """The result of a verification.
 
     Attributes:
-        path: indices of the accepted nodes in the step, from the root (0) on; what the cache keeps.
-        token_ids: the accepted guesses and one more token, the model's own (none after a guess that ended the walk).
-        near_ties: how many of ``token_ids`` were chosen by a margin within floating-point noise.
-        guessed: how many of ``token_ids``, from the first, are guesses of the draft; all of them where a guess ended
-            the walk.
+        path: indices of the accepted nodes in the step, from the root (0) on; the cache keeps these.
+        token_ids: the accepted draft tokens and one token of the model (none after a draft token that ended
+            the walk).
+        near_ties: how many of ``token_ids`` won by a margin within floating-point noise.
+        guessed: how many of ``token_ids``, from the first, are draft tokens; all of them if a draft token ended the
+            walk.
     """
 
     path: list[int]
@@ -116,40 +116,40 @@ class Verified:
 
 
 class Constraint(Protocol):
-    """What an output may be, token by token (a grammar, a JSON schema)."""
+    """A constraint on an output, token by token (a grammar, a JSON schema)."""
 
     @property
     def failure(self) -> str | None:
-        """Why the output cannot go on and keep the constraint; None while it can."""
+        """Why the output can no longer satisfy the constraint; None while it can."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether the output keeps the constraint if it ends here."""
+        """Whether the output satisfies the constraint if it ends here."""
         ...
 
     def mask(self, scores: Tensor) -> Tensor:
-        """``[vocab]`` float32 scores, with minus infinity where a token is not allowed next."""
+        """``[vocab]`` float32 scores, with minus infinity for tokens that are not allowed next."""
         ...
 
     def take(self, token_id: int) -> None:
-        """Note a chosen token."""
+        """Record a chosen token."""
         ...
 
     def begin(self) -> None:
-        """Forget all that was chosen: the answer was given up, and another one begins."""
+        """Forget all chosen tokens: the answer was discarded, and another one begins."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """How likely one emitted token was, by the model's own distribution (before temperature and the like).
+    """The log-probability of an emitted token in the model's own distribution (before any processor).
 
     Attributes:
         token_id: the token.
         logprob: natural logarithm of its probability.
-        top: the likeliest tokens and theirs, the likeliest first.
-        thought: whether the token is of a thought, its tags included.
+        top: the most likely tokens with their log-probabilities, in descending order.
+        thought: whether the token belongs to the reasoning, its tags included.
     """
 
     token_id: int
@@ -159,7 +159,7 @@ class TokenLogprob:
 
 
 def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:
-    """For each token its row of log-probabilities, ``rows [tokens, vocab]``, told with the ``top`` likeliest."""
+    """The `TokenLogprob` of each token from its row of log-probabilities, ``rows [tokens, vocab]``."""
     best = rows.topk(top, dim=-1)
     chosen = rows.gather(1, torch.tensor(token_ids, device=rows.device)[:, None])[:, 0].tolist()
     likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -170,12 +170,12 @@ def token_logprobs(rows: Tensor, token_ids: Sequence[int], top: int) -> list[Tok
 
 
 class Sampler:
-    """Chooses the tokens of one request: its options, its random generator, the tokens so far.
+    """Chooses the tokens of one request: holds its options, its random generator and the tokens so far.
 
     Stateful: every emitted token advances the generator and joins the context of the repetition penalty.
-    A deterministic draft consumes the generator exactly as plain decoding does, so with one seed the output is
-    the same token for token, whatever was drafted. (A sampled draft keeps the distribution, not the very tokens,
-    and only if nothing that depends on the drawn tokens decided which nodes to verify.)
+    A deterministic draft consumes the generator exactly as plain decoding does, so one seed gives the same output
+    token for token, whatever the draft. (A sampled draft preserves the distribution, not the tokens themselves, and
+    only if the choice of nodes to verify does not depend on the drawn tokens.)
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
@@ -195,18 +195,17 @@ class Sampler:
         until: Until = lambda _: False,
         constraint: Constraint | None = None,
     ) -> Verified:
-        """Walk the draft from its root as far as the model agrees, and choose the token behind it.
+        """Walk the draft from its root as long as the model agrees, and choose the token after it.
 
         Args:
             draft: nodes 1.. of the step (its parent -1 is the step's node 0).
-            logits: ``[nodes + 1, vocab]``, the model's, behind the root and behind each node.
-            until: asked of every chosen token, once; True ends the walk with it, guessed or not.
-            constraint: on all tokens chosen here, which it is told. Once it fails, the walk ends, and the last token
-                is no part of the output.
+            logits: ``[nodes + 1, vocab]``, the model's, after the root and after each node.
+            until: called once for every chosen token; True ends the walk with it, drafted or not.
+            constraint: applies to all tokens chosen here and receives them. Once it fails, the walk ends, and
+                the last token is not part of the output.
 
         Raises:
-            NoTokenError: logits that are not finite, as the model gave them or after processing; or no token that the
-                constraint allows.
+            NoTokenError: the logits are not finite, before or after processing; or the constraint allows no token.
         """
         if self.params.greedy and self._context is None and constraint is None:
             return self._verify_greedy(draft, logits, until)
@@ -231,7 +230,7 @@ class Sampler:
             path.append(accepted)
 
     def check(self, logits: Tensor) -> None:
-        """Refuse logits ``[rows, vocab]`` after tokens that are not chosen here.
+        """Validate the logits ``[rows, vocab]`` after tokens that are not chosen here.
 
         Raises:
             NoTokenError: a row's largest logit is not finite.
@@ -241,21 +240,21 @@ class Sampler:
                 raise _no_choice(largest, self.params, None)
 
     def take(self, token_ids: Sequence[int]) -> None:
-        """Tokens that were emitted without being chosen here."""
+        """Record tokens that were emitted without being chosen here."""
         if self._context is not None:
             self._context += token_ids
 
     def _verify_greedy(self, draft: Draft, logits: Tensor, until: Until) -> Verified:
-        """`verify` without processors: all argmaxes at once."""
+        """`verify` without processors: computes all argmaxes at once."""
         values, indices = (t.tolist() for t in logits.topk(2, dim=-1))
         children = _children(draft)
         path, tokens, ties = [0], [], 0
         while True:
             node = path[-1]
             first, second = values[node]
-            if not math.isfinite(first):  # NaN counts as the largest
+            if not math.isfinite(first):  # topk ranks NaN first
                 raise _no_choice(first, self.params, None)
-            # Of equal logits topk may name any, argmax (and so `generate`) the first.
+            # Of equal logits, topk may return any; argmax (and so `generate`) returns the first.
             token = indices[node][0] if first > second else int(logits[node].argmax())
             tokens.append(token)
             ties += is_near_tie(first, second, logits.dtype)
@@ -265,7 +264,7 @@ class Sampler:
             path.append(accepted)
 
     def _process(self, row: Tensor, constraint: Constraint | None) -> Tensor:
-        """Processed scores ``[vocab]`` in float32, as ``generate`` would have them of what is allowed."""
+        """Processed scores ``[vocab]`` in float32, as ``generate`` computes them, restricted to the allowed tokens."""
         context = torch.tensor([self._context or []], dtype=torch.long, device=row.device)
         allowed = row.float() if constraint is None else constraint.mask(row.float())
         scores: Tensor = self._processors(context, allowed[None])[0]
@@ -274,9 +273,9 @@ class Sampler:
     def _choose(
         self, scores: Tensor, candidates: Sequence[int], draft: Draft, node: int, dtype: torch.dtype
     ) -> tuple[int, int | None, bool]:
-        """The next token, the accepted child that carries it (None if no child does), and whether by a hair.
+        """The next token, the accepted child that carries it (None if no child does), and whether it is a near tie.
 
-        ``dtype`` is the model's, whose noise counts.
+        ``dtype`` is the model's and sets the noise level.
         """
         if self.params.greedy or draft.proposal is None:
             if self.params.greedy:
@@ -302,22 +301,22 @@ class Sampler:
 def speculative_sample(
     target: Tensor, proposal: Tensor, guesses: Sequence[int], generator: torch.Generator
 ) -> tuple[int | None, Tensor]:
-    """Try sibling guesses in turn; accepted guess or residual draw together follow ``target`` exactly.
+    """Try sibling draft tokens in turn; the accepted token or the residual draw follows ``target`` exactly.
 
-    The guesses were drawn from ``proposal`` one after the other without replacement. Guess x is accepted with
-    probability min(1, p(x) / q(x)); when it is not, p becomes the normalised max(p - q, 0), and q loses x.
+    The draft tokens were drawn from ``proposal`` one after the other without replacement. Token x is accepted with
+    probability min(1, p(x) / q(x)); otherwise p becomes the normalised max(p - q, 0), and q loses x.
 
     Args:
         target: p, ``[vocab]``, the model's distribution.
         proposal: q, ``[vocab]``, the drafter's.
         guesses: distinct token ids, in the order in which they were drawn.
-        generator: consumes one uniform number a guess tried.
+        generator: consumes one uniform number per tried token.
 
     Returns:
-        Index of the accepted guess, or None; and the distribution ``[vocab]`` to draw from in that case.
+        Index of the accepted draft token, or None; and the distribution ``[vocab]`` to draw from in that case.
 
-    Source: arXiv:2302.01318, Theorem 1; for several guesses arXiv:2305.09781, Algorithm 2, with the
-    proposal renormalised after each guess because ours are drawn without replacement.
+    Source: arXiv:2302.01318, Theorem 1; for several draft tokens arXiv:2305.09781, Algorithm 2, with the
+    proposal renormalised after each of them because they are drawn without replacement.
     """
     p, q = target.double(), proposal.to(target.device).double()
     for index, token in enumerate(guesses):
@@ -339,11 +338,11 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     """Inverse-CDF sample of ``probabilities [vocab]`` at ``uniform`` in [0, 1).
 
     Returns:
-        The token, and whether ``uniform`` lies so near to a border between two tokens that the noise of
-        ``dtype`` could move it over.
+        The token, and whether ``uniform`` lies so near a boundary between two tokens that the noise of ``dtype``
+        could move it across.
 
     Raises:
-        NoTokenError: the probabilities are no finite numbers, or all 0.
+        NoTokenError: the probabilities are not finite, or all are 0.
     """
     cdf = probabilities.double().cumsum(0)
     total = float(cdf[-1])
@@ -353,17 +352,17 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     token = min(int(torch.searchsorted(cdf, point, right=True)), len(cdf) - 1)
     upper = float(cdf[token])
     lower = float(cdf[token - 1]) if token else 0.0
-    # 0 and the total are no borders: nothing lies beyond them.
+    # 0 and the total are not boundaries: no token lies beyond them.
     borders = [border for border in (lower, upper) if 0 < border < total]
     return token, any(abs(point - border) < _TIE_RELATIVE.get(dtype, 1e-5) for border in borders)
 
 
 class NoTokenError(ResourceError):
-    """No next token can be chosen: there is no logit, or no probability, that is finite."""
+    """No next token can be chosen: no logit or no probability is finite."""
 
 
 def _no_choice(largest: float, params: SamplingParams, constraint: Constraint | None) -> NoTokenError:
-    """Why no token can be chosen: the model's ``largest`` logit, or else what was done to the logits."""
+    """The error that names the cause: the model's ``largest`` logit, or else the processing of the logits."""
     if not math.isfinite(largest):
         return NoTokenError(
             f"the model's largest logit is {largest}, so no next token can be chosen: its weights are damaged, or its "
@@ -380,12 +379,12 @@ def _no_choice(largest: float, params: SamplingParams, constraint: Constraint | 
 
 
 def is_near_tie(first: float, second: float, dtype: torch.dtype) -> bool:
-    """Whether the gap of the two largest logits is within floating-point noise of ``dtype``."""
+    """Whether the gap between the two largest logits is within floating-point noise of ``dtype``."""
     return first - second <= _TIE_RELATIVE.get(dtype, 1e-5) * max(abs(first), 1.0)
 
 
 def _children(draft: Draft) -> list[list[int]]:
-    """Per node of the step (0 = root): its children, in order."""
+    """The children of each node of the step (0 = root), in order."""
     children: list[list[int]] = [[] for _ in range(len(draft) + 1)]
     for index, parent in enumerate(draft.parents):
         children[parent + 1].append(index + 1)

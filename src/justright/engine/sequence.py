@@ -1,4 +1,4 @@
-"""A request while it holds a slot, and what it puts into a step and takes out of it."""
+"""A request while it holds a slot: the input and the output of its steps."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from justright.speculative.base import EMPTY_DRAFT, Draft
 class Active:
     """A request that holds a slot.
 
-    `verify` chooses tokens up to the one that ends the request, so nothing that is counted of them (log-probabilities,
-    confidence, near ties, accepted guesses) is of a token that nobody gets.
+    `verify` chooses tokens up to the one that ends the request, so all counts (log-probabilities, confidence,
+    near ties, accepted draft tokens) cover emitted tokens only.
 
     Attributes:
-        pieces: text that the tokens of the last `verify` made certain.
-        reason: why the last of them ends the request; None: it goes on.
+        pieces: text completed by the tokens of the last `verify`.
+        reason: why the last of them ends the request; None if it continues.
         confidence: the least probability of a token that the model chose.
-        logprobs: of the tokens of the last `verify`, if the request asks for them.
+        logprobs: of the tokens of the last `verify`, if requested.
     """
 
     request: Request
@@ -54,7 +54,7 @@ class Active:
 
     @classmethod
     def of(cls, request: Request, tokenizer: PreTrainedTokenizerFast | None) -> Active:
-        """At the beginning of a request; without a tokenizer there is no text, and all is content."""
+        """The initial state of a request; without a tokenizer there is no text, and all is content."""
         sampler = Sampler(request.params, request.prompt_ids)
         if tokenizer is None:
             return cls(request, sampler, Speculation(), None, ReasoningTracker(request.plan.budget))
@@ -72,16 +72,16 @@ class Active:
 
     @property
     def forced(self) -> list[int]:
-        """Tokens that come next whatever the model thinks."""
+        """The next tokens that are injected whatever the model predicts."""
         return self.tracker.forced
 
     @property
     def constraint(self) -> Constraint | None:
-        """On the next token: reasoning is free."""
+        """The constraint on the next token; reasoning has none."""
         return None if self.tracker.thinking else self.request.constraint
 
     def verify_or_end(self, draft: Draft, output: StepOutput) -> Verified:
-        """`verify`; where no token can be chosen, the request is cancelled with that error and emits nothing."""
+        """`verify`; if no token can be chosen, the request is cancelled with that error and emits nothing."""
         try:
             return self.verify(draft, output)
         except NoTokenError as error:
@@ -90,7 +90,7 @@ class Active:
             return Verified([0], [], 0)
 
     def verify(self, draft: Draft, output: StepOutput) -> Verified:
-        """What stands of a draft, and the token behind it; with the log-probabilities that the request asks for."""
+        """The accepted part of a draft and the token after it, with the requested log-probabilities."""
         request = self.request
         self.pieces = []
         forced_before = request.stats.forced_tokens
@@ -107,18 +107,18 @@ class Active:
         return verified
 
     def _is_thought(self, index: int) -> bool:
-        """Whether a token is reasoning: that of ``index`` among those that were chosen since the last emission."""
+        """Whether a token is reasoning; ``index`` counts the tokens chosen since the last output chunk."""
         return self.tracker.flags[len(self.request.token_ids) + index]
 
     def _choose(self, draft: Draft, output: StepOutput) -> Verified:
-        """What stands of a draft, or of forced tokens in its place, and the token behind it."""
+        """The accepted part of a draft, or the injected tokens in its place, and the token after it."""
         done: list[int] = []
         if self.forced:
             self.sampler.check(output.logits)
         for _ in draft.token_ids if self.forced else ():
             if self._force(done):
                 return Verified(list(range(len(done))), done, 0)
-        if self.forced:  # no room was left for all of them in the step: the next is no choice either
+        if self.forced:  # the step did not hold all of them: the next token is injected too
             self._force(done)
             return Verified(list(range(len(done))), done, 0)
         if done:
@@ -127,7 +127,7 @@ class Active:
         return self.sampler.verify(draft, output.logits, self._ends_step, self.constraint)
 
     def _force(self, done: list[int]) -> bool:
-        """Take the next forced token as chosen; True if it ends the step."""
+        """Take the next injected token as chosen; True if it ends the step."""
         token = self.forced.pop(0)
         done.append(token)
         self.request.stats.forced_tokens += 1
@@ -135,10 +135,10 @@ class Active:
         return self._ends_step(token)
 
     def _ends_step(self, token_id: int) -> bool:
-        """Note a chosen token; True if it ends the request, or what follows needs another forward or constraint."""
+        """Record a chosen token; True if it ends the request, or the rest needs another forward or constraint."""
         request, tracker = self.request, self.tracker
         if request.constraint is not None and request.constraint.failure is not None:
-            tracker.push(inside=False)  # `constrained` leaves the token out
+            tracker.push(inside=False)  # `constrained` drops the token
             return True
         if token_id in request.stop_token_ids:
             self.reason = "stop"
@@ -154,12 +154,12 @@ class Active:
         return changed or freed or self.reason is not None
 
     def constrained(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """The tokens without the last one, if the constraint failed at it."""
+        """The tokens without the last one if the constraint failed at it."""
         constraint = self.request.constraint
         return token_ids if constraint is None or constraint.failure is None else token_ids[:-1]
 
     def check_constraint(self, reason: FinishReason | None) -> FinishReason | None:
-        """Why the request ends: "cancelled", with an error, where its constraint fails or the model ends too early.
+        """Why the request ends: "cancelled", with an error, if its constraint fails or the model ends too early.
 
         A stop string or the length may end an answer anywhere.
         """
@@ -177,17 +177,17 @@ class Active:
 
 
 def state_to_draft_from(output: StepOutput, node: int) -> Tensor:
-    """What a drafter goes on from behind ``node``: [SPEC]'s state if it was run there, else the node's own."""
+    """The state from which a drafter continues after ``node``: [SPEC]'s if it was run there, else the node's own."""
     return output.hidden[node] if output.spec_hidden is None else output.spec_hidden[node]
 
 
 def chain(token_ids: Sequence[int]) -> Draft:
-    """A draft of tokens that are certain."""
+    """A draft of tokens with probability 1."""
     return Draft(list(token_ids), [i - 1 for i in range(len(token_ids))], [1.0] * len(token_ids))
 
 
 def step_input(slot: int, active: Active, draft: Draft) -> StepInput:
-    """What is run of a sequence: the last token, the draft below it, and [SPEC] behind each if the draft wants it."""
+    """A sequence's input of a step: the last token, the draft below it, and [SPEC] after each if the draft needs it."""
     tokens = [active.last_token, *draft.token_ids]
     straight = all(parent == index - 1 for index, parent in enumerate(draft.parents))
     parents = None if straight else [parent + 1 for parent in draft.parents]

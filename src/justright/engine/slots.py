@@ -1,4 +1,4 @@
-"""Which sequence has which slot of the verifier, what of it can be reused, and what memory is left."""
+"""The assignment of sequences to the verifier's slots, prefix reuse, and the remaining memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from justright.engine.sequence import Active
 
 
 class Places:
-    """The verifier's slots: those that decode are 0, 1, 2, ...; the one whose prompt is being run comes behind them.
+    """The verifier's slots: decoding sequences have 0, 1, 2, ...; the one in prefill comes after them.
 
-    A finished sequence stays in its slot until the place is needed, if ``reuse_prefix`` says so: a prompt that begins
-    like it, in the same mode of the switch, then runs only what is new. What it shares with a sequence that still runs
-    is copied.
+    With ``reuse_prefix``, a finished sequence stays in its slot until the slot is needed: a prompt with the
+    same prefix in the same mode then runs only its new part. A prefix shared with a running sequence is
+    copied.
 
     Args:
         verifier: the model.
         reuse_prefix: see above.
-        cache_tokens: the most tokens of keys and values at once, over all slots; a request takes room for its prompt
-            and for all that it may emit, so none is ever stopped for want of memory. None: as many as it gets.
-        spec_rows: the most [SPEC] rows of a sequence's step. They come beside the tokens: a draft is never longer than
-            what its request may still emit, so its own rows lie within the request's tokens.
+        cache_tokens: the maximum number of tokens in the KV cache, over all slots; a request reserves its prompt and
+            its maximum output, so none is ever stopped for lack of memory. None: no limit.
+        spec_rows: the maximum number of [SPEC] rows of a sequence's step. They are extra: a draft is never
+            longer than the remaining output of its request, so its own rows lie within the request's tokens.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Places:
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens of cache that the sequences may come to use."""
+        """Cache tokens that the sequences may need at most."""
         return sum(self.needed(active.request) for active in self.all)
 
     def needed(self, request: Request) -> int:
-        """Tokens of cache that a request may come to use."""
+        """Cache tokens that a request may need at most."""
         return min(len(request.prompt_ids) + request.max_tokens + self.spec_rows, self.verifier.max_tokens)
 
     def has_room(self, request: Request) -> bool:
-        """Whether a request can join now; where nobody else is, it can (its prompt may have grown by escalation)."""
+        """Whether a request can join now; always true if none runs (escalation may have lengthened its prompt)."""
         if self.joining is not None or len(self.decoding) == self.verifier.slots:
             return False
         if self.cache_tokens is None or not self.all:
@@ -61,11 +61,11 @@ class Places:
         return self.reserved_tokens + self.needed(request) <= self.cache_tokens
 
     def slot(self, active: Active) -> int:
-        """Where a sequence is, now; a step may change it."""
+        """A sequence's current slot; a step may change it."""
         return len(self.decoding) if active is self.joining else self.decoding.index(active)
 
     def take(self, active: Active, *, reuse: bool = True) -> int:
-        """Give a sequence the free slot that holds the most of its prompt, or a copy of what another holds of it.
+        """Give a sequence the free slot with the longest shared prefix, or a copy of another slot's prefix.
 
         Returns:
             How many tokens of the prompt need not be run.
@@ -77,7 +77,7 @@ class Places:
             found = [verifier.shared(slot, request.prompt_ids, factor) for slot in range(verifier.slots)]
             source = max(range(first), key=found.__getitem__, default=first)
             copied = found[source] if source < first else 0
-            # What a copy gives as well is no reason to cut a finished sequence.
+            # A finished sequence is not truncated where a copy gives the same prefix.
             gains = {slot: found[slot] if found[slot] > copied else 0 for slot in free}
             best = max(free, key=lambda slot: (gains[slot], -verifier.cache.lengths[slot]))
             verifier.swap(best, first)
@@ -93,13 +93,13 @@ class Places:
         return max(shared, copied)
 
     def seat(self, active: Active) -> None:
-        """A sequence's prompt was run: from now on it decodes."""
+        """Mark a sequence as decoding after its prefill."""
         assert active is self.joining
         self.joining = None
         self.decoding.append(active)
 
     def free(self, active: Active) -> None:
-        """Take a sequence's slot from it, keeping those that are in use together."""
+        """Release a sequence's slot, and keep the slots in use contiguous."""
         slot = self.slot(active)
         if active is self.joining:
             self.joining = None
@@ -115,7 +115,7 @@ class Places:
             self.verifier.clear(slot)
 
     def _make_room(self, slot: int, request: Request) -> None:
-        """Reserve all that a request may need, and give back what finished sequences hold beyond the limit."""
+        """Reserve all that a request may need, and free what finished sequences hold beyond the limit."""
         cache, limit = self.verifier.cache, self.cache_tokens
         assert limit is not None
         for other in reversed(range(slot + 1, cache.slots)):

@@ -1,4 +1,4 @@
-"""What one request cost and what speculation bought it."""
+"""The cost of one request, and the benefit of speculation for it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class RequestStats:
 
     Attributes:
         prompt_tokens: tokens of the prompt.
-        reused_tokens: of those, the ones that were in the cache already.
+        reused_tokens: of those, the ones already in the cache.
         output_tokens: tokens emitted, the end token included.
-        reasoning_tokens: of those, the thought's, its tags included.
-        fast_tokens: of those, the ones that came with the switch on.
-        forced_tokens: of those, the ones that a thinking budget put there.
-        discarded_tokens: of an answer that was given up for a slower one (not among ``output_tokens``).
-        expected_slow_tokens: mean tokens of an answer that is thought about, by calibration; None: nobody measured.
-        decision: who decided how to think, and why; None where nobody did.
+        reasoning_tokens: of those, reasoning, its tags included.
+        fast_tokens: of those, the ones emitted with the adapter active.
+        forced_tokens: of those, the ones injected by a reasoning budget.
+        discarded_tokens: tokens of an answer that was discarded for a slower one (not among ``output_tokens``).
+        expected_slow_tokens: mean tokens of an answer with reasoning, by calibration; None if not measured.
+        decision: what decided the mode, and why; None if nothing did.
         prefill_s: running the prompt; gives the first token.
         decode_s: all after it.
-        draft_s: of ``decode_s``: guessing, and learning from what was accepted.
+        draft_s: of ``decode_s``: drafting, and learning from accepted tokens.
         verify_s: of ``decode_s``: the model's forwards.
         verifications: forwards after the prefill, plain ones included.
-        forced_steps: of those, the ones in which every token was forced.
+        forced_steps: of those, the ones in which every token was injected.
         plain_steps: of those, the ones without a draft.
-        drafted: guessed tokens that were verified.
-        accepted: guessed tokens that were emitted.
-        near_ties: tokens chosen by a margin within floating-point noise.
+        drafted: draft tokens that were verified.
+        accepted: draft tokens that were emitted.
+        near_ties: tokens that won by a margin within floating-point noise.
         steps: per verification: output position at its start, tokens drafted, tokens accepted.
     """
 
@@ -60,22 +60,22 @@ class RequestStats:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens emitted that were no thought."""
+        """Tokens emitted outside reasoning."""
         return self.output_tokens - self.reasoning_tokens
 
     @property
     def tokens_saved(self) -> float | None:
-        """Against thinking always: what that takes on average, less what this request took in all; may be negative."""
+        """The mean tokens of always reasoning less this request's tokens in all; may be negative."""
         if self.expected_slow_tokens is None:
             return None
         return self.expected_slow_tokens - self.output_tokens - self.discarded_tokens
 
     @property
     def step_tokens(self) -> list[int]:
-        """Tokens that each of ``steps`` gave: accepted + 1, or accepted where a guess ended the answer."""
+        """Output tokens of each of ``steps``: accepted + 1, or accepted where a draft token ended the answer."""
         begins = [position for position, *_ in self.steps]
         ends = [*begins, self.output_tokens][1:]
-        # Positions begin anew after an answer that was given up; a step that failed gave nothing.
+        # Positions restart after a discarded answer; a failed step gave no tokens.
         return [
             (end if end > begin else max(self.discarded_tokens, begin)) - begin
             for begin, end in zip(begins, ends, strict=True)
@@ -83,30 +83,30 @@ class RequestStats:
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens that the model chose per verification: accepted + 1, on average; 1 for plain decoding.
+        """Mean tokens that the model chose per verification: accepted + 1; 1 for plain decoding.
 
-        Forced tokens are nobody's guess, and neither they nor the steps that hold nothing else count.
+        Injected tokens are not draft tokens: neither they nor the steps that hold nothing else count.
         """
         steps = self.verifications - self.forced_steps
         return (self._decoded - self.forced_tokens) / steps if steps else 1.0
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens after the first, per second of decoding; those of an answer that was given up count too."""
+        """Decode throughput: tokens after the first per second of decoding, those of a discarded answer included."""
         return self._decoded / self.decode_s if self.decode_s > 0 else 0.0
 
     @property
     def _decoded(self) -> int:
-        """Tokens that came out of steps: all but the first of every attempt."""
+        """Tokens produced by steps: all but the first of every attempt."""
         return self.output_tokens - 1 + max(self.discarded_tokens - 1, 0)
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens that were run, per second of prefill."""
+        """Prefill throughput: prompt tokens run per second of prefill."""
         return (self.prompt_tokens - self.reused_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, derived figures included, for JSON."""
+        """All fields and derived figures, for JSON."""
         return asdict(self) | {
             "answer_tokens": self.answer_tokens,
             "tokens_saved": self.tokens_saved,
@@ -117,9 +117,9 @@ class RequestStats:
 
 
 def totals(stats: Sequence[RequestStats]) -> dict[str, Any]:
-    """What several requests took together: tokens by kind, share of the fast mode, decisions, tokens saved.
+    """Totals of several requests: tokens by kind, share of the fast mode, decisions, tokens saved.
 
-    ``tokens_saved`` counts the requests that know what thinking would have cost; None if none does.
+    ``tokens_saved`` counts the requests whose expected slow tokens are known; None if there are none.
     """
     saved = [one.tokens_saved for one in stats if one.tokens_saved is not None]
     output = sum(one.output_tokens for one in stats)

@@ -1,4 +1,4 @@
-"""What goes into one step of the verifier, and what comes out: tokens as chains or trees, with [SPEC] behind them."""
+"""Input and output of one step of the verifier: tokens as chains or trees, followed by [SPEC]."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class StepInput:
         slot: cache row.
         token_ids: the root and the draft's nodes, in topological order.
         parents: parent of every node but the root, as indices into ``token_ids``; None for a chain.
-        factor: of the switch, for all of them.
-        spec: how many [SPEC] stand behind them, one behind each of the last ``spec`` tokens: each sees what its
-            token sees and itself, and nothing sees it.
+        factor: the adapter scale of all of them.
+        spec: number of [SPEC] rows, one after each of the last ``spec`` tokens: each sees what its token sees and
+            itself, and no other token sees it.
     """
 
     slot: int
@@ -34,17 +34,17 @@ class StepInput:
         return len(self.token_ids) + self.spec
 
     def laid_out(self) -> StepInput:
-        """The same with [SPEC] as tokens: leaves of the tree, one position behind their parents."""
+        """The same with [SPEC] as tokens: leaves of the tree, one position after their parents."""
         count = len(self.token_ids)
         if not self.spec or (self.spec == 1 and self.parents is None):
-            parents = self.parents  # one behind a chain ends it
+            parents = self.parents  # a single [SPEC] at the end of a chain leaves it a chain
         else:
             own = range(count - 1) if self.parents is None else self.parents
             parents = [*own, *range(count - self.spec, count)]
         return StepInput(self.slot, [*self.token_ids, *([0] * self.spec)], parents, self.factor)
 
     def padded(self, size: int) -> StepInput:
-        """The same with meaningless nodes behind, ``size`` in all; no other node sees them."""
+        """The same, padded to ``size`` nodes with meaningless ones that no other node sees."""
         extra = size - len(self.token_ids)
         parents = None if self.parents is None else [*self.parents, *([0] * extra)]
         return StepInput(self.slot, [*self.token_ids, *([0] * extra)], parents, self.factor)
@@ -52,7 +52,7 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What the model says behind each token of a `StepInput`.
+    """The model's output after each token of a `StepInput`.
 
     Attributes:
         logits: ``[tokens, vocab]``.
@@ -68,7 +68,7 @@ class StepOutput:
 def rows_of(
     inputs: Sequence[StepInput], starts: Sequence[int], *, only_last: bool
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Per sequence, whose rows begin at ``starts``: rows whose logits are wanted, and rows of its [SPEC]."""
+    """Per sequence, whose rows begin at ``starts``: the rows that need logits, and the rows of its [SPEC]."""
     tokens, specs = [], []
     for one, start in zip(inputs, starts, strict=True):
         end = start + len(one.token_ids)

@@ -1,8 +1,7 @@
-"""What a verification costs on this machine: measured, kept, and corrected while running.
+"""The cost of a verification on this machine: measured, stored, and corrected at run time.
 
-Speculation pays only where verifying n tokens costs less than n times one. That curve differs between
-machines, models and context lengths, so it is measured, once a model and machine, and then follows what the
-steps really take.
+Speculation pays only where verifying n tokens costs less than n single steps. That curve differs between machines,
+models and context lengths, so it is measured once per model and machine and then follows the real step times.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 METHOD = 3
-"""Of measuring: costs that another one measured are not read."""
+"""Version of the measurement: costs measured by another version are not read."""
 _SIZES = (1, 8, 32, 2, 16, 4, 64)
 _NEAR = 64
 _FAR = 2048
 _FARTHEST = 8192
 _FAR_SIZE = 32
-"""Measured with much behind it too, beside the first two: the more rows, the less noise in what one of them costs."""
+"""Also measured with a long past, besides the first two sizes: more rows mean less noise in the cost of one."""
 _REPEATS = 3
 _MOST_REPEATS = 10
 _BUDGET_S = 6.0
@@ -38,23 +37,23 @@ Windows = tuple[int | None, ...]
 
 @dataclass(slots=True)
 class StepCost:
-    """Seconds of one forward over n tokens behind p cached ones: ``near(n) + (keys(p) - keys(64)) * slope(n)``.
+    """Seconds of one forward over n tokens after p cached ones: ``near(n) + (keys(p) - keys(64)) * slope(n)``.
 
-    ``near`` interpolates what was measured at p = 64; ``keys`` is what a layer reads of p tokens, in the mean over the
-    layers, of which some may look no further than their window; ``slope`` is linear in n, from a second measurement
-    further back. `observe` corrects the curve by what steps really took: a machine that is slower or faster than
-    when it was measured moves the whole curve at once, and what is left over bends it, slowly, near that size.
-    A step of n tokens never counts for more than n steps of one.
+    ``near`` interpolates the measurements at p = 64; ``keys`` is the number of the p tokens that a layer
+    reads, averaged over the layers (some attend only within a window); ``slope`` is linear in n, from a
+    second measurement with a longer past. `observe` corrects the curve by real step times: a machine that is
+    slower or faster than at the measurement moves the whole curve at once, and the residual bends it, slowly,
+    near that size. A step of n tokens never costs more than n steps of one.
 
     Attributes:
         sizes: measured numbers of tokens, ascending, from 1.
         near_s: seconds at 64 cached tokens, per size.
         slope_s: extra seconds per key of a layer: for one token, and for each further one.
-        complete: all sizes were measured within the time allowed, so that the curve is worth keeping.
-        windows: how far back each layer looks; None: over everything.
+        complete: all sizes were measured within the time limit, so that the curve is worth storing.
+        windows: attention window of each layer; None for full attention.
 
     Raises:
-        ValueError: sizes that do not ascend from 1, or times that are none.
+        ValueError: sizes that do not ascend from 1, or invalid times.
     """
 
     sizes: tuple[int, ...]
@@ -86,19 +85,19 @@ class StepCost:
         largest: int = max(_SIZES),
         windows: Windows = (None,),
     ) -> StepCost:
-        """Measure with ``time_step(tokens, past) -> seconds``: the least of several, since noise only adds.
+        """Measure with ``time_step(tokens, past) -> seconds``; takes the minimum of several, since noise only adds.
 
-        All sizes take turns, so that a machine that is busy for a while makes none of them look dearer than the
-        others: up to ten turns, and at most some 6 seconds, on a slow machine with fewer sizes (at least 1 and 8, three
-        turns however long). The curve is corrected while running.
+        The sizes alternate, so that a machine that is busy for a while does not make one size look more
+        expensive than the others: up to ten rounds, and at most about 6 seconds, on a slow machine with fewer
+        sizes (at least 1 and 8, three rounds regardless of time). The curve is corrected at run time.
 
         Args:
             time_step: runs one forward.
-            context: the most tokens that the cache holds.
+            context: the maximum number of tokens in the cache.
             largest: the largest step ever run.
             windows: see the class.
         """
-        # A quarter of a long context: the noise of the slope grows with the distance that it is carried on to.
+        # A quarter of a long context: the noise of the slope grows with the distance of extrapolation.
         near = min(_NEAR, context // 4)
         far = min(max(_FAR, min(context // 4, _FARTHEST)), context // 2)
         wanted = [n for n in _SIZES if n <= max(largest, 1) and n + far <= context]
@@ -106,10 +105,10 @@ class StepCost:
         needed = len(points)
         for n in wanted[2:]:
             points += [(n, near), (n, far)] if n == _FAR_SIZE else [(n, near)]
-        for point in points[:needed]:  # what is loaded and made at the very first is not counted at all
+        for point in points[:needed]:  # warm-up: loading and compilation do not count
             time_step(*point)
         spent, taken = 0.0, 0
-        for point in points:  # the first turn, which may make kernels, says how many there is time for
+        for point in points:  # the first round, which may compile kernels, shows how many rounds fit
             if taken >= needed and spent * (1 + _REPEATS) > _BUDGET_S:
                 break
             spent += time_step(*point)
@@ -129,7 +128,7 @@ class StepCost:
         return cls(sizes, tuple(float(s) for s in near_s), slopes, taken == len(points), windows)
 
     def curve(self, past: int, largest: int) -> NDArray[np.float64]:
-        """Seconds of a step of 1, 2, ..., ``largest`` tokens behind ``past`` cached ones: ``[largest]``."""
+        """Seconds of a step of 1, 2, ..., ``largest`` tokens after ``past`` cached ones: ``[largest]``."""
         tokens = np.arange(1, largest + 1)
         near = np.interp(tokens, self.sizes, np.asarray(self.near_s) * self._factors)
         beyond = tokens > self.sizes[-1]
@@ -141,7 +140,7 @@ class StepCost:
         return bounded
 
     def observe(self, tokens: int, past: int, seconds: float) -> None:
-        """Correct the curve by a step of ``tokens`` behind ``past`` cached ones that took ``seconds``."""
+        """Correct the curve by a step of ``tokens`` after ``past`` cached ones that took ``seconds``."""
         expected = float(self.curve(past, tokens)[-1])
         ratio = min(max(seconds / max(expected, 1e-9), 0.5), 2.0)
         nearest = int(np.argmin(np.abs(np.asarray(self.sizes) - tokens)))
@@ -149,7 +148,7 @@ class StepCost:
         self._factors[nearest] *= ratio**_SIZE_RATE
 
     def save(self, path: Path) -> None:
-        """Write the measured curve as JSON, whole or not at all."""
+        """Write the measured curve as JSON, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         data = {"sizes": self.sizes, "near_s": self.near_s, "slope_s": self.slope_s}
@@ -158,7 +157,7 @@ class StepCost:
 
     @classmethod
     def read(cls, path: Path, windows: Windows = (None,)) -> StepCost | None:
-        """What `save` wrote, for a model with these windows, or None if there is nothing usable."""
+        """The curve that `save` wrote, for a model with these windows, or None if there is no usable one."""
         try:
             data = json.loads(path.read_text())
             one, more = data["slope_s"]
@@ -170,15 +169,15 @@ class StepCost:
 
 
 def _mean_keys(past: int, windows: Windows) -> float:
-    """How many of ``past`` cached tokens a layer reads, in the mean over the layers."""
+    """How many of ``past`` cached tokens a layer reads, averaged over the layers."""
     return sum(past if window is None else min(past, window) for window in windows) / len(windows)
 
 
 def _slopes(seconds: dict[int, tuple[float, float]], gap: float) -> tuple[float, float]:
     """Extra seconds per key of a layer: for one token, and for each further one.
 
-    ``seconds`` holds, per number of tokens, a step's time near and with ``gap`` more keys a layer. All tokens read the
-    same keys and values, so that a further one never adds more than the first.
+    ``seconds`` holds, per number of tokens, a step's time near and with ``gap`` more keys per layer. All
+    tokens read the same keys and values, so a further one never adds more than the first.
     """
     per_cached = {n: max(far - near, 0.0) / gap for n, (near, far) in seconds.items()}
     few, many = min(per_cached), max(per_cached)

@@ -1,4 +1,4 @@
-"""What this processor does well."""
+"""Capabilities of this processor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def has_bfloat16() -> bool:
-    """Whether it multiplies bfloat16 matrices by instructions of its own (without, it is much slower)."""
+    """Whether it has instructions for bfloat16 matrix products (without them, these are much slower)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def processor_name() -> str:
-    """As Linux tells it, else as Python does."""
+    """The processor's name from Linux, else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""CPU kernels: weights packed once for the skinny products of decoding, projections that share an input fused.
+"""CPU kernels: weights packed once for the skinny products of decoding, and fused projections of one input.
 
-A decode step multiplies every weight matrix with one to a few dozen rows. The plain product reads the weights
-at a third of the memory's speed there; oneDNN's packed layout reads them at about twice that, and one wide product
-beats three narrow ones. `pack` swaps a model's linear modules for packed ones in place; the plain modules are the
+A decode step multiplies every weight matrix with one to a few dozen rows. There the plain product reads the weights
+at a third of the memory's speed; oneDNN's packed layout reads them at about twice that, and one wide product
+beats three narrow ones. `pack` replaces a model's linear modules by packed ones in place; the plain modules are the
 reference (``tests/kernels/test_packed.py``). Sums run in another order, so results differ in the last bits.
 """
 
@@ -30,10 +30,10 @@ def supported(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def padded_rows(rows: int) -> int:
-    """How many rows a product of ``rows`` runs with: one of few sizes.
+    """The number of rows that a product of ``rows`` is padded to: one of few sizes.
 
     oneDNN compiles a kernel for every number of rows, and torch keeps up to 1,024 of them, some hundred KiB each: a
-    server whose prompts are of all lengths would grow by hundreds of MiB.
+    server with prompts of all lengths would grow by hundreds of MiB.
     """
     step = 1 if rows <= 32 else 8 if rows <= 128 else 16 if rows <= 256 else 32
     return -(-rows // step) * step
@@ -75,10 +75,10 @@ class PackedLinear(nn.Module):
 
 
 class FusedProjections:
-    """Several projections of one input as one product; `members` stand where the projections stood.
+    """Several projections of one input as one product; `members` replace the projections.
 
     The first member called with an input computes all outputs; the others take theirs, and the last one drops
-    them. Members must be called with the identical tensor object, as the architecture table promises.
+    them. Members must be called with the identical tensor object, which the architecture table guarantees.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
@@ -110,7 +110,7 @@ class FusedProjections:
 
 
 class FusedMember(nn.Module):
-    """Stands in a model where one of the fused projections stood."""
+    """Replaces one of the fused projections in a model."""
 
     def __init__(self, group: FusedProjections, index: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class FusedMember(nn.Module):
 
 
 def pack(model: PreTrainedModel) -> None:
-    """Swap the decoder's linear modules for packed and fused ones, in place, releasing each original.
+    """Replace the decoder's linear modules by packed and fused ones, in place, releasing each original.
 
     Covers the linear modules of the decoder layers and the head; stacked routed experts and the router keep
     their plain products. A head tied to the embedding is packed too: the embedding itself stays mapped from the
@@ -157,10 +157,10 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _release(weight: Tensor) -> None:
-    """Give back the memory of a weight that is mapped from its checkpoint file.
+    """Free the memory of a weight that is mapped from its checkpoint file.
 
-    One mapping covers the whole file, so dropping a tensor gives nothing back by itself. Only whole pages inside
-    the weight, and only of file mappings, whose contents come back from the file if they are touched again.
+    One mapping covers the whole file, so dropping a tensor alone frees nothing. Frees only whole pages inside the
+    weight, and only of file mappings, whose contents are read again from the file if they are accessed.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,8 +1,8 @@
-"""Few queries against many keys on a CPU: the keys in parts, so that every thread has one (arXiv:2311.01282, 2.2).
+"""Few queries against many keys on a CPU: splits the keys so that every thread has a part (arXiv:2311.01282, 2.2).
 
-The library's kernel gives a thread a key head at a time. A model with 3 key heads leaves one of 2 threads idle for
-a third of the time, and 13 of 16 all the time. Cutting the keys into equal parts makes work for all; the parts'
-results are put together by the sums of exponentials that each kept.
+The library's kernel gives a thread one key head at a time. A model with 3 key heads leaves one of 2 threads idle for
+a third of the time, and 13 of 16 all the time. Splitting the keys into equal parts occupies all threads; the parts'
+results are merged by their sums of exponentials.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-_LEAST_KEYS = 512  # a part; below this the merging costs more than the idle threads
+_LEAST_KEYS = 512  # per part; below this, merging costs more than the idle threads
 
 
 def count_parts(kv_heads: int, length: int, device: torch.device) -> int:
-    """Into how many parts to cut ``length`` keys of ``kv_heads`` heads; 1 = not at all."""
+    """Number of parts for ``length`` keys of ``kv_heads`` heads; 1 = no split."""
     if device.type != "cpu":
         return 1
     threads = torch.get_num_threads()
@@ -26,14 +26,14 @@ def count_parts(kv_heads: int, length: int, device: torch.device) -> int:
 def split_bias(bias: Tensor | None, rows: int, length: int, parts: int, dtype: torch.dtype) -> Tensor | None:
     """The bias for `attend_split`, from the one over all keys.
 
-    All parts are equally long and begin ``length // parts`` apart, so each but the last runs over into the next by
-    the remainder; that overlap is hidden here.
+    All parts have the same length and begin ``length // parts`` apart, so each but the last extends into the next by
+    the remainder; the bias masks that overlap.
 
     Args:
         bias: ``[rows, length]``, added to the scores; None adds nothing.
         rows: queries.
         length: keys.
-        parts: as cut by `count_parts`.
+        parts: by `count_parts`.
         dtype: of the scores.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Who reasons, and for how long."""
+"""Reasoning control: which requests reason, and for how long."""

@@ -1,4 +1,4 @@
-"""How a model marks its reasoning, how a request runs, and what a budget forces into its output."""
+"""A model's reasoning tags, a request's plan, and the text that a budget injects into its output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SLOW, FAST = 0.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTags:
-    """How a model marks its thoughts.
+    """How a model marks its reasoning.
 
     Attributes:
-        open: text that begins one.
-        close: text that ends one.
-        closing: what is forced where a budget ends a thought; holds ``close``.
+        open: text that begins reasoning.
+        close: text that ends reasoning.
+        closing: text injected when a budget ends the reasoning; contains ``close``.
     """
 
     open: str = "<think>"
@@ -37,7 +37,7 @@ class ThinkingTags:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> ThinkingTags | None:
-        """The usual tags, if the tokenizer or its chat template knows them."""
+        """The usual tags, if the tokenizer or its chat template contains them."""
         tags = cls()
         template = tokenizer.chat_template
         known = isinstance(template, str) and tags.close in template
@@ -46,11 +46,11 @@ class ThinkingTags:
 
 @dataclass(frozen=True, slots=True)
 class ModePlan:
-    """How one request runs, from its prompt to its last token.
+    """How to run one request, from its prompt to its last token.
 
     Attributes:
-        factor: of the switch: 0 is slow, 1 is fast, between is soft.
-        budget: reasoning tokens of the whole request (tags not counted), after which the end is forced; None: no limit.
+        factor: the adapter scale: 0 is slow, 1 is fast, between is soft.
+        budget: reasoning tokens of the whole request (without tags), after which the end is injected; None: no limit.
 
     Raises:
         UsageError: a factor outside 0 to 1, or a negative budget.
@@ -67,10 +67,11 @@ class ModePlan:
 
 
 class ReasoningTracker:
-    """Follows one request's output token by token: which tokens are reasoning, and which ones are forced.
+    """Follows one request's output token by token: which tokens are reasoning, and which are injected.
 
-    The budget counts every reasoning token of the request between the tags, however often reasoning was opened and by
-    whom. Where it is used up, the closing text is forced; reasoning that the model opens again is closed at once.
+    The budget counts every reasoning token of the request between the tags, however often the template or the
+    model opens reasoning. When it is used up, the closing text is injected; reasoning that the model reopens
+    is closed at once.
 
     Args:
         budget: of the request's `ModePlan`.
@@ -79,7 +80,7 @@ class ReasoningTracker:
 
     Attributes:
         thinking: whether the next token is reasoning.
-        forced: tokens that come next whatever the model says.
+        forced: the next tokens, injected whatever the model predicts.
         flags: for each token, whether it is reasoning (tags included).
     """
 
@@ -92,13 +93,13 @@ class ReasoningTracker:
         self._spent = 0
 
     def push(self, *, inside: bool) -> bool:
-        """Note a chosen token.
+        """Record a chosen token.
 
         Args:
-            inside: whether what comes after it is reasoning.
+            inside: whether the text after it is reasoning.
 
         Returns:
-            Whether forced tokens begin behind it.
+            Whether injected tokens follow it.
         """
         before, self.thinking = self.thinking, inside
         self._spent += before
@@ -110,7 +111,7 @@ class ReasoningTracker:
         return cut
 
     def reasoning_tokens(self, emitted: int) -> int:
-        """How many of the first ``emitted`` tokens were reasoning, tags included."""
+        """How many of the first ``emitted`` tokens are reasoning, tags included."""
         return self._counts[emitted]
 
 

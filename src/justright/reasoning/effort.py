@@ -1,4 +1,4 @@
-"""``reasoning_effort``: what a client says, as a mode and a number of tokens to think."""
+"""``reasoning_effort``: maps a client's value to a mode and a number of reasoning tokens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from justright.errors import UsageError
 Effort = Literal["none", "minimal", "low", "medium", "high", "auto", "escalate"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 AskedEffort = Literal[Effort, "xhigh"]
-"""What clients may say: ``xhigh`` is to think without a limit, as with no effort at all."""
+"""The allowed values: ``xhigh`` reasons without a limit, as no effort at all does."""
 FAST_EFFORTS = frozenset({"none", "minimal"})
 DECIDING = frozenset({"auto", "escalate"})
 SHARES: Mapping[str, float] = {"low": 0.2, "medium": 0.5, "high": 0.8}
-"""Of the answer's tokens that may be thought, so that some are always left to answer with (OpenRouter's shares)."""
+"""Share of the answer's tokens for reasoning; the rest is always left for the content (OpenRouter's shares)."""
 
 
 def check_effort(effort: str) -> None:
-    """Refuse an effort that is none.
+    """Validate an effort.
 
     Raises:
-        UsageError: see above.
+        UsageError: not one of the allowed values.
     """
     if effort not in EFFORTS:
         raise UsageError(

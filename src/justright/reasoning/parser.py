@@ -1,4 +1,4 @@
-"""Reasoning apart from content, while both come."""
+"""Separates reasoning from content in streamed output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from justright.reasoning.budget import ThinkingTags
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of output as it is.
+    """A verbatim stretch of output.
 
     Attributes:
         text: never empty.
@@ -23,11 +23,11 @@ class Segment:
 
 
 class ReasoningSplitter:
-    """Splits one output into reasoning and content as it comes; all segments together are the output.
+    """Splits one streamed output into reasoning and content; the concatenated segments are the output.
 
-    Reasoning stands at the beginning of the output, after nothing but white space and other reasoning. Once content
-    has begun, everything is content, tags included. In reasoning only the closing tag counts, and an opening tag at its
-    very beginning, where a model repeats the one that its template wrote.
+    Reasoning comes at the beginning of the output, after nothing but white space and other reasoning. Once
+    content has begun, everything is content, tags included. Within reasoning only the closing tag counts, and
+    an opening tag at its very beginning, where a model repeats the one that its template wrote.
 
     Text is held back while it could still become a tag.
 
@@ -37,7 +37,7 @@ class ReasoningSplitter:
         may_open: whether the model may open reasoning by itself; constrained output may not.
 
     Attributes:
-        inside: whether what comes next is reasoning, unless an opening tag says otherwise.
+        inside: whether the next text is reasoning, unless an opening tag follows.
     """
 
     def __init__(self, tags: ThinkingTags | None, *, opened: bool = False, may_open: bool = True) -> None:
@@ -48,7 +48,7 @@ class ReasoningSplitter:
         self._held = ""
 
     def push(self, text: str) -> list[Segment]:
-        """Add text; returns what is now certain (maybe nothing)."""
+        """Add text; returns the segments that are now final (possibly none)."""
         self._held += text
         found: list[Segment] = []
         while self._held and self._step(found):
@@ -56,7 +56,7 @@ class ReasoningSplitter:
         return found
 
     def finish(self) -> list[Segment]:
-        """No more text comes; returns what was held back."""
+        """End the output; returns the text that was held back."""
         found: list[Segment] = []
         if self._behind_mark and not self.inside:
             self._take(found, len(self._held) - len(self._held.lstrip()), "mark")
@@ -64,7 +64,7 @@ class ReasoningSplitter:
         return found
 
     def _step(self, found: list[Segment]) -> bool:
-        """Take one segment from what is held; False if nothing more is certain."""
+        """Take one segment from the held text; False if nothing more is final."""
         tags, held = self._tags, self._held
         if tags is not None and self._at_edge:
             rest = held.lstrip()
@@ -121,7 +121,7 @@ class Trimmer:
         self._space = ""
 
     def push(self, text: str, *, thought: bool) -> list[Part]:
-        """Add text; returns what is kept of it (maybe nothing): white space in reasoning waits for what follows."""
+        """Add text; returns the kept part (possibly none): white space in reasoning waits for the next text."""
         if thought != self._thinking:
             self._thinking = thought
             self.mark()
@@ -135,15 +135,16 @@ class Trimmer:
         return [Part(text, thought)] if text else []
 
     def mark(self) -> None:
-        """A tag stands here."""
+        """Record a tag at this position."""
         self._beside, self._space = True, ""
 
 
 class ThoughtText:
-    """Splits one output as it comes: tags are in neither part, nor is white space beside them.
+    """Splits one streamed output into parts, which contain neither the tags nor the white space beside them.
 
-    Where reasoning may stand: see `ReasoningSplitter`. So what follows the first closing tag is content, also of a
-    model that goes on and closes again (one that its budget cut): the second tag is text.
+    `ReasoningSplitter` defines where reasoning may be. So all text after the first closing tag is content,
+    even if the model goes on reasoning and closes it again (after its budget ended it): the second tag is
+    text.
 
     Args:
         tags: of the model; None: everything is content.
@@ -156,11 +157,11 @@ class ThoughtText:
         self._trimmer = Trimmer(thinking=self._splitter.inside)
 
     def push(self, text: str) -> list[Part]:
-        """Add text; returns what is now certain (maybe nothing)."""
+        """Add text; returns the parts that are now final (possibly none)."""
         return self._trimmed(self._splitter.push(text))
 
     def finish(self) -> list[Part]:
-        """No more text comes; returns what was held back."""
+        """End the output; returns the text that was held back."""
         return self._trimmed(self._splitter.finish())
 
     def _trimmed(self, segments: Iterable[Segment]) -> list[Part]:
@@ -180,5 +181,5 @@ def answer_of(text: str, tags: ThinkingTags | None, *, thinking: bool = False) -
 
 
 def _begun(text: str, tag: str) -> int:
-    """Length of the longest end of a text that begins a tag."""
+    """Length of a text's longest suffix that begins a tag."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-n:])), 0)

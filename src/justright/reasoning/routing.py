@@ -1,7 +1,7 @@
-"""Who thinks, where the request leaves it open: scored before it answers (`auto`), or judged after (`escalate`).
+"""Chooses the mode of requests that leave it open: by a score of the prompt (`auto`), or by the answer (`escalate`).
 
-A route starts with the fast prompt. If the score says easy, decoding goes on at once: nothing was lost. If not, the
-slow prompt is run instead; a prompt is short beside the thought that it saves or starts.
+A route starts with the fast prompt. If the score says easy, decoding continues at once, at no cost. If not, the
+slow prompt runs instead; a prompt is short compared with the reasoning that it saves or starts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why a request ran as it did; goes into its statistics.
+    """Why a request ran in its mode; part of its statistics.
 
     Attributes:
         mode: "slow" or "fast".
         by: the effort, or the scorer's name.
-        score: what was compared; None where nothing was.
-        threshold: with what.
+        score: the score that was compared; None if there was none.
+        threshold: the threshold it was compared with.
         reason: in words.
     """
 
@@ -49,7 +49,7 @@ class Turn:
         prompt_ids: the prompt, by the mode's own template.
         plan: of the mode.
         opened: whether the template has opened the reasoning in the prompt.
-        stop_token_ids: end tokens of the mode; None: as they are.
+        stop_token_ids: end tokens of the mode; None: unchanged.
     """
 
     prompt_ids: Sequence[int]
@@ -59,26 +59,26 @@ class Turn:
 
 
 class Route(Protocol):
-    """What the decode loop asks for a request whose mode is open."""
+    """The decode loop's interface to a request whose mode is open."""
 
     holds_output: bool
-    """Whether nothing may be shown before the answer is whole."""
+    """Whether no output may be shown before the answer is complete."""
 
     def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
-        """The decision, and the turn to take instead of the one that was begun."""
+        """The decision, and the turn that replaces the current one, if any."""
         ...
 
     def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
-        """As above, once the answer is there; ``confidence`` is the least probability of a chosen token."""
+        """As `after_prefill`, at the end of the answer; ``confidence`` is the least probability of a chosen token."""
         ...
 
 
 @dataclass(slots=True)
 class Auto:
-    """Score the prompt, then take one mode.
+    """Scores the prompt, then chooses a mode.
 
     Attributes:
-        scorer: who scores.
+        scorer: scores the prompt.
         prompt: as text.
         slow: the turn for hard prompts.
         threshold: instead of the scorer's own.
@@ -101,17 +101,17 @@ class Auto:
         )
 
     def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
-        """Never asked: the mode is settled."""
+        """Never called: the mode is already decided."""
         raise AssertionError("auto decides before the answer")
 
 
 @dataclass(slots=True)
 class Escalate:
-    """Answer fast; think only if the answer was cut or its least certain token was too uncertain.
+    """Answers fast; reasons only if the answer was truncated or its least certain token was too uncertain.
 
     Attributes:
         threshold: the least probability of a token that passes.
-        slow: the turn for answers that do not.
+        slow: the turn for answers that do not pass.
     """
 
     threshold: float
@@ -119,11 +119,11 @@ class Escalate:
     holds_output: bool = True
 
     def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
-        """Fast, for now."""
+        """Fast at first."""
         return Decision("fast", "escalate", None, self.threshold, "fast first"), None
 
     def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
-        """Slow if the answer was cut or a token was unlikely."""
+        """Slow if the answer was truncated or a token was unlikely."""
         cut = finish_reason == "length"
         low = confidence < self.threshold
         why = (

@@ -1,7 +1,8 @@
-"""How hard a prompt is, and from where on it is worth a thought: a fitted probe, a heuristic, a function of the user's.
+"""Scorers of prompt difficulty, with the threshold for reasoning: a fitted probe, a heuristic, a user's function.
 
-A probe is a logistic regression on the prompt's last hidden state in fast mode, standardised; its threshold comes from
-`justright.reasoning.thresholds`, which promises an accuracy on prompts like those that it was fitted on.
+A probe is a logistic regression on the prompt's last hidden state in fast mode, standardised; its threshold
+comes from `justright.reasoning.thresholds`, which holds an accuracy on prompts like those that it was fitted
+on.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ PROBE = "auto.json"
 
 
 class Scorer(Protocol):
-    """Tells how hard a prompt is; above ``threshold`` it is worth a thought."""
+    """Scores the difficulty of a prompt; above ``threshold`` reasoning is worth its cost."""
 
     @property
     def name(self) -> str:
-        """What statistics call it."""
+        """Its name in statistics."""
         ...
 
     @property
     def threshold(self) -> float:
-        """Above it, slow."""
+        """Scores above it select the slow mode."""
         ...
 
     def score(self, prompt: str, hidden: Tensor | None) -> float:
-        """Difficulty of ``prompt``, whose last state in fast mode is ``hidden [hidden_size]``; None: nobody has it."""
+        """Difficulty of ``prompt``; ``hidden [hidden_size]``: its last state in fast mode, None if unavailable."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A logistic regression: the chance that the fast answer would be wrong and the slow one right.
+    """A logistic regression: the probability that the fast answer is wrong and the slow one right.
 
     Attributes:
         weight: ``[hidden_size]`` float32, of the standardised state.
         bias: added.
-        mean: ``[hidden_size]``, taken away from the state.
-        scale: ``[hidden_size]``, by which it is then divided.
-        threshold: above it, slow.
-        about: what it was fitted on, and what it promises.
+        mean: ``[hidden_size]``, subtracted from the state.
+        scale: ``[hidden_size]``, the divisor after that.
+        threshold: scores above it select the slow mode.
+        about: what it was fitted on, and the accuracy that it holds.
     """
 
     weight: Tensor
@@ -68,12 +69,12 @@ class Probe:
         return float(self.scores(hidden[None])[0])
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """Of ``hidden [prompts, hidden_size]``: ``[prompts]`` in (0, 1)."""
+        """Scores in (0, 1), ``[prompts]``, of ``hidden [prompts, hidden_size]``."""
         standard = (hidden.float().cpu() - self.mean) / self.scale
         return (standard @ self.weight + self.bias).sigmoid()
 
     def save(self, folder: Path) -> None:
-        """Write ``auto.json`` into an adapter's folder, whole or not at all."""
+        """Write ``auto.json`` into an adapter's folder, atomically."""
         from justright.files import write_whole
 
         vectors = {
@@ -132,7 +133,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A scorer that is the user's own function of the prompt and its last state."""
+    """A scorer from the user's own function of the prompt and its last state."""
 
     function: Callable[[str, Any], float]
     threshold: float = 0.5
@@ -145,9 +146,10 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Heuristic:
-    """Counts what hard prompts have. No fit, no promise.
+    """Counts signs of hard prompts. It is not fitted and holds no accuracy.
 
-    The score is ``1 - exp(-signs / 8)``, with one sign a number, an operator, a word of reasoning, and 40 words.
+    The score is ``1 - exp(-signs / 8)``; each number, each operator, each word of reasoning and every 40
+    words are one sign.
     """
 
     threshold: float = 0.5

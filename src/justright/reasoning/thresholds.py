@@ -1,4 +1,4 @@
-"""From problems that both modes have answered to a probe and thresholds that hold an accuracy at the fewest tokens."""
+"""Fits a probe and thresholds that hold an accuracy at the fewest tokens, from problems answered in both modes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from justright.reasoning.scorers import Probe
 FOLDS = 5
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 LEAST = 40
-"""Problems below which nothing is fitted."""
+"""Minimum number of problems for a fit."""
 ADVISED = 200
-"""Problems below which the figures are too uncertain to rely on."""
+"""Number of problems below which the figures are too uncertain to rely on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What both modes made of the same problems.
+    """The results of both modes on the same problems.
 
     Attributes:
         hidden: ``[problems, hidden_size]``, each prompt's last state in fast mode.
-        confidence: ``[problems]``, the least probability of a token of the fast answer; 0 where it was cut.
+        confidence: ``[problems]``, the least probability of a token of the fast answer; 0 if it was truncated.
         fast_right: ``[problems]`` bool.
         slow_right: ``[problems]`` bool.
         fast_tokens: ``[problems]``, of the answer.
-        slow_tokens: ``[problems]``, thought included.
+        slow_tokens: ``[problems]``, reasoning included.
     """
 
     hidden: Tensor
@@ -48,7 +48,7 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A threshold and what it gives: ``accuracy`` and mean ``tokens`` a problem, ``slow`` share thought about."""
+    """A threshold with its ``accuracy``, mean ``tokens`` per problem and ``slow``, the share with reasoning."""
 
     threshold: float
     accuracy: float
@@ -61,10 +61,10 @@ class Point:
 
 
 def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = None) -> Probe:
-    """A probe and its threshold; a threshold for ``escalate`` beside it (in ``about``).
+    """A probe and its threshold, with a threshold for ``escalate`` (in ``about``).
 
-    The probe learns where the fast answer is wrong. Its threshold is chosen on scores of problems that the probe had
-    not seen (five folds), for the fewest tokens with at least the accuracy ``floor``.
+    The probe learns where the fast answer is wrong. Its threshold is chosen on held-out scores (five folds), for the
+    fewest tokens with at least the accuracy ``floor``.
 
     Args:
         outcomes: at least `LEAST` problems.
@@ -102,10 +102,10 @@ def fit_probe(outcomes: Outcomes, floor: float, about: dict[str, Any] | None = N
 
 
 def check_asked(problems: int, floor: float) -> None:
-    """Refuse what no probe can be fitted to, before anything is answered.
+    """Validate the inputs of a fit before any problem is answered.
 
     Raises:
-        UsageError: too few problems, or a floor that is none.
+        UsageError: too few problems, or an invalid floor.
     """
     if not 0 < floor <= 1:
         raise UsageError(f"accuracy floor {floor}; allowed: above 0 to 1")
@@ -114,12 +114,12 @@ def check_asked(problems: int, floor: float) -> None:
 
 
 def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Point]:
-    """What every threshold gives, from always slow (-inf) to always fast.
+    """The result of every threshold, from always slow (-inf) to always fast.
 
     Args:
-        scores: ``[problems]``; above a threshold a problem is thought about.
+        scores: ``[problems]``; above a threshold a problem is answered with reasoning.
         outcomes: of the same problems.
-        both: a problem that is thought about has cost its fast answer too (``escalate``).
+        both: a problem answered with reasoning also costs its fast answer (``escalate``).
     """
     found = []
     for threshold in [-1.0, *sorted(set(scores.tolist()))]:
@@ -131,7 +131,7 @@ def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Poi
 def _taken(
     threshold: float, scores: Tensor, outcomes: Outcomes, *, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a threshold gives for each problem: whether it is right, its tokens, whether it is thought about."""
+    """A threshold's result for each problem: whether it is right, its tokens, whether it is answered with reasoning."""
     slow = scores > threshold
     right = torch.where(slow, outcomes.slow_right, outcomes.fast_right).double()
     fast_cost = outcomes.fast_tokens.double() * (torch.ones_like(slow) if both else ~slow)
@@ -139,7 +139,7 @@ def _taken(
 
 
 def _figures(point: Point, scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> dict[str, Any]:
-    """A point for the record: each mean with its 95% interval beside it, under its name with ``_95``."""
+    """A point for the record: each mean with its 95% interval, under its name with ``_95``."""
     found: dict[str, Any] = dict(point.to_dict())
     taken = _taken(point.threshold, scores, outcomes, both=both)
     for name, values in zip(("accuracy", "tokens", "slow"), taken, strict=True):
@@ -148,7 +148,7 @@ def _figures(point: Point, scores: Tensor, outcomes: Outcomes, *, both: bool = F
 
 
 def cheapest(points: list[Point], floor: float) -> Point:
-    """The point of the fewest tokens with at least the accuracy ``floor``.
+    """The point with the fewest tokens and at least the accuracy ``floor``.
 
     Raises:
         UsageError: there is none.
@@ -164,7 +164,7 @@ def cheapest(points: list[Point], floor: float) -> Point:
 
 
 def always(outcomes: Outcomes) -> dict[str, Point]:
-    """What it is to think always, never, and (``oracle``) only where it helps."""
+    """The results of reasoning always, never, and (``oracle``) only where it helps."""
     slow, fast = (curve(_decided(mode, outcomes), outcomes) for mode in ("slow", "fast"))
     oracle = curve(_decided("oracle", outcomes), outcomes)
     return {
@@ -175,13 +175,13 @@ def always(outcomes: Outcomes) -> dict[str, Point]:
 
 
 def _decided(mode: str, outcomes: Outcomes) -> Tensor:
-    """Scores above 0 where thinking helps, for ``oracle``; 0 for all problems else."""
+    """Scores above 0 where reasoning helps, for ``oracle``; else 0 for all problems."""
     helps = outcomes.slow_right & ~outcomes.fast_right
     return (helps if mode == "oracle" else torch.zeros_like(helps)).double()
 
 
 def _cross_validated(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """The penalty of the least log loss on unseen folds, and the scores of that penalty, each by a fit without it."""
+    """The penalty with the least log loss on held-out folds, and its held-out scores."""
     fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
     best: tuple[float, float, np.ndarray] | None = None
     for penalty in _PENALTIES:
@@ -198,7 +198,7 @@ def _cross_validated(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-    """Weights and bias of the least ``sum log loss + penalty / 2 * |weights|^2``."""
+    """Weights and bias that minimise ``sum log loss + penalty / 2 * |weights|^2``."""
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logits = x @ parameters[:-1] + parameters[-1]

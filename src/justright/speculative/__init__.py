@@ -1,1 +1,1 @@
-"""Drafters: what guesses the next tokens for the engine to verify."""
+"""Drafters: they propose the next tokens for the engine to verify."""

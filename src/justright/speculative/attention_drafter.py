@@ -1,4 +1,4 @@
-"""Drafting with the attention baseline: from keys and values of the whole context, as a tree.
+"""Drafting with the attention baseline: a tree drafted from the KV cache of the whole context.
 
 Source: EAGLE-2, arXiv:2406.16858 (trees by probability).
 """
@@ -25,7 +25,7 @@ from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
 
 _TRIALS = 5
 _TUNED_AT = 2048
-"""Tokens of context at which drafting is timed; the engine compares it with a verification at the same length."""
+"""Context tokens at which drafting is timed; the engine compares it with a verification at the same length."""
 _UNTUNED = Shape(30, 6, 4)
 """EAGLE-2's order of magnitude, for a drafter whose config has no table of trees."""
 
@@ -35,11 +35,11 @@ class AttentionOptions:
     """Options of the attention drafter.
 
     Attributes:
-        path: its directory or hub id; None: the one that an installed package carries.
-        nodes: the most nodes of a tree; None: what pays on this machine.
-        depth: its levels; None: what pays.
-        top_k: nodes expanded a level, and children of each; None: what pays.
-        min_prob: do not follow paths less probable.
+        path: its directory or hub id; None: the one in an installed package.
+        nodes: the maximum number of nodes of a tree; None: the best on this machine.
+        depth: levels of a tree; None: the best on this machine.
+        top_k: nodes expanded per level, and children of each; None: the best on this machine.
+        min_prob: do not follow less probable paths.
     """
 
     path: str | None = None
@@ -70,9 +70,9 @@ class Context:
     def __init__(self, token_ids: Sequence[int]) -> None:
         self.tokens = list(token_ids)
         self.length = 0
-        """Rows of keys and values: states that were read."""
+        """Rows of keys and values: the states read so far."""
         self.waiting: list[Tensor] = []
-        """States that are known and not read yet, each ``[rows, size]``."""
+        """States that are known but not yet read, each ``[rows, size]``."""
         self.last: Tensor | None = None
         """Features after the last row, ``[1, size]``."""
         self._keys: Tensor | None = None
@@ -91,7 +91,7 @@ class Context:
         return self._values[:, : self.length]
 
     def catch_up(self, model: AttentionModel) -> bool:
-        """Read the states that wait; each needs the token after it. False if there is nothing to draft from."""
+        """Read the pending states; each needs the token after it. False if there is nothing to draft from."""
         if not self.waiting:
             return self.last is not None
         hidden = torch.cat(self.waiting)
@@ -108,7 +108,7 @@ class Context:
         return True
 
     def _append(self, k: Tensor, v: Tensor) -> None:
-        """Join keys and values ``[heads, rows, head]``; the buffers double, so that a step copies only what is new."""
+        """Append keys and values ``[heads, rows, head]``; the buffers double, so a step copies only the new part."""
         end = self.length + k.shape[1]
         if self._keys is None or self._values is None or end > self._keys.shape[1]:
             shape = (k.shape[0], max(2 * end, 256), k.shape[2])
@@ -121,7 +121,7 @@ class Context:
 
 
 class AttentionDrafter(TrainedDrafter):
-    """Guesses from the states of all tokens of the context.
+    """Drafts from the states of all tokens of the context.
 
     Args:
         options: see `AttentionOptions`.
@@ -135,7 +135,7 @@ class AttentionDrafter(TrainedDrafter):
     def __init__(self, options: AttentionOptions | None = None) -> None:
         super().__init__(options)
         self.shape = self._settled(_UNTUNED)
-        """How its trees grow: by the options, else as `tune` found."""
+        """The shape of its trees: from the options, else from `tune`."""
         self._model: AttentionModel | None = None
         self._trees: TreeTable | None = None
         self._contexts: dict[Hashable, Context] = {}
@@ -168,12 +168,12 @@ class AttentionDrafter(TrainedDrafter):
         self._contexts[request_id] = Context(prompt_ids)
 
     def read(self, request_id: Hashable, hidden: Tensor) -> None:
-        """States of the next tokens of the sequence, ``[tokens, hidden_size]``, as the verifier kept them."""
+        """Receive the states of the sequence's next tokens, ``[tokens, hidden_size]``, as the verifier kept them."""
         self._contexts[request_id].waiting.append(hidden)
 
     @torch.inference_mode()
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        """Take note of verified tokens; the first of them let it read the prompt, as part of the prefill."""
+        """Record verified tokens; with the first of them it reads the prompt, as part of the prefill."""
         context = self._contexts[request_id]
         context.tokens += token_ids
         if not context.length and self._model is not None:
@@ -181,7 +181,7 @@ class AttentionDrafter(TrainedDrafter):
 
     @torch.inference_mode()
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Read what is new of the context, then grow a tree from its end."""
+        """Read the new part of the context, then grow a tree from its end."""
         context, model = self._contexts[request_id], self._model
         assert model is not None, "the engine binds a drafter before it asks it"
         shape = replace(self.shape, nodes=min(self.shape.nodes, max_nodes))
@@ -195,13 +195,13 @@ class AttentionDrafter(TrainedDrafter):
 
 
 def grow_tree(model: AttentionModel, context: Context, shape: Shape) -> Draft:
-    """The most probable tree after the end of ``context``, which must have caught up."""
+    """The most probable tree after the end of ``context``, whose states must all be read."""
     return grow(_Grower(model, context, shape.top_k).expand, shape)
 
 
 @torch.inference_mode()
 def draft_seconds(model: AttentionModel) -> Callable[[int, int], float]:
-    """How long drafting takes after 2,048 tokens, by ``(width, depth)``; measured for the narrowest and the widest."""
+    """Drafting seconds after 2,048 tokens, by ``(width, depth)``; measured at the narrowest and the widest."""
     size = model.config.hidden_size
     context = Context([0] * (_TUNED_AT + 1))
     context.waiting.append(torch.ones(_TUNED_AT, size, device=model.head_rows.device))
@@ -243,7 +243,7 @@ class _Grower:
         q, k, v = model.project(x, position)
         self.keys = [[*self.keys[row], k[:, i : i + 1]] for i, row in enumerate(rows.tolist())]
         self.values = [[*self.values[row], v[:, i : i + 1]] for i, row in enumerate(rows.tolist())]
-        # The context once for all nodes; each node's own path beside it.
+        # The context once for all nodes, plus each node's own path.
         scale = q.shape[-1] ** -0.5
         shared = q @ context.keys.transpose(1, 2) * scale
         own_k = torch.stack([torch.cat(path, dim=1) for path in self.keys], dim=1)

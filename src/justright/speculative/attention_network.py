@@ -1,10 +1,10 @@
-"""The attention drafter's network, in the manner of EAGLE: one decoder layer over all states of the context.
+"""The attention drafter's network, similar to EAGLE: one decoder layer over all states of the context.
 
-A baseline, to test what the LSTM's claim is worth: this one reads the whole context at every step, keeps keys and
-values of it, and was trained on positions of some hundred tokens.
+A baseline for the LSTM drafter: it reads the whole context at every step, keeps a KV cache of it, and was trained on
+a few hundred positions.
 
-Source: EAGLE, arXiv:2401.15077 (features and the next tokens in, the next features out). Differs: one width with the
-verifier, and its head cut to the draft vocabulary.
+Source: EAGLE, arXiv:2401.15077 (features and the next tokens in, the next features out). Differs: the same width as
+the verifier, and a head that covers only the draft vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _THETA = 10_000.0
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """Shape of an attention drafter, and its model; fields that `LstmConfig` has too mean the same."""
+    """Shape of an attention drafter, and its verifier; fields shared with `LstmConfig` have the same meaning."""
 
     verifier: str
     hidden_size: int
@@ -45,12 +45,12 @@ class AttentionConfig:
 
     @property
     def head_size(self) -> int:
-        """Tokens that the head knows."""
+        """Tokens that the head covers."""
         return self.draft_vocab or self.vocab_size
 
 
 class AttentionModel(nn.Module):
-    """One layer; the verifier's embedding and head are handed in and never saved.
+    """One layer; the verifier's embedding and head are passed in and never saved.
 
     Args:
         config: the shape.
@@ -110,7 +110,7 @@ class AttentionModel(nn.Module):
         return F.linear(state, self.head_rows.to(state.dtype))
 
     def pack(self) -> None:
-        """Make its products as fast as the LSTM's; for drafting only, after which it cannot be trained or saved."""
+        """Pack its products for speed, as the LSTM's; for drafting only: a packed model cannot be trained or saved."""
         half = self.head_rows.device.type != "cpu" or has_bfloat16()
         dtype = torch.bfloat16 if half else torch.float32
         for name in ("mix", "qkv", "out", "up", "down"):
@@ -118,13 +118,13 @@ class AttentionModel(nn.Module):
         self.packed_head = _Packed(self.head_rows, dtype)
 
     def forward(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
-        """States ``[batch, rows, size]`` of whole sequences ``[batch, rows]``, each row seeing those before it."""
+        """States ``[batch, rows, size]`` of whole sequences ``[batch, rows]``; each row sees those before it."""
         x = self.enter(hidden, token_ids)
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device))
         return self.leave(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def save(self, folder: Path, extra: dict[str, Any] | None = None) -> None:
-        """Write it as the LSTM's drafters are written, with ``kind`` attention."""
+        """Write it in the format of the LSTM drafters, with ``kind`` attention."""
         vocab = self.vocab if self.config.draft_vocab else None
         write_drafter(folder, "attention", self, asdict(self.config) | (extra or {}), vocab)
 
@@ -147,7 +147,7 @@ class AttentionModel(nn.Module):
 
 
 class _Packed(nn.Module):
-    """A linear layer without bias for a few rows, by the LSTM drafter's `Product`."""
+    """A linear layer without bias for a few rows, on the LSTM drafter's `Product`."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""What a drafter is: something that guesses the next tokens, as a tree, for the engine to verify.
+"""The drafter interface: a drafter proposes the next tokens, as a tree, for the engine to verify.
 
-A drafter never decides what is emitted. The engine verifies every guess with the model itself, so a bad
+A drafter never decides the output. The engine verifies every draft token with the model itself, so a bad
 drafter costs time and never correctness.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A tree of guessed tokens below the last verified token.
+    """A tree of draft tokens below the last verified token.
 
     Nodes are in topological order: ``parents[i] < i``, and -1 stands for the last verified token. A chain has
     ``parents == [-1, 0, 1, ...]``. Siblings carry distinct tokens, in the order in which verification tries them.
@@ -29,13 +29,13 @@ class Draft:
         parents: index of each node's parent; -1 for a child of the last verified token.
         probs: the drafter's estimate, per node, that the node will be accepted (the probability of its whole
             path). Their sum is the expected number of accepted tokens.
-        proposal: for drafts that were *sampled*: row ``i`` is the distribution ``[vocab]`` from which the
-            children of node ``i - 1`` were drawn without replacement (row 0: the children of the last verified
-            token), shape ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each guess).
-        spec: run [SPEC] behind the last verified token and behind every node, and give its state to ``observe``.
-        source: which of a drafter's ways made it, where there are several; each is judged by itself.
-        instead: another draft for the same place; the engine takes the one that pays more. Only of two that were not
-            sampled.
+        proposal: for *sampled* drafts: row ``i`` is the distribution ``[vocab]`` from which the children of node
+            ``i - 1`` were drawn without replacement (row 0: the children of the last verified token), shape
+            ``[nodes + 1, vocab]``. None for deterministic drafts (a point mass on each draft token).
+        spec: run [SPEC] after the last verified token and after every node, and pass its state to ``observe``.
+        source: the drafter's method that made it, if there are several; each has its own record.
+        instead: an alternative draft for the same position; the engine takes the one that pays more. Only for drafts
+            that are not sampled.
     """
 
     token_ids: Sequence[int] = ()
@@ -55,7 +55,7 @@ class Draft:
         return float(sum(self.probs))
 
     def first(self, count: int) -> Draft:
-        """The tree cut to its first ``count`` nodes (topological order keeps it a tree), the other one likewise."""
+        """The first ``count`` nodes (topological order keeps them a tree), and its alternative likewise."""
         instead = None if self.instead is None else self.instead.first(count)
         if count >= len(self):
             return self if instead is self.instead else replace(self, instead=instead)
@@ -70,7 +70,7 @@ class Draft:
         )
 
     def rows(self, count: int | None = None) -> int:
-        """Rows of the step that verifies the first ``count`` nodes (all): the last token's, theirs, [SPEC]'s."""
+        """Rows of the step that verifies the first ``count`` nodes (default: all): last token, nodes, [SPEC]."""
         count = len(self) if count is None else count
         return (count + 1) * 2 if self.spec and count else count + 1
 
@@ -79,9 +79,9 @@ EMPTY_DRAFT = Draft()
 
 
 class Drafter(ABC):
-    """What the engine asks for guesses; one object serves many requests at once.
+    """Base class of drafters; one object serves many requests at once.
 
-    A drafter defines `propose`. All else does nothing by default.
+    A drafter defines `propose`. All other methods do nothing by default.
 
     Life cycle: `check` and `bind` once, then `tune`; for each request `start` once, then any number of `propose` /
     `observe` pairs, then `stop` exactly once, also when the request is cancelled or fails. Between `propose` and
@@ -89,25 +89,25 @@ class Drafter(ABC):
     """
 
     name: str = "drafter"
-    """What `Draft.source` and reports call it."""
+    """Its name in `Draft.source` and in reports."""
     needs_hidden: bool = False
-    """Whether ``observe`` must be given the verifier's last hidden state."""
+    """Whether ``observe`` needs the verifier's last hidden state."""
     needs_states: bool = False
-    """Whether `read` must be given the states of all tokens."""
+    """Whether `read` needs the states of all tokens."""
     candidates: int = 0
-    """How many of the verifier's most likely tokens `recycle` must be given after each token; 0: no call."""
+    """How many of the verifier's most likely tokens `recycle` needs after each token; 0 disables the call."""
     spec_embedding: Tensor | None = None
-    """``[hidden_size]``: the verifier runs [SPEC] with it for drafts that ask for it; None: there is no [SPEC]."""
+    """``[hidden_size]``: the embedding of [SPEC], which the verifier runs for drafts that need it; None: no [SPEC]."""
 
     def check(self, path: Path) -> None:  # noqa: B027  # a default, to be overridden
-        """Check by the files of the verifier's checkpoint at ``path`` whether this drafter is for it.
+        """Validate from the files of the verifier's checkpoint at ``path`` that this drafter fits it.
 
         Raises:
-            JustrightError: what `bind` raises.
+            JustrightError: as `bind`.
         """
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:  # noqa: B027
-        """Take what is needed of the loaded verifier; ``path`` is its checkpoint, None where it has none.
+        """Connect to the loaded verifier; ``path`` is its checkpoint, None if it has none.
 
         Raises:
             JustrightError: this drafter was made for another model, or there is none for this one.
@@ -117,8 +117,8 @@ class Drafter(ABC):
         """Fit the drafts to this machine.
 
         Args:
-            verify_s: seconds of a verification by its rows.
-            max_nodes: the most nodes of a draft.
+            verify_s: seconds of a verification, by its rows.
+            max_nodes: the maximum number of nodes of a draft.
         """
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:  # noqa: B027
@@ -126,33 +126,33 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Guess what follows everything observed so far, with at most ``max_nodes`` nodes (maybe none)."""
+        """Propose the continuation of all observed tokens, with at most ``max_nodes`` nodes (possibly none)."""
 
     def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """As `propose`, but in next to no time; asked while drafts do not pay (`justright.engine.draft_selection`)."""
+        """`propose` at negligible cost; called while drafts do not pay (`justright.engine.draft_selection`)."""
         return EMPTY_DRAFT
 
     def recycle(  # noqa: B027
         self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
     ) -> None:
-        """Take the verifier's most likely tokens after each of ``token_ids``, which it ran, accepted or not."""
+        """Receive the verifier's most likely tokens after each of ``token_ids``, which it ran, accepted or not."""
 
     def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:  # noqa: B027
-        """Take note that ``accepted`` tokens of ``draft`` were accepted."""
+        """Record that ``accepted`` tokens of ``draft`` were accepted."""
 
     def read(self, request_id: Hashable, hidden: Tensor) -> None:  # noqa: B027
-        """Take the states of tokens that join the cache, ``[tokens, hidden_size]``; called if `needs_states`."""
+        """Receive the states of tokens that join the cache, ``[tokens, hidden_size]``; called if `needs_states`."""
 
     def observe(  # noqa: B027
         self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None
     ) -> None:
-        """Take note of newly verified tokens.
+        """Record newly verified tokens.
 
         Args:
             request_id: the request.
             token_ids: tokens appended to the output since the last call, at least one.
             hidden: ``[hidden_size]``, the verifier's state after its final norm at the token *before* the last
-                of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token where it
+                of ``token_ids`` (the state that predicted it), or that of [SPEC] after the same token if it
                 was run; None unless `needs_hidden`.
         """
 

@@ -1,9 +1,9 @@
-"""Hybrid drafts: the text's own past where it promises more, the LSTM where it does not.
+"""Hybrid drafts: a suffix draft where its score is high, else the LSTM's.
 
 Source: HOWL, arXiv:2510.07535, section 3: a suffix draft without [SPEC] if its score exceeds a threshold, else a tree
-of the LSTM. Differs, unless a threshold is fixed by option: the threshold is the LSTM's own recent success in this
-request, the score is corrected by what came of earlier ones, and a suffix draft below the threshold stands beside the
-LSTM's, for the engine to take where its few rows pay more.
+of the LSTM. Differs, unless an option fixes the threshold: the threshold is the LSTM's own recent success in this
+request, the outcome of earlier suffix drafts corrects the score, and a suffix draft below the threshold is offered
+as an alternative to the LSTM's, for the engine to take where its few rows pay more.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class HybridOptions(LstmOptions):
     """Options of the hybrid drafter: the LSTM's, and these.
 
     Attributes:
-        threshold: expected accepted tokens above which a suffix draft is taken; None: as many as the LSTM's drafts
-            lately had accepted.
+        threshold: expected accepted tokens above which a suffix draft is taken; None: the recent mean of accepted
+            tokens of the LSTM's drafts.
         max_depth: of suffix drafts, as in `SuffixOptions`.
         min_token_prob: of suffix drafts.
         backend: of suffix drafts.
@@ -51,7 +51,7 @@ class HybridOptions(LstmOptions):
         self.suffix()
 
     def suffix(self) -> SuffixOptions:
-        """Those of the suffix drafter."""
+        """The options of the suffix drafter."""
         return SuffixOptions(
             backend=self.backend,  # type: ignore[arg-type]  # checked there
             max_depth=self.max_depth,
@@ -61,7 +61,7 @@ class HybridOptions(LstmOptions):
 
 
 class HybridDrafter(LstmDrafter):
-    """The LSTM drafter, with suffix drafts where they promise more.
+    """The LSTM drafter, with suffix drafts where their score is higher.
 
     Args:
         options: see `HybridOptions`.
@@ -74,10 +74,10 @@ class HybridDrafter(LstmDrafter):
         super().__init__(options)
         self.suffix = SuffixDrafter(self.options.suffix())
         self.recent: dict[Hashable, float] = {}
-        """Per request: tokens that the LSTM's drafts lately had accepted, on average."""
+        """Per request: recent mean of accepted tokens of the LSTM's drafts."""
         self.trust: dict[Hashable, float] = {}
-        """Per request: accepted tokens of suffix drafts by what their scores promised; text seen once before promises
-        half of what it keeps."""
+        """Per request: ratio of accepted tokens of suffix drafts to their scores; text seen once before has a
+        score of half the tokens that it gains."""
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""
@@ -87,12 +87,12 @@ class HybridDrafter(LstmDrafter):
         self.trust[request_id] = 1.0
 
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        """Take note of verified tokens."""
+        """Record verified tokens."""
         super().observe(request_id, token_ids, hidden)
         self.suffix.observe(request_id, token_ids)
 
     def verified(self, request_id: Hashable, draft: Draft, accepted: int) -> None:
-        """Of ``draft``, one of ours that was verified, ``accepted`` tokens were accepted."""
+        """Record that ``accepted`` tokens of ``draft``, a verified draft of this drafter, were accepted."""
         if draft.source == self.kind:
             self.recent[request_id] = _MEMORY * self.recent[request_id] + (1 - _MEMORY) * accepted
         elif draft.score > 0:
@@ -100,7 +100,7 @@ class HybridDrafter(LstmDrafter):
             self.trust[request_id] = _MEMORY * self.trust[request_id] + (1 - _MEMORY) * ratio
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """A suffix draft if it promises more than the threshold, else one of the LSTM, the other one behind it."""
+        """A suffix draft if its score exceeds the threshold, else an LSTM draft; the other one is the alternative."""
         guess = self.propose_cheaply(request_id, max_nodes)
         fixed = self.options.threshold
         if fixed is None:
@@ -116,7 +116,7 @@ class HybridDrafter(LstmDrafter):
         return replace(draft, instead=guess) if both else draft
 
     def propose_cheaply(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """A suffix draft, which takes next to no time."""
+        """A suffix draft, whose cost is negligible."""
         return replace(self.suffix.propose(request_id, max_nodes), source=self.suffix.name)
 
     def stop(self, request_id: Hashable) -> None:

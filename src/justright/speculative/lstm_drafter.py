@@ -1,4 +1,4 @@
-"""Drafting with the LSTM: from the verifier's last state, as a tree or a chain, whatever the length of the context.
+"""Drafting with the LSTM: a tree or a chain from the verifier's last state, independent of the context length.
 
 Source: OWL, arXiv:2510.07535.
 """
@@ -32,18 +32,18 @@ _TRIALS = 5
 
 @dataclass(frozen=True, slots=True)
 class LstmOptions:
-    """Options of the LSTM drafter, checked once.
+    """Options of the LSTM drafter, validated once.
 
     Attributes:
-        path: a drafter's directory or hub id; None: the one that an installed package carries for this model.
+        path: a drafter's directory or hub id; None: the one for this model in an installed package.
         spec: run [SPEC]; None: if the drafter was trained with it and it pays on this machine.
-        nodes: the most nodes of a tree, [SPEC] not counted; None: what pays on this machine.
-        depth: levels of a tree, or tokens of a chain; None: what pays.
-        top_k: nodes expanded a level, and children of each; 1: a chain; None: what pays.
-        min_prob: do not follow paths that the drafter gives less.
-        temperature: 0: the most probable guesses; above: guesses *drawn* from the drafter's distribution at that
+        nodes: the maximum number of nodes of a tree, without [SPEC]; None: the best on this machine.
+        depth: levels of a tree, or tokens of a chain; None: the best on this machine.
+        top_k: nodes expanded per level, and children of each; 1: a chain; None: the best on this machine.
+        min_prob: do not follow paths with a lower probability.
+        temperature: 0: the most probable draft tokens; above: tokens *drawn* from the drafter's distribution at that
             temperature, in trees of a fixed shape.
-        seed: of drawn guesses.
+        seed: of drawn tokens.
     """
 
     path: str | None = None
@@ -82,7 +82,7 @@ class _Request:
 
 
 class LstmDrafter(TrainedDrafter):
-    """Guesses from the verifier's last state.
+    """Drafts from the verifier's last state.
 
     Args:
         options: see `LstmOptions`.
@@ -100,14 +100,14 @@ class LstmDrafter(TrainedDrafter):
         self._sampled = Sampled(self.options.seed)
         self._trees: dict[bool, TreeTable] = {}
         self.shape = self._settled(_UNTUNED)
-        """How its trees grow: by the options, else as `tune` found, else as in the paper."""
+        """The shape of its trees: from the options, else from `tune`, else the paper's."""
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
-        """Read the drafter and join it to the verifier; called once, before any request.
+        """Read the drafter and connect it to the verifier; called once, before any request.
 
         Args:
             model: the verifier, loaded.
-            path: its checkpoint; None: it has none, and nobody checks that the drafter is for it.
+            path: its checkpoint; None: it has none, and the drafter is not checked against it.
 
         Raises:
             SourceError: no such drafter, or none for this model.
@@ -130,14 +130,14 @@ class LstmDrafter(TrainedDrafter):
             self.spec_embedding = network.spec.detach().to(model.device)
 
     def tune(self, verify_s: Callable[[int], float], max_nodes: int) -> None:
-        """Choose the shape of trees by what they cost here, among those that the options leave.
+        """Choose the best tree shape on this machine, among those that the options allow.
 
         Args:
-            verify_s: seconds of a verification of so many rows.
-            max_nodes: the most nodes of a draft, [SPEC] included.
+            verify_s: seconds of a verification, by its rows.
+            max_nodes: the maximum number of nodes of a draft, [SPEC] included.
 
-        Likewise, unless the options say it, whether [SPEC] is worth its rows. A drafter that was trained elsewhere,
-        without a table of its trees, keeps the paper's shape.
+        Also decides, unless the options do, whether [SPEC] is worth its rows. A drafter without a table of its trees,
+        trained elsewhere, keeps the paper's shape.
         """
         allowed = [spec for spec in self._trees if not spec or self.spec_embedding is not None]
         if self.options.spec is not None:
@@ -167,7 +167,7 @@ class LstmDrafter(TrainedDrafter):
         return replace(shape, **known, min_prob=self.options.min_prob)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
-        """Begin a request; its prompt is not looked at."""
+        """Begin a request; ignores its prompt."""
         if request_id in self._requests:
             raise UsageError(f"LSTM drafts: request {request_id!r} was started twice; stop it first")
         self._requests[request_id] = _Request()
@@ -179,7 +179,7 @@ class LstmDrafter(TrainedDrafter):
         request.hidden = hidden
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Guess from the last state; nothing before there is one."""
+        """Draft from the last state; empty before there is one."""
         request = self._active(request_id)
         options, network = self.options, self._network
         assert network is not None, "the engine binds a drafter before it asks it"
@@ -207,18 +207,18 @@ class LstmDrafter(TrainedDrafter):
 
 
 _UNTUNED = Shape(30, 8, 10)
-"""The paper's: the best 30 nodes beside 30 [SPEC], 8 levels, 10 a level."""
+"""The paper's: the best 30 nodes besides 30 [SPEC], 8 levels, 10 per level."""
 
 
 class FastLstm:
-    """`LstmModel` for drafting: its projections fused, its products packed and in half precision where that is fast.
+    """`LstmModel` for drafting: fused projections, packed products, and half precision where that is fast.
 
     A step is two products: state and embedding together give the gates; the new state gives the logits (a shared head
-    and its projection are multiplied out once). Guesses need no more precision than they are worth.
+    and its projection are multiplied once, at construction). Draft tokens need no high precision.
 
     Args:
         network: as read; the reference (``tests/speculative/test_lstm_drafter.py``).
-        device: where the verifier is.
+        device: the verifier's.
     """
 
     def __init__(self, network: LstmModel, device: torch.device) -> None:
@@ -245,13 +245,13 @@ class FastLstm:
         self._token = 0
 
     def grow(self, hidden: Tensor, token: int, shape: Shape) -> Draft:
-        """The most probable tree behind ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
+        """The most probable tree after ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
         self.begin(hidden, token)
         return grow(partial(self.expand, top_k=shape.top_k), shape)
 
     @torch.inference_mode()
     def begin(self, hidden: Tensor, token: int) -> None:
-        """Stand behind ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
+        """Set the position after ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
         self._state = self.network.start(hidden[None])
         self._cell = None
         self._token = token
@@ -273,7 +273,7 @@ class FastLstm:
         return full.cpu()
 
     def draft_seconds(self) -> Callable[[int, int], float]:
-        """How long drafting takes, by ``(width, depth)``: measured for one row and for the widest level."""
+        """Drafting seconds by ``(width, depth)``: measured for one row and for the widest level."""
         found = {}
         for width in (1, WIDTHS[-1]):
             times = []

@@ -1,10 +1,10 @@
-"""The LSTM drafter's network: a recurrent guesser that starts from the verifier's last state and nothing else.
+"""The LSTM drafter's network: a recurrent drafter that starts from the verifier's last state alone.
 
-It has no attention and no cache, so what it costs and how well it guesses do not depend on the length of the context.
+It has no attention and no cache, so its cost and its accuracy do not depend on the length of the context.
 
 Source: OWL, arXiv:2510.07535, section 3; the equations are those of the public LSTM speculators of its lineage.
 Differs: the embedding and the head may be the verifier's own, through learned projections, so that a drafter for a
-small verifier stays small; and the head may know a part of the vocabulary only (as FR-Spec, arXiv:2502.14856).
+small verifier stays small; and the head may cover only a part of the vocabulary (as FR-Spec, arXiv:2502.14856).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Part = Literal["shared", "own"]
 
 @dataclass(frozen=True, slots=True)
 class LstmConfig:
-    """Shape of a drafter, and whose it is.
+    """Shape of a drafter, and its verifier.
 
     Attributes:
         verifier: identity of the verifier's weights (`justright.checkpoint.fingerprint`).
         hidden_size: of the verifier.
         vocab_size: of the verifier.
         width: d, of the drafter's state.
-        steps: n, how many tokens ahead it was trained to guess.
+        steps: n, how many tokens ahead it was trained to predict.
         cell: "lstm", or "rnn": without cell state and gates, for comparison.
         embedding: "shared": the verifier's, through a learned projection; "own".
-        head: "shared": the verifier's, behind a learned projection; "own".
-        draft_vocab: tokens that the head knows; ``vocab_size`` for all.
+        head: "shared": the verifier's, after a learned projection; "own".
+        draft_vocab: tokens that the head covers; ``vocab_size`` for all.
         spec: whether a [SPEC] embedding was trained with it.
     """
 
@@ -74,28 +74,28 @@ class LstmConfig:
 
     @property
     def head_size(self) -> int:
-        """Tokens that the head knows."""
+        """Tokens that the head covers."""
         return self.draft_vocab or self.vocab_size
 
     @property
     def embedding_scale(self) -> float:
-        """a: how much the embedding counts beside a state of unit variance; ``2^(-1/(2n))`` is the state's share."""
+        """a: the weight of the embedding relative to a state of unit variance; ``2^(-1/(2n))`` is the state's share."""
         state = 2 ** (-0.5 / self.steps)
         return math.sqrt((1 - state**2) * self.width / 2) / state
 
 
 class LstmModel(nn.Module):
-    """The network; the verifier's embedding and head are handed in where they are shared, never saved.
+    """The network; the verifier's embedding and head are passed in where they are shared, never saved.
 
     Args:
         config: the shape.
         embedding: the verifier's input embedding ``[vocab, hidden_size]``; kept frozen. Its rows are scaled to unit
-            length on the way in.
+            length on input.
         head: the verifier's output matrix ``[vocab, hidden_size]``; only the rows of the draft vocabulary are kept.
-        vocab: ``[head_size]`` int64 token ids that the head knows, ascending; all of them by default.
+        vocab: ``[head_size]`` int64 token ids that the head covers, ascending; all of them by default.
 
     Raises:
-        UsageError: a matrix of another shape than the config's.
+        UsageError: a matrix whose shape differs from the config's.
     """
 
     vocab: Tensor
@@ -146,7 +146,7 @@ class LstmModel(nn.Module):
         return scaled.to(self.first.weight.dtype)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """What the gates get of tokens ``[...]``: ``[..., 4d]``, the scale a in it."""
+        """The gates' input from tokens ``[...]``: ``[..., 4d]``, including the scale a."""
         if self.shared_embedding is None:
             rows: Tensor = self.embedding(token_ids)
             return self.config.embedding_scale * rows.repeat(
@@ -166,7 +166,7 @@ class LstmModel(nn.Module):
         return self.gate(projected + self.embed(token_ids), cell)
 
     def gate(self, sums: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
-        """From the gates' sums ``[..., 4d]`` and the cell to the new state and cell."""
+        """The new state and cell, from the gates' sums ``[..., 4d]`` and the cell."""
         if self.config.cell == "rnn":
             state = F.gelu(self.norm_state(sums))
             return state, state
@@ -189,7 +189,7 @@ class LstmModel(nn.Module):
 
         Args:
             hidden: ``[rows, hidden_size]``, the verifier's states.
-            token_ids: ``[rows, steps]``: the token behind each state, and those that follow it.
+            token_ids: ``[rows, steps]``: the token after each state, and those that follow it.
 
         Returns:
             Per step ``[rows, head_size]``.
@@ -209,7 +209,8 @@ class LstmModel(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=1 / math.sqrt(d))
         if self.shared_embedding is not None:
-            # Rows of unit length: the product has the variance that scale a gives to an embedding of the drafter's own.
+            # Rows of unit length: the product has the variance that scale a gives to an embedding of the
+            # drafter's own.
             nn.init.normal_(self.embedding.weight, std=self.config.embedding_scale / math.sqrt(d))  # type: ignore[arg-type]
 
     def save(
@@ -224,8 +225,8 @@ class LstmModel(nn.Module):
         """Read what `save` wrote, in float32, on the CPU.
 
         Raises:
-            CheckpointError: files that are missing or damaged, or tensors that are not the config's.
-            UsageError: the verifier's matrices have other shapes than the drafter was trained with.
+            CheckpointError: files that are missing or damaged, or tensors that do not match the config.
+            UsageError: the verifier's matrices differ in shape from those the drafter was trained with.
         """
         config = read_config(folder)
         tensors, vocab = read_tensors(folder, config.draft_vocab, config.vocab_size)
@@ -238,7 +239,7 @@ def read_config(folder: Path) -> LstmConfig:
     """The config of a saved drafter.
 
     Raises:
-        CheckpointError: there is none, or it is another thing's.
+        CheckpointError: there is none, or it is not a drafter's.
     """
     data = read_about(folder, "lstm")
     try:

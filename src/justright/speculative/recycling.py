@@ -1,10 +1,10 @@
-"""Token recycling: what the verifier once thought likely behind a token is guessed behind it again.
+"""Token recycling: drafts the tokens that the verifier found likely after the same token before.
 
-No model and no training: a table with, for every token, the verifier's most likely next tokens the last time it was run
-(in guesses that were refused too: their logits are thrown away otherwise). Drafts are trees walked through that table.
+No model and no training: a table holds, for every token, the verifier's most likely next tokens of its last run
+(rejected draft tokens included: their logits are discarded otherwise). Drafts are trees walked through that table.
 
-Source: arXiv:2408.08696. Differs: the tree is grown by the share of guesses of each rank that came true, which is
-measured while running, instead of one fixed shape; and the table begins empty.
+Source: arXiv:2408.08696. Differs: the tree grows by the measured share of correct draft tokens of each rank, instead
+of one fixed shape; and the table starts empty.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _NOTHING = -1e9
 
 @dataclass(frozen=True, slots=True)
 class RecyclingOptions:
-    """Options of token recycling, checked once.
+    """Options of token recycling, validated once.
 
     Attributes:
-        candidates: tokens kept behind each token.
-        nodes: the most nodes of a tree.
-        depth: its levels.
-        min_prob: do not follow paths less probable.
+        candidates: tokens kept after each token.
+        nodes: the maximum number of nodes of a tree.
+        depth: levels of a tree.
+        min_prob: do not follow less probable paths.
     """
 
     candidates: int = 8
@@ -66,7 +66,7 @@ class RecyclingDrafter(Drafter):
     def __init__(self, options: RecyclingOptions | None = None) -> None:
         self.options = options or RecyclingOptions()
         self.candidates = self.options.candidates
-        """How many of the verifier's most likely tokens `recycle` wants."""
+        """How many of the verifier's most likely tokens `recycle` needs."""
         self._table: dict[int, list[int]] = {}
         self._shares = list(_FIRST_SHARES[: self.candidates])
         self._last: dict[Hashable, int] = {}
@@ -79,7 +79,7 @@ class RecyclingDrafter(Drafter):
         self._last[request_id] = prompt_ids[-1]
 
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        """Take note of verified tokens, and of which ranks they had in the table."""
+        """Record verified tokens, and the ranks that they had in the table."""
         self._must_be_active(request_id)
         before = self._last[request_id]
         for token in token_ids:
@@ -94,15 +94,15 @@ class RecyclingDrafter(Drafter):
     def recycle(
         self, request_id: Hashable, token_ids: Sequence[int], candidates: Sequence[Sequence[int]]
     ) -> None:
-        """The verifier ran ``token_ids`` (accepted or not) and found ``candidates`` most likely behind each.
+        """Record the ``candidates`` that the verifier found most likely after each of ``token_ids``, accepted or not.
 
-        They join the table when `observe` has told what came of it: a rank is right by what was guessed before.
+        They join the table after `observe` has the outcome: a rank is judged by the table that made the draft.
         """
         self._must_be_active(request_id)
         self._news.setdefault(request_id, {}).update(zip(token_ids, map(list, candidates), strict=True))
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Walk the table from the last token; nothing if it was never seen."""
+        """Walk the table from the last token; empty if that token is new."""
         self._must_be_active(request_id)
         options = self.options
         self._frontier = [self._last[request_id]]
@@ -121,7 +121,7 @@ class RecyclingDrafter(Drafter):
         self._table.update(self._news.pop(request_id, {}))
 
     def _expand(self, rows: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `justright.speculative.tree.Expand`; tokens that are not in the table have nothing behind them."""
+        """See `justright.speculative.tree.Expand`; tokens that are not in the table have no children."""
         frontier = self._frontier if tokens is None else tokens.tolist()
         nothing = [0] * self.candidates
         ids = torch.tensor([self._table.get(token, nothing) for token in frontier])

@@ -1,8 +1,8 @@
-"""Drafters by name: the built-in ones, and those that other distributions bring.
+"""Drafters by name: the built-in ones, and those of other distributions.
 
 A distribution adds a drafter with an entry point in the group ``justright.drafters``: a callable that takes
-the options as keywords and returns a ``Drafter``. The name of the entry point is the drafter's name. Built-in
-names cannot be taken over.
+the options as keywords and returns a ``Drafter``. The name of the entry point is the drafter's name; it cannot
+override a built-in name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GROUP = "justright.drafters"
 
 
 Kind = tuple[Callable[[Any], Drafter], Callable[..., object]]
-"""A drafter's class and that of its options, which are checked where they are made."""
+"""A drafter's class and the class of its options, which validates them at construction."""
 
 
 def _suffix() -> Kind:
@@ -63,7 +63,7 @@ BUILT_IN: dict[str, Callable[[], Kind]] = {
 
 
 def drafter_names() -> list[str]:
-    """The names that ``create_drafter`` knows, the built-in ones first."""
+    """The names that ``create_drafter`` accepts, the built-in ones first."""
     return [*BUILT_IN, *sorted(_third_party())]
 
 
@@ -78,24 +78,24 @@ def create_drafter(name: str, **options: object) -> Drafter | None:
         The drafter; None for ``none``: decode without drafts.
 
     Raises:
-        UsageError: no such drafter, an option that it does not have or a value out of range, or a third-party
-            drafter that does not import or is no drafter.
+        UsageError: no such drafter, an unknown option or a value out of range, or a third-party drafter that does
+            not import or is not a ``Drafter``.
         MissingExtraError: the drafter needs an optional dependency that is not installed.
     """
     return _maker(name, options)()
 
 
 def check_drafter(name: str, **options: object) -> None:
-    """Refuse what `create_drafter` refuses, as far as that can be told without making one.
+    """Validate a drafter's name and options as far as possible without making it.
 
     Raises:
-        UsageError: no such drafter, an option that it does not have or a value out of range.
+        UsageError: no such drafter, an unknown option or a value out of range.
     """
     _maker(name, options)
 
 
 def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None]:
-    """What makes a drafter, its options checked."""
+    """The factory of a drafter, with validated options."""
     if name in BUILT_IN:
         kind, settings = BUILT_IN[name]()
         _check_options(name, settings, options)
@@ -132,7 +132,7 @@ def _check_options(name: str, factory: Callable[..., object], options: dict[str,
     try:
         signature = inspect.signature(factory)
     except ValueError:
-        return  # some compiled callables have none: the call itself will tell
+        return  # some compiled callables have no signature: the call itself validates
     try:
         signature.bind(**options)
     except TypeError as error:

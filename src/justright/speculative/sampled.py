@@ -1,8 +1,8 @@
-"""Drafts that are drawn: trees of a fixed shape, sampled from the drafter's own distribution.
+"""Sampled drafts: trees of a fixed shape, drawn from the drafter's own distribution.
 
-Verification of drawn guesses keeps the model's distribution only if what was drawn decides nothing about which nodes
-are verified (see `justright.engine.sampler`): so the shape is settled before the first draw. The last verified token
-has ``width`` children, drawn without replacement; each goes on as a chain.
+Verification of drawn tokens preserves the model's distribution only if the choice of nodes to verify does not depend
+on what was drawn (see `justright.engine.sampler`): so the shape is fixed before the first draw. The last verified
+token has ``width`` children, drawn without replacement; each continues as a chain.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Distribution = Callable[[Tensor | None, Tensor | None, float], Tensor]
 
 
 class Sampled:
-    """The generator of one drafter's draws."""
+    """The random generator of one drafter."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -32,13 +32,13 @@ class Sampled:
 
 
 def sample_tree(distribution: Distribution, shape: Shape, temperature: float, sampled: Sampled) -> Draft:
-    """Draw a tree; its ``proposal`` has the distributions that the nodes were drawn from.
+    """Draw a tree; its ``proposal`` holds the distributions from which the nodes were drawn.
 
     Args:
         distribution: the model.
         shape: ``top_k`` is the width; ``nodes`` and ``depth`` bound the chains' length.
         temperature: of the model's distribution.
-        sampled: what draws.
+        sampled: the random generator.
     """
     width = min(shape.top_k, shape.nodes)
     depth = min(shape.depth, shape.nodes // width) if width else 0

@@ -1,4 +1,4 @@
-"""Where trained drafters are: in a directory, on the hub, or in a package that carries one for a model."""
+"""Where to find trained drafters: in a directory, on the hub, or in a package that carries one for a model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def find_drafter(
     """The folder of a drafter.
 
     Args:
-        path: a directory or a hub id; None: the bundle's own, if ``model`` is one with a drafter of this kind, else one
-            that a package carries for the model with this identity.
+        path: a directory or a hub id; None: the bundle's own, if ``model`` is one with a drafter of this
+            kind, else one that a package carries for the model with this identity.
         identity: of the verifier's weights.
         kind: of drafter.
         model: the verifier's directory.
@@ -63,8 +63,8 @@ def named_drafter(name: str) -> Path:
     """The folder of a drafter by its own name, or by its model's: a bundle, ``packaged:NAME``, ``zoo:NAME``.
 
     Raises:
-        UsageError: there is nothing of that name.
-        SourceError: that model has none at hand.
+        UsageError: nothing has that name.
+        SourceError: that model has no local drafter.
     """
     if ":" not in name and not is_bundle(local_path(name)):
         return resolve_drafter(name)
@@ -82,10 +82,10 @@ def drafter_at_hand(model: Path) -> bool:
 
 
 def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """All that a drafter's ``config.json`` says: shape, accuracy, how it was trained. ``kind``: the one wanted.
+    """A drafter's ``config.json``: shape, accuracy, training. ``kind``: the expected kind.
 
     Raises:
-        CheckpointError: there is none, or it is another thing's.
+        CheckpointError: there is none, or it is not a drafter's.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -106,10 +106,10 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
-    """`read_about` a drafter that is for the weights ``identity`` (None: nobody asks).
+    """`read_about` a drafter, validated for the weights ``identity`` (None: not checked).
 
     Raises:
-        UsageError: it was trained for others.
+        UsageError: it was trained for other weights.
         CheckpointError: no drafter, or a damaged one.
     """
     about = read_about(folder, kind)
@@ -146,16 +146,16 @@ def write_drafter(
 
 
 def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[str, Tensor], Tensor | None]:
-    """A drafter's parameters in float32, and the token ids that its head knows (None: all).
+    """A drafter's parameters in float32, and the token ids that its head covers (None: all).
 
     Args:
         folder: the drafter's.
-        draft_vocab: how many these are by its config; 0: all.
+        draft_vocab: number of these token ids in its config; 0: all.
         vocab_size: of the verifier.
 
     Raises:
-        CheckpointError: files that are missing or damaged, numbers that are not finite, or a vocabulary that is not the
-            config's.
+        CheckpointError: files that are missing or damaged, values that are not finite, or a vocabulary that does not
+            match the config.
     """
     file = folder / WEIGHTS
     try:
@@ -172,10 +172,10 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Put a drafter's parameters into its module, ready to draft.
+    """Load a drafter's parameters into its module, ready to draft.
 
     Raises:
-        CheckpointError: tensors of other names or shapes.
+        CheckpointError: tensors with other names or shapes.
     """
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -189,7 +189,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
 def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
     """A verifier's input embedding and output matrix, ``[vocab, hidden_size]`` each.
 
-    The engine may hold the output matrix in a packed form only; it is read from the checkpoint then.
+    If the engine holds the output matrix in a packed form only, it is read from the checkpoint.
     """
     embedding = model.get_input_embeddings().weight.detach()
     weight = getattr(model.get_output_embeddings(), "weight", None)

@@ -1,7 +1,7 @@
-"""Suffix drafts: guess that the text goes on as it did the last times it looked like this.
+"""Suffix drafts: predict that the text continues as it did after earlier occurrences of its last tokens.
 
-No model, no training, no state on the device. It is what makes copying cheap: quoting a document, editing
-code, repeating a form. Where nothing repeats it drafts nothing, and costs next to nothing.
+No model, no training, no state on the device. It makes copying cheap: quoting a document, editing code, repeating
+a form. Where nothing repeats it drafts nothing, at negligible cost.
 
 Source: SuffixDecoding, arXiv:2411.04975; its score is the switch of HOWL's hybrid decoding, arXiv:2510.07535,
 which uses chain drafts (the default here).
@@ -28,23 +28,23 @@ BACKENDS = ("auto", "arctic", "python")
 
 MAX_DEPTH = 1024
 MAX_REACH = 10_000.0
-"""Bounds of options; beyond them lie no better drafts, only slower ones."""
+"""Bounds of options; values beyond them make drafts slower, not better."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuffixOptions:
-    """Options of the suffix drafter, checked once.
+    """Options of the suffix drafter, validated once.
 
     Attributes:
         backend: ``arctic`` (arctic-inference's tree in C++), ``python`` (no extra needed), or ``auto``: the
-            first where it is installed. They differ in the order of equally frequent continuations only.
+            first if it is installed. They differ only in the order of equally frequent continuations.
         tree: draft a tree of the most probable continuations; else the most probable chain.
         max_depth: tokens of the longest string looked up, match and draft together; 2 to 1,024.
         max_spec_factor: draft at most ``max_spec_factor * match_len + max_spec_offset`` tokens; 0 to 10,000.
         max_spec_offset: see ``max_spec_factor``; -10,000 to 10,000.
         min_token_prob: draft no token whose estimated path probability is lower; 0 to 1.
-        remember: latest outputs to draft from, those of active requests included (so that 2 is the least that
-            reaches another request's). 0: none, and a request's drafts do not depend on other requests.
+        remember: number of latest outputs to draft from, those of active requests included (so that 2 is the least
+            that reaches another request's). 0: none, and a request's drafts do not depend on other requests.
     """
 
     backend: Literal["auto", "arctic", "python"] = "auto"
@@ -68,9 +68,9 @@ class SuffixOptions:
 
 
 class SuffixDrafter(Drafter):
-    """Drafts from the request's own prompt and output, and from earlier outputs if asked to.
+    """Drafts from the request's own prompt and output, and optionally from earlier outputs.
 
-    Drafts are deterministic (``proposal`` is None); ``probs`` are the share of earlier occurrences that went
+    Drafts are deterministic (``proposal`` is None); ``probs`` are the share of earlier occurrences that continued in
     the same way.
 
     Args:
@@ -91,7 +91,7 @@ class SuffixDrafter(Drafter):
         """Begin a request whose prompt is ``prompt_ids``.
 
         Raises:
-            UsageError: the request is active already, or a token id does not fit.
+            UsageError: the request is already active, or a token id is out of range.
         """
         if request_id in self._active:
             raise UsageError(f"suffix drafts: request {request_id!r} was started twice; stop it first")
@@ -99,16 +99,16 @@ class SuffixDrafter(Drafter):
         self._active.add(request_id)
 
     def observe(self, request_id: Hashable, token_ids: Sequence[int], hidden: Tensor | None = None) -> None:
-        """Take note of newly verified tokens; ``hidden`` is not looked at.
+        """Record newly verified tokens; ignores ``hidden``.
 
         Raises:
-            UsageError: the request is not active, or a token id does not fit.
+            UsageError: the request is not active, or a token id is out of range.
         """
         self._must_be_active(request_id)
         self._index.extend(request_id, _as_ids(token_ids))
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
-        """Guess what follows everything observed so far; empty where nothing like it was seen.
+        """Draft the continuation of all observed tokens; empty if nothing matches.
 
         Raises:
             UsageError: the request is not active.
@@ -118,7 +118,7 @@ class SuffixDrafter(Drafter):
             return EMPTY_DRAFT
         options = self.options
         limits = Limits(
-            # No draft is longer than this, save trees; and a tree this large is of no use to anybody.
+            # Only trees can be longer than this, and a tree this large is useless.
             max_tokens=min(max_nodes, 2**20),
             factor=options.max_spec_factor,
             offset=options.max_spec_offset,
@@ -131,7 +131,7 @@ class SuffixDrafter(Drafter):
         return Draft(guess.token_ids, guess.parents, guess.probs)
 
     def stop(self, request_id: Hashable) -> None:
-        """Forget the request; its output stays as long as ``remember`` says.
+        """Forget the request; its output stays as long as ``remember`` allows.
 
         Raises:
             UsageError: the request is not active.
@@ -150,7 +150,7 @@ class ArcticIndex:
 
     Args:
         max_depth: strings of up to this many tokens are counted.
-        remember: outputs kept, also for the drafts of other requests; the oldest goes first. 0: none.
+        remember: number of outputs kept, also for the drafts of other requests; the oldest is dropped first. 0: none.
 
     Raises:
         ImportError: arctic-inference is not installed.
@@ -175,7 +175,7 @@ class ArcticIndex:
         self._contexts[request_id] = context[-self._max_depth :]
 
     def speculate(self, request_id: Hashable, limits: Limits) -> Speculation:
-        """Guess from the request's own text or from the remembered outputs, whichever scores more."""
+        """Draft from the request's own text or from the remembered outputs, whichever scores higher."""
         guess = self._cache.speculate(
             request_id,
             self._contexts[request_id],

@@ -1,8 +1,8 @@
-"""The plain backend of suffix drafts: look up where the endings of a text occur before, and what follows there.
+"""The plain backend of suffix drafts: finds earlier occurrences of a text's suffixes, and what follows them.
 
-For every ending of the context that occurs in the indexed texts, the continuations are counted: the probability of a
-guess is the share of the ending's occurrences that its path follows. The ending whose draft has the largest sum of
-probabilities wins. Texts are kept as arrays and searched when a draft is wanted; there is no tree to maintain.
+For every suffix of the context that occurs in the indexed texts, the continuations are counted: the probability of a
+draft token is the share of the suffix's occurrences that its path follows. The suffix whose draft has the largest sum
+of probabilities wins. Texts are kept as arrays and searched when a draft is needed; there is no tree to maintain.
 
 Source: SuffixDecoding, arXiv:2411.04975 (one index over each request's prompt and output, one over the outputs of
 earlier requests; counts, scores, greedy trees). Differs from the compiled backend where continuations are equally
@@ -21,18 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 END = -1
-"""The token before, between and after the indexed texts."""
+"""The separator token before, between and after the indexed texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far one draft may go.
+    """Limits of one draft.
 
     Attributes:
-        max_tokens: the most nodes.
-        factor: allow ``factor * match_len + offset`` nodes after an ending of ``match_len`` tokens.
+        max_tokens: the maximum number of nodes.
+        factor: allow ``factor * match_len + offset`` nodes after a suffix of ``match_len`` tokens.
         offset: see ``factor``.
-        min_token_prob: the least path probability of a node.
+        min_token_prob: the minimum path probability of a node.
         tree: draft the most probable nodes as a tree; else follow the most frequent continuation as a chain.
     """
 
@@ -43,13 +43,13 @@ class Limits:
     tree: bool = False
 
     def nodes(self, match_len: int) -> int:
-        """The most nodes after an ending of ``match_len`` tokens."""
+        """The maximum number of nodes after a suffix of ``match_len`` tokens."""
         return min(self.max_tokens, max(0, int(match_len * self.factor + self.offset + 1e-6)))
 
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """A guess: nodes in topological order, path probabilities, their sum, and the length of the matched ending."""
+    """A draft: nodes in topological order, path probabilities, their sum, and the length of the matched suffix."""
 
     token_ids: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
@@ -59,7 +59,7 @@ class Speculation:
 
 
 class SuffixIndex(Protocol):
-    """A backend of the suffix drafter. The drafter checks the ids of requests before it calls."""
+    """A backend of the suffix drafter. The drafter validates request ids before its calls."""
 
     def start(self, request_id: Hashable, token_ids: NDArray[np.int32]) -> None:
         """Begin a request with its prompt, ``token_ids [length]``."""
@@ -70,7 +70,7 @@ class SuffixIndex(Protocol):
         ...
 
     def speculate(self, request_id: Hashable, limits: Limits) -> Speculation:
-        """Guess what follows the request's text; an empty guess has ``match_len`` 0."""
+        """Draft what follows the request's text; an empty draft has ``match_len`` 0."""
         ...
 
     def stop(self, request_id: Hashable) -> None:
@@ -82,8 +82,8 @@ class PythonIndex:
     """The plain backend.
 
     Args:
-        max_depth: match and draft together have at most this many tokens.
-        remember: the number of outputs kept, also for the drafts of other requests; the oldest goes first.
+        max_depth: the maximum number of tokens of match and draft together.
+        remember: number of outputs kept, also for the drafts of other requests; the oldest is dropped first.
     """
 
     def __init__(self, max_depth: int, remember: int = 0) -> None:
@@ -108,7 +108,7 @@ class PythonIndex:
                 texts[request_id] = np.concatenate([texts[request_id][:-1], token_ids, [END]], dtype=np.int32)
 
     def speculate(self, request_id: Hashable, limits: Limits) -> Speculation:
-        """Guess from the request's own text or from the remembered outputs, whichever scores more."""
+        """Draft from the request's own text or from the remembered outputs, whichever scores higher."""
         own = self._texts[request_id]
         context = own[1:-1][-self._max_depth :].tolist()
         guess = best_draft(own, context, self._max_depth, limits)
@@ -126,24 +126,24 @@ class PythonIndex:
 def best_draft(
     texts: NDArray[np.int32], context: Sequence[int], max_depth: int, limits: Limits
 ) -> Speculation:
-    """The draft with the highest score among those after the endings of ``context``.
+    """The draft with the highest score among those after the suffixes of ``context``.
 
-    The context as a whole is not looked up, only what is shorter.
+    The context as a whole is not looked up, only its proper suffixes.
 
     Args:
         texts: ``[length]``, the indexed texts, with `END` before, between and after them.
         context: the last tokens, at most ``max_depth``.
-        max_depth: the most tokens of an ending and its draft together.
+        max_depth: the maximum number of tokens of a suffix and its draft together.
         limits: of the draft.
     """
     matches: list[tuple[float, int, NDArray[np.intp]]] = []
-    places = np.arange(1, len(texts))  # of the tokens after an ending
+    places = np.arange(1, len(texts))  # of the tokens after a suffix
     for length in range(1, len(context)):
         places = places[texts[places - length] == context[-length]]
         followed = np.count_nonzero(texts[places] != END)
         if not followed:
             break
-        # No level of a draft is worth more than the share of the occurrences that any token follows.
+        # No level of a draft scores more than the share of the occurrences that any token follows.
         levels = min(limits.nodes(length), max_depth - length)
         matches.append((levels * followed / len(places), length, places))
     best = Speculation()
@@ -151,7 +151,7 @@ def best_draft(
     for bound, length, places in sorted(matches, key=lambda match: match[:2], reverse=True):
         if bound <= best.score:
             break
-        # An ending with the same occurrences as a longer one has at most the beginning of its draft.
+        # A suffix with the same occurrences as a longer one has at most the beginning of its draft.
         if tried.get(len(places), 0) < length:
             tried[len(places)] = length
             draft = _grow(texts, places, length, max_depth - length, limits)
@@ -162,7 +162,7 @@ def best_draft(
 def _grow(
     texts: NDArray[np.int32], places: NDArray[np.intp], match_len: int, depth: int, limits: Limits
 ) -> Speculation:
-    """The most probable nodes after an ending, which ``places`` follow, in at most ``depth`` levels."""
+    """The most probable nodes after a suffix, which ``places`` follow, in at most ``depth`` levels."""
     token_ids: list[int] = []
     parents: list[int] = []
     probs: list[float] = []

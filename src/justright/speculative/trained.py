@@ -1,4 +1,4 @@
-"""What the trained drafters have in common: a directory with ``model.safetensors`` and ``config.json``."""
+"""The common part of the trained drafters: a directory with ``model.safetensors`` and ``config.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from justright.speculative.store import CONFIG, WEIGHTS, find_drafter, read_for
 
 
 class TrainedDrafter(Drafter):
-    """A drafter with weights that are trained for one verifier.
+    """A drafter with weights trained for one verifier.
 
     Args:
         options: an `options_type`; None: the defaults.
@@ -27,7 +27,7 @@ class TrainedDrafter(Drafter):
     def __init__(self, options: Any = None) -> None:
         self.options = options or self.options_type()
         self.folder: Path | None = None
-        """Where its files are; None before they are looked for."""
+        """Directory of its files; None before `find`."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
@@ -47,11 +47,11 @@ class TrainedDrafter(Drafter):
         return drafter
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the weights and the config into the directory ``path``, as they were read.
+        """Copy the drafter's weights and config into the directory ``path``.
 
         Raises:
             UsageError: the drafter has no weights yet.
-            SourceError: its files are gone.
+            SourceError: its files no longer exist.
         """
         if self.folder is None:
             raise UsageError("the drafter has no weights yet: call from_pretrained or bind first")
@@ -65,7 +65,7 @@ class TrainedDrafter(Drafter):
             write_durably(target / name, data)
 
     def find(self, model: Path | None) -> tuple[Path, dict[str, Any]]:
-        """The drafter's directory and config, checked against the checkpoint ``model`` (None: against none).
+        """The drafter's directory and config, validated against the checkpoint ``model`` (None: not validated).
 
         Raises:
             SourceError: no such drafter, or none for this model.

@@ -1,4 +1,4 @@
-"""Trees of guesses: grown level by level from what a model thinks comes next, kept by probability.
+"""Draft trees: grown level by level from a model's predictions, kept by probability.
 
 Source: EAGLE-2, arXiv:2406.16858, section 4 (expand the most probable nodes, keep the most probable overall).
 """
@@ -15,19 +15,19 @@ from torch import Tensor
 from justright.speculative.base import EMPTY_DRAFT, Draft
 
 Expand = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
-"""``(rows, tokens)``: from the states of the last call at ``rows``, go on with ``tokens`` (``[frontier]`` both; None:
-the root); returns log-probabilities and token ids, ``[frontier, k]`` each, most probable first."""
+"""``(rows, tokens)``: from the states of the last call at ``rows``, continue with ``tokens`` (``[frontier]``
+both; None: the root); returns log-probabilities and token ids, ``[frontier, k]`` each, most probable first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a tree grows.
+    """The limits of a tree.
 
     Attributes:
-        nodes: the most it keeps.
+        nodes: maximum number of nodes kept.
         depth: levels.
-        top_k: nodes expanded a level, and children of each; 1: a chain.
-        min_prob: paths less probable than this are not followed.
+        top_k: nodes expanded per level, and children of each; 1: a chain.
+        min_prob: less probable paths are not followed.
     """
 
     nodes: int
@@ -37,11 +37,11 @@ class Shape:
 
 
 def grow(expand: Expand, shape: Shape) -> Draft:
-    """The most probable tree: every node's probability is its path's, and no node is kept without its parent.
+    """The most probable tree: a node's probability is its path's, and no node is kept without its parent.
 
     Args:
         expand: the model.
-        shape: how large, how deep, how wide.
+        shape: limits of size, depth and width.
     """
     if shape.nodes < 1 or shape.depth < 1:
         return EMPTY_DRAFT
@@ -65,7 +65,7 @@ def grow(expand: Expand, shape: Shape) -> Draft:
 
 
 def _settled(found: Sequence[tuple[Tensor, Tensor, Tensor]], frontier: Tensor, nodes: int) -> bool:
-    """Whether nothing below the frontier could still be among the best ``nodes``."""
+    """Whether no node below the frontier can still be among the best ``nodes``."""
     scores = torch.cat([level[0] for level in found])
     return len(scores) >= nodes and float(frontier[0]) <= float(scores.topk(nodes).values[-1])
 
@@ -77,7 +77,7 @@ def _best(found: Sequence[tuple[Tensor, Tensor, Tensor]], nodes: int, floor: flo
     place: dict[int, int] = {-1: -1}
     kept: list[int] = []
     for index in order:
-        # A child is never more probable than its parent, and comes behind it: so its parent is there, or neither is.
+        # A kept node's parent is already kept: it is at least as probable and comes earlier.
         if values[index] < floor and kept:
             break
         place[index] = len(kept)

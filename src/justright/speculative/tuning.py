@@ -1,7 +1,7 @@
-"""How large a tree pays here: what trees of each shape had accepted on held-out text, against what they cost.
+"""The best tree size on this machine: accepted tokens of each shape on held-out text, against its cost.
 
-The gain of a shape is the drafter's (measured once, when it is trained, and kept in its config); its cost is the
-machine's (a verification's by `justright.engine.step_cost`, a draft step's by a few trials).
+The gain of a shape belongs to the drafter (measured once, in training, and stored in its config); its cost belongs to
+the machine (a verification's by `justright.engine.step_cost`, a draft step's by a few trials).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class TreeTable:
     """Accepted tokens by shape.
 
     Attributes:
-        accepted: per width (``WIDTHS``): ``[depth][nodes]``, the mean number of accepted tokens of trees cut to so
+        accepted: per width (``WIDTHS``): ``[depth][nodes]``, the mean number of accepted tokens of trees cut to that
             many levels and nodes.
     """
 
     accepted: dict[int, np.ndarray]
 
     def among(self, *, max_nodes: int, nodes: int | None, depth: int | None, top_k: int | None) -> TreeTable:
-        """What is left of it within limits; of widths, the given one or the nearest that was measured."""
+        """The part of the table within the limits; of widths, the given one or the nearest that was measured."""
         widths = list(self.accepted)
         if top_k is not None:
             widths = [min(widths, key=lambda width: abs(width - top_k))]
@@ -62,7 +62,7 @@ class TreeTable:
 
     @classmethod
     def from_dict(cls, data: Any) -> TreeTable | None:
-        """What `to_dict` gave; None for anything else."""
+        """What `to_dict` returned; None for anything else."""
         try:
             tables = {int(width): np.asarray(table, dtype=np.float64) for width, table in data.items()}
         except (AttributeError, TypeError, ValueError):
@@ -75,7 +75,7 @@ class TreeTable:
 
 
 def _only(given: int | None, most: int) -> slice:
-    """Places of ``given`` alone, or of 1 to ``most``."""
+    """Index of ``given`` alone, or of 1 to ``most``."""
     return slice(0, most) if given is None else slice(min(given, most) - 1, min(given, most))
 
 
@@ -87,17 +87,17 @@ def best_shape(
     spec: bool,
     min_prob: float,
 ) -> tuple[Shape, float]:
-    """The shape with the most tokens a second.
+    """The shape with the highest throughput.
 
     Args:
         table: of the drafter.
-        verify_s: seconds of a verification of so many rows.
-        draft_s: seconds to draft ``(width, depth)``.
-        spec: a [SPEC] stands behind every node: twice the rows.
+        verify_s: seconds of a verification, by its rows.
+        draft_s: seconds to draft, by ``(width, depth)``.
+        spec: a [SPEC] follows every node: twice the rows.
         min_prob: of the shape.
 
     Returns:
-        The shape, and its tokens a second against plain decoding's.
+        The shape, and its throughput relative to plain decoding.
     """
     plain = verify_s(1)
     best, found = 0.0, Shape(1, 1, 1, min_prob)
@@ -107,6 +107,6 @@ def best_shape(
             for nodes in range(1, NODES + 1):
                 rows = (nodes + 1) * 2 if spec else nodes + 1
                 rate = (1 + accepted[depth - 1, nodes - 1]) / (drafting + verify_s(rows)) * plain
-                if rate > best * 1.001:  # of equals the smallest
+                if rate > best * 1.001:  # of equal rates, the smallest shape
                     best, found = float(rate), Shape(nodes, depth, width, min_prob)
     return found, best
