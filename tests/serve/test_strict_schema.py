@@ -9,6 +9,7 @@ import pytest
 from jsonschema_rs import is_valid
 
 from justright.errors import UsageError
+from justright.serve.protocol import AsSchema
 from justright.serve.strict_schema import closed
 
 A: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -85,3 +86,9 @@ def test_what_a_schema_says_stays(schema: Any) -> None:
 def test_an_object_of_several_schemas_is_refused(schema: Any) -> None:
     with pytest.raises(UsageError, match="strict: true cannot close"):
         closed(schema)
+
+
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_strict_is_a_boolean_as_in_openai(strict: bool | None) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": strict}}
+    assert AsSchema.model_validate(wanted).json_schema.strict is strict

@@ -31,9 +31,17 @@ _NUMBER = re.compile(
     rf"(?:(?P<whole>[0-9]+)\s+(?=[0-9]+/[0-9]))?(?P<digits>{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:[eE](?P<power>[-+]?[0-9]{1,3})(?![0-9]))?(?:/(?P<below>[0-9]+))?(?:\s*(?P<percent>%|percent\b|per cent\b))?"
 )
+_JOIN = r"(?:\s*(?:[-\u2212\u2013+*\u00d7\u00b7/\u00f7^]|\b(?:or|and|to|x)\b)\s*|:)"
+_GOES_ON = re.compile(
+    rf"{_JOIN}[$\u20ac\u00a3\u00a5]?\.?[0-9]|[\u00b9\u00b2\u00b3\u2070-\u2079]"
+    r"|,\s+[0-9]+(?=\s*(?:$|[.,;!?]|or\b|and\b))"
+)
+"""What follows a number that is only part of the answer: an operator, a range, an alternative, a list."""
+_CAME_BEFORE = re.compile(rf"[0-9]%?{_JOIN}[$\u20ac\u00a3\u00a5]?$")
+_NOT = re.compile(r"not\b.*?\bbut\s+(?:it\s+is\s+|it's\s+)?", re.IGNORECASE | re.DOTALL)
 _CLAUSE_END = re.compile(r"[,;.!?](?=\s|$)|\n")
 _LEAD = r"(?:[\s*_`\"'(\[{\u201c\u2018]|(?:the|an?|option|choice)\s)*"
-_WHOLE = r"(?=\s*(?:$|because\b|since\b|[^\w\s?]))(?![-/'\u2019.,]\w)"
+_WHOLE = r"(?=\s*(?:$|because\b|since\b|[^\w\s?]))(?![-/'\u2019.,]\w)(?![+#])"
 
 
 def is_right(text: str, answer: str) -> bool:
@@ -46,12 +54,13 @@ def is_right(text: str, answer: str) -> bool:
     if _plain(text) == _plain(answer):
         return _plain(answer) != ""
     answer = answer.rpartition("####")[2].strip()
-    expected = _numbers(answer, whole=True)
+    expected = _whole_number(answer)
     marks = list(_MARK.finditer(text))
     if expected:
-        if not marks:
-            return any(_same(number, expected[0]) for number in _numbers(text)[-1:])
-        return any(_same(number, expected[0]) for number in _numbers(_clause(_behind(text, marks[-1])))[:1])
+        found = (
+            _final_number(_behind(text, marks[-1]), first=True) if marks else _final_number(text, first=False)
+        )
+        return found is not None and _same(found, expected[0])
     whole = r"\s+".join(re.escape(word) for word in answer.rstrip(".").split())
     if not whole:
         return False
@@ -60,7 +69,7 @@ def is_right(text: str, answer: str) -> bool:
         return begins.match(_behind(text, marks[-1])) is not None
     last = text.strip().rpartition("\n")[2]
     ends = re.compile(
-        rf"(?<!\w)(?<!\bnot )(?<!n't )(?<!\w[-/'\u2019.]){whole}[\s*_`\"'.!)\]}}\u201d\u2019]*$",
+        rf"(?<!\w)(?<!\bnot )(?<!n't )(?<!\bor )(?<!\band )(?<!\w[-/'\u2019.]){whole}[\s*_`\"'.!)\]}}\u201d\u2019]*$",
         re.IGNORECASE,
     )
     return begins.match(last) is not None or ends.search(last) is not None
@@ -71,28 +80,54 @@ def _plain(text: str) -> str:
 
 
 def _behind(text: str, mark: re.Match[str]) -> str:
+    """What the mark announces; of ``not 5, but 7`` what comes after ``but``."""
     boxed = mark["boxed"]
-    return (text[mark.end() :] if boxed is None else boxed).strip()
-
-
-def _clause(text: str) -> str:
-    """What the answer begins with, up to the end of the clause; of an equation its right side."""
-    end = _CLAUSE_END.search(text)
-    return (text[: end.start()] if end else text).rpartition("=")[2]
+    found = (text[mark.end() :] if boxed is None else boxed).strip()
+    negated = _NOT.match(found)
+    return found[negated.end() :] if negated else found
 
 
 Number = tuple[Fraction, bool]
 """A value, and whether it is in percent."""
 
 
-def _numbers(text: str, *, whole: bool = False) -> list[Number]:
-    """The numbers of a text, in order; ``whole``: the one number that the text is, or none."""
+def _normal(text: str) -> str:
+    """A text with numbers as `_NUMBER` reads them: no LaTeX, no signs of currencies."""
     text = _FRACTION.sub(r"\1/\2", text).replace("{,}", ",").replace("\\", "")
-    text = _CURRENCY.sub(r" \1", text).strip()
-    if whole:
-        match = _NUMBER.fullmatch(text.rstrip("."))
-        return [] if match is None else _value(match)
-    return [number for match in _NUMBER.finditer(text) for number in _value(match)]
+    return _CURRENCY.sub(r" \1", text).strip()
+
+
+def _whole_number(text: str) -> list[Number]:
+    """The one number that the text is, or none."""
+    match = _NUMBER.fullmatch(_normal(text).rstrip("."))
+    return [] if match is None else _value(match)
+
+
+def _final_number(text: str, *, first: bool) -> Number | None:
+    """The first number of a text's first clause, of an equation its right side; or the last number of the text.
+
+    None if there is none, or if it is only a part of what is said: ``3 or 4``, ``5-6``, ``2 + 2``, ``2^10``.
+    """
+    text = _normal(text)
+    if first:
+        if text.casefold().startswith("not "):
+            return None
+        end = _CLAUSE_END.search(text)
+        stop = end.start() if end else len(text)
+        matches = [m for m in _NUMBER.finditer(text, text.rfind("=", 0, stop) + 1) if m.start() < stop][:1]
+    else:
+        matches = list(_NUMBER.finditer(text))[-1:]
+    if not matches:
+        return None
+    [match] = matches
+    values = _value(match)
+    if (
+        not values
+        or _GOES_ON.match(text, match.end())
+        or (not first and _CAME_BEFORE.search(text[: match.start()]))
+    ):
+        return None
+    return values[0]
 
 
 def _value(match: re.Match[str]) -> list[Number]:
@@ -134,7 +169,7 @@ def filtered(filters: Sequence[str]) -> Judge:
         while isinstance(found, list) and found:
             found = found[0]
         final = found.strip() if isinstance(found, str) else ""
-        numbers, expected = _numbers(final, whole=True), _numbers(answer, whole=True)
+        numbers, expected = _whole_number(final), _whole_number(answer)
         if numbers and expected:
             return _same(numbers[0], expected[0])
         return _plain(final) == _plain(answer)
