@@ -231,9 +231,9 @@ def test_nobody_else_waits_for_schemas_and_long_prompts(
         began.set()
         assert held.wait(60)
 
-    def counting(messages: Any, **options: Any) -> Any:
+    def counting(messages: Any, *params: Any, **options: Any) -> Any:
         written.append(messages)
-        return conversation(messages, **options)
+        return conversation(messages, *params, **options)
 
     monkeypatch.setattr(Trial, "run", compiling)
     monkeypatch.setattr(Trial, "stop", lambda _: stopped.set())

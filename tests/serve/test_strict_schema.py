@@ -90,5 +90,8 @@ def test_an_object_of_several_schemas_is_refused(schema: Any) -> None:
 
 @pytest.mark.parametrize("strict", [None, False, True])
 def test_strict_is_a_boolean_as_in_openai(strict: bool | None) -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": strict}}
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": strict},
+    }
     assert AsSchema.model_validate(wanted).json_schema.strict is strict
