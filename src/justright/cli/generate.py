@@ -17,7 +17,7 @@ from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright.engine.request import Request
 
 _MAX_BATCH = 4
@@ -178,7 +178,7 @@ def _prompts(
 
 
 def _run(
-    engine: Engine,
+    engine: LLM,
     requests: Sequence[Request],
     texts: Sequence[str],
     report: dict[str, Any],
@@ -192,7 +192,7 @@ def _run(
     live = stream and len(requests) == 1 and not output.json
     shown = 0
     with cancel_on_interrupt(requests) as interrupt:
-        for emission in until(interrupt, engine.stream(requests)):
+        for emission in until(interrupt, engine.stream_requests(requests)):
             if live and emission.text:
                 output.text(emission.text, end="")
             while shown < len(requests) and requests[shown].finish_reason is not None:

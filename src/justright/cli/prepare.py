@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from justright.engine.defaults import Defaults
     from justright.engine.generation import GenerationDefaults, ModeParams
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright.engine.options import EngineOptions
     from justright.engine.sampler import SamplingParams
 
@@ -96,16 +96,16 @@ class Prepared:
                 "answer: shorten it, or use a model with a longer context"
             )
 
-    def load(self) -> Engine:
+    def load(self) -> LLM:
         """Load the weights.
 
         Raises:
             JustrightError: any of its kinds.
         """
-        from justright.engine.llm import Engine
+        from justright.engine.llm import LLM
 
         with self.output.status(f"loading {self.source.name}"):
-            return Engine.load(str(self.source.path), self.options, tokenizer=self.tokenizer)
+            return LLM(str(self.source.path), self.options, tokenizer=self.tokenizer)
 
 
 def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:

@@ -8,7 +8,7 @@ from justright.errors import UsageError
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Prepared
-    from justright.engine.chat_modes import Thinking
+    from justright.engine.chat_modes import Reasoning
     from justright.engine.defaults import Defaults
 
 
@@ -19,15 +19,15 @@ def thinking_of(
     closing: str | None = None,
     scorer: str = "probe",
     threshold: float | None = None,
-) -> Thinking:
+) -> Reasoning:
     """What the user asked for.
 
     Raises:
         UsageError: an effort or scorer that is none, or options that contradict each other.
     """
-    from justright.engine.chat_modes import Thinking
+    from justright.engine.chat_modes import Reasoning
 
-    return Thinking(
+    return Reasoning(
         effort,
         budget,
         factor,
@@ -37,7 +37,7 @@ def thinking_of(
     )
 
 
-def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None = None) -> Thinking:
+def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | None = None) -> Reasoning:
     """As the user said; where that is nothing, as the bundle does.
 
     Args:
@@ -55,7 +55,7 @@ def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None
     return said
 
 
-def check_thinking(ready: Prepared, thinking: Thinking) -> None:
+def check_thinking(ready: Prepared, thinking: Reasoning) -> None:
     """Refuse what this model and its switch cannot do; reads the adapter, and none of the model's weights.
 
     Raises:

@@ -28,7 +28,7 @@ _SWITCH = "enable_thinking"
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking:
+class Reasoning:
     """How much a request may think, and who decides.
 
     Attributes:
@@ -94,7 +94,7 @@ class RequestBuilder:
     def request(
         self,
         messages: Sequence[Mapping[str, str]],
-        thinking: Thinking,
+        thinking: Reasoning,
         template: Mapping[str, Any],
         settle: Callable[..., Request],
         hidden_size: int,
@@ -159,7 +159,7 @@ class RequestBuilder:
         if fast and ends and request.stop_token_ids:  # without any it is to end nowhere
             request.stop_token_ids = ends
 
-    def check(self, thinking: Thinking, hidden_size: int) -> None:
+    def check(self, thinking: Reasoning, hidden_size: int) -> None:
         """Refuse what this model and its switch cannot do.
 
         Raises:
@@ -215,7 +215,7 @@ class RequestBuilder:
         self,
         messages: Sequence[Mapping[str, str]],
         template: Mapping[str, Any],
-        thinking: Thinking,
+        thinking: Reasoning,
         settle: Callable[..., Request],
         *,
         fast: bool,
@@ -232,11 +232,11 @@ class RequestBuilder:
         request.opened = opened
         return request
 
-    def _tags(self, thinking: Thinking) -> ThinkingTags:
+    def _tags(self, thinking: Reasoning) -> ThinkingTags:
         assert self.tags is not None
         return self.tags if thinking.closing is None else replace(self.tags, closing=thinking.closing)
 
-    def _planned(self, request: Request, plan: ModePlan, thinking: Thinking) -> Request:
+    def _planned(self, request: Request, plan: ModePlan, thinking: Reasoning) -> Request:
         """The request with its plan, and what thinking always would be expected to cost."""
         request.plan, effort = plan, thinking.effort
         if self.tags is not None:
@@ -257,7 +257,7 @@ class RequestBuilder:
         return request
 
     def _route(
-        self, thinking: Thinking, messages: Sequence[Mapping[str, str]], slow: Turn, hidden_size: int
+        self, thinking: Reasoning, messages: Sequence[Mapping[str, str]], slow: Turn, hidden_size: int
     ) -> Route:
         assert self.adapter is not None
         if thinking.effort == "escalate":
@@ -266,7 +266,7 @@ class RequestBuilder:
         prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
         return Auto(self._scorer(thinking, hidden_size), prompt, slow, threshold=thinking.threshold)
 
-    def _scorer(self, thinking: Thinking, hidden_size: int) -> Scorer:
+    def _scorer(self, thinking: Reasoning, hidden_size: int) -> Scorer:
         if not isinstance(thinking.scorer, str):
             return thinking.scorer
         return Heuristic() if thinking.scorer == "heuristic" else self._read_probe(hidden_size)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.checkpoint.bundle_manifest import MANIFEST, Bundle, is_bundle
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.options import NO_SWITCH, EngineOptions
 from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, UsageError
@@ -64,9 +64,9 @@ class Defaults:
         return SamplingParams(**self.sampling)
 
     @property
-    def thinking(self) -> Thinking:
+    def thinking(self) -> Reasoning:
         """How much is thought."""
-        return Thinking(self.effort)
+        return Reasoning(self.effort)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], draft_options: Mapping[str, Any]) -> Defaults:

@@ -1,7 +1,7 @@
-"""`Engine`: a model, its tokenizer and the decode loop behind a few calls.
+"""`LLM`: a model, its tokenizer and the decode loop behind a few calls.
 
-engine = Engine.load("packaged:smollm2-135m-instruct", draft="suffix")
-result = engine.generate(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
+engine = LLM("packaged:smollm2-135m-instruct", draft="suffix")
+result = engine.generate_request(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
 print(result.text, result.stats.acceptance_length)
 """
 
@@ -28,7 +28,7 @@ from justright.checkpoint.mode_files import read_end_tokens
 from justright.checkpoint.packaged import cache_folder
 from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_adapter
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.chat_modes import RequestBuilder, Thinking, chat_tokens
+from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults, settle
 from justright.engine.detokenizer import tokens_within
@@ -48,69 +48,27 @@ _TUNED_AT = 2048
 _MOST_ROWS = 256
 
 
-class Engine:
+class LLM:
     """A loaded model, ready to generate. Not thread-safe; one generation at a time (of many sequences).
 
     Args:
-        verifier: the model.
-        tokenizer: None for token ids only.
-        options: as loaded.
-        drafter: what guesses; None decodes plainly.
-        cost: measured step costs; None verifies every draft in full.
-        stop_token_ids: the model's end tokens.
-        adapter: the switch to the model's fast twin.
-        path: the checkpoint, if it has one.
-        defaults: how requests run that do not say it; a bundle has its own.
-        generation: the sampling settings of ``generation_config.json``, for requests that sample.
+        model: see `justright.checkpoint.sources.resolve`.
+        options: defaults to ``EngineOptions(**changes)``; a bundle fills in what they leave open.
+        tokenizer: the model's, if it is loaded already.
+        changes: fields of `EngineOptions`, instead of ``options``.
+
+    Raises:
+        JustrightError: any of its kinds; everything cheap is checked before weights are read.
     """
 
     def __init__(
         self,
-        verifier: Verifier,
-        tokenizer: PreTrainedTokenizerFast | None = None,
-        *,
-        options: EngineOptions | None = None,
-        drafter: Drafter | None = None,
-        cost: StepCost | None = None,
-        stop_token_ids: frozenset[int] = frozenset(),
-        adapter: Adapter | None = None,
-        path: Path | None = None,
-        defaults: Defaults | None = None,
-        generation: GenerationDefaults | None = None,
-    ) -> None:
-        self.options = options or EngineOptions()
-        self.defaults = defaults or Defaults()
-        self.generation = generation or GenerationDefaults()
-        self.verifier = verifier
-        self.path = path
-        self.tokenizer = tokenizer
-        self.drafter = drafter
-        self.cost = cost
-        self.stop_token_ids = stop_token_ids
-        self.modes = None if tokenizer is None else RequestBuilder(tokenizer, adapter)
-        if adapter is not None and verifier.switch is None:
-            verifier.switch = AppliedSwitch(verifier.model, adapter)
-
-    @classmethod
-    def load(
-        cls,
         model: str,
         options: EngineOptions | None = None,
         *,
         tokenizer: PreTrainedTokenizerFast | None = None,
         **changes: Any,
-    ) -> Engine:
-        """Load a model by directory, hub id or packaged name; of a bundle, what ``options`` leave open is the bundle's.
-
-        Args:
-            model: see `justright.checkpoint.sources.resolve`.
-            options: defaults to ``EngineOptions(**changes)``.
-            tokenizer: the model's, if it is loaded already.
-            changes: fields of `EngineOptions`, instead of ``options``.
-
-        Raises:
-            JustrightError: any of its kinds; everything cheap is checked before weights are read.
-        """
+    ) -> None:
         if options is None:
             options = EngineOptions(**changes)
         elif changes:
@@ -141,7 +99,7 @@ class Engine:
             prefill_chunk=options.prefill_chunk,
         )
         bind(drafter, verifier, path)
-        engine = cls(
+        self._assemble(
             verifier,
             tokenizer,
             options=options,
@@ -153,8 +111,57 @@ class Engine:
             generation=generation,
         )
         if drafter is not None and options.adaptive:
-            engine._speculate(path)
-        return engine
+            self._speculate(path)
+
+    @classmethod
+    def from_parts(
+        cls, verifier: Verifier, tokenizer: PreTrainedTokenizerFast | None = None, **parts: Any
+    ) -> LLM:
+        """Of a model that is loaded already; ``parts`` as in `_assemble`."""
+        llm = cls.__new__(cls)
+        llm._assemble(verifier, tokenizer, **parts)
+        return llm
+
+    def _assemble(
+        self,
+        verifier: Verifier,
+        tokenizer: PreTrainedTokenizerFast | None,
+        *,
+        options: EngineOptions | None = None,
+        drafter: Drafter | None = None,
+        cost: StepCost | None = None,
+        stop_token_ids: frozenset[int] = frozenset(),
+        adapter: Adapter | None = None,
+        path: Path | None = None,
+        defaults: Defaults | None = None,
+        generation: GenerationDefaults | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            verifier: the model.
+            tokenizer: None for token ids only.
+            options: as loaded.
+            drafter: proposes draft tokens; None decodes plainly.
+            cost: measured step costs; None verifies every draft in full.
+            stop_token_ids: the model's end tokens.
+            adapter: the switch to the model's fast twin.
+            path: the checkpoint, if it has one.
+            defaults: how requests run that leave it open; a bundle has its own.
+            generation: the sampling settings of ``generation_config.json``, for requests that sample.
+        """
+        self.options = options or EngineOptions()
+        self.defaults = defaults or Defaults()
+        self.generation = generation or GenerationDefaults()
+        self.verifier = verifier
+        self.path = path
+        self.tokenizer = tokenizer
+        self.drafter = drafter
+        self.cost = cost
+        self.stop_token_ids = stop_token_ids
+        self.modes = None if tokenizer is None else RequestBuilder(tokenizer, adapter)
+        if adapter is not None and verifier.switch is None:
+            verifier.switch = AppliedSwitch(verifier.model, adapter)
 
     def _speculate(self, path: Path | None) -> None:
         """Measure, or look up, what steps cost here; and let the drafter fit its drafts to it."""
@@ -250,7 +257,7 @@ class Engine:
         messages: Sequence[Mapping[str, str]],
         params: SamplingParams | ModeParams | None = None,
         *,
-        thinking: Thinking | None = None,
+        thinking: Reasoning | None = None,
         template: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Request:
@@ -275,7 +282,7 @@ class Engine:
         limit = self.verifier.max_tokens
         return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
+    def stream_requests(self, requests: Sequence[Request]) -> Iterator[Emission]:
         """Run requests, yielding output as it comes; closing the iterator cancels what is left.
 
         Raises:
@@ -286,28 +293,28 @@ class Engine:
             if request.error is not None:
                 raise request.error
 
-    def generate(
+    def generate_request(
         self,
         prompt: str | Sequence[int],
         params: SamplingParams | ModeParams | None = None,
         **options: Any,
     ) -> Request:
-        """Run one prompt to its end; ``options`` as in `request`, errors as in `stream`."""
-        [request] = self.generate_batch([self.request(prompt, params, **options)])
+        """Run one prompt to its end; ``options`` as in `request`, errors as in `stream_requests`."""
+        [request] = self.generate_requests([self.request(prompt, params, **options)])
         return request
 
-    def generate_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Run requests to their end, as many at once as there are slots; errors as in `stream`."""
-        for _ in self.stream(requests):
+    def generate_requests(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Run requests to their end, as many at once as there are slots; errors as in `stream_requests`."""
+        for _ in self.stream_requests(requests):
             pass
         return requests
 
-    def with_draft(self, draft: str, *, adaptive: bool = True, **options: Any) -> Engine:
+    def with_draft(self, draft: str, *, adaptive: bool = True, **options: Any) -> LLM:
         """The same loaded model with another drafter (and its options); run one of the engines at a time."""
         check_nodes(options, self.options.max_draft)
         drafter = create_drafter(draft, **options)
         bind(drafter, self.verifier, self.path)
-        engine = Engine(
+        engine = LLM.from_parts(
             self.verifier,
             self.tokenizer,
             options=self.options,

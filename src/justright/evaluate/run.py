@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.errors import MissingExtraError, SourceError, UsageError
 from justright.intervals import interval
 
@@ -108,7 +108,7 @@ def check_tasks(names: Sequence[str], manager: Any) -> list[str]:
 
 
 def evaluate(
-    engine: Engine,
+    engine: LLM,
     tasks: Sequence[str],
     manager: Any,
     *,
@@ -117,7 +117,7 @@ def evaluate(
     chat: bool = False,
     max_tokens: int = 256,
     template: Mapping[str, Any] | None = None,
-    thinking: Thinking | None = None,
+    thinking: Reasoning | None = None,
     progress: bool = True,
 ) -> list[Figure]:
     """Run tasks.

@@ -12,9 +12,9 @@ from typing import Any, get_args
 from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.generation import ModeParams
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.errors import JustrightError, UsageError
@@ -43,7 +43,7 @@ class Asking:
         settings: what holds where a request says nothing.
     """
 
-    def __init__(self, engine: Engine, settings: ServeSettings) -> None:
+    def __init__(self, engine: LLM, settings: ServeSettings) -> None:
         assert engine.tokenizer is not None
         assert engine.modes is not None
         self.engine, self.settings = engine, settings
@@ -116,7 +116,7 @@ class Asking:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
             hidden_size = self.engine.verifier.config.hidden_size
-            self._modes.check(Thinking(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
+            self._modes.check(Reasoning(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
         return self._modes.reasons
@@ -223,7 +223,7 @@ class Asking:
         return self._modes.templates
 
 
-def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
+def thinking_of(asked: ChatRequest, default: Reasoning) -> Reasoning:
     """How much to think: an explicit template argument before the request's effort before the server's default.
 
     Args:
@@ -249,7 +249,7 @@ def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
     if budget is None and effort is None and asked.effort is None:
         budget = default.budget
     try:
-        return Thinking(
+        return Reasoning(
             effort,
             budget,
             closing=default.closing if budget is not None or effort in ("low", "medium", "high") else None,
@@ -277,7 +277,7 @@ def _reserved() -> frozenset[str]:
 
 
 def _at_fault(asked: ChatRequest, error: JustrightError) -> str:
-    """The parameter that an error of `Engine.conversation` is about, by the name that the client used."""
+    """The parameter that an error of `LLM.conversation` is about, by the name that the client used."""
     about = error.about if isinstance(error, UsageError) else None
     if about == "budget":
         return "thinking_budget"
