@@ -15,8 +15,9 @@ from justright.adapter.apply import AppliedSwitch
 from justright.adapter.extract import extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
+from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
-from justright.engine.llm import LLM, bind
+from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
 from justright.reasoning.budget import ModePlan

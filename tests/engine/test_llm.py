@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from engine_helpers import prompt_of, reference
-from justright.engine import llm as api
+from justright.engine import checks as api
 from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.engine.options import EngineOptions

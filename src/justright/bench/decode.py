@@ -37,7 +37,8 @@ from justright.bench.peak_memory import peak_bytes
 from justright.bench.tasks import Task, build
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.llm import LLM, check_model
+from justright.engine.checks import check_model
+from justright.engine.llm import LLM
 from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
 from justright.files import write_whole

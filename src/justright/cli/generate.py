@@ -217,12 +217,13 @@ def _show(
 ) -> None:
     """Write one finished answer and its statistics."""
     from justright.cli.running import as_object, stats_line
+    from justright.engine.sampler import TOKEN_CHOICE
 
     request = requests[index]
     drafts = report["options"]["draft"] not in (None, "none")
     if output.json:
         answer = as_object(request, drafts=drafts)
-        used = {"options": report["options"] | asdict(request.params)}
+        used = {"options": report["options"] | {name: getattr(request.params, name) for name in TOKEN_CHOICE}}
         output.object({"index": index, "prompt": texts[index], **answer, **report, **used})
         return
     if len(requests) > 1:

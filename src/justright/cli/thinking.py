@@ -62,7 +62,7 @@ def check_thinking(ready: Prepared, thinking: Reasoning) -> None:
         JustrightError: no fast mode, no thoughts, an adapter that is none or another model's.
     """
     from justright.engine.chat_modes import RequestBuilder
-    from justright.engine.llm import switch_of
+    from justright.engine.checks import switch_of
 
     adapter = switch_of(ready.options, ready.source.path)
     RequestBuilder(ready.tokenizer, adapter).check(thinking, ready.hidden_size)

@@ -10,12 +10,12 @@ from typing import Any
 from justright.checkpoint.bundle_manifest import MANIFEST, Bundle, is_bundle
 from justright.engine.chat_modes import Reasoning
 from justright.engine.options import NO_SWITCH, EngineOptions
-from justright.engine.sampler import SamplingParams
+from justright.engine.sampler import TOKEN_CHOICE, SamplingParams
 from justright.errors import CheckpointError, UsageError
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS
 from justright.speculative.registry import create_drafter
 
-SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
+SAMPLING = tuple(name for name in TOKEN_CHOICE if name != "seed")
 DEFAULTS = ("draft", "effort", "max_context", *SAMPLING)
 """What can be set by name."""
 

@@ -1,44 +1,46 @@
-"""`LLM`: a model, its tokenizer and the decode loop behind a few calls.
+"""`LLM`: a model, its tokenizer and the decode loop in a few calls.
 
-engine = LLM("packaged:smollm2-135m-instruct", draft="suffix")
-result = engine.generate_request(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
-print(result.text, result.stats.acceptance_length)
+with LLM("packaged:smollm2-135m-instruct", draft="suffix") as llm:
+    [output] = llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=64))
+    print(output.text, output.stats.acceptance_length)
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from justright import __version__
-from justright.adapter.adapter import Adapter, read_adapter
+from justright.adapter.adapter import Adapter
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import architecture_of
 from justright.checkpoint.bundle_manifest import check_bundled_weights
-from justright.checkpoint.mode_files import read_end_tokens
 from justright.checkpoint.packaged import cache_folder
-from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_adapter
+from justright.checkpoint.sources import check_tokenizer_files, resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
+from justright.engine.checks import bind, check_model, end_tokens, switch_of
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults, settle
 from justright.engine.detokenizer import tokens_within
 from justright.engine.generation import GenerationDefaults, ModeParams
 from justright.engine.model_runner import Verifier
-from justright.engine.options import NO_SWITCH, EngineOptions, check_nodes
+from justright.engine.options import EngineOptions, check_nodes
+from justright.engine.output import Output, OutputBuilder, OutputChunk
 from justright.engine.request import Emission, Request
 from justright.engine.sampler import SamplingParams
 from justright.engine.step_cost import METHOD, StepCost
-from justright.errors import ResourceError, UnsupportedModelError, UsageError
+from justright.errors import ResourceError, UsageError
 from justright.kernels.cpu import processor_name
 from justright.speculative.base import Drafter
 from justright.speculative.registry import check_drafter, create_drafter
@@ -46,6 +48,12 @@ from justright.speculative.registry import check_drafter, create_drafter
 _TUNED_AT = 2048
 """Cached tokens for which the shape of trees is chosen; a step of many rows costs little more behind more of them."""
 _MOST_ROWS = 256
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: ``{"role": ..., "content": ...}`` in turn."""
+_Asked = TypeVar("_Asked")
 
 
 class LLM:
@@ -155,6 +163,7 @@ class LLM:
         self.generation = generation or GenerationDefaults()
         self.verifier = verifier
         self.path = path
+        self._warned = False
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.cost = cost
@@ -170,6 +179,126 @@ class LLM:
         if self.drafter is not None:
             seconds = self.cost.curve(min(_TUNED_AT, self.verifier.max_tokens // 2), _MOST_ROWS)
             self.drafter.tune(lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]), self.options.max_draft)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Output]:
+        """Complete prompts, as many at once as there are slots.
+
+        Args:
+            prompts: one prompt or several, each as text or token ids; no chat template is applied.
+            params: for all prompts, or one for each; see `sampling` for what it leaves open.
+
+        Returns:
+            One output for each prompt, in the order of ``prompts``; a single prompt gives a list of one.
+
+        Raises:
+            UsageError: an empty prompt, a token outside the vocabulary, stop strings without a tokenizer.
+            ResourceError: a prompt that leaves no room in the context.
+        """
+        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        asked = cast("list[Prompt]", [prompts] if one else list(prompts))
+        return self._run([self._checked(prompt, p, None) for prompt, p in _paired(asked, params)])
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        reasoning: Reasoning | None = None,
+    ) -> list[Output]:
+        """Answer conversations, by the chat template of the mode that each runs in.
+
+        Args:
+            messages: one conversation or several, each a list of ``{"role": ..., "content": ...}``.
+            params: as in `generate`.
+            reasoning: how much of it; by default as the bundle or the model does by itself.
+
+        Returns:
+            One output for each conversation, in the order of ``messages``.
+
+        Raises:
+            UsageError: as in `generate`; no chat template; a ``reasoning`` that this model cannot do.
+            ResourceError: a conversation that leaves no room in the context.
+        """
+        one = isinstance(messages, str) or len(messages) == 0 or isinstance(messages[0], Mapping)
+        asked = cast("list[Messages]", [messages] if one else list(messages))
+        reasoning = reasoning or self.defaults.thinking
+        return self._run([self._checked(talk, p, reasoning) for talk, p in _paired(asked, params)])
+
+    def stream(
+        self,
+        prompt: Prompt | Messages,
+        params: SamplingParams | None = None,
+        *,
+        reasoning: Reasoning | None = None,
+    ) -> Iterator[OutputChunk]:
+        """Complete one prompt, or answer one conversation, chunk by chunk; closing the iterator cancels it.
+
+        The arguments and errors are those of `generate` and `chat`; bad input fails at the call, before the first
+        chunk.
+        """
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        if not is_chat and reasoning is not None:
+            raise UsageError("reasoning is for conversations: give a list of messages, or leave it out")
+        if is_chat:
+            reasoning = reasoning or self.defaults.thinking
+        request = self._checked(prompt, params, reasoning)
+        builder = OutputBuilder(request)
+        return (builder.push(emission) for emission in self.stream_requests([request]))
+
+    def close(self) -> None:
+        """Free the model, its cache and its drafter; nothing can be generated afterwards."""
+        for name in ("verifier", "drafter", "cost", "modes"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if "verifier" not in self.__dict__:
+            raise UsageError("this LLM is closed: load the model again")
+
+    def _checked(
+        self, asked: Prompt | Messages, params: SamplingParams | None, reasoning: Reasoning | None
+    ) -> Request:
+        """A request for a prompt, or with ``reasoning`` for a conversation; warns once if the context cuts it."""
+        self._check_open()
+        params = params or SamplingParams()
+        settled = self.sampling(**params.given)
+        if reasoning is None:
+            request = self.request(cast("Prompt", asked), settled)
+        else:
+            request = self.conversation(cast("Messages", asked), settled, thinking=reasoning)
+        if params.max_tokens is not None and request.max_tokens < params.max_tokens and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"max_tokens is {params.max_tokens}, and after a prompt of {len(request.prompt_ids)} tokens the "
+                f"context of {self.verifier.max_tokens} holds {request.max_tokens}: the output ends there with "
+                'finish_reason "length" (this warning comes once)',
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return request
+
+    def _run(self, requests: Sequence[Request]) -> list[Output]:
+        """The outputs of requests, in their order."""
+        builders = {request.id: OutputBuilder(request) for request in requests}
+        for emission in self.stream_requests(requests):
+            builders[emission.request.id].push(emission)
+        return [builders[request.id].output(self._prompt_text(request)) for request in requests]
+
+    def _prompt_text(self, request: Request) -> str | None:
+        return None if self.tokenizer is None else str(self.tokenizer.decode(request.prompt_ids))
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
         """`chat_tokens` with the engine's tokenizer."""
@@ -199,7 +328,7 @@ class LLM:
         *,
         fast: bool = False,
         max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         stop_in_reasoning: bool = False,
         ignore_eos: bool = False,
     ) -> Request:
@@ -210,8 +339,8 @@ class LLM:
             params: as they are; or of each mode, from `sampling`; by default ``sampling()``: greedy, or as the bundle
                 says.
             fast: whether the fast mode's parameters count.
-            max_tokens: 256 by default; never more than the context has room for.
-            stop: a stop string or several.
+            max_tokens: instead of that of ``params``; never more than the context has room for.
+            stop: a stop string or several, instead of those of ``params``.
             stop_in_reasoning: whether they count in the reasoning of a `conversation` too, and not in content alone.
             ignore_eos: go on behind end tokens (benchmarks).
 
@@ -220,7 +349,11 @@ class LLM:
                 tokenizer.
             ResourceError: the prompt leaves no room in the context.
         """
-        longest = self.verifier.max_tokens
+        self._check_open()
+        params = params or self.sampling()
+        if isinstance(params, ModeParams):
+            params = params.of(fast=fast)
+        longest, vocab = self.verifier.max_tokens, self.verifier.config.vocab_size
         ids = (
             tokens_within(self._need_tokenizer(), prompt, longest)
             if isinstance(prompt, str)
@@ -234,22 +367,21 @@ class LLM:
                 f"the prompt has {len(ids)} tokens; the context holds {longest}, with at least one for the answer: "
                 "shorten the prompt"
             )
-        vocab = self.verifier.config.vocab_size
         if not all(0 <= token < vocab for token in ids):
             raise UsageError(f"the prompt has token ids outside the vocabulary (0 to {vocab - 1})")
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; allowed: 1 or more")
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop = params.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
         if stop:
             self._need_tokenizer()
-        params = params or self.sampling()
         return Request(
             ids,
-            params.of(fast=fast) if isinstance(params, ModeParams) else params,
-            min(max_tokens or 256, room),
+            params,
+            min(max_tokens or params.max_tokens or room, room),
             stop,
             frozenset() if ignore_eos else self.stop_token_ids,
             stop_in_reasoning=stop_in_reasoning,
+            top_logprobs=params.logprobs,
         )
 
     def conversation(
@@ -377,53 +509,18 @@ class LLM:
         return self.tokenizer
 
 
-def bind(drafter: Drafter | None, verifier: Verifier, path: Path | None) -> None:
-    """Give the verifier to the drafter, if there is one.
+def _paired(
+    asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[_Asked, SamplingParams | None]]:
+    """Each of ``asked`` with its parameters.
 
     Raises:
-        JustrightError: it is for another model, or there is none for this one.
+        UsageError: a list of parameters of another length.
     """
-    if drafter is not None:
-        drafter.bind(verifier.model, path)
-
-
-def switch_of(options: EngineOptions, model: Path) -> Adapter | None:
-    """The adapter that ``options`` name, checked by `read_switch`; None where they name none."""
-    switch = options.switch
-    return None if switch is None or switch == NO_SWITCH else read_switch(switch, model)
-
-
-def read_switch(switch: str, model: Path) -> Adapter:
-    """Read an adapter and check that it is for ``model``, before any weight of the model is read.
-
-    Raises:
-        JustrightError: see `resolve_adapter`, `read_adapter` and `Adapter.check_base`.
-    """
-    adapter = read_adapter(resolve_adapter(switch))
-    adapter.check_base(model)
-    return adapter
-
-
-def check_model(path: Path) -> None:
-    """Refuse an unsupported or damaged checkpoint by its config and headers, before any weight is read.
-
-    Raises:
-        UnsupportedModelError: see `architecture_of`; quantised weights.
-        CheckpointError: a missing or truncated shard, a broken config.
-    """
-    from justright.checkpoint.reader import Checkpoint
-    from justright.model.decoder_layer import refuse_quantised
-
-    with Checkpoint.open(path) as checkpoint:
-        architecture = architecture_of(checkpoint.config)
-        refuse_quantised(checkpoint)
-    if not architecture.stock:
-        raise UnsupportedModelError(
-            f"{architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
+    if params is None or isinstance(params, SamplingParams):
+        return [(one, params) for one in asked]
+    if len(params) != len(asked):
+        raise UsageError(
+            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or as many"
         )
-
-
-def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """End tokens of the slow mode: by the model's configs, as transformers stops there, else the tokenizer's."""
-    own = tokenizer.eos_token_id
-    return read_end_tokens(path) or frozenset([] if own is None else [own])
+    return list(zip(asked, params, strict=True))

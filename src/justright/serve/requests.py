@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from inspect import signature
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from justright.engine.chat_modes import Reasoning
 from justright.engine.generation import ModeParams
 from justright.engine.llm import LLM
 from justright.engine.request import Request
-from justright.engine.sampler import SamplingParams
+from justright.engine.sampler import TOKEN_CHOICE
 from justright.errors import JustrightError, UsageError
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, AskedEffort
 from justright.serve.api_errors import ApiError, of_error
@@ -132,8 +132,7 @@ class Asking:
 
     def _params(self, asked: Asked) -> ModeParams:
         """How tokens are chosen in each mode: by the request, else the server, else the model's file, else OpenAI."""
-        names = [field.name for field in fields(SamplingParams)]
-        given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+        given = {name: value for name in TOKEN_CHOICE if (value := getattr(asked, name)) is not None}
         try:
             return self.engine.generation.params({**self.settings.sampling, **given}, OPENAI)
         except UsageError as error:
