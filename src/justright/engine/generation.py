@@ -170,7 +170,8 @@ def _number(file: Path, name: str, value: Any) -> float:
             allowed = "a whole number" if name == "top_k" else "a number"
             raise UsageError(f"{name} is {value!r}; allowed: {allowed}")
         number = value if name == "top_k" else float(value)
-        SamplingParams(**{name: number})
+        one: dict[str, Any] = {name: number}
+        SamplingParams(**one)  # checks it
     except (OverflowError, UsageError) as error:
         raise CheckpointError(
             f"{file} cannot be used: {error}. Correct the file, or leave its sampling settings out "

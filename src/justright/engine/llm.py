@@ -371,7 +371,7 @@ class LLM:
             raise UsageError(f"the prompt has token ids outside the vocabulary (0 to {vocab - 1})")
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; allowed: 1 or more")
-        stop = params.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        stop = tuple(params.stop) if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
         if stop:
             self._need_tokenizer()
         return Request(
