@@ -166,9 +166,8 @@ def test_a_conversation_is_answered_by_the_chat_template(llm: LLM) -> None:
 
 
 def test_reasoning_is_apart_from_the_text(tmp_path: Path) -> None:
-    slow, switch = thinking_pair(
-        tmp_path, "{{ messages[0]['content'] }}<think>", "{{ messages[0]['content'] }}>"
-    )
+    template = "{{ messages[0]['content'] }}"
+    slow, switch = thinking_pair(tmp_path, template + "<think>{# </think> #}", template + ">")
     with LLM(str(slow), switch=str(switch)) as llm:
         [output] = llm.chat(TALK, SamplingParams(max_tokens=16), reasoning=Reasoning(budget=5))
         assert output.prompt == "Hi<think>"
@@ -277,7 +276,7 @@ def test_offline_functions_take_names_and_options(tmp_path: Path) -> None:
     assert found.path == tmp_path / "adapter"
     done = prune(str(slow), str(tmp_path / "pruned"), sparsity=0.5, weights="magnitude", expert_sparsity=0.0)
     assert done.to_dict()
-    with LLM(str(tmp_path / "pruned")) as llm:
+    with LLM(str(tmp_path / "pruned"), cpu_kernels="plain") as llm:
         down = llm.verifier.model.state_dict()["model.layers.0.mlp.down_proj.weight"]
         assert float((down == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(SourceError):
