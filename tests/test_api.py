@@ -76,14 +76,14 @@ def test_importing_them_imports_no_torch(line: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("first", ["import justright.prune.settings, justright.evaluate.judge", "pass"])
+@pytest.mark.parametrize("first", ["import justright.prune, justright.evaluate", "pass"])
 def test_a_room_is_called_whichever_import_comes_first(first: str) -> None:
     code = (
-        f"{first}\nfrom justright import evaluate, prune\nimport justright.prune.settings\n"
+        f"{first}\nfrom justright import evaluate, prune\nimport justright.prune\n"
         "assert callable(evaluate) and callable(prune) and justright.prune is prune"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(UsageError, match="prune has no option 'colour'; allowed: .*sparsity"):
+    with pytest.raises(UsageError, match="prune has no option 'colour'; allowed: "):
         prune("nowhere", "out", colour=1)
     with pytest.raises(UsageError, match="give settings or sparsity, not both"):
         prune("nowhere", "out", Settings(weights="magnitude"), sparsity=0.5)
