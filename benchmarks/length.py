@@ -16,7 +16,7 @@ from justright.bench.decode import describe_machine
 from justright.bench.longtexts import zoo_texts
 from justright.bench.running import numbers
 from justright.bench.tables import machine_line, markdown_table
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
     if chosen.rnn is not None:
         drafters["rnn"] = ("lstm", {"path": str(chosen.rnn)})
     drafters |= {"lstm": ("lstm", {"spec": False}), "lstm+[SPEC]": ("lstm", {"spec": True})}
-    engine = Engine.load(chosen.model)
+    engine = LLM(chosen.model)
     ends = []
     for text in zoo_texts():
         ids = engine.encode(text.text[: 8 * max(contexts) * (chosen.places + 1)])
@@ -48,7 +48,7 @@ def main() -> int:
         for context in contexts:
             drafting = engine.with_draft(drafter, adaptive=False, **options)
             stats = [
-                drafting.generate(ids[-context:], max_tokens=chosen.tokens, ignore_eos=True).stats
+                drafting.generate_request(ids[-context:], max_tokens=chosen.tokens, ignore_eos=True).stats
                 for ids in ends
             ]
             tokens = sum(one.output_tokens - 1 for one in stats)

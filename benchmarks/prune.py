@@ -124,11 +124,11 @@ def prune(
 
 def measure(model: Path, problems: int) -> tuple[list[int], dict[str, float]]:
     """Right answers by level, perplexity by domain."""
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright_zoo.cards import perplexities
     from justright_zoo.measure import score
 
-    engine = Engine.load(str(model), slots=64, dtype="float32")
+    engine = LLM(str(model), slots=64, dtype="float32")
     scores = score(engine, [("story", level) for level in LEVELS], problems, max_tokens=96)
     return [s.correct for s in scores], perplexities(engine)
 

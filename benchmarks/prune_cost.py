@@ -129,13 +129,13 @@ STORES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def one_load(job: dict[str, Any]) -> None:
     """Load a model and decode 128 tokens in this process; print seconds, tokens a second and memory as JSON."""
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
 
     before, begin = own_peak_bytes(), time.perf_counter()
-    engine = Engine.load(job["model"])
+    engine = LLM(job["model"])
     loaded = time.perf_counter() - begin
     request = engine.request(engine.encode("Once upon a time"), max_tokens=128, ignore_eos=True)
-    answer = engine.generate(request.prompt_ids, max_tokens=128, ignore_eos=True)
+    answer = engine.generate_request(request.prompt_ids, max_tokens=128, ignore_eos=True)
     found = {
         "load_s": loaded,
         "tokens_per_s": answer.stats.decode_tokens_per_s,

@@ -106,20 +106,20 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     """The same questions without HTTP, in this process: tokens a second of the scheduler alone, at the second time."""
     import queue
 
-    from justright.engine.chat_modes import Thinking
-    from justright.engine.llm import Engine
+    from justright.engine.chat_modes import Reasoning
+    from justright.engine.llm import LLM
     from justright.engine.request import Emission
     from justright.engine.sampler import SamplingParams
     from justright.errors import UsageError
     from justright.serve.kv_budget import affordable_tokens
     from justright.serve.scheduler import Scheduler
 
-    engine = Engine.load(model, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
+    engine = LLM(model, slots=slots, draft="hybrid", reuse_prefix=True, device="cpu")
     scheduler = Scheduler(engine, max_waiting=len(asked), cache_tokens=affordable_tokens(engine.verifier))
     scheduler.start()
     assert engine.modes is not None
     with contextlib.suppress(UsageError):  # as the server finds out whether there is a fast mode
-        engine.modes.check(Thinking("none"), engine.verifier.config.hidden_size)
+        engine.modes.check(Reasoning("none"), engine.verifier.config.hidden_size)
         asked = in_both_modes(asked)
     ended: queue.Queue[Emission] = queue.Queue()
 
@@ -136,7 +136,7 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
             request = engine.conversation(
                 [{"role": "user", "content": question.text}],
                 SamplingParams(),
-                thinking=Thinking(question.effort) if question.effort else None,
+                thinking=Reasoning(question.effort) if question.effort else None,
                 max_tokens=question.max_tokens,
             )
             scheduler.submit(request, listener)

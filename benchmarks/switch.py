@@ -29,8 +29,8 @@ from justright.adapter.ranks import RankRule
 from justright.bench.decode import describe_machine
 from justright.bench.tables import machine_line, markdown_table
 from justright.checkpoint.sources import resolve
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.errors import UsageError
 from justright.evaluate.both_modes import collect, is_right, read_questions
 from justright.reasoning.budget import ThinkingTags
@@ -84,29 +84,29 @@ class Way:
 
     way: str
     value: float | None
-    thinking: Thinking
+    thinking: Reasoning
     tau: float | None = USED_TAU
     model: str = "slow"
 
 
 def ways() -> Iterator[Way]:
     """All that is run; routers that need no run of their own are computed from these."""
-    yield Way("slow", None, Thinking(), None)
-    yield Way("fast model", None, Thinking(), None, "fast")
+    yield Way("slow", None, Reasoning(), None)
+    yield Way("fast model", None, Reasoning(), None, "fast")
     for tau in TAUS:
-        yield Way("hard switch, tau", tau, Thinking("none"), tau)
-    yield Way("template alone", None, Thinking("none"), None)
+        yield Way("hard switch, tau", tau, Reasoning("none"), tau)
+    yield Way("template alone", None, Reasoning("none"), None)
     for factor in FACTORS:
-        yield Way("interpolation, factor", factor, Thinking(factor=factor), 1.0)
-        yield Way(f"soft switch of tau {SOFT_TAU}, factor", factor, Thinking(factor=factor), SOFT_TAU)
+        yield Way("interpolation, factor", factor, Reasoning(factor=factor), 1.0)
+        yield Way(f"soft switch of tau {SOFT_TAU}, factor", factor, Reasoning(factor=factor), SOFT_TAU)
     for budget in BUDGETS:
-        yield Way("budget, tokens", budget, Thinking(budget=budget), None)
-        begun = Thinking(budget=budget, closing="\n</think>\nThe answer is")
+        yield Way("budget, tokens", budget, Reasoning(budget=budget), None)
+        begun = Reasoning(budget=budget, closing="\n</think>\nThe answer is")
         yield Way("budget, answer begun, tokens", budget, begun, None)
-    yield Way("heuristic", None, Thinking("auto", scorer="heuristic"))
+    yield Way("heuristic", None, Reasoning("auto", scorer="heuristic"))
     for floor in FLOORS:
-        yield Way("auto, floor", floor, Thinking("auto"))
-        yield Way("escalate, floor", floor, Thinking("escalate"))
+        yield Way("auto, floor", floor, Reasoning("auto"))
+        yield Way("escalate, floor", floor, Reasoning("escalate"))
 
 
 class Engines:
@@ -115,7 +115,7 @@ class Engines:
     def __init__(self, folder: Path, pair: tuple[str, str]) -> None:
         self.folder, self.pair = folder, pair
         self._key: tuple[str, float | None] | None = None
-        self._engine: Engine | None = None
+        self._engine: LLM | None = None
         self._probes: dict[float, Probe] = {}
 
     def adapter(self, tau: float) -> Path:
@@ -126,12 +126,12 @@ class Engines:
             extract(Pair(slow, fast), path, RankRule("energy", tau), spectra=self.folder / "spectra")
         return path
 
-    def load(self, model: str, tau: float | None) -> Engine:
+    def load(self, model: str, tau: float | None) -> LLM:
         """The slow model with the switch at ``tau``, or the fast model."""
         if self._key != (model, tau):
             name = self.pair[0] if model == "slow" else self.pair[1]
             switch = None if tau is None else str(self.adapter(tau))
-            self._engine = Engine.load(name, slots=SLOTS, switch=switch)
+            self._engine = LLM(name, slots=SLOTS, switch=switch)
             self._key = (model, tau)
             if self._engine.modes is not None and self._engine.modes.tags is None:
                 self._engine.modes.tags = ThinkingTags()  # a tune of a model that knew no thoughts
@@ -169,14 +169,14 @@ def run(way: Way, engines: Engines, count: int) -> Cell:
         probe = engines.thresholds(way.value, ["zoo"])
         engines.thresholds(CALIBRATED_FLOOR, ["zoo"])  # the probe itself is the same at all floors
         threshold = probe.threshold if thinking.effort == "auto" else probe.about["escalate"]["threshold"]
-        thinking = Thinking(thinking.effort, threshold=threshold)
+        thinking = Reasoning(thinking.effort, threshold=threshold)
     engine = engines.load(way.model, way.tau)
     asked = problems(count)
     requests = [
         engine.conversation([{"role": "user", "content": q}], thinking=thinking, max_tokens=MAX_TOKENS)
         for _, _, q, _ in asked
     ]
-    engine.generate_batch(requests)
+    engine.generate_requests(requests)
     tags = engine.modes.tags if engine.modes is not None else None
     return Cell(
         way.way,

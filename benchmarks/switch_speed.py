@@ -21,7 +21,7 @@ from justright.adapter.ranks import RankRule
 from justright.bench.decode import describe_machine
 from justright.bench.tables import machine_line, markdown_table
 from justright.checkpoint.sources import resolve
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.readable import readable_bytes
 from justright.reasoning.budget import ModePlan
@@ -29,7 +29,7 @@ from justright.reasoning.budget import ModePlan
 PROMPT = 64
 
 
-def round_of(engine: Engine, factors: list[float], tokens: int) -> float:
+def round_of(engine: LLM, factors: list[float], tokens: int) -> float:
     """Tokens per second of a batch whose requests have the factors given."""
     rng = random.Random(0)
     vocab = engine.verifier.config.vocab_size
@@ -37,7 +37,7 @@ def round_of(engine: Engine, factors: list[float], tokens: int) -> float:
     for factor in factors:
         prompt = [rng.randrange(vocab) for _ in range(PROMPT)]
         requests.append(Request(prompt, max_tokens=tokens, plan=ModePlan(factor)))
-    engine.generate_batch(requests)
+    engine.generate_requests(requests)
     seconds = max(request.stats.decode_s for request in requests)
     return sum(request.stats.output_tokens - 1 for request in requests) / seconds
 
@@ -57,8 +57,8 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         done = extract(Pair(slow, fast), Path(folder) / "adapter", RankRule("energy", chosen.tau))
-        plain, other = Engine.load(str(slow)), Engine.load(str(fast))
-        switched = Engine.load(str(slow), switch=str(done.path))
+        plain, other = LLM(str(slow)), LLM(str(fast))
+        switched = LLM(str(slow), switch=str(done.path))
         assert switched.modes is not None
         assert switched.modes.adapter is not None
         kept = switched.modes.adapter
@@ -93,7 +93,7 @@ def main() -> int:
     )
     header = ("requests at once", "", "tokens/s", "of the slow model's", "single rounds")
     print(markdown_table(header, rows))
-    numbers = sum(p.numel() for p in Engine.load(str(fast), cpu_kernels="plain").verifier.model.parameters())
+    numbers = sum(p.numel() for p in LLM(str(fast), cpu_kernels="plain").verifier.model.parameters())
     print(
         f"\nSize: {kept.parameters:,} numbers ({readable_bytes(size)}, float32) beside a second model of {numbers:,}: "
         f"{numbers / kept.parameters:.1f} times less."

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.reasoning.parser import ThoughtText
 from serve_helpers import MODEL
@@ -47,7 +47,7 @@ class Subject:
 
     address: str
     client: OpenAI
-    reference: Engine
+    reference: LLM
     shown: tuple[str, ...] = ()
     vllm: bool = False
 
@@ -82,11 +82,11 @@ class Subject:
     def alone(
         self, question: str, effort: str | None = None, max_tokens: int = 16, **options: Any
     ) -> Request:
-        thinking = Thinking(effort, options.pop("budget", None))
+        thinking = Reasoning(effort, options.pop("budget", None))
         request = self.reference.conversation(
             chat(question), thinking=thinking, max_tokens=max_tokens, **options
         )
-        self.reference.generate_batch([request])
+        self.reference.generate_requests([request])
         return request
 
     def expected(self, question: str, effort: str | None = None, **options: Any) -> tuple[str, str]:
@@ -162,7 +162,7 @@ def the_async_client(subject: Subject) -> None:
 
 def completions(subject: Subject) -> None:
     create = subject.client.completions.create
-    expected = {p: subject.reference.generate(p, max_tokens=8).text for p in ("the quick", "lazy")}
+    expected = {p: subject.reference.generate_request(p, max_tokens=8).text for p in ("the quick", "lazy")}
     options: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 8}
     one = create(prompt="the quick", **options)
     assert one.choices[0].text == expected["the quick"]

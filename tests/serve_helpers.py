@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.serve.app import Service
 from justright.serve.lifecycle import HttpServer, address_of, bind
 from justright.serve.scheduler import Scheduler
@@ -29,12 +29,12 @@ class Running:
     service: Service
     server: HttpServer
     address: str
-    reference: Engine | None = None
+    reference: LLM | None = None
     """The same model, plain and alone."""
     _clients: dict[str, OpenAI] = field(default_factory=dict)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> LLM:
         return self.service.engine
 
     @property
@@ -61,13 +61,13 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    engine: Engine,
+    engine: LLM,
     settings: ServeSettings | None = None,
     *,
     max_waiting: int = 64,
     cache_tokens: int | None = None,
     drain_s: float = 5.0,
-    reference: Engine | None = None,
+    reference: LLM | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """A server in this process; ``options``: further ones of `server_of`."""

@@ -15,8 +15,9 @@ from justright.adapter.apply import AppliedSwitch
 from justright.adapter.extract import extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
+from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
-from justright.engine.llm import Engine, bind
+from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
 from justright.reasoning.budget import ModePlan
@@ -90,13 +91,13 @@ def test_one_drafter_is_trained_on_both_modes(make_pair: MakePair, tmp_path: Pat
     found = shard.hidden[1, 0].float()
     similar = torch.nn.functional.cosine_similarity(output.hidden[0], found, dim=0)
     assert float(similar) > 0.999
-    engine = Engine.load(
+    engine = LLM(
         str(slow), switch=str(adapter), draft="lstm", draft_options={"path": str(job.out)}, adaptive=False
     )
     request = engine.request([9, 10, 11], max_tokens=16, ignore_eos=True)
     request.plan = ModePlan(1.0)
-    engine.generate_batch([request])
-    alone = Engine.load(str(fast)).generate([9, 10, 11], max_tokens=16, ignore_eos=True)
+    engine.generate_requests([request])
+    alone = LLM(str(fast)).generate_request([9, 10, 11], max_tokens=16, ignore_eos=True)
     assert request.token_ids == alone.token_ids
 
 

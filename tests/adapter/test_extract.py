@@ -17,8 +17,8 @@ from justright.adapter.adapter import read_adapter
 from justright.adapter.extract import estimate, extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.errors import CheckpointError, UsageError
 from tiny import ALL, DENSE, EXPERT_COUNTS, MOE, save_tiny, tiny_model, tiny_tokenizer, tokenizer_with, twelve
 
@@ -363,21 +363,21 @@ def test_what_belongs_to_the_fast_mode_goes_with_the_adapter(make_pair: MakePair
     adapter = read_adapter(tmp_path / "switch")
     assert adapter.template == "{{ eos_token }}{{ messages[0]['content'] }}"
     assert adapter.end_tokens == {77}
-    engine = Engine.load(str(slow), switch=str(tmp_path / "switch"), draft="none")
+    engine = LLM(str(slow), switch=str(tmp_path / "switch"), draft="none")
     messages = [{"role": "user", "content": "fox"}]
     assert engine.tokenizer is not None
-    quick = engine.conversation(messages, thinking=Thinking("none"))
+    quick = engine.conversation(messages, thinking=Reasoning("none"))
     assert engine.tokenizer.decode(quick.prompt_ids) == "<pad>fox"
     assert quick.stop_token_ids == {77}
-    deep = engine.conversation(messages, thinking=Thinking())
+    deep = engine.conversation(messages, thinking=Reasoning())
     assert deep.stop_token_ids == engine.stop_token_ids != {77}
     assert (
-        engine.conversation(messages, thinking=Thinking("none"), ignore_eos=True).stop_token_ids
+        engine.conversation(messages, thinking=Reasoning("none"), ignore_eos=True).stop_token_ids
         == frozenset()
     )
-    route = engine.conversation(messages, thinking=Thinking("escalate", threshold=1.0))
+    route = engine.conversation(messages, thinking=Reasoning("escalate", threshold=1.0))
     assert route.stop_token_ids == {77}
-    engine.generate_batch([route])  # escalates, and then ends where the slow mode does
+    engine.generate_requests([route])  # escalates, and then ends where the slow mode does
     assert route.stats.decision is not None
     assert route.stats.decision.mode == "slow"
     assert route.stop_token_ids == engine.stop_token_ids

@@ -16,7 +16,7 @@ from justright.bundle.build import Build
 from justright.bundle.recipe import Recipe
 from justright.checkpoint.bundle_manifest import Bundle
 from justright.checkpoint.reader import Checkpoint
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, UsageError
 from justright.prune.plan import Plan
@@ -96,11 +96,11 @@ def test_it_is_a_bundle_that_runs(built: Path, said: dict[str, Any]) -> None:
     assert adapter["base_model_name_or_path"] == str(built)  # not the stage's folder, which is gone
     named = json.loads((built / "switch" / "switch.json").read_text())
     assert (named["slow"], named["fast"]) == (str(built), said["fast"])
-    engine = Engine.load(str(built), adaptive=False)
-    plain = Engine.load(str(built), draft="none")
+    engine = LLM(str(built), adaptive=False)
+    plain = LLM(str(built), draft="none")
     talk = [{"role": "user", "content": "the dog"}]
     requests = [e.conversation(talk, SamplingParams(), max_tokens=12) for e in (engine, plain)]
-    ours, theirs = (e.generate_batch([r])[0] for e, r in zip((engine, plain), requests, strict=True))
+    ours, theirs = (e.generate_requests([r])[0] for e, r in zip((engine, plain), requests, strict=True))
     assert ours.token_ids == theirs.token_ids
     assert ours.stats.fast_tokens == len(ours.token_ids)
     assert ours.stats.drafted > 0
@@ -340,7 +340,7 @@ def test_a_template_that_leaves_thinking_out_needs_no_switch(pair: tuple[Path, P
     (model / "chat_template.jinja").write_text(template)
     recipe = Recipe.of({"model": str(model), "defaults": {"effort": "none"}})
     Build(recipe, tmp_path / "out").run()
-    assert Engine.load(str(tmp_path / "out")).defaults.effort == "none"
+    assert LLM(str(tmp_path / "out")).defaults.effort == "none"
 
 
 def test_a_model_that_cannot_be_run_is_refused_before_any_work(

@@ -17,9 +17,9 @@ from justright.bundle.contents import check_contents
 from justright.checkpoint.bundle_manifest import MANIFEST, Bundle
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.defaults import Defaults, settle
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.options import EngineOptions
 from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, JustrightError, UsageError
@@ -63,20 +63,20 @@ def test_a_drafter_goes_by_its_bundles_name(parts: Parts, bundle: Path, tmp_path
 
 
 def test_greedy_output_is_that_of_the_parts(parts: Parts, bundle: Path) -> None:
-    plain, switched = Engine.load(str(parts.slow)), Engine.load(str(parts.slow), switch=str(parts.switch))
-    engine = Engine.load(str(bundle), adaptive=False)
+    plain, switched = LLM(str(parts.slow)), LLM(str(parts.slow), switch=str(parts.switch))
+    engine = LLM(str(bundle), adaptive=False)
     greedy: dict[str, Any] = {"params": SamplingParams(), "max_tokens": 24, "ignore_eos": True}
-    drafted = engine.generate(PROMPT, **greedy)
-    assert drafted.token_ids == plain.generate(PROMPT, **greedy).token_ids
+    drafted = engine.generate_request(PROMPT, **greedy)
+    assert drafted.token_ids == plain.generate_request(PROMPT, **greedy).token_ids
     assert drafted.stats.drafted > 0
-    fast = [e.conversation(TALK, thinking=Thinking("none"), **greedy) for e in (engine, switched)]
-    ours, theirs = (e.generate_batch([r])[0] for e, r in zip((engine, switched), fast, strict=True))
+    fast = [e.conversation(TALK, thinking=Reasoning("none"), **greedy) for e in (engine, switched)]
+    ours, theirs = (e.generate_requests([r])[0] for e, r in zip((engine, switched), fast, strict=True))
     assert ours.token_ids == theirs.token_ids
     assert ours.stats.fast_tokens > 0
 
 
 def test_its_own_ways_are_taken_where_nobody_says_otherwise(bundle: Path) -> None:
-    engine = Engine.load(str(bundle))
+    engine = LLM(str(bundle))
     assert isinstance(engine.drafter, LstmDrafter)
     assert engine.drafter.options.nodes == 3
     assert engine.options.draft == "lstm"
@@ -89,26 +89,24 @@ def test_its_own_ways_are_taken_where_nobody_says_otherwise(bundle: Path) -> Non
 
 
 def test_what_the_user_says_goes_before_it(parts: Parts, bundle: Path) -> None:
-    engine = Engine.load(str(bundle), draft="none", switch="none", max_context=300)
+    engine = LLM(str(bundle), draft="none", switch="none", max_context=300)
     assert engine.drafter is None
     assert engine.modes is not None
     assert engine.modes.adapter is None
     assert engine.verifier.max_tokens == 300
     assert engine.conversation(TALK).plan.factor == 0.0
     assert engine.request(PROMPT, SamplingParams()).params == SamplingParams()
-    hybrid = Engine.load(str(bundle), draft="hybrid", draft_options={"spec": False})
+    hybrid = LLM(str(bundle), draft="hybrid", draft_options={"spec": False})
     assert isinstance(hybrid.drafter, HybridDrafter), "which finds the bundle's drafter by itself"
-    more = Engine.load(str(bundle), draft_options={"nodes": 2})
+    more = LLM(str(bundle), draft_options={"nodes": 2})
     assert isinstance(more.drafter, LstmDrafter)
     assert (more.drafter.options.nodes, more.drafter.options.spec) == (2, False)
-    slow = Engine.load(str(bundle), switch=str(parts.switch)).conversation(
-        TALK, thinking=Thinking(factor=0.0)
-    )
+    slow = LLM(str(bundle), switch=str(parts.switch)).conversation(TALK, thinking=Reasoning(factor=0.0))
     assert slow.plan.factor == 0.0
 
 
 def test_a_plain_checkpoint_is_as_before(parts: Parts) -> None:
-    engine = Engine.load(str(parts.slow))
+    engine = LLM(str(parts.slow))
     assert engine.options.draft == "none"
     assert engine.options.switch is None
     assert engine.defaults == Defaults()
@@ -129,7 +127,7 @@ def test_names_of_drafters_without_files(parts: Parts, tmp_path: Path) -> None:
     assert found.parts == {}
     found.write(tmp_path / "out")
     assert Bundle.open(tmp_path / "out").defaults == {"draft": "suffix", "draft_options": {"tree": True}}
-    assert Engine.load(str(tmp_path / "out")).options.draft_options == {"tree": True}
+    assert LLM(str(tmp_path / "out")).options.draft_options == {"tree": True}
 
 
 def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path) -> None:
@@ -227,9 +225,9 @@ def test_another_models_weights_in_a_bundle_are_found_out(bundle: Path, parts: P
     save_tiny("llama", tmp_path / "other", seed=5)
     shutil.copy(tmp_path / "other" / "model.safetensors", mixed / "model.safetensors")
     with pytest.raises(UsageError, match="was made for"):
-        Engine.load(str(mixed))
+        LLM(str(mixed))
     with pytest.raises(UsageError, match="was trained for a model"):
-        Engine.load(str(mixed), switch="none")
+        LLM(str(mixed), switch="none")
 
 
 def changed(bundle: Path, folder: Path, **defaults: Any) -> Path:
@@ -244,12 +242,12 @@ def test_a_drafter_that_is_not_installed_is_missed_only_where_it_is_used(
     bundle: Path, tmp_path: Path
 ) -> None:
     other = changed(bundle, tmp_path / "other", draft="magic", draft_options={"spell": 3})
-    assert Engine.load(str(other), draft="none").drafter is None
-    assert isinstance(Engine.load(str(other), draft="lstm").drafter, LstmDrafter)
+    assert LLM(str(other), draft="none").drafter is None
+    assert isinstance(LLM(str(other), draft="lstm").drafter, LstmDrafter)
     with pytest.raises(UsageError, match="no drafter is called 'magic'"):
-        Engine.load(str(other))
+        LLM(str(other))
     with pytest.raises(CheckpointError, match="cannot be used: a drafter's name and options"):
-        Engine.load(str(changed(bundle, tmp_path / "damaged", draft_options=[1])))
+        LLM(str(changed(bundle, tmp_path / "damaged", draft_options=[1])))
 
 
 def test_without_the_switch_only_efforts_that_need_it_go(bundle: Path, tmp_path: Path) -> None:
@@ -276,7 +274,7 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     first = LstmDrafter.__init__
     monkeypatch.setattr(LstmDrafter, "__init__", lambda self, *a: made.append(a) or first(self, *a))
     for options in ({}, {"draft": "lstm"}, {"draft": "lstm", "draft_options": {"nodes": 2}}):
-        Engine.load(str(bundle), adaptive=False, **options)  # type: ignore[arg-type]
+        LLM(str(bundle), adaptive=False, **options)  # type: ignore[arg-type]
     assert len(made) == 3
     ready = prepare(str(bundle), Output(), {"draft": "lstm", "adaptive": False})
     assert len(made) == 3
@@ -286,4 +284,4 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_defaults_of_a_later_version_are_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="mood"):
-        Engine.load(str(changed(bundle, tmp_path / "later", mood="good")))
+        LLM(str(changed(bundle, tmp_path / "later", mood="good")))

@@ -14,7 +14,7 @@ from bundle_helpers import Parts, tiny_parts
 from justright.adapter.adapter import read_adapter
 from justright.bundle.contents import check_contents
 from justright.checkpoint.finite import check_finite
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.errors import CheckpointError
 from justright.speculative.lstm_network import LstmModel
 from justright.speculative.store import read_tensors
@@ -63,7 +63,7 @@ def test_drafters_and_adapters_are_refused_when_they_are_read(parts: Parts, tmp_
     with pytest.raises(CheckpointError, match=r"draft/model\.safetensors: the tensor spec holds nan"):
         read_tensors(drafter, 0, 10_000)
     with pytest.raises(CheckpointError, match="the tensor spec holds nan"):
-        Engine.load(str(parts.slow), draft="lstm", draft_options={"path": str(drafter)}, adaptive=False)
+        LLM(str(parts.slow), draft="lstm", draft_options={"path": str(drafter)}, adaptive=False)
     adapter = copied(parts.switch, tmp_path / "adapter")
     save_file({"model.norm.weight": torch.tensor([0.0, math.inf])}, adapter / "exact_deltas.safetensors")
     with pytest.raises(
@@ -96,11 +96,11 @@ def test_a_drafter_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
 def test_a_bundle_is_refused_when_it_is_made_and_when_it_is_read(parts: Parts, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     check_contents(str(parts.slow)).write(out, copy=True)
-    Engine.load(str(out))
+    LLM(str(out))
     name = "model.layers.1.mlp.up_proj.weight"
     spoil(out / "model.safetensors", name)
     with pytest.raises(CheckpointError, match=rf"bundle/model\.safetensors: the tensor {name} holds nan"):
-        Engine.load(str(out))
+        LLM(str(out))
     model = copied(parts.slow, tmp_path / "model")
     spoil(model / "model.safetensors", name)
     with pytest.raises(CheckpointError, match=rf"model/model\.safetensors: the tensor {name} holds nan"):

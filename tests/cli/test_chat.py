@@ -11,18 +11,18 @@ from cli_helpers import Run
 from justright.cli.chat import Conversation
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.errors import ResourceError
 
 
 def test_turns_build_on_each_other(run: Run, tiny_llama: Path) -> None:
     result = run("chat", tiny_llama, "--max-tokens", 8, stdin="hello\n\nand you?\n")
     assert result.code == 0
-    engine = Engine.load(str(tiny_llama))
+    engine = LLM(str(tiny_llama))
     messages = [{"role": "user", "content": "hello"}]
-    first = engine.generate(engine.chat_prompt(messages), max_tokens=8).text
+    first = engine.generate_request(engine.chat_prompt(messages), max_tokens=8).text
     messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "and you?"}]
-    second = engine.generate(engine.chat_prompt(messages), max_tokens=8).text
+    second = engine.generate_request(engine.chat_prompt(messages), max_tokens=8).text
     assert result.out == "".join(text if text.endswith("\n") else text + "\n" for text in (first, second))
 
 

@@ -19,7 +19,7 @@ from justright.adapter.adapter import read_adapter
 from justright.adapter.extract import extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.errors import JustrightError
 from justright.model.summary import inspect
 from justright.prune.pipeline import Pruning
@@ -103,7 +103,7 @@ def plan_of(path: Path) -> None:
 
 
 def load(path: Path) -> None:
-    Engine.load(str(path), draft="none", switch="none")
+    LLM(str(path), draft="none", switch="none")
 
 
 CASES: dict[str, tuple[str, str, Callable[[Path], Any]]] = {

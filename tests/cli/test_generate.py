@@ -10,7 +10,7 @@ import pytest
 from cli_helpers import Run
 from justright.cli.output import Output
 from justright.cli.prepare import prepare
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from tiny import save_tiny, tokenizer_with
 
 
@@ -19,20 +19,20 @@ def objects(out: str) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llama: Path) -> Engine:
-    return Engine.load(str(tiny_llama))
+def engine(tiny_llama: Path) -> LLM:
+    return LLM(str(tiny_llama))
 
 
-def test_text_is_the_engines(run: Run, tiny_llama: Path, engine: Engine) -> None:
+def test_text_is_the_engines(run: Run, tiny_llama: Path, engine: LLM) -> None:
     prompt = engine.chat_prompt([{"role": "user", "content": "hello"}])
-    expected = engine.generate(prompt, max_tokens=24)
+    expected = engine.generate_request(prompt, max_tokens=24)
     result = run("generate", tiny_llama, "-p", "hello", "--max-tokens", 24)
     assert result.code == 0
     assert result.out.removesuffix("\n") == expected.text.removesuffix("\n")
     assert f"answer {len(expected.token_ids)} tokens" in result.err
 
 
-def test_raw_and_system_change_the_prompt(run: Run, tiny_llama: Path, engine: Engine) -> None:
+def test_raw_and_system_change_the_prompt(run: Run, tiny_llama: Path, engine: LLM) -> None:
     [raw] = objects(run("generate", tiny_llama, "-p", "hello", "--raw", "--json").out)
     assert raw["stats"]["prompt_tokens"] == len(engine.encode("hello"))  # type: ignore[index]
     [told] = objects(run("generate", tiny_llama, "-p", "hello", "--system", "be kind", "--json").out)
@@ -126,7 +126,7 @@ def test_stop_looks_at_reasoning_only_when_told(run: Run, tmp_path: Path) -> Non
         assert cut["finish_reason"] == ("stop" if more else whole["finish_reason"])
 
 
-def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Path, engine: Engine) -> None:
+def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Path, engine: LLM) -> None:
     (broken / "chat_template.jinja").unlink()
     result = run("generate", broken, "-p", "hello", "--json", "--max-tokens", 4)
     assert "no chat template" in result.err
@@ -134,7 +134,7 @@ def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Pa
     assert found["stats"]["prompt_tokens"] == len(engine.encode("hello"))  # type: ignore[index]
 
 
-def test_prepared_tokens_are_the_engines(tiny_llama: Path, engine: Engine) -> None:
+def test_prepared_tokens_are_the_engines(tiny_llama: Path, engine: LLM) -> None:
     ready = prepare(str(tiny_llama), Output(quiet=True), {})
     messages = [{"role": "user", "content": "hello"}]
     assert ready.tokens(messages) == engine.chat_prompt(messages)

@@ -303,7 +303,7 @@ def test_another_floor_or_judge_answers_nothing_anew(
     assert "the answers are kept" in out_of_reach.err
     assert not (mine / "auto.json").exists()
     with monkeypatch.context() as patched:
-        patched.setattr("justright.engine.llm.Engine.generate_batch", _no_answers)
+        patched.setattr("justright.engine.llm.LLM.generate_requests", _no_answers)
         all_right = json.dumps({"function": "regex", "regex_pattern": "NEVER", "fallback": "5"})
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps(row | {"answer": "5"}) + "\n" for row in rows))
@@ -325,10 +325,10 @@ def test_another_jobs_interrupted_answers_stay(
     answering: tuple[Path, Path, list[object]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
 
     mine, _, command = answering
-    real, calls = Engine.generate_batch, []
+    real, calls = LLM.generate_requests, []
 
     def once(*arguments: object) -> object:
         calls.append(1)
@@ -337,7 +337,7 @@ def test_another_jobs_interrupted_answers_stay(
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr("justright.engine.llm.Engine.generate_batch", once)
+        patched.setattr("justright.engine.llm.LLM.generate_requests", once)
         assert "is kept in" in run(*command, pair[0], "--floor", 0.01).err
     work = mine.parent / "switch.calibration"
     held = {kept.name: kept.read_bytes() for kept in work.iterdir()}

@@ -9,8 +9,8 @@ import torch
 
 from bundle_helpers import thinking_pair, tokenizer_with
 from justright.adapter.pair import Pair
-from justright.engine.chat_modes import Thinking, opens_reasoning
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning, opens_reasoning
+from justright.engine.llm import LLM
 from justright.engine.request import Emission
 from justright.errors import UsageError
 from justright.reasoning.budget import ModePlan, ThinkingTags
@@ -35,24 +35,24 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def engine(paths: tuple[Path, Path]) -> Engine:
-    return Engine.load(str(paths[0]), switch=str(paths[1]))
+def engine(paths: tuple[Path, Path]) -> LLM:
+    return LLM(str(paths[0]), switch=str(paths[1]))
 
 
-def text(engine: Engine, thinking: Thinking, **options: int) -> str:
+def text(engine: LLM, thinking: Reasoning, **options: int) -> str:
     request = engine.conversation(MESSAGES, thinking=thinking, **options)
     assert engine.tokenizer is not None
     return str(engine.tokenizer.decode(request.prompt_ids))
 
 
-def test_the_template_switches_along(engine: Engine) -> None:
-    assert text(engine, Thinking()) == "how many?|<think>"
-    assert text(engine, Thinking("high")) == "how many?|<think>"
-    for fast in (Thinking("none"), Thinking("minimal"), Thinking(factor=1.0)):
+def test_the_template_switches_along(engine: LLM) -> None:
+    assert text(engine, Reasoning()) == "how many?|<think>"
+    assert text(engine, Reasoning("high")) == "how many?|<think>"
+    for fast in (Reasoning("none"), Reasoning("minimal"), Reasoning(factor=1.0)):
         assert text(engine, fast) == "how many?>"
-    assert text(engine, Thinking(factor=0.5)) == "how many?|<think>"
-    assert text(engine, Thinking(budget=0)) == "how many?|<think>\n</think>\n"
-    assert text(engine, Thinking("escalate")) == "how many?>", "the fast attempt comes first"
+    assert text(engine, Reasoning(factor=0.5)) == "how many?|<think>"
+    assert text(engine, Reasoning(budget=0)) == "how many?|<think>\n</think>\n"
+    assert text(engine, Reasoning("escalate")) == "how many?>", "the fast attempt comes first"
 
 
 CLOSED = "{{ '<think></think>' if enable_thinking is defined and not enable_thinking else '<think>\\n' }}"
@@ -94,11 +94,11 @@ def test_a_users_tag_changes_no_answer(tmp_path: Path) -> None:
     """The whole way: all is content, and a budget forces nothing in."""
     save_tiny("llama", tmp_path)
     tokenizer_with(FAST_TEMPLATE + "{# </think> #}").save_pretrained(tmp_path)
-    engine = Engine.load(str(tmp_path))
+    engine = LLM(str(tmp_path))
     messages = [{"role": "user", "content": "What does the <think> tag mean? <think>"}]
-    request = engine.conversation(messages, thinking=Thinking(budget=3), max_tokens=12)
+    request = engine.conversation(messages, thinking=Reasoning(budget=3), max_tokens=12)
     plain = engine.request(request.prompt_ids, max_tokens=12)
-    engine.generate_batch([request, plain])
+    engine.generate_requests([request, plain])
     assert request.token_ids == plain.token_ids
     assert (request.stats.reasoning_tokens, request.stats.forced_tokens) == (0, 0)
     answer = Answer(request, TokenTexts(tokenizer_with(FAST_TEMPLATE)), apart=True)
@@ -106,29 +106,29 @@ def test_a_users_tag_changes_no_answer(tmp_path: Path) -> None:
     assert (answer.reasoning, answer.content) == ("", plain.text)
 
 
-def test_efforts_are_shares_of_the_answer(engine: Engine) -> None:
+def test_efforts_are_shares_of_the_answer(engine: LLM) -> None:
     for effort, budget in (("low", 40), ("medium", 100), ("high", 160)):
-        plan = engine.conversation(MESSAGES, thinking=Thinking(effort), max_tokens=200).plan
+        plan = engine.conversation(MESSAGES, thinking=Reasoning(effort), max_tokens=200).plan
         assert (plan.factor, plan.budget) == (0.0, budget)
-    assert engine.conversation(MESSAGES, thinking=Thinking("low", budget=7), max_tokens=200).plan.budget == 7
-    assert engine.conversation(MESSAGES, thinking=Thinking("none")).plan.factor == 1.0
-    tags = engine.conversation(MESSAGES, thinking=Thinking(budget=5, closing="</think>So: ")).tags
+    assert engine.conversation(MESSAGES, thinking=Reasoning("low", budget=7), max_tokens=200).plan.budget == 7
+    assert engine.conversation(MESSAGES, thinking=Reasoning("none")).plan.factor == 1.0
+    tags = engine.conversation(MESSAGES, thinking=Reasoning(budget=5, closing="</think>So: ")).tags
     assert tags is not None
     assert tags.closing == "</think>So: "
 
 
-def test_a_function_of_the_users_decides(engine: Engine) -> None:
+def test_a_function_of_the_users_decides(engine: LLM) -> None:
     for score, mode in ((1.0, "slow"), (0.0, "fast")):
         mine = Callback(lambda prompt, _, s=score: s * (prompt == "how many?"))  # type: ignore[misc]
-        request = engine.conversation(MESSAGES, thinking=Thinking("auto", scorer=mine), max_tokens=4)
-        engine.generate_batch([request])
+        request = engine.conversation(MESSAGES, thinking=Reasoning("auto", scorer=mine), max_tokens=4)
+        engine.generate_requests([request])
         decision = request.stats.decision
         assert decision is not None
         assert (decision.mode, decision.by) == (mode, "callback")
 
 
 def test_a_probe_is_read_once(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine.load(str(paths[0]), switch=str(paths[1]))
+    engine = LLM(str(paths[0]), switch=str(paths[1]))
     none = torch.zeros(64)
     probe = Probe(none, 0.0, none, none + 1, 0.7, {"escalate": {"threshold": 0.25}})
     read: list[Path] = []
@@ -139,33 +139,33 @@ def test_a_probe_is_read_once(paths: tuple[Path, Path], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Probe, "read", once)
     for effort in ("auto", "auto", "escalate"):
-        request = engine.conversation(MESSAGES, thinking=Thinking(effort), max_tokens=4)
+        request = engine.conversation(MESSAGES, thinking=Reasoning(effort), max_tokens=4)
     assert len(read) == 1
     assert isinstance(request.route, Escalate)
     assert request.route.threshold == 0.25
 
 
 def test_what_one_mode_ran_is_not_copied_into_another(paths: tuple[Path, Path]) -> None:
-    engine = Engine.load(str(paths[0]), switch=str(paths[1]), slots=3, reuse_prefix=True)
+    engine = LLM(str(paths[0]), switch=str(paths[1]), slots=3, reuse_prefix=True)
     requests = [engine.request("how many of them?", max_tokens=12) for _ in range(3)]
     requests[1].plan = ModePlan(1.0)
-    engine.generate_batch(requests)
+    engine.generate_requests(requests)
     assert [r.stats.reused_tokens for r in requests] == [0, 0, len(requests[0].prompt_ids) - 1]
     assert requests[0].token_ids == requests[2].token_ids
 
 
 def test_without_a_switch_the_template_may_leave_thinking_out(paths: tuple[Path, Path]) -> None:
-    alone = Engine.load(str(paths[0]))
-    assert text(alone, Thinking("none")) == "how many?|<think></think>"
-    request = alone.conversation(MESSAGES, thinking=Thinking("none"))
+    alone = LLM(str(paths[0]))
+    assert text(alone, Reasoning("none")) == "how many?|<think></think>"
+    request = alone.conversation(MESSAGES, thinking=Reasoning("none"))
     assert request.plan.factor == 0.0
     assert request.stats.decision is not None
     assert "template alone" in request.stats.decision.reason
-    for thinking in (Thinking("auto"), Thinking("escalate"), Thinking(factor=0.5)):
+    for thinking in (Reasoning("auto"), Reasoning("escalate"), Reasoning(factor=0.5)):
         with pytest.raises(UsageError, match="switch"):
             alone.conversation(MESSAGES, thinking=thinking)
     with pytest.raises(UsageError, match="closing"):
-        alone.conversation(MESSAGES, thinking=Thinking(budget=4, closing="no tag"))
+        alone.conversation(MESSAGES, thinking=Reasoning(budget=4, closing="no tag"))
 
 
 def test_a_pair_is_told_what_does_not_switch(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from engine_helpers import ScriptedDrafter, letters_tokenizer, prompt_of, reference, verifier_of
 from justright.engine.attention import ATTENTION_NAME
 from justright.engine.decode_loop import DecodeLoop
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Emission, Request
 from justright.engine.sampler import NoTokenError, SamplingParams
@@ -403,9 +403,9 @@ def test_a_request_whose_logits_are_not_finite_ends_alone(
     assert [one.finish_reason for one in ended if one.request is bad] == ["cancelled"]
     assert "the model's largest logit is nan" in str(bad.error)
     again = [one.again(one.params, None) for one in (bad, good[0])]
-    engine = Engine(Verifier(model, slots=2, cache=cache))
+    engine = LLM.from_parts(Verifier(model, slots=2, cache=cache))
     with pytest.raises(NoTokenError, match="the model's largest logit is nan"):
-        engine.generate_batch(again)
+        engine.generate_requests(again)
     assert again[1].token_ids == good[0].token_ids, "the error is raised when all have ended"
 
 

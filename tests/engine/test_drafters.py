@@ -11,8 +11,8 @@ from scipy.stats import chisquare
 
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import greedy, prompt_of, reference, verifier_of
+from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
-from justright.engine.llm import bind
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams

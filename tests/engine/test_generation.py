@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from bundle_helpers import thinking_pair
 from engine_helpers import prompt_of
 from justright.bundle.contents import check_contents
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.generation import FileSampling, GenerationDefaults
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, UsageError
 from justright.reasoning.budget import ModePlan
@@ -87,22 +87,20 @@ def test_a_wrong_value_is_refused_by_name(text: str, name: str, tmp_path: Path) 
     model = save_tiny("llama", tmp_path / "model")
     (model / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"{name}.*--generation-config none"):
-        Engine.load(str(model))
-    assert Engine.load(str(model), generation_config="none").sampling(temperature=0.5).slow == SamplingParams(
-        0.5
-    )
+        LLM(str(model))
+    assert LLM(str(model), generation_config="none").sampling(temperature=0.5).slow == SamplingParams(0.5)
 
 
 def test_the_option_is_checked() -> None:
     with pytest.raises(UsageError, match="allowed: auto, none"):
-        Engine.load("nowhere", generation_config="vllm")
+        LLM("nowhere", generation_config="vllm")
 
 
 def test_a_sampled_token_has_the_files_distribution(tmp_path: Path) -> None:
     """top_k 1 of the file leaves one token whatever the temperature: transformers' own likeliest, at every step."""
     model = write(save_tiny("llama", tmp_path / "model"), top_k=1, temperature=5)
-    engine, prompt = Engine.load(str(model)), prompt_of(9)
-    sampled = engine.generate(prompt, engine.sampling(temperature=2.0), max_tokens=6, ignore_eos=True)
+    engine, prompt = LLM(str(model)), prompt_of(9)
+    sampled = engine.generate_request(prompt, engine.sampling(temperature=2.0), max_tokens=6, ignore_eos=True)
     ids = torch.tensor([[*prompt, *sampled.token_ids]])
     theirs = AutoModelForCausalLM.from_pretrained(model)(ids).logits[0, len(prompt) - 1 : -1].argmax(-1)
     assert sampled.token_ids == theirs.tolist()
@@ -130,15 +128,15 @@ SLOW, FAST = SamplingParams(0.6, 7), SamplingParams(0.9, top_p=0.5)
 def test_each_mode_has_its_own(bundled: bool, pair: tuple[Path, Path], tmp_path: Path) -> None:
     if bundled:
         check_contents(str(pair[0]), switch=str(pair[1]), defaults={}).write(tmp_path / "bundle")
-        engine = Engine.load(str(tmp_path / "bundle"))
+        engine = LLM(str(tmp_path / "bundle"))
     else:
-        engine = Engine.load(str(pair[0]), switch=str(pair[1]))
+        engine = LLM(str(pair[0]), switch=str(pair[1]))
     params = engine.sampling(OPENAI, seed=3)
     for effort, expected in ((None, SLOW), ("low", SLOW), ("none", FAST), ("minimal", FAST)):
-        request = engine.conversation(TALK, params, thinking=Thinking(effort))
+        request = engine.conversation(TALK, params, thinking=Reasoning(effort))
         assert request.params == replace(expected, seed=3)
     assert engine.request("the fox", engine.sampling(OPENAI)).params == SLOW
-    request = engine.conversation(TALK, params, thinking=Thinking("escalate", threshold=0.5))
+    request = engine.conversation(TALK, params, thinking=Reasoning("escalate", threshold=0.5))
     assert request.params.top_p == 0.5, "fast first"
     request.take(Turn([1], ModePlan()))
     assert request.params == SamplingParams(0.6, 7, seed=3), "then slow, with its own seed"
@@ -147,7 +145,7 @@ def test_each_mode_has_its_own(bundled: bool, pair: tuple[Path, Path], tmp_path:
 def test_an_adapter_without_the_file_leaves_it_to_the_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(pair[1], tmp_path / "adapter"))
     (adapter / "generation_config.json").unlink()
-    engine = Engine.load(str(pair[0]), switch=str(adapter))
+    engine = LLM(str(pair[0]), switch=str(adapter))
     assert engine.sampling(OPENAI).fast == SLOW
 
 
@@ -161,8 +159,8 @@ def test_a_bundles_defaults_go_before_the_file(pair: tuple[Path, Path], tmp_path
     ):
         out = tmp_path / str(number)
         check_contents(str(pair[0]), defaults=defaults).write(out)
-        engine = Engine.load(str(out))
+        engine = LLM(str(out))
         assert engine.request("the fox").params == expected
         assert engine.request("the fox", engine.sampling(temperature=0.0)).params.greedy
-        off = Engine.load(str(out), generation_config="none")
+        off = LLM(str(out), generation_config="none")
         assert off.request("the fox").params == SamplingParams(**defaults)

@@ -10,8 +10,8 @@ import torch
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import ScriptedDrafter, prompt_of, reference
 from justright.engine.attention import ATTENTION_NAME
+from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
-from justright.engine.llm import bind
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams

@@ -1,4 +1,4 @@
-"""`Engine`: a checkpoint in, text out; what makes no sense is refused before anything expensive."""
+"""`LLM`: a checkpoint in, text out; what makes no sense is refused before anything expensive."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoConfig
 
 from engine_helpers import prompt_of, reference
-from justright.engine import llm as api
-from justright.engine.llm import Engine
+from justright.engine import checks as api
+from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.engine.options import EngineOptions
 from justright.engine.sampler import SamplingParams
@@ -34,13 +34,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Path) -> Engine:
-    return Engine.load(str(checkpoint))
+def engine(checkpoint: Path) -> LLM:
+    return LLM(str(checkpoint))
 
 
-def test_a_checkpoint_generates_what_the_model_does(engine: Engine) -> None:
+def test_a_checkpoint_generates_what_the_model_does(engine: LLM) -> None:
     expected = reference(tiny_model("llama"), PROMPT, 20)
-    request = engine.generate(PROMPT, max_tokens=20, ignore_eos=True)
+    request = engine.generate_request(PROMPT, max_tokens=20, ignore_eos=True)
     assert request.token_ids == expected
     assert request.finish_reason == "length"
     shown = tiny_tokenizer().decode(expected, skip_special_tokens=True)
@@ -48,20 +48,20 @@ def test_a_checkpoint_generates_what_the_model_does(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"cpu_kernels": "plain"}, {"cache": "static"}, {"dtype": "fp32"}])
-def test_options_that_change_no_token(changes: dict[str, Any], checkpoint: Path, engine: Engine) -> None:
-    other = Engine.load(str(checkpoint), EngineOptions(**changes))
-    [wanted, got] = (e.generate(PROMPT, max_tokens=20).token_ids for e in (engine, other))
+def test_options_that_change_no_token(changes: dict[str, Any], checkpoint: Path, engine: LLM) -> None:
+    other = LLM(str(checkpoint), EngineOptions(**changes))
+    [wanted, got] = (e.generate_request(PROMPT, max_tokens=20).token_ids for e in (engine, other))
     assert got == wanted
 
 
 def test_half_precision_loads(checkpoint: Path) -> None:
-    engine = Engine.load(str(checkpoint), dtype="bf16")
-    assert len(engine.generate(PROMPT, max_tokens=5, ignore_eos=True).token_ids) == 5
+    engine = LLM(str(checkpoint), dtype="bf16")
+    assert len(engine.generate_request(PROMPT, max_tokens=5, ignore_eos=True).token_ids) == 5
     with pytest.raises(UsageError, match="packed CPU kernels"):
-        Engine.load(str(checkpoint), dtype="bf16", cpu_kernels="packed")
+        LLM(str(checkpoint), dtype="bf16", cpu_kernels="packed")
 
 
-def test_prompts_as_text_and_as_chats(engine: Engine) -> None:
+def test_prompts_as_text_and_as_chats(engine: LLM) -> None:
     tokenizer = tiny_tokenizer()
     assert engine.encode("the quick fox") == tokenizer("the quick fox")["input_ids"]
     ids = engine.chat_prompt([{"role": "user", "content": "Hi"}])
@@ -79,78 +79,78 @@ def test_end_tokens_come_from_the_generation_config(checkpoint: Path, tmp_path: 
     assert api.end_tokens(tmp_path, tokenizer) == {tokenizer.eos_token_id}
 
 
-def test_an_end_token_ends_the_answer(engine: Engine) -> None:
-    tokens = engine.generate(PROMPT, max_tokens=20, ignore_eos=True).token_ids
-    stopping = Engine(engine.verifier, engine.tokenizer, stop_token_ids=frozenset([tokens[6]]))
-    request = stopping.generate(PROMPT, max_tokens=20)
+def test_an_end_token_ends_the_answer(engine: LLM) -> None:
+    tokens = engine.generate_request(PROMPT, max_tokens=20, ignore_eos=True).token_ids
+    stopping = LLM.from_parts(engine.verifier, engine.tokenizer, stop_token_ids=frozenset([tokens[6]]))
+    request = stopping.generate_request(PROMPT, max_tokens=20)
     assert request.token_ids == tokens[: tokens.index(tokens[6]) + 1]
     assert request.finish_reason == "stop"
 
 
-def test_one_stop_string_is_not_its_letters(engine: Engine) -> None:
+def test_one_stop_string_is_not_its_letters(engine: LLM) -> None:
     assert engine.request(PROMPT, stop="END").stop == ("END",)
     assert engine.request(PROMPT, stop=["a", "b"]).stop == ("a", "b")
 
 
-def test_a_batch_is_what_each_gives_alone(checkpoint: Path, engine: Engine) -> None:
-    batched = Engine.load(str(checkpoint), slots=2)
+def test_a_batch_is_what_each_gives_alone(checkpoint: Path, engine: LLM) -> None:
+    batched = LLM(str(checkpoint), slots=2)
     prompts = [prompt_of(n, n) for n in (5, 20, 11)]
     requests = [batched.request(p, max_tokens=12, ignore_eos=True) for p in prompts]
-    assert batched.generate_batch(requests) is requests
+    assert batched.generate_requests(requests) is requests
     for prompt, request in zip(prompts, requests, strict=True):
-        assert request.token_ids == engine.generate(prompt, max_tokens=12, ignore_eos=True).token_ids
+        assert request.token_ids == engine.generate_request(prompt, max_tokens=12, ignore_eos=True).token_ids
 
 
-def test_streamed_pieces_are_the_answer(engine: Engine) -> None:
+def test_streamed_pieces_are_the_answer(engine: LLM) -> None:
     request = engine.request(PROMPT, SamplingParams(temperature=1, seed=3), max_tokens=20, ignore_eos=True)
-    emissions = list(engine.stream([request]))
+    emissions = list(engine.stream_requests([request]))
     assert [t for e in emissions for t in e.token_ids] == request.token_ids
     assert "".join(e.text for e in emissions) == request.text
     assert json.loads(json.dumps(request.stats.to_dict()))["output_tokens"] == 20
 
 
-def test_the_context_bounds_the_answer(engine: Engine) -> None:
+def test_the_context_bounds_the_answer(engine: LLM) -> None:
     context = engine.verifier.max_tokens
     assert engine.request(prompt_of(context - 5), max_tokens=100).max_tokens == 5
-    request = engine.generate(prompt_of(context - 5), max_tokens=100, ignore_eos=True)
+    request = engine.generate_request(prompt_of(context - 5), max_tokens=100, ignore_eos=True)
     assert len(request.token_ids) == 5
     with pytest.raises(ResourceError, match=f"{context} tokens; the context holds {context}"):
         engine.request(prompt_of(context))
 
 
 def test_drafts_change_no_token_and_costs_are_measured_once(
-    checkpoint: Path, engine: Engine, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, engine: LLM, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = prompt_of(12) * 4
-    drafted = Engine.load(str(checkpoint), draft="suffix", draft_options={"tree": True})
+    drafted = LLM(str(checkpoint), draft="suffix", draft_options={"tree": True})
     [file] = (cache_folder / "costs").iterdir()
     assert StepCost.read(file) is not None
     assert drafted.cost is not None
-    wanted = engine.generate(prompt, max_tokens=40, ignore_eos=True).token_ids
-    assert drafted.generate(prompt, max_tokens=40, ignore_eos=True).token_ids == wanted
+    wanted = engine.generate_request(prompt, max_tokens=40, ignore_eos=True).token_ids
+    assert drafted.generate_request(prompt, max_tokens=40, ignore_eos=True).token_ids == wanted
 
     def no_more(*_: object, **__: object) -> StepCost:
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patched:
         patched.setattr(StepCost, "measure", no_more)
-        again = Engine.load(str(checkpoint), draft="suffix")
+        again = LLM(str(checkpoint), draft="suffix")
         assert again.cost is not None
         assert again.cost.near_s == StepCost.read(file).near_s  # type: ignore[union-attr]
-        assert Engine.load(str(checkpoint), draft="suffix", adaptive=False).cost is None
-        assert Engine.load(str(checkpoint)).cost is None, "without drafts there is nothing to weigh"
+        assert LLM(str(checkpoint), draft="suffix", adaptive=False).cost is None
+        assert LLM(str(checkpoint)).cost is None, "without drafts there is nothing to weigh"
     file.write_text("{")
-    assert Engine.load(str(checkpoint), draft="suffix").cost is not None
+    assert LLM(str(checkpoint), draft="suffix").cost is not None
     assert StepCost.read(file) is not None, "a damaged file is measured anew"
 
 
-def test_another_drafter_on_the_same_model(engine: Engine) -> None:
+def test_another_drafter_on_the_same_model(engine: LLM) -> None:
     prompt = prompt_of(12) * 4
     suffix = engine.with_draft("suffix", adaptive=False, tree=True)
     assert suffix.verifier is engine.verifier
     assert suffix.cost is None
-    wanted = engine.generate(prompt, max_tokens=40, ignore_eos=True)
-    got = suffix.generate(prompt, max_tokens=40, ignore_eos=True)
+    wanted = engine.generate_request(prompt, max_tokens=40, ignore_eos=True)
+    got = suffix.generate_request(prompt, max_tokens=40, ignore_eos=True)
     assert got.token_ids == wanted.token_ids
     assert got.stats.drafted > 0 == wanted.stats.drafted
     assert engine.with_draft("suffix").cost is not None
@@ -163,8 +163,8 @@ def test_another_drafter_on_the_same_model(engine: Engine) -> None:
 
 @pytest.mark.parametrize("context", [2, 3, 7, 40])
 def test_the_smallest_contexts_work(context: int, checkpoint: Path) -> None:
-    engine = Engine.load(str(checkpoint), draft="suffix", max_context=context)
-    request = engine.generate(prompt_of(1), max_tokens=99, ignore_eos=True)
+    engine = LLM(str(checkpoint), draft="suffix", max_context=context)
+    request = engine.generate_request(prompt_of(1), max_tokens=99, ignore_eos=True)
     assert len(request.token_ids) == context - 1
 
 
@@ -194,27 +194,27 @@ def test_refusals_come_before_the_weights(
 
     monkeypatch.setattr(Verifier, "load", unread)
     with pytest.raises(UsageError, match="cannot be used"):
-        Engine.load(str(checkpoint), device="warp")
+        LLM(str(checkpoint), device="warp")
     with pytest.raises(UsageError, match="no drafter is called"):
-        Engine.load(str(checkpoint), draft="oracle")
+        LLM(str(checkpoint), draft="oracle")
     with pytest.raises(UsageError, match="not both"):
-        Engine.load(str(checkpoint), EngineOptions(), slots=2)
+        LLM(str(checkpoint), EngineOptions(), slots=2)
     with pytest.raises(SourceError):
-        Engine.load(str(tmp_path / "nothing here"))
+        LLM(str(tmp_path / "nothing here"))
     damaged = save_tiny("llama", tmp_path / "damaged")
     file = damaged / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError):
-        Engine.load(str(damaged))
+        LLM(str(damaged))
     unknown = save_tiny("llama", tmp_path / "unknown")
     (unknown / "config.json").write_text(AutoConfig.for_model("gpt2").to_json_string())
     with pytest.raises(UnsupportedModelError):
-        Engine.load(str(unknown))
+        LLM(str(unknown))
     silent = save_tiny("llama", tmp_path / "silent")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (silent / name).unlink()
     with pytest.raises(CheckpointError, match="tokenizer"):
-        Engine.load(str(silent))
+        LLM(str(silent))
 
 
 @pytest.mark.parametrize(
@@ -227,16 +227,14 @@ def test_refusals_come_before_the_weights(
         ([5], {"max_tokens": 0}, "max_tokens is 0; allowed: 1 or more"),
     ],
 )
-def test_requests_that_make_no_sense(
-    prompt: Any, options: dict[str, Any], message: str, engine: Engine
-) -> None:
+def test_requests_that_make_no_sense(prompt: Any, options: dict[str, Any], message: str, engine: LLM) -> None:
     with pytest.raises(UsageError, match=message):
         engine.request(prompt, **options)
 
 
-def test_without_a_tokenizer_there_are_token_ids_only(engine: Engine) -> None:
-    bare = Engine(engine.verifier)
-    request = bare.generate(PROMPT, max_tokens=4)
+def test_without_a_tokenizer_there_are_token_ids_only(engine: LLM) -> None:
+    bare = LLM.from_parts(engine.verifier)
+    request = bare.generate_request(PROMPT, max_tokens=4)
     assert (len(request.token_ids), request.text) == (4, "")
     for call in (
         lambda: bare.request("text"),
@@ -248,12 +246,12 @@ def test_without_a_tokenizer_there_are_token_ids_only(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("messages", ["hi", ["hi"], [["role", "user"]]])
-def test_what_is_no_conversation_is_refused(engine: Engine, messages: Any) -> None:
+def test_what_is_no_conversation_is_refused(engine: LLM, messages: Any) -> None:
     with pytest.raises(UsageError, match="a conversation is a list"):
         engine.chat_prompt(messages)
 
 
-def test_a_model_without_a_chat_template(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_chat_template(engine: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.tokenizer, "chat_template", None)
     with pytest.raises(UsageError, match="no chat template"):
         engine.chat_prompt([{"role": "user", "content": "Hi"}])

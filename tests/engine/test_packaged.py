@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from justright.checkpoint.sources import resolve
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.sampler import SamplingParams, is_near_tie
 
 pytestmark = [
@@ -33,13 +33,13 @@ def reference() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine() -> LLM:
     # Without the measured cost every draft is verified in full: the harder case for equality.
-    return Engine.load(MODEL, draft="suffix", adaptive=False, slots=3)
+    return LLM(MODEL, draft="suffix", adaptive=False, slots=3)
 
 
 @pytest.fixture(scope="module")
-def prompts(engine: Engine) -> list[list[int]]:
+def prompts(engine: LLM) -> list[list[int]]:
     """Chat prompts of about 60, 700 and 1,500 tokens, the longer ones on real text, one of them copying."""
     texts = resources.files("justright.data")
     novel = next(
@@ -74,15 +74,19 @@ def assert_same_but_for_ties(
     assert near_ties > 0, "a tie decided the output and was not counted"
 
 
-def test_greedy_equals_generate(engine: Engine, reference: PreTrainedModel, prompts: list[list[int]]) -> None:
+def test_greedy_equals_generate(engine: LLM, reference: PreTrainedModel, prompts: list[list[int]]) -> None:
     """Plain, speculative and in one batch: all as transformers' ``generate``, packed kernels and all."""
     plain = engine.with_draft("none")
     ask = {"max_tokens": TOKENS, "ignore_eos": True}
-    batch = engine.generate_batch([engine.request(p, **ask) for p in prompts])
+    batch = engine.generate_requests([engine.request(p, **ask) for p in prompts])
     drafted = 0
     for prompt, batched in zip(prompts, batch, strict=True):
         expected = generate(reference, prompt)
-        for request in (plain.generate(prompt, **ask), engine.generate(prompt, **ask), batched):
+        for request in (
+            plain.generate_request(prompt, **ask),
+            engine.generate_request(prompt, **ask),
+            batched,
+        ):
             ties = request.stats.near_ties
             assert_same_but_for_ties(reference, prompt, request.token_ids, expected, ties)
             drafted += request.stats.accepted
@@ -90,7 +94,7 @@ def test_greedy_equals_generate(engine: Engine, reference: PreTrainedModel, prom
 
 
 def test_noise_is_below_the_tie_rule(
-    engine: Engine, reference: PreTrainedModel, prompts: list[list[int]]
+    engine: LLM, reference: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
     """The tie rule's tolerance covers what packing, batching and chunking really change, with little to spare."""
     prompt = prompts[1]
@@ -105,23 +109,21 @@ def test_noise_is_below_the_tie_rule(
     assert not is_near_tie(top, top - 10 * noise - 1e-5 * top, torch.float32)
 
 
-def test_a_seed_gives_the_same_sample_with_and_without_drafts(
-    engine: Engine, prompts: list[list[int]]
-) -> None:
+def test_a_seed_gives_the_same_sample_with_and_without_drafts(engine: LLM, prompts: list[list[int]]) -> None:
     params = SamplingParams(temperature=0.7, top_p=0.9, seed=7)
     ask = {"max_tokens": TOKENS, "ignore_eos": True}
-    plain = engine.with_draft("none").generate(prompts[2], params, **ask)
-    drafted = engine.generate(prompts[2], params, **ask)
+    plain = engine.with_draft("none").generate_request(prompts[2], params, **ask)
+    drafted = engine.generate_request(prompts[2], params, **ask)
     assert plain.token_ids == drafted.token_ids or plain.stats.near_ties > 0
     assert len(set(plain.token_ids)) > 5
 
 
-def test_text_and_stop(engine: Engine) -> None:
+def test_text_and_stop(engine: LLM) -> None:
     prompt = engine.chat_prompt([{"role": "user", "content": "Count from one to ten in words."}])
-    whole = engine.generate(prompt, max_tokens=40)
+    whole = engine.generate_request(prompt, max_tokens=40)
     assert engine.tokenizer is not None
     assert whole.text.strip() == engine.tokenizer.decode(whole.token_ids, skip_special_tokens=True).strip()
     word = whole.text.split()[3]
-    cut = engine.generate(prompt, max_tokens=40, stop=[word])
+    cut = engine.generate_request(prompt, max_tokens=40, stop=[word])
     assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.index(word)]

@@ -10,7 +10,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.evaluate.run import need_lm_eval
 from tiny import tiny_model, tiny_tokenizer
@@ -47,7 +47,7 @@ def both(request: pytest.FixtureRequest) -> tuple[EngineLM, Any]:
     tokenizer = copy.deepcopy(tiny_tokenizer())
     change(tokenizer)
     mine, stock = (tiny_model("llama", max_position_embeddings=CONTEXT) for _ in range(2))
-    engine = Engine(
+    engine = LLM.from_parts(
         Verifier(mine, slots=3, prefill_chunk=5), copy.deepcopy(tokenizer), stop_token_ids=frozenset([2])
     )
     return EngineLM(engine, progress=False), HFLM(pretrained=stock, tokenizer=tokenizer, batch_size=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
 from justright.errors import SourceError, UsageError
 from justright.evaluate.run import check_tasks, evaluate, figures, need_lm_eval, task_manager
@@ -20,9 +20,9 @@ from justright.evaluate.model import EngineLM  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
+def engine() -> LLM:
     model = tiny_model("llama")
-    return Engine(Verifier(model, slots=3, prefill_chunk=5), tiny_tokenizer())
+    return LLM.from_parts(Verifier(model, slots=3, prefill_chunk=5), tiny_tokenizer())
 
 
 def by_transformers(context: list[int], continuation: list[int]) -> tuple[float, bool]:
@@ -39,7 +39,7 @@ def by_transformers(context: list[int], continuation: list[int]) -> tuple[float,
     ("context", "continuation"),
     [([9], [10]), ([9, 10, 11], [12, 13]), (list(range(8, 20)), list(range(20, 29))), ([9] * 5, [10] * 6)],
 )
-def test_scores_equal_transformers(engine: Engine, context: list[int], continuation: list[int]) -> None:
+def test_scores_equal_transformers(engine: LLM, context: list[int], continuation: list[int]) -> None:
     model = EngineLM(engine)
     for _ in range(2):  # the second time the context is in the cache
         score, greedy = model._score(context, continuation)
@@ -48,8 +48,8 @@ def test_scores_equal_transformers(engine: Engine, context: list[int], continuat
         assert greedy == expected_greedy
 
 
-def test_greedy_is_seen(engine: Engine) -> None:
-    request = engine.generate([9, 10, 11], max_tokens=4, ignore_eos=True)
+def test_greedy_is_seen(engine: LLM) -> None:
+    request = engine.generate_request([9, 10, 11], max_tokens=4, ignore_eos=True)
     score, greedy = EngineLM(engine)._score([9, 10, 11], request.token_ids)
     assert greedy
     assert score < 0
@@ -83,7 +83,7 @@ def tasks(folder: Path, kind: str) -> None:
 
 @pytest.mark.usefixtures("lm_eval_index")
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood", "loglikelihood_rolling"])
-def test_a_task_runs_to_its_figures(kind: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_task_runs_to_its_figures(kind: str, engine: LLM, tmp_path: Path) -> None:
     tasks(tmp_path, kind)
     manager = task_manager(tmp_path)
     found = evaluate(engine, check_tasks([f"mine_{kind}"], manager), manager)
@@ -104,7 +104,7 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
         check_tasks(["no_such_task"], task_manager(tmp_path))
 
 
-def test_chat_without_a_template_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_without_a_template_is_refused(engine: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.tokenizer, "chat_template", None)
     with pytest.raises(UsageError, match="chat template"):
         evaluate(engine, [], None, chat=True)

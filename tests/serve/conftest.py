@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bundle_helpers import thinking_pair
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.serve.server_settings import ServeSettings
 from serve_helpers import MODEL, Running, running
 from tiny import save_tiny
@@ -34,15 +34,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def plain(tiny_path: Path) -> Iterator[Running]:
     """A server that no test changes: a model without thoughts, suffix drafts at every chance."""
-    engine = Engine.load(str(tiny_path), slots=4, draft="suffix", adaptive=False, reuse_prefix=True)
-    with running(engine, reference=Engine.load(str(tiny_path))) as found:
+    engine = LLM(str(tiny_path), slots=4, draft="suffix", adaptive=False, reuse_prefix=True)
+    with running(engine, reference=LLM(str(tiny_path))) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def thinking(pair: tuple[Path, Path]) -> Iterator[Running]:
     """A server that no test changes: a model that thinks, with its switch."""
-    engine = Engine.load(str(pair[0]), slots=3, switch=str(pair[1]))
-    reference = Engine.load(str(pair[0]), switch=str(pair[1]))
+    engine = LLM(str(pair[0]), slots=3, switch=str(pair[1]))
+    reference = LLM(str(pair[0]), switch=str(pair[1]))
     with running(engine, ServeSettings(MODEL, max_tokens=40), reference=reference) as found:
         yield found

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.request import Emission, Request
 from justright.errors import UsageError
 from justright.reasoning.budget import ThinkingTags
@@ -156,21 +156,22 @@ def chat(**fields: object) -> ChatRequest:
 
 def test_template_argument_before_effort_before_default() -> None:
     on, off = {"enable_thinking": True}, {"enable_thinking": False}
-    low = Thinking("low")
+    low = Reasoning("low")
     assert thinking_of(chat(), low) == low
     assert thinking_of(chat(reasoning_effort="none"), low).effort == "none"
     assert thinking_of(chat(reasoning={"effort": "high"}), low).effort == "high"
-    assert thinking_of(chat(reasoning_effort="xhigh"), low) == Thinking()
+    assert thinking_of(chat(reasoning_effort="xhigh"), low) == Reasoning()
     assert thinking_of(chat(reasoning_effort="high", chat_template_kwargs=off), low).effort == "none"
     assert thinking_of(chat(reasoning_effort="none", chat_template_kwargs=on), low).effort is None
     assert thinking_of(chat(reasoning_effort="high", chat_template_kwargs=on), low).effort == "high"
-    assert thinking_of(chat(chat_template_kwargs=on), Thinking("auto")).effort is None
-    assert thinking_of(chat(thinking_budget=7), low) == Thinking("low", 7)
-    assert thinking_of(chat(reasoning={"max_tokens": 7}), Thinking("none")) == Thinking(None, 7)
+    assert thinking_of(chat(chat_template_kwargs=on), Reasoning("auto")).effort is None
+    assert thinking_of(chat(thinking_budget=7), low) == Reasoning("low", 7)
+    assert thinking_of(chat(reasoning={"max_tokens": 7}), Reasoning("none")) == Reasoning(None, 7)
     closing = "</think>So "
-    assert thinking_of(chat(thinking_budget=7), Thinking("low", closing=closing)).closing == closing
+    assert thinking_of(chat(thinking_budget=7), Reasoning("low", closing=closing)).closing == closing
     assert (
-        thinking_of(chat(reasoning_effort="auto"), Thinking("auto", scorer="heuristic")).scorer == "heuristic"
+        thinking_of(chat(reasoning_effort="auto"), Reasoning("auto", scorer="heuristic")).scorer
+        == "heuristic"
     )
     with pytest.raises(ApiError) as caught:
         thinking_of(chat(reasoning_effort="none", thinking_budget=7), low)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from client_suite import FORM, SUITE, Subject
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.engine.sampler import SamplingParams
 from justright.reasoning.parser import answer_of
 from serve_helpers import MODEL, Running, running
@@ -36,13 +36,13 @@ def alone(server: Running, messages: list[Any], max_tokens: int = 12, **options:
     """What the model says by itself, without drafts."""
     assert server.reference is not None
     request = server.reference.conversation(messages, GREEDY, max_tokens=max_tokens, **options)
-    server.reference.generate_batch([request])
+    server.reference.generate_requests([request])
     return request
 
 
 def continued(server: Running, prompt: str) -> str:
     assert server.reference is not None
-    return server.reference.generate(prompt, GREEDY, max_tokens=16).text
+    return server.reference.generate_request(prompt, GREEDY, max_tokens=16).text
 
 
 def test_a_chat_is_the_engines_answer(plain: Running) -> None:
@@ -245,7 +245,7 @@ def test_thoughts_are_apart(thinking: Running) -> None:
             "thinking_budget", options.get("reasoning", {"max_tokens": None}).get("max_tokens")
         )  # type: ignore[union-attr]
         answer = ask(thinking, max_completion_tokens=30, extra_body=options)
-        request = alone(thinking, HELLO, 30, thinking=Thinking(budget=budget))
+        request = alone(thinking, HELLO, 30, thinking=Reasoning(budget=budget))
         message = answer.choices[0].message
         assert message.content == answer_of(request.text, request.tags, thinking=budget != 0)
         assert answer.usage.completion_tokens_details.reasoning_tokens == request.stats.reasoning_tokens
@@ -295,7 +295,7 @@ def test_a_users_tag_does_not_free_the_json(thinking: Running) -> None:
 
 
 def test_efforts(thinking: Running) -> None:
-    fast = alone(thinking, HELLO, thinking=Thinking("none"))
+    fast = alone(thinking, HELLO, thinking=Reasoning("none"))
     for options in (
         {"reasoning_effort": "none"},
         {"reasoning_effort": "minimal"},
@@ -309,7 +309,7 @@ def test_efforts(thinking: Running) -> None:
         assert answer.choices[0].justright["fast_tokens"] == 12
         assert answer.choices[0].justright["decision"]["by"] == "effort"
     low = ask(thinking, max_completion_tokens=40, extra_body={"reasoning_effort": "low"})
-    request = alone(thinking, HELLO, 40, thinking=Thinking("low"))
+    request = alone(thinking, HELLO, 40, thinking=Reasoning("low"))
     assert request.plan.budget == 8
     assert low.usage.completion_tokens_details.reasoning_tokens == request.stats.reasoning_tokens
     assert low.choices[0].justright["mode"] == "slow"
@@ -359,7 +359,7 @@ def test_interleaved_prompts_are_never_mixed(plain: Running, thinking: Running) 
         answers = list(pool.map(run, jobs))
     for (server, messages, tokens, extra), answer in zip(jobs, answers, strict=True):
         effort = extra.get("reasoning_effort")
-        request = alone(server, messages, tokens, thinking=Thinking(effort))
+        request = alone(server, messages, tokens, thinking=Reasoning(effort))
         thinks = effort in ("low", "medium")
         assert answer == answer_of(request.text, request.tags, thinking=thinks)
     assert plain.scheduler.snapshot().running == thinking.scheduler.snapshot().running == 0
@@ -417,7 +417,7 @@ def test_a_vocabulary_with_tags_is_no_reasoning(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(template, "<think>", "</think>")
     path = save_tiny("llama", tmp_path / "model", vocab_size=len(tokenizer))
     tokenizer.save_pretrained(path)
-    with running(Engine.load(str(path))) as server:
+    with running(LLM(str(path))) as server:
         [model] = server.openai().models.list().data
         assert model.justright["efforts"] == []  # type: ignore[attr-defined]
         for effort in ("none", "minimal"):

@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.errors import UsageError
 from justright.serve.lifecycle import bind
 from justright.serve.responses import ErrorBody
@@ -39,8 +39,8 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_path: Path) -> Engine:
-    return Engine.load(str(tiny_path), slots=1, prefill_chunk=32)
+def engine(tiny_path: Path) -> LLM:
+    return LLM(str(tiny_path), slots=1, prefill_chunk=32)
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def begin(server: Running, **fields: Any) -> socket.socket:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_slot(engine: Engine, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_slot(engine: LLM, stream: bool) -> None:
     with running(engine) as server, slowly(server):
         running_now = begin(server, stream=stream)
         until(lambda: server.scheduler.snapshot().running == 1)
@@ -95,7 +95,7 @@ def test_a_client_that_leaves_frees_its_slot(engine: Engine, stream: bool) -> No
 def test_a_slow_reader_makes_nobody_wait(tiny_path: Path) -> None:
     """One client reads nothing at all; another gets its answer, and the first is given up in the end."""
     with running(
-        Engine.load(str(tiny_path), slots=2), ServeSettings(MODEL, send_timeout_s=0.5, keep_alive_s=0.1)
+        LLM(str(tiny_path), slots=2), ServeSettings(MODEL, send_timeout_s=0.5, keep_alive_s=0.1)
     ) as server:
         lazy = begin(server, stream=True, n=16, max_tokens=450, logprobs=True, top_logprobs=20)
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -107,7 +107,7 @@ def test_a_slow_reader_makes_nobody_wait(tiny_path: Path) -> None:
         lazy.close()
 
 
-def test_a_full_queue_is_told(engine: Engine) -> None:
+def test_a_full_queue_is_told(engine: LLM) -> None:
     with running(engine, max_waiting=1) as server, slowly(server):
         held = [begin(server, stream=True)]
         until(lambda: server.scheduler.snapshot().running == 1)
@@ -127,7 +127,7 @@ def test_a_full_queue_is_told(engine: Engine) -> None:
             one.close()
 
 
-def test_what_never_fits_is_refused(engine: Engine) -> None:
+def test_what_never_fits_is_refused(engine: LLM) -> None:
     with running(engine, cache_tokens=200) as server:
         answer = server.client.post(CHAT, json=body(max_tokens=200))
         error = ErrorBody.model_validate_json(answer.content).error
@@ -135,7 +135,7 @@ def test_what_never_fits_is_refused(engine: Engine) -> None:
         assert server.client.post(CHAT, json=body(max_tokens=20)).status_code == 200
 
 
-def test_a_deadline_cuts(engine: Engine) -> None:
+def test_a_deadline_cuts(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, deadline_s=2.0)) as server, slowly(server):
         cut = server.client.post(CHAT, json=body()).json()
         assert cut["choices"][0]["finish_reason"] == "length"
@@ -143,7 +143,7 @@ def test_a_deadline_cuts(engine: Engine) -> None:
         assert 0 < cut["usage"]["completion_tokens"] < 450
 
 
-def test_keep_alive_while_nothing_comes(engine: Engine) -> None:
+def test_keep_alive_while_nothing_comes(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, keep_alive_s=0.05)) as server, slowly(server, 0.3):
         text = server.client.post(CHAT, json=body(stream=True, max_tokens=3)).text
         assert ": still working" in text
@@ -152,7 +152,7 @@ def test_keep_alive_while_nothing_comes(engine: Engine) -> None:
         assert chunks[-1].choices[0].finish_reason == "length"
 
 
-def test_keys(engine: Engine) -> None:
+def test_keys(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, api_keys=("one", "two"))) as server:
         assert server.client.get("/health").status_code == 200
         assert server.client.get("/").status_code == 200
@@ -173,7 +173,7 @@ def test_keys(engine: Engine) -> None:
         assert "two" not in server.client.get("/openapi.json", headers={"Authorization": "Bearer one"}).text
 
 
-def test_bodies_are_limited(engine: Engine) -> None:
+def test_bodies_are_limited(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, max_body_bytes=2000)) as server:
         large = json.dumps(body(user="x" * 2000)).encode()
 
@@ -187,7 +187,7 @@ def test_bodies_are_limited(engine: Engine) -> None:
         assert server.client.post(CHAT, json=body(max_tokens=2)).status_code == 200
 
 
-def test_half_a_body_is_not_waited_for(engine: Engine) -> None:
+def test_half_a_body_is_not_waited_for(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, body_timeout_s=0.3)) as server:
         host, port = server.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as half:
@@ -195,7 +195,7 @@ def test_half_a_body_is_not_waited_for(engine: Engine) -> None:
             assert b" 408 " in half.recv(1000)
 
 
-def test_draining(engine: Engine) -> None:
+def test_draining(engine: LLM) -> None:
     with running(engine, drain_s=20) as server, slowly(server, 0.03):
         got: list[httpx.Response] = []
 
@@ -217,7 +217,7 @@ def test_draining(engine: Engine) -> None:
         assert got[0].json()["usage"]["completion_tokens"] == 60
 
 
-def test_what_is_left_after_the_drain_is_told(engine: Engine) -> None:
+def test_what_is_left_after_the_drain_is_told(engine: LLM) -> None:
     with running(engine, drain_s=0.2) as server, slowly(server):
         got: list[str] = []
 
@@ -234,7 +234,7 @@ def test_what_is_left_after_the_drain_is_told(engine: Engine) -> None:
         assert json.loads(last)["error"]["code"] == "shutting_down"
 
 
-def test_an_engine_that_fails_says_so_and_goes_on(engine: Engine) -> None:
+def test_an_engine_that_fails_says_so_and_goes_on(engine: LLM) -> None:
     with running(engine) as server:
         step, trial = server.engine.verifier.step, server.engine.verifier.time_step
 
@@ -252,7 +252,7 @@ def test_an_engine_that_fails_says_so_and_goes_on(engine: Engine) -> None:
         assert server.client.post(CHAT, json=body(max_tokens=5)).status_code == 200
 
 
-def test_an_engine_that_is_dead_says_so(engine: Engine) -> None:
+def test_an_engine_that_is_dead_says_so(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, keep_alive_s=0.05)) as server, slowly(server):
         stream = server.client.stream("POST", CHAT, json=body(stream=True))
         with stream as answer:
@@ -266,7 +266,7 @@ def test_an_engine_that_is_dead_says_so(engine: Engine) -> None:
         assert server.client.get("/health").json()["status"] == "failed"
 
 
-def test_no_more_prompts_are_encoded_than_could_wait(engine: Engine) -> None:
+def test_no_more_prompts_are_encoded_than_could_wait(engine: LLM) -> None:
     with running(engine, max_waiting=0) as server:
         go = threading.Event()
         server.service._encoding.submit(go.wait, 20)

@@ -16,8 +16,8 @@ import httpx
 import pytest
 import torch
 
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.engine.step_cost import StepCost
 from justright.errors import JustrightError, ResourceError
 from justright.serve.lifecycle import HttpServer, bind
@@ -43,8 +43,8 @@ BODY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_path: Path) -> Engine:
-    return Engine.load(str(tiny_path), slots=2)
+def engine(tiny_path: Path) -> LLM:
+    return LLM(str(tiny_path), slots=2)
 
 
 def connect(address: str) -> socket.socket:
@@ -57,7 +57,7 @@ def all_of(found: socket.socket) -> bytes:
     return b"".join(iter(lambda: found.recv(4096), b""))
 
 
-def test_a_crowd_is_told_to_come_again(engine: Engine) -> None:
+def test_a_crowd_is_told_to_come_again(engine: LLM) -> None:
     with running(engine, max_connections=3) as server, contextlib.ExitStack() as held:
         before = server.client.post(CHAT, json=BODY | {"max_tokens": 2})  # its connection stays open
         assert before.status_code == 200
@@ -164,7 +164,7 @@ def test_a_full_disk_costs_the_measured_costs(tiny_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(StepCost, "save", full)
     monkeypatch.setattr(StepCost, "read", lambda *_: None)
-    with running(Engine.load(str(tiny_path), draft="suffix")) as server:
+    with running(LLM(str(tiny_path), draft="suffix")) as server:
         assert server.client.post(CHAT, json=BODY | {"max_tokens": 2}).status_code == 200
 
 
@@ -177,7 +177,7 @@ def deadly(server_or_scheduler: Any) -> None:
     server_or_scheduler._enforce = broken
 
 
-def test_the_death_of_the_engine_is_told(engine: Engine) -> None:
+def test_the_death_of_the_engine_is_told(engine: LLM) -> None:
     with running(engine) as server:
         server.scheduler.on_death = lambda: None  # the server stays, for us to look at
         step = engine.verifier.step
@@ -208,7 +208,7 @@ def test_the_death_of_the_engine_is_told(engine: Engine) -> None:
         engine.verifier.clear(slot)
 
 
-def test_the_death_of_the_engine_ends_the_server(engine: Engine) -> None:
+def test_the_death_of_the_engine_ends_the_server(engine: LLM) -> None:
     scheduler, ended, ready = Scheduler(engine), list[BaseException](), threading.Event()
     with bind("127.0.0.1", 0) as bound:
         address = "http://{}:{}".format(*bound.getsockname())
@@ -251,8 +251,8 @@ def test_a_scrape_is_one_look(thinking: Running) -> None:
 def test_what_is_held_back_tells_of_no_pace(pair: tuple[Path, Path]) -> None:
     """A fast answer that stands comes at once, in the end."""
     name = "justright_time_per_output_token_seconds_count"
-    settings = ServeSettings(MODEL, thinking=Thinking("escalate", threshold=0.0))
-    with running(Engine.load(str(pair[0]), switch=str(pair[1])), settings) as server:
+    settings = ServeSettings(MODEL, thinking=Reasoning("escalate", threshold=0.0))
+    with running(LLM(str(pair[0]), switch=str(pair[1])), settings) as server:
 
         def ask(**fields: Any) -> Any:
             return server.client.post(CHAT, json=BODY | {"max_tokens": 8} | fields).json()
@@ -288,7 +288,7 @@ def final(answer: bytes) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("slow_s", [0.0, 0.05])
 def test_a_client_that_only_stops_sending_gets_its_answer(
-    engine: Engine, stream: bool, slow_s: float, monkeypatch: pytest.MonkeyPatch
+    engine: LLM, stream: bool, slow_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = engine.verifier.step
 
@@ -314,7 +314,7 @@ def test_a_client_that_only_stops_sending_gets_its_answer(
         all_gone(server)
 
 
-def test_an_upgrade_is_answered_without_advice(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_upgrade_is_answered_without_advice(engine: LLM, caplog: pytest.LogCaptureFixture) -> None:
     with running(engine) as server:
         for protocol in ("websocket", "h2c"):
             headers = {"Connection": "Upgrade", "Upgrade": protocol}
@@ -325,7 +325,7 @@ def test_an_upgrade_is_answered_without_advice(engine: Engine, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("error", [ResourceError("none"), torch.OutOfMemoryError("none"), NO_MEMORY])
-def test_a_trial_without_memory_is_no_death(engine: Engine, error: Exception) -> None:
+def test_a_trial_without_memory_is_no_death(engine: LLM, error: Exception) -> None:
     assert trial_of(engine, error) is None
 
 
@@ -337,11 +337,11 @@ def test_a_trial_without_memory_is_no_death(engine: Engine, error: Exception) ->
         RuntimeError("out of order"),
     ],
 )
-def test_a_trial_on_a_dead_device_is_its_death(engine: Engine, error: Exception) -> None:
+def test_a_trial_on_a_dead_device_is_its_death(engine: LLM, error: Exception) -> None:
     assert trial_of(engine, error) is error
 
 
-def trial_of(engine: Engine, error: Exception) -> BaseException | None:
+def trial_of(engine: LLM, error: Exception) -> BaseException | None:
     """Why the scheduler ends, whose engine's allocations all fail so."""
     verifier = engine.verifier
     kept, scheduler = verifier.cache, Scheduler(engine)

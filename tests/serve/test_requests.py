@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from justright.engine.generation import GenerationDefaults
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
@@ -131,7 +131,7 @@ def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
     (model / "generation_config.json").write_text(
         '{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": 2}'
     )
-    engine = Engine.load(str(model))
+    engine = LLM(str(model))
     messages = [{"role": "user", "content": "the fox"}]
 
     def used(settings: ServeSettings, **fields: Any) -> SamplingParams:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine_helpers import alone, letters_tokenizer, prompt_of, verifier_of
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.options import EngineOptions
 from justright.engine.request import Emission, Request
 from justright.errors import ResourceError, UsageError
@@ -38,8 +38,8 @@ class Caller:
                 return found
 
 
-def engine_of(slots: int = 3, **options: Any) -> Engine:
-    return Engine(
+def engine_of(slots: int = 3, **options: Any) -> LLM:
+    return LLM.from_parts(
         verifier_of("llama", slots=slots, prefill_chunk=8),
         letters_tokenizer(),
         options=EngineOptions(slots=slots, **options),

@@ -28,7 +28,7 @@ from justright.adapter.extract import extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
 from justright.checkpoint.fingerprint import weights_identity
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from serve_helpers import MODEL
 from tiny import SPECIAL, VOCAB_SIZE, save_pair, save_tiny, tiny_tokenizer
 
@@ -89,7 +89,7 @@ def vllm(parts: tuple[Path, Path | None], folder: Path, *options: str) -> Iterat
     try:
         _wait(process, address, log)
         switch = None if parts[1] is None else str(parts[1])
-        yield Subject(address, client, Engine.load(str(parts[0]), switch=switch), tuple(SPECIAL), vllm=True)
+        yield Subject(address, client, LLM(str(parts[0]), switch=switch), tuple(SPECIAL), vllm=True)
     finally:
         client.close()
         with contextlib.suppress(ProcessLookupError):
@@ -216,7 +216,7 @@ def test_a_pruned_checkpoint_is_served_as_it_is(tmp_path: Path) -> None:
         for prompt in ("the quick", "lazy dog", "fox jumps"):
             options: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
             found = served.client.completions.create(model=MODEL, prompt=prompt, **options)
-            assert found.choices[0].text == served.reference.generate(prompt, max_tokens=12).text
+            assert found.choices[0].text == served.reference.generate_request(prompt, max_tokens=12).text
 
 
 @pytest.mark.skipif(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from draft_helpers import SMALL_TRAINING
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
 from justright.speculative.lstm_network import LstmModel, read_config
@@ -57,9 +57,9 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
     assert config.spec
     assert config.draft_vocab == 100
     assert json.loads((job.out / "provenance.json").read_text())
-    engine = Engine.load(str(model), draft="lstm", draft_options={"path": str(job.out)}, adaptive=False)
-    plain_output = Engine.load(str(model)).generate([9, 10, 11], max_tokens=24, ignore_eos=True)
-    drafted = engine.generate([9, 10, 11], max_tokens=24, ignore_eos=True)
+    engine = LLM(str(model), draft="lstm", draft_options={"path": str(job.out)}, adaptive=False)
+    plain_output = LLM(str(model)).generate_request([9, 10, 11], max_tokens=24, ignore_eos=True)
+    drafted = engine.generate_request([9, 10, 11], max_tokens=24, ignore_eos=True)
     assert drafted.token_ids == plain_output.token_ids
     assert drafted.stats.drafted > 0
     with pytest.raises(UsageError, match="exists already"):
@@ -320,12 +320,12 @@ def test_the_attention_baseline_learns_and_drafts(model: Path, texts: Path, tmp_
         "its trees were measured, so that they can be fitted to a machine like the LSTM's"
     )
     options = {"path": str(job.out), "min_prob": 0.0}
-    drafted = Engine.load(str(model), draft="attention", draft_options=options, adaptive=False)
+    drafted = LLM(str(model), draft="attention", draft_options=options, adaptive=False)
     prompt = list(range(8, 40))
-    request = drafted.generate(prompt, max_tokens=24, ignore_eos=True)
+    request = drafted.generate_request(prompt, max_tokens=24, ignore_eos=True)
     assert (
         request.token_ids
-        == Engine.load(str(model)).generate(prompt, max_tokens=24, ignore_eos=True).token_ids
+        == LLM(str(model)).generate_request(prompt, max_tokens=24, ignore_eos=True).token_ids
     )
     assert request.stats.drafted > 0
 

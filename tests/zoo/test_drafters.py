@@ -10,7 +10,7 @@ import pytest
 from justright.bench.longtexts import zoo_texts
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import resolve
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.speculative.lstm_network import read_config
 from justright_zoo import DRAFTERS, drafters
 from justright_zoo.recipes.drafters import DRAFTER_RECIPES, DrafterRecipe
@@ -34,18 +34,18 @@ def test_it_is_found_by_its_model_and_drafts_losslessly(name: str, model: str) -
     path = resolve(model).path
     identity = weights_identity(path)
     assert drafters()[identity]["lstm"] == DRAFTERS / name
-    plain = Engine.load(model)
+    plain = LLM(model)
     prompts = of_its_kind(plain, DRAFTER_RECIPES[name])
-    expected = [plain.generate(prompt, max_tokens=48).token_ids for prompt in prompts]
+    expected = [plain.generate_request(prompt, max_tokens=48).token_ids for prompt in prompts]
     for draft in ("lstm", "hybrid"):
         engine = plain.with_draft(draft, adaptive=False)
-        requests = [engine.generate(prompt, max_tokens=48) for prompt in prompts]
+        requests = [engine.generate_request(prompt, max_tokens=48) for prompt in prompts]
         assert [request.token_ids for request in requests] == expected
         steps = sum(1 + request.stats.verifications for request in requests)
         assert sum(map(len, expected)) / steps > 1.3
 
 
-def of_its_kind(engine: Engine, recipe: DrafterRecipe) -> list[list[int]]:
+def of_its_kind(engine: LLM, recipe: DrafterRecipe) -> list[list[int]]:
     """Prompts like those that a drafter was trained on."""
     if recipe.data.chat == 1:
         questions = ("What is 17 + 5 - 8?", "What is 9 + 8 - 3 + 4?", "What is 40 - 7 - 6?")

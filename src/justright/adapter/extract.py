@@ -29,6 +29,7 @@ from justright.adapter.ranks import RankRule, choose_ranks, factor_bytes, rule_f
 from justright.adapter.spectra import CPU, METHODS, Method, Spectra, Spectrum, Tick, decompose, make_spectra
 from justright.calibration.stream import job_folder
 from justright.checkpoint.fingerprint import weights_identity
+from justright.checkpoint.sources import resolve
 from justright.errors import JustrightError, UsageError
 from justright.files import check_new
 from justright.provenance import collect as collect_provenance
@@ -204,6 +205,26 @@ def extract(
         shutil.rmtree(found.folder)
     tick("writing", 1, 1)
     return result
+
+
+def extract_adapter(
+    slow: str | Path, fast: str | Path, out: str | Path, rule: RankRule | None = None, **options: Any
+) -> Extracted:
+    """Write the adapter that turns a reasoning model into the model that it was trained from.
+
+    Args:
+        slow: the reasoning model, see `justright.checkpoint.sources.resolve`.
+        fast: the model that it was trained from.
+        out: the directory to create.
+        rule: how ranks are chosen; by default ``RankRule()``, which keeps 90% of the energy of every matrix.
+        options: further ones of `extract`.
+
+    Raises:
+        JustrightError: see `extract`; models that are no pair.
+    """
+    check_new(Path(out))
+    pair = Pair(resolve(str(slow)).path, resolve(str(fast)).path)
+    return extract(pair, Path(out), rule or RankRule(), **options)
 
 
 def _plan(

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from justright.engine.defaults import Defaults
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
 from justright.errors import UsageError
@@ -94,7 +94,7 @@ class Contender(Protocol):
 class EngineContender:
     """Our engine; ``name`` is the drafter's, or ``plain``."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
+    def __init__(self, name: str, engine: LLM) -> None:
         self.name = name
         self.engine = engine
 
@@ -102,7 +102,9 @@ class EngineContender:
         """See `Contender`."""
         if not again:
             self.engine.verifier.clear(0)
-        request = self.engine.generate(prompt_ids, SamplingParams(), max_tokens=tokens, ignore_eos=True)
+        request = self.engine.generate_request(
+            prompt_ids, SamplingParams(), max_tokens=tokens, ignore_eos=True
+        )
         stats = request.stats
         return Run(
             request.token_ids,
@@ -303,7 +305,7 @@ def bundled_choice(path: Path) -> str | None:
     return f"{defaults.draft}:{options}"
 
 
-def engine_contender(choice: Choice, engine: Engine) -> EngineContender:
+def engine_contender(choice: Choice, engine: LLM) -> EngineContender:
     """A contender of ours on a loaded engine."""
     if choice.name == PLAIN:
         return EngineContender(choice.label, engine.with_draft("none"))
@@ -323,7 +325,7 @@ def transformers_logits(
 
 
 @torch.inference_mode()
-def engine_logits(engine: Engine, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Tensor:
+def engine_logits(engine: LLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Tensor:
     """The same by our verifier: a prefill, then the output in one step."""
     verifier = engine.verifier
     verifier.clear(0)

@@ -37,7 +37,8 @@ from justright.bench.peak_memory import peak_bytes
 from justright.bench.tasks import Task, build
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.llm import Engine, check_model
+from justright.engine.checks import check_model
+from justright.engine.llm import LLM
 from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
 from justright.files import write_whole
@@ -80,7 +81,7 @@ class Opened:
 
     contenders: list[Contender]
     logits: Logits
-    engine: Engine | None
+    engine: LLM | None
     model: PreTrainedModel | None
 
 
@@ -93,10 +94,10 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
     check_model(path)
     choices = [Choice.parse(name) for name in setting.contenders]
     ours = [choice for choice in choices if choice.name not in (TRANSFORMERS, LOOKUP)]
-    engine: Engine | None = None
+    engine: LLM | None = None
     model: PreTrainedModel | None = None
     if ours:
-        engine = Engine.load(str(path), EngineOptions(**setting.engine, reuse_prefix=True, draft="none"))
+        engine = LLM(str(path), EngineOptions(**setting.engine, reuse_prefix=True, draft="none"))
         made = {choice.label: engine_contender(choice, engine) for choice in ours}
     if len(ours) < len(choices):
         options = engine.options if engine else EngineOptions(**setting.engine)

@@ -18,8 +18,8 @@ from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_drafter
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.engine.chat_modes import RequestBuilder
+from justright.engine.checks import check_model, read_switch
 from justright.engine.defaults import Defaults
-from justright.engine.llm import check_model, read_switch
 from justright.errors import UsageError
 from justright.provenance import collect
 from justright.speculative.registry import drafter_names

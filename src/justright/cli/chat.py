@@ -17,9 +17,9 @@ from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
-    from justright.engine.chat_modes import Thinking
+    from justright.engine.chat_modes import Reasoning
     from justright.engine.generation import ModeParams
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright.engine.request import Request
 
 _HELP = """\
@@ -183,13 +183,13 @@ class Conversation:
 class _Session:
     """Reads lines, runs commands, prints answers."""
 
-    engine: Engine
+    engine: LLM
     conversation: Conversation
     params: ModeParams
     limits: Mapping[str, Any]
     output: Output
-    started: Thinking
-    thinking: Thinking
+    started: Reasoning
+    thinking: Reasoning
     last: Request | None = None
     answers: int = 0
 
@@ -269,7 +269,7 @@ class _Session:
             **self.limits,
         )
         with cancel_on_interrupt([request]) as interrupt:
-            emissions = self.engine.stream([request])
+            emissions = self.engine.stream_requests([request])
             for emission in until(interrupt, emissions):
                 if not self.output.json and emission.text:
                     self.output.text(emission.text, end="")

@@ -105,7 +105,7 @@ def evaluate(
         from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
         from justright.engine.defaults import settle
-        from justright.engine.llm import Engine
+        from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
 
         options = EngineOptions(
@@ -120,7 +120,7 @@ def evaluate(
         said = thinking_of(effort, thinking_budget)
         thinking = settled_thinking(said, defaults, None if chat else "put questions into it (--chat)")
         effort = thinking.effort
-        engine = Engine.load(model, options)
+        engine = LLM(model, options)
         if engine.modes is not None:
             engine.modes.check(thinking, engine.verifier.config.hidden_size)
     asked: dict[str, Any] = {

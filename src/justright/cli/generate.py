@@ -17,7 +17,7 @@ from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright.engine.request import Request
 
 _MAX_BATCH = 4
@@ -178,7 +178,7 @@ def _prompts(
 
 
 def _run(
-    engine: Engine,
+    engine: LLM,
     requests: Sequence[Request],
     texts: Sequence[str],
     report: dict[str, Any],
@@ -192,7 +192,7 @@ def _run(
     live = stream and len(requests) == 1 and not output.json
     shown = 0
     with cancel_on_interrupt(requests) as interrupt:
-        for emission in until(interrupt, engine.stream(requests)):
+        for emission in until(interrupt, engine.stream_requests(requests)):
             if live and emission.text:
                 output.text(emission.text, end="")
             while shown < len(requests) and requests[shown].finish_reason is not None:
@@ -217,12 +217,13 @@ def _show(
 ) -> None:
     """Write one finished answer and its statistics."""
     from justright.cli.running import as_object, stats_line
+    from justright.engine.sampler import TOKEN_CHOICE
 
     request = requests[index]
     drafts = report["options"]["draft"] not in (None, "none")
     if output.json:
         answer = as_object(request, drafts=drafts)
-        used = {"options": report["options"] | asdict(request.params)}
+        used = {"options": report["options"] | {name: getattr(request.params, name) for name in TOKEN_CHOICE}}
         output.object({"index": index, "prompt": texts[index], **answer, **report, **used})
         return
     if len(requests) > 1:

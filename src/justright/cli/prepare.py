@@ -8,7 +8,7 @@ engine = ready.load()
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from justright.engine.defaults import Defaults
     from justright.engine.generation import GenerationDefaults, ModeParams
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright.engine.options import EngineOptions
     from justright.engine.sampler import SamplingParams
 
@@ -96,16 +96,16 @@ class Prepared:
                 "answer: shorten it, or use a model with a longer context"
             )
 
-    def load(self) -> Engine:
+    def load(self) -> LLM:
         """Load the weights.
 
         Raises:
             JustrightError: any of its kinds.
         """
-        from justright.engine.llm import Engine
+        from justright.engine.llm import LLM
 
         with self.output.status(f"loading {self.source.name}"):
-            return Engine.load(str(self.source.path), self.options, tokenizer=self.tokenizer)
+            return LLM(str(self.source.path), self.options, tokenizer=self.tokenizer)
 
 
 def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
@@ -131,9 +131,9 @@ def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
     with output.status("starting torch"):
         _quiet_libraries(output)
         from justright.checkpoint.tokenizer import load_tokenizer
+        from justright.engine.checks import check_model
         from justright.engine.defaults import settle
         from justright.engine.generation import GenerationDefaults
-        from justright.engine.llm import check_model
         from justright.engine.options import EngineOptions
     checked, defaults = settle(EngineOptions(**options), source.path, draft=_DRAFT)
     check_drafter(checked.draft or "none", **checked.draft_options)
@@ -153,9 +153,9 @@ def given_sampling(ctx: typer.Context, ready: Prepared) -> dict[str, Any]:
     Raises:
         UsageError: a value is not allowed.
     """
-    from justright.engine.sampler import SamplingParams
+    from justright.engine.sampler import TOKEN_CHOICE, SamplingParams
 
-    names = [field.name for field in fields(SamplingParams) if field.name in ctx.params]
+    names = [name for name in TOKEN_CHOICE if name in ctx.params]
     given = {
         name: value for name in names if (value := chosen(ctx, name, ctx.params[name], None)) is not None
     }

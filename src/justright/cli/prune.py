@@ -329,9 +329,9 @@ def _evaluation(
     asked = {"tasks": names, "limit": limit, "chat": chat}
 
     def measure(path: Path) -> list[dict[str, Any]]:
-        from justright.engine.llm import Engine
+        from justright.engine.llm import LLM
 
-        engine = Engine.load(str(path), replace(options, slots=_SLOTS))
+        engine = LLM(str(path), replace(options, slots=_SLOTS))
         found = run(engine, names, manager, limit=limit, chat=chat, progress=False)
         return [figure.to_dict() for figure in found]
 

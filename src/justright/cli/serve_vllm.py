@@ -46,7 +46,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     """
     from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
-    from justright.engine.llm import switch_of
+    from justright.engine.checks import switch_of
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params

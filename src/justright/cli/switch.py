@@ -310,7 +310,7 @@ def calibrate(
     output = output_of(ctx)
     folder = resolve_adapter(switch, progress=output.progress)
     with output.status("starting torch"):
-        from justright.engine.llm import Engine
+        from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
         from justright.evaluate.both_modes import calibrate as run
         from justright.evaluate.both_modes import read_questions
@@ -337,7 +337,7 @@ def calibrate(
         switch=str(folder),
     )
     with output.status(f"loading {model}"):
-        engine = Engine.load(model, options)
+        engine = LLM(model, options)
     try:
         probe = with_progress(
             output,

@@ -8,7 +8,7 @@ from justright.errors import UsageError
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Prepared
-    from justright.engine.chat_modes import Thinking
+    from justright.engine.chat_modes import Reasoning
     from justright.engine.defaults import Defaults
 
 
@@ -19,15 +19,15 @@ def thinking_of(
     closing: str | None = None,
     scorer: str = "probe",
     threshold: float | None = None,
-) -> Thinking:
+) -> Reasoning:
     """Return the reasoning settings that the user gave.
 
     Raises:
         UsageError: an effort or scorer is unknown, or options contradict each other.
     """
-    from justright.engine.chat_modes import Thinking
+    from justright.engine.chat_modes import Reasoning
 
-    return Thinking(
+    return Reasoning(
         effort,
         budget,
         factor,
@@ -37,7 +37,7 @@ def thinking_of(
     )
 
 
-def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None = None) -> Thinking:
+def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | None = None) -> Reasoning:
     """Return the user's settings, or the bundle's if the user gave none.
 
     Args:
@@ -55,14 +55,14 @@ def settled_thinking(said: Thinking, defaults: Defaults, untemplated: str | None
     return said
 
 
-def check_thinking(ready: Prepared, thinking: Thinking) -> None:
+def check_thinking(ready: Prepared, thinking: Reasoning) -> None:
     """Check that the model and its switch support the settings; reads the adapter, but no weights of the model.
 
     Raises:
         JustrightError: there is no fast mode or no reasoning, or the adapter is invalid or belongs to another model.
     """
     from justright.engine.chat_modes import RequestBuilder
-    from justright.engine.llm import switch_of
+    from justright.engine.checks import switch_of
 
     adapter = switch_of(ready.options, ready.source.path)
     RequestBuilder(ready.tokenizer, adapter).check(thinking, ready.hidden_size)

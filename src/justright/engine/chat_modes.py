@@ -28,7 +28,7 @@ _SWITCH = "enable_thinking"
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking:
+class Reasoning:
     """How much a request may reason, and what decides it.
 
     Attributes:
@@ -95,7 +95,7 @@ class RequestBuilder:
     def request(
         self,
         messages: Sequence[Mapping[str, str]],
-        thinking: Thinking,
+        thinking: Reasoning,
         template: Mapping[str, Any],
         settle: Callable[..., Request],
         hidden_size: int,
@@ -160,7 +160,7 @@ class RequestBuilder:
         if fast and ends and request.stop_token_ids:  # a request without stop tokens must not stop
             request.stop_token_ids = ends
 
-    def check(self, thinking: Thinking, hidden_size: int) -> None:
+    def check(self, thinking: Reasoning, hidden_size: int) -> None:
         """Validate the options against this model and its adapter.
 
         Raises:
@@ -217,7 +217,7 @@ class RequestBuilder:
         self,
         messages: Sequence[Mapping[str, str]],
         template: Mapping[str, Any],
-        thinking: Thinking,
+        thinking: Reasoning,
         settle: Callable[..., Request],
         *,
         fast: bool,
@@ -234,11 +234,11 @@ class RequestBuilder:
         request.opened = opened
         return request
 
-    def _tags(self, thinking: Thinking) -> ThinkingTags:
+    def _tags(self, thinking: Reasoning) -> ThinkingTags:
         assert self.tags is not None
         return self.tags if thinking.closing is None else replace(self.tags, closing=thinking.closing)
 
-    def _planned(self, request: Request, plan: ModePlan, thinking: Thinking) -> Request:
+    def _planned(self, request: Request, plan: ModePlan, thinking: Reasoning) -> Request:
         """The request with its plan, and the expected cost of always reasoning."""
         request.plan, effort = plan, thinking.effort
         if self.tags is not None:
@@ -259,7 +259,7 @@ class RequestBuilder:
         return request
 
     def _route(
-        self, thinking: Thinking, messages: Sequence[Mapping[str, str]], slow: Turn, hidden_size: int
+        self, thinking: Reasoning, messages: Sequence[Mapping[str, str]], slow: Turn, hidden_size: int
     ) -> Route:
         assert self.adapter is not None
         if thinking.effort == "escalate":
@@ -268,7 +268,7 @@ class RequestBuilder:
         prompt = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
         return Auto(self._scorer(thinking, hidden_size), prompt, slow, threshold=thinking.threshold)
 
-    def _scorer(self, thinking: Thinking, hidden_size: int) -> Scorer:
+    def _scorer(self, thinking: Reasoning, hidden_size: int) -> Scorer:
         if not isinstance(thinking.scorer, str):
             return thinking.scorer
         return Heuristic() if thinking.scorer == "heuristic" else self._read_probe(hidden_size)

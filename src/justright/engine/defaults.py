@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from justright.checkpoint.bundle_manifest import MANIFEST, Bundle, is_bundle
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.options import NO_SWITCH, EngineOptions
-from justright.engine.sampler import SamplingParams
+from justright.engine.sampler import TOKEN_CHOICE, SamplingParams
 from justright.errors import CheckpointError, UsageError
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS
 from justright.speculative.registry import create_drafter
 
-SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name != "seed")
+SAMPLING = tuple(name for name in TOKEN_CHOICE if name != "seed")
 DEFAULTS = ("draft", "effort", "max_context", *SAMPLING)
 """The names of the defaults."""
 
@@ -64,9 +64,9 @@ class Defaults:
         return SamplingParams(**self.sampling)
 
     @property
-    def thinking(self) -> Thinking:
+    def thinking(self) -> Reasoning:
         """The default reasoning options."""
-        return Thinking(self.effort)
+        return Reasoning(self.effort)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], draft_options: Mapping[str, Any]) -> Defaults:

@@ -1,116 +1,64 @@
-"""`Engine`: a model, its tokenizer and the decode loop behind a few calls.
+"""`LLM`: a model, its tokenizer and the decode loop in a few calls.
 
-engine = Engine.load("packaged:smollm2-135m-instruct", draft="suffix")
-result = engine.generate(engine.chat_prompt([{"role": "user", "content": "Hello"}]))
-print(result.text, result.stats.acceptance_length)
+with LLM("packaged:smollm2-135m-instruct", draft="suffix") as llm:
+    [output] = llm.chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=64))
+    print(output.text, output.stats.acceptance_length)
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
+import gc
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from justright import __version__
-from justright.adapter.adapter import Adapter, read_adapter
-from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import architecture_of
 from justright.checkpoint.bundle_manifest import check_bundled_weights
-from justright.checkpoint.mode_files import read_end_tokens
-from justright.checkpoint.packaged import cache_folder
-from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_adapter
+from justright.checkpoint.sources import check_tokenizer_files, resolve
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.chat_modes import RequestBuilder, Thinking, chat_tokens
-from justright.engine.decode_loop import DecodeLoop
-from justright.engine.defaults import Defaults, settle
-from justright.engine.detokenizer import tokens_within
-from justright.engine.generation import GenerationDefaults, ModeParams
+from justright.engine.chat_modes import Reasoning
+from justright.engine.checks import bind, check_model, end_tokens, switch_of
+from justright.engine.defaults import settle
+from justright.engine.generation import GenerationDefaults
+from justright.engine.loaded_model import LoadedModel
 from justright.engine.model_runner import Verifier
-from justright.engine.options import NO_SWITCH, EngineOptions, check_nodes
-from justright.engine.request import Emission, Request
+from justright.engine.options import EngineOptions
+from justright.engine.output import Output, OutputBuilder, OutputChunk
+from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
-from justright.engine.step_cost import METHOD, StepCost
-from justright.errors import ResourceError, UnsupportedModelError, UsageError
-from justright.kernels.cpu import processor_name
-from justright.speculative.base import Drafter
+from justright.errors import UsageError
 from justright.speculative.registry import check_drafter, create_drafter
 
-_TUNED_AT = 2048
-"""Cached tokens for which the shape of trees is chosen; a step of many rows costs little more behind more of them."""
-_MOST_ROWS = 256
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: ``{"role": ..., "content": ...}`` in turn."""
+_Asked = TypeVar("_Asked")
 
 
-class Engine:
+class LLM(LoadedModel):
     """A loaded model, ready to generate. Not thread-safe; one generation at a time (of many sequences).
 
     Args:
-        verifier: the model.
-        tokenizer: None for token ids only.
-        options: as loaded.
-        drafter: what guesses; None decodes plainly.
-        cost: measured step costs; None verifies every draft in full.
-        stop_token_ids: the model's end tokens.
-        adapter: the switch to the model's fast twin.
-        path: the checkpoint, if it has one.
-        defaults: how requests run that do not say it; a bundle has its own.
-        generation: the sampling settings of ``generation_config.json``, for requests that sample.
+        model: see `justright.checkpoint.sources.resolve`.
+        options: defaults to ``EngineOptions(**changes)``; a bundle fills in what they leave open.
+        tokenizer: the model's, if it is loaded already.
+        changes: fields of `EngineOptions`, instead of ``options``.
+
+    Raises:
+        JustrightError: any of its kinds; everything cheap is checked before weights are read.
     """
 
     def __init__(
         self,
-        verifier: Verifier,
-        tokenizer: PreTrainedTokenizerFast | None = None,
-        *,
-        options: EngineOptions | None = None,
-        drafter: Drafter | None = None,
-        cost: StepCost | None = None,
-        stop_token_ids: frozenset[int] = frozenset(),
-        adapter: Adapter | None = None,
-        path: Path | None = None,
-        defaults: Defaults | None = None,
-        generation: GenerationDefaults | None = None,
-    ) -> None:
-        self.options = options or EngineOptions()
-        self.defaults = defaults or Defaults()
-        self.generation = generation or GenerationDefaults()
-        self.verifier = verifier
-        self.path = path
-        self.tokenizer = tokenizer
-        self.drafter = drafter
-        self.cost = cost
-        self.stop_token_ids = stop_token_ids
-        self.modes = None if tokenizer is None else RequestBuilder(tokenizer, adapter)
-        if adapter is not None and verifier.switch is None:
-            verifier.switch = AppliedSwitch(verifier.model, adapter)
-
-    @classmethod
-    def load(
-        cls,
         model: str,
         options: EngineOptions | None = None,
         *,
         tokenizer: PreTrainedTokenizerFast | None = None,
         **changes: Any,
-    ) -> Engine:
-        """Load a model by directory, hub id or packaged name; of a bundle, what ``options`` leave open is the bundle's.
-
-        Args:
-            model: see `justright.checkpoint.sources.resolve`.
-            options: defaults to ``EngineOptions(**changes)``.
-            tokenizer: the model's, if it is loaded already.
-            changes: fields of `EngineOptions`, instead of ``options``.
-
-        Raises:
-            JustrightError: any of its kinds; everything cheap is checked before weights are read.
-        """
+    ) -> None:
         if options is None:
             options = EngineOptions(**changes)
         elif changes:
@@ -141,7 +89,7 @@ class Engine:
             prefill_chunk=options.prefill_chunk,
         )
         bind(drafter, verifier, path)
-        engine = cls(
+        self._assemble(
             verifier,
             tokenizer,
             options=options,
@@ -153,270 +101,137 @@ class Engine:
             generation=generation,
         )
         if drafter is not None and options.adaptive:
-            engine._speculate(path)
-        return engine
-
-    def _speculate(self, path: Path | None) -> None:
-        """Measure, or look up, what steps cost here; and let the drafter fit its drafts to it."""
-        if self.cost is None:
-            self.cost = self.measured_cost(path)
-        if self.drafter is not None:
-            seconds = self.cost.curve(min(_TUNED_AT, self.verifier.max_tokens // 2), _MOST_ROWS)
-            self.drafter.tune(lambda rows: float(seconds[min(rows, _MOST_ROWS) - 1]), self.options.max_draft)
-
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]], **template: Any) -> list[int]:
-        """`chat_tokens` with the engine's tokenizer."""
-        return chat_tokens(self._need_tokenizer(), messages, **template)
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with the special tokens that the tokenizer adds by itself."""
-        return tokens_within(self._need_tokenizer(), text)
-
-    def sampling(self, otherwise: SamplingParams | None = None, **given: Any) -> ModeParams:
-        """How tokens are chosen: ``given``, else by a bundle's defaults, else by ``generation_config.json``.
-
-        Args:
-            otherwise: what holds where none of them says anything; greedy by default, and then the file counts only if
-                ``given`` or the bundle has a temperature above 0.
-            given: fields of `SamplingParams`.
-
-        Raises:
-            UsageError: a value that is not allowed.
-        """
-        return self.generation.params({**self.defaults.sampling, **given}, otherwise or SamplingParams())
-
-    def request(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams | ModeParams | None = None,
-        *,
-        fast: bool = False,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        stop_in_reasoning: bool = False,
-        ignore_eos: bool = False,
-    ) -> Request:
-        """A checked request for a plain prompt, all of whose output is content.
-
-        Args:
-            prompt: text (encoded as it is) or token ids.
-            params: as they are; or of each mode, from `sampling`; by default ``sampling()``: greedy, or as the bundle
-                says.
-            fast: whether the fast mode's parameters count.
-            max_tokens: 256 by default; never more than the context has room for.
-            stop: a stop string or several.
-            stop_in_reasoning: whether they count in the reasoning of a `conversation` too, and not in content alone.
-            ignore_eos: go on behind end tokens (benchmarks).
-
-        Raises:
-            UsageError: an empty prompt, a bad ``max_tokens``, an unknown token, stop strings without a
-                tokenizer.
-            ResourceError: the prompt leaves no room in the context.
-        """
-        longest = self.verifier.max_tokens
-        ids = (
-            tokens_within(self._need_tokenizer(), prompt, longest)
-            if isinstance(prompt, str)
-            else list(prompt)
-        )
-        if not ids:
-            raise UsageError("the prompt is empty: give at least one token of text")
-        room = longest - len(ids)
-        if room < 1:
-            raise ResourceError(
-                f"the prompt has {len(ids)} tokens; the context holds {longest}, with at least one for the answer: "
-                "shorten the prompt"
-            )
-        vocab = self.verifier.config.vocab_size
-        if not all(0 <= token < vocab for token in ids):
-            raise UsageError(f"the prompt has token ids outside the vocabulary (0 to {vocab - 1})")
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}; allowed: 1 or more")
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if stop:
-            self._need_tokenizer()
-        params = params or self.sampling()
-        return Request(
-            ids,
-            params.of(fast=fast) if isinstance(params, ModeParams) else params,
-            min(max_tokens or 256, room),
-            stop,
-            frozenset() if ignore_eos else self.stop_token_ids,
-            stop_in_reasoning=stop_in_reasoning,
-        )
-
-    def conversation(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        params: SamplingParams | ModeParams | None = None,
-        *,
-        thinking: Thinking | None = None,
-        template: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Request:
-        """A checked request for the next turn of a conversation, by the template of the mode that it runs in.
-
-        Args:
-            messages: as `chat_prompt` takes them.
-            params: as in `request`; each mode takes its own (one that changes on the way keeps those of its prompt).
-            thinking: how much of it; by default as the bundle says, or as the model does by itself.
-            template: further arguments of the chat template.
-            options: as in `request`.
-
-        Raises:
-            UsageError: what `request` and `chat_tokens` refuse; an effort that this model cannot have.
-            ResourceError: a mode's prompt leaves no room in the context.
-        """
-        self._need_tokenizer()
-        assert self.modes is not None
-        settled = partial(self.request, params=params, **options)
-        hidden_size = self.verifier.config.hidden_size
-        thinking = thinking or self.defaults.thinking
-        limit = self.verifier.max_tokens
-        return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
-
-    def stream(self, requests: Sequence[Request]) -> Iterator[Emission]:
-        """Run requests, yielding output as it comes; closing the iterator cancels what is left.
-
-        Raises:
-            JustrightError: a request failed; raised when all of them have ended.
-        """
-        yield from self.loop().run(requests)
-        for request in requests:
-            if request.error is not None:
-                raise request.error
+            self._speculate(path)
 
     def generate(
         self,
-        prompt: str | Sequence[int],
-        params: SamplingParams | ModeParams | None = None,
-        **options: Any,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Output]:
+        """Complete prompts, as many at once as there are slots.
+
+        Args:
+            prompts: one prompt or several, each as text or token ids; no chat template is applied.
+            params: for all prompts, or one for each; see `sampling` for what it leaves open.
+
+        Returns:
+            One output for each prompt, in the order of ``prompts``; a single prompt gives a list of one.
+
+        Raises:
+            UsageError: an empty prompt, a token outside the vocabulary, stop strings without a tokenizer.
+            ResourceError: a prompt that leaves no room in the context.
+        """
+        one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        asked = cast("list[Prompt]", [prompts] if one else list(prompts))
+        return self._run([self._checked(prompt, p, None) for prompt, p in _paired(asked, params)])
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        reasoning: Reasoning | None = None,
+    ) -> list[Output]:
+        """Answer conversations, by the chat template of the mode that each runs in.
+
+        Args:
+            messages: one conversation or several, each a list of ``{"role": ..., "content": ...}``.
+            params: as in `generate`.
+            reasoning: how much of it; by default as the bundle or the model does by itself.
+
+        Returns:
+            One output for each conversation, in the order of ``messages``.
+
+        Raises:
+            UsageError: as in `generate`; no chat template; a ``reasoning`` that this model cannot do.
+            ResourceError: a conversation that leaves no room in the context.
+        """
+        one = isinstance(messages, str) or len(messages) == 0 or isinstance(messages[0], Mapping)
+        asked = cast("list[Messages]", [messages] if one else list(messages))
+        reasoning = reasoning or self.defaults.thinking
+        return self._run([self._checked(talk, p, reasoning) for talk, p in _paired(asked, params)])
+
+    def stream(
+        self,
+        prompt: Prompt | Messages,
+        params: SamplingParams | None = None,
+        *,
+        reasoning: Reasoning | None = None,
+    ) -> Iterator[OutputChunk]:
+        """Complete one prompt, or answer one conversation, chunk by chunk; closing the iterator cancels it.
+
+        The arguments and errors are those of `generate` and `chat`; bad input fails at the call, before the first
+        chunk.
+        """
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        if not is_chat and reasoning is not None:
+            raise UsageError("reasoning is for conversations: give a list of messages, or leave it out")
+        if is_chat:
+            reasoning = reasoning or self.defaults.thinking
+        request = self._checked(prompt, params, reasoning)
+        builder = OutputBuilder(request)
+        return (builder.push(emission) for emission in self.stream_requests([request]))
+
+    def close(self) -> None:
+        """Free the model, its cache and its drafter; nothing can be generated afterwards."""
+        for name in ("verifier", "drafter", "cost", "modes"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _checked(
+        self, asked: Prompt | Messages, params: SamplingParams | None, reasoning: Reasoning | None
     ) -> Request:
-        """Run one prompt to its end; ``options`` as in `request`, errors as in `stream`."""
-        [request] = self.generate_batch([self.request(prompt, params, **options)])
+        """A request for a prompt, or with ``reasoning`` for a conversation; warns once if the context cuts it."""
+        self._check_open()
+        params = params or SamplingParams()
+        settled = self.sampling(**params.given)
+        if reasoning is None:
+            request = self.request(cast("Prompt", asked), settled)
+        else:
+            request = self.conversation(cast("Messages", asked), settled, thinking=reasoning)
+        if params.max_tokens is not None and request.max_tokens < params.max_tokens and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"max_tokens is {params.max_tokens}, and after a prompt of {len(request.prompt_ids)} tokens the "
+                f"context of {self.verifier.max_tokens} holds {request.max_tokens}: the output ends there with "
+                'finish_reason "length" (this warning comes once)',
+                RuntimeWarning,
+                stacklevel=4,
+            )
         return request
 
-    def generate_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Run requests to their end, as many at once as there are slots; errors as in `stream`."""
-        for _ in self.stream(requests):
-            pass
-        return requests
+    def _run(self, requests: Sequence[Request]) -> list[Output]:
+        """The outputs of requests, in their order."""
+        builders = {request.id: OutputBuilder(request) for request in requests}
+        for emission in self.stream_requests(requests):
+            builders[emission.request.id].push(emission)
+        return [builders[request.id].output(self._prompt_text(request)) for request in requests]
 
-    def with_draft(self, draft: str, *, adaptive: bool = True, **options: Any) -> Engine:
-        """The same loaded model with another drafter (and its options); run one of the engines at a time."""
-        check_nodes(options, self.options.max_draft)
-        drafter = create_drafter(draft, **options)
-        bind(drafter, self.verifier, self.path)
-        engine = Engine(
-            self.verifier,
-            self.tokenizer,
-            options=self.options,
-            drafter=drafter,
-            cost=self.cost,
-            stop_token_ids=self.stop_token_ids,
-            adapter=None if self.modes is None else self.modes.adapter,
-            path=self.path,
-            defaults=self.defaults,
-            generation=self.generation,
-        )
-        if not adaptive:
-            engine.cost = None
-        elif engine.drafter is not None:
-            engine._speculate(self.path)
-        return engine
-
-    def measured_cost(self, path: Path | None) -> StepCost:
-        """The step costs of this model on this machine: read from the cache folder, or measured and kept there."""
-        kept = None if path is None else self._cost_file(path)
-        verifier = self.verifier
-        windows = tuple(None if window is None else window.size for window in verifier.windows)
-        cost = None if kept is None else StepCost.read(kept, windows)
-        if cost is None:
-            context = verifier.max_tokens
-            largest = min(2 * self.options.max_draft, context // 4)
-            cost = StepCost.measure(verifier.time_step, context=context, largest=largest, windows=windows)
-            if kept is not None and cost.complete:
-                with contextlib.suppress(OSError):  # a full disk; it is measured again then
-                    cost.save(kept)
-        return cost
-
-    def _cost_file(self, path: Path) -> Path:
-        stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.glob("*.safetensors"))]
-        device = self.verifier.device
-        cpu = f"{processor_name()} x {os.cpu_count()}"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-        identity = [
-            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.cache),
-            *(torch.get_num_threads(), torch.__version__, __version__, METHOD, self.options.max_draft),
-        ]
-        digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
-        return cache_folder() / "costs" / f"{digest}.json"
-
-    def loop(self, **options: Any) -> DecodeLoop:
-        """A decode loop over this engine, one at a time; ``options``: further ones of `DecodeLoop`."""
-        return DecodeLoop(
-            self.verifier,
-            self.tokenizer,
-            drafter=self.drafter,
-            cost=self.cost,
-            max_draft=self.options.max_draft,
-            reuse_prefix=self.options.reuse_prefix,
-            **options,
-        )
-
-    def _need_tokenizer(self) -> PreTrainedTokenizerFast:
-        if self.tokenizer is None:
-            raise UsageError("this engine has no tokenizer: give token ids, and no stop strings")
-        return self.tokenizer
+    def _prompt_text(self, request: Request) -> str | None:
+        return None if self.tokenizer is None else str(self.tokenizer.decode(request.prompt_ids))
 
 
-def bind(drafter: Drafter | None, verifier: Verifier, path: Path | None) -> None:
-    """Give the verifier to the drafter, if there is one.
+def _paired(
+    asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[_Asked, SamplingParams | None]]:
+    """Each of ``asked`` with its parameters.
 
     Raises:
-        JustrightError: it is for another model, or there is none for this one.
+        UsageError: a list of parameters of another length.
     """
-    if drafter is not None:
-        drafter.bind(verifier.model, path)
-
-
-def switch_of(options: EngineOptions, model: Path) -> Adapter | None:
-    """The adapter that ``options`` name, checked by `read_switch`; None where they name none."""
-    switch = options.switch
-    return None if switch is None or switch == NO_SWITCH else read_switch(switch, model)
-
-
-def read_switch(switch: str, model: Path) -> Adapter:
-    """Read an adapter and check that it is for ``model``, before any weight of the model is read.
-
-    Raises:
-        JustrightError: see `resolve_adapter`, `read_adapter` and `Adapter.check_base`.
-    """
-    adapter = read_adapter(resolve_adapter(switch))
-    adapter.check_base(model)
-    return adapter
-
-
-def check_model(path: Path) -> None:
-    """Refuse an unsupported or damaged checkpoint by its config and headers, before any weight is read.
-
-    Raises:
-        UnsupportedModelError: see `architecture_of`; quantised weights.
-        CheckpointError: a missing or truncated shard, a broken config.
-    """
-    from justright.checkpoint.reader import Checkpoint
-    from justright.model.decoder_layer import refuse_quantised
-
-    with Checkpoint.open(path) as checkpoint:
-        architecture = architecture_of(checkpoint.config)
-        refuse_quantised(checkpoint)
-    if not architecture.stock:
-        raise UnsupportedModelError(
-            f"{architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
+    if params is None or isinstance(params, SamplingParams):
+        return [(one, params) for one in asked]
+    if len(params) != len(asked):
+        raise UsageError(
+            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or as many"
         )
-
-
-def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """End tokens of the slow mode: by the model's configs, as transformers stops there, else the tokenizer's."""
-    own = tokenizer.eos_token_id
-    return read_end_tokens(path) or frozenset([] if own is None else [own])
+    return list(zip(asked, params, strict=True))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,9 +36,22 @@ _LEAST_TEMPERATURE = 1e-30  # logits up to 1e8, divided by it, stay finite in fl
 Until = Callable[[int], bool]
 
 
+TOKEN_CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+"""The fields of `SamplingParams` that say how tokens are chosen."""
+MAX_LOGPROBS = 20
+
+
+class _OpenFloat(float):
+    """A default: the user leaves the field open."""
+
+
+class _OpenInt(int):
+    """A default: the user leaves the field open."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose tokens; the defaults are greedy.
+    """How tokens are chosen, and when the output ends; the defaults are greedy.
 
     Attributes:
         temperature: 0 = greedy; otherwise divides the logits.
@@ -46,17 +59,29 @@ class SamplingParams:
         top_p: keep the smallest set with at least this probability, in (0, 1].
         min_p: keep tokens at least this share as likely as the most likely, in [0, 1].
         repetition_penalty: > 1 makes tokens seen in prompt or output less likely (arXiv:1909.05858).
-        seed: of this request's own generator; None draws one from the system.
+        seed: of this request's own generator; None takes one from the system.
+        max_tokens: the most tokens to generate, reasoning included; None: as many as the context holds.
+        stop: strings that end the output and are not part of its text; a single string is one of them.
+        logprobs: how many of the most likely tokens to report with the log-probability of each generated token, 0 to
+            20 (0: the generated tokens' alone); None: report none.
+
+    Raises:
+        UsageError: a value that is not allowed.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = _OpenFloat(0)
+    top_k: int = _OpenInt(0)
+    top_p: float = _OpenFloat(1)
+    min_p: float = _OpenFloat(0)
+    repetition_penalty: float = _OpenFloat(1)
     seed: int | None = None
+    max_tokens: int | None = _OpenInt(256)
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         checks = {
             "temperature": (
                 self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < float("inf"),
@@ -67,12 +92,23 @@ class SamplingParams:
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0 (1 is off)"),
             "seed": (self.seed is None or -(2**63) <= self.seed < 2**64, "a 64-bit integer"),
+            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "1 or more, or None"),
+            "stop": (all(isinstance(one, str) and one for one in stop), "strings that are not empty"),
+            "logprobs": (
+                self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+                f"0 to {MAX_LOGPROBS}, or None",
+            ),
         }
-        for field in fields(self):
-            good, allowed = checks[field.name]
+        for name, (good, allowed) in checks.items():
             if not good:
-                message = f"{field.name} is {getattr(self, field.name)}; allowed: {allowed}"
-                raise UsageError(message, about=field.name)
+                message = f"{name} is {getattr(self, name)!r}; allowed: {allowed}"
+                raise UsageError(message, about=name)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that the user set, by name."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if not isinstance(value, _OpenFloat | _OpenInt)}
 
     @property
     def greedy(self) -> bool:

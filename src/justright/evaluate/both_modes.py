@@ -20,8 +20,8 @@ from torch import Tensor
 
 from justright.adapter.adapter import EXACT, WEIGHTS
 from justright.checkpoint.fingerprint import weights_identity
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.errors import CheckpointError, SourceError, UsageError
@@ -110,7 +110,7 @@ def _said(text: str, tags: ThinkingTags | None) -> str:
 
 
 def collect(
-    engine: Engine,
+    engine: LLM,
     questions: Sequence[Question],
     work: Path,
     *,
@@ -149,7 +149,7 @@ def collect(
 
 
 def calibrate(
-    engine: Engine,
+    engine: LLM,
     questions: Sequence[Question],
     adapter: Path,
     *,
@@ -196,9 +196,7 @@ def calibrate(
     return probe
 
 
-def _job(
-    engine: Engine, questions: Sequence[Question], adapter: Path, more: dict[str, Any]
-) -> dict[str, Any]:
+def _job(engine: LLM, questions: Sequence[Question], adapter: Path, more: dict[str, Any]) -> dict[str, Any]:
     """What the answers depend on; which answer is right does not count."""
     files = [adapter / name for name in (WEIGHTS, EXACT) if (adapter / name).is_file()]
     return {
@@ -241,7 +239,7 @@ def _held_job(folder: Path) -> dict[str, Any] | None:
 
 
 def _answer(
-    engine: Engine, questions: Sequence[Question], max_tokens: int
+    engine: LLM, questions: Sequence[Question], max_tokens: int
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """Both modes on one chunk, in one batch: measurements, and what each said."""
     assert engine.modes is not None
@@ -249,7 +247,7 @@ def _answer(
     fast, slow = ([_request(engine, q, effort, max_tokens) for q in questions] for effort in ("none", None))
     for request, watch in zip(fast, watches, strict=True):
         request.route = watch
-    engine.generate_batch([*slow, *fast])
+    engine.generate_requests([*slow, *fast])
     states = [watch.hidden for watch in watches]
     tags = engine.modes.tags
     tensors = {
@@ -275,10 +273,10 @@ def _judged(file: Path, questions: Sequence[Question], judge: Judge) -> dict[str
     return found
 
 
-def _request(engine: Engine, question: Question, effort: str | None, max_tokens: int) -> Request:
+def _request(engine: LLM, question: Question, effort: str | None, max_tokens: int) -> Request:
     messages = [{"role": "user", "content": question.question}]
     greedy = SamplingParams()  # whatever a bundle says
-    return engine.conversation(messages, greedy, thinking=Thinking(effort), max_tokens=max_tokens)
+    return engine.conversation(messages, greedy, thinking=Reasoning(effort), max_tokens=max_tokens)
 
 
 def _read(path: Path) -> list[Question]:

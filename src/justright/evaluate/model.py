@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.chat_modes import Thinking, chat_tokens
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning, chat_tokens
+from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
@@ -31,7 +31,7 @@ Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
-    """An `Engine` behind lm-eval's interface.
+    """An `LLM` behind lm-eval's interface.
 
     Args:
         engine: with a tokenizer.
@@ -46,10 +46,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LLM,
         max_tokens: int = 256,
         template: dict[str, Any] | None = None,
-        thinking: Thinking | None = None,
+        thinking: Reasoning | None = None,
         *,
         progress: bool = True,
     ) -> None:
@@ -113,7 +113,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """Answers, as many at once as the engine has slots."""
         ours = [self._request(*one.args) for one in requests]
         with tqdm(total=len(ours), desc="answers", disable=disable_tqdm or not self.progress) as bar:
-            for emission in self.engine.stream(ours):
+            for emission in self.engine.stream_requests(ours):
                 if emission.finish_reason is not None:
                     bar.update()
         texts = [self._text(*pair) for pair in zip(requests, ours, strict=True)]

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from justright.engine.chat_modes import Thinking
-from justright.engine.llm import Engine
+from justright.engine.chat_modes import Reasoning
+from justright.engine.llm import LLM
 from justright.errors import MissingExtraError, SourceError, UsageError
 from justright.intervals import interval
 
+_SLOTS = 16
 TASK_FOLDERS = "justright.lm_eval_tasks"
 """Entry-point group: a package's folder of lm-eval tasks (a `pathlib.Path`)."""
 
@@ -108,24 +109,24 @@ def check_tasks(names: Sequence[str], manager: Any) -> list[str]:
 
 
 def evaluate(
-    engine: Engine,
+    engine: LLM | str,
     tasks: Sequence[str],
-    manager: Any,
+    manager: Any = None,
     *,
     limit: int | None = None,
     few_shot: int | None = None,
     chat: bool = False,
     max_tokens: int = 256,
     template: Mapping[str, Any] | None = None,
-    thinking: Thinking | None = None,
+    thinking: Reasoning | None = None,
     progress: bool = True,
 ) -> list[Figure]:
     """Run tasks.
 
     Args:
-        engine: the model.
-        tasks: by `check_tasks`.
-        manager: by `task_manager`.
+        engine: the model; by name, it is loaded with 16 slots and freed at the end.
+        tasks: names of tasks, groups or tags; patterns are allowed.
+        manager: by `task_manager`, which is also the default.
         limit: documents a task; all by default.
         few_shot: examples before each question; the task's own number by default.
         chat: put questions into the model's chat template.
@@ -135,14 +136,28 @@ def evaluate(
         progress: show bars on stderr.
 
     Raises:
+        MissingExtraError: lm-eval is not installed.
+        SourceError: no such task or model.
         UsageError: a task asks for what the engine has not, or the model has no chat template.
     """
+    need_lm_eval()
+    if isinstance(engine, str):
+        manager = manager or task_manager()
+        names = check_tasks(tasks, manager)
+        with LLM(engine, slots=_SLOTS) as llm:
+            return evaluate(
+                llm, names, manager, limit=limit, few_shot=few_shot, chat=chat, max_tokens=max_tokens,
+                template=template, thinking=thinking, progress=progress,
+            )  # fmt: skip
     from lm_eval import simple_evaluate
 
     from justright.evaluate.model import EngineLM
 
     if chat and (engine.tokenizer is None or engine.tokenizer.chat_template is None):
         raise UsageError("this model has no chat template: leave --chat out")
+    if manager is None:
+        manager = task_manager()
+        tasks = check_tasks(tasks, manager)
     model = EngineLM(engine, max_tokens, dict(template or {}), thinking, progress=progress)
     results = simple_evaluate(
         model=model,

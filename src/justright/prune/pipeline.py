@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from justright.calibration import texts
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, check_runs, job_folder
 from justright.checkpoint.reader import Checkpoint
+from justright.checkpoint.sources import resolve
 from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.model.decoder_layer import LayerFormat
@@ -389,13 +391,29 @@ class Pruning:
         )
 
 
-def prune(model: Path, out: Path, settings: Settings, **options: Any) -> Pruned:
-    """Prune the checkpoint ``model`` into ``out``; ``options`` are those of `Pruning`.
+def prune(model: str | Path, out: str | Path, settings: Settings | None = None, **options: Any) -> Pruned:
+    """Prune a model into the new directory ``out``.
+
+    Args:
+        model: see `justright.checkpoint.sources.resolve`.
+        out: to create; an interrupted run goes on with the same call.
+        settings: how; by default made from the fields of `Settings` in ``options``, such as ``sparsity=0.5``.
+        options: further ones of `Pruning`.
 
     Raises:
+        UsageError: an unknown option, or fields of `Settings` beside ``settings``.
         JustrightError: see `Pruning` and `Pruning.run`.
     """
-    return Pruning(model, settings, **options).run(out)
+    known = {field.name for field in fields(Settings)}
+    changes = {name: options.pop(name) for name in list(options) if name in known}
+    allowed = set(inspect.signature(Pruning).parameters) - {"model", "settings"}
+    if unknown := sorted(set(options) - allowed):
+        raise UsageError(f"prune has no option {unknown[0]!r}; allowed: {', '.join(sorted(known | allowed))}")
+    if settings is None:
+        settings = Settings(**changes)
+    elif changes:
+        raise UsageError(f"give settings or {', '.join(changes)}, not both")
+    return Pruning(resolve(str(model)).path, settings, **options).run(Path(out))
 
 
 def _check_statistics(folder: Path, job: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from justright import __version__
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.request import Request as EngineRequest
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answer_chunks import CompletionWriter, Writer
@@ -56,7 +56,7 @@ class Service:
     """
 
     def __init__(
-        self, engine: Engine, scheduler: Scheduler, settings: ServeSettings, log: Log = lambda _: None
+        self, engine: LLM, scheduler: Scheduler, settings: ServeSettings, log: Log = lambda _: None
     ) -> None:
         assert engine.tokenizer is not None
         self.engine, self.scheduler, self.settings, self.log = engine, scheduler, settings, log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from inspect import signature
 from typing import Any, get_args
@@ -12,11 +12,11 @@ from typing import Any, get_args
 from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.generation import ModeParams
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.request import Request
-from justright.engine.sampler import SamplingParams
+from justright.engine.sampler import TOKEN_CHOICE
 from justright.errors import JustrightError, UsageError
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, AskedEffort
 from justright.serve.api_errors import ApiError, of_error
@@ -43,7 +43,7 @@ class Asking:
         settings: defaults for what a request leaves open.
     """
 
-    def __init__(self, engine: Engine, settings: ServeSettings) -> None:
+    def __init__(self, engine: LLM, settings: ServeSettings) -> None:
         assert engine.tokenizer is not None
         assert engine.modes is not None
         self.engine, self.settings = engine, settings
@@ -116,7 +116,7 @@ class Asking:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
             hidden_size = self.engine.verifier.config.hidden_size
-            self._modes.check(Thinking(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
+            self._modes.check(Reasoning(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
         return self._modes.reasons
@@ -132,8 +132,7 @@ class Asking:
 
     def _params(self, asked: Asked) -> ModeParams:
         """Return each mode's sampling parameters: from the request, the server, the model's file or OpenAI."""
-        names = [field.name for field in fields(SamplingParams)]
-        given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+        given = {name: value for name in TOKEN_CHOICE if (value := getattr(asked, name)) is not None}
         try:
             return self.engine.generation.params({**self.settings.sampling, **given}, OPENAI)
         except UsageError as error:
@@ -223,7 +222,7 @@ class Asking:
         return self._modes.templates
 
 
-def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
+def thinking_of(asked: ChatRequest, default: Reasoning) -> Reasoning:
     """Choose how much to reason; a template argument overrides the request's effort, which overrides the default.
 
     Args:
@@ -249,7 +248,7 @@ def thinking_of(asked: ChatRequest, default: Thinking) -> Thinking:
     if budget is None and effort is None and asked.effort is None:
         budget = default.budget
     try:
-        return Thinking(
+        return Reasoning(
             effort,
             budget,
             closing=default.closing if budget is not None or effort in ("low", "medium", "high") else None,
@@ -277,7 +276,7 @@ def _reserved() -> frozenset[str]:
 
 
 def _at_fault(asked: ChatRequest, error: JustrightError) -> str:
-    """Return the parameter, as the client named it, that an error of `Engine.conversation` is about."""
+    """Return the parameter, as the client named it, that an error of `LLM.conversation` is about."""
     about = error.about if isinstance(error, UsageError) else None
     if about == "budget":
         return "thinking_budget"

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.engine.request import Emission, Request
 from justright.errors import JustrightError, ResourceError, UsageError, is_out_of_memory
 
@@ -89,7 +89,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LLM,
         *,
         max_waiting: int = 64,
         cache_tokens: int | None = None,

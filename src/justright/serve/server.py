@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright.errors import JustrightError
 from justright.serve.app import Log, Service, create_app
 from justright.serve.lifecycle import MAX_CONNECTIONS, HttpServer
@@ -54,7 +54,7 @@ def server_of(
 
 
 def serve(
-    engine: Engine,
+    engine: LLM,
     scheduler: Scheduler,
     settings: ServeSettings,
     bound: socket.socket,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from justright.engine.chat_modes import Thinking
+from justright.engine.chat_modes import Reasoning
 from justright.engine.sampler import SamplingParams
 from justright.errors import UsageError
 from justright.serve.hosts import Hosts
@@ -35,7 +35,7 @@ class ServeSettings:
 
     model: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    thinking: Thinking = field(default_factory=Thinking)
+    thinking: Reasoning = field(default_factory=Reasoning)
     max_tokens: int = 2048
     deadline_s: float | None = None
     api_keys: tuple[str, ...] = ()

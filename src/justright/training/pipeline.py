@@ -21,7 +21,7 @@ from justright.architectures.spec import context_length
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import check_tokenizer_files, resolve_adapter
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.engine.llm import check_model, end_tokens, read_switch
+from justright.engine.checks import check_model, end_tokens, read_switch
 from justright.engine.model_runner import Verifier
 from justright.errors import UsageError
 from justright.files import check_new

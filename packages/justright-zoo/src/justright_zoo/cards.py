@@ -12,7 +12,7 @@ from justright.records import read_rows
 from justright_zoo import DATA, MODELS, manifest, zoo
 
 if TYPE_CHECKING:
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
 
 CARD = "card.json"
 SLOTS = 32
@@ -113,33 +113,33 @@ def measure_model(
     Raises:
         JustrightError: an unknown model or a damaged file.
     """
-    from justright.engine.llm import Engine
+    from justright.engine.llm import LLM
     from justright_zoo.measure import score
     from justright_zoo.recipes.build import check
     from justright_zoo.recipes.catalogue import RECIPES
 
     check(name)
     path = folder or zoo.path(name)
-    engine = Engine.load(str(path), slots=SLOTS)
+    engine = LLM(str(path), slots=SLOTS)
     kinds = RECIPES[name].kinds
     scores = score(engine, kinds, problems, report=lambda s: say(f"{s.kind} {s.level}: {s.accuracy:.0%}"))
     measured: dict[str, Any] = {"model": name, "problems": [asdict(s) for s in scores]}
     parent = PARENT.get(name)
     if parent in manifest():
-        fast = Engine.load(str(zoo.path(str(parent))), slots=SLOTS)
+        fast = LLM(str(zoo.path(str(parent))), slots=SLOTS)
         measured["parent"] = {"model": parent, "problems": [asdict(s) for s in score(fast, kinds, problems)]}
     if name in MOE_BASELINE or name in MOE_BASELINE.values():
         measured["perplexity"] = {name: perplexities(engine)}
         baseline = MOE_BASELINE.get(name)
         if baseline in manifest():
-            other = Engine.load(str(zoo.path(str(baseline))))
+            other = LLM(str(zoo.path(str(baseline))))
             measured["perplexity"][baseline] = perplexities(other)
     if name in MOE_BASELINE:
         measured["routing"] = _routing(path, picture)
     return measured
 
 
-def perplexities(engine: Engine) -> dict[str, float]:
+def perplexities(engine: LLM) -> dict[str, float]:
     """Perplexity a token on the evaluation texts of every domain."""
     from justright.engine.step import StepInput
     from justright_zoo.measure import perplexity

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.llm import Engine
+from justright.engine.llm import LLM
 from justright_zoo.recipes.problems import Kind, Problem, draw, parse_answer
 
 PROBLEM_SEED = 20261123
@@ -68,7 +68,7 @@ def evaluation_problems(kind: Kind, level: int, count: int) -> list[Problem]:
 
 
 def score(
-    engine: Engine,
+    engine: LLM,
     kinds: Iterable[tuple[Kind, int]],
     count: int,
     *,
@@ -85,7 +85,7 @@ def score(
             )
             for p in problems
         ]
-        engine.generate_batch(requests)
+        engine.generate_requests(requests)
         right = sum(parse_answer(r.text) == p.answer for r, p in zip(requests, problems, strict=True))
         tokens = sum(len(r.token_ids) for r in requests) / count
         cut = sum(r.finish_reason == "length" for r in requests)

@@ -1,0 +1,25 @@
+"""Train a drafter with one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from justright.checkpoint.sources import resolve
+from justright.training.pipeline import Job, Trained, Work
+
+
+def train_drafter(model: str | Path, out: str | Path, texts: Sequence[str], **options: Any) -> Trained:
+    """Train a drafter for a model, on texts that the model continues by itself.
+
+    Args:
+        model: see `justright.checkpoint.sources.resolve`.
+        out: the directory to create; an interrupted run goes on with the same call.
+        texts: sources of prompts, see `justright.calibration.texts`.
+        options: further fields of `Job`: ``shape``, ``data``, ``training``, ``switch``, ``data_folder``, ``device``.
+
+    Raises:
+        JustrightError: see `Work`.
+    """
+    return Work(Job(resolve(str(model)).path, Path(out), tuple(texts), **options)).run()
