@@ -109,7 +109,7 @@ class Pair:
         self.fast.checkpoint.close()
 
     def tensors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return both models' tensor of a name in `residuals`, slow first; embeddings and head have common rows only."""
+        """Return both models' tensor of a `residuals` name, slow first; embeddings and head have common rows only."""
         if name in self._vocabulary:
             slow, fast = (one.checkpoint.tensor(_stored(one, name)) for one in (self.slow, self.fast))
             rows = min(len(slow), len(fast))
