@@ -244,7 +244,7 @@ class _Experts:
 
     def _forward(self, hidden: Tensor, *others: Any, **named: Any) -> Tensor:
         rows = self.switch.active
-        repeats = hidden.shape[0] // rows.tokens  # Llama 4 passes all tokens to every expert, one expert after another
+        repeats = hidden.shape[0] // rows.tokens  # Llama 4 passes all tokens to each expert, expert by expert
         out: Tensor | None = None
         slow = rows.unchanged(hidden.device)
         parts: list[tuple[Callable[..., Tensor], Tensor]] = [

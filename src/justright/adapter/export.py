@@ -210,7 +210,7 @@ def _wrapped(target: str, stacks: Sequence[str]) -> str:
 
 
 def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
-    """Write ``fast - slow`` in float32 for the tensors ``names`` (each has an `exact_name`); only justright reads it."""
+    """Write ``fast - slow`` in float32 for the tensors ``names`` (each has an `exact_name`), for justright only."""
     deltas = {}
     for name in names:
         slow, fast = pair.tensors(name)
