@@ -32,7 +32,7 @@ PARTS = ("switch", "draft")
 
 # Besides the weights and `COMPANIONS`: documentation, licences in any format, pictures of the model card.
 _TOLD = [*COMPANIONS, "*.json", "*.txt", "*.md", "*.html", "*.png"]
-_NEVER = {MANIFEST, "adapter_config.json"}  # transformers loads an adapter beside the weights without a request
+_NEVER = {MANIFEST, "adapter_config.json"}  # transformers auto-loads an adapter beside the weights
 
 Tick = Callable[[str, int, int], None]
 """``(stage, finished bytes, total bytes)``"""
@@ -277,9 +277,7 @@ def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
     for name, file in list(waiting.items()):
         if _linked(name, copy=copy):
-            with contextlib.suppress(
-                OSError
-            ):  # other file system, no links, or too many: copy
+            with contextlib.suppress(OSError):  # other file system, no links, or too many: copy
                 os.link(file, staging / name)
                 del waiting[name]
     sizes = {name: file.stat().st_size for name, file in waiting.items()}
