@@ -143,7 +143,7 @@ class LayerStream:
         self.position = first + kept + 1
 
     def _in_flight(self, stages: Sequence[Stage]) -> Iterator[list[Tensor | None]]:
-        """Yield the outputs of all stages at each pipeline step; None before a stage's first batch and after its last."""
+        """Yield all stages' outputs at each pipeline step; None before a stage's first batch and after its last."""
         first, drain = stages[0].index, [None] * (len(stages) - 1)
         if not drain:
             yield from ([self._fly(stages[0], hidden)] for hidden in self._inputs(first))

@@ -187,7 +187,7 @@ def _windows(tokenizer: Any, name: str, count: int, length: int, seed: int) -> T
 
 
 def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
-    """Render a conversation with the model's template (plain without one), without the end token that `_windows` adds."""
+    """Render a conversation with the model's template, if any, without the end token that `_windows` adds."""
     if tokenizer.chat_template is None:
         return bare_text(messages)
     text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()

@@ -1,9 +1,9 @@
-"""What belongs to a way of running a model beside its weights, from all the places where a folder may have it.
+"""Read the chat template, end tokens and special tokens of a folder from all places that may hold them.
 
 - Chat template: ``chat_template.jinja``, else ``chat_template`` in ``tokenizer_config.json`` (transformers 4), else
   ``chat_template.json`` (processors).
 - End tokens: ``eos_token_id`` of ``generation_config.json``, else of ``config.json``, else of its ``text_config``.
-- Special tokens: ``tokenizer_config.json``, and over it ``special_tokens_map.json``.
+- Special tokens: ``tokenizer_config.json``, overridden by ``special_tokens_map.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_toke
 
 
 def read_template(folder: Path) -> str | None:
-    """The folder's default chat template; None where there is none.
+    """The folder's default chat template; None if it has none.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -41,10 +41,10 @@ def read_template(folder: Path) -> str | None:
 
 
 def read_end_tokens(folder: Path) -> frozenset[int]:
-    """The folder's end tokens; empty where no config names one (then the tokenizer's counts).
+    """The folder's end tokens; empty if no config names one (the tokenizer's then applies).
 
     Raises:
-        CheckpointError: a file cannot be read, or names something that is no token id.
+        CheckpointError: A file cannot be read, or names a value that is not a token id.
     """
     config = read_object(folder / "config.json")
     nested = config.get("text_config")
@@ -74,9 +74,9 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
+    """Read a JSON object; return an empty one if the file is missing.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else.
+        CheckpointError: The file cannot be read, or does not hold a JSON object.
     """
     return read_json(file) if file.is_file() else {}
