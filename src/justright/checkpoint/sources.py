@@ -1,6 +1,6 @@
-"""Where models come from: a directory, the Hugging Face hub, or a Python package -> a local directory.
+"""Resolve a model (a directory, the Hugging Face hub, or a Python package) to a local directory.
 
-Neither torch nor transformers is imported here: ``justright path`` answers at once.
+This module imports neither torch nor transformers, so ``justright path`` stays fast.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from justright.errors import CheckpointError, JustrightError, MissingExtraError,
 from justright.files import exists, local_path
 
 ENTRY_POINTS = "justright.models"
-# The hub's pattern language lets * match slashes: what lies in subfolders is taken out again below.
+# In the hub's patterns * matches slashes, so files in subfolders are excluded again below.
 HUB_ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "README*"]
 HUB_NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.py", "*.pkl"]
-"""Pickles and code: not even where a bundle's manifest names them."""
+"""Pickles and code: never fetched, even if a bundle's manifest names them."""
 HUB_IGNORE = ["*/*.safetensors", "consolidated*.safetensors", *HUB_NEVER]
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,11 +53,11 @@ class Provider(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A model that lies on this machine.
+    """A model on this machine.
 
     Attributes:
-        path: the checkpoint directory.
-        name: what the user asked for.
+        path: The checkpoint directory.
+        name: The requested name.
         kind: ``local``, ``hub``, or a provider's prefix such as ``packaged``.
         revision: the hub's commit, None for other kinds.
     """
@@ -77,13 +77,13 @@ def resolve(
         model: an existing directory, ``PREFIX:NAME`` (a model that a Python package carries), or a hub id
             ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
         revision: the hub's branch, tag or commit; instead of ``@revision``.
-        offline: use what the hub's cache has, ask no server.
+        offline: Use only the hub's cache, without network access.
         progress: show progress on stderr.
 
     Raises:
         UsageError: the name is empty, or a revision is given where there is none.
         SourceError: nothing of that name, or the hub cannot be reached.
-        CheckpointError: what was found is not a checkpoint that justright can load.
+        CheckpointError: The result is not a checkpoint that justright can load.
         MissingExtraError: a package is needed; the message has the command.
     """
     if not model.strip():
@@ -265,7 +265,7 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                 ignore_patterns=HUB_IGNORE,
                 local_files_only=offline,
             )
-            if is_bundle(Path(path)):  # all that it names, of the same commit
+            if is_bundle(Path(path)):  # all files that it names, from the same commit
                 huggingface_hub.snapshot_download(
                     repo,
                     revision=Path(path).name,
@@ -313,7 +313,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _hub_progress(shown: bool) -> Iterator[None]:
-    """Silence the hub's progress bars where asked to; leave the user's own setting alone otherwise."""
+    """Disable the hub's progress bars on request; otherwise keep the user's own setting."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
