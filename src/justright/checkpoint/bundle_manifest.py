@@ -86,7 +86,7 @@ class Bundle:
 
         Raises:
             UsageError: The directory is not a bundle.
-            CheckpointError: the manifest is damaged, or of another format.
+            CheckpointError: The manifest is damaged, or of another format.
         """
         file = path / MANIFEST
         if not file.is_file():
@@ -164,7 +164,7 @@ def bundled_part(path: Path | None, name: str) -> Path | None:
     """Folder of a part if ``path`` is a bundle with this part, else None.
 
     Raises:
-        CheckpointError: see `Bundle.open` and `Bundle.part`.
+        CheckpointError: See `Bundle.open` and `Bundle.part`.
     """
     return Bundle.open(path).part(name) if path is not None and is_bundle(path) else None
 

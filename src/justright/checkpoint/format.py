@@ -73,7 +73,7 @@ def read_header(file: Path) -> Header:
     """Read and check a safetensors header; no tensor's bytes are read and torch is not imported.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or its header is corrupt.
+        CheckpointError: The file is missing, truncated, or its header is corrupt.
     """
     try:
         size = file.stat().st_size

@@ -25,7 +25,7 @@ def read_template(folder: Path) -> str | None:
     """The folder's default chat template; None if it has none.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: A file cannot be read.
     """
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     """The folder's special tokens by name (``eos_token``), as chat templates use them.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: A file cannot be read.
     """
     both = {**read_object(folder / TOKENIZER), **read_object(folder / SPECIAL)}
     found = {name: both.get(name) for name in _SPECIAL_TOKENS}

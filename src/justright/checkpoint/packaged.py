@@ -126,10 +126,10 @@ class PackagedProvider:
         Concurrent calls from two processes are safe: one converts, the other waits.
 
         Raises:
-            SourceError: there is no such model.
-            MissingExtraError: the package that carries it, or the GGUF reader, is not installed.
-            CheckpointError: the package's file, or the converted copy, is damaged.
-            ResourceError: the disk has no room.
+            SourceError: There is no such model.
+            MissingExtraError: The package that carries it, or the GGUF reader, is not installed.
+            CheckpointError: The package's file, or the converted copy, is damaged.
+            ResourceError: The disk has no room.
         """
         if name not in MODELS:
             raise SourceError(f"no packaged model {name!r}: there are {', '.join(MODELS)}")
@@ -164,8 +164,8 @@ def find_parts(model: PackagedModel) -> list[Path]:
     """Find the parts of the model's file in the installed packages, without importing the packages.
 
     Raises:
-        MissingExtraError: a package is not installed.
-        CheckpointError: a file is not there.
+        MissingExtraError: A package is not installed.
+        CheckpointError: A file is not there.
     """
     parts = []
     for carrier in model.carriers:

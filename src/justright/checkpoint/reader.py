@@ -53,7 +53,7 @@ class Checkpoint:
         """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
 
         Raises:
-            CheckpointError: weights are missing, truncated, corrupt, duplicated, at odds with the index,
+            CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
                 or not safetensors at all. The message says which file and what to do.
         """
         path = Path(path)
@@ -135,14 +135,14 @@ class Checkpoint:
         """Return one tensor on the CPU; its pages are read from disk on first access.
 
         Args:
-            name: one of :meth:`names`.
+            name: One of :meth:`names`.
             copy: False: the tensor shares this process's mapping of the file, so an in-place change affects later
                 reads of ``name`` (never the file). True: the caller owns the tensor and no page of the file is
                 mapped, so deleting the tensor frees its memory.
 
         Raises:
-            CheckpointError: there is no such tensor, or it cannot be read.
-            UnsupportedModelError: its dtype has no counterpart in torch.
+            CheckpointError: There is no such tensor, or it cannot be read.
+            UnsupportedModelError: Its dtype has no counterpart in torch.
         """
         info = self.info(name)
         if name in self.packed:
@@ -202,7 +202,7 @@ class Checkpoint:
         """A copy of the content of ``config.json``.
 
         Raises:
-            CheckpointError: it is missing or not a JSON object.
+            CheckpointError: It is missing or not a JSON object.
         """
         if self._config is None:
             folder = self.path if self.path.is_dir() else self.path.parent
@@ -220,7 +220,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object that is part of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing or not a JSON object.
+        CheckpointError: It is missing or not a JSON object.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

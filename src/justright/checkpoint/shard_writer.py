@@ -57,7 +57,7 @@ class ShardFile:
         """Write one tensor's bytes at the end.
 
         Raises:
-            OSError: as the file system says.
+            OSError: As the file system says.
         """
         start, self.data_bytes = self.data_bytes, self.data_bytes + tensor.nbytes
         self._header_bytes += _entry_bytes(name, tensor)
@@ -73,7 +73,7 @@ class ShardFile:
         """Write the header, make the file durable and close it; return its size in bytes.
 
         Raises:
-            OSError: as the file system says.
+            OSError: As the file system says.
         """
         self._stream.seek(0)
         self._stream.write(struct.pack("<Q", self._room) + self._header().ljust(self._room))

@@ -59,7 +59,7 @@ class Source:
         path: The checkpoint directory.
         name: The requested name.
         kind: ``local``, ``hub``, or a provider's prefix such as ``packaged``.
-        revision: the hub's commit, None for other kinds.
+        revision: The hub's commit, None for other kinds.
     """
 
     path: Path
@@ -74,17 +74,17 @@ def resolve(
     """Find a model, and fetch or convert it where needed.
 
     Args:
-        model: an existing directory, ``PREFIX:NAME`` (a model that a Python package carries), or a hub id
+        model: An existing directory, ``PREFIX:NAME`` (a model that a Python package carries), or a hub id
             ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
-        revision: the hub's branch, tag or commit; instead of ``@revision``.
+        revision: The hub's branch, tag or commit; instead of ``@revision``.
         offline: Use only the hub's cache, without network access.
-        progress: show progress on stderr.
+        progress: Show progress on stderr.
 
     Raises:
-        UsageError: the name is empty, or a revision is given where there is none.
-        SourceError: nothing of that name, or the hub cannot be reached.
+        UsageError: The name is empty, or a revision is given where there is none.
+        SourceError: Nothing of that name, or the hub cannot be reached.
         CheckpointError: The result is not a checkpoint that justright can load.
-        MissingExtraError: a package is needed; the message has the command.
+        MissingExtraError: A package is needed; the message has the command.
     """
     if not model.strip():
         raise UsageError("no model given: a directory, PREFIX:NAME or a hub id org/name is expected")
@@ -111,8 +111,8 @@ def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = Tru
     """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
-        UsageError: neither of them, or a directory without ``adapter_config.json``.
-        SourceError: the hub does not have it, or cannot be reached.
+        UsageError: Neither of them, or a directory without ``adapter_config.json``.
+        SourceError: The hub does not have it, or cannot be reached.
     """
     make = "`justright switch extract SLOW FAST -o DIR` makes"
     local = _resolve_part("adapter", adapter, make, offline, progress)
@@ -126,8 +126,8 @@ def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = Tru
     """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
-        UsageError: neither of them.
-        SourceError: the hub does not have it, or cannot be reached.
+        UsageError: Neither of them.
+        SourceError: The hub does not have it, or cannot be reached.
     """
     make = "`justright draft train MODEL -o DIR` makes"
     return _resolve_part("drafter", drafter, make, offline, progress)
@@ -149,7 +149,7 @@ def available() -> dict[str, str]:
     """Return the models that installed packages carry: ``PREFIX:NAME`` -> description.
 
     Raises:
-        SourceError: a provider cannot be loaded.
+        SourceError: A provider cannot be loaded.
     """
     return {
         f"{point.name}:{name}": description
@@ -162,7 +162,7 @@ def check_tokenizer_files(path: Path) -> None:
     """Check that a checkpoint directory has a tokenizer, before anything expensive.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: It has none.
     """
     has_bpe = (path / "vocab.json").exists() and (path / "merges.txt").exists()
     if not has_bpe and not any(next(path.glob(pattern), None) for pattern in TOKENIZER_FILES):

@@ -77,7 +77,7 @@ def tensor_infos(infos: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo]
     The size of a packed tensor is the size of its parts.
 
     Raises:
-        CheckpointError: a part is missing or damaged.
+        CheckpointError: A part is missing or damaged.
     """
     found: dict[str, TensorInfo] = {}
     packed = set()

@@ -72,7 +72,7 @@ class CheckpointWriter:
 
     Raises:
         UsageError: ``out`` exists, another process is writing it, or interrupted work is of another job.
-        ResourceError: the disk has less room than ``expected_bytes`` needs.
+        ResourceError: The disk has less room than ``expected_bytes`` needs.
     """
 
     def __init__(
@@ -169,16 +169,16 @@ class CheckpointWriter:
         """Write the files beside the weights and give the directory its final name.
 
         Args:
-            config: the content of ``config.json``.
-            provenance: written as ``provenance.json``.
+            config: The content of ``config.json``.
+            provenance: Written as ``provenance.json``.
             files: Further files by name (a model card, a manifest); they replace copied files of that name.
 
         Returns:
             The final directory.
 
         Raises:
-            UsageError: nothing was added, or the final name was taken meanwhile.
-            ResourceError: the disk is full.
+            UsageError: Nothing was added, or the final name was taken meanwhile.
+            ResourceError: The disk is full.
         """
         with self._disk():
             self._complete_shard()

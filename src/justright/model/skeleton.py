@@ -46,7 +46,7 @@ def assemble(
     """Load the whole model of a checkpoint that stock loading cannot read, one weight at a time.
 
     Raises:
-        CheckpointError: a weight is missing or has another shape.
+        CheckpointError: A weight is missing or has another shape.
     """
     layers = LayerFormat(checkpoint)
     names = layers.architecture
@@ -79,7 +79,7 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
     """Fill a layer with copies of the weights in ``state``, in the layer's dtypes, without gradients.
 
     Raises:
-        CheckpointError: a weight is missing or has another shape.
+        CheckpointError: A weight is missing or has another shape.
     """
     parameters = {name for name, _ in layer.named_parameters()}
     names = parameters | {name for name in layer.state_dict() if name in state}

@@ -49,8 +49,8 @@ class Capability:
 
     Attributes:
         name: "run", "draft", "prune experts", "prune weights" or "switch".
-        status: whether it can be done.
-        reason: why, or why not.
+        status: Whether it can be done.
+        reason: Why, or why not.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Experts:
         top_k: Experts per token.
         layers: Number of layers with experts.
         groups: (groups the experts are divided into, groups a token may use); (1, 1) without groups.
-        shared: whether every token also passes through a shared expert.
+        shared: Whether every token also passes through a shared expert.
     """
 
     count: int
@@ -86,26 +86,26 @@ class Inspection:
     """What a checkpoint is and what it needs.
 
     Attributes:
-        path: its directory.
-        family: the config's ``model_type``.
-        layers: decoder layers.
+        path: Its directory.
+        family: The config's ``model_type``.
+        layers: Decoder layers.
         vocabulary: tokens.
         context: Positions that the model was trained for.
         usable_context: Positions that the engine uses (fewer where rotary frequencies switch).
-        windows: attention reach -> number of layers; "full", "sliding 4096", "chunked 8192".
+        windows: Attention reach -> number of layers; "full", "sliding 4096", "chunked 8192".
         experts: None for a dense model.
-        parameters: by part; a tied head counts once, as the embedding. "other" is outside the text decoder.
-        total: all parameters of the text decoder.
-        active: parameters that one token uses; equals ``total`` for a dense model.
-        tied_embeddings: whether the head is the embedding.
+        parameters: By part; a tied head counts once, as the embedding. "other" is outside the text decoder.
+        total: All parameters of the text decoder.
+        active: Parameters that one token uses; equals ``total`` for a dense model.
+        tied_embeddings: Whether the head is the embedding.
         disk_dtypes: safetensors' dtype name -> bytes on disk.
-        disk_bytes: all of them.
+        disk_bytes: All of them.
         store: "sparse" for a container of `justright.checkpoint.sparse`, which only justright reads; else "dense".
-        quantization: the quantisation method that the config names, or None.
-        weights_bytes: dtype -> bytes of the loaded weights.
-        cache_bytes_per_1k: dtype -> bytes of the KV cache for 1,024 tokens of one sequence, as the engine
+        quantization: The quantisation method that the config names, or None.
+        weights_bytes: Dtype -> bytes of the loaded weights.
+        cache_bytes_per_1k: Dtype -> bytes of the KV cache for 1,024 tokens of one sequence, as the engine
             stores them (latent attention expanded, sliding layers whole).
-        capabilities: what justright can do with it.
+        capabilities: What justright can do with it.
     """
 
     path: Path
@@ -137,8 +137,8 @@ def inspect(path: Path) -> Inspection:
     """Inspect a checkpoint directory.
 
     Raises:
-        CheckpointError: it is damaged or incomplete, or its config is invalid.
-        UnsupportedModelError: its family is unknown or not supported.
+        CheckpointError: It is damaged or incomplete, or its config is invalid.
+        UnsupportedModelError: Its family is unknown or not supported.
     """
     with Checkpoint.open(path) as checkpoint:
         config = checkpoint.config

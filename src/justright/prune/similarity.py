@@ -28,10 +28,10 @@ def behavioural_similarity(
     """``b_ij = -w_r * d_ij / mean(d) + w_c * a_ij / mean(a)``.
 
     Args:
-        rows: router rows ``[num_experts, hidden_size]``.
+        rows: Router rows ``[num_experts, hidden_size]``.
         coactivation: ``[num_experts, num_experts]`` counts; None leaves the term out.
-        router_weight: lambda 1.
-        coactivation_weight: lambda 2.
+        router_weight: Lambda 1.
+        coactivation_weight: Lambda 2.
 
     Returns:
         ``[num_experts, num_experts]`` float64, symmetric; the diagonal has no meaning.

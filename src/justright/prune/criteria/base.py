@@ -1,6 +1,6 @@
 """Base classes of pruning criteria, and the registries that hold them.
 
-An expert criterion ranks the experts of a layer, or measures their similarity. A weight criterion scores single weights.
+An expert criterion ranks a layer's experts, or measures their similarity. A weight criterion scores single weights.
 This module and the built-in criteria import no torch, so ``justright prune --help`` stays fast.
 """
 
@@ -66,8 +66,8 @@ class ExpertCriterion:
     """Base class that selects the experts to keep; derive from `Ranking` or `Clustering`.
 
     Attributes:
-        name: under which it is registered.
-        help: what it goes by, for the command's help text.
+        name: Under which it is registered.
+        help: What it goes by, for the command's help text.
         needs: Subset of `STATISTICS` to collect. If it is empty, stage 1 needs no calibration.
     """
 
@@ -102,8 +102,8 @@ class WeightCriterion:
     """Scores single weights; the lowest scores of each row are removed.
 
     Attributes:
-        name: under which it is registered.
-        help: what it goes by, for the command's help text.
+        name: Under which it is registered.
+        help: What it goes by, for the command's help text.
         needs_inputs: Whether it uses the inputs of a matrix, which requires calibration. If inputs are unknown
             (too few tokens, a plan without texts), weights are scored by magnitude.
     """
