@@ -167,8 +167,8 @@ def context_length(config: Config) -> int:
     """Number of positions that the model was trained for.
 
     ``max_position_embeddings``, or ``original_max_position_embeddings * factor`` of a YaRN scaling where
-    that is larger (people add YaRN to a config and leave the first as it was). Other scalings are not
-    multiplied, since most checkpoints that carry them already name the scaled length.
+    that is larger (users often add YaRN to a config without raising the first). Other scalings are not
+    multiplied, since most checkpoints with them already state the scaled length.
     """
     settings = text_config(config)
     length = _whole(settings.max_position_embeddings, "max_position_embeddings", 1)

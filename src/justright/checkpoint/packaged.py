@@ -127,9 +127,9 @@ class PackagedProvider:
 
         Raises:
             SourceError: There is no such model.
-            MissingExtraError: The package that carries it, or the GGUF reader, is not installed.
+            MissingExtraError: The package that contains it, or the GGUF reader, is not installed.
             CheckpointError: The package's file, or the converted copy, is damaged.
-            ResourceError: The disk has no room.
+            ResourceError: The disk has too little space.
         """
         if name not in MODELS:
             raise SourceError(f"no packaged model {name!r}: there are {', '.join(MODELS)}")
@@ -165,7 +165,7 @@ def find_parts(model: PackagedModel) -> list[Path]:
 
     Raises:
         MissingExtraError: A package is not installed.
-        CheckpointError: A file is not there.
+        CheckpointError: A file is missing.
     """
     parts = []
     for carrier in model.carriers:

@@ -74,17 +74,17 @@ def resolve(
     """Find a model, and fetch or convert it where needed.
 
     Args:
-        model: An existing directory, ``PREFIX:NAME`` (a model that a Python package carries), or a hub id
+        model: An existing directory, ``PREFIX:NAME`` (a model in a Python package), or a hub id
             ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
         revision: The hub's branch, tag or commit; instead of ``@revision``.
         offline: Use only the hub's cache, without network access.
         progress: Show progress on stderr.
 
     Raises:
-        UsageError: The name is empty, or a revision is given where there is none.
-        SourceError: Nothing of that name, or the hub cannot be reached.
+        UsageError: The name is empty, or a revision is given for a model without revisions.
+        SourceError: No model has this name, or the hub cannot be reached.
         CheckpointError: The result is not a checkpoint that justright can load.
-        MissingExtraError: A package is needed; the message has the command.
+        MissingExtraError: A package is missing; the message has the install command.
     """
     if not model.strip():
         raise UsageError("no model given: a directory, PREFIX:NAME or a hub id org/name is expected")
@@ -111,7 +111,7 @@ def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = Tru
     """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
-        UsageError: Neither of them, or a directory without ``adapter_config.json``.
+        UsageError: The input is neither, or is a directory without ``adapter_config.json``.
         SourceError: The hub does not have it, or cannot be reached.
     """
     make = "`justright switch extract SLOW FAST -o DIR` makes"
@@ -126,7 +126,7 @@ def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = Tru
     """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
-        UsageError: Neither of them.
+        UsageError: The input is neither.
         SourceError: The hub does not have it, or cannot be reached.
     """
     make = "`justright draft train MODEL -o DIR` makes"
@@ -146,7 +146,7 @@ def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool
 
 
 def available() -> dict[str, str]:
-    """Return the models that installed packages carry: ``PREFIX:NAME`` -> description.
+    """Return the models in installed packages: ``PREFIX:NAME`` -> description.
 
     Raises:
         SourceError: A provider cannot be loaded.
@@ -162,7 +162,7 @@ def check_tokenizer_files(path: Path) -> None:
     """Check that a checkpoint directory has a tokenizer, before anything expensive.
 
     Raises:
-        CheckpointError: It has none.
+        CheckpointError: The tokenizer is missing.
     """
     has_bpe = (path / "vocab.json").exists() and (path / "merges.txt").exists()
     if not has_bpe and not any(next(path.glob(pattern), None) for pattern in TOKENIZER_FILES):

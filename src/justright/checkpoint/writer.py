@@ -72,7 +72,7 @@ class CheckpointWriter:
 
     Raises:
         UsageError: ``out`` exists, another process is writing it, or interrupted work is of another job.
-        ResourceError: The disk has less room than ``expected_bytes`` needs.
+        ResourceError: The disk has less free space than ``expected_bytes`` needs.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class CheckpointWriter:
             The final directory.
 
         Raises:
-            UsageError: Nothing was added, or the final name was taken meanwhile.
+            UsageError: No tensor was added, or ``out`` was created in the meantime.
             ResourceError: The disk is full.
         """
         with self._disk():

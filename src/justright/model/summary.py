@@ -49,7 +49,7 @@ class Capability:
 
     Attributes:
         name: "run", "draft", "prune experts", "prune weights" or "switch".
-        status: Whether it can be done.
+        status: Whether it is supported.
         reason: Why, or why not.
     """
 
@@ -99,7 +99,7 @@ class Inspection:
         active: Parameters that one token uses; equals ``total`` for a dense model.
         tied_embeddings: Whether the head is the embedding.
         disk_dtypes: safetensors' dtype name -> bytes on disk.
-        disk_bytes: All of them.
+        disk_bytes: Sum of these bytes.
         store: "sparse" for a container of `justright.checkpoint.sparse`, which only justright reads; else "dense".
         quantization: The quantisation method that the config names, or None.
         weights_bytes: Dtype -> bytes of the loaded weights.

@@ -64,7 +64,7 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
         m: Weights per group; must divide ``in``.
 
     Raises:
-        UsageError: N is not below m, or m does not divide the inputs.
+        UsageError: ``n`` is not below ``m``, or ``m`` does not divide the inputs.
     """
     if not 0 < n < m:
         raise UsageError(f"the pattern {n}:{m} keeps {n} of {m}: allowed is 0 < n < m, as in 2:4")
