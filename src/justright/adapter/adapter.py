@@ -1,9 +1,9 @@
-"""An adapter as the engine needs it: factors by module, small exact changes, and what belongs to thinking.
+"""An adapter in the form that the engine needs: factors by module, exact deltas, and chat settings of the fast mode.
 
-Read from an ordinary PEFT folder. Beside PEFT's two files a switch's folder has ``switch.json`` (which model it was
-made for), the fast model's ``chat_template.jinja``, ``generation_config.json`` (end tokens) and special tokens (in
-``tokenizer_config.json``), and perhaps ``exact_deltas.safetensors``; a folder of another origin has none of them, and
-works as far as it goes.
+It is read from an ordinary PEFT folder. A switch folder adds ``switch.json`` (the model it was made for), the fast
+model's ``chat_template.jinja``, ``generation_config.json`` (end tokens) and special tokens (in
+``tokenizer_config.json``), and optionally ``exact_deltas.safetensors``. All of these are optional, so a plain PEFT
+folder works too.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _UNSUPPORTED = (
     "layer_replication",
     "alora_invocation_tokens",
 )
-"""Settings that must be false, empty or missing."""
+"""PEFT settings that must be false, empty or missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A change ``B @ A`` of one matrix, its scale already in ``B``; of a stack of experts where there are 3 axes.
+    """A low-rank change ``B @ A`` of one matrix, or of a stack of experts if the factors have 3 axes.
 
-    ``B`` is float32 where the file's dtype does not hold it exactly with the scale.
+    ``B`` includes the adapter scale. It is float32 if the file's dtype cannot hold the scaled values exactly.
 
     Attributes:
         a: ``[(experts,) rank, in]``.
         b: ``[(experts,) out, rank]``.
 
-    A stack that lies as ``[experts, in, out]`` in a module that does not say so (Llama 4's; PEFT looks for
-    ``is_transposed``) has in and out exchanged.
+    ``in`` and ``out`` are exchanged for a stack stored as ``[experts, in, out]`` in a module without the
+    ``is_transposed`` attribute that PEFT looks for (Llama 4).
     """
 
     a: Tensor
@@ -64,17 +64,17 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What turns a slow model into its fast twin.
+    """The change that turns a slow model into its fast counterpart.
 
     Attributes:
-        path: the folder.
-        low_rank: module path in memory -> change; of a stack of experts, the parameter's path.
-        exact: a parameter's path in memory -> ``fast - slow``, of norms, biases and routers.
-        base: `weights_identity` of the model that it was made for, None where the folder does not tell.
-        template: the fast model's chat template, None where there is none.
-        settings: ``switch.json``.
-        end_tokens: the fast model's; empty where the folder does not say, then the slow model's count.
-        special_tokens: the fast model's by name, for its template.
+        path: Adapter folder.
+        low_rank: Module path in memory -> change; for a stack of experts, the parameter's path.
+        exact: Parameter path in memory -> ``fast - slow``, for norms, biases and routers.
+        base: `weights_identity` of the model that it was made for; None if the folder does not state it.
+        template: Chat template of the fast model, or None.
+        settings: Content of ``switch.json``.
+        end_tokens: End tokens of the fast model; if empty, those of the slow model apply.
+        special_tokens: Special tokens of the fast model by name, for its template.
     """
 
     path: Path
@@ -88,21 +88,21 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factors and exact changes."""
+        """Bytes of the factors and exact deltas."""
         pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
         return sum(tensor.nbytes for tensor in (*pairs, *self.exact.values()))
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors and exact changes."""
+        """Number of parameters in the factors and exact deltas."""
         pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
         return sum(tensor.numel() for tensor in (*pairs, *self.exact.values()))
 
     def check_base(self, model: Path) -> None:
-        """Refuse a model that the adapter was not made for.
+        """Validate that the adapter was made for ``model``.
 
         Raises:
-            UsageError: it is another.
+            UsageError: It was made for another model.
         """
         if self.base is None:
             return
@@ -116,12 +116,12 @@ class Adapter:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Read a folder that `justright.adapter.extract` or PEFT wrote.
+    """Read an adapter folder written by `justright.adapter.extract` or PEFT.
 
     Raises:
-        UsageError: a folder without an adapter.
-        CheckpointError: damaged, with numbers that are not finite, or with tensors that do not belong together.
-        UnsupportedModelError: a kind of adapter that is more than factors (DoRA, saved modules, biases).
+        UsageError: The folder has no adapter.
+        CheckpointError: The files are damaged, values are not finite, or tensors do not match each other.
+        UnsupportedModelError: The adapter has more than low-rank factors (DoRA, saved modules, biases).
     """
     config = _read_json(path / CONFIG)
     _check_kind(path, config)
@@ -155,7 +155,7 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """``switch.json``; empty where there is none."""
+    """Read ``switch.json``; return an empty dictionary if it is missing."""
     return _read_json(path / REPORT) if (path / REPORT).is_file() else {}
 
 
@@ -173,10 +173,10 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_values(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse an adapter_config.json whose values are not of the kind that PEFT writes.
+    """Validate the types and ranges of the values in adapter_config.json.
 
     Raises:
-        CheckpointError: see above.
+        CheckpointError: A value is not of the kind that PEFT writes.
     """
 
     def number(value: Any) -> bool:
@@ -215,7 +215,7 @@ def _is_regex(text: str) -> bool:
 def _low_rank(
     path: Path, name: str, a: Tensor, b: Tensor, config: Mapping[str, Any], *, stacked: bool
 ) -> LowRank:
-    """One matrix' factors; PEFT lays a stack's side by side: ``[experts * rank, in]``, ``[out, rank * experts]``."""
+    """Build one matrix's factors; PEFT stores a stack flat: ``[experts * rank, in]``, ``[out, rank * experts]``."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise CheckpointError(
             f"{path}: the factors of {name} have shapes {list(a.shape)} and {list(b.shape)}, which do not multiply"
@@ -233,7 +233,7 @@ def _low_rank(
 
 
 def _pattern(config: Mapping[str, Any], kind: str, name: str, default: float) -> float:
-    """The value that PEFT would take for a module: the first pattern that matches the end of its path."""
+    """Return PEFT's value for a module: the first pattern that matches the end of its path."""
     for pattern, value in (config.get(kind) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return float(value)
@@ -241,13 +241,13 @@ def _pattern(config: Mapping[str, Any], kind: str, name: str, default: float) ->
 
 
 def _full_name(path: Path, module: str, modules: Sequence[str], config: Mapping[str, Any]) -> str:
-    """The module, or the parameter of it that PEFT changes.
+    """Return the path of the module, or of its parameter that PEFT changes.
 
     PEFT wraps a module once for each parameter that ends in one of ``target_parameters``, in the order of the
     module's parameters, the first innermost (``BaseTuner._inject_parameters``).
 
     Raises:
-        UnsupportedModelError: the adapter does not say which parameters of the module it changes.
+        UnsupportedModelError: The adapter does not state which parameters of the module it changes.
     """
     owner = module.replace(".base_layer", "")
     wraps = [one for one in modules if one.replace(".base_layer", "") == owner]

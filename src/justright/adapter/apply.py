@@ -1,12 +1,12 @@
-"""An adapter on a running model: every token of a forward with a factor of its own, and nothing at all while off.
+"""Apply an adapter to a running model with a separate adapter scale per token, and at no cost while it is off.
 
-``W_slow x + factor * B (A x)``, row by row. Rows of factor 0 are the slow model's: bit for bit while all rows are slow,
-and in dense models whatever runs beside them; in mixtures, whose experts get slow and fast rows apart, within 1e-5 of
-the largest logit (tested in float32 on the CPU; measured: 5.1e-7 at most). Hooks stand on the model only between
-`AppliedSwitch.rows` of a forward that has rows to change.
+Each row computes ``W_slow x + factor * B (A x)``. Rows of scale 0 equal the slow model's bit for bit if all rows have
+scale 0, and in dense models in every batch. In mixtures, whose experts get slow and fast rows separately, they agree
+within 1e-5 of the largest logit (tested in float32 on the CPU; measured: 5.1e-7 at most). The model has hooks only
+inside `AppliedSwitch.rows`, and only if the forward has rows to change.
 
 Source: arXiv:2510.06750, hard (0 or 1) and soft switching.
-Differs: the paper switches a whole model; here requests of both kinds share one forward, as adapters do in serving
+Differs: the paper switches a whole model. Here requests of both kinds share one forward, like adapters in serving
 engines (arXiv:2311.03285), and norms, biases and routers may be switched exactly.
 """
 
@@ -32,13 +32,13 @@ Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which tokens of a forward are changed, and by how much.
+    """The tokens of a forward that the adapter changes, and their adapter scales.
 
     Attributes:
-        tokens: of the forward.
-        index: of the changed tokens ``[rows]``; None: all are.
-        factors: ``[rows, 1]``; None: all are 1.
-        groups: ``(factor, positions among the tokens)`` for each different factor.
+        tokens: Number of tokens in the forward.
+        index: Indices of the changed tokens, ``[rows]``; None: all tokens.
+        factors: Adapter scales, ``[rows, 1]``; None: all are 1.
+        groups: ``(factor, token positions)`` for each distinct scale.
     """
 
     tokens: int
@@ -48,7 +48,7 @@ class Rows:
 
     @classmethod
     def of(cls, factors: Sequence[float], device: torch.device, dtype: torch.dtype) -> Rows | None:
-        """Of one factor a token; None if all are 0."""
+        """Build from one scale per token; return None if all are 0."""
         changed = [i for i, factor in enumerate(factors) if factor != 0]
         if not changed:
             return None
@@ -62,7 +62,7 @@ class Rows:
         return cls(len(factors), index, None if set(values) == {1.0} else scale, groups)
 
     def unchanged(self, device: torch.device) -> Tensor:
-        """Positions of the tokens that stay the slow model's ``[rest]``."""
+        """Positions of the unchanged tokens, ``[rest]``."""
         mask = torch.ones(self.tokens, dtype=torch.bool, device=device)
         for _, positions in self.groups:
             mask[positions] = False
@@ -70,14 +70,14 @@ class Rows:
 
 
 class AppliedSwitch:
-    """An adapter that stands ready on a model.
+    """An adapter prepared for a model.
 
     Args:
-        model: the slow model; left as it is between forwards.
-        adapter: for it.
+        model: The slow model; it is unchanged between forwards.
+        adapter: An adapter for this model.
 
     Raises:
-        UsageError: the adapter names modules that the model has not, or of other shapes.
+        UsageError: The model lacks a module that the adapter names, or its shape differs.
     """
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter) -> None:
@@ -108,9 +108,9 @@ class AppliedSwitch:
 
     @contextlib.contextmanager
     def rows(self, factors: Sequence[float]) -> Iterator[None]:
-        """Run a forward inside: token ``i`` of its flat batch takes ``factors[i]`` of the adapter.
+        """Context manager for one forward: token ``i`` of its flat batch uses adapter scale ``factors[i]``.
 
-        A forward of zeros only is the model's own: its hooks are taken off, nothing of ours runs.
+        If all scales are 0, the hooks are removed and only the model's own code runs.
         """
         self._rows = Rows.of(factors, self.device, self.dtype)
         self._stand(self._rows is not None)
@@ -121,12 +121,12 @@ class AppliedSwitch:
 
     @property
     def active(self) -> Rows:
-        """The rows of the forward that runs."""
+        """The rows of the current forward."""
         assert self._rows is not None
         return self._rows
 
     def _stand(self, on: bool) -> None:
-        """Put the hooks on the model, or take them off."""
+        """Add the hooks to the model, or remove them."""
         if on == bool(self._handles):
             return
         if on:
@@ -166,7 +166,7 @@ class AppliedSwitch:
         return hook
 
     def _exact_hook(self, module: nn.Module, deltas: dict[str, Tensor]) -> Hook:
-        """Run a copy of the module with changed parameters on the rows of each factor."""
+        """Run a copy of the module with changed parameters on the rows of each scale."""
         copies: dict[float, nn.Module] = {}
 
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -197,7 +197,7 @@ class AppliedSwitch:
 
     @staticmethod
     def _expert_changes(model: PreTrainedModel, adapter: Adapter) -> dict[str, dict[str, LowRank | Tensor]]:
-        """Changes of stacked experts by the path of their module: parameter's full path -> change."""
+        """Group the changes of stacked experts by module path: full parameter path -> change."""
         moe = architecture_of(model.config).moe
         found: dict[str, dict[str, LowRank | Tensor]] = {}
         if moe is None:
@@ -216,7 +216,7 @@ class AppliedSwitch:
 
 
 class _Experts:
-    """A module of stacked experts, whose rows are divided: slow ones to itself, fast ones to a copy with changes."""
+    """A module of stacked experts: slow rows run through it, fast rows through a changed copy."""
 
     def __init__(
         self, module: nn.Module, changes: dict[str, LowRank | Tensor], switch: AppliedSwitch, transposed: bool
@@ -236,15 +236,15 @@ class _Experts:
         self._copies: dict[float, nn.Module] = {}
 
     def stand(self, on: bool) -> None:
-        """Take the module's place, or give it back."""
+        """Replace the module's forward, or restore it."""
         if on:
-            self.module.forward = self._forward  # an attribute of the instance
+            self.module.forward = self._forward  # overrides the class method on this instance
         elif "forward" in self.module.__dict__:
             del self.module.__dict__["forward"]
 
     def _forward(self, hidden: Tensor, *others: Any, **named: Any) -> Tensor:
         rows = self.switch.active
-        repeats = hidden.shape[0] // rows.tokens  # Llama 4 gives every expert all tokens, expert after expert
+        repeats = hidden.shape[0] // rows.tokens  # Llama 4 passes all tokens to each expert, expert by expert
         out: Tensor | None = None
         slow = rows.unchanged(hidden.device)
         parts: list[tuple[Callable[..., Tensor], Tensor]] = [
@@ -277,7 +277,7 @@ class _Experts:
                 )
                 object.__setattr__(changed, name, new)
             if (config := getattr(changed, "config", None)) is not None:
-                # The grouped kernels take whole stacks; the plain loop takes one expert after the other.
+                # The grouped kernels need whole stacks; the plain loop reads one expert at a time.
                 plain: Any = copy.copy(config)
                 plain._experts_implementation_internal = "eager"
                 object.__setattr__(changed, "config", plain)
@@ -286,14 +286,14 @@ class _Experts:
 
 
 class ChangedWeight:
-    """Stands for ``weight + factor * B A`` in products, which is never put together.
+    """Represents ``weight + factor * B A`` in products without materialising the sum.
 
     Args:
         weight: ``[(experts,) out, in]``, or ``[(experts,) in, out]`` if transposed.
         a: ``[(experts,) rank, in]``.
         b: ``[(experts,) out, rank]``.
-        factor: of the change.
-        transposed: of the weight.
+        factor: Adapter scale.
+        transposed: Whether the weight is transposed.
     """
 
     def __init__(self, weight: Tensor, a: Tensor, b: Tensor, factor: float, transposed: bool) -> None:
@@ -301,7 +301,7 @@ class ChangedWeight:
 
     @property
     def shape(self) -> torch.Size:
-        """The weight's."""
+        """Shape of the weight."""
         return self.weight.shape
 
     def __getitem__(self, expert: Any) -> ChangedWeight:
@@ -313,7 +313,7 @@ class ChangedWeight:
     def __torch_function__(
         cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Tensor:
-        """Products of activations with a changed weight, all that the expert modules do with theirs."""
+        """Implement products of activations with the changed weight, the only use in expert modules."""
         x, other = args[0], args[1]
         if func not in _PRODUCTS or not isinstance(other, cls):
             raise NotImplementedError(f"{func} of a weight that is changed by rows")
@@ -337,7 +337,7 @@ def _module(model: PreTrainedModel, path: str, adapter: Adapter) -> nn.Module:
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    """A module of the same tensors without hooks, whose tensors can be replaced."""
+    """Copy a module without its hooks; the copy shares the tensors, and they can be replaced."""
     made: nn.Module = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
         made.__dict__[name] = dict(module.__dict__[name])
@@ -347,7 +347,7 @@ def _plain_copy(module: nn.Module) -> nn.Module:
 
 
 def _changed_copy(module: nn.Module, deltas: dict[str, Tensor], factor: float) -> nn.Module:
-    """A copy with ``parameter + factor * delta``, which is computed in float32."""
+    """Copy a module with ``parameter + factor * delta``, computed in float32."""
     made = _plain_copy(module)
     for name, delta in deltas.items():
         old = getattr(made, name)
@@ -360,7 +360,7 @@ def _changed_copy(module: nn.Module, deltas: dict[str, Tensor], factor: float) -
 
 
 def _token_axis(tensor: Tensor, tokens: int) -> int:
-    """The axis of a tensor along which the tokens of a forward lie."""
+    """Find the token axis of a tensor."""
     axis = next(
         (i for i in (1, 0) if i < tensor.ndim and tensor.shape[i] == tokens and (i or tensor.ndim == 2)), None
     )

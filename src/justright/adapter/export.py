@@ -1,7 +1,7 @@
-"""A chosen switch as files that others read: PEFT adapters, compact or padded, and merged checkpoints.
+"""Export a switch in standard formats: PEFT adapters, compact or padded, and merged checkpoints.
 
-The adapter *takes away* what reasoning added: ``W_slow + factor * B A`` with ``B = -U sqrt(S)``, ``A = sqrt(S) V^T`` is
-the slow model at 0 and, at 1 and full rank, the fast model's matrices.
+The adapter *subtracts* what reasoning training added: ``W_slow + factor * B A`` with ``B = -U sqrt(S)`` and
+``A = sqrt(S) V^T`` is the slow model at scale 0 and, at scale 1 and full rank, has the fast model's matrices.
 
 Source: arXiv:2510.06750 (the unlearning module ``L = -U_r S_r V_r^T``).
 """
@@ -42,7 +42,7 @@ from justright.model.skeleton import skeleton
 from justright.provenance import Provenance
 
 PADDED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that serving engines take for all modules alike (vLLM's ``max_lora_rank``)."""
+"""Uniform ranks that serving engines accept (vLLM's ``max_lora_rank``)."""
 
 Ranks = Mapping[str, int]
 """``layers.INDEX.NAME`` -> rank."""
@@ -50,14 +50,14 @@ Ranks = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """One PEFT target: ``B @ A`` of a linear module, or of the experts of a stack side by side.
+    """One PEFT target: ``B @ A`` of a linear module, or of all experts of a stack.
 
     Attributes:
-        target: module path, or the stack's parameter path.
-        rank: of each matrix.
-        a: ``[rank, in]``; of a stack ``[experts * rank, in]``.
-        b: ``[out, rank]``; of a stack ``[out, rank * experts]``, ranks outermost.
-        stacked: whether it is a stack.
+        target: Module path, or the stack's parameter path.
+        rank: Rank of each matrix.
+        a: ``[rank, in]``; for a stack ``[experts * rank, in]``.
+        b: ``[out, rank]``; for a stack ``[out, rank * experts]``, ranks outermost.
+        stacked: Whether it is a stack.
     """
 
     target: str
@@ -67,10 +67,10 @@ class Factors:
     stacked: bool = False
 
     def parameter(self, moe: bool) -> str | None:
-        """The parameter that PEFT is to wrap instead of a module; None where the module will do.
+        """The parameter that PEFT must wrap instead of a module; None if it can wrap the module.
 
-        In families with experts PEFT takes the dense layers' projections for experts of an older release, and drops
-        them without a word; as parameters it takes them as they are.
+        In families with experts, PEFT mistakes the dense layers' projections for experts of an older release and
+        drops them silently; it keeps them if they are named as parameters.
         """
         if self.stacked:
             return self.target
@@ -83,10 +83,10 @@ _TAKEN_FOR_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1
 
 
 def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -> list[Factors]:
-    """The factors of every matrix of rank above 0, in the model's order; a stack's experts have their largest rank.
+    """Factors of every matrix of rank above 0, in model order; all experts of a stack use their largest rank.
 
     Raises:
-        UsageError: a rank above what the spectra keep.
+        UsageError: A rank exceeds the directions that the spectra keep.
     """
     found: list[Factors] = []
     stacks: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -107,7 +107,7 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
             found.append(Factors(target, rank, a.contiguous(), b.contiguous()))
     swapped = bool(stacks) and _exchanges(pair.config)
     order = () if pair.slow.architecture.moe is None else pair.slow.architecture.moe.memory.matrices
-    # Within a module as its parameters come: PEFT nests them in that order.
+    # Follow the order of a module's parameters: PEFT nests them in it.
     for target, by_expert in sorted(stacks.items(), key=lambda one: _place(one[0], order)):
         parts = [by_expert[expert] for expert in range(len(by_expert))]
         rank = max(a.shape[0] for a, _ in parts)
@@ -119,13 +119,13 @@ def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -
 
 
 def _place(target: str, order: Sequence[str]) -> tuple[list[str | int], int]:
-    """A stack's module, and its place among the module's parameters."""
+    """A stack's module, and its index among the module's parameters."""
     module, _, leaf = target.rpartition(".")
     return by_number(module), [name.rpartition(".")[2] for name in order].index(leaf)
 
 
 def _stack(target: str, rank: int, a: Tensor, b: Tensor) -> Factors:
-    """``a [experts, rank, in]``, ``b [experts, out, rank]`` in PEFT's layout for the parameters of a module."""
+    """Convert ``a [experts, rank, in]`` and ``b [experts, out, rank]`` to PEFT's layout for parameters."""
     experts = len(a)
     flat_a = a.reshape(experts * rank, a.shape[-1]).contiguous()
     flat_b = b.permute(1, 2, 0).reshape(b.shape[1], rank * experts).contiguous()
@@ -133,7 +133,7 @@ def _stack(target: str, rank: int, a: Tensor, b: Tensor) -> Factors:
 
 
 def _exchanges(config: dict[str, Any]) -> bool:
-    """Whether PEFT takes in for out in the stacks: they lie as ``[in, out]`` in a module that does not say so."""
+    """Whether PEFT swaps in and out of the stacks: ``[in, out]`` tensors in a module not marked as transposed."""
     moe = architecture_of(config).moe
     if moe is None or not moe.memory.transposed:
         return False
@@ -148,18 +148,18 @@ def save_adapter(
     """Write a PEFT adapter for the slow model into an existing folder.
 
     Args:
-        pair: of which ``slow`` is the base model.
-        spectra: of the pair.
-        ranks: of every matrix.
-        folder: to write into.
-        dtype: of the factors.
-        padded: every module padded with zeros to one rank, without patterns: for engines that know no others.
+        pair: The pair; ``slow`` is the base model.
+        spectra: Spectra of the pair.
+        ranks: Rank of every matrix.
+        folder: Output folder.
+        dtype: Dtype of the factors.
+        padded: Pad every module with zeros to one rank, without patterns, for engines that support only this.
 
     Returns:
-        Bytes of the factors as written.
+        Bytes of the written factors.
 
     Raises:
-        UsageError: see `factors_of`; or a rank too large to pad.
+        UsageError: See `factors_of`; or a rank is too large to pad.
     """
     from peft import LoraConfig
 
@@ -197,20 +197,20 @@ def save_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors lets only its owner read it
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only by its owner
     _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _wrapped(target: str, stacks: Sequence[str]) -> str:
-    """PEFT's path of a parameter's factors: it wraps a module once for each of its parameters, the first innermost."""
+    """PEFT's path of a parameter's factors; PEFT wraps a module once per parameter, the first innermost."""
     owner = target.rpartition(".")[0]
     own = [name for name in stacks if name.rpartition(".")[0] == owner]
     return owner + ".base_layer" * (len(own) - 1 - own.index(target))
 
 
 def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
-    """Write ``fast - slow`` in float32 of the tensors ``names`` (which have an `exact_name`), for our own engine."""
+    """Write ``fast - slow`` in float32 for the tensors ``names`` (each has an `exact_name`), for justright only."""
     deltas = {}
     for name in names:
         slow, fast = pair.tensors(name)
@@ -220,11 +220,11 @@ def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
 
 
 def exact_name(pair: Pair, name: str) -> str | None:
-    """A tensor's path in memory if it is small and its own module alone uses it; None for what cannot be switched.
+    """A tensor's path in memory if it is small and only its own module uses it; None if it cannot be switched.
 
     Args:
-        pair: of which.
-        name: as in `Pair.residuals`.
+        pair: The pair.
+        name: Name from `Pair.residuals`.
     """
     row = pair.slow.architecture
     if not name.startswith("layers."):
@@ -244,10 +244,10 @@ def save_merged(
     pair: Pair, spectra: Spectra, ranks: Ranks, out: Path, factor: float, *, exact: Sequence[str] = (),
     provenance: Provenance | None = None,
 ) -> Path:  # fmt: skip
-    """Write the slow model with ``factor`` times the switch in its matrices as a checkpoint; stacked experts too.
+    """Write a checkpoint of the slow model with the switch merged at scale ``factor``, stacked experts included.
 
-    The chat template is the fast model's where the factor is 1. Tensors ``exact`` go the share ``factor`` of the way
-    to the fast model's.
+    The chat template is the fast model's if the scale is 1. The tensors ``exact`` become
+    ``slow + factor * (fast - slow)``.
     """
     fingerprint = {"merged": [str(path) for path in pair.paths], "ranks": dict(ranks), "factor": factor}
     fingerprint["exact"] = list(exact)
@@ -282,17 +282,17 @@ def save_merged(
 
 
 def _between(slow: Tensor, fast: Tensor, factor: float) -> Tensor:
-    """``slow + factor * (fast - slow)``, in their dtype."""
+    """Return ``slow + factor * (fast - slow)`` in the inputs' dtype."""
     if factor == 0:
         return slow
     return (slow.double() + factor * (fast.double() - slow.double())).to(slow.dtype)
 
 
 def refuse_stacked(pair: Pair) -> None:
-    """Refuse a pair whose matrices a padded adapter cannot name one by one.
+    """Validate that a padded adapter can name each matrix of the pair separately.
 
     Raises:
-        UsageError: it has stacked experts.
+        UsageError: The pair has stacked experts.
     """
     if any(matrix.stacked for index in range(pair.layers) for matrix in matrices(pair.config, index)):
         raise UsageError(
@@ -308,19 +308,19 @@ def split_key(key: str) -> tuple[int, str]:
 
 
 def module_of(pair: Pair, index: int, name: str) -> str:
-    """The module path that a PEFT adapter names."""
+    """Module path in a PEFT adapter."""
     return f"{pair.slow.architecture.memory.layer(index)}.{name.removesuffix('.weight')}"
 
 
 def zero_padded(tensor: Tensor, rank: int, axis: int) -> Tensor:
-    """Zeros behind the rank axis, up to ``rank``."""
+    """Pad the rank axis with zeros up to ``rank``."""
     shape = list(tensor.shape)
     shape[axis] = rank - shape[axis]
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis).contiguous()
 
 
 def _mode_files(pair: Pair, folder: Path) -> None:
-    """The tokenizer, with the fast model's template and special tokens, and the fast model's generation config."""
+    """Write the tokenizer with the fast model's template and special tokens, and its generation config."""
     slow, fast = pair.paths
     copy_companions(slow, folder)
     for name in ("README.md", TEMPLATE, PROCESSOR, SPECIAL, GENERATION):

@@ -1,4 +1,4 @@
-"""From a pair to a switch: decompose, choose ranks, write; resumable, and complete or absent."""
+"""Extract a switch from a pair: decompose, choose ranks, write. Extraction is resumable and its output atomic."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ FORMS: tuple[Form, ...] = ("compact", "portable", "merged")
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What was written; also ``switch.json`` beside it.
+    """The result of an extraction, also written as ``switch.json``.
 
     Attributes:
-        path: of the adapter or checkpoint.
-        form: of `FORMS`.
-        rule: by which ranks were chosen.
-        ranks: of every matrix.
-        bytes: of the factors.
-        energy: share of ``sum s^2`` over all matrices that is kept.
-        residuals: name -> ``||slow - fast|| / ||fast||`` of what the switch leaves as it is in the slow model.
-        exact: the same of what it carries exactly.
+        path: The adapter or checkpoint.
+        form: One of `FORMS`.
+        rule: The rank rule.
+        ranks: Rank of every matrix.
+        bytes: Bytes of the factors.
+        energy: Kept fraction of ``sum s^2`` over all matrices.
+        residuals: Name -> ``||slow - fast|| / ||fast||`` of the tensors that the switch leaves unchanged.
+        exact: The same for the tensors that it changes exactly.
         base: `weights_identity` of the slow model.
-        slow: its name.
+        slow: Name of the slow model.
     """
 
     path: Path
@@ -78,15 +78,15 @@ class Extracted:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What an extraction takes.
+    """The expected cost of an extraction.
 
     Attributes:
-        matrices: to decompose.
-        numbers: in them.
-        seconds: of decomposition on this machine, by one matrix of each shape.
-        spectra_bytes: kept while it runs, at most.
-        memory_bytes: for the largest matrix, its factors and its decomposition.
-        residuals: as in `Extracted`.
+        matrices: Number of matrices to decompose.
+        numbers: Number of their elements.
+        seconds: Decomposition time on this machine, from one matrix of each shape.
+        spectra_bytes: Maximum disk space for spectra during the run.
+        memory_bytes: Memory for the largest matrix, its factors and its decomposition.
+        residuals: As in `Extracted`.
     """
 
     matrices: int
@@ -104,10 +104,10 @@ class Estimate:
 def estimate(
     pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU, *, exact: bool = True
 ) -> Estimate:
-    """Time one matrix of each shape, and add up; nothing is written.
+    """Estimate the cost by timing one matrix of each shape; write nothing.
 
     Raises:
-        CheckpointError: a weight is NaN or infinite.
+        CheckpointError: A weight is NaN or infinite.
     """
     pair.check_finite()
     shapes: dict[tuple[int, ...], int] = {}
@@ -153,24 +153,24 @@ def extract(
     """Write the switch of a pair.
 
     Args:
-        pair: checked.
-        out: to create.
-        rule: how ranks are chosen.
-        form: a PEFT adapter, ``compact`` or ``portable`` (padded to one rank), or a ``merged`` checkpoint.
-        budget: bytes of the factors, instead of the rule's share.
-        factor: of a merged checkpoint: 0 is the slow model, 1 the fast one.
-        max_rank: directions of each matrix that are kept for later rules.
-        exact: carry the changes of norms, biases and routers as they are, beside the factors; None: but not in a
+        pair: A validated pair.
+        out: Directory to create.
+        rule: Rank rule.
+        form: A PEFT adapter, ``compact`` or ``portable`` (padded to one rank), or a ``merged`` checkpoint.
+        budget: Bytes of the factors, instead of the rule's share.
+        factor: Adapter scale of a merged checkpoint: 0 is the slow model, 1 the fast one.
+        max_rank: Directions of each matrix to keep for later rules.
+        exact: Store the changes of norms, biases and routers exactly, beside the factors. None: yes, except in a
             portable adapter, which other engines read.
-        svd: exact, or randomized (large matrices, small ranks): for energy of power 2, fixed and ratio only.
-        workers: layers decomposed at once.
-        device: to decompose on.
-        dtype: of the factors.
-        spectra: where decompositions are kept; beside ``out`` while the work is on, by default.
-        tick: told of progress.
+        svd: Exact, or randomized (large matrices, small ranks): only for energy of power 2, fixed and ratio.
+        workers: Layers to decompose in parallel.
+        device: Device of the decomposition.
+        dtype: Dtype of the factors.
+        spectra: Folder for the decompositions; by default beside ``out`` for the duration of the run.
+        tick: Progress callback.
 
     Raises:
-        JustrightError: ``out`` exists, identical models, or a rule that keeps nothing or more than ``max_rank``.
+        JustrightError: ``out`` exists, the models are identical, or the rule keeps nothing or more than ``max_rank``.
     """
     check_new(out)
     if form not in FORMS:
@@ -197,7 +197,7 @@ def extract(
         tick("writing", 0, 1)
         result = _write(pair, found, result, work, dtype, factor)
     except JustrightError:
-        if spectra is None:  # refused: nothing to go on with
+        if spectra is None:  # the run failed: nothing to resume
             shutil.rmtree(kept, ignore_errors=True)
             shutil.rmtree(work, ignore_errors=True)
         raise
@@ -231,7 +231,7 @@ def _plan(
     pair: Pair, found: Spectra, out: Path, form: Form, chosen: tuple[dict[str, int], RankRule], dtype: torch.dtype,
     *, exact: bool,
 ) -> Extracted:  # fmt: skip
-    """What will be written, by the ranks chosen."""
+    """Describe the output for the chosen ranks."""
     ranks, rule = chosen
     known = found.spectra()
     left = {one.name: one.distance for one in pair.residuals()}
@@ -245,7 +245,7 @@ def _plan(
 def _write(
     pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, factor: float
 ) -> Extracted:
-    """Checkpoint or adapter, under its name when it is complete."""
+    """Write the checkpoint or adapter; it gets its final name once complete."""
     provenance = collect_provenance(
         inputs={"slow": pair.paths[0], "fast": pair.paths[1]}, hash_inputs=False, settings=asdict(result.rule)
     )
@@ -258,10 +258,10 @@ def _write(
 
 
 def check_svd(svd: str, rule: RankRule, workers: int) -> None:
-    """Refuse a decomposition that the rule cannot choose by.
+    """Validate the decomposition method for the rule, and the number of workers.
 
     Raises:
-        UsageError: that, an unknown one, or no workers.
+        UsageError: The rule cannot use the method, the method is unknown, or there are no workers.
     """
     if svd not in METHODS:
         raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
@@ -277,7 +277,7 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
 
 
 def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
-    """Refuse a user's folder that holds something else: it would be emptied."""
+    """Validate that the user's folder holds nothing else, because it would be emptied."""
     file = folder / "job.json"
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -294,7 +294,7 @@ def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
 def _save(
     pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
 ) -> Extracted:
-    """The adapter's folder, under its name when it is complete."""
+    """Write the adapter's folder; it gets its final name once complete."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     written = save_adapter(pair, found, result.ranks, work, dtype, padded=result.form == "portable")

@@ -1,4 +1,4 @@
-"""What a switch is made of: spectra, ranks by energy, size and cost at each, and where the noise begins."""
+"""Analyse a switch: spectra, ranks by energy with size and cost, and the noise floor."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class AtTau:
     """A switch by the energy rule at one share of the energy.
 
     Attributes:
-        tau: the share, of every matrix.
-        known: whether the directions that it needs are all known; the figures below are a guess from what is left of
-            the energy where they are not.
-        median_rank: over the matrices.
-        largest_rank: over the matrices.
-        bytes: of the factors in bfloat16.
-        size: the same, as a share of the matrices that it changes.
-        flops: extra multiplications and additions a token, as a share of those of the same matrices.
+        tau: Fraction of the energy, for every matrix.
+        known: Whether all required directions are known; if not, the figures below are estimates from the remaining
+            energy.
+        median_rank: Median over the matrices.
+        largest_rank: Maximum over the matrices.
+        bytes: Bytes of the factors in bfloat16.
+        size: The same as a fraction of the changed matrices.
+        flops: Extra multiplications and additions per token, as a fraction of those of the same matrices.
     """
 
     tau: float
@@ -48,12 +48,12 @@ class AtTau:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """See the module.
+    """The analysis of a switch.
 
     Attributes:
-        spectra: matrix -> spectrum.
-        taus: the switch at each of `TAUS`.
-        signal: matrix -> singular values above the noise floor; None where the spectrum is not whole.
+        spectra: Matrix -> spectrum.
+        taus: The switch at each of `TAUS`.
+        signal: Matrix -> number of singular values above the noise floor; None if the spectrum is incomplete.
         report: ``switch.json``.
     """
 
@@ -76,7 +76,7 @@ class Inspected:
 
 
 def save_spectrum(spectra: Mapping[str, Spectrum], folder: Path) -> None:
-    """Write the singular values beside an adapter: what `inspect` reads."""
+    """Write the singular values beside an adapter, for `inspect`."""
     tensors = {}
     for name, one in spectra.items():
         tensors[f"{name}.s"] = one.values.contiguous()
@@ -90,7 +90,7 @@ def inspect_switch(folder: Path) -> Inspected:
     """Read a switch's folder.
 
     Raises:
-        UsageError: it has no spectrum.
+        UsageError: The folder has no spectrum.
     """
     file = folder / SPECTRUM
     if not file.is_file():
@@ -106,7 +106,7 @@ def inspect_switch(folder: Path) -> Inspected:
 
 
 def by_kind(spectra: Mapping[str, Spectrum]) -> dict[str, list[str]]:
-    """Matrices of the same name in different layers (and experts) together: ``self_attn.q_proj`` -> their names."""
+    """Group matrices of the same name over layers and experts: ``self_attn.q_proj`` -> their full names."""
     found: dict[str, list[str]] = {}
     for name in spectra:
         kind = name.split(".", 2)[2].partition("#")[0].removesuffix(".weight")
@@ -115,12 +115,12 @@ def by_kind(spectra: Mapping[str, Spectrum]) -> dict[str, list[str]]:
 
 
 def signal_rank(spectrum: Spectrum) -> int | None:
-    """How many singular values lie above what noise of the size of the rest would give; None if not all are known.
+    """Number of singular values above the noise floor; None if not all values are known.
 
-    The noise is that of a random matrix with independent entries whose median singular value is the spectrum's; its
-    largest is ``sigma (sqrt(out) + sqrt(in))``.
+    The noise model is a random matrix with independent entries and the same median singular value as the spectrum;
+    its largest singular value is ``sigma (sqrt(out) + sqrt(in))``.
 
-    Source: arXiv:1305.5870 (the median's place in the Marchenko-Pastur law).
+    Source: arXiv:1305.5870 (the position of the median in the Marchenko-Pastur law).
     """
     if not spectrum.whole:
         return None
@@ -129,7 +129,7 @@ def signal_rank(spectrum: Spectrum) -> int | None:
 
 
 def noise_edge(values: Tensor, shape: tuple[int, int]) -> float:
-    """The largest singular value of noise with the median of ``values``; see `signal_rank`."""
+    """Largest singular value of noise with the median of ``values``; see `signal_rank`."""
     small, large = sorted(shape)
     beta = small / large
     sigma = float(values.double().median()) / (large * _median_of_law(beta)) ** 0.5
@@ -137,7 +137,7 @@ def noise_edge(values: Tensor, shape: tuple[int, int]) -> float:
 
 
 def _median_of_law(beta: float) -> float:
-    """The median of the Marchenko-Pastur law of ratio ``beta``, by adding its density up."""
+    """Median of the Marchenko-Pastur law of ratio ``beta``, by numerical integration of its density."""
     low, high = (1 - beta**0.5) ** 2, (1 + beta**0.5) ** 2
     # Squares of cosines put many points at the ends, where the density falls to zero (or rises, for beta = 1).
     angle = np.linspace(0, np.pi, 4001)
@@ -167,7 +167,7 @@ def _median(values: list[int | None]) -> int | None:
 
 
 def draw(found: Inspected, file: Path) -> None:
-    """A picture: spectra by kind with the noise floor, and ranks by share of the energy. Needs matplotlib."""
+    """Draw spectra by kind with the noise floor, and ranks by energy fraction. Requires matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

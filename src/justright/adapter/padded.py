@@ -1,4 +1,4 @@
-"""An adapter as serving engines take it, every module padded to one rank; and one chat template for both modes."""
+"""Export for serving engines: an adapter padded to one rank, and one chat template for both modes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
     """Write an adapter of any form into an existing folder, padded to one rank, without patterns.
 
     Args:
-        adapter: as read.
-        folder: to write into.
-        base: the model's directory, for the config.
+        adapter: The adapter.
+        folder: Output folder.
+        base: Directory of the model, for the config.
 
     Returns:
         The rank.
 
     Raises:
-        UsageError: stacked experts, whose factors engines name each in their own way; or too large a rank.
+        UsageError: The adapter has stacked experts, whose factor names differ between engines; or the rank is too
+            large.
     """
     if stacked := next((name for name, one in adapter.low_rank.items() if one.a.ndim != 2), None):
         raise UsageError(
@@ -53,17 +54,17 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
 
 
 def both_templates(slow: str, fast: str, special_tokens: Mapping[str, str] | None = None) -> str:
-    """One chat template: the fast one where ``enable_thinking`` is false, else the slow one; each to the letter.
+    """Combine two chat templates, unchanged: fast if ``enable_thinking`` is false, else slow.
 
-    Each begins on a line of its own, whose break chat templates do not write, and ends before an empty expression,
-    which keeps the block after it from taking spaces.
+    Each template begins on its own line, because chat templates do not render that line break, and ends before an
+    empty expression, which keeps the next block from stripping spaces.
 
     Args:
-        slow: read with the special tokens of the server's tokenizer.
-        fast: read with ``special_tokens`` in their place.
-        special_tokens: of the fast model by name (``eos_token``).
+        slow: Template of the slow model, used with the special tokens of the server's tokenizer.
+        fast: Template of the fast model, used with ``special_tokens`` instead.
+        special_tokens: Special tokens of the fast model by name (``eos_token``).
     """
-    slow, fast = (text.removesuffix("\n") for text in (slow, fast))  # as a template's end is read
+    slow, fast = (text.removesuffix("\n") for text in (slow, fast))  # Jinja drops one trailing newline too
     chosen = "enable_thinking is defined and enable_thinking is false"
     own = "".join(f"{{% set {name} = {text!r} %}}" for name, text in (special_tokens or {}).items())
     return f"{{% if {chosen} %}}{own}\n{fast}{{{{ '' }}}}{{% else %}}\n{slow}{{{{ '' }}}}{{% endif %}}"

@@ -1,4 +1,4 @@
-"""A reasoning model and the model that it was trained from, checked before any decomposition."""
+"""A reasoning model and its base model, validated as a pair before any decomposition."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from justright.model.matrices import Matrix, expand, matrices
 
 _BLOCK = 1 << 20
 _COMPUTED = ".rotary_emb.inv_freq"
-"""End of the names of a buffer that old checkpoints store: transformers computes it and never loads it."""
+"""Name suffix of a buffer in old checkpoints; transformers computes it and never loads it."""
 FAR = 0.9
-"""Relative distance of two models' matrices above which they are no pair (independent ones have about 1.4)."""
+"""Largest relative distance between the matrices of a pair (unrelated models have about 1.4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """A tensor that low rank does not cover, and how far it is apart: ``||slow - fast|| / ||fast||``."""
+    """A tensor outside the low-rank adapter, and its distance ``||slow - fast|| / ||fast||``."""
 
     name: str
     distance: float
 
 
 class Pair:
-    """Two checkpoints of one shape: ``slow`` thinks, ``fast`` is what it was trained from.
+    """Two checkpoints of one shape: ``slow`` is the reasoning model, ``fast`` is the model it was trained from.
 
-    Embeddings and head stay the slow model's, so one head may be tied and the other not, and either model may have
-    further rows for tokens; they are compared over the rows that both have.
+    The embeddings and the head of the slow model stay in use. Therefore only one of the heads may be tied, and either
+    model may have extra token rows; the comparison covers the rows that both have.
 
     Args:
-        slow: the reasoning model's directory.
-        fast: the directory of the model that it was trained from.
+        slow: Directory of the reasoning model.
+        fast: Directory of the model that it was trained from.
 
     Raises:
-        UsageError: different families, shapes, vocabularies or settings that change the function, or a first layer so
-            far apart that they are no pair.
-        JustrightError: a checkpoint that cannot be read, or is quantised.
+        UsageError: The families, shapes, vocabularies or function-changing settings differ, or the first layers are
+            too far apart for a pair.
+        JustrightError: A checkpoint cannot be read, or is quantised.
     """
 
     def __init__(self, slow: Path, fast: Path) -> None:
@@ -68,11 +68,11 @@ class Pair:
 
     @property
     def layers(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return self.slow.layers
 
     def notes(self) -> list[str]:
-        """What whoever extracts should know beforehand: shared embeddings that moved, templates that do not switch."""
+        """Warnings before extraction, such as changed embeddings or chat templates that do not switch."""
         found = []
         disk = self.slow.architecture.disk
         moved = max(_distance(*self.tensors(name)) for name in (disk.embedding, disk.head))
@@ -90,13 +90,13 @@ class Pair:
         return found
 
     def matrices(self, index: int) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
-        """The covered matrices of layer ``index``: which, and both models' ``[..., out, in]`` as stored."""
+        """Yield each covered matrix of layer ``index`` with both models' ``[..., out, in]`` tensors as stored."""
         slow, fast = self.slow.read(index), self.fast.read(index)
         for matrix in expand(matrices(self.config, index), slow):
             yield matrix, matrix.rows(slow[matrix.name]), matrix.rows(fast[matrix.name])
 
     def distance(self, index: int) -> float:
-        """``||slow - fast|| / ||fast||`` over the covered matrices of layer ``index``."""
+        """Return ``||slow - fast|| / ||fast||`` over the covered matrices of layer ``index``."""
         above = below = 0.0
         for _, slow, fast in self.matrices(index):
             above += float((slow.float() - fast.float()).square().sum())
@@ -104,12 +104,12 @@ class Pair:
         return (above / below) ** 0.5 if below else 0.0
 
     def release(self) -> None:
-        """Unmap both checkpoints' files: what was read of them would go on counting as memory."""
+        """Unmap both checkpoints' files, because pages already read keep counting as memory."""
         self.slow.checkpoint.close()
         self.fast.checkpoint.close()
 
     def tensors(self, name: str) -> tuple[Tensor, Tensor]:
-        """Both models' tensor of a name as in `residuals`, slow first; of embeddings and head the common rows."""
+        """Return both models' tensor of a `residuals` name, slow first; embeddings and head have common rows only."""
         if name in self._vocabulary:
             slow, fast = (one.checkpoint.tensor(_stored(one, name)) for one in (self.slow, self.fast))
             rows = min(len(slow), len(fast))
@@ -120,7 +120,7 @@ class Pair:
         return self.slow.read(int(index))[leaf], self.fast.read(int(index))[leaf]
 
     def residuals(self) -> list[Residual]:
-        """The tensors that stay the slow model's: norms, biases, routers, embeddings, head; the farthest first."""
+        """List the tensors outside the adapter (norms, biases, routers, embeddings, head), the most distant first."""
         covered = set()
         found = []
         for index in range(self.layers):
@@ -139,21 +139,21 @@ class Pair:
         return sorted(found, key=lambda one: -one.distance)
 
     def check_finite(self) -> None:
-        """Read every tensor of both models once.
+        """Read every tensor of both models once and validate it.
 
         Raises:
-            CheckpointError: a weight is NaN or infinite.
+            CheckpointError: A weight is NaN or infinite.
         """
         for layers in (self.slow, self.fast):
             for name in layers.checkpoint:
                 tensor = layers.checkpoint.tensor(
                     name, copy=True
-                )  # a mapped one would stay and count as memory
+                )  # a mapped tensor would keep counting as memory
                 check_finite({name: tensor}, layers.checkpoint.path)
 
     @property
     def _vocabulary(self) -> tuple[str, str]:
-        """The names of the embedding and the head on disk."""
+        """Names of the embedding and the head on disk."""
         disk = self.slow.architecture.disk
         return disk.embedding, disk.head
 
@@ -192,7 +192,7 @@ class Pair:
             )
 
     def _check_function(self) -> None:
-        """An adapter changes weights only, so everything else that the models compute with must be the same."""
+        """Validate that all settings that affect the function agree, since an adapter changes only weights."""
         differ = function_differences(self.slow.config, self.fast.config)
         if differ:
             told = "; ".join(
@@ -206,7 +206,7 @@ class Pair:
             )
 
     def _check_tokenizers(self) -> None:
-        """The same token must be the same text in both; a template may differ, and should."""
+        """Validate that each token means the same text in both models; the templates may differ."""
         slow, fast = (load_tokenizer(path).get_vocab() for path in self.paths)
         embedding = self.slow.architecture.disk.embedding
         rows, theirs = (one.checkpoint.shape(embedding)[0] for one in (self.slow, self.fast))
@@ -225,7 +225,7 @@ class Pair:
 
 
 def _stored(layers: LayerFormat, name: str) -> str:
-    """The tensor that stands for the embedding or the head: a tied head is the embedding, stored or not."""
+    """Return the stored tensor of the embedding or the head; a tied head uses the embedding, even if it is stored."""
     disk = layers.architecture.disk
     if name == disk.head and (name not in layers.checkpoint or _is_tied(layers.config)):
         return disk.embedding
@@ -239,7 +239,7 @@ def _is_tied(config: dict[str, Any]) -> bool:
 
 
 def _distance(slow: Tensor, fast: Tensor) -> float:
-    """Relative distance, in blocks: an embedding in float32 may be larger than everything else in memory."""
+    """Relative distance, in blocks: a whole embedding in float64 may exceed everything else in memory."""
     above = below = 0.0
     flat = slow.reshape(-1), fast.reshape(-1)
     for begin in range(0, len(flat[0]), _BLOCK):

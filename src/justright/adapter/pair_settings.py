@@ -1,4 +1,4 @@
-"""Settings of a config that change what a model computes, compared between the two models of a pair."""
+"""Compare the config settings that affect the computation between the two models of a pair."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from justright.architectures.spec import attention_windows, text_config
 
 _MISSING = "(missing)"
 _READ_IF_THERE = ("head_dim", "partial_rotary_factor")
-"""Keys that models of families whose config class does not know them read all the same."""
+"""Keys that a family's model reads although its config class does not declare them."""
 
 HARMLESS = frozenset(
     {
-        # names, versions, and how a file is read
+        # names, versions, and file loading
         "_name_or_path", "_commit_hash", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
         "quantization_config", "unsloth_fixed", "unsloth_version", "id2label", "label2id", "problem_type",
         "is_encoder_decoder", "use_cache", "return_dict", "output_attentions", "output_hidden_states",
         "chunk_size_feed_forward", "pretraining_tp", "_attn_implementation", "_attn_implementation_autoset",
-        # tokens: the tokenizers are compared instead
+        # tokens: `Pair` compares the tokenizers instead
         "bos_token_id", "eos_token_id", "pad_token_id",
         # training
         "initializer_range", "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "embedding_dropout",
@@ -27,19 +27,19 @@ HARMLESS = frozenset(
         "seq_aux", "ep_size", "num_nextn_predict_layers",
         # shapes, which are compared tensor by tensor
         "vocab_size", "tie_word_embeddings",
-        # windows: `attention_windows` is compared instead
+        # windows: `attention_windows` replaces them
         "sliding_window", "use_sliding_window", "max_window_layers",
     }
 )  # fmt: skip
-"""Keys of config.json that may differ in a pair; every other key that the family knows may change the function."""
+"""Keys of config.json that may differ in a pair; any other key of the family may change the function."""
 
 
 def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configs of one family compute differently: key -> both values, slow first.
+    """Settings that make two configs of one family compute differently: key -> both values, slow first.
 
     Args:
-        slow: the content of a ``config.json``.
-        fast: the same of the other model. Defaults of the family are filled in on both sides.
+        slow: Content of the slow model's ``config.json``.
+        fast: The same for the fast model. The family's defaults are filled in on both sides.
     """
     ours, theirs = _function(slow), _function(fast)
     keys = dict.fromkeys((*ours, *theirs))
@@ -51,12 +51,12 @@ def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str
 
 
 def _function(config: dict[str, Any]) -> dict[str, Any]:
-    """Every setting that may change the forward.
+    """Return every setting that may change the forward.
 
-    What a family's config class does not know (names that tools leave, old keys) its model does not read.
+    Keys unknown to a family's config class (names left by tools, old keys) are excluded: its model does not read them.
     """
     decoder = text_config(config)
-    if isinstance(decoder, SimpleNamespace):  # a family without a class
+    if isinstance(decoder, SimpleNamespace):  # a family without a config class
         found = dict(vars(decoder))
     else:
         plain = type(decoder)(bos_token_id=None, eos_token_id=None, pad_token_id=None)  # warns of none
@@ -68,7 +68,7 @@ def _function(config: dict[str, Any]) -> dict[str, Any]:
         rope
     ]  # one for each kind of layer, or one
     if all(one.get("rope_type", "default") == "default" for one in kinds):
-        found.pop("max_position_embeddings", None)  # a limit only, where positions are not scaled
+        found.pop("max_position_embeddings", None)  # only a limit if positions are not scaled
     for index, window in enumerate(attention_windows(config)):
         found[f"sliding_window of layer {index}"] = None if window is None else f"{window.kind} {window.size}"
     return found

@@ -1,7 +1,7 @@
-"""How many singular directions of each matrix a switch keeps, from the spectra alone.
+"""Choose the number of singular directions that a switch keeps of each matrix, from the spectra alone.
 
 Source: arXiv:2510.06750 (rank by cumulative energy).
-Differs: the paper's exact power and threshold could not be had; other rules are here to be compared with.
+Differs: the paper's exact power and threshold are not available; other rules are provided for comparison.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Spectra = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RankRule:
-    """How ranks are chosen.
+    """A rank rule with its parameters.
 
     Attributes:
-        rule: a name in `justright.adapter.rank_rules.base.RULES`; its file says what the rule keeps.
-        value: the rule's number: a share, a rank; rules whose `Rule.takes` lacks it ignore it.
-        power: of the singular values in ``energy``, 1 or 2.
-        scope: the rule is applied to every matrix, to every layer, or to the whole model.
+        rule: A name in `justright.adapter.rank_rules.base.RULES`; the rule's file documents it.
+        value: Parameter of the rule, such as a share or a rank; rules without it in `Rule.takes` ignore it.
+        power: Power of the singular values in ``energy``, 1 or 2.
+        scope: Whether the rule applies to each matrix, each layer, or the whole model.
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: A value is not allowed.
     """
 
     rule: str = "energy"
@@ -58,12 +58,12 @@ class RankRule:
 def choose_ranks(
     spectra: Spectra, rule: RankRule, layer_of: Callable[[str], Any] = lambda _: 0
 ) -> dict[str, int]:
-    """The rank of every matrix; 0 where its difference is zero.
+    """Choose the rank of every matrix; 0 if its difference is zero.
 
     Args:
-        spectra: see `Spectra`.
-        rule: how.
-        layer_of: a matrix' layer, for the scope ``layer``.
+        spectra: See `Spectra`.
+        rule: The rank rule.
+        layer_of: Returns the layer of a matrix, for the scope ``layer``.
     """
     if rule.scope == "matrix":
         return {name: _rank(values, rule) for name, values in spectra.items()}
@@ -78,7 +78,7 @@ def choose_ranks(
 
 
 def pooled_ranks(spectra: Spectra, rule: RankRule) -> dict[str, int]:
-    """The largest singular values of all matrices together, as many as the rule keeps of them."""
+    """Pool the singular values of all matrices, and keep the largest, as many as the rule selects."""
     names = list(spectra)
     values = torch.cat([spectra[name] for name in names])
     owner = torch.cat([torch.full((len(spectra[name]),), i) for i, name in enumerate(names)])
@@ -92,18 +92,18 @@ def rule_for_budget(
     spectra: Spectra, shapes: Mapping[str, Sequence[int]], budget: int, rule: RankRule, width: int,
     layer_of: Callable[[str], Any] = lambda _: 0,
 ) -> RankRule:  # fmt: skip
-    """The energy rule of the largest share whose factors fit ``budget`` bytes.
+    """Find the energy rule with the largest share whose factors fit ``budget`` bytes.
 
     Args:
-        spectra: see `Spectra`.
+        spectra: See `Spectra`.
         shapes: ``(out, in)`` of every matrix.
-        budget: bytes.
-        rule: of which power and scope are taken.
-        width: bytes a number.
-        layer_of: see `choose_ranks`.
+        budget: Size limit in bytes.
+        rule: Source of power and scope.
+        width: Bytes per element.
+        layer_of: See `choose_ranks`.
 
     Raises:
-        UsageError: not even one direction fits, or a rule that looks at no energy.
+        UsageError: Not even one direction fits, or the rule does not use energy.
     """
     if rule.rule != "energy":
         raise UsageError(
@@ -127,9 +127,9 @@ def rule_for_budget(
 
 
 def factor_bytes(ranks: Mapping[str, int], shapes: Mapping[str, Sequence[int]], width: int) -> int:
-    """Bytes of both factors of all matrices, ``rank * (out + in)`` numbers each.
+    """Bytes of both factors of all matrices, ``rank * (out + in)`` elements each.
 
-    Experts of one stack (``NAME#0``, ``NAME#1``, ...) all have the largest of their ranks, as in an adapter's file.
+    Experts of one stack (``NAME#0``, ``NAME#1``, ...) all use the largest of their ranks, as in an adapter file.
     """
     stacks: dict[str, int] = {}
     for name, rank in ranks.items():
@@ -139,5 +139,5 @@ def factor_bytes(ranks: Mapping[str, int], shapes: Mapping[str, Sequence[int]], 
 
 
 def _rank(values: Tensor, rule: RankRule) -> int:
-    """What the rule keeps of some singular values, descending; zeros never."""
+    """Number of descending singular values that the rule keeps; zeros never count."""
     return min(RULES.get(rule.rule).rank(values, rule), int((values > 0).sum()))

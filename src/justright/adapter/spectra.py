@@ -1,8 +1,8 @@
-"""The difference of a pair's matrices as singular values and directions, layer by layer, kept for any rank rule.
+"""Singular value decompositions of a pair's weight differences, stored by layer for use with any rank rule.
 
-A folder of spectra has a file for each layer with, for every matrix NAME (an expert of a stack is ``NAME#3``),
+A spectra folder has one file per layer. For every matrix NAME (``NAME#3`` for an expert of a stack) it holds
 ``NAME.s`` (the singular values), ``NAME.u`` ``[out, kept]`` and ``NAME.vt`` ``[kept, in]``, all float32, and
-``NAME.energy``, ``sum s^2`` in float64. An interrupted run goes on with the layers that have none.
+``NAME.energy``, ``sum s^2`` in float64. An interrupted run resumes with the layers that have no file.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Method = Literal["exact", "randomized"]
 METHODS: tuple[Method, ...] = ("exact", "randomized")
 
 TOLERANCE = 1e-3
-"""Of a randomized decomposition: its directions hold at most this share of the total energy less than the best do."""
+"""Maximum energy that randomized directions lose against the best ones, as a fraction of the total energy."""
 _OVERSAMPLE = 16
 _MAX_ITERATIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Singular values of one matrix' difference.
+    """Singular values of the difference of one matrix.
 
     Attributes:
-        values: descending float32; the largest ones only if not ``whole``.
+        values: Descending float32; only the largest ones if not ``whole``.
         shape: ``(out, in)``.
-        energy: ``sum s^2`` of all of them, exact in either case.
+        energy: ``sum s^2`` of all singular values; exact in either case.
     """
 
     values: Tensor
@@ -51,14 +51,14 @@ class Spectrum:
 
     @property
     def whole(self) -> bool:
-        """Whether ``values`` are all there are."""
+        """Whether ``values`` holds all singular values."""
         return len(self.values) == min(self.shape)
 
     def filled(self) -> Tensor:
-        """As many values as there are; those that nobody knows share the energy that is left.
+        """All values; unknown ones share the remaining energy equally.
 
-        A rank by energy (power 2) within the known values is then exact; one beyond them is refused where its
-        directions are asked for.
+        A rank by energy (power 2) within the known values is then exact; for a larger rank, requesting the
+        directions fails.
         """
         unknown = min(self.shape) - len(self.values)
         if unknown == 0:
@@ -87,13 +87,13 @@ def decompose(delta: Tensor, kept: int, method: Method = "exact") -> tuple[Tenso
 
 
 def _randomized(delta: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Subspace iteration until another round adds less than a tenth of `TOLERANCE` of the energy.
+    """Run subspace iteration until a further round adds less than a tenth of `TOLERANCE` of the energy.
 
-    What the result lacks is not estimated: ``||delta - u s vt||_F^2 = ||delta||_F^2 - sum s^2`` holds exactly, as the
-    columns of ``q`` are orthonormal.
+    The error is exact, not estimated: ``||delta - u s vt||_F^2 = ||delta||_F^2 - sum s^2``, because the columns of
+    ``q`` are orthonormal.
 
     Source: arXiv:0909.4061, algorithms 4.4 and 5.1.
-    Differs: the number of rounds is not fixed but found.
+    Differs: the number of rounds is adaptive.
     """
     generator = torch.Generator(delta.device).manual_seed(0)
     total = float(delta.square().sum(dtype=torch.float64))
@@ -114,22 +114,22 @@ def _randomized(delta: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Spectra:
-    """What `make_spectra` left in a folder.
+    """Reads a folder written by `make_spectra`.
 
     Args:
-        folder: of the layers' files.
-        layers: how many.
+        folder: Folder of the layers' files.
+        layers: Number of layers.
     """
 
     def __init__(self, folder: Path, layers: int) -> None:
         self.folder, self.layers = folder, layers
 
     def spectra(self) -> dict[str, Spectrum]:
-        """``layers.INDEX.NAME`` -> spectrum, of every covered matrix."""
+        """``layers.INDEX.NAME`` -> spectrum, for every covered matrix."""
         found = {}
         for index in range(self.layers):
             with safe_open(self.file(index), framework="pt") as file:
-                # safetensors sorts names as text: expert 10 would come before expert 2.
+                # safetensors sorts names as text, which puts expert 10 before expert 2.
                 for key in sorted(file.keys(), key=by_number):
                     if key.endswith(".s"):
                         name = key.removesuffix(".s")
@@ -145,7 +145,7 @@ class Spectra:
         """``(u [out, rank], s [rank], vt [rank, in])`` of one matrix.
 
         Raises:
-            UsageError: fewer directions were kept.
+            UsageError: The folder keeps fewer directions.
         """
         with safe_open(self.file(index), framework="pt") as file:
             u, s, vt = (file.get_tensor(f"{name}.{part}") for part in ("u", "s", "vt"))
@@ -165,20 +165,20 @@ def make_spectra(
     pair: Pair, folder: Path, kept: int, tick: Tick = lambda *_: None, *, method: Method = "exact",
     workers: int = 1, device: torch.device = CPU,
 ) -> Spectra:  # fmt: skip
-    """Decompose every covered matrix; layers whose file is there are left as they are.
+    """Decompose every covered matrix; skip layers that have a file.
 
     Args:
-        pair: checked.
-        folder: to fill.
-        kept: directions of each matrix at most.
-        tick: told stage, layers done, layers in all.
-        method: of `METHODS`.
-        workers: layers at once, each in a thread with its share of torch's threads.
-        device: to decompose on.
+        pair: A validated pair.
+        folder: Output folder.
+        kept: Maximum number of directions to keep per matrix.
+        tick: Progress callback; receives the stage, the finished layers and the total layers.
+        method: One of `METHODS`.
+        workers: Layers in parallel, each in a thread with its share of torch's threads.
+        device: Device of the decomposition.
 
     Raises:
-        UsageError: the models are identical.
-        CheckpointError: a difference, or its spectrum, is not finite.
+        UsageError: The models are identical.
+        CheckpointError: A difference, or its spectrum, is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = Spectra(folder, pair.layers)
@@ -198,7 +198,7 @@ def make_spectra(
 
 
 def _in_turn(work: Callable[[int], None], items: Sequence[int], workers: int) -> Iterator[None]:
-    """Do ``work`` on all items, several at once if there are workers; yields as each is done."""
+    """Run ``work`` on all items, in parallel if there are several workers; yield each finished item."""
     if workers == 1:  # on the main thread: LAPACK takes nearly twice as long on another one (measured)
         for item in items:
             work(item)
@@ -231,7 +231,7 @@ def _decompose_layer(
 
 
 def _refuse_overflow(tensor: Tensor, what: str, name: str, index: int) -> None:
-    """Raise `CheckpointError` for values that float32 does not hold."""
+    """Raise `CheckpointError` for values that overflow float32."""
     if not bool(tensor.isfinite().all()):
         raise CheckpointError(
             f"the {what} of {name} in layer {index} is not finite in float32: the models' weights there are NaN, "
@@ -240,7 +240,7 @@ def _refuse_overflow(tensor: Tensor, what: str, name: str, index: int) -> None:
 
 
 def deltas(pair: Pair, index: int) -> Iterator[tuple[str, Matrix, Tensor]]:
-    """``(name, matrix, slow - fast [out, in] float32)`` of layer ``index``; experts of a stack one by one."""
+    """Yield ``(name, matrix, slow - fast [out, in] float32)`` of layer ``index``, one stacked expert at a time."""
     for matrix, slow, fast in pair.matrices(index):
         if not matrix.stacked:
             yield matrix.name, matrix, slow.float() - fast.float()

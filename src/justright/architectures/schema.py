@@ -1,6 +1,6 @@
-"""The shape of a row of the architecture table: what justright must know about a model family.
+"""Row types of the architecture table: the facts that justright needs about a model family.
 
-:mod:`justright.architectures.table` fills the rows in, :mod:`justright.architectures.spec` reads them.
+:mod:`justright.architectures.table` defines the rows, :mod:`justright.architectures.spec` reads them.
 Names are relative to a decoder layer (``self_attn.q_proj``) unless they say otherwise.
 """
 
@@ -74,12 +74,12 @@ class ExpertLayout:
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """The weight names without repetition, ``{e}`` left in."""
+        """Unique weight names, with ``{e}`` unreplaced."""
         return tuple(dict.fromkeys((self.gate, self.up, self.down)))
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """The bias names without repetition."""
+        """Unique bias names."""
         return tuple(dict.fromkeys(b for b in (self.gate_bias, self.up_bias, self.down_bias) if b))
 
 
@@ -139,12 +139,12 @@ class Moe:
         router, router_disk: The router's tensors.
         shared: Module path of the shared expert(s), if the family has any.
         shared_count_key: Config key that counts them, where one exists; 0 means none.
-        count_keys: Every config key that counts the routed experts, whichever of them a config has.
+        count_keys: All config keys that may count the routed experts.
         top_k_keys: Likewise for the number of experts per token.
         group_keys: (number of groups, groups chosen) of group-limited routing.
         layers: Which layers have experts.
         chosen_output: Index of the chosen experts [tokens, top_k] in the router module's output; None
-            where it must be read from the logits.
+            if it must be computed from the logits.
     """
 
     memory: ExpertLayout
@@ -162,7 +162,7 @@ class Moe:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where things are, in memory or on disk, from the root of the checkpoint or of the causal LM."""
+    """Names of the outer tensors, in memory or on disk, from the root of the checkpoint or the causal LM."""
 
     stem: str = "model"
     head: str = "lm_head.weight"
@@ -184,13 +184,13 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What justright must know about a family; one row of the table.
+    """Facts about a family; one row of the table.
 
     Attributes:
         family: The config's ``model_type``.
         linears: The plain linear matrices of a layer (routed experts apart).
-        fused: Groups that read the very same input, so that one product can serve them. A group counts
-            only where all of its members exist.
+        fused: Groups that read the same input, so one product can compute them. A group applies only if
+            all of its members exist.
         reach: How far attention looks back: "full"; "every_layer" slides if ``sliding_window`` is set;
             "layer_types" says it per layer.
         moe: The experts, or None for a dense family.

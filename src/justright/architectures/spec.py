@@ -1,9 +1,9 @@
-"""What a config says about a model, read through the architecture table.
+"""Derive facts about a model from its config and the architecture table.
 
-The table's rows are data (:mod:`justright.architectures.table`); the functions here answer questions about one
-config: which family it is, which layers have experts, how far each layer's attention looks back, which
-modules are matrices and which of them may be fused, and what each parameter is counted as. Names of a
-foreign config are normalised here, once; nothing behind this door asks for ``model_type`` again.
+The table's rows are data (:mod:`justright.architectures.table`). The functions here derive facts about one
+config: its family, the layers with experts, the attention reach of each layer, the linear matrices and their
+fused groups, and the part of each parameter. Only this module normalises config keys; no other code reads
+``model_type``.
 
 A config is a transformers config object, or the dictionary of a ``config.json``.
 """
@@ -65,7 +65,7 @@ _RECURRENT_LAYERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How far back one layer's attention looks.
+    """Attention window of one layer.
 
     Attributes:
         kind: "sliding": the query at position q sees the keys k with ``q - size < k <= q``, so that
@@ -95,14 +95,14 @@ def supported_families() -> tuple[str, ...]:
 
 
 def architecture_of(config: Config) -> Architecture:
-    """The row of the family that a config belongs to.
+    """Return the table row of a config's family.
 
     Args:
         config: A transformers config, or the dictionary of a ``config.json``.
 
     Raises:
         UnsupportedModelError: The family keeps a recurrent state, attends to later tokens, or is unknown.
-            The three messages differ, and say what to do.
+            Each case has its own message with advice.
     """
     family = _get(config, "model_type")
     if not family or not isinstance(family, str):
@@ -124,7 +124,7 @@ def architecture_of(config: Config) -> Architecture:
     if family not in FAMILIES:
         raise UnsupportedModelError(
             f"The family {family!r} is not in the architecture table. Supported: "
-            f"{', '.join(supported_families())}. To add it, write a row in justright/models/families.py "
+            f"{', '.join(supported_families())}. To add it, write a row in justright/architectures/table.py "
             "and a tiny config in tests/tiny.py; the test matrix checks the row."
         )
     if _get(inner, "use_bidirectional_attention") or _get(inner, "is_causal", True) is False:
@@ -164,11 +164,11 @@ def num_layers(config: Config) -> int:
 
 
 def context_length(config: Config) -> int:
-    """The number of positions that the model was made for.
+    """Number of positions that the model was trained for.
 
     ``max_position_embeddings``, or ``original_max_position_embeddings * factor`` of a YaRN scaling where
-    that is larger (people add YaRN to a config and leave the first as it was). Other scalings are not
-    multiplied, since most checkpoints that carry them already name the scaled length.
+    that is larger (users often add YaRN to a config without raising the first). Other scalings are not
+    multiplied, since most checkpoints with them already state the scaled length.
     """
     settings = text_config(config)
     length = _whole(settings.max_position_embeddings, "max_position_embeddings", 1)
@@ -201,12 +201,12 @@ def rope_switch_length(config: Config) -> int | None:
 def attention_windows(config: Config) -> tuple[Window | None, ...]:
     """Each decoder layer's attention reach; None means that it sees everything before it.
 
-    This is the mask that the family's modelling code builds, which is the one that counts: some families
-    hand ``sliding_window`` to the attention function of layers that do not slide (olmoe), or hand nothing
-    to layers that do (qwen2_moe).
+    This follows the mask that the family's modelling code builds, because only the mask has an effect: some
+    families pass ``sliding_window`` to the attention function of layers that do not slide (olmoe), or pass
+    nothing to layers that do (qwen2_moe).
 
     Raises:
-        UnsupportedModelError: A layer type that the table does not know, or a window without a size.
+        UnsupportedModelError: A layer type is unknown, or a window has no size.
     """
     reach = architecture_of(config).reach
     settings = text_config(config)
@@ -262,15 +262,15 @@ def num_experts(config: Config) -> int:
 
 
 def experts_per_token(config: Config) -> int:
-    """Routed experts that each token is sent to (top-k); 0 for a dense model."""
+    """Routed experts per token (top-k); 0 for a dense model."""
     moe = architecture_of(config).moe
     return _first(text_config(config), moe.top_k_keys) if moe else 0
 
 
 def expert_groups(config: Config) -> tuple[int, int]:
-    """Group-limited routing: (groups that the experts are divided into, groups a token may use).
+    """Group-limited routing: (number of expert groups, groups per token).
 
-    (1, 1) where routing has no groups. Consecutive experts form a group.
+    (1, 1) if routing has no groups. Consecutive experts form a group.
     """
     moe = architecture_of(config).moe
     settings = text_config(config)
@@ -281,7 +281,7 @@ def expert_groups(config: Config) -> tuple[int, int]:
 
 
 def linear_modules(config: Config) -> tuple[LinearModule, ...]:
-    """Every plain linear matrix of the decoder layers (routed experts and router apart), in layer order.
+    """Every plain linear matrix of the decoder layers (without routed experts and router), in layer order.
 
     Names are module paths in the causal LM in memory.
     """
@@ -293,7 +293,7 @@ def linear_modules(config: Config) -> tuple[LinearModule, ...]:
 
 
 def fused_groups(config: Config) -> tuple[tuple[str, ...], ...]:
-    """Module paths, in groups that receive the very same input tensor, in layer order.
+    """Groups of module paths that receive the same input tensor, in layer order.
 
     The members of a group may be computed as one product; concatenate the outputs in the given order.
     """
@@ -333,16 +333,16 @@ _NORM = re.compile(r"norm\d*$")
 
 
 def parameter_part(architecture: Architecture, name: str, layers: int | None = None) -> Part:
-    """What a parameter or buffer is counted as, by its name in memory or on disk.
+    """Part of a parameter or buffer, by its name in memory or on disk.
 
     Args:
         architecture: The family's row.
         name: Full name, such as ``model.layers.3.mlp.experts.7.up_proj.weight``; quantisation companions
-            (``..._blocks``, ``....weight_scale_inv``) count as what they belong to.
+            (``..._blocks``, ``....weight_scale_inv``) count as their weight.
         layers: The number of decoder layers. Layers beyond it on disk (multi-token prediction) are "other".
 
     Returns:
-        The part; "other" for what is no part of the text decoder, such as a vision tower.
+        The part; "other" for tensors outside the text decoder, such as a vision tower.
     """
     for names in (architecture.memory, architecture.disk):
         if name == names.embedding:
@@ -393,16 +393,16 @@ def _get(config: Config, key: str, default: Any = None) -> Any:
 
 
 def _setting(settings: Any, key: str | None, default: Any = None) -> Any:
-    """The value of ``key``, or the default where the row has no key, or the config no value."""
+    """Return the value of ``key``, or the default if the key or the value is None."""
     value = getattr(settings, key, None) if key else None
     return default if value is None else value
 
 
 def _whole(value: Any, key: str | None, least: int = 0) -> int:
-    """A number of a config, checked.
+    """Validate an integer of a config.
 
     Raises:
-        CheckpointError: it is none, or below ``least``.
+        CheckpointError: It is not an integer, or below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(
@@ -412,14 +412,14 @@ def _whole(value: Any, key: str | None, least: int = 0) -> int:
 
 
 def _indices(value: Any, key: str | None) -> list[int]:
-    """A list of layers, checked; errors as `_whole`."""
+    """Validate a list of layer indices; raises like `_whole`."""
     if not isinstance(value, list | tuple):
         raise CheckpointError(f"config.json has {key} = {value!r}; expected a list: fetch the file again")
     return [_whole(one, key) for one in value]
 
 
 def _first(settings: Any, keys: tuple[str, ...]) -> int:
-    """The number at the first key that the config has."""
+    """Return the integer at the first key that the config has."""
     for key in keys:
         if getattr(settings, key, None) is not None:
             return _whole(getattr(settings, key), key)

@@ -158,7 +158,7 @@ _ARCTIC = Moe(
 
 
 def _moe(family: str, moe: Moe, reach: Reach = "full") -> Architecture:
-    """A family of ordinary attention, `mlp.*` in its dense layers and `mlp.experts` in the others."""
+    """Row of a family with standard attention, `mlp.*` in dense layers and `mlp.experts` in MoE layers."""
     linears = _ATTENTION + _linears("mlp", _MLP, "mlp", "dense")
     fused: tuple[tuple[str, ...], ...] = (_QKV, _GATE_UP)
     if moe.shared:

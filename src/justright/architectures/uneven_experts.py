@@ -1,7 +1,7 @@
-"""Different numbers of experts by layer: how ``config.json`` says it.
+"""Different numbers of experts by layer in ``config.json``.
 
-Stock config classes hold one number for all layers. An uneven checkpoint keeps the largest there (so that engines which
-know nothing of it stop at a tensor's shape instead of running wrongly), and lists the numbers under a key of ours.
+Stock config classes hold one number for all layers. An uneven checkpoint stores the largest there (so that unaware
+engines fail on a tensor's shape instead of running wrongly), and lists the numbers under a key of its own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from justright.architectures.spec import architecture_of, moe_layers, num_expert
 from justright.errors import CheckpointError
 
 KEY = "experts_by_layer"
-"""In ``config.json``: a list with a number for each decoder layer, 0 for one without experts."""
+"""In ``config.json``: a list with one number per decoder layer, 0 for a layer without experts."""
 
 
 def experts_by_layer(config: dict[str, Any]) -> dict[int, int]:
     """Layer -> routed experts, for every layer that has any.
 
     Raises:
-        CheckpointError: the list does not fit the model.
+        CheckpointError: The list does not fit the model.
     """
     layers, most = moe_layers(config), num_experts(config)
     found = config.get(KEY)
@@ -46,11 +46,11 @@ def is_uneven(config: dict[str, Any]) -> bool:
 
 
 def with_experts(config: dict[str, Any], counts: Mapping[int, int]) -> dict[str, Any]:
-    """``config.json`` for the given numbers of experts: every key that counts them, wherever it stands.
+    """``config.json`` for the given numbers of experts: every key that counts them, at any level.
 
     Args:
-        config: the content of a ``config.json``; left as it is.
-        counts: layer -> experts; empty for a dense model.
+        config: Content of a ``config.json``; it is not modified.
+        counts: Layer -> experts; empty for a dense model.
     """
     moe = architecture_of(config).moe
     out: dict[str, Any] = json.loads(json.dumps(config))

@@ -1,1 +1,1 @@
-"""Calibration: texts to token batches, layers one at a time, and what is counted on the way."""
+"""Calibration: token batches from texts, layers run one at a time, and the statistics they yield."""

@@ -1,4 +1,4 @@
-"""What is counted while a layer runs: inputs of every matrix, who routes where, what experts put out."""
+"""Statistics of a running layer: inputs of every matrix, routing, and expert outputs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ ALL = frozenset({"squares", "counts", "coactivation", "output_norms", "gated_nor
 
 @dataclass(slots=True)
 class LayerStatistics:
-    """Sums over all calibration tokens of one layer; on the CPU.
+    """Sums over all calibration tokens of one layer, on the CPU.
 
     Attributes:
-        tokens: how many tokens the layer saw.
-        squares: per matrix the sum of squares of each input, ``[in]``, for experts ``[num_experts, in]``, float64.
-        counts: tokens sent to each expert, ``[num_experts]`` int64; None for a layer without experts.
-        coactivation: tokens sent to both of two experts, ``[num_experts, num_experts]`` int64, zero diagonal.
-        output_norms: sum over an expert's tokens of the norm of its output, ``[num_experts]`` float64.
-        gated_norms: the same, each norm times the token's gate weight.
+        tokens: Number of tokens that the layer received.
+        squares: Matrix -> sum of squares of each input, ``[in]``, for experts ``[num_experts, in]``, float64.
+        counts: Tokens sent to each expert, ``[num_experts]`` int64; None for a layer without experts.
+        coactivation: Tokens sent to both of two experts, ``[num_experts, num_experts]`` int64, zero diagonal.
+        output_norms: Sum over an expert's tokens of its output norm, ``[num_experts]`` float64.
+        gated_norms: The same, with each norm multiplied by the token's gate weight.
     """
 
     tokens: int = 0
@@ -41,13 +41,13 @@ class LayerStatistics:
     gated_norms: Tensor | None = None
 
     def check(self, layer: int) -> LayerStatistics:
-        """The statistics themselves, if all of them are finite.
+        """Validate that all sums are finite, and return the statistics.
 
         Args:
-            layer: their index, for the message.
+            layer: Index of the layer, for the message.
 
         Raises:
-            ResourceError: a sum is NaN or infinite: the layer's numbers do not fit the dtype it ran in.
+            ResourceError: A sum is NaN or infinite: the layer's values overflow the dtype it ran in.
         """
         for name, tensor in self.to_tensors().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -60,7 +60,7 @@ class LayerStatistics:
         return self
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """For a safetensors file."""
+        """Convert to tensors for a safetensors file."""
         out = {"tokens": torch.tensor(self.tokens)}
         out |= {f"squares/{name}": tensor for name, tensor in self.squares.items()}
         for name in ("counts", "coactivation", "output_norms", "gated_norms"):
@@ -79,14 +79,14 @@ class LayerStatistics:
 
 
 class Collector:
-    """Counts while a materialised layer runs; use it in a ``with`` block around `LayerStream.measure` or `advance`.
+    """Collects statistics of a running layer; use it in a ``with`` block around `LayerStream.measure` or `advance`.
 
     Args:
-        config: of the model that runs, the content of a ``config.json``.
-        stream: what runs it.
-        index: which layer.
-        layer: as `LayerStream.materialise` returned it.
-        needs: of `ALL`: which statistics to collect; the others stay empty.
+        config: Content of the ``config.json`` of the running model.
+        stream: The stream that runs the layer.
+        index: Index of the layer.
+        layer: The result of `LayerStream.materialise`.
+        needs: Statistics to collect, from `ALL`; the others stay empty.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Collector:
         sums[name][expert] += squares
 
     def _put_out(self, expert: int, outputs: Tensor) -> None:
-        """Norms of an expert's outputs, its bias included, and the same times the gate."""
+        """Add the norms of an expert's outputs, bias included, plain and multiplied by the gate."""
         assert self._moe is not None
         found = self.statistics
         assert found.output_norms is not None
@@ -176,7 +176,7 @@ class Collector:
         mine = self._chosen == expert
         gates = self._gates.T[mine.T]  # by place, then token: the order in which transformers gathers them
         if len(outputs) != len(gates):
-            # Llama 4 runs all tokens, multiplied by their gates beforehand: the output has the gate in it.
+            # Llama 4 multiplies all tokens by their gates first, so the output includes the gate.
             outputs, gates = outputs[mine.any(1)], torch.ones_like(gates)
         norms = outputs.double().norm(dim=1)
         found.output_norms[expert] += norms.sum().cpu()

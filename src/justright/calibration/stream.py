@@ -1,8 +1,8 @@
-"""A checkpoint's decoder layers one at a time, in order, with the hidden states of all calibration sequences.
+"""Run a checkpoint's decoder layers one at a time, in order, over the hidden states of all calibration sequences.
 
-The model never is in memory: its skeleton (transformers' own classes, without weights) tells what each layer is and
-what it is called with; a layer's weights are read when its turn comes. Hidden states lie on disk between layers (the
-system's page cache keeps them in memory while there is room), which is also what an interrupted run goes on from.
+The whole model is never in memory. Its skeleton (transformers' own classes, without weights) provides each layer and
+its call arguments; the weights of a layer are read just before it runs. Hidden states are on disk between layers (the
+system's page cache keeps them in free memory), and an interrupted run resumes from them.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from justright.model.skeleton import fill, place, skeleton
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A layer in flight: its ``index``, and what to enter around each of its runs, in its own thread."""
+    """A layer in a pipelined run: its ``index``, and a context manager for each of its runs, in its own thread."""
 
     index: int
     watch: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
 
 class LayerStream:
-    """Runs decoder layers one at a time over all sequences; on several devices, several layers in flight.
+    """Runs decoder layers one at a time over all sequences, or pipelined over several devices.
 
-    Life cycle: for each layer in order `materialise` it, call `measure` any number of times, then `advance` once.
-    After `advance` the layer's outputs are safely in ``folder``; a new stream on the same folder begins at
-    `position`. With several devices `fly` runs consecutive layers at the same time, each on its own device and each on
-    another batch.
+    Life cycle: for each layer in order, call `materialise`, then `measure` any number of times, then `advance` once.
+    After `advance` the layer's outputs are on disk in ``folder``, and a new stream on the same folder starts at
+    `position`. With several devices, `fly` runs consecutive layers in parallel, each on its own device and on a
+    different batch.
 
     Args:
-        checkpoint: open; its embedding is read.
-        config: the content of a ``config.json``; the checkpoint's, or one with fewer experts.
+        checkpoint: An open checkpoint, for its embedding.
+        config: Content of the checkpoint's ``config.json``, or of one with fewer experts.
         ids: ``[sequences, length]`` int64.
-        folder: for the hidden states, ``2 * sequences * length * hidden_size * 4`` bytes at most.
-        device: where layers run; several with commas, ``cuda:0,cuda:1``.
-        dtype: in which they run.
-        rows: sequences at once.
+        folder: Folder for hidden states, at most ``2 * sequences * length * hidden_size * 4`` bytes.
+        device: Device of the layers; several are separated by commas, ``cuda:0,cuda:1``.
+        dtype: Dtype in which the layers run.
+        rows: Sequences per batch.
 
     Raises:
         UnsupportedModelError: transformers has no class for the family.
-        UsageError: no sequences.
+        UsageError: There are no sequences.
     """
 
     def __init__(
@@ -88,53 +88,53 @@ class LayerStream:
         return len(self._layers)
 
     def device(self, index: int) -> torch.device:
-        """Where layer ``index`` runs."""
+        """Device of layer ``index``."""
         return self.devices[index % len(self.devices)]
 
     def materialise(self, index: int, state: State) -> nn.Module:
-        """Decoder layer ``index`` with the weights of ``state``, on its device, without gradients.
+        """Build decoder layer ``index`` with the weights of ``state`` on its device, without gradients.
 
         Raises:
-            CheckpointError: a weight is missing or has another shape.
+            CheckpointError: A weight is missing or has another shape.
         """
         layer = self._layers[index]
         fill(layer, state, self.device(index), f"decoder layer {index}")
         return layer.eval()
 
     def release(self, index: int) -> None:
-        """Forget the layer's weights."""
+        """Free the layer's weights."""
         self._layers[index].to("meta")
         trim()
 
     @torch.inference_mode()
     def measure(self, index: int, *, at: int | None = None) -> None:
-        """Run layer ``index`` over all sequences and throw its outputs away (hooks see everything).
+        """Run layer ``index`` over all sequences and discard its outputs (hooks see all of them).
 
         Args:
-            index: of the layer.
-            at: take the inputs of layer ``at`` instead of its own, to time it.
+            index: Index of the layer.
+            at: Use the inputs of layer ``at`` instead of its own, for timing.
         """
         for hidden in self._inputs(index if at is None else at):
             self._call(index, hidden)
 
     @torch.inference_mode()
     def advance(self, index: int, before: Callable[[], None] = lambda: None) -> None:
-        """Run layer ``index`` over all sequences; its outputs are the next layer's inputs.
+        """Run layer ``index`` over all sequences; its outputs become the next layer's inputs.
 
         Args:
-            index: of the layer, which must be `position`.
-            before: called when all have run, before the layer counts as done: what is saved here is there whenever
-                a resumed stream goes on behind it.
+            index: Index of the layer, which must be `position`.
+            before: Called after the run and before the layer counts as done, so that whatever it saves exists
+                when a resumed stream continues after this layer.
         """
         self.fly([Stage(index)], 0, before)
 
     def fly(self, stages: Sequence[Stage], kept: int, before: Callable[[], None] = lambda: None) -> None:
-        """Run consecutive layers over all sequences at the same time: while one has a batch, the next has the last.
+        """Run consecutive layers over all sequences as a pipeline: each layer is one batch after the layer before it.
 
         Args:
-            stages: the first of `position`.
-            kept: which stage's outputs are the next inputs; what later ones give is thrown away.
-            before: see `advance`.
+            stages: Consecutive layers; the first is at `position`.
+            kept: Stage whose outputs become the next inputs; outputs of later stages are discarded.
+            before: See `advance`.
         """
         first = stages[0].index
         outputs = (out[kept] for out in self._in_flight(stages))
@@ -143,7 +143,7 @@ class LayerStream:
         self.position = first + kept + 1
 
     def _in_flight(self, stages: Sequence[Stage]) -> Iterator[list[Tensor | None]]:
-        """What every stage puts out at each beat; None before its first batch and after its last."""
+        """Yield all stages' outputs at each pipeline step; None before a stage's first batch and after its last."""
         first, drain = stages[0].index, [None] * (len(stages) - 1)
         if not drain:
             yield from ([self._fly(stages[0], hidden)] for hidden in self._inputs(first))
@@ -157,7 +157,7 @@ class LayerStream:
     def _fly(self, stage: Stage, hidden: Tensor | None) -> Tensor | None:
         if hidden is None:
             return None
-        with torch.inference_mode(), stage.watch:  # both hold for this thread alone
+        with torch.inference_mode(), stage.watch:  # both apply to this thread only
             return self._call(stage.index, hidden)
 
     def discard(self) -> None:
@@ -178,7 +178,7 @@ class LayerStream:
                 yield file.get_tensor(str(number)).to(self.device(index))
 
     def _store(self, index: int, batches: Iterator[Tensor], before: Callable[[], None]) -> None:
-        """Write ``hidden-INDEX``, whole or not at all."""
+        """Write ``hidden-INDEX`` atomically."""
         partial = self.folder / "partial"
         file = ShardFile(partial, room=MAX_HEADER_ROOM, metadata={})
         try:
@@ -195,7 +195,7 @@ class LayerStream:
         return self.folder / f"hidden-{index:05d}.safetensors"
 
     def _resume(self, checkpoint: Checkpoint) -> int:
-        """The layer to go on with; embeds the sequences if nothing is there yet."""
+        """Return the layer to resume with; embed the sequences if the folder is empty."""
         found = sorted(self.folder.glob("hidden-*.safetensors"))
         if not found:
             self._store(0, self._embedded, lambda: None)
@@ -206,8 +206,8 @@ class LayerStream:
     def _skeleton(
         self, checkpoint: Checkpoint, config: dict[str, Any]
     ) -> tuple[list[nn.Module], dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
-        """The layers without weights, and for each number of sequences at once what each layer is called with."""
-        # One product an expert, which can be watched.
+        """Return the layers without weights, and their call arguments for each batch size."""
+        # One product per expert, which `Watch` can observe.
         options = {"experts_implementation": "eager"} if self.architecture.is_moe else {}
         model = skeleton(config, self.dtype, **options)
         decoder = model.get_submodule(self.architecture.memory.stem)
@@ -217,7 +217,7 @@ class LayerStream:
         decoder.norm = nn.Identity()
         embedding = checkpoint.tensor(self.architecture.disk.embedding, copy=True)
         place(decoder.embed_tokens, "weight", embedding.to(self.devices[0], self.dtype))
-        del embedding  # in its own dtype it is no longer needed
+        del embedding  # the original dtype is no longer needed
         for name, buffer in decoder.named_buffers():
             if not buffer.is_meta:
                 place(decoder, name, buffer.to(self.devices[0]))
@@ -237,7 +237,7 @@ class LayerStream:
 
 
 def check_runs(config: dict[str, Any]) -> None:
-    """Refuse a family whose layers cannot be run.
+    """Validate that the family's layers can run.
 
     Raises:
         UnsupportedModelError: transformers has no class for it.
@@ -251,11 +251,11 @@ def check_runs(config: dict[str, Any]) -> None:
 
 
 class _Recorder(nn.Module):
-    """Stands where a layer was, notes what it is called with, and hands on what it is given."""
+    """Replaces a layer, records its call arguments, and returns its input."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        # Some models look at their layers while they prepare masks and positions.
+        # Some models read attributes of their layers while they prepare masks and positions.
         for name, value in vars(layer).items():
             if not name.startswith("_") and name not in vars(self):
                 object.__setattr__(self, name, value)
@@ -267,7 +267,7 @@ class _Recorder(nn.Module):
 
 
 def job_folder(folder: Path, job: dict[str, Any]) -> Path:
-    """``folder``, emptied if what lies in it belongs to another job."""
+    """Return ``folder``, emptied if its content belongs to another job."""
     text = json.dumps(job, sort_keys=True)
     file = folder / "job.json"
     if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):

@@ -1,10 +1,10 @@
-"""Calibration sets: by name to texts to token windows, mixed in shares.
+"""Calibration sets: resolve sources to texts, cut them into token windows, and mix them by share.
 
 A source is a text file, a file of JSON lines or JSON (`justright.records`) whose rows have a field ``text`` or
-``messages`` (a conversation, put into the model's own chat template), a folder of such files, a set that a package
-carries (found through entry points: ``zoo``, or one domain of it, ``zoo:python``), or
-``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. Behind any of them ``=SHARE`` gives its share of the sequences; by default all
-sources count alike.
+``messages`` (a conversation, rendered with the model's own chat template), a folder of such files, a set in an
+installed package (found through entry points: ``zoo``, or one domain of it, ``zoo:python``), or
+``hub:OWNER/NAME[:SPLIT[:COLUMN]]``. A suffix ``=SHARE`` sets the source's share of the sequences; by default all
+shares are equal.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from justright.records import (
 )
 
 CARRIED = "justright.calibration"
-"""Entry-point group: a package's folder of calibration texts, a file for each domain (a `pathlib.Path`)."""
+"""Entry-point group: a package's folder of calibration texts (a `pathlib.Path`), one file per domain."""
 
 Text = str | list[dict[str, Any]]
 """A text, or a conversation: ``[{"role": ..., "content": ...}, ...]``, as `justright.records.conversation` gives it."""
@@ -50,8 +50,8 @@ class CalibrationSet:
 
     Attributes:
         ids: ``[sequences, length]`` int64.
-        sources: source -> sequences.
-        fingerprint: SHA-256 of the ids: tokenizer, texts, shares and lengths in one.
+        sources: Source -> number of sequences.
+        fingerprint: SHA-256 of the ids; it covers tokenizer, texts, shares and lengths.
     """
 
     ids: Tensor
@@ -61,17 +61,17 @@ class CalibrationSet:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source and its share (before all shares are made to sum to 1)."""
+    """One source and its share (before normalisation to a sum of 1)."""
 
     name: str
     share: float
 
 
 def parse(names: Sequence[str]) -> list[Source]:
-    """``NAME`` or ``NAME=SHARE`` each; a carried set's name alone stands for all of its domains.
+    """Parse sources ``NAME`` or ``NAME=SHARE``; the name of a packaged set selects all of its domains.
 
     Raises:
-        UsageError: a share that is no positive number.
+        UsageError: A share is not a positive number.
     """
     found = []
     for text in names:
@@ -92,18 +92,18 @@ def parse(names: Sequence[str]) -> list[Source]:
 
 
 def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int, seed: int = 0) -> CalibrationSet:
-    """``sequences`` windows of ``length`` tokens, spread over each source.
+    """Build ``sequences`` windows of ``length`` tokens, spread evenly over each source.
 
     Args:
-        tokenizer: of the model that will run.
-        names: as `parse` takes them.
-        sequences: in all; each source gets its share, rounded so that the sum is right.
-        length: tokens a window.
-        seed: which windows: one at random out of each of as many equal stretches of the source as are wanted.
+        tokenizer: Tokenizer of the model to run.
+        names: Sources, as for `parse`.
+        sequences: Total number of windows; each source gets its share, rounded so that the sum is exact.
+        length: Tokens per window.
+        seed: Seed of the window positions: each source is divided into equal stretches, with one random window each.
 
     Raises:
-        SourceError: a source that cannot be found.
-        UsageError: a source with fewer tokens than its windows need.
+        SourceError: A source cannot be found.
+        UsageError: A source has fewer tokens than its windows need.
     """
     if sequences < 1 or length < 2:
         raise UsageError(f"{sequences} sequences of {length} tokens: give at least 1 of at least 2")
@@ -120,11 +120,11 @@ def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int, see
 
 
 def read_texts(name: str) -> Iterator[Text]:
-    """The texts and conversations of one source.
+    """Read the texts and conversations of one source.
 
     Raises:
-        SourceError: it cannot be found or read.
-        CheckpointError: a line of JSON with neither.
+        SourceError: The source cannot be found or read.
+        CheckpointError: A JSON line has neither a text nor a conversation.
     """
     if name.startswith("hub:"):
         yield from _hub(name.removeprefix("hub:"))
@@ -156,7 +156,7 @@ def read_texts(name: str) -> Iterator[Text]:
 
 
 def _divide(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in proportion to ``shares`` that sum to ``total`` (largest remainders first)."""
+    """Divide ``total`` into integers in proportion to ``shares`` (largest remainders first)."""
     exact = [share / sum(shares) * total for share in shares]
     counts = [int(value) for value in exact]
     order = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
@@ -180,14 +180,14 @@ def _windows(tokenizer: Any, name: str, count: int, length: int, seed: int) -> T
             f"the calibration texts {name} have {len(ids):,} tokens, enough for {available} sequences of {length}; "
             f"{count} are wanted: give more text, or fewer or shorter sequences"
         )
-    rng = random.Random(f"{seed} {Path(name).name}")  # the same wherever the file lies
+    rng = random.Random(f"{seed} {Path(name).name}")  # independent of the folder of the file
     bounds = [i * available // count for i in range(count + 1)]
     starts = [rng.randrange(low, high) * length for low, high in itertools.pairwise(bounds)]
     return torch.tensor([ids[start : start + length] for start in starts])
 
 
 def _conversation(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
-    """A conversation in the model's template, without the end token that `_windows` adds; bare without a template."""
+    """Render a conversation with the model's template, if any, without the end token that `_windows` adds."""
     if tokenizer.chat_template is None:
         return bare_text(messages)
     text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
@@ -202,7 +202,7 @@ def _carried(name: str) -> Path | None:
 
 
 def notes(names: Sequence[str]) -> list[str]:
-    """What of the folders among these sources (as `parse` takes them) is not read."""
+    """Describe the files that are skipped in the folders among these sources (as for `parse`)."""
     found = []
     for source in parse(names):
         folder = Path(source.name).expanduser()
@@ -212,9 +212,9 @@ def notes(names: Sequence[str]) -> list[str]:
 
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files of texts below a folder, and its other files.
+    """Return the text files below a folder, and its other files.
 
-    A ``.json`` file that does not begin with a text or a conversation is a file of settings.
+    A ``.json`` file that does not begin with a text or a conversation counts as a settings file.
     """
     files, others = files_below(folder, _SUFFIXES)
     settings = [file for file in files if _settings(file)]
@@ -242,7 +242,7 @@ def _file_texts(file: Path) -> Iterator[Text]:
 
 
 def _text(row: Any) -> Text | None:
-    """The text or the conversation of a row; None if it has neither."""
+    """Return the text or the conversation of a row; None if it has neither."""
     if not isinstance(row, dict):
         return None
     if row.get("messages") is not None:
@@ -268,5 +268,5 @@ def _hub(name: str) -> Iterable[Text]:
             yield text
     except JustrightError:
         raise
-    except Exception as error:  # datasets raises many types for a hub out of reach
+    except Exception as error:  # datasets raises many types if the hub is unreachable
         raise SourceError(f"hub:{name} cannot be read ({error}): give a file or a folder") from error

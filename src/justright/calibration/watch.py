@@ -1,7 +1,7 @@
-"""Watching what goes through the matrices of a layer, while transformers' own code runs it.
+"""Observe the inputs and outputs of a layer's matrices while transformers' own code runs it.
 
-Every product with a watched weight is seen where torch dispatches it, so that no family's forward is written again
-here: plain linear layers, experts in a loop (a view of the stacked tensor each), and batched ones alike.
+A torch dispatch mode intercepts every product with a watched weight, so no family's forward is reimplemented here.
+This covers plain linear layers, experts in a loop (each a view of the stacked tensor), and batched experts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Seen = Callable[[str, int | None, Tensor, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A weight to watch: its ``name``, the ``tensor``, and whether axis 0 is the expert."""
+    """A weight to watch: its ``name``, the ``tensor``, and whether axis 0 indexes experts."""
 
     name: str
     tensor: Tensor
@@ -40,17 +40,17 @@ class Watched:
 
 
 class Watch(TorchFunctionMode):
-    """While entered, calls ``seen`` for every product with one of the weights.
+    """Context manager that calls ``seen`` for every product with one of the weights.
 
     Args:
-        weights: what to watch.
-        seen: told of every product.
+        weights: Weights to watch.
+        seen: Callback for every product.
     """
 
     def __init__(self, weights: Sequence[Watched], seen: Seen) -> None:
         super().__init__()
         self._seen = seen
-        # By address: the tensors themselves would stay in memory as long as this does.
+        # Keyed by address: references to the tensors would keep them in memory.
         self._whole = {w.tensor.data_ptr(): (w.name, w.stacked, w.tensor.ndim) for w in weights}
         self._experts = {
             w.tensor[e].data_ptr(): (w.name, e) for w in weights if w.stacked for e in range(len(w.tensor))
@@ -79,14 +79,14 @@ class Watch(TorchFunctionMode):
 
 
 class Routing:
-    """Sees which experts a layer's tokens are sent to; use it in a ``with`` block.
+    """Observes the routing of a layer's tokens to experts; use it in a ``with`` block.
 
     Args:
-        layer: the decoder layer.
-        experts: its experts' module path.
-        router: its router's module path, for experts that are not told which tokens are theirs.
-        top_k: experts a token.
-        seen: ``(chosen [tokens, top_k] int64, weights [tokens, top_k])`` before the experts run.
+        layer: The decoder layer.
+        experts: Module path of its experts.
+        router: Module path of its router, for expert modules that do not receive the routing as an argument.
+        top_k: Experts per token.
+        seen: Callback before the experts run: ``(chosen [tokens, top_k] int64, weights [tokens, top_k])``.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Routing:
             self._seen(given[0].long(), given[1])
 
     def _after_router(self, _: nn.Module, __: Any, output: Any) -> None:
-        # Llama 4: (scores of all experts, logits); its experts get tokens already multiplied by their scores.
+        # Llama 4 returns (scores of all experts, logits); its experts receive tokens multiplied by their scores.
         if len(output) == 2:
             scores = output[0].flatten(0, -2)
             weights, chosen = scores.topk(self._top_k, dim=-1)

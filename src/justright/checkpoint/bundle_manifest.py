@@ -1,9 +1,9 @@
-"""Bundles: a model with its switch, its drafter and its defaults, in one directory that says what it holds.
+"""Bundles: a model, its switch, its drafter and its defaults in one directory with a manifest.
 
-DIR/                   the model's checkpoint, which any loader takes as it is
+DIR/                   the model's checkpoint, readable by any loader
     justright.json     the manifest
-    switch/            the adapter to its fast twin, if it has one
-    draft/             the drafter, if it has one
+    switch/            the adapter to its fast counterpart, if any
+    draft/             the drafter, if any
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ MANIFEST = "justright.json"
 FORMAT = "justright-bundle-1"
 PARTS = ("switch", "draft")
 
-# Beside the weights and `COMPANIONS`: what tells of a model, its licence in whatever form, pictures of its card.
+# Besides the weights and `COMPANIONS`: documentation, licences in any format, pictures of the model card.
 _TOLD = [*COMPANIONS, "*.json", "*.txt", "*.md", "*.html", "*.png"]
-_NEVER = {MANIFEST, "adapter_config.json"}  # an adapter beside the weights is loaded by transformers unasked
+_NEVER = {MANIFEST, "adapter_config.json"}  # transformers auto-loads an adapter beside the weights
 
 Tick = Callable[[str, int, int], None]
-"""``(stage, bytes done, bytes in all)``"""
+"""``(stage, finished bytes, total bytes)``"""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """How a bundle's files differ from its manifest; all empty: not at all.
+    """Differences between a bundle's files and its manifest; all fields are empty if there are none.
 
     Attributes:
-        missing: in the manifest, and not there.
-        changed: of another size or content.
-        added: there, and not in the manifest.
+        missing: Files in the manifest only.
+        changed: Files of another size or content.
+        added: Files in the directory only.
     """
 
     missing: tuple[str, ...] = ()
@@ -54,22 +54,22 @@ class Verified:
 
     @property
     def whole(self) -> bool:
-        """Whether all that was bundled is there as it was."""
+        """Whether all bundled files exist unchanged."""
         return not self.missing and not self.changed
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What a manifest says.
+    """A bundle, as its manifest describes it.
 
     Attributes:
-        path: the directory.
+        path: Directory of the bundle.
         verifier: `weights_identity` of the model.
-        parts: of `PARTS`, those it has -> where they were taken from, and what they are.
-        templates: "chat" -> the file with the model's chat template, "fast" -> the file with the fast mode's.
-        defaults: how it is run where nobody says otherwise, see `justright.engine.defaults`.
-        files: path in the directory -> ``size_bytes`` and ``sha256``.
-        provenance: what made it.
+        parts: Part of `PARTS` -> its origin and description.
+        templates: "chat" -> file of the model's chat template, "fast" -> file of the fast mode's.
+        defaults: Default run settings, see `justright.engine.defaults`.
+        files: Path in the directory -> ``size_bytes`` and ``sha256``.
+        provenance: How the bundle was made.
     """
 
     path: Path
@@ -82,11 +82,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """Read a bundle's manifest; no file beside it is looked at.
+        """Read a bundle's manifest and no other file.
 
         Raises:
-            UsageError: it is no bundle.
-            CheckpointError: the manifest is damaged, or of another format.
+            UsageError: The directory is not a bundle.
+            CheckpointError: The manifest is damaged, or of another format.
         """
         file = path / MANIFEST
         if not file.is_file():
@@ -113,10 +113,10 @@ class Bundle:
         return cls(path, data["verifier"], **{name: data[name] for name in names})
 
     def part(self, name: str) -> Path | None:
-        """The folder of a part, None where the bundle has none.
+        """Folder of a part; None if the bundle does not have the part.
 
         Raises:
-            CheckpointError: the manifest names it, and it is not there.
+            CheckpointError: The manifest names the part, but its folder is missing.
         """
         if name not in self.parts:
             return None
@@ -126,13 +126,13 @@ class Bundle:
         return folder
 
     def size_bytes(self, part: str | None = None) -> int:
-        """Bytes of all files, or of those of a part ("model": what is neither switch nor drafter)."""
+        """Bytes of all files, or of one part ("model": all files outside switch and drafter)."""
         return sum(
             about["size_bytes"] for name, about in self.files.items() if part in (None, part_of_file(name))
         )
 
     def verify(self, tick: Tick = lambda *_: None, *, hashes: bool = True) -> Verified:
-        """Compare with the manifest: every file's size and, with ``hashes``, all its bytes."""
+        """Compare the size of every file with the manifest and, with ``hashes``, its content."""
         missing, changed, done = [], [], 0
         total = self.size_bytes()
         for name, about in self.files.items():
@@ -150,7 +150,7 @@ class Bundle:
         return Verified(tuple(missing), tuple(changed), tuple(added))
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """Return the content of the manifest."""
         names = ("verifier", "parts", "templates", "defaults", "files", "provenance")
         return {"format": FORMAT} | {name: getattr(self, name) for name in names}
 
@@ -161,19 +161,19 @@ def is_bundle(path: Path) -> bool:
 
 
 def bundled_part(path: Path | None, name: str) -> Path | None:
-    """The folder of a part, if ``path`` is a bundle that has it.
+    """Folder of a part if ``path`` is a bundle with this part, else None.
 
     Raises:
-        CheckpointError: see `Bundle.open` and `Bundle.part`.
+        CheckpointError: See `Bundle.open` and `Bundle.part`.
     """
     return Bundle.open(path).part(name) if path is not None and is_bundle(path) else None
 
 
 def check_bundled_weights(path: Path) -> None:
-    """Read the weights of the model of a bundle once; of another directory, nothing.
+    """Read the model weights of a bundle once and validate them; skip any other directory.
 
     Raises:
-        CheckpointError: a number is not finite.
+        CheckpointError: A weight is NaN or infinite.
     """
     if is_bundle(path):
         with Checkpoint.open(path) as checkpoint:
@@ -181,7 +181,7 @@ def check_bundled_weights(path: Path) -> None:
 
 
 def part_of_file(name: str) -> str:
-    """Which part a file of a bundle belongs to; "model" for what is neither switch nor drafter."""
+    """Part that a bundled file belongs to; "model" for files outside switch and drafter."""
     first = PurePosixPath(name).parts[0]
     return first if first in PARTS else "model"
 
@@ -198,26 +198,26 @@ def write_bundle(
     copy: bool = False,
     tick: Tick = lambda *_: None,
 ) -> Bundle:
-    """Put a bundle together in ``OUT.partial``; it has its name when it is complete.
+    """Assemble a bundle in ``OUT.partial``; it gets its final name once complete.
 
-    Interrupted, the same call goes on behind the last file that was copied. What others keep in ``OUT.partial`` (the
-    shards of an interrupted `prune`) is left. Weights are hard links where the file system has them: then the bundle
-    and what it was made from share them.
+    After an interruption, the same call resumes after the last copied file. Other files in ``OUT.partial`` (the shards
+    of an interrupted `prune`) are kept. Weights are hard links if the file system supports them; the bundle and its
+    sources then share the data.
 
     Args:
-        out: the directory to create.
-        model: the checkpoint directory.
-        parts: of `PARTS`, the folder of each.
+        out: Directory to create.
+        model: Checkpoint directory.
+        parts: Part of `PARTS` -> its folder.
         verifier: `weights_identity` of the model.
-        about: of each part, what the manifest says of it.
-        defaults: for the manifest.
-        provenance: for the manifest.
-        copy: link nothing.
-        tick: told of progress.
+        about: Part -> its description in the manifest.
+        defaults: Default run settings for the manifest.
+        provenance: Provenance for the manifest.
+        copy: Copy all files instead of linking weights.
+        tick: Progress callback.
 
     Raises:
         UsageError: ``out`` exists, or another process is writing it.
-        ResourceError: no room for what has to be copied.
+        ResourceError: The disk has too little space for the copied files.
     """
     out = Path(os.path.abspath(local_path(out)))
     check_new(out)
@@ -246,12 +246,12 @@ def write_bundle(
 
 
 def bundled_files(model: Path, parts: Mapping[str, Path]) -> dict[str, int]:
-    """What a bundle will hold beside its manifest: path in it -> bytes."""
+    """Files that a bundle will hold besides its manifest: path in the bundle -> bytes."""
     return {name: file.stat().st_size for name, file in _sources(model, parts).items()}
 
 
 def _sources(model: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
-    """Path in the bundle -> the file to be put there. Of a bundle given as the model, its checkpoint alone."""
+    """Path in the bundle -> source file. If the model is itself a bundle, only its checkpoint counts."""
     with Checkpoint.open(model) as checkpoint:
         found = {file.name: file for file in checkpoint.files()}
     for pattern in _TOLD:
@@ -267,7 +267,7 @@ def _sources(model: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick) -> None:
-    """Link or copy what is not in its place yet, and remove what has none."""
+    """Link or copy missing files, and remove files that do not belong to the bundle."""
     for file in list(_walk(staging)):
         name = file.relative_to(staging).as_posix()
         if name not in sources or not _same(sources[name], file, linked=_linked(name, copy=copy)):
@@ -277,9 +277,7 @@ def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
     for name, file in list(waiting.items()):
         if _linked(name, copy=copy):
-            with contextlib.suppress(
-                OSError
-            ):  # another file system, one without links, or too many: a copy then
+            with contextlib.suppress(OSError):  # other file system, no links, or too many: copy
                 os.link(file, staging / name)
                 del waiting[name]
     sizes = {name: file.stat().st_size for name, file in waiting.items()}
@@ -297,7 +295,7 @@ def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all, and with the source's time, by which it is known again."""
+    """Copy a file atomically and keep the source's modification time, which `_same` compares."""
     partial = target.with_name(target.name + ".partial")
     shutil.copyfile(source, partial)
     shutil.copystat(source, partial)
@@ -308,12 +306,12 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _linked(name: str, *, copy: bool) -> bool:
-    """Weights, which nobody edits in place, and not the texts that somebody may."""
+    """Whether to hard-link a file: weights yes; text files no, because users may edit them in place."""
     return not copy and name.endswith(".safetensors")
 
 
 def _same(source: Path, placed: Path, *, linked: bool) -> bool:
-    """Whether a file in its place is a whole copy of the source, or the source itself where it may be."""
+    """Whether a bundled file is a complete copy of the source, or a permitted link to it."""
     one, other = source.stat(), placed.stat()
     if source.samefile(placed):
         return linked
@@ -333,20 +331,20 @@ def _hashed(staging: Path, sources: Mapping[str, Path], tick: Tick) -> dict[str,
 
 
 def _templates(files: Mapping[str, Any]) -> dict[str, str]:
-    """Where chat templates are; an older checkpoint has its in the tokenizer's config."""
+    """Find the files of the chat templates; older checkpoints store the template in the tokenizer config."""
     chat = next((name for name in TEMPLATE_FILES if name in files), None)
     found = {"chat": chat, "fast": "switch/chat_template.jinja"}
     return {mode: name for mode, name in found.items() if name in files and name is not None}
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files of a bundle's directory and of its folders, hidden ones (of version control, of the hub) left out."""
+    """List all files of a bundle except hidden ones (of version control, of the hub)."""
     for file in sorted(folder.rglob("*")):
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
             yield file
 
 
 def _inside(name: Any) -> bool:
-    """Whether a name is that of a file below the bundle's directory."""
+    """Whether a name is a path below the bundle's directory."""
     path = PurePosixPath(name) if isinstance(name, str) and name else PurePosixPath("/")
     return not path.is_absolute() and ".." not in path.parts

@@ -1,4 +1,4 @@
-"""Which weights a file is: a short digest that tells one checkpoint from another without reading all of it."""
+"""A short digest that identifies a checkpoint's weights without reading all of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _known: dict[tuple[tuple[Path, int, int], ...], str] = {}
 def weights_identity(path: Path) -> str:
     """Sixteen hexadecimal digits: names, shapes, dtypes, and the first and last 256 bytes of every tensor's values.
 
-    Two trainings of one model differ in every matrix, so a part of each is enough; a copy, another sharding, and a
+    Two trainings of one model differ in every matrix, so a part of each is enough. A copy, another sharding, and a
     sparse container's unpacked form have the digest of the original.
 
-    Worked out once in a process for files of the same path, size and time: bundle, switch and drafter all ask.
+    The result is cached per process by path, size and modification time, since bundle, switch and drafter all use it.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: The checkpoint cannot be read.
     """
     with Checkpoint.open(path) as checkpoint:
         stats = [(file.resolve(), file.stat()) for file in checkpoint.files()]

@@ -1,4 +1,4 @@
-"""Refusing tensors that hold NaN or infinite numbers, when they are read."""
+"""Validate that tensors hold no NaN or infinite values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
     """Read every floating-point tensor once.
 
     Args:
-        tensors: by name; of any shapes and dtypes.
-        where: the file or folder they are from, for the message.
+        tensors: Name -> tensor, of any shape and dtype.
+        where: Their file or folder, for the message.
 
     Raises:
-        CheckpointError: one holds a NaN or an infinity.
+        CheckpointError: A tensor holds NaN or infinity.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
@@ -39,7 +39,7 @@ def check_finite_files(files: Iterable[Path]) -> None:
     """`check_finite` for all tensors of safetensors files, one tensor in memory at a time.
 
     Raises:
-        CheckpointError: a number that is not finite, or a file that cannot be read.
+        CheckpointError: A value is not finite, or a file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -45,7 +45,7 @@ TORCH_TO_NAME = {f"torch.{torch_name}": name for name, (torch_name, _) in DTYPES
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor; ``start`` and ``end`` are byte offsets in its file's data."""
+    """The header entry of one tensor; ``start`` and ``end`` are byte offsets in its file's data."""
 
     name: str
     dtype: str
@@ -62,7 +62,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """One safetensors file's header: its tensors in the order of their bytes, its metadata, and where data begins."""
+    """One safetensors file's header: its tensors in byte order, its metadata, and the offset of the data."""
 
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
@@ -73,7 +73,7 @@ def read_header(file: Path) -> Header:
     """Read and check a safetensors header; no tensor's bytes are read and torch is not imported.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or its header is corrupt.
+        CheckpointError: The file is missing, truncated, or its header is corrupt.
     """
     try:
         size = file.stat().st_size
@@ -102,7 +102,7 @@ def read_header(file: Path) -> Header:
 
 
 def damaged(file: Path, what: str) -> CheckpointError:
-    """The error for a file whose bytes contradict its format."""
+    """Return the error for a file that violates the format."""
     return CheckpointError(f"{file} is damaged: {what}. Fetch or copy the file again")
 
 
@@ -127,7 +127,7 @@ def _tensor_info(file: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
 
 
 def _check_extent(file: Path, tensors: list[TensorInfo], *, data_bytes: int) -> None:
-    """Check that the tensors fill the data exactly: no hole, no overlap, no missing or spare byte."""
+    """Check that the tensors fill the data exactly: no gap, no overlap, no missing or extra byte."""
     end = 0
     for info in tensors:
         if info.start != end:

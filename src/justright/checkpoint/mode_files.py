@@ -1,9 +1,9 @@
-"""What belongs to a way of running a model beside its weights, from all the places where a folder may have it.
+"""Read the chat template, end tokens and special tokens of a folder from all places that may hold them.
 
 - Chat template: ``chat_template.jinja``, else ``chat_template`` in ``tokenizer_config.json`` (transformers 4), else
   ``chat_template.json`` (processors).
 - End tokens: ``eos_token_id`` of ``generation_config.json``, else of ``config.json``, else of its ``text_config``.
-- Special tokens: ``tokenizer_config.json``, and over it ``special_tokens_map.json``.
+- Special tokens: ``tokenizer_config.json``, overridden by ``special_tokens_map.json``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_toke
 
 
 def read_template(folder: Path) -> str | None:
-    """The folder's default chat template; None where there is none.
+    """The folder's default chat template; None if it has none.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: A file cannot be read.
     """
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
@@ -41,10 +41,10 @@ def read_template(folder: Path) -> str | None:
 
 
 def read_end_tokens(folder: Path) -> frozenset[int]:
-    """The folder's end tokens; empty where no config names one (then the tokenizer's counts).
+    """The folder's end tokens; empty if no config names one (the tokenizer's then applies).
 
     Raises:
-        CheckpointError: a file cannot be read, or names something that is no token id.
+        CheckpointError: A file cannot be read, or names a value that is not a token id.
     """
     config = read_object(folder / "config.json")
     nested = config.get("text_config")
@@ -65,7 +65,7 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     """The folder's special tokens by name (``eos_token``), as chat templates use them.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: A file cannot be read.
     """
     both = {**read_object(folder / TOKENIZER), **read_object(folder / SPECIAL)}
     found = {name: both.get(name) for name in _SPECIAL_TOKENS}
@@ -74,9 +74,9 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
+    """Read a JSON object; return an empty one if the file is missing.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else.
+        CheckpointError: The file cannot be read, or does not hold a JSON object.
     """
     return read_json(file) if file.is_file() else {}

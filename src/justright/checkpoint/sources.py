@@ -1,6 +1,6 @@
-"""Where models come from: a directory, the Hugging Face hub, or a Python package -> a local directory.
+"""Resolve a model (a directory, the Hugging Face hub, or a Python package) to a local directory.
 
-Neither torch nor transformers is imported here: ``justright path`` answers at once.
+This module imports neither torch nor transformers, so ``justright path`` stays fast.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from justright.errors import CheckpointError, JustrightError, MissingExtraError,
 from justright.files import exists, local_path
 
 ENTRY_POINTS = "justright.models"
-# The hub's pattern language lets * match slashes: what lies in subfolders is taken out again below.
+# In the hub's patterns * matches slashes, so files in subfolders are excluded again below.
 HUB_ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "README*"]
 HUB_NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.py", "*.pkl"]
-"""Pickles and code: not even where a bundle's manifest names them."""
+"""Pickles and code: never fetched, even if a bundle's manifest names them."""
 HUB_IGNORE = ["*/*.safetensors", "consolidated*.safetensors", *HUB_NEVER]
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,13 +53,13 @@ class Provider(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A model that lies on this machine.
+    """A model on this machine.
 
     Attributes:
-        path: the checkpoint directory.
-        name: what the user asked for.
+        path: The checkpoint directory.
+        name: The requested name.
         kind: ``local``, ``hub``, or a provider's prefix such as ``packaged``.
-        revision: the hub's commit, None for other kinds.
+        revision: The hub's commit, None for other kinds.
     """
 
     path: Path
@@ -74,17 +74,17 @@ def resolve(
     """Find a model, and fetch or convert it where needed.
 
     Args:
-        model: an existing directory, ``PREFIX:NAME`` (a model that a Python package carries), or a hub id
+        model: An existing directory, ``PREFIX:NAME`` (a model in a Python package), or a hub id
             ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
-        revision: the hub's branch, tag or commit; instead of ``@revision``.
-        offline: use what the hub's cache has, ask no server.
-        progress: show progress on stderr.
+        revision: The hub's branch, tag or commit; instead of ``@revision``.
+        offline: Use only the hub's cache, without network access.
+        progress: Show progress on stderr.
 
     Raises:
-        UsageError: the name is empty, or a revision is given where there is none.
-        SourceError: nothing of that name, or the hub cannot be reached.
-        CheckpointError: what was found is not a checkpoint that justright can load.
-        MissingExtraError: a package is needed; the message has the command.
+        UsageError: The name is empty, or a revision is given for a model without revisions.
+        SourceError: No model has this name, or the hub cannot be reached.
+        CheckpointError: The result is not a checkpoint that justright can load.
+        MissingExtraError: A package is missing; the message has the install command.
     """
     if not model.strip():
         raise UsageError("no model given: a directory, PREFIX:NAME or a hub id org/name is expected")
@@ -111,8 +111,8 @@ def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = Tru
     """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
-        UsageError: neither of them, or a directory without ``adapter_config.json``.
-        SourceError: the hub does not have it, or cannot be reached.
+        UsageError: The input is neither, or is a directory without ``adapter_config.json``.
+        SourceError: The hub does not have it, or cannot be reached.
     """
     make = "`justright switch extract SLOW FAST -o DIR` makes"
     local = _resolve_part("adapter", adapter, make, offline, progress)
@@ -126,8 +126,8 @@ def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = Tru
     """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
-        UsageError: neither of them.
-        SourceError: the hub does not have it, or cannot be reached.
+        UsageError: The input is neither.
+        SourceError: The hub does not have it, or cannot be reached.
     """
     make = "`justright draft train MODEL -o DIR` makes"
     return _resolve_part("drafter", drafter, make, offline, progress)
@@ -146,10 +146,10 @@ def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool
 
 
 def available() -> dict[str, str]:
-    """Return the models that installed packages carry: ``PREFIX:NAME`` -> description.
+    """Return the models in installed packages: ``PREFIX:NAME`` -> description.
 
     Raises:
-        SourceError: a provider cannot be loaded.
+        SourceError: A provider cannot be loaded.
     """
     return {
         f"{point.name}:{name}": description
@@ -162,7 +162,7 @@ def check_tokenizer_files(path: Path) -> None:
     """Check that a checkpoint directory has a tokenizer, before anything expensive.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: The tokenizer is missing.
     """
     has_bpe = (path / "vocab.json").exists() and (path / "merges.txt").exists()
     if not has_bpe and not any(next(path.glob(pattern), None) for pattern in TOKENIZER_FILES):
@@ -265,7 +265,7 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                 ignore_patterns=HUB_IGNORE,
                 local_files_only=offline,
             )
-            if is_bundle(Path(path)):  # all that it names, of the same commit
+            if is_bundle(Path(path)):  # all files that it names, from the same commit
                 huggingface_hub.snapshot_download(
                     repo,
                     revision=Path(path).name,
@@ -313,7 +313,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _hub_progress(shown: bool) -> Iterator[None]:
-    """Silence the hub's progress bars where asked to; leave the user's own setting alone otherwise."""
+    """Disable the hub's progress bars on request; otherwise keep the user's own setting."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,

@@ -1,9 +1,9 @@
-"""The bitmask container: tensors with many zeros as one bit a weight and the weights that are not zero.
+"""The bitmask container: stores a tensor with many zeros as one bit per weight and its nonzero weights.
 
-A tensor NAME becomes three: ``NAME.values`` (those that are not zero, in the tensor's dtype and row-major order),
-``NAME.bitmask`` (uint8; a bit a weight, the first in the lowest bit) and ``NAME.shape`` (the bytes of little-endian
-int64). Tensors that it would make larger stay as they are. Its files have names of their own, so that loaders which do
-not know it find no weights, instead of weights that they do not understand. Packing and unpacking keep every bit.
+A tensor NAME becomes three: ``NAME.values`` (its nonzero weights, in the tensor's dtype and row-major order),
+``NAME.bitmask`` (uint8; one bit per weight, the first in the lowest bit) and ``NAME.shape`` (the bytes of little-endian
+int64). Tensors that would become larger stay dense. The files have distinct names, so other loaders find no weights
+instead of weights that they misread. Packing and unpacking keep every bit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ALIGN = 8
 
 
 def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors to store for one: three, or itself if they would be larger."""
+    """Return the tensors to store: three parts, or the tensor itself if they would be larger."""
     import numpy as np
     import torch
 
@@ -38,7 +38,7 @@ def pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     size = tensor.element_size()
     shape = np.array(tensor.shape, dtype="<i8").view(np.uint8)
     mask_bytes = -(-tensor.numel() // 8)
-    padding = -(count * size + mask_bytes) % _ALIGN  # what comes behind lies aligned, whatever its dtype
+    padding = -(count * size + mask_bytes) % _ALIGN  # aligns the next tensor for any dtype
     if count * size + mask_bytes + padding + len(shape) >= tensor.nbytes:
         return {name: tensor}
     mask = np.packbits(kept.numpy(), bitorder="little")
@@ -55,7 +55,7 @@ def unpack(
     """The inverse of `pack`; ``name`` is for the message.
 
     Raises:
-        CheckpointError: values and bits do not belong together.
+        CheckpointError: Values and bitmask do not match.
     """
     import numpy as np
     import torch
@@ -72,12 +72,12 @@ def unpack(
 
 
 def tensor_infos(infos: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], frozenset[str]]:
-    """The tensors that a container's tensors stand for, and which of them are packed.
+    """Return the logical tensors of a container, and the names of the packed ones.
 
-    A packed tensor's size is that of its parts.
+    The size of a packed tensor is the size of its parts.
 
     Raises:
-        CheckpointError: a part is missing or damaged.
+        CheckpointError: A part is missing or damaged.
     """
     found: dict[str, TensorInfo] = {}
     packed = set()

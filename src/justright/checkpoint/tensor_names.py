@@ -1,7 +1,7 @@
-"""One name for each tensor, whichever of the names that transformers loads a checkpoint was saved with.
+"""Map the tensor names that transformers can load to one canonical name per tensor.
 
-The names on disk differ with the class and the release that saved them. Whatever uses `Checkpoint` knows those of
-the architecture table's ``disk`` column; here the others are mapped to them.
+The names on disk depend on the class and the release that saved them. Users of `Checkpoint` see only the names of the
+architecture table's ``disk`` column; this module maps all others to them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def canonical_names(stored: Iterable[str], config: Mapping[str, Any], where: obj
     - A head alone where the embedding is tied to it: it is the embedding.
 
     Args:
-        stored: the names in the files.
-        config: the content of ``config.json``; of an unknown family, names stay as they are.
-        where: for messages.
+        stored: Names in the files.
+        config: Content of ``config.json``; names of an unknown family are unchanged.
+        where: Path for messages.
 
     Raises:
-        CheckpointError: two tensors would have the same name.
+        CheckpointError: Two tensors would get the same name.
     """
     try:
         row = architecture_of(config)

@@ -14,7 +14,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The checkpoint's fast tokenizer.
 
     Raises:
-        CheckpointError: it cannot be read or is a slow one.
+        CheckpointError: It cannot be read, or is a slow tokenizer.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)

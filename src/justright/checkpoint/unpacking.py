@@ -1,4 +1,4 @@
-"""A sparse container, written as an ordinary checkpoint."""
+"""Convert a sparse container to an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from justright.provenance import collect
 
 
 def unpack_checkpoint(source: Path, out: Path, tick: Callable[[int, int], None] = lambda *_: None) -> Path:
-    """Write the container ``source`` as a plain checkpoint ``out``; interrupted, the same call goes on.
+    """Write the container ``source`` as a plain checkpoint ``out``. After an interruption, the same call resumes.
 
     Args:
-        source: a directory.
-        out: to create.
-        tick: told tensors done, tensors in all.
+        source: Directory of the container.
+        out: Directory to create.
+        tick: Progress callback; receives the finished and the total tensors.
 
     Raises:
-        UsageError: ``source`` is no container, or ``out`` exists.
-        CheckpointError: it is damaged.
+        UsageError: ``source`` is not a container, or ``out`` exists.
+        CheckpointError: The container is damaged.
     """
     with Checkpoint.open(source) as checkpoint:
         if not checkpoint.packed:

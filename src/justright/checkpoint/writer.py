@@ -1,9 +1,9 @@
-"""Writing checkpoints that are complete or absent, in shards, and that a killed run can go on with.
+"""Write sharded checkpoints atomically; an interrupted run can resume.
 
 OUT.partial/                 while writing; may be deleted to start over
-    journal.jsonl            line 1: the job; then one line per shard that is safely on disk
+    journal.jsonl            line 1: the job; then one line per complete shard
     lock                     one writer at a time
-    checkpoint/              becomes OUT by one rename, when every byte is on disk
+    checkpoint/              renamed to OUT once every byte is on disk
 """
 
 from __future__ import annotations
@@ -52,27 +52,27 @@ class _Shard:
 
 
 class CheckpointWriter:
-    """Writes a checkpoint directory tensor by tensor; use it in a ``with`` block.
+    """Writes a checkpoint directory one tensor at a time; use it in a ``with`` block.
 
-    Life cycle: the constructor takes ``OUT.partial`` with what an interrupted run of the same job left there,
-    :meth:`add` appends tensors, :meth:`finish` gives the directory its final name. Leaving the block without
-    ``finish`` (an error, Ctrl-C, kill -9) leaves nothing under the final name and keeps the complete shards:
-    the same job, adding the same tensors in the same order, goes on after them and ends with the same bytes.
+    Life cycle: the constructor opens ``OUT.partial`` and resumes an interrupted run of the same job, :meth:`add`
+    appends tensors, :meth:`finish` gives the directory its final name. Leaving the block without ``finish``
+    (an error, Ctrl-C, kill -9) creates no final directory and keeps the complete shards. The same job, adding
+    the same tensors in the same order, then resumes after them and produces the same bytes.
 
     Args:
-        out: the directory to create.
-        fingerprint: what identifies the job, JSON-ready: source, method, settings. Interrupted work is taken
-            up only by a job with an equal one.
-        source: a checkpoint directory whose tokenizer, templates, licence and so on are copied.
-        max_shard_bytes: the size at which a new shard begins; one larger tensor still is one shard.
-        expected_bytes: the size of all tensors; when given, the disk must have room for them beforehand.
-        metadata: the shards' header metadata; ``{"format": "pt"}`` is what transformers wants to see.
+        out: Directory to create.
+        fingerprint: Identity of the job, JSON-ready: source, method, settings. Only a job with an equal
+            fingerprint resumes interrupted work.
+        source: Checkpoint directory from which the tokenizer, templates, licence and similar files are copied.
+        max_shard_bytes: Maximum size of a shard; one larger tensor becomes a shard of its own.
+        expected_bytes: Size of all tensors; if given, the free disk space is validated first.
+        metadata: Header metadata of the shards; transformers requires ``{"format": "pt"}``.
         resume: False: discard interrupted work, of whatever job.
         store: "sparse": a container of `justright.checkpoint.sparse`.
 
     Raises:
         UsageError: ``out`` exists, another process is writing it, or interrupted work is of another job.
-        ResourceError: the disk has less room than ``expected_bytes`` needs.
+        ResourceError: The disk has less free space than ``expected_bytes`` needs.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class CheckpointWriter:
         self._max_shard_bytes = max_shard_bytes
         self._metadata = dict(metadata or {"format": "pt"})
         self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
-        if store == "sparse":  # three entries for one
+        if store == "sparse":  # three header entries per tensor
             self._room = min(4 * self._room, MAX_HEADER_ROOM)
         self._job = {
             "format": FORMAT,
@@ -142,11 +142,11 @@ class CheckpointWriter:
         return self._done
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write one tensor; nothing to do when it is among :meth:`done`.
+        """Write one tensor; skip it if it is in :meth:`done`.
 
         Raises:
-            UsageError: the name was added before, the tensor cannot be held, or the writer is finished.
-            ResourceError: the disk is full; what is complete is kept, the same job goes on from there.
+            UsageError: The name was added before, safetensors cannot store the tensor, or the writer is finished.
+            ResourceError: The disk is full; complete shards are kept, and the same job resumes after them.
         """
         if self._finished:
             raise UsageError(f"{self.out} is finished: {name} cannot be added")
@@ -166,19 +166,19 @@ class CheckpointWriter:
         provenance: Provenance | None = None,
         files: Mapping[str, str | bytes] | None = None,
     ) -> Path:
-        """Write what stands beside the weights and give the directory its final name.
+        """Write the files beside the weights and give the directory its final name.
 
         Args:
-            config: the content of ``config.json``.
-            provenance: written as ``provenance.json``.
-            files: further files by name (a model card, a manifest); they replace companions of that name.
+            config: The content of ``config.json``.
+            provenance: Written as ``provenance.json``.
+            files: Further files by name (a model card, a manifest); they replace copied files of that name.
 
         Returns:
             The final directory.
 
         Raises:
-            UsageError: nothing was added, or the final name was taken meanwhile.
-            ResourceError: the disk is full.
+            UsageError: No tensor was added, or ``out`` was created in the meantime.
+            ResourceError: The disk is full.
         """
         with self._disk():
             self._complete_shard()
@@ -201,7 +201,7 @@ class CheckpointWriter:
         return self.out
 
     def close(self) -> None:
-        """Let go of files and lock; interrupted work stays, finished work has left nothing else."""
+        """Release files and lock; keep interrupted work, remove the work folder of finished work."""
         if self._current is not None:
             self._current.abandon()
             self._current = None
@@ -268,7 +268,7 @@ class CheckpointWriter:
         return self.partial / "journal.jsonl"
 
     def _take_up(self, resume: bool) -> list[_Shard]:
-        """Keep the complete shards that an interrupted run of this job left; remove everything else of it."""
+        """Resume: keep the complete shards of an interrupted run of this job, and remove its other files."""
         lines = _read_lines(self._journal) if resume and self._folder.exists() else []
         if lines and lines[0] != self._job:
             raise UsageError(
@@ -278,7 +278,7 @@ class CheckpointWriter:
         self._folder.mkdir(exist_ok=True)
         recorded = [_Shard(**line) for line in lines[1:]]
         for number, final in enumerate(_final_names(len(recorded), self.store), 1):
-            if (self._folder / final).exists():  # stopped while finishing: the name goes back
+            if (self._folder / final).exists():  # interrupted in `finish`: restore the name
                 os.replace(self._folder / final, self._shard_path(number))
         kept: list[_Shard] = []
         while len(kept) < len(recorded) and _intact(self._shard_path(len(kept) + 1), recorded[len(kept)]):
@@ -308,7 +308,7 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """Turn the file system's refusals into errors that say what to do."""
+        """Convert file system errors into errors that say what to do."""
         try:
             yield
         except OSError as error:
@@ -320,10 +320,10 @@ class CheckpointWriter:
 
 
 def take_lock(partial: Path) -> Any:
-    """The lock of a work folder, which is released by its ``release`` or with the process.
+    """Lock a work folder; ``release`` of the lock, or the end of the process, unlocks it.
 
     Raises:
-        UsageError: another process has it.
+        UsageError: Another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -338,8 +338,8 @@ def take_lock(partial: Path) -> Any:
 
 
 def leave(partial: Path, lock: Any) -> None:
-    """Give back a lock with its file; the folder goes too, unless there is something else in it."""
-    with contextlib.suppress(OSError):  # while it is held: nobody else's is taken away
+    """Release a lock and remove its file; remove the folder too if it is empty."""
+    with contextlib.suppress(OSError):  # still held, so this cannot remove another process's lock
         (partial / "lock").unlink(missing_ok=True)
     lock.release()
     with contextlib.suppress(OSError):
@@ -363,7 +363,7 @@ def _intact(path: Path, shard: _Shard) -> bool:
 
 
 def _read_lines(journal: Path) -> list[dict[str, Any]]:
-    """Return the journal's lines up to the first that is torn."""
+    """Return the journal's lines before the first incomplete one."""
     lines: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError, ValueError):
         for line in journal.read_text(encoding="utf-8").splitlines():

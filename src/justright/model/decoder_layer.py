@@ -1,7 +1,7 @@
-"""One decoder layer's tensors: from a checkpoint's names and layout to those in memory, and back, bit for bit.
+"""Convert one decoder layer's tensors between a checkpoint's names and layout and those in memory, bit for bit.
 
-Checkpoints keep experts one by one, transformers stacks them; routers have other names. The architecture table says
-which; here the tensors are moved. Nothing is computed, so reading and writing back gives the same bytes.
+Checkpoints store experts separately, transformers stacks them, and router names differ. The architecture table
+describes both layouts. The conversion only moves data, so reading and writing back gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = dict[str, "Tensor"]
-"""Tensors by their names in memory, relative to the layer: ``mlp.experts.down_proj``."""
+"""Name in memory, relative to the layer (``mlp.experts.down_proj``) -> tensor."""
 
 
 class LayerFormat:
-    """How one checkpoint lays out its decoder layers.
+    """Reads and writes the decoder layers of one checkpoint.
 
     Args:
-        checkpoint: open; of a family in the architecture table.
+        checkpoint: An open checkpoint of a family in the architecture table.
 
     Raises:
-        UnsupportedModelError: an unknown family, or quantised weights.
-        CheckpointError: a layer's matrices are missing.
+        UnsupportedModelError: The family is unknown, or the weights are quantised.
+        CheckpointError: A layer's matrices are missing.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -50,28 +50,28 @@ class LayerFormat:
                     self._names[int(number)].append(name)
 
     def disk_names(self, index: int) -> list[str]:
-        """The names of layer ``index``'s tensors on disk, in their order there."""
+        """Names of layer ``index``'s tensors on disk, in disk order."""
         return self._names[index]
 
     def other_names(self) -> list[str]:
-        """The names of all tensors that belong to no decoder layer."""
+        """Names of all tensors outside the decoder layers."""
         of_layers = {name for names in self._names.values() for name in names}
         return [name for name in self.checkpoint if name not in of_layers]
 
     def expert_names_beyond(self) -> list[str]:
-        """The names of tensors of routed experts outside of the decoder layers: those of multi-token prediction.
+        """Names of routed experts' tensors outside the decoder layers (multi-token prediction).
 
-        DeepSeek-V3 and GLM keep them as layers after the last one, others under ``mtp``.
+        DeepSeek-V3 and GLM store them as layers after the last one, other families under ``mtp``.
         """
         return [name for name in self.other_names() if ".experts." in name]
 
     def read(self, index: int) -> State:
-        """Layer ``index`` as it is in memory, in the checkpoint's dtype; the caller's own, to be changed in place.
+        """Read layer ``index`` in its memory layout and the checkpoint's dtype; the caller may change it in place.
 
-        Experts stored one by one are stacked as they are read, so no more than the layer is in memory.
+        Separately stored experts are stacked while reading, so memory holds only this layer.
 
         Raises:
-            CheckpointError: a tensor is missing or cannot be read.
+            CheckpointError: A tensor is missing or cannot be read.
         """
         prefix = self.architecture.disk.layer(index) + "."
         names = {name.removeprefix(prefix): name for name in self.disk_names(index)}
@@ -97,10 +97,10 @@ class LayerFormat:
         return state
 
     def router_weight(self, index: int) -> Tensor:
-        """The router's rows ``[num_experts, hidden_size]`` of layer ``index``, without reading the rest of it.
+        """Read only the router rows ``[num_experts, hidden_size]`` of layer ``index``.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: The layer has no router.
         """
         moe, prefix = self.architecture.moe, self.architecture.disk.layer(index)
         assert moe is not None
@@ -108,7 +108,7 @@ class LayerFormat:
         return self.checkpoint.tensor(next((n for n in names if n in self.checkpoint), names[0]), copy=True)
 
     def write(self, index: int, state: State) -> State:
-        """The inverse of `read`: full names on disk; the number of experts may have changed."""
+        """Inverse of `read`: return tensors by full name on disk; the number of experts may have changed."""
         prefix = self.architecture.disk.layer(index)
         out = dict(state)
         if index in self.moe_layers:
@@ -125,15 +125,15 @@ class LayerFormat:
 
 
 def check_layers(path: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse a checkpoint without some layer's matrices; what stands before ``layers`` varies, and is left out.
+    """Validate that every layer's matrices exist; name prefixes before ``layers`` vary and are ignored.
 
     Args:
-        path: for the message.
-        config: the content of ``config.json``.
-        names: of the tensors on disk.
+        path: Path for the message.
+        config: Content of ``config.json``.
+        names: Names of the tensors on disk.
 
     Raises:
-        CheckpointError: see above.
+        CheckpointError: A layer's matrices are missing.
     """
     found = {name.partition("layers.")[2] for name in names}
     wanted = [f"{module.name}.weight" for module in linear_modules(config)]
@@ -146,10 +146,10 @@ def check_layers(path: Path, config: Mapping[str, Any], names: Iterable[str]) ->
 
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Refuse what cannot be pruned or decomposed as it is.
+    """Validate that the weights can be pruned or decomposed.
 
     Raises:
-        UnsupportedModelError: the weights are quantised.
+        UnsupportedModelError: The weights are quantised.
     """
     method = (checkpoint.config.get("quantization_config") or {}).get("quant_method")
     packed = next((name for name in checkpoint if not checkpoint.dtype(name).startswith(("F16", "F32", "F64", "BF16"))
@@ -167,7 +167,7 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
 def _stack(
     state: State, disk: ExpertLayout, memory: ExpertLayout, count: int, read: Callable[[str], Tensor]
 ) -> None:
-    """Add transformers' stacked tensors of ``count`` experts that are stored one by one."""
+    """Add transformers' stacked tensors of ``count`` separately stored experts."""
     import torch
 
     gates = (disk.gate,) if disk.fused else (disk.gate, disk.up)

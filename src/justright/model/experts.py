@@ -1,4 +1,4 @@
-"""Routed experts in a decoder layer's state, whatever their layout: as matrices, as vectors, and fewer of them."""
+"""Access, remove and average routed experts in a decoder layer's state, for any layout."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 def expert_count(state: State, moe: Moe) -> int:
-    """How many experts a layer's state holds."""
+    """Number of experts in a layer's state."""
     return int(state[moe.router.weight].shape[0])
 
 
 def expert_tensors(state: State, moe: Moe, expert: int) -> Iterator[Tensor]:
-    """Views of expert ``expert``'s weights and biases, as they lie in ``state``."""
+    """Views of expert ``expert``'s weights and biases, in the layout of ``state``."""
     layout = moe.memory
     for name in (*layout.matrices, *layout.biases):
         yield state[name][expert] if layout.stacked else state[name.format(e=expert)]
 
 
 def expert_vector(state: State, moe: Moe, expert: int) -> Tensor:
-    """One expert's weights and biases in a row, ``[parameters of an expert]`` float32."""
+    """One expert's concatenated weights and biases, ``[parameters of an expert]`` float32."""
     import torch
 
     return torch.cat([tensor.float().flatten() for tensor in expert_tensors(state, moe, expert)])
 
 
 def keep_experts(state: State, moe: Moe, kept: Sequence[int]) -> None:
-    """Leave the experts ``kept`` only in a layer's state, in that order; router and its extras cut alike.
+    """Keep only the experts ``kept`` in a layer's state, in that order, including the router's tensors.
 
-    It changes ``state`` tensor by tensor, so no second state is in memory. Nothing is rescaled.
+    It replaces ``state`` tensor by tensor, so memory holds no second state. Nothing is rescaled.
     Source: arXiv:2409.06211, section 4 (the router of the kept experts).
     """
     import torch

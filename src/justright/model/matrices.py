@@ -1,4 +1,4 @@
-"""The matrices of a decoder layer, by part, each seen as ``[..., out, in]``: what may be pruned, or switched."""
+"""The prunable or switchable matrices of a decoder layer, by part, each viewed as ``[..., out, in]``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Matrix:
     """A matrix of a layer, or a stack of them.
 
     Attributes:
-        name: in memory, relative to the layer.
-        part: what it is counted as.
-        stacked: axis 0 is the expert.
-        transposed: it lies as ``[..., in, out]``.
+        name: Name in memory, relative to the layer.
+        part: Its part of the model.
+        stacked: Whether axis 0 is the expert.
+        transposed: Whether it is stored as ``[..., in, out]``.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Matrix:
     transposed: bool = False
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """A view ``[..., out, in]``; its own inverse."""
+        """Return a view ``[..., out, in]``; the operation is its own inverse."""
         return tensor.transpose(-1, -2) if self.transposed else tensor
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """Refuse unknown parts, and none at all.
+    """Validate names of parts.
 
     Raises:
-        UsageError: see above.
+        UsageError: A part is unknown, or there are no parts.
     """
     wrong = [part for part in parts if part not in PARTS]
     if wrong or not parts:
@@ -51,7 +51,7 @@ def check_parts(parts: Sequence[str]) -> None:
 
 
 def matrices(config: dict[str, Any], index: int, parts: Sequence[str] = PARTS) -> list[Matrix]:
-    """The matrices of decoder layer ``index``; experts stored one by one are one entry each tensor name."""
+    """The matrices of decoder layer ``index``; separately stored experts share one entry per tensor name."""
     row = architecture_of(config)
     prefix = row.memory.layer(index) + "."
     found = [
@@ -66,7 +66,7 @@ def matrices(config: dict[str, Any], index: int, parts: Sequence[str] = PARTS) -
 
 
 def expand(found: Sequence[Matrix], state: State) -> list[Matrix]:
-    """`matrices` with ``{e}`` filled in for the experts that a state has."""
+    """Replace ``{e}`` in `matrices` by each expert of a state."""
     out = []
     for matrix in found:
         if "{e}" not in matrix.name:

@@ -1,7 +1,7 @@
-"""transformers' own model of a checkpoint, first without weights, then with those that our readers give.
+"""Build transformers' own model of a checkpoint without weights, and fill it with weights from our readers.
 
-For what stock loading cannot do: layers with different numbers of experts, weights stored sparsely, and models that
-never are in memory as a whole.
+This covers cases that stock loading cannot: layers with different numbers of experts, sparsely stored weights, and
+models that are never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from justright.model.decoder_layer import LayerFormat, State
 
 
 def skeleton(config: dict[str, Any], dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """The causal language model of a ``config.json``, its parameters on the meta device, its other buffers real.
+    """Build the causal language model of a ``config.json``: parameters on the meta device, other buffers real.
 
     Args:
-        config: the content of a ``config.json``, uneven or not.
-        dtype: of the parameters.
-        options: for transformers' ``from_config``.
+        config: Content of a ``config.json``, uneven or not.
+        dtype: Dtype of the parameters.
+        options: Options for transformers' ``from_config``.
     """
     counts = experts_by_layer(config)
     most = max(counts.values(), default=0)
@@ -43,10 +43,10 @@ def skeleton(config: dict[str, Any], dtype: torch.dtype, **options: Any) -> PreT
 def assemble(
     checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, **options: Any
 ) -> PreTrainedModel:
-    """The whole model of a checkpoint that stock loading cannot read, weight by weight.
+    """Load the whole model of a checkpoint that stock loading cannot read, one weight at a time.
 
     Raises:
-        CheckpointError: a weight is missing or has another shape.
+        CheckpointError: A weight is missing or has another shape.
     """
     layers = LayerFormat(checkpoint)
     names = layers.architecture
@@ -76,10 +76,10 @@ def decoder_layers(model: nn.Module, config: dict[str, Any]) -> nn.ModuleList:
 
 
 def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> None:
-    """Give a layer without weights those of ``state``, as copies in its own dtypes, without gradients.
+    """Fill a layer with copies of the weights in ``state``, in the layer's dtypes, without gradients.
 
     Raises:
-        CheckpointError: a weight is missing or has another shape.
+        CheckpointError: A weight is missing or has another shape.
     """
     parameters = {name for name, _ in layer.named_parameters()}
     names = parameters | {name for name in layer.state_dict() if name in state}
@@ -88,7 +88,7 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
             raise CheckpointError(f"{what} lacks {name}")
         old = layer.get_parameter(name) if name in parameters else layer.get_buffer(name)
         if old.device == device and old.shape == state[name].shape:
-            old.detach().copy_(state[name])  # filled before: no second copy beside it
+            old.detach().copy_(state[name])  # already filled: avoid a second copy
         else:
             place(layer, name, state[name].to(device, old.dtype, copy=True))
     for name, buffer in layer.named_buffers():
@@ -97,10 +97,10 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
 
 
 def place(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor where ``module`` has the parameter or buffer ``name``, in the dtype that it has there.
+    """Set the parameter or buffer ``name`` of ``module``, in its existing dtype.
 
     Raises:
-        CheckpointError: another shape.
+        CheckpointError: The shape differs.
     """
     path, _, last = name.rpartition(".")
     owner = module.get_submodule(path)
@@ -126,7 +126,7 @@ def _empty(config: dict[str, Any], dtype: torch.dtype, options: dict[str, Any]) 
 
 
 def _memory_names(row: Architecture, name: str) -> list[str]:
-    """Where a tensor that belongs to no decoder layer may go."""
+    """Possible names in memory of a tensor outside the decoder layers."""
     if name == row.disk.head:
         return [row.memory.head]
     if name.startswith(row.disk.stem + "."):

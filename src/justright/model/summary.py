@@ -1,6 +1,6 @@
-"""What a checkpoint is, by its config and the headers of its files: no weight is read.
+"""Summarise a checkpoint from its config and file headers, without reading weights.
 
-The config's defaults come from transformers, whose import is most of the time this takes.
+The config's defaults come from transformers, whose import takes most of the time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from justright.model.decoder_layer import check_layers
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = frozenset(["F64", "F32", "F16", "BF16"])
-# Tensors beside the weights of quantised or old checkpoints that are no parameters.
+# Tensors in quantised or old checkpoints that are not parameters.
 _COMPANIONS = ("_scales", "_scale", "_scale_inv", "inv_freq", "masked_bias")
 
 Status = Literal["yes", "no"]
@@ -49,8 +49,8 @@ class Capability:
 
     Attributes:
         name: "run", "draft", "prune experts", "prune weights" or "switch".
-        status: whether it can be done.
-        reason: why, or why not.
+        status: Whether it is supported.
+        reason: Why, or why not.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Experts:
     """The mixture of a mixture-of-experts model.
 
     Attributes:
-        count: routed experts in a layer that has any; the most, where layers differ.
-        least: in the layer that has the fewest.
-        total: of all layers.
-        top_k: of these, how many a token is sent to.
-        layers: how many layers have experts.
+        count: Routed experts per layer; the maximum if layers differ.
+        least: The minimum over the layers with experts.
+        total: Sum over all layers.
+        top_k: Experts per token.
+        layers: Number of layers with experts.
         groups: (groups the experts are divided into, groups a token may use); (1, 1) without groups.
-        shared: whether every token also passes through a shared expert.
+        shared: Whether every token also passes through a shared expert.
     """
 
     count: int
@@ -86,26 +86,26 @@ class Inspection:
     """What a checkpoint is and what it needs.
 
     Attributes:
-        path: its directory.
-        family: the config's ``model_type``.
-        layers: decoder layers.
+        path: Its directory.
+        family: The config's ``model_type``.
+        layers: Decoder layers.
         vocabulary: tokens.
-        context: positions that the model was made for.
-        usable_context: of these, how many the engine uses (fewer where rotary frequencies switch).
-        windows: attention reach -> number of layers; "full", "sliding 4096", "chunked 8192".
+        context: Positions that the model was trained for.
+        usable_context: Positions that the engine uses (fewer where rotary frequencies switch).
+        windows: Attention reach -> number of layers; "full", "sliding 4096", "chunked 8192".
         experts: None for a dense model.
-        parameters: by part; a tied head counts once, as the embedding. "other" is outside the text decoder.
-        total: all parameters of the text decoder.
-        active: parameters that one token uses; equals ``total`` for a dense model.
-        tied_embeddings: whether the head is the embedding.
+        parameters: By part; a tied head counts once, as the embedding. "other" is outside the text decoder.
+        total: All parameters of the text decoder.
+        active: Parameters that one token uses; equals ``total`` for a dense model.
+        tied_embeddings: Whether the head is the embedding.
         disk_dtypes: safetensors' dtype name -> bytes on disk.
-        disk_bytes: all of them.
+        disk_bytes: Sum of these bytes.
         store: "sparse" for a container of `justright.checkpoint.sparse`, which only justright reads; else "dense".
-        quantization: the quantisation method that the config names, or None.
-        weights_bytes: dtype -> bytes of the loaded weights.
-        cache_bytes_per_1k: dtype -> bytes of keys and values for 1,024 tokens of one sequence, as the engine
+        quantization: The quantisation method that the config names, or None.
+        weights_bytes: Dtype -> bytes of the loaded weights.
+        cache_bytes_per_1k: Dtype -> bytes of the KV cache for 1,024 tokens of one sequence, as the engine
             stores them (latent attention expanded, sliding layers whole).
-        capabilities: what justright can do with it.
+        capabilities: What justright can do with it.
     """
 
     path: Path
@@ -137,8 +137,8 @@ def inspect(path: Path) -> Inspection:
     """Inspect a checkpoint directory.
 
     Raises:
-        CheckpointError: it is damaged or incomplete, or its config is invalid.
-        UnsupportedModelError: its family is unknown or not supported.
+        CheckpointError: It is damaged or incomplete, or its config is invalid.
+        UnsupportedModelError: Its family is unknown or not supported.
     """
     with Checkpoint.open(path) as checkpoint:
         config = checkpoint.config
@@ -186,7 +186,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def cached_values_per_token(config: Any) -> int:
-    """Numbers that the engine's cache holds for one token: keys and values of all layers.
+    """Elements per token in the engine's KV cache, over all layers.
 
     Multi-head latent attention is cached expanded, as keys of every head and (narrower) values of every head.
     """
@@ -204,13 +204,13 @@ def cached_values_per_token(config: Any) -> int:
 def _parameters(
     architecture: Architecture, infos: list[TensorInfo], layers: int, tied: bool
 ) -> dict[Part, int]:
-    """Parameters by part, counted on disk; a head that is tied counts as the embedding."""
+    """Count parameters by part on disk; a tied head counts as the embedding."""
     counts: dict[Part, int] = dict.fromkeys(get_args(Part), 0)
     for info in infos:
         if info.name.endswith(_COMPANIONS):
             continue
         part = parameter_part(architecture, info.name, layers)
-        packed = 2 if info.name.endswith("_blocks") else 1  # MXFP4: two values a byte
+        packed = 2 if info.name.endswith("_blocks") else 1  # MXFP4: two values per byte
         counts[part] += math.prod(info.shape) * packed
     if tied:
         if not counts["embedding"]:
@@ -254,7 +254,7 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
 
 
 def _packed(disk: Mapping[str, int]) -> str | None:
-    """The dtypes on disk that are no plain floating point, if they make up most of it."""
+    """Non-floating-point dtypes on disk, if they make up most of the bytes."""
     odd = [dtype for dtype in disk if dtype not in _FLOATS]
     return ", ".join(odd) if sum(disk[d] for d in odd) * 2 > sum(disk.values()) else None
 

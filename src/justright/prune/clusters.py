@@ -1,4 +1,4 @@
-"""Which experts behave alike: agglomerative clustering, complete linkage, to a fixed number of clusters."""
+"""Cluster similar experts: agglomerative clustering, complete linkage, fixed number of clusters."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from justright.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """Experts by behaviour.
+    """Clusters of similar experts.
 
     Attributes:
-        members: the experts of each cluster, ascending; clusters in the order of their first expert.
+        members: Experts of each cluster, ascending; clusters in the order of their first expert.
         merges: SciPy's linkage matrix ``[num_experts - 1, 4]`` for a dendrogram, one per routing group; heights are
             ``-similarity`` and may be negative.
     """
@@ -30,16 +30,16 @@ class Clusters:
 
 
 def cluster(similarity: Tensor, count: int, groups: int = 1) -> Clusters:
-    """Cut ``num_experts`` experts into ``count`` clusters of the most alike.
+    """Group ``num_experts`` experts into ``count`` clusters by similarity.
 
     Args:
-        similarity: ``[num_experts, num_experts]``, larger is more alike; the diagonal is not looked at.
-        count: of clusters.
-        groups: of group-limited routing: consecutive experts, of which none leaves its group; each gets the same
-            number of clusters.
+        similarity: ``[num_experts, num_experts]``; larger means more similar. The diagonal is ignored.
+        count: Number of clusters.
+        groups: Number of routing groups (consecutive experts). No cluster spans two groups, and each group gets the
+            same number of clusters.
 
     Raises:
-        UsageError: a count that is not between 1 and the number of experts, or does not divide into the groups.
+        UsageError: The count is not between 1 and the number of experts, or does not divide into the groups.
 
     Source: arXiv:2409.06211, section 4.1; the distance is ``-similarity``.
     Differs: exact complete linkage (the authors' loop is greedy, and its number of clusters does not fall with the
@@ -73,7 +73,7 @@ def merge_tree(similarity: Tensor) -> NDArray[np.float64]:
     distance = -similarity.double()
     distance = (distance + distance.T) / 2
     least = distance[~torch.eye(len(distance), dtype=torch.bool)].min()
-    distance = (distance - least).clamp(min=0)  # what SciPy takes
+    distance = (distance - least).clamp(min=0)  # SciPy requires nonnegative distances
     distance.fill_diagonal_(0)
     found: NDArray[np.float64] = linkage(squareform(distance.numpy(), checks=False), method="complete")
     found[:, 2] += float(least)
@@ -83,23 +83,23 @@ def merge_tree(similarity: Tensor) -> NDArray[np.float64]:
 def counts_at_one_threshold(
     similarity: Mapping[int, Tensor], total: int, least: int, groups: int = 1
 ) -> dict[int, int]:
-    """How many clusters each layer keeps if all layers are cut at the same height.
+    """Number of clusters per layer if all layers are cut at the same height.
 
     Args:
-        similarity: layer -> ``[num_experts, num_experts]``.
-        total: clusters over all layers.
-        least: clusters that a layer must keep.
-        groups: of group-limited routing; a layer's groups lose one cluster each at a time.
+        similarity: Layer -> ``[num_experts, num_experts]``.
+        total: Number of clusters over all layers.
+        least: Minimum number of clusters per layer.
+        groups: Number of routing groups; all groups of a layer lose one cluster at a time.
 
     Returns:
         Layer -> clusters; they sum to ``total``.
 
     Raises:
-        UsageError: a total that is too small, too large, or no multiple of the groups.
+        UsageError: The total is too small, too large, or not a multiple of the groups.
 
     Source: arXiv:2409.06211, the authors' mode (one threshold for all layers).
-    Differs: the threshold is found exactly, as the height of the last merge that the total asks for; a layer at
-        ``least`` is cut no further.
+    Differs: the threshold is exact, the height of the last merge that reaches the total; a layer at ``least``
+        loses no further cluster.
     """
     steps: list[tuple[float, int]] = []
     experts = 0
@@ -122,10 +122,10 @@ def counts_at_one_threshold(
 
 
 def fcluster_exactly(tree: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Labels after all but the last ``count - 1`` merges: exactly ``count`` clusters, ties in height included."""
+    """Cluster labels after all but the last ``count - 1`` merges: exactly ``count`` clusters, despite equal heights."""
     experts = len(tree) + 1
     heights = tree.copy()
-    heights[:, 2] = np.arange(1, experts)  # by order of the merges, so that equal heights cut apart too
+    heights[:, 2] = np.arange(1, experts)  # rank of the merge, to separate equal heights
     if experts == 1:
         return np.ones(1, dtype=np.int64)
     found: NDArray[np.int64] = fcluster(heights, experts - count, criterion="distance").astype(np.int64)

@@ -1,4 +1,4 @@
-"""From statistics to the plan: which experts stay in each layer, and how sparse each layer becomes."""
+"""Derive the plan from statistics: the experts that each layer keeps, and the sparsity of each layer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def choose(
     settings: Settings,
     statistics: Sequence[LayerStatistics] | None,
 ) -> dict[int, Choice]:
-    """What stays of every layer's experts.
+    """Choose the experts to keep in every layer.
 
     Args:
-        layers: the checkpoint.
-        counts: layer -> how many stay; in uneven mode only their sum counts.
-        settings: criterion and its weights.
-        statistics: of all layers; None for criteria that need none.
+        layers: The checkpoint.
+        counts: Layer -> number of kept experts; in uneven mode only their sum counts.
+        settings: Criterion and its weights.
+        statistics: Statistics of all layers; None for criteria that need none.
     """
     found = {index: statistics[index] if statistics else LayerStatistics() for index in sorted(counts)}
     if settings.uneven:
@@ -55,10 +55,10 @@ def choose(
 def expert_similarity(
     layers: LayerFormat, index: int, settings: Settings, statistics: LayerStatistics
 ) -> Tensor:
-    """How alike a layer's experts are by a `Clustering` criterion; ``[num_experts, num_experts]``.
+    """Pairwise similarity of a layer's experts by a `Clustering` criterion, ``[num_experts, num_experts]``.
 
     Raises:
-        UsageError: the criterion gives another shape, or NaN or infinity.
+        UsageError: The criterion returns another shape, NaN or infinity.
     """
     criterion = settings.expert_criterion
     assert isinstance(criterion, Clustering)
@@ -70,14 +70,14 @@ def expert_similarity(
 def choose_experts(
     layers: LayerFormat, index: int, kept: int, settings: Settings, statistics: LayerStatistics
 ) -> Choice:
-    """What stays of layer ``index``'s experts.
+    """Choose the experts to keep in layer ``index``.
 
     Args:
-        layers: the checkpoint.
-        index: a layer with experts.
-        kept: how many stay.
-        settings: criterion and its weights.
-        statistics: of the layer.
+        layers: The checkpoint.
+        index: Index of a layer with experts.
+        kept: Number of experts to keep.
+        settings: Criterion and its weights.
+        statistics: Statistics of the layer.
     """
     groups = expert_groups(layers.config)[0]
     criterion = settings.expert_criterion
@@ -92,7 +92,7 @@ def choose_experts(
 
 
 def _checked(found: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """What a criterion gave, if experts can be chosen by it."""
+    """Validate the shape and finiteness of a criterion's result."""
     if tuple(found.shape) != shape or not bool(torch.isfinite(found).all()):
         raise UsageError(
             f"criterion {name} gave numbers of shape {list(found.shape)}, {int((~torch.isfinite(found)).sum())} of "
@@ -129,7 +129,7 @@ def _outlier_share(
     settings: Settings,
     statistics: LayerStatistics | None,
 ) -> float:
-    """`outlier_share` of layer ``index`` with the experts of ``choice``, whose statistics are given."""
+    """`outlier_share` of layer ``index`` with the experts of ``choice`` and their statistics."""
     criterion = settings.weight_criterion
     assert criterion is not None
     state = prune_experts(layers, index, choice)
@@ -150,7 +150,7 @@ def _outlier_share(
 
 
 def _of_kept(statistics: LayerStatistics, choice: Choice) -> LayerStatistics:
-    """The statistics of the experts that stay, in their new order."""
+    """Select the statistics of the kept experts, in their new order."""
     kept = list(choice.kept)
     squares = {
         name: tensor[kept] if tensor.ndim == 2 else tensor for name, tensor in statistics.squares.items()

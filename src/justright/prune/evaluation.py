@@ -1,4 +1,4 @@
-"""Figures before and after: measured by a function that the caller gives, kept so that no work is done twice."""
+"""Evaluate before and after pruning with the caller's function, and save figures to avoid repeated work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Evaluate = Callable[[Path], list[dict[str, Any]]]
 
 
 def evaluate_source(work: Path, model: Path, evaluate: Evaluate, tick: Tick) -> list[dict[str, Any]]:
-    """The unpruned model's figures; an interrupted run's are taken from ``work``."""
+    """Evaluate the unpruned model, or reuse an interrupted run's figures from ``work``."""
     file = work / "before.json"
     if not file.exists():
         tick("evaluating before", 0, 1)
@@ -31,7 +31,7 @@ def evaluate_source(work: Path, model: Path, evaluate: Evaluate, tick: Tick) -> 
 
 
 def lacks_evaluation(out: Path, settings: Settings, asked: Mapping[str, Any] | None) -> bool:
-    """Whether ``out`` is complete, by the same settings, but for the second half of the same evaluation."""
+    """Whether ``out`` is complete with equal settings and lacks only the second half of the same evaluation."""
     try:
         found = json.loads((out / JSON).read_text(encoding="utf-8"))
         evaluation = found["evaluation"]
@@ -42,7 +42,7 @@ def lacks_evaluation(out: Path, settings: Settings, asked: Mapping[str, Any] | N
 
 
 def evaluate_result(out: Path, evaluate: Evaluate, tick: Tick) -> Pruned:
-    """Measure the pruned model and put the figures into its report."""
+    """Evaluate the pruned model and add the figures to its report."""
     tick("evaluating after", 0, 1)
     after = evaluate(out)
     found = json.loads((out / JSON).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Which experts stay: a representative of each cluster (STUN), or the highest by a criterion of others."""
+"""Select the experts to keep: a representative of each cluster (STUN), or the highest-ranked experts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from justright.calibration.statistics import LayerStatistics
 from justright.prune.clusters import Clusters
 
 RECONSTRUCT_BELOW = 3
-"""Clusters a layer, below which a representative becomes the average of its cluster (the authors' kappa)."""
+"""With fewer clusters per layer, a representative becomes the average of its cluster (the authors' kappa)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What stays of one layer's experts.
+    """The kept experts of one layer.
 
     Attributes:
-        kept: the experts that stay, ascending.
-        clusters: for each of ``kept`` the experts that it stands for, itself included; only itself where experts
-            are ranked, not clustered.
-        averaged: whether each kept expert, and its router row, becomes the average of those.
+        kept: Indices of the kept experts, ascending.
+        clusters: Cluster of each expert in ``kept``, itself included; only itself if experts are ranked instead of
+            clustered.
+        averaged: Whether each kept expert, and its router row, becomes the average of its cluster.
     """
 
     kept: tuple[int, ...]
@@ -31,12 +31,11 @@ class Choice:
 
 
 def representatives(clusters: Clusters, expert: Callable[[int], Tensor]) -> Choice:
-    """In each cluster the expert nearest to the cluster's mean.
+    """Keep the expert nearest to the mean of each cluster.
 
     Args:
-        clusters: by `justright.prune.clusters.cluster`.
-        expert: all weights of an expert, ``[parameters]``; called for one after the other, so that only one is in
-            memory.
+        clusters: Result of `justright.prune.clusters.cluster`.
+        expert: Returns all weights of an expert, ``[parameters]``; called one expert at a time to save memory.
 
     Source: arXiv:2409.06211, section 4.2; section 4.3 for averaging with fewer than three clusters.
     """
@@ -58,8 +57,8 @@ def highest(scores: Tensor, count: int, groups: int = 1) -> Choice:
 
     Args:
         scores: ``[num_experts]``.
-        count: how many stay.
-        groups: of group-limited routing.
+        count: Number of experts to keep.
+        groups: Number of routing groups.
     """
     size = len(scores) // groups
     kept: list[int] = []
@@ -71,5 +70,5 @@ def highest(scores: Tensor, count: int, groups: int = 1) -> Choice:
 
 
 def unrouted(statistics: Sequence[LayerStatistics]) -> int:
-    """Experts, over all layers, that calibration never sent a token to."""
+    """Number of experts, over all layers, that received no calibration token."""
     return sum(int((s.counts == 0).sum()) for s in statistics if s.counts is not None)

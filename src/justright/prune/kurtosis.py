@@ -1,4 +1,4 @@
-"""Kurtosis of weights, summed up tensor by tensor: how much of a model is outliers."""
+"""Kurtosis of weights, a measure of outliers, accumulated tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _AT_ONCE = 1 << 20
 class Kurtosis:
     """The fourth standardised moment of all non-zero weights given to `add` (3 for a normal distribution).
 
-    Source: arXiv:2409.06211, section 5 (the order of the stages and the kurtosis of what they leave).
+    Source: arXiv:2409.06211, section 5 (the order of the stages and the kurtosis after each).
     """
 
     powers: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
 
     def add(self, weights: Tensor) -> None:
-        """Count the weights of one tensor."""
+        """Add the weights of one tensor."""
         for part in torch.split(weights.flatten(), _AT_ONCE):
             values = part[part != 0].double()
             one = values.clone()
@@ -31,12 +31,12 @@ class Kurtosis:
                 one *= values
 
     def add_all(self, tensors: Iterable[Tensor]) -> None:
-        """Count the weights of several tensors."""
+        """Add the weights of several tensors."""
         for tensor in tensors:
             self.add(tensor)
 
     def merge(self, other: Kurtosis) -> None:
-        """Count all that another has counted."""
+        """Add all weights of another accumulator."""
         self.powers += other.powers
 
     @property

@@ -1,4 +1,4 @@
-"""Writing what a pruning decided: the checkpoint layer by layer, and what became of it."""
+"""Write the pruned checkpoint layer by layer, and summarise the result."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ JSON, HTML = "prune.json", "report.html"
 
 @dataclass(frozen=True, slots=True)
 class LayerOutcome:
-    """What became of one decoder layer.
+    """The pruning result of one decoder layer.
 
     Attributes:
-        experts: before; 0 for a layer without.
-        kept: after.
-        zeros: share of zeros among the prunable parameters that it still has.
-        uncalibrated: experts whose weights were pruned by magnitude, having seen too few tokens.
-        unrouted: experts that calibration never sent a token to.
-        tokens: that each expert got in calibration; None without a first pass.
-        kurtosis: of the prunable weights that are not zero: before, after stage 1, after stage 2; None without weights.
+        experts: Experts before pruning; 0 for a layer without experts.
+        kept: Experts after pruning.
+        zeros: Fraction of zeros among its remaining prunable parameters.
+        uncalibrated: Experts whose weights were pruned by magnitude, because they received too few tokens.
+        unrouted: Experts that received no calibration token.
+        tokens: Calibration tokens of each expert; None without a first pass.
+        kurtosis: Kurtosis of the nonzero prunable weights before, after stage 1, and after stage 2; None without
+            weights.
     """
 
     experts: int
@@ -53,22 +54,22 @@ class LayerOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What a run did; also ``prune.json`` beside the weights.
+    """The result of a run, also written as ``prune.json`` beside the weights.
 
     Attributes:
-        path: the new checkpoint.
-        settings: how, as JSON has them.
-        plan: what stays.
-        sizes: parameters before and after stage 1.
-        sparsity: of the prunable parameters, reached in all.
-        layers: one by one.
-        kurtosis: as `LayerOutcome.kurtosis`, of the whole model.
-        parameters: of the checkpoint, before and after (zeros count).
-        memory_bytes: of all weights as dense tensors, before and after.
-        disk_bytes: of the weights' files, before and after.
-        store: how they are stored: "dense", or "sparse".
-        evaluation: figures of the source and of the result: ``{"asked", "before", "after"}``; None if not asked for,
-            "after" is None until it is measured.
+        path: The new checkpoint.
+        settings: The settings in JSON form.
+        plan: The applied plan.
+        sizes: Parameters before and after stage 1.
+        sparsity: Reached overall sparsity of the prunable parameters.
+        layers: The result of each layer.
+        kurtosis: `LayerOutcome.kurtosis` of the whole model.
+        parameters: Parameters of the checkpoint, before and after (zeros count).
+        memory_bytes: Bytes of all weights as dense tensors, before and after.
+        disk_bytes: Bytes of the weight files, before and after.
+        store: Storage of the weights: "dense" or "sparse".
+        evaluation: Figures of source and result, ``{"asked", "before", "after"}``; None if not requested. "after"
+            is None until it is measured.
     """
 
     path: Path
@@ -86,12 +87,12 @@ class Pruned:
 
     @property
     def uncalibrated(self) -> int:
-        """Experts whose weights were pruned by magnitude, in all layers."""
+        """Number of experts whose weights were pruned by magnitude, over all layers."""
         return sum(layer.uncalibrated for layer in self.layers)
 
     @property
     def unrouted(self) -> int:
-        """Experts that calibration never sent a token to, in all layers."""
+        """Number of experts that received no calibration token, over all layers."""
         return sum(layer.unrouted for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,10 +106,10 @@ class Pruned:
 
 
 def read_pruned(path: Path) -> Pruned:
-    """What a run did, from the ``prune.json`` beside the weights.
+    """Read the result of a run from the ``prune.json`` beside the weights.
 
     Raises:
-        CheckpointError: there is none, or another version wrote it.
+        CheckpointError: The file is missing, or another version wrote it.
     """
     found = read_json(path / JSON)
     try:
@@ -132,16 +133,16 @@ def read_pruned(path: Path) -> Pruned:
 
 @dataclass(slots=True)
 class Writing:
-    """Writes the layers of the pruned checkpoint and sums up what became of them.
+    """Writes the layers of the pruned checkpoint and summarises the result.
 
     Args:
-        layers: the unpruned checkpoint.
-        plan: what stays.
-        config: ``config.json`` for it.
-        settings: which parts are prunable.
-        masks: folder of the masks.
-        uncalibrated: by layer.
-        found: the first pass's statistics.
+        layers: The unpruned checkpoint.
+        plan: The plan to apply.
+        config: ``config.json`` of the result.
+        settings: The prunable parts.
+        masks: Folder of the masks.
+        uncalibrated: Number of uncalibrated experts of each layer.
+        found: Statistics of the first pass.
     """
 
     layers: LayerFormat
@@ -186,7 +187,7 @@ class Writing:
         )  # fmt: skip
 
     def _layer(self, index: int) -> tuple[State, LayerOutcome, tuple[Kurtosis, Kurtosis, Kurtosis]]:
-        """Layer ``index`` after both stages, and what became of it; one state that both change in place."""
+        """Apply both stages to layer ``index`` in place; return its state and its result."""
         layers, choice = self.layers, self.plan.experts.get(index)
         prunable = matrices(self.config, index, self.settings.parts)
         kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
@@ -217,7 +218,7 @@ class Writing:
 
 
 def card(done: Pruned, settings: Settings, source: str) -> str:
-    """The model card: what was done, in place of the source's figures, which hold no more."""
+    """Build the model card; it replaces the source's figures, which no longer hold."""
     plan = done.plan
     experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
     how = [f"experts by {settings.criterion}"] if plan.experts else []

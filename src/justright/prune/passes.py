@@ -1,4 +1,4 @@
-"""The two passes over the calibration texts, layer by layer, each of which goes on where it was cut."""
+"""The two passes over the calibration texts, layer by layer; both resume after an interruption."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Tick = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where and how layers run: the token ids ``[sequences, length]``, device, dtype, sequences at once."""
+    """How layers run: token ids ``[sequences, length]``, device, dtype, and sequences per batch."""
 
     ids: Tensor
     device: str = "cpu"
@@ -44,7 +44,7 @@ class Run:
 def collect(
     layers: LayerFormat, run: Run, folder: Path, tick: Tick, needs: Collection[str] = ALL
 ) -> list[LayerStatistics]:
-    """Statistics of the unpruned model's layers: one pass, each layer's file in ``folder`` when it is done.
+    """Collect statistics of the unpruned model's layers in one pass; save each finished layer to ``folder``.
 
     ``needs`` names the fields of `LayerStatistics` to collect.
     """
@@ -67,14 +67,14 @@ def collect(
 
 
 def prune_experts(layers: LayerFormat, index: int, choice: Choice | None) -> State:
-    """Layer ``index``'s state with the experts of ``choice`` only; as it is without one."""
+    """Return layer ``index``'s state with only the experts of ``choice``, or with all if it has none."""
     state = layers.read(index)
     cut_experts(layers, state, choice)
     return state
 
 
 def cut_experts(layers: LayerFormat, state: State, choice: Choice | None) -> None:
-    """Leave the experts of ``choice`` only in a layer's state, in place; nothing to do without one."""
+    """Keep only the experts of ``choice`` in a layer's state, in place; do nothing without a choice."""
     if choice is None:
         return
     moe = layers.architecture.moe
@@ -93,18 +93,18 @@ def mask_layer(
     sparsity: float,
     statistics: LayerStatistics | None,
 ) -> tuple[dict[str, Tensor], int]:
-    """Prune the single weights of a layer, in place, one matrix after the other.
+    """Prune the single weights of a layer in place, one matrix at a time.
 
     Args:
-        state: the layer.
-        found: its prunable matrices, expanded.
-        settings: criterion, pattern and ``min_tokens``.
-        sparsity: of each row.
-        statistics: of the same layer with the same experts; None scores by magnitude.
+        state: State of the layer.
+        found: Its prunable matrices, expanded.
+        settings: Criterion, pattern and ``min_tokens``.
+        sparsity: Sparsity of each row.
+        statistics: Statistics of the same layer with the same experts; None scores by magnitude.
 
     Returns:
-        ``(masks, uncalibrated)``: by matrix name which weights stay ``[..., out, in]``, packed by `pack`, and how
-        many experts were scored by magnitude because they saw too few tokens.
+        ``(masks, uncalibrated)``: matrix name -> mask of the kept weights ``[..., out, in]``, packed by `pack`; and
+        the number of experts scored by magnitude because they received too few tokens.
     """
     inputs = statistics is not None and settings.needs_inputs
     masks = {}
@@ -132,18 +132,18 @@ def mask_layer(
 def matrix_mask(
     weight: Tensor, norms: Tensor | None, settings: Settings, sparsity: float, name: str, *, out: Tensor
 ) -> None:
-    """Which weights of one matrix stay.
+    """Compute the mask of the kept weights of one matrix.
 
     Args:
         weight: ``[out, in]``.
-        norms: of its inputs, ``[in]``; None if not known, see `scores_by_rows`.
-        settings: criterion and pattern.
-        sparsity: of each row.
-        name: of the matrix, for messages.
-        out: ``[out, in]`` bool, to be filled.
+        norms: L2 norms of its inputs, ``[in]``; None if unknown, see `scores_by_rows`.
+        settings: Criterion and pattern.
+        sparsity: Sparsity of each row.
+        name: Name of the matrix, for messages.
+        out: Output mask, ``[out, in]`` bool.
 
     Raises:
-        ResourceError: a score is NaN or infinite, so that an order of them would say nothing.
+        ResourceError: A score is NaN or infinite, so the scores cannot be ranked.
     """
     at = 0
     criterion = settings.weight_criterion
@@ -170,18 +170,18 @@ def prune_weights(
     folder: Path,
     tick: Tick,
 ) -> list[int]:
-    """Masks of every layer, each in a file of ``folder`` when it is done; returns each layer's uncalibrated experts.
+    """Save the masks of each finished layer to ``folder``; return the number of uncalibrated experts per layer.
 
-    Layers are taken in order, and each sees the outputs of the pruned layers before it.
+    Layers run in order, and each layer receives the outputs of the pruned layers before it.
 
     Args:
-        layers: the unpruned checkpoint.
-        plan: which experts stay, and the sparsity of each layer.
-        config: ``config.json`` for those experts.
-        settings: how to score.
-        run: None scores without calibration.
-        folder: of masks and hidden states.
-        tick: told of progress.
+        layers: The unpruned checkpoint.
+        plan: The kept experts and the sparsity of each layer.
+        config: ``config.json`` for the kept experts.
+        settings: How to score.
+        run: How layers run; None scores without calibration.
+        folder: Folder for masks and hidden states.
+        tick: Progress callback.
 
     Source: arXiv:2306.11695, section 3.
     """
@@ -211,7 +211,7 @@ def prune_weights(
             del state  # the layer runs with a copy
             stages, ahead = [Stage(index)], None
             if len(stream.devices) > 1 and index + 1 < layers.layers:
-                # Measured in the same flight: the next layer, on the outputs of this one.
+                # The same pipelined run also measures the next layer on the outputs of this one.
                 following = prune_experts(layers, index + 1, plan.experts.get(index + 1))
                 ahead = _watch(config, stream, index + 1, following)
                 del following
@@ -225,7 +225,7 @@ def prune_weights(
 
 
 def apply_masks(state: State, found: Sequence[Matrix], folder: Path, index: int) -> None:
-    """Put zeros, in place, where the masks that `prune_weights` left for layer ``index`` say so."""
+    """Apply the masks that `prune_weights` saved for layer ``index``, in place."""
     packed = load_file(_file(folder, index))
     for matrix in found:
         weight = matrix.rows(state[matrix.name])
@@ -233,7 +233,7 @@ def apply_masks(state: State, found: Sequence[Matrix], folder: Path, index: int)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A mask as bits, eight a byte, uint8."""
+    """Pack a mask into bits, eight per uint8."""
     import numpy as np
 
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
@@ -250,7 +250,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _finished(folder: Path, count: int) -> int:
-    """How many layers' files are there, from the first on."""
+    """Count the finished layers from the first, by their files."""
     folder.mkdir(parents=True, exist_ok=True)
     done = 0
     while done < count and _file(folder, done).exists():
@@ -265,7 +265,7 @@ def _file(folder: Path, index: int) -> Path:
 def _watch(
     config: dict[str, Any], stream: LayerStream, index: int, state: State, needs: Collection[str] = _WEIGHTS
 ) -> Collector:
-    """Layer ``index`` made ready to run, and what counts while it does."""
+    """Materialise layer ``index`` and return its statistics collector."""
     return Collector(config, stream, index, stream.materialise(index, state), needs)
 
 

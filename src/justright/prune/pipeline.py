@@ -1,4 +1,4 @@
-"""Prune a checkpoint: check, calibrate, choose experts, prune weights, write; each step resumable."""
+"""Prune a checkpoint: check, calibrate, choose experts, prune weights, write. Every step can be resumed."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ from justright.prune.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run will take and give.
+    """The expected cost and result of a run.
 
     Attributes:
-        parameters: of the checkpoint.
-        prunable: parameters that may be pruned.
-        experts_before: routed experts a layer; 0 for a dense model.
-        experts_after: those that stay; the mean where layers differ.
-        second_stage_sparsity: of the rest, in stage 2.
-        passes: over the calibration texts, through all layers.
-        size_bytes: of the output, on disk.
-        work_bytes: on disk while it runs: hidden states and masks.
-        memory_bytes: about what a run takes at most beside Python and torch: see `preflight.memory_bytes`.
+        parameters: Parameters in the checkpoint.
+        prunable: Parameters that may be pruned.
+        experts_before: Routed experts per layer; 0 for a dense model.
+        experts_after: Routed experts kept per layer; the mean if layers differ.
+        second_stage_sparsity: Sparsity of the remaining weights in stage 2.
+        passes: Passes over the calibration texts through all layers.
+        size_bytes: Size of the output on disk.
+        work_bytes: Disk space for hidden states and masks during the run.
+        memory_bytes: Approximate peak memory, without Python and torch; see `preflight.memory_bytes`.
     """
 
     parameters: int
@@ -74,20 +74,20 @@ class Estimate:
 
 
 class Pruning:
-    """One checkpoint to be pruned in one way; everything is checked before any work.
+    """A pruning run of one checkpoint. The constructor validates all input before any expensive work.
 
     Args:
-        model: a checkpoint directory.
-        settings: how.
-        plan: what stays, instead of deciding it; then nothing is calibrated and single weights go by magnitude,
-            unless ``settings`` name calibration texts.
-        device: where layers run.
-        dtype: in which they run.
-        rows: sequences at once.
-        statistics: a folder to keep the first pass's statistics in, or to take them from.
+        model: Checkpoint directory.
+        settings: How to prune.
+        plan: A plan to apply instead of making one. Without calibration texts in ``settings``, single weights
+            are then pruned by magnitude.
+        device: Device that runs the layers.
+        dtype: Dtype in which the layers run.
+        rows: Sequences per batch.
+        statistics: Folder that keeps the statistics of the first pass, or already holds them.
 
     Raises:
-        JustrightError: bad settings, a checkpoint that cannot be pruned, texts that are too short.
+        JustrightError: The settings are invalid, the checkpoint cannot be pruned, or the texts are too short.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Pruning:
 
     @property
     def takes_statistics(self) -> bool:
-        """Whether a run makes a first pass, whose statistics can be kept and taken again."""
+        """Whether the run makes a first pass, so that its statistics can be saved and reused."""
         return self.given is None and (self._scores_experts or self._weighs_outliers)
 
     @property
@@ -158,7 +158,7 @@ class Pruning:
 
     @property
     def _needs(self) -> frozenset[str]:
-        """The statistics that the first pass collects: all, if a folder keeps them for other settings."""
+        """Statistics that the first pass collects: all of them if a folder saves them for other settings."""
         if self.statistics is not None:
             return ALL
         experts = self.settings.expert_criterion.needs if self._scores_experts else ()
@@ -184,7 +184,7 @@ class Pruning:
         return self.given is None or bool(self.settings.calibration)
 
     def estimate(self, store: Store = "dense") -> Estimate:
-        """Sizes and memory, from the headers and the settings alone."""
+        """Estimate sizes and memory from the headers and the settings alone."""
         settings, hidden = self.settings, self._hidden_bytes()
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
@@ -213,7 +213,7 @@ class Pruning:
         )
 
     def seconds(self) -> float:
-        """Seconds that all passes will take here, by running one batch through one layer of each kind."""
+        """Estimate the seconds of all passes by timing one batch through one layer of each kind."""
         passes = self._first_pass + 2 * self._second_pass
         if not passes or self.calibration is None:
             return 0.0
@@ -251,17 +251,18 @@ class Pruning:
         evaluate: Evaluate | None = None,
         asked: Mapping[str, Any] | None = None,
     ) -> Pruned:
-        """Do it; interrupted, the same call goes on at the last finished layer.
+        """Prune into ``out``. After an interruption, the same call resumes at the last finished layer.
 
         Args:
-            out: the directory to create.
-            tick: told of progress: stage, layers done, layers in all.
+            out: Directory to create.
+            tick: Progress callback; receives the stage, the finished layers and the total layers.
             store: "sparse" writes a container of `justright.checkpoint.sparse`.
-            evaluate: measures a checkpoint; called with the source before, and with ``out`` when it is complete.
-            asked: what ``evaluate`` was asked for, for the report.
+            evaluate: Evaluates a checkpoint; runs on the source first, and on ``out`` once it is complete.
+            asked: The requested evaluation, for the report.
 
         Raises:
-            JustrightError: ``out`` exists (unless only its evaluation is missing), no room, or damaged weights.
+            JustrightError: ``out`` exists (unless only its evaluation is missing), the disk is too small, or
+                weights are damaged.
         """
         given = self.given.to_json() if self.given else None
         fingerprint = {"settings": self.settings.to_dict(), "plan": given, "store": store}
@@ -336,14 +337,14 @@ class Pruning:
         return {"calibration": ids, "dtype": str(self.dtype), "device": self.device, "rows": self.rows}
 
     def _second_share(self) -> float:
-        """What goes in stage 2 of the weights that stay, over all layers."""
+        """Fraction of the remaining weights that stage 2 removes, over all layers."""
         if self.given is None:
             return self.sizes.second
         gone = sum(n * self.given.sparsity.get(i, 0.0) for i, n in enumerate(self.sizes.by_layer))
         return gone / max(1, sum(self.sizes.by_layer))
 
     def _saved_bytes(self, plain: int) -> int:
-        """What the bitmask container saves: a bit a weight more, the zeros less."""
+        """Bytes that the bitmask container saves: it drops the zeros and adds one bit per weight."""
         rest = self.sizes.prunable - self.sizes.removed
         return max(0, round(rest * (self._second_share() * plain / self.sizes.total - 1 / 8)))
 
@@ -366,7 +367,7 @@ class Pruning:
         return collect(self.layers, self._run(), folder, tick, self._needs)
 
     def _sizes_of(self, counts: Mapping[int, int]) -> Sizes:
-        """The sizes once the number of experts of every layer is known."""
+        """Sizes for a known number of experts in every layer."""
         known = sizes(self.layers, self.settings, counts, planned=True)
         return replace(known, second=self.sizes.second)
 
@@ -395,10 +396,10 @@ def prune(model: str | Path, out: str | Path, settings: Settings | None = None, 
     """Prune a model into the new directory ``out``.
 
     Args:
-        model: see `justright.checkpoint.sources.resolve`.
-        out: to create; an interrupted run goes on with the same call.
-        settings: how; by default made from the fields of `Settings` in ``options``, such as ``sparsity=0.5``.
-        options: further ones of `Pruning`.
+        model: A name that `justright.checkpoint.sources.resolve` takes.
+        out: The directory to create; the same call resumes an interrupted run.
+        settings: The settings; by default they are made from the fields of `Settings` in ``options``, such as ``sparsity=0.5``.
+        options: Further arguments of `Pruning`.
 
     Raises:
         UsageError: an unknown option, or fields of `Settings` beside ``settings``.
@@ -417,10 +418,10 @@ def prune(model: str | Path, out: str | Path, settings: Settings | None = None, 
 
 
 def _check_statistics(folder: Path, job: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds anything but statistics of this job, as far as ``job`` tells.
+    """Validate that a folder is empty or holds statistics of this job.
 
     Raises:
-        UsageError: see above.
+        UsageError: The folder holds other files, or statistics of a job that differs from ``job``.
     """
     file = folder / "job.json"
     if not folder.is_dir() or (any(folder.iterdir()) and not file.is_file()):

@@ -1,7 +1,7 @@
-"""The plan: what stays, as a file that can be read, edited, shared, and applied to another checkpoint.
+"""The pruning plan: a file that users can read, edit, share, and apply to another checkpoint.
 
-It holds which experts stay in every layer, whom they stand for, and how sparse each layer's matrices become. Which
-single weights stay follows from scores when the plan is applied: by calibration, or by magnitude without one.
+It lists the experts that each layer keeps, the cluster that each of them represents, and the sparsity of each
+layer's matrices. It does not list single weights: applying the plan scores them, with calibration or by magnitude.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FILE_NAME = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What stays of a checkpoint.
+    """The experts to keep and the sparsity of each layer.
 
     Attributes:
-        family: the ``model_type`` that it was made for.
-        num_layers: decoder layers.
-        num_experts: routed experts a layer, before; 0 for a dense model.
-        experts: layer -> what stays of its experts; empty where all do.
-        uneven: whether layers may keep different numbers of experts, which stock loaders cannot read.
-        sparsity: layer -> fraction of each row of its matrices that goes.
-        made_from: criterion, settings, and the fingerprints of model, calibration and statistics.
+        family: The ``model_type`` of the source model.
+        num_layers: Number of decoder layers.
+        num_experts: Routed experts per layer before pruning; 0 for a dense model.
+        experts: Layer -> its kept experts; empty if every layer keeps all.
+        uneven: Whether layers may keep different numbers of experts, which stock loaders cannot read.
+        sparsity: Layer -> fraction of each matrix row to remove.
+        made_from: Criterion, settings, and the fingerprints of model, calibration and statistics.
     """
 
     family: str
@@ -51,22 +51,22 @@ class Plan:
 
     @property
     def counts(self) -> dict[int, int]:
-        """Layer -> experts that stay, of the layers that lose any."""
+        """Layer -> number of kept experts, for the layers that lose any."""
         return {layer: len(choice.kept) for layer, choice in self.experts.items()}
 
     @property
     def kept(self) -> int:
-        """Experts that stay in a layer; the most, where layers differ."""
+        """Kept experts per layer; the largest number if layers differ."""
         return max(self.counts.values(), default=self.num_experts)
 
     @property
     def kept_text(self) -> str:
-        """``13``, or ``9 to 14`` where layers differ."""
+        """``13``, or ``9 to 14`` if layers differ."""
         counts = sorted(set(self.counts.values())) or [self.num_experts]
         return " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """Serialise the plan to the text of its file."""
         data = {
             "format": FORMAT,
             "family": self.family,
@@ -81,10 +81,10 @@ class Plan:
 
     @classmethod
     def read(cls, file: Path) -> Plan:
-        """Read what `to_json` wrote, edited or not.
+        """Read a file written by `to_json`, possibly edited by hand.
 
         Raises:
-            CheckpointError: no such file, or no plan.
+            CheckpointError: The file is missing, or is not a plan.
         """
         try:
             data = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -108,11 +108,11 @@ class Plan:
             raise CheckpointError(f"{file} is not a pruning plan: {error}") from error
 
     def check(self, config: dict[str, Any]) -> None:
-        """Refuse a plan that does not fit the model, or that it could not run with.
+        """Validate that the plan fits the model and leaves it able to run.
 
         Raises:
-            UsageError: another family or shape, an expert that is not there, fewer experts than a token needs,
-                layers with different numbers, or a sparsity outside [0, 1).
+            UsageError: The family or shape differs, an expert does not exist, fewer experts stay than a token
+                needs, layers keep different numbers, or a sparsity is outside [0, 1).
         """
         mine = (architecture_of(config).family, num_layers(config), num_experts(config))
         theirs = (self.family, self.num_layers, self.num_experts)
@@ -174,7 +174,7 @@ def _only(data: dict[str, Any], known: tuple[str, ...]) -> None:
 
 
 def _choice(data: dict[str, Any]) -> Choice:
-    """A layer's entry; whoever swaps experts by hand may leave out ``clusters``, and ``averaged`` with them."""
+    """Parse a layer's entry; ``clusters`` and ``averaged`` are optional in a hand-edited plan."""
     _only(data, ("kept", "clusters", "averaged"))
     kept = tuple(map(int, data["kept"]))
     clusters = tuple(tuple(map(int, members)) for members in data.get("clusters", [[e] for e in kept]))
@@ -182,7 +182,7 @@ def _choice(data: dict[str, Any]) -> Choice:
 
 
 def least_count(config: dict[str, Any]) -> int:
-    """The fewest experts that the model's routing can work with."""
+    """Return the smallest number of experts per layer that the model's routing supports."""
     top_k, (groups, chosen) = experts_per_token(config), expert_groups(config)
     moe = architecture_of(config).moe
     assert moe is not None
@@ -192,10 +192,10 @@ def least_count(config: dict[str, Any]) -> int:
 
 
 def check_count(config: dict[str, Any], count: int, remedy: str = "a lower --expert-sparsity") -> None:
-    """Refuse a number of experts that the model's routing cannot work with; ``remedy`` is what to do.
+    """Validate that the model's routing supports ``count`` experts; ``remedy`` is the advice in the error.
 
     Raises:
-        UsageError: fewer than a token is sent to, or not the same number in each routing group.
+        UsageError: ``count`` is below top-k, or does not divide evenly into the routing groups.
     """
     top_k, (groups, chosen) = experts_per_token(config), expert_groups(config)
     if count % groups:

@@ -1,4 +1,4 @@
-"""Before any work: does the model fit the request, how much goes where, what will it take."""
+"""Validate a pruning request and estimate its sizes and memory before any work."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from justright.prune.settings import Settings
 from justright.readable import readable_bytes
 
 _MEMORY_BASE = 56 * 2**20
-"""What a run takes beside its layer: the rest of the libraries, small tensors, blocks that are scored at once."""
+"""Memory of a run besides its layer: other libraries, small tensors, and scoring blocks."""
 
 _STATES = 6
-"""Tensors of a layer's widest states that live at once while it runs."""
+"""Number of tensors of a layer's widest hidden state that are alive at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Parameters, and what the target makes of them.
+    """Parameter counts before and after stage 1, and the sparsity of stage 2.
 
     Attributes:
-        total: of the whole checkpoint.
-        prunable: of the parts that may be pruned (P).
-        by_layer: prunable parameters of each layer that stay after stage 1.
-        removed: prunable parameters of the experts that go.
-        second: sparsity of stage 2 among those that stay.
+        total: Parameters of the whole checkpoint.
+        prunable: Parameters of the parts that may be pruned (P).
+        by_layer: Prunable parameters of each layer after stage 1.
+        removed: Prunable parameters of the removed experts.
+        second: Sparsity of stage 2 among the remaining prunable parameters.
     """
 
     total: int
@@ -51,10 +51,10 @@ class Sizes:
 
 
 def expert_counts(layers: LayerFormat, settings: Settings) -> dict[int, int]:
-    """Layer -> experts that stay; empty for a dense model. In uneven mode what counts is their sum.
+    """Layer -> number of kept experts; empty for a dense model. In uneven mode only their sum counts.
 
     Raises:
-        UsageError: see `kept_experts`.
+        UsageError: See `kept_experts`.
     """
     moe_layers = sorted(layers.moe_layers)
     kept = kept_experts(layers, settings)
@@ -75,10 +75,11 @@ def expert_counts(layers: LayerFormat, settings: Settings) -> dict[int, int]:
 
 
 def kept_experts(layers: LayerFormat, settings: Settings) -> int:
-    """Experts that stay in every layer; 0 for a dense model.
+    """Number of kept experts per layer; 0 for a dense model.
 
     Raises:
-        UsageError: experts to go from a dense model or from parts without experts, or fewer than routing needs.
+        UsageError: Expert pruning is requested for a dense model or for parts without experts, or fewer experts
+            stay than routing needs.
     """
     config = layers.config
     count = num_experts(config) if layers.moe_layers else 0
@@ -132,16 +133,16 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
 def sizes(
     layers: LayerFormat, settings: Settings, counts: Mapping[int, int], *, planned: bool = False
 ) -> Sizes:
-    """Parameters by what happens to them.
+    """Count the parameters that each stage affects.
 
     Args:
-        layers: the checkpoint.
-        settings: what may be pruned, and the target.
-        counts: layer -> experts that stay; all of those that are not named.
-        planned: a plan says how sparse each layer becomes; the target of the settings does not count.
+        layers: The checkpoint.
+        settings: The prunable parts and the target.
+        counts: Layer -> number of kept experts; a missing layer keeps all.
+        planned: Whether a plan gives each layer's sparsity, so that the target of the settings does not apply.
 
     Raises:
-        UsageError: the experts alone are more than the overall target, or nothing may be pruned.
+        UsageError: The removed experts alone exceed the overall target, or no parameter may be pruned.
     """
     checkpoint, count = layers.checkpoint, num_experts(layers.config) or 1
     stay, removed, prunable = [], 0, 0
@@ -173,18 +174,18 @@ def sizes(
 def memory_bytes(
     layers: LayerFormat, *, kept: float, first: bool, second: bool, dtype: torch.dtype, tokens: int
 ) -> int:
-    """About the most memory that a run takes beside Python and torch, from the headers alone.
+    """Estimate the peak memory of a run, without Python and torch, from the headers alone.
 
-    A layer is in memory once as the checkpoint has it, and while it runs once more in ``dtype``. To that come what
-    runs through it, and its largest matrix: cut, or as a mask. Measured by `benchmarks/prune_cost.py scaling`.
+    Memory holds one layer in the checkpoint's dtype, plus a copy in ``dtype`` while it runs, plus the activations and
+    the layer's largest matrix (pruned, or as a mask). `benchmarks/prune_cost.py scaling` measures it.
 
     Args:
-        layers: the checkpoint.
-        kept: the share of its experts that stays.
-        first: whether a pass runs all experts.
-        second: whether a pass runs those that stay.
-        dtype: in which layers run.
-        tokens: that run at once.
+        layers: The checkpoint.
+        kept: Fraction of the experts that stays.
+        first: Whether a pass runs all experts.
+        second: Whether a pass runs the kept experts.
+        dtype: Dtype in which layers run.
+        tokens: Tokens per batch.
     """
     checkpoint, width = layers.checkpoint, dtype.itemsize
     runs = 1.0 if first else kept if second else 0.0
@@ -209,21 +210,21 @@ def memory_bytes(
 
 
 def _prunable(layers: LayerFormat, settings: Settings) -> int:
-    """Parameters that may be pruned."""
+    """Count the parameters that may be pruned."""
     return sizes(layers, replace(settings, weights=NO_WEIGHTS), {}, planned=True).prunable
 
 
 def _of_one_expert(layers: LayerFormat) -> int:
-    """Parameters that go with one expert less in every layer."""
+    """Count the parameters that removing one expert from every layer removes."""
     only = Settings(weights=NO_WEIGHTS, parts=("experts",))
     return _prunable(layers, only) // num_experts(layers.config)
 
 
 def check_pattern(layers: LayerFormat, settings: Settings) -> None:
-    """Refuse an N:M pattern that does not divide some matrix' rows.
+    """Validate that M of an N:M pattern divides the rows of every prunable matrix.
 
     Raises:
-        UsageError: it does not.
+        UsageError: It does not.
     """
     if settings.pattern is None:
         return
@@ -243,15 +244,15 @@ def check_pattern(layers: LayerFormat, settings: Settings) -> None:
 
 
 def check_room(out: Path, result: int, work: int) -> None:
-    """Refuse a disk without room for the result and the files that a run works with; not for one that goes on.
+    """Validate that the disk can hold the result and the work files; a resumed run skips this check.
 
     Args:
-        out: to be created.
-        result: bytes of it.
-        work: bytes of hidden states and masks.
+        out: Directory to create.
+        result: Bytes of the result.
+        work: Bytes of hidden states and masks.
 
     Raises:
-        ResourceError: not enough room.
+        ResourceError: The disk has too little free space.
     """
     out = Path(os.path.abspath(out))
     if out.with_name(out.name + ".partial").exists():
@@ -267,16 +268,16 @@ def check_room(out: Path, result: int, work: int) -> None:
 
 
 def every_device(single: str) -> str:
-    """Where layers run unless somebody says it: on all GPUs, where there are several, else on ``single``."""
+    """Default device of the layers: all GPUs if there are several, else ``single``."""
     count = torch.cuda.device_count()
     return ",".join(f"cuda:{number}" for number in range(count)) if count > 1 else single
 
 
 def check_length(config: dict[str, Any], length: int) -> None:
-    """Refuse calibration sequences longer than the context.
+    """Validate that calibration sequences fit the context.
 
     Raises:
-        UsageError: they are.
+        UsageError: They are longer than the context.
     """
     context = context_length(config)
     if length > context:
@@ -286,21 +287,21 @@ def check_length(config: dict[str, Any], length: int) -> None:
 
 
 def is_matrix(layers: LayerFormat, name: str) -> bool:
-    """Whether a tensor is one or a stack of matrices, and no stack of biases."""
+    """Whether a tensor is a matrix or a stack of matrices, not a stack of biases."""
     moe = layers.architecture.moe
     biases = (*moe.memory.biases, *moe.disk.biases) if moe else ()
     return len(layers.checkpoint.shape(name)) >= 2 and not name.endswith(biases or ("\0",))
 
 
 def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None) -> str:
-    """Read every weight once; returns a fingerprint of all of them.
+    """Read every weight once and return a fingerprint of all weights.
 
     Args:
-        checkpoint: open.
-        tick: told the bytes of each tensor read.
+        checkpoint: An open checkpoint.
+        tick: Progress callback; receives the bytes of each tensor read.
 
     Raises:
-        CheckpointError: a weight is NaN or infinite.
+        CheckpointError: A weight is NaN or infinite.
     """
     import torch
 

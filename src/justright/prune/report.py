@@ -1,4 +1,4 @@
-"""``report.html``: one file to look at what a pruning did; pictures are inside, nothing is fetched."""
+"""``report.html``: a self-contained report of a pruning run, with embedded pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EVALUATION = re.compile(r"<!-- evaluation -->.*?<!-- /evaluation -->", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """A layer's pictures: SVG of the dendrogram, a data URI of the similarity's heat map, experts in their order."""
+    """A layer's pictures: dendrogram (SVG), similarity heat map (data URI), and the order of the experts."""
 
     dendrogram: str
     heat_map: str
@@ -42,7 +42,7 @@ class Pictures:
 def draw(
     layers: LayerFormat, plan: Plan, settings: Settings, found: Sequence[LayerStatistics] | None
 ) -> dict[int, Pictures]:
-    """Pictures of every layer whose experts were clustered; none where they were ranked, or a plan was given."""
+    """Draw the layers whose experts were clustered; ranked experts and given plans have no pictures."""
     criterion = settings.expert_criterion
     if not isinstance(criterion, Clustering) or (criterion.needs and not found):
         return {}
@@ -58,7 +58,7 @@ def draw(
 
 
 def render(done: Pruned, settings: Settings, pictures: Mapping[int, Pictures]) -> str:
-    """The page."""
+    """Render the page."""
     kept = {i: set(choice.kept) for i, choice in done.plan.experts.items()}
     page = _template("report").render(
         done=done,
@@ -71,13 +71,13 @@ def render(done: Pruned, settings: Settings, pictures: Mapping[int, Pictures]) -
 
 
 def with_evaluation(page: str, evaluation: dict[str, Any] | None) -> str:
-    """The page with the evaluation's table in its place."""
+    """Insert the evaluation table into the page."""
     table = _template("evaluation").render(rows=rows(evaluation)) if evaluation else ""
     return _EVALUATION.sub(lambda _: f"<!-- evaluation -->{table}<!-- /evaluation -->", page)
 
 
 def rows(evaluation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """``(task, metric, before, after)`` with 95% intervals where there are any."""
+    """``(task, metric, before, after)``, with 95% intervals if available."""
     after = {(f["task"], f["metric"]): f for f in evaluation["after"] or ()}
 
     def text(figure: dict[str, Any] | None) -> str:
@@ -93,7 +93,7 @@ def rows(evaluation: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def leaf_order(clusters: Clusters) -> list[int]:
-    """Experts as they stand under the dendrogram, group by group."""
+    """Experts in the order of the dendrogram's leaves, group by group."""
     order: list[int] = []
     for tree in clusters.merges:
         order += [len(order) + leaf for leaf in _leaves(tree)]
@@ -101,7 +101,7 @@ def leaf_order(clusters: Clusters) -> list[int]:
 
 
 def dendrogram(clusters: Clusters, kept: Sequence[int]) -> str:
-    """SVG: who merges with whom and how far apart they are, the cut, and whom each cluster keeps (in bold)."""
+    """Draw an SVG of the merges, their distances, the cut, and each cluster's kept expert (in bold)."""
     step, height, top = 14, 150.0, 8.0
     heights = np.concatenate([tree[:, 2] for tree in clusters.merges])
     low, high = (float(heights.min()), float(heights.max())) if len(heights) else (0.0, 1.0)
@@ -135,7 +135,7 @@ def dendrogram(clusters: Clusters, kept: Sequence[int]) -> str:
 
 
 def heat_map(similarity: Tensor, order: Sequence[int]) -> str:
-    """A data URI: similarity of every two experts as colour, dark is alike, in the dendrogram's order."""
+    """Return a data URI of the pairwise similarity in the dendrogram's order; dark means similar."""
     index = list(order)
     values = similarity[index][:, index].double().numpy().copy()
     off = ~np.eye(len(values), dtype=bool)
@@ -148,7 +148,7 @@ def heat_map(similarity: Tensor, order: Sequence[int]) -> str:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """An RGB picture ``[height, width, 3]`` as PNG."""
+    """Encode an RGB picture ``[height, width, 3]`` as PNG."""
     height, width, _ = pixels.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a user asks for, checked once."""
+"""The pruning settings, validated on construction."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ class Settings:
     """How to prune.
 
     Attributes:
-        sparsity: the fraction of the prunable parameters that goes in all, in [0, 1).
-        expert_sparsity: the fraction of each layer's experts that goes in stage 1; None takes half of ``sparsity``,
-            as far as routing allows, and with ``weights`` none as many as come nearest to all of it.
-        criterion: which experts go: a name in `justright.prune.criteria.base.EXPERTS`.
-        uneven: layers keep different numbers of experts, by one threshold for all; only this package loads the result.
-        router_weight: lambda 1 of ``stun``.
-        coactivation_weight: lambda 2 of ``stun``.
-        weights: which single weights go: a name in `justright.prune.criteria.base.WEIGHTS`, or ``none`` of them.
-        ratios: ``uniform``, or ``outlier_weighed`` by layer.
-        pattern: ``n:m`` instead of a free choice in each row; its sparsity is then ``1 - n / m``.
-        parts: of `justright.model.matrices.PARTS`.
-        calibration: sources, see `justright.calibration.texts`.
-        sequences: calibration sequences in all.
-        length: tokens of each.
-        min_tokens: an expert that saw fewer is pruned by magnitude.
-        seed: of the calibration windows and of the ``random`` criterion.
+        sparsity: Overall fraction of the prunable parameters to remove, in [0, 1).
+        expert_sparsity: Fraction of each layer's experts that stage 1 removes. None: half of ``sparsity`` as far as
+            routing allows; with ``weights`` "none", the number of experts that comes nearest to all of it.
+        criterion: Expert criterion, a name in `justright.prune.criteria.base.EXPERTS`.
+        uneven: Let layers keep different numbers of experts, by one global threshold; only justright loads the result.
+        router_weight: Lambda 1 of ``stun``.
+        coactivation_weight: Lambda 2 of ``stun``.
+        weights: Weight criterion, a name in `justright.prune.criteria.base.WEIGHTS`, or ``none``.
+        ratios: ``uniform``, or ``outlier_weighed`` per layer.
+        pattern: Semi-structured pattern ``n:m``, with sparsity ``1 - n / m``; None selects freely within each row.
+        parts: Parts to prune, from `justright.model.matrices.PARTS`.
+        calibration: Text sources; see `justright.calibration.texts`.
+        sequences: Number of calibration sequences.
+        length: Tokens per sequence.
+        min_tokens: The weights of an expert that received fewer tokens are pruned by magnitude.
+        seed: Seed of the calibration windows and of the ``random`` criterion.
 
     Raises:
-        UsageError: a value that is not allowed.
+        UsageError: A value is not allowed.
     """
 
     sparsity: float = 0.4
@@ -89,19 +89,19 @@ class Settings:
 
     @property
     def expert_criterion(self) -> ExpertCriterion:
-        """What ``criterion`` names.
+        """The criterion named by ``criterion``.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: No criterion has this name.
         """
         return EXPERTS.get(self.criterion)
 
     @property
     def weight_criterion(self) -> WeightCriterion | None:
-        """What ``weights`` names; None for ``none``.
+        """The criterion named by ``weights``; None for ``none``.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: No criterion has this name.
         """
         if self.weights == NO_WEIGHTS:
             return None
@@ -113,14 +113,14 @@ class Settings:
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether single weights are scored by the inputs of their matrix, which takes calibration."""
+        """Whether the weight criterion uses the inputs of each matrix, which requires calibration."""
         return self.weight_criterion is not None and self.weight_criterion.needs_inputs
 
     def n_of_m(self) -> tuple[int, int]:
-        """The pattern's numbers.
+        """Parse the pattern into (n, m).
 
         Raises:
-            UsageError: it is none.
+            UsageError: The pattern is not ``N:M`` with 0 < N < M.
         """
         n, colon, m = (self.pattern or "").partition(":")
         if not colon or not n.isdigit() or not m.isdigit() or not 0 < int(n) < int(m):
@@ -128,5 +128,5 @@ class Settings:
         return int(n), int(m)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return a dictionary that JSON can represent."""
         return asdict(self) | {"parts": list(self.parts), "calibration": list(self.calibration)}

@@ -1,4 +1,4 @@
-"""How alike two experts behave, from the router's weights and from who is chosen together."""
+"""Behavioural similarity of experts from router weights and coactivation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def router_distance(rows: Tensor) -> Tensor:
     Source: arXiv:2409.06211, Eq. 4 (the term of the router's weights).
     """
     wide = rows.double()
-    # The direct form: the expanded one loses what tells near-twins apart.
+    # Direct form: the expanded one loses precision for nearly equal rows.
     return torch.stack([(wide - row).norm(dim=1) for row in wide])
 
 
@@ -28,13 +28,13 @@ def behavioural_similarity(
     """``b_ij = -w_r * d_ij / mean(d) + w_c * a_ij / mean(a)``.
 
     Args:
-        rows: router rows ``[num_experts, hidden_size]``.
+        rows: Router rows ``[num_experts, hidden_size]``.
         coactivation: ``[num_experts, num_experts]`` counts; None leaves the term out.
-        router_weight: lambda 1.
-        coactivation_weight: lambda 2.
+        router_weight: Lambda 1.
+        coactivation_weight: Lambda 2.
 
     Returns:
-        ``[num_experts, num_experts]`` float64, symmetric; the diagonal means nothing.
+        ``[num_experts, num_experts]`` float64, symmetric; the diagonal has no meaning.
 
     Source: arXiv:2409.06211, Eq. 4.
     Differs: both terms are divided by their mean over i != j, so that the mix does not depend on the model's scale; a
@@ -48,7 +48,7 @@ def behavioural_similarity(
 
 
 def _normalised(values: Tensor) -> Tensor:
-    """Divided by the mean off the diagonal; zeros where that is zero."""
+    """Divide by the off-diagonal mean; return zeros if it is zero."""
     count = len(values)
     if count < 2:
         return torch.zeros_like(values)

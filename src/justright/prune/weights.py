@@ -1,4 +1,4 @@
-"""Which single weights go: masks that keep the highest in every row."""
+"""Masks of single weights that keep the highest scores in every row."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from justright.prune.criteria.base import WeightCriterion
 from justright.prune.criteria.magnitude import Magnitude
 
 _AT_ONCE = 1 << 18
-"""Weights that are scored at once: scores and their order take some thirty bytes a weight."""
+"""Weights per scoring block; scores and their order take about thirty bytes per weight."""
 
 
 def scores_by_rows(
     weight: Tensor, input_norms: Tensor | None, criterion: WeightCriterion
 ) -> Iterator[Tensor]:
-    """The scores of a matrix ``[out, in]``, some rows ``[rows, in]`` at a time, in order.
+    """Yield the scores of a matrix ``[out, in]`` in blocks of rows ``[rows, in]``, in order.
 
     Args:
         weight: ``[out, in]``.
-        input_norms: ``[in]``; None if not known, and then a criterion that needs them gives way to magnitude.
-        criterion: how to score.
+        input_norms: ``[in]``; None if unknown, and then magnitude replaces a criterion that needs them.
+        criterion: The weight criterion.
     """
     if input_norms is None and criterion.needs_inputs:
         criterion = Magnitude()
@@ -32,11 +32,11 @@ def scores_by_rows(
 
 
 def row_mask(scores: Tensor, sparsity: float) -> Tensor:
-    """Keep all but the lowest ``int(in * sparsity)`` of every row; of equal scores the later goes first.
+    """Keep all but the lowest ``int(in * sparsity)`` of every row; among equal scores, later ones are removed first.
 
     Args:
         scores: ``[..., out, in]``.
-        sparsity: the fraction removed, in [0, 1).
+        sparsity: The fraction removed, in [0, 1).
 
     Returns:
         ``[..., out, in]`` bool, True = kept.
@@ -49,7 +49,7 @@ def row_mask(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def keep_highest(scores: Tensor, count: int) -> Tensor:
-    """True for the ``count`` highest of the last axis; of equal ones the earlier stay."""
+    """True for the ``count`` highest of the last axis; among equal ones, the earlier stay."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     return mask.scatter_(-1, order[..., :count], True)
@@ -60,11 +60,11 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
 
     Args:
         scores: ``[..., out, in]``.
-        n: kept of each group.
-        m: weights of a group; must divide ``in``.
+        n: Kept weights per group.
+        m: Weights per group; must divide ``in``.
 
     Raises:
-        UsageError: n is not below m, or m does not divide the inputs.
+        UsageError: ``n`` is not below ``m``, or ``m`` does not divide the inputs.
     """
     if not 0 < n < m:
         raise UsageError(f"the pattern {n}:{m} keeps {n} of {m}: allowed is 0 < n < m, as in 2:4")

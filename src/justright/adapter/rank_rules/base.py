@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Rule:
-    """How many singular directions of a matrix a switch keeps.
+    """Chooses the number of singular directions that a switch keeps of a matrix.
 
     Attributes:
-        name: under which it is registered.
-        help: what it keeps, for the command's help text.
-        takes: which of ``value``, ``power`` and ``scope`` it uses. A rule with a scope is applied to the singular
+        name: Registered name.
+        help: What it keeps, for the command's help text.
+        takes: Which of ``value``, ``power`` and ``scope`` it uses. A rule with a scope is applied to the singular
             values of all matrices of a layer, or of the model, at once.
     """
 
@@ -28,18 +28,18 @@ class Rule:
     takes: ClassVar[frozenset[str]] = frozenset({"value"})
 
     def check(self, settings: RankRule) -> None:
-        """Refuse a value that is not allowed.
+        """Validate the rule's value.
 
         Raises:
-            UsageError: see above.
+            UsageError: The value is not allowed.
         """
 
     def needs_all(self, settings: RankRule) -> bool:
-        """Whether it needs all singular values; a randomized decomposition finds the largest only."""
+        """Whether it needs all singular values; a randomized decomposition yields only the largest."""
         return True
 
     def rank(self, values: Tensor, settings: RankRule) -> int:
-        """How many of the singular values, descending ``[n]`` float32, are kept; 0 if all are zero.
+        """Number of kept singular values, given descending ``[n]`` float32; 0 if all are zero.
 
         The caller limits it to the number of values above zero.
         """
@@ -47,10 +47,10 @@ class Rule:
 
 
 def check_share(rule: str, value: float) -> None:
-    """Refuse a share outside (0, 1].
+    """Validate that a share is in (0, 1].
 
     Raises:
-        UsageError: see above.
+        UsageError: It is outside.
     """
     if not 0 < value <= 1:
         raise UsageError(f"{rule} {value}: allowed is above 0 to 1, the share that is kept")

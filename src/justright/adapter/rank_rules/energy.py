@@ -32,7 +32,7 @@ class Energy(Rule):
         return settings.power == 1
 
     def rank(self, values: Tensor, settings: RankRule) -> int:
-        """The least rank with the share."""
+        """Smallest rank that reaches the share."""
         energy = values.double() ** settings.power
         total = energy.cumsum(0)
         if len(values) == 0 or float(total[-1]) == 0:

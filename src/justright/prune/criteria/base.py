@@ -1,7 +1,7 @@
 """Base classes of pruning criteria, and the registries that hold them.
 
-An expert criterion ranks the experts of a layer, or says how alike they are. A weight criterion scores single weights.
-This module and the built-in criteria import no torch, so that ``justright prune --help`` answers at once.
+An expert criterion ranks a layer's experts, or measures their similarity. A weight criterion scores single weights.
+This module and the built-in criteria import no torch, so ``justright prune --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from justright.prune.settings import Settings
 
 STATISTICS = ("counts", "coactivation", "output_norms", "gated_norms")
-"""What an expert criterion may need: fields of `LayerStatistics`, sums over all calibration tokens."""
+"""Statistics that an expert criterion may need: `LayerStatistics` fields, summed over all calibration tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLayer:
-    """A layer with experts, as a criterion sees it.
+    """The input of a criterion: one layer with experts.
 
     Attributes:
-        layers: the checkpoint.
-        index: of the layer.
-        settings: how to prune.
-        statistics: of the layer; it holds the fields that the criterion needs.
+        layers: The checkpoint.
+        index: Index of the layer.
+        settings: The pruning settings.
+        statistics: Statistics of the layer, with the fields that the criterion needs.
     """
 
     layers: LayerFormat
@@ -63,12 +63,12 @@ class ExpertLayer:
 
 
 class ExpertCriterion:
-    """Which experts stay; derive from `Ranking` or `Clustering`.
+    """Base class that selects the experts to keep; derive from `Ranking` or `Clustering`.
 
     Attributes:
-        name: under which it is registered.
-        help: what it goes by, for the command's help text.
-        needs: of `STATISTICS`; a run collects only these. Without any, stage 1 needs no calibration.
+        name: Under which it is registered.
+        help: What it goes by, for the command's help text.
+        needs: Subset of `STATISTICS` to collect. If it is empty, stage 1 needs no calibration.
     """
 
     name: ClassVar[str]
@@ -83,28 +83,28 @@ class ExpertCriterion:
 
 
 class Ranking(ExpertCriterion):
-    """The experts of the highest scores stay."""
+    """Keeps the experts with the highest scores."""
 
     def scores(self, layer: ExpertLayer) -> Tensor:
-        """``[num_experts]``, finite; of equal scores the lower index stays."""
+        """``[num_experts]``, finite; ties keep the lower index."""
         raise NotImplementedError
 
 
 class Clustering(ExpertCriterion):
-    """The experts that are most alike form clusters; one expert of each cluster stays."""
+    """Clusters the most similar experts and keeps one per cluster."""
 
     def similarity(self, layer: ExpertLayer) -> Tensor:
-        """``[num_experts, num_experts]`` float64, finite, larger is more alike; the diagonal is ignored."""
+        """``[num_experts, num_experts]`` float64, finite; larger means more similar. The diagonal is ignored."""
         raise NotImplementedError
 
 
 class WeightCriterion:
-    """Which single weights go: the lowest scores of each row.
+    """Scores single weights; the lowest scores of each row are removed.
 
     Attributes:
-        name: under which it is registered.
-        help: what it goes by, for the command's help text.
-        needs_inputs: whether it scores by the inputs of a matrix, which takes calibration. Where inputs are not known
+        name: Under which it is registered.
+        help: What it goes by, for the command's help text.
+        needs_inputs: Whether it uses the inputs of a matrix, which requires calibration. If inputs are unknown
             (too few tokens, a plan without texts), weights are scored by magnitude.
     """
 
@@ -133,7 +133,7 @@ WEIGHTS: Registry[WeightCriterion] = Registry(
     "weight criterion", "justright.prune.criteria", "justright.weight_criteria"
 )
 NO_WEIGHTS = "none"
-"""In place of a weight criterion: no single weight goes, so the whole target is experts."""
+"""Replaces a weight criterion: no single weight is removed, so experts must meet the whole target."""
 
 
 def without_calibration() -> str:

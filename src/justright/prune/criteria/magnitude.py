@@ -1,4 +1,4 @@
-"""Score weights by their size."""
+"""Score weights by magnitude."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rank experts by the size of their outputs."""
+"""Rank experts by the norm of their outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @EXPERTS.register
 class OutputNorm(Ranking):
-    """Mean over an expert's tokens of its output norm."""
+    """Mean output norm over an expert's tokens."""
 
     name = "output_norm"
     help = "rank by output norm"

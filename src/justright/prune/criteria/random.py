@@ -1,4 +1,4 @@
-"""Rank experts by chance: the baseline."""
+"""Rank experts at random: the random baseline."""
 
 from __future__ import annotations
 

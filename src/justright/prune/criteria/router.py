@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @EXPERTS.register
 class Router(Clustering):
-    """Experts are alike if their router rows are near.
+    """Experts are similar if their router rows are close.
 
     Source: arXiv:2409.06211, Eq. 4, the first term.
     """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @EXPERTS.register
 class Stun(Clustering):
-    """Experts are alike if their router rows are near and the same tokens go to both.
+    """Experts are similar if their router rows are close and they receive the same tokens.
 
     Source: arXiv:2409.06211, Eq. 4.
     """

@@ -1,4 +1,4 @@
-"""Score weights by their size and that of their inputs (Wanda)."""
+"""Score weights by their magnitude and the norm of their inputs (Wanda)."""
 
 from __future__ import annotations
 
