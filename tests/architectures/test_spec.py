@@ -391,7 +391,7 @@ def test_groups_count_only_where_routing_uses_them() -> None:
 def test_unknown_family() -> None:
     with pytest.raises(UnsupportedModelError) as error:
         arch.architecture_of({"model_type": "gpt_bigcode"})
-    assert all(word in str(error.value) for word in ("'gpt_bigcode'", "llama", "add", "families.py"))
+    assert all(word in str(error.value) for word in ("'gpt_bigcode'", "llama", "add", "table.py"))
     with pytest.raises(UnsupportedModelError, match="no model_type"):
         arch.architecture_of({"hidden_size": 8})
 

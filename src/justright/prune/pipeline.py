@@ -398,7 +398,7 @@ def prune(model: str | Path, out: str | Path, settings: Settings | None = None, 
     Args:
         model: A name that `justright.checkpoint.sources.resolve` takes.
         out: The directory to create; the same call resumes an interrupted run.
-        settings: The settings; by default they are made from the fields of `Settings` in ``options``, such as ``sparsity=0.5``.
+        settings: The settings; by default made from the fields of `Settings` in ``options``.
         options: Further arguments of `Pruning`.
 
     Raises:
