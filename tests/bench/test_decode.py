@@ -273,6 +273,14 @@ def test_peak_memory_is_the_own_process_only(tiny_path: Path) -> None:
         peak_bytes(tiny_path, PLAIN, "no such task", 300, 4, {})
 
 
+def test_a_models_sampling_settings_do_not_matter_to_greedy_contenders(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(tiny_path, tmp_path / "model"))
+    (path / "generation_config.json").write_text('{"temperature": "hot"}')
+    assert open_contenders(path, DecodeSetting((PLAIN,))).contenders
+
+
 def test_bad_requests(task: Task) -> None:
     with pytest.raises(UsageError, match="there are: plain, suffix"):
         DecodeSetting(("none",))

@@ -23,7 +23,7 @@ from cli_helpers import Run
 from justright.cli import as_known
 from justright.errors import ResourceError, SourceError, UnsupportedModelError, UsageError
 
-COMMANDS = ["generate", "chat", "inspect", "path", "bench", "demo"]
+COMMANDS = ["generate", "chat", "inspect", "path", "bench", "demo", "prune", "switch"]
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:

@@ -97,7 +97,8 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
     engine: LLM | None = None
     model: PreTrainedModel | None = None
     if ours:
-        engine = LLM(str(path), EngineOptions(**setting.engine, reuse_prefix=True, draft="none"))
+        greedy = {"generation_config": "none", **setting.engine}
+        engine = LLM(str(path), EngineOptions(**greedy, reuse_prefix=True, draft="none"))
         made = {choice.label: engine_contender(choice, engine) for choice in ours}
     if len(ours) < len(choices):
         options = engine.options if engine else EngineOptions(**setting.engine)

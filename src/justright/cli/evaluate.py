@@ -109,6 +109,7 @@ def evaluate(
         from justright.engine.options import EngineOptions
 
         options = EngineOptions(
+            generation_config="none",
             dtype=dtype,
             device=device,
             cpu_kernels=cpu_kernels,  # type: ignore[arg-type]

@@ -196,7 +196,9 @@ def prune(
         from justright.prune.plan import Plan
         from justright.prune.settings import Settings
     devices = _devices(device)
-    options = EngineOptions(dtype=dtype, device=devices[0], draft="none", switch="none")
+    options = EngineOptions(
+        dtype=dtype, device=devices[0], draft="none", switch="none", generation_config="none"
+    )
     with Checkpoint.open(source.path) as checkpoint:
         context = context_length(checkpoint.config)
     texts = tuple(calibration or (() if plan else ("zoo",)))

@@ -329,6 +329,7 @@ def calibrate(
             f"give {ADVISED} or more"
         )
     options = EngineOptions(
+        generation_config="none",
         dtype=dtype,
         device=device,
         cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # validated there
