@@ -110,7 +110,7 @@ class JsonSchema(Strict):
     name: str
     schema_: dict[str, JsonValue] = Field(alias="schema")
     description: str | None = None
-    strict: Literal[True] | None = None
+    strict: bool | None = None
 
 
 class AsText(Strict):
