@@ -58,6 +58,7 @@ def test_adapters_are_the_fast_model_too(make_pair: MakePair, tmp_path: Path, fa
             assert torch.equal(logits(model), base)
         config = json.loads((tmp_path / form / "adapter_config.json").read_text())
         assert config["r"] == config["lora_alpha"] == (8 if form == "portable" else 5)
+        assert config["target_modules"] == sorted(config["target_modules"]), "the order is that of PEFT's set"
         assert not config["rank_pattern"]
 
 

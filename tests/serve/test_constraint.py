@@ -117,6 +117,25 @@ def test_strict_closes_objects(plain: Running) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
 
 
+def test_strict_false_is_as_without(plain: Running) -> None:
+    """OpenAI's default is false; such objects stay open, and what cannot be closed is taken."""
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    for wanted in (schema, {"allOf": [schema, schema]}):
+        answers = [plain.client.post(CHAT, json=body(wanted, strict=s, seed=0)) for s in (False, None)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert content_of(answers[0].json()) == content_of(answers[1].json())
+
+
+@pytest.mark.parametrize(
+    "value", ["</think>", "x</think>y<think>z", "<think>", "<|endoftext|>", "<", "\u00e9"]
+)
+def test_a_constant_may_hold_marks_as_text(thinking: Running, value: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": value}}, "required": ["a"]}
+    answer = thinking.client.post(CHAT, json=body(schema, strict=True, reasoning_effort="none"))
+    assert answer.status_code == 200, answer.text
+    assert json.loads(content_of(answer.json())) == {"a": value}
+
+
 @pytest.fixture
 def grammars(plain: Running) -> Iterator[Grammars]:
     engine = plain.engine

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justright.adapter.adapter import EXACT, WEIGHTS
+from justright.adapter.adapter import CONFIG, EXACT, WEIGHTS
 from justright.adapter.pair import Pair
 from justright.adapter.spectra import Spectra
 from justright.architectures.spec import architecture_of
@@ -191,6 +191,9 @@ def save_adapter(
         task_type="CAUSAL_LM", base_model_name_or_path=str(pair.paths[0]), inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
+    # PEFT keeps the target modules as a set, whose order differs between runs.
+    saved = read_object(folder / CONFIG)
+    _write(folder / CONFIG, {**saved, "target_modules": sorted(saved["target_modules"])})
     tensors = {}
     for one in found:
         module = _wrapped(one.target, parameters) if one.stacked else one.target

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +50,7 @@ class Grammars:
     @cached_property
     def _tokens(self) -> LLTokenizer:
         """The vocabulary for llguidance; takes a second if it is large."""
-        return from_tokenizer(self._tokenizer, self._vocab_size, eos_token=self._stop)
+        return LLTokenizer(without_marks(self._tokenizer), n_vocab=self._vocab_size, eos_token=self._stop)
 
     async def json(self, schema: Mapping[str, Any] | None = None) -> JsonConstraint:
         """Return a constraint to JSON of a schema, or to any object without one. Cancellation stops the work.
@@ -153,3 +152,25 @@ class JsonConstraint:
         if self.failure is None and self._matcher.is_error():
             self.failure = f"no token can follow ({first_line(self._matcher.get_error())})"
         return self.failure is not None
+
+
+def without_marks(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the tokenizer as JSON, in which no text becomes a mark, such as ``<think>`` or an end token.
+
+    llguidance splits the text that a schema forces with the tokenizer, and treats added tokens between angle brackets
+    as special ones, which no JSON may hold: without this a constant ``"</think>"`` could not be written. Each mark
+    keeps its id, and gets a text that begins with a character that JSON never holds.
+    """
+    found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    found["truncation"] = found["padding"] = None
+    vocabulary = found["model"].get("vocab")
+    for added in found["added_tokens"]:
+        text = added["content"]
+        if added["special"] or (text.startswith("<") and text.endswith(">")):
+            added["content"] = f"\0{text}"
+            if isinstance(vocabulary, dict) and text in vocabulary:  # of BPE
+                vocabulary[added["content"]] = vocabulary.pop(text)
+            elif isinstance(vocabulary, list):  # of Unigram: pieces by id, with their scores
+                for piece in vocabulary[added["id"] : added["id"] + 1]:
+                    piece[0] = added["content"]
+    return json.dumps(found)
