@@ -84,7 +84,7 @@ def test_options_are_for_the_drafter_that_is_trained(cell: str, name: str) -> No
         ({"model": "m", "prune": {"sparsity": 2}}, r"prune: sparsity 2\S*: allowed is 0 to below 1"),
         ({"model": "m", "prune": [1]}, r"prune is \[1\]; allowed: keys"),
         ({"model": "m", "fast": "f", "prune": {"uneven": True}}, "do not cover uneven"),
-        ({"model": "m", "fast": "f", "switch": {"rule": "luck"}}, "switch.rule is 'luck'"),
+        ({"model": "m", "fast": "f", "switch": {"rule": "luck"}}, "no rank rule 'luck'"),
         ({"model": "m", "fast": "f", "switch": {"value": 3.0}}, "allowed is above 0 to 1"),
         ({"model": "m", "draft": {"sequence": 3}}, r"unknown key draft.sequence; .* Did you mean draft.sequences\?"),
         ({"model": "m", "draft": {"factors": [0]}}, "unknown key draft.factors"),

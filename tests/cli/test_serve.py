@@ -60,7 +60,7 @@ def test_a_missing_package_is_named_with_the_extra(
         (("--cache-tokens", "5"), "256"),
         (("--deadline", "-1"), "deadline_s is -1"),
         (("--temperature", "-1"), "temperature is -1"),
-        (("--effort", "none"), "switch"),
+        (("--effort", "escalate"), "switch"),
         (("--effort", "enormous"), "allowed"),
         (("--thinking-budget", "5"), "marks no thoughts"),
         (("--api-key", ""), "API key is empty"),
