@@ -15,7 +15,7 @@ MIB = 2**20
 Host = Annotated[
     str,
     typer.Option(
-        help="Address to listen on; 0.0.0.0: all of this machine's, which wants an --api-key.",
+        help="Address to listen on; 0.0.0.0: all of this machine's, which needs an --api-key.",
         rich_help_panel=SERVING,
     ),
 ]
@@ -62,7 +62,7 @@ Queue = Annotated[
     typer.Option(
         min=0,
         metavar="N",
-        help="Requests that may wait; more are told to come again.",
+        help="Most waiting requests; further ones get status 429.",
         rich_help_panel=SERVING,
     ),
 ]
@@ -89,7 +89,7 @@ Connections = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Connections open at once; the requests of more are told to come again.",
+        help="Most open connections; requests on further ones get an error that says to retry.",
         rich_help_panel=SERVING,
     ),
 ]

@@ -73,7 +73,7 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_key(scope["path"], headers)
             body = await self._body(headers, receive)
-            await self.app(scope, _again(body, receive), watched)
+            await self.app(scope, replayed(body, receive), watched)
         except ApiError as error:
             await respond(error, watched)
         except _Gone:
@@ -139,7 +139,7 @@ async def respond(error: ApiError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def replayed(body: bytes, receive: Receive) -> Receive:
     """Return a ``receive`` that first yields ``body``, which was already read."""
     read = False
 

@@ -18,7 +18,7 @@ from justright.errors import UsageError
 from justright.serve.api_errors import ApiError
 from justright.serve.front import check_plain
 from justright.serve.hosts import Hosts
-from justright.serve.middleware import respond
+from justright.serve.middleware import replayed, respond
 from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 VARIABLE = "JUSTRIGHT_VLLM_MODES"
@@ -65,7 +65,7 @@ class Modes:
                 MutableHeaders(scope=message).update(more)
             await send(message)
 
-        await self._app(changed, _again(sent, receive), answer)
+        await self._app(changed, replayed(sent, receive), answer)
 
 
 _MAPPED = {("POST", CHAT), ("POST", COMPLETION)}
@@ -127,15 +127,3 @@ async def _whole(receive: Receive) -> bytes | None:
         pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(pieces)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that first yields ``body``, which was already read."""
-    left = [body]
-
-    async def receive_again() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()
-
-    return receive_again
