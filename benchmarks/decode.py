@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from justright.bench.decode import DecodeSetting
-from justright.bench.running import Plan, run_plan
+from justright.bench.running import DecodePlan, run_plan
 from justright.bench.tables import (
     HEADER,
     cost_rows,
@@ -39,7 +39,7 @@ def main() -> int:
     chosen = parser.parse_args()
     quick = chosen.quick
     setting = DecodeSetting(CONTENDERS, 32 if quick else chosen.tokens, 1 if quick else chosen.repeats)
-    plan = Plan(chosen.model, KINDS, CONTEXTS[:1] if quick else CONTEXTS, setting, memory=not quick)
+    plan = DecodePlan(chosen.model, KINDS, CONTEXTS[:1] if quick else CONTEXTS, setting, memory=not quick)
     results = run_plan(plan, chosen.out, lambda what, done, of: print(f"{done}/{of} {what}", file=sys.stderr))
     print("Tokens per second, medians:\n")
     print(markdown_table(*wide_rows(results)))

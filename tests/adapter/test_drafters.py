@@ -22,7 +22,7 @@ from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
 from justright.reasoning.budget import ModePlan
 from justright.speculative.registry import create_drafter
-from justright.training.pipeline import Job, Shape, Work
+from justright.training.pipeline import DrafterShape, Job, TrainingJob
 from justright.training.self_generated import DataSetting, SelfGenerated
 from justright.training.trainer import TrainSetting
 from tiny import tiny_model
@@ -70,16 +70,16 @@ def test_one_drafter_is_trained_on_both_modes(make_pair: MakePair, tmp_path: Pat
         slow,
         tmp_path / "drafter",
         [str(texts)],
-        Shape(width=32, steps=3),
+        DrafterShape(width=32, steps=3),
         DataSetting(sequences=16, held_out=8, prompt_tokens=12, output_tokens=24, batch=8, chat=0.0),
         TrainSetting(epochs=2, rows=4, spec_steps=3, evaluate_every=4),
         str(adapter),
         tmp_path / "data",
         "cpu",
     )
-    trained = Work(job).run()
+    trained = TrainingJob(job).run()
     assert trained.accuracy.spec_length is not None
-    work = Work(job_of(job, tmp_path))
+    work = TrainingJob(job_of(job, tmp_path))
     data = SelfGenerated(tmp_path / "data", work.setting, trained.config.verifier, job.texts, work.switch)
     [shard, *_] = data.shards(data.training_files)
     assert shard.factors.tolist() == [0.0, 1.0] * 4

@@ -18,13 +18,13 @@ from justright.bench.contenders import (
     PLAIN,
     TRANSFORMERS,
     EngineContender,
-    Run,
+    Generation,
     engine_logits,
     transformers_logits,
 )
 from justright.bench.decode import (
     DecodeSetting,
-    Opened,
+    OpenContenders,
     Results,
     check_room,
     fitting_length,
@@ -33,7 +33,7 @@ from justright.bench.decode import (
 )
 from justright.bench.demo import refuse_mismatches
 from justright.bench.peak_memory import own_peak_bytes, peak_bytes
-from justright.bench.running import Plan, numbers, run_plan
+from justright.bench.running import DecodePlan, numbers, run_plan
 from justright.bench.tables import (
     HEADER,
     cost_rows,
@@ -54,7 +54,7 @@ TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_path: Path) -> Opened:
+def opened(tiny_path: Path) -> OpenContenders:
     return open_contenders(tiny_path, DecodeSetting(ALL))
 
 
@@ -79,7 +79,7 @@ class Broken:
     def __init__(self, inner: object, at: int) -> None:
         self.inner, self.at = inner, at
 
-    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Generation:
         run = self.inner.run(prompt_ids, tokens, again=again)  # type: ignore[attr-defined]
         token_ids = list(run.token_ids)
         if self.at < len(token_ids):
@@ -87,7 +87,7 @@ class Broken:
         return replace(run, token_ids=token_ids)
 
 
-def test_all_contenders_emit_the_same(opened: Opened, task: Task) -> None:
+def test_all_contenders_emit_the_same(opened: OpenContenders, task: Task) -> None:
     results = Results({})
     measure(opened, [task], DecodeSetting(ALL, TOKENS, 2), results)
     cells = results.cells[task.name]
@@ -115,15 +115,15 @@ def test_a_busy_machine_is_told() -> None:
     results = Results({})
     for prefill_s, decode_s in ((1.0, 1.0), (1.1, 1.05)):
         assert "steady" not in steadiness_line(results) or "not known" in steadiness_line(results)
-        results.cell("a@1", PLAIN).runs.append(Run([1, 2, 3], prefill_s, 1, decode_s, 2))
+        results.cell("a@1", PLAIN).runs.append(Generation([1, 2, 3], prefill_s, 1, decode_s, 2))
     assert unsteadiness(results) == pytest.approx(1.1)
     assert "steady" in steadiness_line(results)
-    results.cell("a@1", "suffix").runs.append(Run([1, 2, 3], 2.2, 1, 1.0, 2))
+    results.cell("a@1", "suffix").runs.append(Generation([1, 2, 3], 2.2, 1, 1.0, 2))
     assert unsteadiness(results) == pytest.approx(2.2)
     assert "BUSY" in steadiness_line(results)
 
 
-def test_end_tokens_end_nothing(opened: Opened, task: Task) -> None:
+def test_end_tokens_end_nothing(opened: OpenContenders, task: Task) -> None:
     expected = opened.contenders[0].run(task.prompt_ids, TOKENS).token_ids
     model = opened.model
     assert model is not None
@@ -131,7 +131,7 @@ def test_end_tokens_end_nothing(opened: Opened, task: Task) -> None:
     assert len(expected) == TOKENS
 
 
-def test_a_broken_contender_is_a_mismatch(opened: Opened, task: Task) -> None:
+def test_a_broken_contender_is_a_mismatch(opened: OpenContenders, task: Task) -> None:
     broken = replace_contender(opened, Broken(opened.contenders[1], at=7))
     results = Results({})
     measure(broken, [task], DecodeSetting(ALL, TOKENS, 1), results)
@@ -142,9 +142,9 @@ def test_a_broken_contender_is_a_mismatch(opened: Opened, task: Task) -> None:
         refuse_mismatches(results)
 
 
-def replace_contender(opened: Opened, other: Broken) -> Opened:
+def replace_contender(opened: OpenContenders, other: Broken) -> OpenContenders:
     contenders = [other if one.name == other.name else one for one in opened.contenders]
-    return Opened(contenders, opened.logits, opened.engine, opened.model)
+    return OpenContenders(contenders, opened.logits, opened.engine, opened.model)
 
 
 def test_a_difference_at_a_tie_is_no_mismatch_but_one_behind_it_is() -> None:
@@ -164,7 +164,7 @@ def test_a_difference_at_a_tie_is_no_mismatch_but_one_behind_it_is() -> None:
     assert compare([0], [3, 3], [3], logits).verdict == "mismatch"
 
 
-def test_both_ways_to_recompute_logits_agree(opened: Opened, task: Task) -> None:
+def test_both_ways_to_recompute_logits_agree(opened: OpenContenders, task: Task) -> None:
     assert opened.engine is not None
     assert opened.model is not None
     output = opened.contenders[0].run(task.prompt_ids, 5).token_ids
@@ -214,23 +214,25 @@ class Counting:
     def __init__(self, allowed: int) -> None:
         self.runs, self.allowed = 0, allowed
 
-    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Generation:
         if len(prompt_ids) > 64:
             if self.runs == self.allowed:
                 raise KeyboardInterrupt
             self.runs += 1
-        return Run([1] * tokens, 0.1, 1, 0.1, tokens - 1)
+        return Generation([1] * tokens, 0.1, 1, 0.1, tokens - 1)
 
 
-def test_a_cut_measurement_goes_on_where_it_stopped(tmp_path: Path, task: Task, opened: Opened) -> None:
+def test_a_cut_measurement_goes_on_where_it_stopped(
+    tmp_path: Path, task: Task, opened: OpenContenders
+) -> None:
     file = tmp_path / "deep" / "results.json"
     setting = DecodeSetting((PLAIN,), TOKENS, 3)
     first = Counting(allowed=2)
     with pytest.raises(KeyboardInterrupt):
-        measure(Opened([first], opened.logits, None, None), [task], setting, Results({"of": 1}, file))
+        measure(OpenContenders([first], opened.logits, None, None), [task], setting, Results({"of": 1}, file))
     second = Counting(allowed=99)
     results = Results({"of": 1}, file)
-    measure(Opened([second], opened.logits, None, None), [task], setting, results)
+    measure(OpenContenders([second], opened.logits, None, None), [task], setting, results)
     assert (first.runs, second.runs) == (2, 1)
     saved = json.loads(file.read_text())
     assert len(saved["cells"][task.name][PLAIN]["runs"]) == 3
@@ -256,7 +258,7 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_from_names_to_numbers(tiny_path: Path, tmp_path: Path) -> None:
-    plan = Plan(str(tiny_path), ("summarise", "continue"), (400,), DecodeSetting((PLAIN, LOOKUP), 8, 1))
+    plan = DecodePlan(str(tiny_path), ("summarise", "continue"), (400,), DecodeSetting((PLAIN, LOOKUP), 8, 1))
     results = run_plan(plan, tmp_path / "out.json")
     assert list(results.cells) == ["summarise@400", "continue@400"]
     assert results.cost is not None
@@ -291,7 +293,7 @@ def test_bad_requests(task: Task) -> None:
     with pytest.raises(UsageError, match="whole numbers"):
         numbers("1024,many")
     with pytest.raises(UsageError, match="context length"):
-        Plan("x", ("continue",), (), DecodeSetting((PLAIN,)))
+        DecodePlan("x", ("continue",), (), DecodeSetting((PLAIN,)))
     with pytest.raises(ResourceError, match="smaller --context"):
         check_room([task], 128, 450)
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from draft_helpers import saved_drafter
-from justright.bench.contenders import Choice, Run, check_names
+from justright.bench.contenders import ContenderName, Generation, check_names
 from justright.bench.decode import DecodeSetting, Results
 from justright.bench.longset import Prompt, write
 from justright.bench.longspec import (
@@ -125,8 +125,8 @@ def test_what_has_no_prompt_is_named(model: Path, prompts: Path) -> None:
 
 
 def test_contenders_with_labels_and_options() -> None:
-    assert Choice.parse("suffix") == Choice("suffix", "suffix", {})
-    assert Choice.parse("a=lstm:spec=false;nodes=8;path=x/y") == Choice(
+    assert ContenderName.parse("suffix") == ContenderName("suffix", "suffix", {})
+    assert ContenderName.parse("a=lstm:spec=false;nodes=8;path=x/y") == ContenderName(
         "a", "lstm", {"spec": False, "nodes": 8, "path": "x/y"}
     )
     for wrong in (["lstm:nodes"], ["plain:a=1"], ["nobody"], ["a=suffix", "a=lstm"], []):
@@ -144,8 +144,8 @@ def test_summaries_count_tokens_and_verifications_together() -> None:
     results = Results({})
     for number, (steps, seconds) in enumerate(((10, 1.0), (5, 0.5))):
         cell = results.cell(f"continue-64-{number}", "x")
-        cell.runs.append(Run([0] * 21, 0.1, 1, seconds, steps, 0, 0.1, 0.4))
-        results.cell(f"continue-64-{number}", "plain").runs.append(Run([0] * 21, 0.1, 1, 2.0, 20))
+        cell.runs.append(Generation([0] * 21, 0.1, 1, seconds, steps, 0, 0.1, 0.4))
+        results.cell(f"continue-64-{number}", "plain").runs.append(Generation([0] * 21, 0.1, 1, 2.0, 20))
     [one] = [s for s in summaries(results) if s.contender == "x"]
     assert one.acceptance_length == pytest.approx(40 / 15)
     assert one.x_plain == pytest.approx(3.0)
@@ -154,7 +154,7 @@ def test_summaries_count_tokens_and_verifications_together() -> None:
     assert one.verify_ms == pytest.approx(800 / 15)
     # Whoever gives five tokens at once before the clock runs gains nothing by it.
     for cells in results.cells.values():
-        cells["x"].runs = [Run([0] * 21, 0.1, 5, cells["x"].runs[0].decode_s, 10, 0, 0.1, 0.4)]
+        cells["x"].runs = [Generation([0] * 21, 0.1, 5, cells["x"].runs[0].decode_s, 10, 0, 0.1, 0.4)]
     [one] = [s for s in summaries(results) if s.contender == "x"]
     assert one.x_plain_all == pytest.approx(4.0 / 1.5 * 16 / 20)
 

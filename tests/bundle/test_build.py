@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from justright.bundle import build as module
-from justright.bundle.build import Build
+from justright.bundle.build import BundleBuild
 from justright.bundle.recipe import Recipe
 from justright.checkpoint.bundle_manifest import Bundle
 from justright.checkpoint.reader import Checkpoint
@@ -81,7 +81,7 @@ def said(pair: tuple[Path, Path], texts: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def built(said: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("built") / "bundle"
-    Build(Recipe.of(said), out).run()
+    BundleBuild(Recipe.of(said), out).run()
     return out
 
 
@@ -112,7 +112,7 @@ def test_both_are_pruned_alike(said: dict[str, Any], tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(module, "extract", stop)
     with pytest.raises(KeyboardInterrupt):
-        Build(Recipe.of(said), tmp_path / "out").run()
+        BundleBuild(Recipe.of(said), tmp_path / "out").run()
     stages = tmp_path / "out.partial" / "stages"
     slow, fast = (Checkpoint.open(stages / name / "out") for name in ("slow", "fast"))
     plan = Plan.read(stages / "slow" / "out" / "plan.json")
@@ -140,13 +140,13 @@ def test_killed_in_every_stage_it_goes_on(said: dict[str, Any], built: Path, tmp
     for number, stage in enumerate([*STAGES, "bundle"]):
         told.clear()
         with pytest.raises(KeyboardInterrupt):
-            Build(Recipe.of(said), out).run(partial(dying, stage))
+            BundleBuild(Recipe.of(said), out).run(partial(dying, stage))
         assert not out.exists()
         assert set(told) <= set([*STAGES, "bundle"][max(0, number - 1) :]), "what was made is not made again"
         assert all((stages / name / "out").is_dir() for name in STAGES[:number])
-    steps = Build(Recipe.of(said), out).estimate()
+    steps = BundleBuild(Recipe.of(said), out).estimate()
     assert [step.done for step in steps] == [True] * 4 + [False]
-    Build(Recipe.of(said), out).run()
+    BundleBuild(Recipe.of(said), out).run()
     one, other = Bundle.open(built), Bundle.open(out)
     weights = [name for name in one.files if name.endswith(".safetensors")]
     assert {"model.safetensors", "draft/model.safetensors", "switch/adapter_model.safetensors"} <= set(
@@ -162,14 +162,14 @@ def test_a_recipe_that_changed_meanwhile(
     said = {name: value for name, value in said.items() if name not in ("draft", "defaults")}
     monkeypatch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Build(Recipe.of(said), tmp_path / "out").run()
+        BundleBuild(Recipe.of(said), tmp_path / "out").run()
     stages = tmp_path / "out.partial" / "stages"
     times = {name: (stages / name / "out").stat().st_mtime_ns for name in ("slow", "fast", "switch")}
     other = said | {"switch": {"value": 0.5}}
     with pytest.raises(UsageError, match=r"switch was made with other settings \(value\): --redo"):
-        Build(Recipe.of(other), tmp_path / "out").run()
+        BundleBuild(Recipe.of(other), tmp_path / "out").run()
     with pytest.raises(ZeroDivisionError):
-        Build(Recipe.of(other), tmp_path / "out").run(redo=True)
+        BundleBuild(Recipe.of(other), tmp_path / "out").run(redo=True)
     now = {name: (stages / name / "out").stat().st_mtime_ns for name in times}
     assert [name for name in times if now[name] != times[name]] == ["switch"]
 
@@ -193,15 +193,15 @@ def test_killed_while_a_stage_is_removed_it_is_not_taken_as_made(
     with monkeypatch.context() as patch:
         patch.setattr(module.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            Build(switch_only(said, 0.5), tmp_path / "out").run(redo=True)
-    Build(switch_only(said, 0.5), tmp_path / "out").run()
-    Build(switch_only(said, 0.5), tmp_path / "fresh").run()
+            BundleBuild(switch_only(said, 0.5), tmp_path / "out").run(redo=True)
+    BundleBuild(switch_only(said, 0.5), tmp_path / "out").run()
+    BundleBuild(switch_only(said, 0.5), tmp_path / "fresh").run()
     assert adapter_of(tmp_path / "out") == adapter_of(tmp_path / "fresh")
 
 
 def test_what_others_keep_beside_it_is_left(said: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out.partial" / "checkpoint").mkdir(parents=True)
-    Build(switch_only(said, 0.99), tmp_path / "out").run()
+    BundleBuild(switch_only(said, 0.99), tmp_path / "out").run()
     assert [file.name for file in (tmp_path / "out.partial").iterdir()] == ["checkpoint"]
 
 
@@ -210,7 +210,7 @@ def up_to_the_bundle(said: dict[str, Any], out: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            Build(switch_only(said, 0.99), out).run()
+            BundleBuild(switch_only(said, 0.99), out).run()
 
 
 def test_a_stage_without_its_settings_is_made_anew(
@@ -219,10 +219,10 @@ def test_a_stage_without_its_settings_is_made_anew(
     up_to_the_bundle(said, tmp_path / "out", monkeypatch)
     about = tmp_path / "out.partial" / "stages" / "switch" / "stage.json"
     about.write_text("{")
-    work = Build(switch_only(said, 0.5), tmp_path / "out")
+    work = BundleBuild(switch_only(said, 0.5), tmp_path / "out")
     assert not work.estimate()[0].done
     work.run()
-    Build(switch_only(said, 0.5), tmp_path / "fresh").run()
+    BundleBuild(switch_only(said, 0.5), tmp_path / "fresh").run()
     assert adapter_of(tmp_path / "out") == adapter_of(tmp_path / "fresh")
 
 
@@ -232,13 +232,13 @@ def test_it_prunes_as_the_command_does(
     bare = {name: said[name] for name in ("model", "prune")}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for device, wanted in (("auto", "cuda:0,cuda:1"), ("cpu", "cpu")):
-        pruning = Build(Recipe.of(bare | {"device": device}), tmp_path / "out").pruning
+        pruning = BundleBuild(Recipe.of(bare | {"device": device}), tmp_path / "out").pruning
         assert pruning is not None
         assert (pruning.device, pruning.rows) == (wanted, 4)
 
 
 def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path) -> None:
-    steps = Build(Recipe.of(said), tmp_path / "out").estimate()
+    steps = BundleBuild(Recipe.of(said), tmp_path / "out").estimate()
     assert [step.stage for step in steps] == [*STAGES, "bundle"]
     assert all(step.size_bytes > 0 and not step.done for step in steps)
     assert [step.seconds is None for step in steps] == [False, True, False, False, True]
@@ -252,7 +252,9 @@ def test_a_dry_run_tells_what_has_to_be_made_anew(
     said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     up_to_the_bundle(said, tmp_path / "out", monkeypatch)
-    same, other = (Build(switch_only(said, value), tmp_path / "out").estimate()[0] for value in (0.99, 0.5))
+    same, other = (
+        BundleBuild(switch_only(said, value), tmp_path / "out").estimate()[0] for value in (0.99, 0.5)
+    )
     assert (same.done, same.changed) == (True, ())
     assert (other.done, other.changed) == (False, ("value",))
 
@@ -266,7 +268,7 @@ def test_an_edited_text_is_another_setting_and_workers_are_none(
     recipe["draft"] = said["draft"] | {"texts": [str(file)]}
 
     def keys(**changes: Any) -> dict[str, dict[str, Any]]:
-        return Build(Recipe.of(recipe | changes), tmp_path / "out").keys
+        return BundleBuild(Recipe.of(recipe | changes), tmp_path / "out").keys
 
     first = keys()
     assert keys(switch={"workers": 4}) == first
@@ -282,7 +284,7 @@ def test_what_whoever_builds_should_know_is_kept(said: dict[str, Any], tmp_path:
         config = json.loads((path / "tokenizer_config.json").read_text())
         config.pop("chat_template", None)
         (path / "tokenizer_config.json").write_text(json.dumps(config))
-    work = Build(Recipe.of({"model": str(model), "fast": str(fast)}), tmp_path / "out")
+    work = BundleBuild(Recipe.of({"model": str(model), "fast": str(fast)}), tmp_path / "out")
     assert "the fast model has no chat template" in work.notes[-1]
     work.run()
     assert "the switch has no chat template" in work.notes[-1]
@@ -290,12 +292,12 @@ def test_what_whoever_builds_should_know_is_kept(said: dict[str, Any], tmp_path:
 
 def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = Recipe.of({"model": str(pair[0]), "defaults": {"draft": "suffix", "temperature": 0.5}})
-    Build(recipe, tmp_path / "out").run()
+    BundleBuild(recipe, tmp_path / "out").run()
     bundle = Bundle.open(tmp_path / "out")
     assert not bundle.parts
     assert bundle.defaults == {"draft": "suffix", "sampling": {"temperature": 0.5}}
     with pytest.raises(UsageError, match="exists already"):
-        Build(recipe, tmp_path / "out")
+        BundleBuild(recipe, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_what_cannot_be_is_refused_before_any_work(
     if changed["draft"] is None:
         del changed["draft"]
     with pytest.raises(UsageError, match=message):
-        Build(Recipe.of(changed), tmp_path / "out")
+        BundleBuild(Recipe.of(changed), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -339,7 +341,7 @@ def test_a_template_that_leaves_thinking_out_needs_no_switch(pair: tuple[Path, P
     template = "{{ messages[0].content }}{% if enable_thinking is false %} {% endif %}"
     (model / "chat_template.jinja").write_text(template)
     recipe = Recipe.of({"model": str(model), "defaults": {"effort": "none"}})
-    Build(recipe, tmp_path / "out").run()
+    BundleBuild(recipe, tmp_path / "out").run()
     assert LLM(str(tmp_path / "out")).defaults.effort == "none"
 
 
@@ -349,7 +351,7 @@ def test_a_model_that_cannot_be_run_is_refused_before_any_work(
     model = Path(shutil.copytree(pair[0], tmp_path / "model"))
     (model / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer"):
-        Build(Recipe.of({"model": str(model)}), tmp_path / "out")
+        BundleBuild(Recipe.of({"model": str(model)}), tmp_path / "out")
 
 
 def test_settings_lie_beside_what_they_made(
@@ -357,6 +359,6 @@ def test_settings_lie_beside_what_they_made(
 ) -> None:
     monkeypatch.setattr(module, "extract", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Build(Recipe.of(said), tmp_path / "out").run()
+        BundleBuild(Recipe.of(said), tmp_path / "out").run()
     found = json.loads((tmp_path / "out.partial/stages/slow/stage.json").read_text())
     assert found["sparsity"] == 0.4

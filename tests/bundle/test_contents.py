@@ -15,7 +15,7 @@ from bundle_helpers import Parts, tiny_drafter, tiny_parts
 from engine_helpers import prompt_of
 from justright.bundle.contents import check_contents
 from justright.checkpoint.bundle_manifest import MANIFEST, Bundle
-from justright.cli.output import Output
+from justright.cli.output import Terminal
 from justright.cli.prepare import prepare
 from justright.engine.chat_modes import Reasoning
 from justright.engine.defaults import Defaults, settle
@@ -276,7 +276,7 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     for options in ({}, {"draft": "lstm"}, {"draft": "lstm", "draft_options": {"nodes": 2}}):
         LLM(str(bundle), adaptive=False, **options)  # type: ignore[arg-type]
     assert len(made) == 3
-    ready = prepare(str(bundle), Output(), {"draft": "lstm", "adaptive": False})
+    ready = prepare(str(bundle), Terminal(), {"draft": "lstm", "adaptive": False})
     assert len(made) == 3
     ready.load()
     assert len(made) == 4

@@ -65,7 +65,7 @@ def test_what_is_written_is_read_again(sources: tuple[Path, dict[str, Path]], tm
     assert found.templates == {"chat": "chat_template.jinja", "fast": "switch/chat_template.jinja"}
     assert found.part("draft") == tmp_path / "out" / "draft"
     assert bundled_part(sources[0], "draft") is None
-    assert found.verify() == module.Verified()
+    assert found.verify() == module.BundleCheck()
     assert found.verify().whole
     assert not (tmp_path / "out.partial").exists()
 
@@ -120,7 +120,7 @@ def test_what_differs_is_named(sources: tuple[Path, dict[str, Path]], tmp_path: 
     (tmp_path / "out" / "draft" / "weights.safetensors").write_bytes(b"x" * 99 + b"y")
     (tmp_path / "out" / "switch" / "config.json").unlink()
     (tmp_path / "out" / "switch" / "auto.json").write_text("{}")
-    assert found.verify() == module.Verified(
+    assert found.verify() == module.BundleCheck(
         ("switch/config.json",), ("draft/weights.safetensors", "model.safetensors"), ("switch/auto.json",)
     )
     assert not found.verify().whole
@@ -148,7 +148,7 @@ def test_killed_at_any_time_it_goes_on(
     assert copied
     (tmp_path / "out.partial" / "bundle" / "stray.json").write_text("{}")
     made = bundled(sources, tmp_path / "out", copy=True)
-    assert made.verify() == module.Verified()
+    assert made.verify() == module.BundleCheck()
     kept = [tmp_path / "out" / file.relative_to(tmp_path / "out.partial" / "bundle") for file in copied]
     assert [file.stat().st_ino for file in kept] == list(copied.values())
 

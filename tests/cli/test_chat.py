@@ -9,7 +9,7 @@ import pytest
 
 from cli_helpers import Run
 from justright.cli.chat import Conversation
-from justright.cli.output import Output
+from justright.cli.output import Terminal
 from justright.cli.prepare import prepare
 from justright.engine.llm import LLM
 from justright.errors import ResourceError
@@ -59,7 +59,7 @@ def test_a_long_conversation_forgets_its_oldest_turns_and_says_so(run: Run, tiny
 
 
 def test_a_message_that_cannot_fit_is_an_error_and_changes_nothing(tiny_llama: Path) -> None:
-    ready = prepare(str(tiny_llama), Output(quiet=True), {"max_context": 64})
+    ready = prepare(str(tiny_llama), Terminal(quiet=True), {"max_context": 64})
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     conversation = Conversation(ready, 8, turns=list(turns))
     with pytest.raises(ResourceError, match="this message has"):

@@ -12,7 +12,7 @@ import pytest
 from cli_helpers import Run
 from draft_helpers import SMALL_TRAINING
 from justright.cli.draft import train
-from justright.training.pipeline import Shape
+from justright.training.pipeline import DrafterShape
 from justright.training.self_generated import DataSetting
 from justright.training.trainer import TrainSetting
 from tiny import save_tiny
@@ -31,7 +31,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_commands_defaults_are_the_codes() -> None:
-    settings = {one.name: one.default for kind in (DataSetting, TrainSetting, Shape) for one in fields(kind)}
+    settings = {
+        one.name: one.default for kind in (DataSetting, TrainSetting, DrafterShape) for one in fields(kind)
+    }
     options = {name: one.default for name, one in inspect.signature(train).parameters.items()}
     assert len(shared := settings.keys() & options.keys()) > 15
     assert {name: options[name] for name in shared} == {name: settings[name] for name in shared}

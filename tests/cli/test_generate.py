@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import Run
-from justright.cli.output import Output
+from justright.cli.output import Terminal
 from justright.cli.prepare import prepare
 from justright.engine.llm import LLM
 from tiny import save_tiny, tokenizer_with
@@ -135,7 +135,7 @@ def test_a_model_without_template_takes_the_prompt_as_it_is(run: Run, broken: Pa
 
 
 def test_prepared_tokens_are_the_engines(tiny_llama: Path, engine: LLM) -> None:
-    ready = prepare(str(tiny_llama), Output(quiet=True), {})
+    ready = prepare(str(tiny_llama), Terminal(quiet=True), {})
     messages = [{"role": "user", "content": "hello"}]
     assert ready.tokens(messages) == engine.chat_prompt(messages)
     assert ready.tokens("hello") == engine.encode("hello")

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine_helpers import prompt_of, verifier_of
 from justright.architectures.spec import Window
 from justright.engine import attention as attention_module
-from justright.engine.attention import Run, StepPlan, attend, attend_reference, visible
+from justright.engine.attention import SequenceInput, StepPlan, attend, attend_reference, visible
 from justright.engine.kv_cache import KVCache
 from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput, tree_shape
@@ -61,7 +61,7 @@ def test_visible_by_definition(parents: list[int], past: int, window: Window | N
     if chain:
         parents = list(range(count - 1))
     depths, tree = tree_shape(parents)
-    first, mask = visible(Run(0, 0, depths + past, None if chain else tree), past, window)
+    first, mask = visible(SequenceInput(0, 0, depths + past, None if chain else tree), past, window)
     assert 0 <= first <= past
     for node in range(count):
         position = past + int(depths[node])
@@ -75,9 +75,9 @@ def test_visible_by_definition(parents: list[int], past: int, window: Window | N
 
 
 def test_visible_skips_what_no_token_of_the_step_sees() -> None:
-    first, mask = visible(Run(0, 0, torch.tensor([100])), 100, Window("sliding", 8))
+    first, mask = visible(SequenceInput(0, 0, torch.tensor([100])), 100, Window("sliding", 8))
     assert (first, mask) == (93, None), "a long past behind a short window costs nothing"
-    first, mask = visible(Run(0, 0, torch.tensor([100])), 100, Window("chunked", 32))
+    first, mask = visible(SequenceInput(0, 0, torch.tensor([100])), 100, Window("chunked", 32))
     assert (first, mask) == (96, None)
 
 
@@ -249,7 +249,7 @@ def test_no_number_of_a_hidden_row_reaches_another(
     for node, which in odd.items():
         for x in [new[0]] * (which != "value") + [new[1]] * (which != "key"):
             x[:, node, node % 8] = number
-    plan = StepPlan(cache, [Run(0, 0, depths + past, tree)], [window], depths + past, static=static)
+    plan = StepPlan(cache, [SequenceInput(0, 0, depths + past, tree)], [window], depths + past, static=static)
     out, _ = attention_module.attention(
         SimpleNamespace(layer_idx=0),  # type: ignore[arg-type]
         query[None],

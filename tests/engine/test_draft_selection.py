@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine_helpers import ScriptedDrafter, prompt_of, reference, verifier_of
 from justright.engine.decode_loop import DecodeLoop
-from justright.engine.draft_selection import Speculation, choose, preferred
+from justright.engine.draft_selection import DraftRecord, choose, preferred
 from justright.engine.request import Request
 from justright.engine.step_cost import StepCost
 from justright.speculative.base import EMPTY_DRAFT, Draft
@@ -31,8 +31,8 @@ def chain(*probs: float) -> Draft:
     return Draft(list(range(10, 10 + len(probs))), list(range(-1, len(probs) - 1)), list(probs))
 
 
-def sure(reliability: float = 1.0) -> Speculation:
-    return Speculation({("", size): reliability for size in range(8)})
+def sure(reliability: float = 1.0) -> DraftRecord:
+    return DraftRecord({("", size): reliability for size in range(8)})
 
 
 def test_all_is_verified_where_it_costs_nothing() -> None:
@@ -61,7 +61,7 @@ def test_no_node_is_expected_to_be_accepted_more_than_surely() -> None:
 
 
 @st.composite
-def drafts_and_costs(draw: st.DrawFn) -> tuple[list[Draft], list[Speculation], StepCost]:
+def drafts_and_costs(draw: st.DrawFn) -> tuple[list[Draft], list[DraftRecord], StepCost]:
     drafts, records = [], []
     for _ in range(draw(st.integers(1, 3))):
         probs: list[float] = []
@@ -74,7 +74,7 @@ def drafts_and_costs(draw: st.DrawFn) -> tuple[list[Draft], list[Speculation], S
 
 
 @given(drafts_and_costs())
-def test_the_best_cut_by_trying_all(case: tuple[list[Draft], list[Speculation], StepCost]) -> None:
+def test_the_best_cut_by_trying_all(case: tuple[list[Draft], list[DraftRecord], StepCost]) -> None:
     """Chains, whose nodes grow less likely: the choice is the best of all combinations of prefixes."""
     drafts, records, cost = case
     batch = len(drafts)
@@ -102,7 +102,7 @@ def test_of_two_drafts_the_one_that_pays_more() -> None:
     tree = Draft(range(10, 20), [-1] * 10, [0.3, *[0.1] * 9], source="tree")
     likely = replace(chain(0.9), source="chain")
     both = replace(tree, instead=likely)
-    record = Speculation({("tree", 3): 1.0, ("chain", 0): 1.0})
+    record = DraftRecord({("tree", 3): 1.0, ("chain", 0): 1.0})
     assert preferred(both, record, 5, FREE) is both
     assert preferred(both, record, 5, HALF) is likely
     assert preferred(tree, record, 5, HALF) is tree
@@ -112,7 +112,7 @@ def test_of_two_drafts_the_one_that_pays_more() -> None:
 
 def test_a_slow_drafter_that_always_loses_rests_although_another_is_verified() -> None:
     slow, quick = replace(chain(0.1, 0.1), source="slow"), replace(chain(0.9), source="quick")
-    record = Speculation()
+    record = DraftRecord()
     record.drafted(slow, 0.1)
     for _ in range(3):
         assert not record.rests()
@@ -153,7 +153,7 @@ def test_sampled_drafts_are_never_cut_by_what_was_drawn() -> None:
 
 
 def test_reliability_falls_with_bad_drafts_and_rises_with_good_ones() -> None:
-    record = Speculation()
+    record = DraftRecord()
     draft = chain(0.9, 0.8, 0.7)
     start = record.expected(draft)[-1]
     for _ in range(10):
@@ -167,7 +167,7 @@ def test_reliability_falls_with_bad_drafts_and_rises_with_good_ones() -> None:
 
 
 def test_a_cut_draft_teaches_about_drafts_as_they_are_proposed() -> None:
-    record = Speculation()
+    record = DraftRecord()
     draft = chain(*[0.9] * 8)
     for _ in range(10):
         record.verified(draft, 2, 0)
@@ -190,7 +190,7 @@ def test_drafts_set_aside_are_followed_along_what_is_emitted() -> None:
 
 
 def test_a_shadow_follows_a_tree() -> None:
-    record = Speculation()
+    record = DraftRecord()
     tree = Draft([5, 6, 7, 8], [-1, -1, 1, 2], [0.5, 0.5, 0.25, 0.25])  # 6 -> 7 -> 8
     record.set_aside(tree)
     record.emitted([6, 7])
@@ -202,7 +202,7 @@ def test_a_shadow_follows_a_tree() -> None:
 
 
 def test_few_shadows_at_once() -> None:
-    record = Speculation()
+    record = DraftRecord()
     for _ in range(100):
         record.set_aside(chain(0.9, 0.9))
     assert len(record._shadows) == 4
@@ -276,12 +276,12 @@ def test_a_request_switches_itself_off_and_on_again(monkeypatch: pytest.MonkeyPa
 def test_one_interrupted_proposal_does_not_make_a_drafter_dear() -> None:
     """The median of the last proposals: at most three of seven can be wrong, wherever they stand."""
     for at in range(7):
-        record = Speculation()
+        record = DraftRecord()
         for number in range(7):
             record.drafted(replace(chain(0.9), source="quick"), 1.0 if number == at else 0.001)
             if number > at or (number == at and number > 0):
                 assert record.draft_s["quick"] == 0.001
-    record = Speculation()
+    record = DraftRecord()
     for seconds in (0.001,) * 3 + (0.5,) * 4:
         record.drafted(replace(chain(0.9), source="slower"), seconds)
     assert record.draft_s["slower"] == 0.5, "what is slow for good is noticed"

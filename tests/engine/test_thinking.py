@@ -27,7 +27,7 @@ from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
 from justright.reasoning.budget import ModePlan, ThinkingTags, closing_ids
-from justright.reasoning.routing import Auto, Decision, Escalate, Turn
+from justright.reasoning.routing import Auto, Escalate, RoutingDecision, Turn
 from justright.reasoning.scorers import Callback
 from justright.speculative.base import Draft
 from justright.speculative.suffix import SuffixDrafter
@@ -513,12 +513,12 @@ class Watch:
     seen: float = 0.0
     holds_output: bool = True
 
-    def after_prefill(self, hidden: Tensor) -> tuple[Decision, None]:
-        return Decision("fast", "test", None, None, ""), None
+    def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, None]:
+        return RoutingDecision("fast", "test", None, None, ""), None
 
-    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, None]:
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, None]:
         self.seen = confidence
-        return Decision("fast", "test", confidence, None, ""), None
+        return RoutingDecision("fast", "test", confidence, None, ""), None
 
 
 def test_steps_are_each_attempts_own(switched: Verifier) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from justright.errors import CheckpointError, UsageError
-from justright.prune.experts import Choice
+from justright.prune.experts import KeptExperts
 from justright.prune.plan import Plan, check_count
 from justright.prune.settings import Settings
 from tiny import tiny_config
 
-CHOICE = Choice((1, 3, 5), ((0, 1), (2, 3, 7), (4, 5, 6)))
+CHOICE = KeptExperts((1, 3, 5), ((0, 1), (2, 3, 7), (4, 5, 6)))
 CONFIG = tiny_config("olmoe").to_dict()
 PLAN = Plan(
     "olmoe",
@@ -47,11 +47,11 @@ def test_it_is_read_back(tmp_path: Path) -> None:
         {"sparsity": {9: 0.5}},
         {"sparsity": {0: 0.5, 1: 0.5, 2: 0.5}},
         {"experts": {0: CHOICE}},
-        {"experts": dict.fromkeys(range(4), Choice((3, 1, 5), CHOICE.clusters))},
-        {"experts": dict.fromkeys(range(4), Choice((1, 3, 8), CHOICE.clusters))},
-        {"experts": dict.fromkeys(range(4), Choice((1, 3, 5), ((0, 1), (2, 7), (4, 5, 6))))},
-        {"experts": dict.fromkeys(range(3), CHOICE) | {3: Choice((1, 3), ((1,), (3,)))}},
-        {"experts": dict.fromkeys(range(4), Choice((1,), ((1,),)))},
+        {"experts": dict.fromkeys(range(4), KeptExperts((3, 1, 5), CHOICE.clusters))},
+        {"experts": dict.fromkeys(range(4), KeptExperts((1, 3, 8), CHOICE.clusters))},
+        {"experts": dict.fromkeys(range(4), KeptExperts((1, 3, 5), ((0, 1), (2, 7), (4, 5, 6))))},
+        {"experts": dict.fromkeys(range(3), CHOICE) | {3: KeptExperts((1, 3), ((1,), (3,)))}},
+        {"experts": dict.fromkeys(range(4), KeptExperts((1,), ((1,),)))},
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(changes: dict[str, object]) -> None:
@@ -61,7 +61,7 @@ def test_a_plan_that_does_not_fit_is_refused(changes: dict[str, object]) -> None
 
 def test_each_routing_group_keeps_as_many() -> None:
     config = tiny_config("deepseek_v2").to_dict()
-    uneven = Choice((0, 1, 2, 4), ((0,), (1,), (2, 3), (4, 5)))
+    uneven = KeptExperts((0, 1, 2, 4), ((0,), (1,), (2, 3), (4, 5)))
     layers = dict.fromkeys((1, 2, 3), uneven)
     with pytest.raises(UsageError, match="as many in each of the 4 routing groups"):
         Plan("deepseek_v2", 4, 8, layers).check(config)
@@ -73,7 +73,7 @@ def test_whoever_swaps_experts_may_leave_the_clusters_out(tmp_path: Path) -> Non
     (tmp_path / "plan.json").write_text(json.dumps(data))
     found = Plan.read(tmp_path / "plan.json")
     found.check(CONFIG)
-    assert found.experts[2] == Choice((0, 4, 6), ((0,), (4,), (6,)))
+    assert found.experts[2] == KeptExperts((0, 4, 6), ((0,), (4,), (6,)))
     data["experts"]["2"] = {"keep": [0, 4, 6]}
     (tmp_path / "plan.json").write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="unknown keep; known are kept"):
@@ -81,7 +81,7 @@ def test_whoever_swaps_experts_may_leave_the_clusters_out(tmp_path: Path) -> Non
 
 
 def test_uneven_plans_say_so() -> None:
-    experts = dict.fromkeys(range(3), CHOICE) | {3: Choice((1, 3), ((1,), (3,)))}
+    experts = dict.fromkeys(range(3), CHOICE) | {3: KeptExperts((1, 3), ((1,), (3,)))}
     with pytest.raises(UsageError, match='say "uneven": true'):
         replace(PLAN, experts=experts).check(CONFIG)
     replace(PLAN, experts=experts, uneven=True).check(CONFIG)

@@ -16,7 +16,7 @@ from jsonschema_rs import is_valid
 from justright.errors import UsageError
 from justright.serve import constraint as constrain
 from justright.serve.constraint import Grammars
-from justright.serve.schema_trial import Trial
+from justright.serve.schema_trial import SchemaTrial
 from serve_helpers import MODEL, Running
 
 CHAT = "/v1/chat/completions"
@@ -150,10 +150,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The schemas that were compiled."""
     found: list[str] = []
 
-    def run(_: Trial, schema: str) -> None:
+    def run(_: SchemaTrial, schema: str) -> None:
         found.append(schema)
 
-    monkeypatch.setattr(Trial, "run", run)
+    monkeypatch.setattr(SchemaTrial, "run", run)
     return found
 
 
@@ -179,7 +179,7 @@ def test_compiled_schemas_are_kept(
 def test_a_bad_schema_is_tried_once(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def run(_: Trial, schema: str) -> str:
+    def run(_: SchemaTrial, schema: str) -> str:
         tried.append(schema)
         return f"fault {json.loads(schema)['const']}"
 
@@ -191,7 +191,7 @@ def test_a_bad_schema_is_tried_once(grammars: Grammars, monkeypatch: pytest.Monk
         for number in (1, 1, 2, 1, 3, 1, 2):
             await ask(number)
 
-    monkeypatch.setattr(Trial, "run", run)
+    monkeypatch.setattr(SchemaTrial, "run", run)
     monkeypatch.setattr(constrain, "CACHED", 2 * len('{"const": 1}'))
     asyncio.run(check())
     assert [json.loads(one)["const"] for one in tried] == [1, 2, 3, 2], "2 was used longest ago"
@@ -200,7 +200,7 @@ def test_a_bad_schema_is_tried_once(grammars: Grammars, monkeypatch: pytest.Monk
 def test_a_schema_that_takes_too_long_or_crashes_ends_its_process_only() -> None:
     many = {"enum": [f"value number {n}" for n in range(400_000)]}
     deep = {"$ref": "#/$defs/0", "$defs": {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(3000)}}
-    trial = Trial(cpu_seconds=0)
+    trial = SchemaTrial(cpu_seconds=0)
     try:
         for schema, fault in ((many, "takes more than 0 s"), (deep, "nests too deep")):
             assert fault in str(trial.run(json.dumps(schema)))
@@ -214,7 +214,7 @@ def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
     started = threading.Event()
     answers: list[str | None] = []
 
-    class Stuck(Trial):
+    class Stuck(SchemaTrial):
         def run(self, schema: str) -> str | None:
             process = self._process = self._start()
             started.set()
@@ -230,7 +230,7 @@ def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        grammars._trial = Trial()
+        grammars._trial = SchemaTrial()
         assert (await grammars.json({"const": 1})).failure is None
 
     asyncio.run(leave())
@@ -254,8 +254,8 @@ def test_nobody_else_waits_for_schemas_and_long_prompts(
         written.append(messages)
         return conversation(messages, *params, **options)
 
-    monkeypatch.setattr(Trial, "run", compiling)
-    monkeypatch.setattr(Trial, "stop", lambda _: stopped.set())
+    monkeypatch.setattr(SchemaTrial, "run", compiling)
+    monkeypatch.setattr(SchemaTrial, "stop", lambda _: stopped.set())
     monkeypatch.setattr(plain.engine, "conversation", counting)
     service._encoding_long.submit(held.wait, 60)
     ours = {"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}]}

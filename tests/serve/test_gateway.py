@@ -17,7 +17,7 @@ from openai import AuthenticationError, BadRequestError, OpenAI
 
 from gateway_helpers import served
 from justright.errors import UsageError
-from justright.serve.discover import Wanted
+from justright.serve.discover import UpstreamOptions
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
 from justright.serve.proxy import passed_headers
 from justright.serve.upstream import Policy
@@ -306,7 +306,7 @@ def test_an_upstream_that_is_not_understood_says_what_to_do() -> None:
         answer = found.post(messages=EASY)
         assert answer.status_code == 502
         assert "--kind vllm, sglang, llama.cpp" in answer.json()["error"]["message"]
-    with before(Fake("somebody"), wanted=Wanted(kind="vllm")) as found:
+    with before(Fake("somebody"), wanted=UpstreamOptions(kind="vllm")) as found:
         assert found.got(reasoning_effort="none")["model"] == "quick"
 
 
@@ -378,7 +378,7 @@ def test_a_servers_default_holds_where_nobody_says_more(ours: Before) -> None:
 
 
 def test_before_the_embedded_server(plain: Running) -> None:
-    wanted = Wanted(kind="vllm", model="tiny")
+    wanted = UpstreamOptions(kind="vllm", model="tiny")
     asked: dict[str, Any] = {"model": "tiny", "messages": EASY, "max_tokens": 8, "temperature": 0}
     with (
         gateway_before(plain.address, wanted=wanted) as (_, there),

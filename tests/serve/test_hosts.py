@@ -15,7 +15,14 @@ from justright.serve.hosts import Hosts, is_loopback
 from justright.serve.responses import ErrorBody
 from justright.serve.server_settings import ServeSettings
 from justright.serve.upstream import Upstream
-from justright.serve.vllm.effort_middleware import VARIABLE, Modes, Policy, Served, from_variable, to_variable
+from justright.serve.vllm.effort_middleware import (
+    VARIABLE,
+    EffortMiddleware,
+    Policy,
+    ServedModels,
+    from_variable,
+    to_variable,
+)
 from serve_helpers import MODEL, Running, running
 
 OURS = ["localhost", "localhost:8000", "LocalHost.:80", "127.0.0.1", "127.0.0.1:9", "[::1]", "[::1]:8000"]
@@ -98,10 +105,10 @@ def test_vllm_checks_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"vllm"})
 
-    told = Served(Upstream("vllm", "base"), Policy(), hosts=Hosts(("box",), "mine"))
+    told = ServedModels(Upstream("vllm", "base"), Policy(), hosts=Hosts(("box",), "mine"))
     assert from_variable(to_variable(told)) == told
     monkeypatch.setenv(VARIABLE, to_variable(told))
-    with served(Modes(vllm)) as there:
+    with served(EffortMiddleware(vllm)) as there:
         for host in ("box", "mine", "localhost:1"):
             assert get(there, "/metrics", host).text == "vllm"
         refused(get(there, "/metrics", FOREIGN[0]))

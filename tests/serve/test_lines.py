@@ -12,7 +12,7 @@ import requests
 from gateway_helpers import served
 from justright.readable import json_line
 from justright.serve.answer_chunks import event
-from justright.serve.discover import Wanted
+from justright.serve.discover import UpstreamOptions
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
 from justright.serve.server_settings import ServeSettings
 from serve_helpers import Running, running
@@ -58,7 +58,7 @@ def check(lines: list[str], field: str) -> None:
 def test_streams_are_read_line_by_line(plain: Running, path: str, asked: dict[str, Any]) -> None:
     body = {"model": NAME, "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}} | asked
     with running(plain.engine, ServeSettings(NAME)) as server:
-        settings = GatewaySettings(server.address, Wanted("vllm"))
+        settings = GatewaySettings(server.address, UpstreamOptions("vllm"))
         with served(create_gateway(Gateway(settings))) as gateway:
             for address in (server.address, gateway):
                 for lines in streams(address, path, body):

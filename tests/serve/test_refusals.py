@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from gateway_helpers import served
-from justright.serve.discover import Wanted
+from justright.serve.discover import UpstreamOptions
 from justright.serve.gateway import Gateway, GatewaySettings, create_gateway
 from justright.serve.responses import ErrorBody
 from serve_helpers import MODEL, Running
@@ -231,7 +231,7 @@ def test_what_is_wrong_with_a_list_is_said(plain: Running) -> None:
 def test_a_compressed_body_is_named(plain: Running, coding: str) -> None:
     headers = JSON | {"content-encoding": coding}
     content = gzip.compress(json.dumps(body(CHAT)).encode())
-    gateway = create_gateway(Gateway(GatewaySettings(plain.address, Wanted("vllm"))))
+    gateway = create_gateway(Gateway(GatewaySettings(plain.address, UpstreamOptions("vllm"))))
     with served(gateway) as before:
         for address in (plain.address, before):
             for path in (CHAT, TEXT):

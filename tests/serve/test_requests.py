@@ -13,9 +13,9 @@ from justright.engine.generation import GenerationDefaults
 from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
-from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
-from justright.serve.requests import Asking
-from justright.serve.schema_trial import Trial
+from justright.serve.protocol import ChatRequest, CommonFields, CompletionRequest
+from justright.serve.requests import RequestReader
+from justright.serve.schema_trial import SchemaTrial
 from justright.serve.server_settings import ServeSettings
 from serve_helpers import MODEL, Running
 from tiny import save_tiny
@@ -48,12 +48,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, plain: Running) -> list[str]:
 
         monkeypatch.setattr(owner, name, counting)
 
-    for owner, name in ((plain.engine, "conversation"), (plain.engine, "request"), (Trial, "run")):
+    for owner, name in ((plain.engine, "conversation"), (plain.engine, "request"), (SchemaTrial, "run")):
         count(owner, name)
     return found
 
 
-def constrain(asking: Asking, requests: list[Request], asked: Asked) -> None:
+def constrain(asking: RequestReader, requests: list[Request], asked: CommonFields) -> None:
     try:
         asyncio.run(asking.constrain(requests, asked))
     finally:
@@ -64,7 +64,7 @@ def test_a_chat_is_written_once(plain: Running, counted: list[str]) -> None:
     asked = ChatRequest.model_validate(
         {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "n": 5, "response_format": SCHEMA}
     )
-    asking = Asking(plain.engine, plain.service.settings)
+    asking = RequestReader(plain.engine, plain.service.settings)
     [requests] = asking.chat(asked)
     constrain(asking, requests, asked)
     assert sorted(counted) == ["conversation", "request", "run"]
@@ -76,7 +76,7 @@ def test_each_prompt_is_encoded_once(plain: Running, counted: list[str]) -> None
     asked = CompletionRequest.model_validate(
         {"model": MODEL, "prompt": ["a", "b"], "n": 3, "seed": 4, "response_format": SCHEMA}
     )
-    asking = Asking(plain.engine, plain.service.settings)
+    asking = RequestReader(plain.engine, plain.service.settings)
     requests = [one for choices in asking.completion(asked) for one in choices]
     constrain(asking, requests, asked)
     assert sorted(counted) == ["request", "request", "run"]
@@ -119,7 +119,7 @@ def test_names_are_given_to_the_template_as_transformers_does(
     ]
     noted = [message | {"provider_specific_fields": {"a": 1}} for message in messages]
     asked = ChatRequest.model_validate({"model": MODEL, "messages": noted})
-    [[request]] = Asking(plain.engine, plain.service.settings).chat(asked)
+    [[request]] = RequestReader(plain.engine, plain.service.settings).chat(asked)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert ("Bob" in expected) == reads
     assert tokenizer.decode(request.prompt_ids) == expected
@@ -135,7 +135,7 @@ def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "the fox"}]
 
     def used(settings: ServeSettings, **fields: Any) -> SamplingParams:
-        asking = Asking(engine, settings)
+        asking = RequestReader(engine, settings)
         chat = ChatRequest.model_validate({"model": MODEL, "messages": messages} | fields)
         text = CompletionRequest.model_validate({"model": MODEL, "prompt": "the fox"} | fields)
         [[one]], [[other]] = asking.chat(chat), asking.completion(text)

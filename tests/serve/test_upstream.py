@@ -13,7 +13,7 @@ from justright.errors import UsageError
 from justright.reasoning.effort import FAST_EFFORTS
 from justright.reasoning.scorers import Callback
 from justright.serve.api_errors import ApiError
-from justright.serve.discover import Wanted, upstream_of
+from justright.serve.discover import UpstreamOptions, upstream_of
 from justright.serve.upstream import EFFORTS, Policy, Upstream, chat, completion
 
 VLLM = Upstream("vllm", "base", "quick")
@@ -254,16 +254,16 @@ def card(name: str, owner: str, **more: Any) -> dict[str, Any]:
 
 def test_servers_tell_what_they_are() -> None:
     vllm = {"data": [card("base", "vllm", parent=None), card("quick", "vllm", parent="base")]}
-    assert upstream_of(vllm, None, Wanted()) == VLLM
+    assert upstream_of(vllm, None, UpstreamOptions()) == VLLM
     sglang = {"data": [card("base", "sglang"), card("quick", "sglang", parent="base")]}
-    assert upstream_of(sglang, None, Wanted()) == SGLANG
+    assert upstream_of(sglang, None, UpstreamOptions()) == SGLANG
     llama = {"data": [card("base", "llamacpp")]}
     adapters = [{"id": n, "path": f"{n}.gguf", "scale": 0.0} for n in range(3)]
-    assert upstream_of(llama, adapters, Wanted(fast="1")) == LLAMA
-    assert upstream_of(llama, adapters, Wanted(fast="1.gguf")) == LLAMA
-    assert upstream_of(llama, [], Wanted()) == Upstream("llama.cpp", "base")
-    assert upstream_of(llama, [], Wanted(), "{% if enable_thinking %}").has_fast
-    one = upstream_of(llama, [], Wanted(), "{{ messages }}")
+    assert upstream_of(llama, adapters, UpstreamOptions(fast="1")) == LLAMA
+    assert upstream_of(llama, adapters, UpstreamOptions(fast="1.gguf")) == LLAMA
+    assert upstream_of(llama, [], UpstreamOptions()) == Upstream("llama.cpp", "base")
+    assert upstream_of(llama, [], UpstreamOptions(), "{% if enable_thinking %}").has_fast
+    one = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}")
     assert not one.has_fast
     for effort in ("none", "auto"):
         with pytest.raises(ApiError, match="has one mode"):
@@ -271,34 +271,34 @@ def test_servers_tell_what_they_are() -> None:
     assert chat({"messages": [], "reasoning_effort": "high"}, one, Policy()).decision.mode == "slow"
     assert "slow only" in one.summary()
     unknown = {"data": [card("base", "me")]}
-    assert upstream_of(unknown, None, Wanted(kind="vllm")) == BARE
+    assert upstream_of(unknown, None, UpstreamOptions(kind="vllm")) == BARE
 
 
 @pytest.mark.parametrize(
     ("models", "wanted", "match"),
     [
-        ({"data": [card("base", "me")]}, Wanted(), "say what it is"),
-        ({"data": [card("base", "justright")]}, Wanted(), "chooses slow or fast by itself"),
-        ({"data": [card("base", "vllm")]}, Wanted(model="other"), "no model 'other'; it has: base"),
-        ({"data": [card("base", "vllm")]}, Wanted(fast="q"), "no adapter 'q'; it has: none"),
+        ({"data": [card("base", "me")]}, UpstreamOptions(), "say what it is"),
+        ({"data": [card("base", "justright")]}, UpstreamOptions(), "chooses slow or fast by itself"),
+        ({"data": [card("base", "vllm")]}, UpstreamOptions(model="other"), "no model 'other'; it has: base"),
+        ({"data": [card("base", "vllm")]}, UpstreamOptions(fast="q"), "no adapter 'q'; it has: none"),
         (
             {"data": [card("base", "vllm"), *(card(name, "vllm", parent="base") for name in "ab")]},
-            Wanted(),
+            UpstreamOptions(),
             "several adapters.*a, b",
         ),
-        ({"data": []}, Wanted(), "lists no model"),
-        ([], Wanted(), "is no list"),
-        ({"data": [1]}, Wanted(), "is no list"),
+        ({"data": []}, UpstreamOptions(), "lists no model"),
+        ([], UpstreamOptions(), "is no list"),
+        ({"data": [1]}, UpstreamOptions(), "is no list"),
     ],
 )
-def test_servers_that_are_not_understood(models: Any, wanted: Wanted, match: str) -> None:
+def test_servers_that_are_not_understood(models: Any, wanted: UpstreamOptions, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         upstream_of(models, None, wanted)
 
 
 def test_kinds_and_efforts_are_checked() -> None:
     with pytest.raises(UsageError, match=r"allowed: vllm, sglang, llama.cpp"):
-        Wanted(kind="tgi")
+        UpstreamOptions(kind="tgi")
     with pytest.raises(UsageError, match="allowed: none, minimal"):
         Policy("escalate")
     with pytest.raises(UsageError, match="no adapter 9"):

@@ -22,7 +22,13 @@ from justright.engine.chat_modes import chat_tokens
 from justright.engine.sampler import SamplingParams
 from justright.errors import UsageError
 from justright.serve.upstream import Policy, Upstream
-from justright.serve.vllm.effort_middleware import VARIABLE, Modes, Served, from_variable, to_variable
+from justright.serve.vllm.effort_middleware import (
+    VARIABLE,
+    EffortMiddleware,
+    ServedModels,
+    from_variable,
+    to_variable,
+)
 from justright.serve.vllm.launch import VllmSettings, command, version_note
 from tiny import tiny_tokenizer
 
@@ -229,13 +235,15 @@ async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[s
 
     headers = [(b"content-length", str(sum(map(len, pieces))).encode()), (b"x-a", b"b")]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    await Modes(app)(scope, receive, send)
+    await EffortMiddleware(app)(scope, receive, send)
     return got, sent
 
 
 @pytest.fixture
 def _modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, to_variable(Served(replace(UPSTREAM, end_tokens=(7, 8)), Policy("none"))))
+    monkeypatch.setenv(
+        VARIABLE, to_variable(ServedModels(replace(UPSTREAM, end_tokens=(7, 8)), Policy("none")))
+    )
 
 
 @pytest.mark.usefixtures("_modes")
@@ -312,7 +320,7 @@ def test_vllms_answers_pass_byte_for_byte(status: int, kind: bytes, answer: byte
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
-        await Modes(vllm)(scope, receive, send)
+        await EffortMiddleware(vllm)(scope, receive, send)
 
     asyncio.run(run())
     start, *body = sent
@@ -324,7 +332,7 @@ def test_vllms_answers_pass_byte_for_byte(status: int, kind: bytes, answer: byte
 def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(UsageError, match="justright serve MODEL --engine vllm"):
-        Modes(lambda *_: None)  # type: ignore[arg-type, return-value]
+        EffortMiddleware(lambda *_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(UsageError, match=VARIABLE):
         from_variable('{"model": 3}')
 

@@ -18,7 +18,7 @@ from justright.speculative.attention_drafter import (
 )
 from justright.speculative.attention_network import AttentionModel
 from justright.speculative.store import verifier_matrices
-from justright.speculative.tree import Shape
+from justright.speculative.tree import TreeShape
 from justright.speculative.tuning import DEPTH, NODES, TreeTable
 from tiny import tiny_model
 
@@ -95,7 +95,7 @@ def test_its_trees_fit_the_machine(network: AttentionModel, monkeypatch: pytest.
 
 def test_given_options_stand_whatever_the_table_says(network: AttentionModel) -> None:
     drafter = AttentionDrafter(AttentionOptions(nodes=5, depth=3, top_k=2, min_prob=0.5))
-    assert drafter.shape == Shape(5, 3, 2, 0.5)
+    assert drafter.shape == TreeShape(5, 3, 2, 0.5)
     for bad in ({"nodes": 0}, {"depth": 65}, {"top_k": True}):
         with pytest.raises(UsageError, match="a whole number"):
             AttentionOptions(**bad)

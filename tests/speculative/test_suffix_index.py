@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from justright.data import read_text
 from justright.speculative.suffix import ArcticIndex
-from justright.speculative.suffix_index import Limits, PythonIndex, Speculation, SuffixIndex
+from justright.speculative.suffix_index import Limits, PythonIndex, SuffixIndex, SuffixMatch
 
 try:
     import arctic_inference.suffix_decoding  # noqa: F401
@@ -211,7 +211,7 @@ def test_drafts_are_counts(backend: str) -> None:
     check()
 
 
-def shares_match(texts: list[list[int]], context: list[int], guess: Speculation) -> bool:
+def shares_match(texts: list[list[int]], context: list[int], guess: SuffixMatch) -> bool:
     """Whether each probability is the share of the node's path among the occurrences of the ending."""
     ending = context[len(context) - guess.match_len :]
     paths: list[list[int]] = []

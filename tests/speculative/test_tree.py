@@ -9,7 +9,7 @@ from torch import Tensor
 
 from justright.speculative.base import Draft
 from justright.speculative.sampled import Sampled, sample_tree
-from justright.speculative.tree import Shape, grow
+from justright.speculative.tree import TreeShape, grow
 
 VOCAB = 12
 
@@ -49,7 +49,7 @@ def paths(draft: Draft) -> list[tuple[int, ...]]:
 
 
 SHAPES = st.builds(
-    Shape,
+    TreeShape,
     nodes=st.integers(1, 40),
     depth=st.integers(1, 6),
     top_k=st.integers(1, 5),
@@ -58,7 +58,7 @@ SHAPES = st.builds(
 
 
 @given(st.integers(0, 1000), SHAPES)
-def test_a_grown_tree_is_a_tree_of_the_models_probabilities(seed: int, shape: Shape) -> None:
+def test_a_grown_tree_is_a_tree_of_the_models_probabilities(seed: int, shape: TreeShape) -> None:
     model = Model(seed, shape.top_k)
     draft = grow(model.expand, shape)
     assert 1 <= len(draft) <= shape.nodes
@@ -77,7 +77,7 @@ def test_a_grown_tree_is_a_tree_of_the_models_probabilities(seed: int, shape: Sh
 @given(st.integers(0, 1000), st.integers(1, 12))
 def test_with_enough_width_it_keeps_the_most_probable_paths_of_all(seed: int, nodes: int) -> None:
     model = Model(seed, VOCAB)
-    draft = grow(model.expand, Shape(nodes, 2, VOCAB))
+    draft = grow(model.expand, TreeShape(nodes, 2, VOCAB))
     everything = []
     for first in range(VOCAB):
         start = float(model.probs(())[first])
@@ -88,12 +88,12 @@ def test_with_enough_width_it_keeps_the_most_probable_paths_of_all(seed: int, no
 
 
 def test_a_width_of_one_makes_a_chain() -> None:
-    draft = grow(Model(3, 1).expand, Shape(10, 4, 1))
+    draft = grow(Model(3, 1).expand, TreeShape(10, 4, 1))
     assert list(draft.parents) == [-1, 0, 1, 2]
 
 
 @given(st.integers(0, 200), SHAPES, st.integers(0, 5))
-def test_a_drawn_trees_shape_does_not_depend_on_the_draws(seed: int, shape: Shape, other: int) -> None:
+def test_a_drawn_trees_shape_does_not_depend_on_the_draws(seed: int, shape: TreeShape, other: int) -> None:
     one = sample_tree(Model(seed, 3).distribution, shape, 1.0, Sampled(1))
     two = sample_tree(Model(seed, 3).distribution, shape, 1.0, Sampled(2 + other))
     assert list(one.parents) == list(two.parents)

@@ -17,7 +17,7 @@ from justright.speculative.lstm_network import LstmModel
 from justright.training import pipeline
 from justright.training import trainer as run_module
 from justright.training.held_out import Accuracy
-from justright.training.pipeline import Job, Shape, Work
+from justright.training.pipeline import DrafterShape, Job, TrainingJob
 from justright.training.self_generated import DataSetting, sample
 from justright.training.trainer import TrainSetting
 from tiny import VOCAB_SIZE
@@ -28,7 +28,7 @@ def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
         model,
         out,
         [str(texts)],
-        Shape(width=16, steps=2, draft_vocab=50, spec=False),
+        DrafterShape(width=16, steps=2, draft_vocab=50, spec=False),
         DataSetting(sequences=10, held_out=4, prompt_tokens=12, output_tokens=16, batch=4, chat=0.0),
         TrainSetting(epochs=1, rows=3, spec_steps=0, evaluate_every=2, patience=0),
         device="cpu",
@@ -52,7 +52,7 @@ def test_after_early_stopping_the_config_tells_of_the_weights_that_are_kept(
     monkeypatch.setattr(run_module.Training, "evaluate", scripted)
     training = TrainSetting(epochs=5, rows=3, spec_steps=0, evaluate_every=2, patience=2)
     job = job_for(model, texts, tmp_path / "d", training=training)
-    trained = Work(job).run()
+    trained = TrainingJob(job).run()
     curve = json.loads((job.out / "curve.json").read_text())
     assert [point["length"] for point in curve] == [3.0, 2.0, 1.0]
     about = json.loads((job.out / "config.json").read_text())
@@ -75,7 +75,7 @@ def test_a_kill_in_the_last_stage_changes_no_byte(
     monkeypatch.setattr(run_module.Training, "evaluate", worse_and_worse)
     training = TrainSetting(epochs=20, rows=3, rate=0.3, spec_steps=0, evaluate_every=1, patience=1)
     whole = job_for(model, texts, tmp_path / "whole", training=training)
-    Work(whole).run()
+    TrainingJob(whole).run()
     curve = json.loads((whole.out / "curve.json").read_text())
     kept = json.loads((whole.out / "config.json").read_text())["accuracy"]
     assert any(kept[name] != curve[-1][name] for name in ("steps", "top", "length")), "it must end early"
@@ -87,9 +87,9 @@ def test_a_kill_in_the_last_stage_changes_no_byte(
 
     monkeypatch.setattr(LstmModel, "save", dying)
     with pytest.raises(KeyboardInterrupt):
-        Work(cut).run()
+        TrainingJob(cut).run()
     monkeypatch.setattr(LstmModel, "save", save)
-    Work(cut).run()
+    TrainingJob(cut).run()
     for name in ("config.json", "curve.json", "model.safetensors"):
         assert (cut.out / name).read_bytes() == (whole.out / name).read_bytes(), name
 
@@ -114,11 +114,11 @@ def test_a_damaged_checkpoint_is_named(
     monkeypatch.setattr(LstmModel, "save", dying)
     job = job_for(model, texts, tmp_path / "d")
     with pytest.raises(KeyboardInterrupt):
-        Work(job).run()
+        TrainingJob(job).run()
     [file] = tmp_path.rglob(name)
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"damaged .*delete the folder"):
-        Work(job).run()
+        TrainingJob(job).run()
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_steps_whose_sequences_end_at_once_are_passed_over(
         training=training,
         data=replace(job.data, sequences=16, held_out=16, batch=16),
     )
-    Work(job).run()
+    TrainingJob(job).run()
     assert 0 in seen
     assert max(seen) > 0
     assert (job.out / "model.safetensors").is_file()
@@ -170,7 +170,7 @@ def test_a_model_that_always_ends_at_once_gets_no_drafter(
         job, shape=replace(job.shape, spec=spec), training=replace(job.training, spec_steps=2 * spec)
     )
     with pytest.raises(UsageError, match="the model ended each of its training texts with the first token"):
-        Work(job).run()
+        TrainingJob(job).run()
     assert not job.out.exists()
 
 
@@ -181,7 +181,7 @@ def test_what_a_full_disk_leaves_is_no_reason_to_refuse(model: Path, texts: Path
     (folder / "data.json.partial").write_text('{"verif')
     (job.partial / "training.partial").mkdir()
     (job.partial / "training.partial" / "state.json.partial").write_text("{")
-    work = Work(job)
+    work = TrainingJob(job)
     work.data.begin()
     (folder / "shard-00000.safetensors").write_bytes(b"")  # of a power cut
     work.run()
@@ -191,7 +191,7 @@ def test_what_a_full_disk_leaves_is_no_reason_to_refuse(model: Path, texts: Path
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "letter.txt").write_text("dear")
     with pytest.raises(UsageError, match="holds other things than training data"):
-        Work(other)
+        TrainingJob(other)
 
 
 def test_a_file_that_cannot_be_written_is_no_bug(tmp_path: Path) -> None:
@@ -212,33 +212,33 @@ def test_texts_that_changed_are_noticed(
 
     monkeypatch.setattr(run_module.Training, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        Work(job).run()
+        TrainingJob(job).run()
     before = texts.read_text()
     texts.write_text("the the the " + before)
     changed = "texts, tokenizer or chat template have changed since"
     for again in (job, replace(job, out=tmp_path / "e")):  # a resume; another drafter of the same data
         with pytest.raises(UsageError, match=changed):
-            Work(again)
+            TrainingJob(again)
     monkeypatch.setattr(run_module.Training, "take_step", step)
     record = tmp_path / "data" / "data.json"
     kept = json.loads(record.read_text())
     del kept["fingerprint"]
     record.write_text(json.dumps(kept))
-    Work(replace(job, out=tmp_path / "older"))  # data of an older version tells nothing
+    TrainingJob(replace(job, out=tmp_path / "older"))  # data of an older version tells nothing
     record.unlink()
     record.write_text("{")
     with pytest.raises(UsageError, match=r"data\.json is damaged"):
-        Work(job)
+        TrainingJob(job)
     texts.write_text(before)
     record.write_text(json.dumps(kept))
-    Work(job).run()
+    TrainingJob(job).run()
     assert job.out.is_dir()
 
 
 def test_a_verifier_whose_logits_are_not_finite_writes_no_data(
     model: Path, texts: Path, tmp_path: Path
 ) -> None:
-    work = Work(job_for(model, texts, tmp_path / "d"))
+    work = TrainingJob(job_for(model, texts, tmp_path / "d"))
     verifier = work._verifier()
     for temperature, spoiled in ((1e-38, False), (0.7, True)):
         if spoiled:

@@ -20,7 +20,7 @@ from justright.speculative.lstm_network import LstmModel, read_config
 from justright.training import trainer as run_module
 from justright.training.frozen_model import embedded, load_frozen
 from justright.training.loss import DraftLoss, prefixes
-from justright.training.pipeline import Job, Shape, Work
+from justright.training.pipeline import DrafterShape, Job, TrainingJob
 from justright.training.prompts import Prompts
 from justright.training.self_generated import DataSetting, SelfGenerated, _seed
 from justright.training.shard import Shard
@@ -33,7 +33,7 @@ def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
         model,
         out,
         [str(texts)],
-        Shape(width=32, steps=3, draft_vocab=100),
+        DrafterShape(width=32, steps=3, draft_vocab=100),
         DataSetting(sequences=24, held_out=8, prompt_tokens=12, output_tokens=32, batch=8, chat=0.0),
         TrainSetting(epochs=8, rows=4, spec_steps=6, spec_rows=4, evaluate_every=12, patience=0),
         device="cpu",
@@ -44,7 +44,7 @@ def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
 def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Path) -> None:
     told = []
     job = job_for(model, texts, tmp_path / "drafter", data_folder=tmp_path / "data")
-    trained = Work(job).run(lambda *words: told.append(words))
+    trained = TrainingJob(job).run(lambda *words: told.append(words))
     curve = json.loads((job.out / "curve.json").read_text())
     assert [point["phase"] for point in curve][-1] == "spec"
     assert curve[-1]["loss"] > 0
@@ -63,7 +63,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
     assert drafted.token_ids == plain_output.token_ids
     assert drafted.stats.drafted > 0
     with pytest.raises(UsageError, match="exists already"):
-        Work(job)
+        TrainingJob(job)
     # The data stays where it was asked to stay, and serves another drafter.
     before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
     other = job_for(
@@ -73,24 +73,24 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
         data_folder=tmp_path / "data",
         shape=replace(job.shape, cell="rnn", spec=False),
     )
-    assert Work(other).run().config.cell == "rnn"
+    assert TrainingJob(other).run().config.cell == "rnn"
     assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
 
 
 def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: Path, tmp_path: Path) -> None:
     larger = job_for(model, texts, tmp_path / "drafter")
-    Work(larger)._generate(Work(larger).data, lambda *_: None)
+    TrainingJob(larger)._generate(TrainingJob(larger).data, lambda *_: None)
     kept = larger.partial / "data"
     before = {file.name: file.read_bytes() for file in kept.glob("*.safetensors")}
     quick = TrainSetting(epochs=1, rows=4, spec_steps=0)
     for sequences in (16, 20):  # whole shards less, and a part of the last
         fewer = replace(larger, data=replace(larger.data, sequences=sequences), training=quick)
-        trained = Work(fewer).run()
+        trained = TrainingJob(fewer).run()
         assert trained.left == kept
         assert {file.name: file.read_bytes() for file in kept.glob("*.safetensors")} == before
         assert [path.name for path in larger.partial.iterdir()] == ["data"]
         larger.out.rename(tmp_path / f"of-{sequences}")
-    assert Work(replace(larger, training=quick)).run().left is None
+    assert TrainingJob(replace(larger, training=quick)).run().left is None
     assert not larger.partial.exists()
 
 
@@ -98,7 +98,7 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = job_for(model, texts, tmp_path / "whole")
-    Work(whole).run()
+    TrainingJob(whole).run()
     cut = job_for(model, texts, tmp_path / "cut")
     make, sample_calls = SelfGenerated._make, []
 
@@ -110,7 +110,7 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(SelfGenerated, "_make", dying)
     with pytest.raises(KeyboardInterrupt):
-        Work(cut).run()
+        TrainingJob(cut).run()
     assert len(list((cut.partial / "data").glob("*.safetensors"))) == 2
     step = run_module.Training.take_step
     for phase, at in (("drafter", 17), ("spec", 3)):
@@ -122,28 +122,28 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
 
         monkeypatch.setattr(run_module.Training, "take_step", stopping)
         with pytest.raises(KeyboardInterrupt):
-            Work(cut).run()
+            TrainingJob(cut).run()
         assert not cut.out.exists()
     monkeypatch.setattr(run_module.Training, "take_step", step)
-    Work(cut).run()
+    TrainingJob(cut).run()
     for name in ("model.safetensors", "config.json", "curve.json"):
         assert (cut.out / name).read_bytes() == (whole.out / name).read_bytes(), name
 
 
 def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
-    Work(job).run()
+    TrainingJob(job).run()
     other = job_for(
         model, texts, tmp_path / "e", data_folder=tmp_path / "data", data=replace(job.data, temperature=0.5)
     )
     with pytest.raises(UsageError, match="other settings \\(temperature\\)"):
-        Work(other).run()
+        TrainingJob(other).run()
 
 
 def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
-    Work(job).run()
-    fewer = Work(replace(job, out=tmp_path / "e", data=replace(job.data, sequences=10)))
+    TrainingJob(job).run()
+    fewer = TrainingJob(replace(job, out=tmp_path / "e", data=replace(job.data, sequences=10)))
     data = SelfGenerated(tmp_path / "data", fewer.setting, fewer.identity, job.texts)
     assert not data.missing
     assert [len(shard.tokens) for shard in data.shards(data.training_files)] == [8, 2]
@@ -154,17 +154,19 @@ def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(UsageError, match=r"d cannot be made: .*file is a file"):
-        Work(job_for(model, texts, file / "d"))
+        TrainingJob(job_for(model, texts, file / "d"))
     with pytest.raises(UsageError, match="is a file"):
-        Work(job_for(model, texts, tmp_path / "d", data_folder=file))
+        TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=file))
     with pytest.raises(UsageError, match="holds other things than training data"):
-        Work(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
+        TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
     whole = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
-    Work(whole).run()
+    TrainingJob(whole).run()
     more = replace(whole, out=tmp_path / "e", data=replace(whole.data, sequences=40))
-    assert Work(more).estimate()["data"]["tokens"] == 16 * 32, "what is there already is not made again"
+    assert TrainingJob(more).estimate()["data"]["tokens"] == 16 * 32, (
+        "what is there already is not made again"
+    )
     with pytest.raises(UsageError, match="other settings"):
-        Work(replace(more, data=replace(whole.data, temperature=0.5)))
+        TrainingJob(replace(more, data=replace(whole.data, temperature=0.5)))
     assert not list(tmp_path.glob("e*"))
 
 
@@ -179,21 +181,21 @@ def test_a_loss_that_is_no_number_stops_it(
     monkeypatch.setattr(DraftLoss, "step", broken)
     job = job_for(model, texts, tmp_path / "d")
     with pytest.raises(ResourceError, match=r"the loss of step 0 .* is nan"):
-        Work(job).run()
+        TrainingJob(job).run()
     assert not job.out.exists()
 
 
 def test_too_little_text_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UsageError, match=r"have [012] tokens"):
-        Work(job_for(model, str(tmp_path / "empty.txt"), tmp_path / "d"))
+        TrainingJob(job_for(model, str(tmp_path / "empty.txt"), tmp_path / "d"))
 
 
 def test_prompts_beyond_the_context_are_refused(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d")
     job = replace(job, data=replace(job.data, output_tokens=100_000))
     with pytest.raises(UsageError, match="do not fit the model's context"):
-        Work(job).run()
+        TrainingJob(job).run()
 
 
 @pytest.mark.parametrize(
@@ -214,16 +216,18 @@ def test_wrong_training_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_an_unknown_cell_is_refused() -> None:
     with pytest.raises(UsageError, match="cell is 'gru'; allowed: lstm, rnn, attention"):
-        Shape(cell="gru")
+        DrafterShape(cell="gru")
 
 
 def test_a_dry_run_writes_nothing(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d")
-    found = Work(job).estimate()
+    found = TrainingJob(job).estimate()
     assert found["data"]["tokens"] == 32 * 32
     assert min(found["data"]["seconds"], found["train_seconds"], found["spec_seconds"]) > 0
     assert found["spec_steps"] == job.training.spec_steps > 0
-    plain = Work(job_for(model, texts, tmp_path / "d", shape=Shape(width=32, steps=3, spec=False))).estimate()
+    plain = TrainingJob(
+        job_for(model, texts, tmp_path / "d", shape=DrafterShape(width=32, steps=3, spec=False))
+    ).estimate()
     assert plain["spec_steps"] == plain["spec_seconds"] == 0
     assert not list(tmp_path.iterdir())
 
@@ -278,7 +282,7 @@ def test_the_vector_learns_at_a_rate_of_its_own(model: Path, texts: Path, tmp_pa
         job = job_for(
             model, texts, tmp_path / str(vector_rate), training=setting, data_folder=tmp_path / "data"
         )
-        Work(job).run()
+        TrainingJob(job).run()
         verifier = load_frozen(model, torch.device("cpu"))
         matrices = (verifier.get_input_embeddings().weight, verifier.get_output_embeddings().weight)
         drafter = LstmModel.load(job.out, *matrices)
@@ -304,15 +308,15 @@ def test_tokens_are_embedded_as_the_first_layer_sees_them(tmp_path: Path) -> Non
 
 def test_a_damaged_checkpoint_of_a_drafter_loads_nothing(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", training=TrainSetting(epochs=0.1, rows=4, spec_steps=0))
-    trained = Work(job).run()
+    trained = TrainingJob(job).run()
     assert trained.accuracy.spec_length is None
     matrices = (torch.zeros(trained.config.vocab_size, trained.config.hidden_size),) * 2
     assert isinstance(LstmModel.load(job.out, *matrices), LstmModel)
 
 
 def test_the_attention_baseline_learns_and_drafts(model: Path, texts: Path, tmp_path: Path) -> None:
-    job = job_for(model, texts, tmp_path / "d", shape=Shape(cell="attention", draft_vocab=100))
-    Work(job).run()
+    job = job_for(model, texts, tmp_path / "d", shape=DrafterShape(cell="attention", draft_vocab=100))
+    TrainingJob(job).run()
     curve = json.loads((job.out / "curve.json").read_text())
     assert curve[-1]["loss"] < curve[0]["loss"]
     trees = json.loads((job.out / "config.json").read_text())["trees"]["plain"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from justright.adapter.adapter import CONFIG, EXACT, WEIGHTS
 from justright.adapter.pair import Pair
-from justright.adapter.spectra import Spectra
+from justright.adapter.spectra import SpectraFolder
 from justright.architectures.spec import architecture_of
 from justright.checkpoint.mode_files import (
     GENERATION,
@@ -82,7 +82,7 @@ class Factors:
 _TAKEN_FOR_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
-def factors_of(pair: Pair, spectra: Spectra, ranks: Ranks, dtype: torch.dtype) -> list[Factors]:
+def factors_of(pair: Pair, spectra: SpectraFolder, ranks: Ranks, dtype: torch.dtype) -> list[Factors]:
     """Factors of every matrix of rank above 0, in model order; all experts of a stack use their largest rank.
 
     Raises:
@@ -143,7 +143,13 @@ def _exchanges(config: dict[str, Any]) -> bool:
 
 
 def save_adapter(
-    pair: Pair, spectra: Spectra, ranks: Ranks, folder: Path, dtype: torch.dtype, *, padded: bool = False
+    pair: Pair,
+    spectra: SpectraFolder,
+    ranks: Ranks,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    padded: bool = False,
 ) -> int:
     """Write a PEFT adapter for the slow model into an existing folder.
 
@@ -244,7 +250,7 @@ def exact_name(pair: Pair, name: str) -> str | None:
 
 
 def save_merged(
-    pair: Pair, spectra: Spectra, ranks: Ranks, out: Path, factor: float, *, exact: Sequence[str] = (),
+    pair: Pair, spectra: SpectraFolder, ranks: Ranks, out: Path, factor: float, *, exact: Sequence[str] = (),
     provenance: Provenance | None = None,
 ) -> Path:  # fmt: skip
     """Write a checkpoint of the slow model with the switch merged at scale ``factor``, stacked experts included.

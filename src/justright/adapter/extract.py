@@ -26,12 +26,21 @@ from justright.adapter.inspection import save_spectrum
 from justright.adapter.pair import Pair
 from justright.adapter.rank_rules.base import RULES
 from justright.adapter.ranks import RankRule, choose_ranks, factor_bytes, rule_for_budget
-from justright.adapter.spectra import CPU, METHODS, Method, Spectra, Spectrum, Tick, decompose, make_spectra
+from justright.adapter.spectra import (
+    CPU,
+    METHODS,
+    Method,
+    SpectraFolder,
+    Spectrum,
+    decompose,
+    make_spectra,
+)
 from justright.calibration.stream import job_folder
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import resolve
 from justright.errors import JustrightError, UsageError
 from justright.files import check_new
+from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
 
 Form = Literal["compact", "portable", "merged"]
@@ -77,7 +86,7 @@ class Extracted:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ExtractEstimate:
     """The expected cost of an extraction.
 
     Attributes:
@@ -103,7 +112,7 @@ class Estimate:
 
 def estimate(
     pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU, *, exact: bool = True
-) -> Estimate:
+) -> ExtractEstimate:
     """Estimate the cost by timing one matrix of each shape; write nothing.
 
     Raises:
@@ -123,7 +132,7 @@ def estimate(
                 taken[shape] = time.perf_counter() - begin
     largest = max(math.prod(shape) for shape in shapes)
     kept = sum(n * min(max_rank, *shape) * sum(shape) * 4 for shape, n in shapes.items())
-    return Estimate(
+    return ExtractEstimate(
         sum(shapes.values()),
         sum(n * math.prod(shape) for shape, n in shapes.items()),
         sum(n * taken[shape] for shape, n in shapes.items()),
@@ -148,7 +157,7 @@ def extract(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     spectra: Path | None = None,
-    tick: Tick = lambda *_: None,
+    tick: ProgressCallback = lambda *_: None,
 ) -> Extracted:
     """Write the switch of a pair.
 
@@ -228,8 +237,8 @@ def extract_adapter(
 
 
 def _plan(
-    pair: Pair, found: Spectra, out: Path, form: Form, chosen: tuple[dict[str, int], RankRule], dtype: torch.dtype,
-    *, exact: bool,
+    pair: Pair, found: SpectraFolder, out: Path, form: Form, chosen: tuple[dict[str, int], RankRule],
+    dtype: torch.dtype, *, exact: bool,
 ) -> Extracted:  # fmt: skip
     """Describe the output for the chosen ranks."""
     ranks, rule = chosen
@@ -243,7 +252,7 @@ def _plan(
 
 
 def _write(
-    pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, factor: float
+    pair: Pair, found: SpectraFolder, result: Extracted, work: Path, dtype: torch.dtype, factor: float
 ) -> Extracted:
     """Write the checkpoint or adapter; it gets its final name once complete."""
     provenance = collect_provenance(
@@ -292,7 +301,7 @@ def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
 
 
 def _save(
-    pair: Pair, found: Spectra, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
+    pair: Pair, found: SpectraFolder, result: Extracted, work: Path, dtype: torch.dtype, provenance: str
 ) -> Extracted:
     """Write the adapter's folder; it gets its final name once complete."""
     shutil.rmtree(work, ignore_errors=True)

@@ -23,7 +23,7 @@ TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class AtTau:
+class SizeAtTau:
     """A switch by the energy rule at one share of the energy.
 
     Attributes:
@@ -58,7 +58,7 @@ class Inspected:
     """
 
     spectra: Mapping[str, Spectrum]
-    taus: list[AtTau]
+    taus: list[SizeAtTau]
     signal: Mapping[str, int | None]
     report: Mapping[str, Any]
 
@@ -148,7 +148,7 @@ def _median_of_law(beta: float) -> float:
     return float(middle[np.searchsorted(mass, mass[-1] / 2)])
 
 
-def _at(spectra: Mapping[str, Spectrum], tau: float) -> AtTau:
+def _at(spectra: Mapping[str, Spectrum], tau: float) -> SizeAtTau:
     ranks = choose_ranks({name: one.filled() for name, one in spectra.items()}, RankRule("energy", tau))
     shapes = {name: one.shape for name, one in spectra.items()}
     numbers = sum(rows * columns for rows, columns in shapes.values())
@@ -156,7 +156,7 @@ def _at(spectra: Mapping[str, Spectrum], tau: float) -> AtTau:
     extra = sum(rank * sum(shapes[name]) for name, rank in ranks.items())
     size = factor_bytes(ranks, shapes, 2)
     known = all(rank <= len(spectra[name].values) for name, rank in ranks.items())
-    return AtTau(
+    return SizeAtTau(
         tau, known, ordered[len(ordered) // 2], ordered[-1], size, size / (2 * numbers), extra / numbers
     )
 

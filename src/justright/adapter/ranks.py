@@ -19,7 +19,7 @@ from justright.errors import UsageError
 Scope = Literal["matrix", "layer", "global"]
 SCOPES: tuple[Scope, ...] = ("matrix", "layer", "global")
 
-Spectra = Mapping[str, Tensor]
+SingularValues = Mapping[str, Tensor]
 """Matrix -> all singular values of its difference, descending, ``[min(out, in)]`` float32."""
 
 
@@ -56,12 +56,12 @@ class RankRule:
 
 
 def choose_ranks(
-    spectra: Spectra, rule: RankRule, layer_of: Callable[[str], Any] = lambda _: 0
+    spectra: SingularValues, rule: RankRule, layer_of: Callable[[str], Any] = lambda _: 0
 ) -> dict[str, int]:
     """Choose the rank of every matrix; 0 if its difference is zero.
 
     Args:
-        spectra: See `Spectra`.
+        spectra: See `SingularValues`.
         rule: The rank rule.
         layer_of: Returns the layer of a matrix, for the scope ``layer``.
     """
@@ -77,7 +77,7 @@ def choose_ranks(
     return {name: ranks[name] for name in spectra}
 
 
-def pooled_ranks(spectra: Spectra, rule: RankRule) -> dict[str, int]:
+def pooled_ranks(spectra: SingularValues, rule: RankRule) -> dict[str, int]:
     """Pool the singular values of all matrices, and keep the largest, as many as the rule selects."""
     names = list(spectra)
     values = torch.cat([spectra[name] for name in names])
@@ -89,13 +89,13 @@ def pooled_ranks(spectra: Spectra, rule: RankRule) -> dict[str, int]:
 
 
 def rule_for_budget(
-    spectra: Spectra, shapes: Mapping[str, Sequence[int]], budget: int, rule: RankRule, width: int,
+    spectra: SingularValues, shapes: Mapping[str, Sequence[int]], budget: int, rule: RankRule, width: int,
     layer_of: Callable[[str], Any] = lambda _: 0,
 ) -> RankRule:  # fmt: skip
     """Find the energy rule with the largest share whose factors fit ``budget`` bytes.
 
     Args:
-        spectra: See `Spectra`.
+        spectra: See `SingularValues`.
         shapes: ``(out, in)`` of every matrix.
         budget: Size limit in bytes.
         rule: Source of power and scope.

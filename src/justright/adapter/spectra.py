@@ -21,8 +21,8 @@ from justright.adapter.pair import Pair
 from justright.errors import CheckpointError, UsageError
 from justright.files import by_number, save_tensors
 from justright.model.matrices import Matrix
+from justright.progress import ProgressCallback
 
-Tick = Callable[[str, int, int], None]
 CPU = torch.device("cpu")
 
 
@@ -113,7 +113,7 @@ def _randomized(delta: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return (q @ u[:, :kept]).contiguous(), s[:kept].contiguous(), vt[:kept].contiguous()
 
 
-class Spectra:
+class SpectraFolder:
     """Reads a folder written by `make_spectra`.
 
     Args:
@@ -162,9 +162,9 @@ class Spectra:
 
 
 def make_spectra(
-    pair: Pair, folder: Path, kept: int, tick: Tick = lambda *_: None, *, method: Method = "exact",
+    pair: Pair, folder: Path, kept: int, tick: ProgressCallback = lambda *_: None, *, method: Method = "exact",
     workers: int = 1, device: torch.device = CPU,
-) -> Spectra:  # fmt: skip
+) -> SpectraFolder:  # fmt: skip
     """Decompose every covered matrix; skip layers that have a file.
 
     Args:
@@ -181,7 +181,7 @@ def make_spectra(
         CheckpointError: A difference, or its spectrum, is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = Spectra(folder, pair.layers)
+    found = SpectraFolder(folder, pair.layers)
     missing = [index for index in range(pair.layers) if not found.file(index).exists()]
     done = pair.layers - len(missing)
     tick("decomposing", done, pair.layers)

@@ -37,7 +37,7 @@ CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Generation:
     """One generation.
 
     Attributes:
@@ -82,7 +82,7 @@ class Contender(Protocol):
 
     name: str
 
-    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Generation:
         """Emit exactly ``tokens`` tokens behind a prompt, greedily.
 
         ``again`` takes the prompt from the cache of an earlier run where it is there, so that repeats measure
@@ -98,7 +98,7 @@ class EngineContender:
         self.name = name
         self.engine = engine
 
-    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Generation:
         """See `Contender`."""
         if not again:
             self.engine.verifier.clear(0)
@@ -106,7 +106,7 @@ class EngineContender:
             prompt_ids, SamplingParams(), max_tokens=tokens, ignore_eos=True
         )
         stats = request.stats
-        return Run(
+        return Generation(
             request.token_ids,
             None if stats.reused_tokens else stats.prefill_s,
             1,
@@ -135,7 +135,7 @@ class TransformersContender:
         if name == LOOKUP:
             self._options["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
 
-    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Run:
+    def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Generation:
         """See `Contender`."""
         ids = torch.tensor([list(prompt_ids)], device=self.model.device)
         cache = self._cache(prompt_ids) if again else None
@@ -160,7 +160,7 @@ class TransformersContender:
         end = time.perf_counter()
         if self.name != LOOKUP:
             self._kept = (tuple(prompt_ids), output.past_key_values)
-        return Run(
+        return Generation(
             output.sequences[0, ids.shape[1] :].tolist(),
             None if cache is not None else clock.first_s - begin,
             clock.first_tokens,
@@ -211,7 +211,7 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ContenderName:
     """A contender as users name it: ``[LABEL=]NAME[:OPTION=VALUE;...]``.
 
     Attributes:
@@ -225,7 +225,7 @@ class Choice:
     options: dict[str, Any]
 
     @classmethod
-    def parse(cls, text: str) -> Choice:
+    def parse(cls, text: str) -> ContenderName:
         """Raises `UsageError` for what is none."""
         name, _, listed = text.partition(":")
         alias, equals, rest = name.partition("=")
@@ -246,7 +246,7 @@ def check_names(names: Sequence[str]) -> None:
         UsageError: none at all, one twice, or an unknown one.
     """
     known = [PLAIN, *(name for name in drafter_names() if name != "none"), TRANSFORMERS, LOOKUP]
-    choices = [Choice.parse(name) for name in names]
+    choices = [ContenderName.parse(name) for name in names]
     for choice in choices:
         if choice.name not in known:
             raise UsageError(f"no contender is called {choice.name!r}; there are: {', '.join(known)}")
@@ -305,7 +305,7 @@ def bundled_choice(path: Path) -> str | None:
     return f"{defaults.draft}:{options}"
 
 
-def engine_contender(choice: Choice, engine: LLM) -> EngineContender:
+def engine_contender(choice: ContenderName, engine: LLM) -> EngineContender:
     """A contender of ours on a loaded engine."""
     if choice.name == PLAIN:
         return EngineContender(choice.label, engine.with_draft("none"))

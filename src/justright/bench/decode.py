@@ -22,10 +22,10 @@ from justright.bench.agreement import Agreement, Logits, compare
 from justright.bench.contenders import (
     LOOKUP,
     TRANSFORMERS,
-    Choice,
     Contender,
+    ContenderName,
     EngineContender,
-    Run,
+    Generation,
     TransformersContender,
     check_names,
     engine_contender,
@@ -76,7 +76,7 @@ class DecodeSetting:
 
 
 @dataclass(slots=True)
-class Opened:
+class OpenContenders:
     """Loaded contenders, and what recomputes logits to judge differences by."""
 
     contenders: list[Contender]
@@ -85,14 +85,14 @@ class Opened:
     model: PreTrainedModel | None
 
 
-def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
+def open_contenders(path: Path, setting: DecodeSetting) -> OpenContenders:
     """Load what the contenders need: our engine at most once, transformers' model at most once.
 
     Raises:
         JustrightError: any of its kinds.
     """
     check_model(path)
-    choices = [Choice.parse(name) for name in setting.contenders]
+    choices = [ContenderName.parse(name) for name in setting.contenders]
     ours = [choice for choice in choices if choice.name not in (TRANSFORMERS, LOOKUP)]
     engine: LLM | None = None
     model: PreTrainedModel | None = None
@@ -117,7 +117,7 @@ def open_contenders(path: Path, setting: DecodeSetting) -> Opened:
         assert engine is not None
         return engine_logits(engine, prompt, output)
 
-    return Opened(contenders, logits, engine, model)
+    return OpenContenders(contenders, logits, engine, model)
 
 
 @dataclass(slots=True)
@@ -130,12 +130,12 @@ class Cell:
         peak_bytes: memory of a process of its own; None if not asked for.
     """
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Generation] = field(default_factory=list)
     agreement: Agreement | None = None
     peak_bytes: int | None = None
 
     def median(self, name: str) -> float:
-        """Median over the runs of a figure of `Run`."""
+        """Median over the runs of a figure of `Generation`."""
         return float(statistics.median(self._values(name)))
 
     def spread(self, name: str) -> tuple[float, float]:
@@ -158,7 +158,9 @@ class Cell:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cell:
         """What `to_dict` gave."""
-        runs = [Run(**{**run, "steps": [tuple(step) for step in run["steps"]]}) for run in data["runs"]]
+        runs = [
+            Generation(**{**run, "steps": [tuple(step) for step in run["steps"]]}) for run in data["runs"]
+        ]
         agreement = None if data["agreement"] is None else Agreement(**data["agreement"])
         return cls(runs, agreement, data["peak_bytes"])
 
@@ -196,7 +198,7 @@ class Results:
         Raises:
             UsageError: one stood for something else in what was measured before.
         """
-        for choice in map(Choice.parse, contenders):
+        for choice in map(ContenderName.parse, contenders):
             label, meaning = choice.label, choice.meaning()
             if self.contenders.setdefault(label, meaning) != meaning:
                 raise UsageError(
@@ -254,7 +256,7 @@ class Results:
 
 
 def measure(
-    opened: Opened,
+    opened: OpenContenders,
     tasks: Iterable[Task],
     setting: DecodeSetting,
     results: Results,
@@ -303,7 +305,7 @@ def _ours(contender: Contender) -> bool:
     return isinstance(contender, EngineContender)
 
 
-def judge(task: Task, opened: Opened, setting: DecodeSetting, results: Results) -> None:
+def judge(task: Task, opened: OpenContenders, setting: DecodeSetting, results: Results) -> None:
     """Compare all runs on a task with the reference: transformers' ``generate``, else the first contender.
 
     A contender alone whose runs agree stays unjudged: there is nothing to compare it with.
@@ -329,7 +331,7 @@ def measure_memory(
 ) -> None:
     """Fill in the peak memory of every contender on ``task``, each in a process of its own."""
     for index, name in enumerate(setting.contenders):
-        cell = results.cell(task.name, Choice.parse(name).label)
+        cell = results.cell(task.name, ContenderName.parse(name).label)
         if cell.peak_bytes is None:
             if progress is not None:
                 progress(f"{task.name}: memory of {name}", index, len(setting.contenders))

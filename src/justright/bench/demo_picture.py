@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from justright.bench.contenders import PLAIN, Run
+from justright.bench.contenders import PLAIN, Generation
 from justright.bench.tables import machine_line, steadiness_line
 from justright.errors import MissingExtraError, UsageError
 from justright.files import check_output
@@ -80,7 +80,7 @@ def save_picture(results: Results, draft: str, file: Path) -> Path:
     return file
 
 
-def _steps(run: Run) -> list[tuple[int, int, int]]:
+def _steps(run: Generation) -> list[tuple[int, int, int]]:
     return run.steps or [(1, 0, 0)]
 
 

@@ -23,7 +23,7 @@ from justright.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DecodePlan:
     """A decode measurement.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
             raise UsageError("context lengths are 1 token or more")
 
 
-def run_plan(plan: Plan, file: Path | None = None, progress: Progress | None = None) -> Results:
+def run_plan(plan: DecodePlan, file: Path | None = None, progress: Progress | None = None) -> Results:
     """Measure all of it; with a file, what it holds already is not measured again.
 
     Raises:

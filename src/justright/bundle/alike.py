@@ -14,7 +14,7 @@ from justright.architectures.spec import parameter_part
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.writer import CheckpointWriter
 from justright.model.decoder_layer import LayerFormat
-from justright.prune.passes import Tick
+from justright.progress import ProgressCallback
 from justright.prune.pipeline import Pruning
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
@@ -22,7 +22,7 @@ from justright.prune.preflight import is_matrix
 from justright.prune.settings import Settings
 
 
-def prune_alike(model: Path, like: Path, out: Path, settings: Settings, tick: Tick) -> None:
+def prune_alike(model: Path, like: Path, out: Path, settings: Settings, tick: ProgressCallback) -> None:
     """Remove from ``model`` what was removed from its twin; interrupted, the same call goes on.
 
     Args:
@@ -46,7 +46,7 @@ def prune_alike(model: Path, like: Path, out: Path, settings: Settings, tick: Ti
         same_zeros(source, like, out, settings.parts, tick)
 
 
-def same_zeros(model: Path, like: Path, out: Path, parts: tuple[str, ...], tick: Tick) -> None:
+def same_zeros(model: Path, like: Path, out: Path, parts: tuple[str, ...], tick: ProgressCallback) -> None:
     """Write ``model`` with zeros where the prunable matrices of ``like``, a checkpoint of its shape, have them."""
     with Checkpoint.open(model) as ours, Checkpoint.open(like) as theirs:
         layers = LayerFormat(theirs)

@@ -43,14 +43,14 @@ from justright.files import check_new, local_path, write_whole
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
-from justright.training.pipeline import Job, Tell, Work
+from justright.training.pipeline import Job, Tell, TrainingJob
 from justright.training.prompts import Prompts
 
 _ABOUT = "stage.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StageEstimate:
     """What a stage will take.
 
     Attributes:
@@ -70,7 +70,7 @@ class Step:
     changed: tuple[str, ...] = ()
 
 
-class Build:
+class BundleBuild:
     """A checked recipe: everything cheap is done, nothing is written yet.
 
     Args:
@@ -108,18 +108,18 @@ class Build:
         self.keys = self._keys()
         """Stage -> what it is made with: settings, the models' identities, the stages before it."""
 
-    def estimate(self) -> list[Step]:
+    def estimate(self) -> list[StageEstimate]:
         """What every stage will take, measured where it depends on the machine."""
         size = sum(bundled_files(self.model, {}).values())
-        steps: list[Step] = []
+        steps: list[StageEstimate] = []
         for stage in self.keys:
             steps.append(self._estimated(stage, size))
             size = steps[-1].size_bytes if stage == "slow" else size
-        return [*steps, Step("bundle", False, None, size, "the model in it, its parts not counted")]
+        return [*steps, StageEstimate("bundle", False, None, size, "the model in it, its parts not counted")]
 
-    def _estimated(self, stage: str, model_bytes: int) -> Step:
+    def _estimated(self, stage: str, model_bytes: int) -> StageEstimate:
         if self._is_made(stage):
-            return Step(stage, True, None, _size(self._out(stage)), "what it left")
+            return StageEstimate(stage, True, None, _size(self._out(stage)), "what it left")
         seconds: float | None = None
         size, held = model_bytes, "the pruned model"
         if stage == "slow" and self.pruning is not None:
@@ -132,7 +132,7 @@ class Build:
             about = self.training.estimate()
             seconds = about["data"]["seconds"] + about["train_seconds"] + about["spec_seconds"]
             size, held = about["data"]["bytes"], "texts and states, while it works"
-        return Step(stage, False, seconds, size, held, tuple(self._changed(stage)))
+        return StageEstimate(stage, False, seconds, size, held, tuple(self._changed(stage)))
 
     def run(self, tell: Tell = lambda *_: None, *, redo: bool = False) -> Bundle:
         """Do it; interrupted at any time, the same call goes on.
@@ -210,9 +210,9 @@ class Build:
             device = every_device(device)
         return Pruning(self.model, settled, device=device)
 
-    def _training(self, how: DraftRecipe) -> Work:
+    def _training(self, how: DraftRecipe) -> TrainingJob:
         """The training as far as it can be checked without the switch; the fast mode's prompts are."""
-        work = Work(self._job(self.model, None, self.work / "unwritten"))
+        work = TrainingJob(self._job(self.model, None, self.work / "unwritten"))
         self.prompts = list(work.prompts)
         if self.fast is not None and (template := load_tokenizer(self.fast).chat_template) is not None:
             said = {"chat_template": template, **read_special_tokens(self.fast)}
@@ -244,7 +244,7 @@ class Build:
 
     def _trained(self, model: Path, switch: Path | None, tell: Tell) -> Path:
         def make(out: Path) -> None:
-            Work(self._job(model, switch, out)).run(
+            TrainingJob(self._job(model, switch, out)).run(
                 lambda stage, done, total, word: tell(f"draft: {stage}", done, total, word)
             )
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from justright.adapter.adapter import Adapter
 from justright.architectures.spec import context_length, text_config
-from justright.checkpoint.bundle_manifest import Bundle, Tick, bundled_files, write_bundle
+from justright.checkpoint.bundle_manifest import Bundle, bundled_files, write_bundle
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.finite import check_finite_files
 from justright.checkpoint.reader import Checkpoint
@@ -21,6 +21,7 @@ from justright.engine.chat_modes import RequestBuilder
 from justright.engine.checks import check_model, read_switch
 from justright.engine.defaults import Defaults
 from justright.errors import UsageError
+from justright.progress import ProgressCallback
 from justright.provenance import collect
 from justright.speculative.registry import drafter_names
 from justright.speculative.store import find_drafter, read_about, read_for, read_tensors
@@ -55,7 +56,9 @@ class Contents:
         """Of all files."""
         return sum(bundled_files(self.model, self.parts).values())
 
-    def write(self, out: Path, *, copy: bool = False, tick: Tick = lambda *_: None, **extra: Any) -> Bundle:
+    def write(
+        self, out: Path, *, copy: bool = False, tick: ProgressCallback = lambda *_: None, **extra: Any
+    ) -> Bundle:
         """See `write_bundle`; ``extra`` is for the provenance."""
         record = collect(inputs={"model": self.model, **self.parts}, hash_inputs=False, **extra)
         return write_bundle(

@@ -6,7 +6,7 @@ out: bundle                       # or -o
 device: auto                      # or cpu
 prune: {sparsity: 0.4}            # fields of `justright.prune.settings.Settings`
 switch: {value: 0.9}              # fields of `SwitchRecipe`
-draft: {sequences: 4096}          # texts, and fields of `Shape`, `DataSetting`, `TrainSetting`
+draft: {sequences: 4096}          # texts, and fields of `DrafterShape`, `DataSetting`, `TrainSetting`
 draft_options: {nodes: 12}        # of the drafter, by default
 defaults: {effort: none}          # of `justright.engine.defaults.DEFAULTS`
 
@@ -29,7 +29,7 @@ from justright.adapter.spectra import Method
 from justright.engine.defaults import Defaults
 from justright.errors import UsageError
 from justright.prune.settings import Settings
-from justright.training.pipeline import Shape
+from justright.training.pipeline import DrafterShape
 from justright.training.self_generated import DataSetting
 from justright.training.trainer import TrainSetting
 
@@ -63,7 +63,7 @@ class DraftRecipe:
     """How the drafter is trained, see `justright.training.pipeline.Job`."""
 
     texts: tuple[str, ...] = ("zoo",)
-    shape: Shape = field(default_factory=Shape)
+    shape: DrafterShape = field(default_factory=DrafterShape)
     data: DataSetting = field(default_factory=DataSetting)
     training: TrainSetting = field(default_factory=TrainSetting)
 
@@ -161,7 +161,7 @@ def _prune(section: Any, *, paired: bool) -> Settings:
 
 def _draft(section: Any) -> DraftRecipe:
     """Keys of three classes in one section; a key of two of them (seed) is for both."""
-    kinds: tuple[type[Any], ...] = (Shape, DataSetting, TrainSetting)
+    kinds: tuple[type[Any], ...] = (DrafterShape, DataSetting, TrainSetting)
     names = {kind: [one.name for one in fields(kind) if one.name != "factors"] for kind in kinds}
     _mapping(section, "draft")
     _only(section, ("texts", *dict.fromkeys(name for listed in names.values() for name in listed)), "draft.")

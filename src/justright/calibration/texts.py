@@ -60,14 +60,14 @@ class CalibrationSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TextSource:
     """One source and its share (before normalisation to a sum of 1)."""
 
     name: str
     share: float
 
 
-def parse(names: Sequence[str]) -> list[Source]:
+def parse(names: Sequence[str]) -> list[TextSource]:
     """Parse sources ``NAME`` or ``NAME=SHARE``; the name of a packaged set selects all of its domains.
 
     Raises:
@@ -87,7 +87,7 @@ def parse(names: Sequence[str]) -> list[Source]:
         domains = (
             [f"{name}:{file.stem}" for file in _files(folder)[0]] if (folder := _carried(name)) else [name]
         )
-        found += [Source(domain, value / len(domains)) for domain in domains]
+        found += [TextSource(domain, value / len(domains)) for domain in domains]
     return found
 
 

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +23,7 @@ from justright.checkpoint.reader import Checkpoint, read_json
 from justright.checkpoint.writer import DISK_MARGIN_BYTES, leave, take_lock
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.files import COMPANIONS, check_new, local_path, sync_folder, write_durably
+from justright.progress import ProgressCallback
 from justright.provenance import Provenance, file_sha256
 from justright.readable import readable_bytes
 
@@ -34,12 +35,9 @@ PARTS = ("switch", "draft")
 _TOLD = [*COMPANIONS, "*.json", "*.txt", "*.md", "*.html", "*.png"]
 _NEVER = {MANIFEST, "adapter_config.json"}  # transformers auto-loads an adapter beside the weights
 
-Tick = Callable[[str, int, int], None]
-"""``(stage, finished bytes, total bytes)``"""
-
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class BundleCheck:
     """Differences between a bundle's files and its manifest; all fields are empty if there are none.
 
     Attributes:
@@ -131,7 +129,7 @@ class Bundle:
             about["size_bytes"] for name, about in self.files.items() if part in (None, part_of_file(name))
         )
 
-    def verify(self, tick: Tick = lambda *_: None, *, hashes: bool = True) -> Verified:
+    def verify(self, tick: ProgressCallback = lambda *_: None, *, hashes: bool = True) -> BundleCheck:
         """Compare the size of every file with the manifest and, with ``hashes``, its content."""
         missing, changed, done = [], [], 0
         total = self.size_bytes()
@@ -147,7 +145,7 @@ class Bundle:
             tick("verifying", done, total)
         there = {str(file.relative_to(self.path).as_posix()) for file in _walk(self.path)}
         added = sorted(there - set(self.files) - {MANIFEST})
-        return Verified(tuple(missing), tuple(changed), tuple(added))
+        return BundleCheck(tuple(missing), tuple(changed), tuple(added))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the manifest."""
@@ -196,7 +194,7 @@ def write_bundle(
     defaults: Mapping[str, Any],
     provenance: Provenance,
     copy: bool = False,
-    tick: Tick = lambda *_: None,
+    tick: ProgressCallback = lambda *_: None,
 ) -> Bundle:
     """Assemble a bundle in ``OUT.partial``; it gets its final name once complete.
 
@@ -266,7 +264,7 @@ def _sources(model: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
     return {name: file.resolve() for name, file in sorted(found.items())}
 
 
-def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Tick) -> None:
+def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: ProgressCallback) -> None:
     """Link or copy missing files, and remove files that do not belong to the bundle."""
     for file in list(_walk(staging)):
         name = file.relative_to(staging).as_posix()
@@ -318,7 +316,7 @@ def _same(source: Path, placed: Path, *, linked: bool) -> bool:
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
-def _hashed(staging: Path, sources: Mapping[str, Path], tick: Tick) -> dict[str, dict[str, Any]]:
+def _hashed(staging: Path, sources: Mapping[str, Path], tick: ProgressCallback) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     total = sum((staging / name).stat().st_size for name in sources)
     done = 0

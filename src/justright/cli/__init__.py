@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from justright.cli.output import Output
+from justright.cli.output import Terminal
 from justright.errors import JustrightError, ResourceError, SourceError, UsageError, is_out_of_memory
 from justright.files import cannot_write
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = sys.argv[1:] if argv is None else list(argv)
-    output = Output()
+    output = Terminal()
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _left_by_typer(ended: SystemExit, output: Output, *, as_json: bool) -> NoReturn:
+def _left_by_typer(ended: SystemExit, output: Terminal, *, as_json: bool) -> NoReturn:
     """Exit as Typer does, after its message on stderr: report it in JSON too, and give a closed pipe its own code."""
     cause = ended.__context__
     if isinstance(cause, BrokenPipeError):
@@ -71,7 +71,7 @@ def _left_by_typer(ended: SystemExit, output: Output, *, as_json: bool) -> NoRet
     raise ended
 
 
-def _fail(error: Exception, output: Output) -> NoReturn:
+def _fail(error: Exception, output: Terminal) -> NoReturn:
     """Report an error on stderr and, with ``--json``, as an object on stdout; then exit."""
     known = as_known(error)
     if output.debug:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_words
 from justright.errors import UsageError
 from justright.files import check_output
@@ -80,7 +80,7 @@ def decode(
         from justright.bench.contenders import bundled_choice
         from justright.bench.decode import DecodeSetting, fitting_length
         from justright.bench.demo import refuse_mismatches
-        from justright.bench.running import Plan, numbers, run_plan, words
+        from justright.bench.running import DecodePlan, numbers, run_plan, words
         from justright.bench.tasks import KINDS
         from justright.checkpoint.sources import resolve
 
@@ -93,7 +93,7 @@ def decode(
     lengths = numbers(context)
     if quick and not chosen(ctx, "context", context, ""):
         lengths = (fitting_length(resolve(model).path, kinds, _QUICK_CONTEXT, tokens),)
-    plan = Plan(model, kinds, lengths, setting, memory)
+    plan = DecodePlan(model, kinds, lengths, setting, memory)
     results = _measured(output, lambda progress: run_plan(plan, out, progress))
     if output.json:
         output.object(results.to_dict())
@@ -184,7 +184,7 @@ def longspec(
     refuse_mismatches(results)
 
 
-def _show_longspec(output: Output, results: Results) -> None:
+def _show_longspec(output: Terminal, results: Results) -> None:
     from justright.bench.longspec import HEADER, NARROW, narrow_rows, summaries, table_rows
     from justright.bench.tables import fitted, machine_line, rich_table, steadiness_line
 
@@ -315,7 +315,7 @@ def demo(
     refuse_mismatches(done.results)
 
 
-def _show(output: Output, results: Results) -> None:
+def _show(output: Terminal, results: Results) -> None:
     from justright.bench.tables import (
         HEADER,
         cost_rows,
@@ -333,7 +333,7 @@ def _show(output: Output, results: Results) -> None:
     output.table(machine_line(results.machine), steadiness_line(results))
 
 
-def _conclude(output: Output, done: Demo) -> None:
+def _conclude(output: Terminal, done: Demo) -> None:
     verdicts = [str(cell.agreement) for row in done.results.cells.values() for cell in row.values()]
     same = "identical on every task" if set(verdicts) == {"identical"} else "compared as above"
     output.text(
@@ -343,7 +343,7 @@ def _conclude(output: Output, done: Demo) -> None:
     output.text(f"Written: {', '.join(str(file) for file in done.files)}")
 
 
-def _measured(output: Output, run: Callable[[Progress], T]) -> T:
+def _measured(output: Terminal, run: Callable[[Progress], T]) -> T:
     """Call ``run`` with a function ``(what, done, total)`` that shows its progress."""
 
     def told(tell: Callable[[str, int, int, str], None]) -> T:

@@ -9,15 +9,15 @@ import typer
 from typer.core import TyperGroup
 
 from justright.cli.options import DraftOption, Json, Model
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_progress, with_words
 from justright.errors import CheckpointError, UsageError
 from justright.files import check_new
 from justright.readable import key_values, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from justright.bundle.build import Step
-    from justright.checkpoint.bundle_manifest import Bundle, Verified
+    from justright.bundle.build import StageEstimate
+    from justright.checkpoint.bundle_manifest import Bundle, BundleCheck
 
 
 class _MakeByDefault(TyperGroup):
@@ -171,14 +171,14 @@ def build(
     """
     output = output_of(ctx)
     with output.status("checking the recipe"):
-        from justright.bundle.build import Build
+        from justright.bundle.build import BundleBuild
         from justright.bundle.recipe import Recipe
 
         wanted = Recipe.read(recipe)
         target = out or wanted.out
         if target is None:
             raise UsageError("give the directory to create: -o DIR, or out in the recipe")
-        work = Build(wanted, target)
+        work = BundleBuild(wanted, target)
     for note in (known := list(work.notes)):
         output.note(f"note: {note}")
     if dry_run:
@@ -193,7 +193,7 @@ def build(
     show(output, bundle)
 
 
-def _show_steps(output: Output, steps: list[Step], *, redo: bool) -> None:
+def _show_steps(output: Terminal, steps: list[StageEstimate], *, redo: bool) -> None:
     if output.json:
         from dataclasses import asdict
 
@@ -211,7 +211,7 @@ def _show_steps(output: Output, steps: list[Step], *, redo: bool) -> None:
     output.text(f"in all  about {readable_seconds(known)}, measured on the models as they are")
 
 
-def show(output: Output, bundle: Bundle, verified: Verified | None = None) -> None:
+def show(output: Terminal, bundle: Bundle, verified: BundleCheck | None = None) -> None:
     """Print what a bundle contains."""
     if output.json:
         from dataclasses import asdict

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from justright.cli import options as opt
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.errors import JustrightError, ResourceError, UsageError
 from justright.readable import key_values
 
@@ -187,7 +187,7 @@ class _Session:
     conversation: Conversation
     params: ModeParams
     limits: Mapping[str, Any]
-    output: Output
+    output: Terminal
     started: Reasoning
     thinking: Reasoning
     last: Request | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from justright.cli.options import Json, Model, chosen
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_words
 from justright.errors import UsageError
 from justright.readable import readable_bytes, readable_seconds
@@ -145,7 +145,7 @@ def train(
     with output.status("reading the model"):
         from justright.calibration.texts import notes
         from justright.checkpoint.sources import resolve
-        from justright.training.pipeline import Job, Shape, Work
+        from justright.training.pipeline import DrafterShape, Job, TrainingJob
         from justright.training.self_generated import DataSetting
         from justright.training.trainer import TrainSetting
 
@@ -153,7 +153,7 @@ def train(
             resolve(model).path,
             out or Path("drafter.dry-run"),
             tuple(texts or ["zoo"]),
-            Shape(width, steps, cell, embedding, head, draft_vocab, spec),
+            DrafterShape(width, steps, cell, embedding, head, draft_vocab, spec),
             DataSetting(
                 sequences, held_out, prompt_tokens, output_tokens, batch, temperature, chat, seed=seed
             ),
@@ -173,7 +173,7 @@ def train(
             data,
             None if device == "auto" else device,
         )
-        work = Work(job)
+        work = TrainingJob(job)
     for note in notes(job.texts) if work.accelerator.is_main_process else ():
         output.note(f"note: {note}")
     if dry_run:
@@ -243,7 +243,7 @@ def _describe_attention(about: dict[str, Any]) -> str:
     return f"Attention drafter of one layer (a baseline); {known:,} tokens in its head"
 
 
-def _show_estimate(output: Output, found: dict[str, Any]) -> None:
+def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:
     if output.json:
         output.object(found)
         return
@@ -262,7 +262,7 @@ def _show_estimate(output: Output, found: dict[str, Any]) -> None:
     )
 
 
-def _show_trained(output: Output, trained: Trained) -> None:
+def _show_trained(output: Terminal, trained: Trained) -> None:
     from dataclasses import asdict
 
     from justright.speculative.lstm_network import LstmConfig
@@ -278,7 +278,7 @@ def _show_trained(output: Output, trained: Trained) -> None:
     output.text(f"Use it: justright generate MODEL --draft {name} --draft-option path={trained.out}")
 
 
-def _show_accuracy(output: Output, accuracy: dict[str, Any], coverage: float) -> None:
+def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) -> None:
     from rich.table import Table
 
     table = Table(title="On held-out prompts")

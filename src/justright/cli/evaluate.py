@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 from justright.files import check_output, write_whole
 from justright.provenance import collect
 from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.evaluate.run import Figure
+    from justright.evaluate.run import TaskMetric
 
 
 def evaluate(
@@ -147,7 +147,7 @@ def evaluate(
         _show(output, model, found)
 
 
-def _show(output: Output, model: str, found: list[Figure]) -> None:
+def _show(output: Terminal, model: str, found: list[TaskMetric]) -> None:
     from justright.bench.tables import rich_table
 
     header = ("task", "metric", "value", "95% interval", "documents", "tokens an answer")

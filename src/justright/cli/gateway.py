@@ -10,7 +10,7 @@ import typer
 
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def gateway(
     and the reason.
     """
     try:
-        from justright.serve.discover import Wanted
+        from justright.serve.discover import UpstreamOptions
         from justright.serve.gateway import Gateway, GatewaySettings
         from justright.serve.hosts import Hosts
         from justright.serve.lifecycle import bind
@@ -123,7 +123,7 @@ def gateway(
     output = output_of(ctx)
     settings = GatewaySettings(
         upstream,
-        Wanted(kind, model, fast),
+        UpstreamOptions(kind, model, fast),
         Policy(effort, threshold=threshold),
         srv.read_keys(api_key or [], api_key_file),
         upstream_key,
@@ -137,7 +137,7 @@ def gateway(
 
 
 async def _run(
-    running: Gateway, bound: socket.socket, drain_s: float, max_connections: int, output: Output
+    running: Gateway, bound: socket.socket, drain_s: float, max_connections: int, output: Terminal
 ) -> None:
     """Detect the upstream, and serve."""
     from justright.serve.api_errors import ApiError

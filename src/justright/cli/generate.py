@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from justright.cli import options as opt
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 from justright.readable import key_values
 
@@ -182,7 +182,7 @@ def _run(
     requests: Sequence[Request],
     texts: Sequence[str],
     report: dict[str, Any],
-    output: Output,
+    output: Terminal,
     *,
     stream: bool,
 ) -> None:
@@ -211,7 +211,7 @@ def _show(
     requests: Sequence[Request],
     texts: Sequence[str],
     report: dict[str, Any],
-    output: Output,
+    output: Terminal,
     *,
     live: bool,
 ) -> None:

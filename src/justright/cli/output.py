@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Output:
+class Terminal:
     """Output settings of one run; ``main`` makes it and passes it to every command as ``ctx.obj``.
 
     Attributes:
@@ -81,6 +81,6 @@ class Output:
             yield
 
 
-def output_of(ctx: typer.Context) -> Output:
-    """Return the run's `Output`; create it where ``main`` did not start the program (completion, tests)."""
-    return ctx.ensure_object(Output)
+def output_of(ctx: typer.Context) -> Terminal:
+    """Return the run's `Terminal`; create it where ``main`` did not start the program (completion, tests)."""
+    return ctx.ensure_object(Terminal)

@@ -22,7 +22,7 @@ from justright.architectures.spec import (
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import Source, check_tokenizer_files, resolve
 from justright.cli.options import chosen
-from justright.cli.output import Output
+from justright.cli.output import Terminal
 from justright.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Prepared:
     options: EngineOptions
     tokenizer: PreTrainedTokenizerFast
     context: int
-    output: Output
+    output: Terminal
     hidden_size: int
     defaults: Defaults
     generation: GenerationDefaults
@@ -108,7 +108,7 @@ class Prepared:
             return LLM(str(self.source.path), self.options, tokenizer=self.tokenizer)
 
 
-def prepare(model: str, output: Output, options: Mapping[str, Any]) -> Prepared:
+def prepare(model: str, output: Terminal, options: Mapping[str, Any]) -> Prepared:
     """Find a model, and validate it and the options without reading a weight; the cheapest checks come first.
 
     Args:
@@ -178,7 +178,7 @@ def sampling_of(ctx: typer.Context, ready: Prepared, otherwise: SamplingParams |
     return params
 
 
-def _quiet_libraries(output: Output) -> None:
+def _quiet_libraries(output: Terminal) -> None:
     """Turn the libraries' progress bars off unless progress is shown."""
     from transformers.utils import logging
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from justright.cli.output import Output
+from justright.cli.output import Terminal
 
 T = TypeVar("T")
 _LINE_S = 30.0
@@ -16,7 +16,7 @@ _LINE_S = 30.0
 
 
 @contextmanager
-def kept_work(output: Output, out: Path) -> Iterator[None]:
+def kept_work(output: Terminal, out: Path) -> Iterator[None]:
     """On Ctrl-C, say what is kept of the work."""
     try:
         yield
@@ -30,12 +30,12 @@ def kept_work(output: Output, out: Path) -> Iterator[None]:
         raise
 
 
-def with_progress(output: Output, run: Callable[[Callable[[str, int, int], None]], T]) -> T:
+def with_progress(output: Terminal, run: Callable[[Callable[[str, int, int], None]], T]) -> T:
     """Call ``run`` with a function ``(stage, done, total)`` that draws a bar for every stage, if bars are shown."""
     return with_words(output, lambda tell: run(lambda stage, done, total: tell(stage, done, total, "")))
 
 
-def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:
+def with_words(output: Terminal, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:
     """Like `with_progress`, with a status text: ``(stage, done, total, text)``.
 
     In a log, print a line for every evaluation, and otherwise at most one every half minute.
@@ -65,7 +65,7 @@ def with_words(output: Output, run: Callable[[Callable[[str, int, int, str], Non
         return run(tell)
 
 
-def _lines(output: Output) -> Callable[[str, int, int, str], None]:
+def _lines(output: Terminal) -> Callable[[str, int, int, str], None]:
     """Return a function that prints progress lines to a log."""
     last = time.monotonic()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from justright.cli.options import Json, Model
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_progress
 from justright.files import check_new
 from justright.prune.criteria.base import EXPERTS, NO_WEIGHTS, WEIGHTS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from justright.engine.options import EngineOptions
     from justright.prune.evaluation import Evaluate
     from justright.prune.outcome import Pruned
-    from justright.prune.pipeline import Estimate
+    from justright.prune.pipeline import PruneEstimate
 
 _EXPERTS = "Stage 1: experts"
 _WEIGHTS = "Stage 2: single weights"
@@ -317,7 +317,7 @@ def _devices(text: str) -> list[str]:
 
 
 def _evaluation(
-    tasks: str, limit: int | None, chat: bool, options: EngineOptions, output: Output
+    tasks: str, limit: int | None, chat: bool, options: EngineOptions, output: Terminal
 ) -> tuple[Evaluate, dict[str, Any]]:
     """Return a function that evaluates a checkpoint, and its settings; validates the tasks before any work."""
     with output.status("starting lm-eval"):
@@ -346,7 +346,7 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _tell(output: Output, estimate: Estimate, seconds: float) -> None:
+def _tell(output: Terminal, estimate: PruneEstimate, seconds: float) -> None:
     from dataclasses import asdict
 
     if output.json:
@@ -366,7 +366,7 @@ def _tell(output: Output, estimate: Estimate, seconds: float) -> None:
     )
 
 
-def _show(output: Output, found: Pruned, estimate: Estimate) -> None:
+def _show(output: Terminal, found: Pruned, estimate: PruneEstimate) -> None:
     from rich.table import Table
 
     table = Table(title=f"{found.path}: {found.sparsity:.1%} of the prunable parameters are gone")

@@ -8,7 +8,7 @@ import typer
 
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.errors import MissingExtraError, ResourceError, UsageError
 from justright.readable import key_values
 
@@ -121,7 +121,7 @@ def _run(
     ready: Prepared,
     settings: ServeSettings,
     bound: socket.socket,
-    output: Output,
+    output: Terminal,
     queue: int,
     cache_tokens: int | None,
     drain: float,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from justright.cli.options import chosen
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.cli.serve_options import read_keys
 from justright.errors import MissingExtraError, UsageError
 from justright.readable import key_values
@@ -171,7 +171,7 @@ def _bundled(draft: str | None) -> str:
     return draft if draft in DRAFTERS else "none"
 
 
-def _show(output: Output, found: Command) -> None:
+def _show(output: Terminal, found: Command) -> None:
     """Print the command without API keys."""
     variables = {name: "..." if "KEY" in name else value for name, value in found.environment.items()}
     words = [sys.executable, *found.arguments]

@@ -10,14 +10,14 @@ import typer
 
 from justright.adapter.rank_rules.base import RULES
 from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
-from justright.cli.output import Output, output_of
+from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
 from justright.files import check_new
 from justright.readable import readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from justright.adapter.extract import Estimate, Extracted
+    from justright.adapter.extract import Extracted, ExtractEstimate
     from justright.adapter.inspection import Inspected
     from justright.reasoning.scorers import Probe
 
@@ -185,7 +185,7 @@ def extract(
         _show(output, found)
 
 
-def _show_estimate(output: Output, found: Estimate) -> None:
+def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
     if output.json:
         output.object(found.to_dict())
         return
@@ -236,7 +236,7 @@ def inspect(
         output.note(f"drawn: {out}")
 
 
-def _show_inspected(output: Output, adapter: str, found: Inspected) -> None:
+def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
     from justright.bench.tables import rich_table
 
     rows = [
@@ -364,7 +364,7 @@ def calibrate(
         _show_calibrated(output, folder, probe)
 
 
-def _show_calibrated(output: Output, folder: Path, probe: Probe) -> None:
+def _show_calibrated(output: Terminal, folder: Path, probe: Probe) -> None:
     from justright.bench.tables import rich_table
 
     about = probe.about
@@ -396,7 +396,7 @@ def _with_interval(one: Mapping[str, Any], name: str, unit: str = "%") -> str:
     return f"{value}{unit} ({low} to {high})"
 
 
-def _show(output: Output, found: Extracted) -> None:
+def _show(output: Terminal, found: Extracted) -> None:
     ranks = sorted(found.ranks.values())
     output.text(
         f"{found.path}: {found.form}, {len(ranks)} matrices of rank {ranks[0]} to {ranks[-1]} "
@@ -405,7 +405,7 @@ def _show(output: Output, found: Extracted) -> None:
     _show_residuals(output, found.residuals)
 
 
-def _show_residuals(output: Output, residuals: Mapping[str, float]) -> None:
+def _show_residuals(output: Terminal, residuals: Mapping[str, float]) -> None:
     far = sorted(
         ((name, distance) for name, distance in residuals.items() if distance > 0), key=lambda one: -one[1]
     )

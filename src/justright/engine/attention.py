@@ -26,7 +26,7 @@ _STATIC_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SequenceInput:
     """The tokens of one sequence within a step.
 
     Attributes:
@@ -63,7 +63,7 @@ class StepPlan:
     """
 
     cache: KVCache
-    runs: Sequence[Run]
+    runs: Sequence[SequenceInput]
     windows: Sequence[Window | None]
     positions: Tensor
     index_scaled: bool = False
@@ -144,7 +144,7 @@ class StepPlan:
         return self._static_at
 
 
-def visible(run: Run, past: int, window: Window | None) -> tuple[int, Tensor | None]:
+def visible(run: SequenceInput, past: int, window: Window | None) -> tuple[int, Tensor | None]:
     """What the tokens of ``run`` may see, after ``past`` cached tokens of the same sequence.
 
     Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a token at

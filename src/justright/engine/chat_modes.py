@@ -16,7 +16,7 @@ from justright.engine.request import Request
 from justright.errors import UsageError
 from justright.reasoning.budget import FAST, SLOW, ModePlan, ThinkingTags, closing_ids
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, SHARES, check_effort
-from justright.reasoning.routing import Auto, Decision, Escalate, Route, Turn
+from justright.reasoning.routing import Auto, Escalate, Route, RoutingDecision, Turn
 from justright.reasoning.scorers import PROBE, Heuristic, Probe, Scorer
 
 ESCALATE_BELOW = 0.5
@@ -253,9 +253,9 @@ class RequestBuilder:
             if alone:
                 by_template = " by the chat template alone, without a switch"
                 how = by_template if self.reasons else ", and this model never reasons"
-            request.stats.decision = Decision(mode, "effort", None, None, f"effort {effort}{how}")
+            request.stats.decision = RoutingDecision(mode, "effort", None, None, f"effort {effort}{how}")
         elif thinking.budget is not None:
-            request.stats.decision = Decision("slow", "budget", None, None, f"a budget{limit}")
+            request.stats.decision = RoutingDecision("slow", "budget", None, None, f"a budget{limit}")
         return request
 
     def _route(

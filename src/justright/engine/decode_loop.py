@@ -15,7 +15,7 @@ from justright.engine.draft_selection import choose, preferred
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Emission, FinishReason, Request
 from justright.engine.sequence import Active, chain, state_to_draft_from, step_input
-from justright.engine.slots import Places
+from justright.engine.slots import Slots
 from justright.engine.step import StepOutput
 from justright.engine.step_cost import StepCost
 from justright.errors import ResourceError
@@ -60,7 +60,7 @@ class DecodeLoop:
         self.prefill_share = prefill_share
         # One [SPEC] row for the last token and one for each draft token.
         spec_rows = 0 if verifier.spec_embedding is None else max_draft + 1
-        self.places = Places(
+        self.places = Slots(
             verifier, reuse_prefix=reuse_prefix, cache_tokens=cache_tokens, spec_rows=spec_rows
         )
         self.waiting: deque[Request] = deque()

@@ -31,7 +31,7 @@ skipped proposals, for 1, 2, 4, ... up to `_LONGEST_REST` steps."""
 
 
 @dataclass(slots=True)
-class Speculation:
+class DraftRecord:
     """One request's record of its drafts.
 
     ``reliability[source, b]`` is the recent ratio of accepted to expected tokens for drafts of that source proposed
@@ -119,7 +119,7 @@ class _Shadow:
         return self.node in self.draft.parents
 
 
-def preferred(draft: Draft, record: Speculation, past: int, cost: StepCost, batch: int = 1) -> Draft:
+def preferred(draft: Draft, record: DraftRecord, past: int, cost: StepCost, batch: int = 1) -> Draft:
     """Of a draft and its alternative, the one with more expected tokens per second.
 
     Each is cut at its best size, in a step of ``batch`` sequences whose others decode without a draft.
@@ -136,7 +136,7 @@ def preferred(draft: Draft, record: Speculation, past: int, cost: StepCost, batc
 
 
 def choose(
-    drafts: Sequence[Draft], records: Sequence[Speculation], pasts: Sequence[int], cost: StepCost
+    drafts: Sequence[Draft], records: Sequence[DraftRecord], pasts: Sequence[int], cost: StepCost
 ) -> list[Draft]:
     """Cut the drafts of one step to maximise expected tokens per second; to nothing if none pays.
 

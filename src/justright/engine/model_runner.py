@@ -20,7 +20,7 @@ from justright.architectures.spec import (
     rope_switch_length,
     text_config,
 )
-from justright.engine.attention import ATTENTION_NAME, Run, StepPlan, attention
+from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_model
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
@@ -324,7 +324,7 @@ class Verifier:
             self._last[one.slot] = one
             # Only padding can lie beyond the context, where some rotary embeddings change for all tokens.
             positions = (depths + past).clamp(max=self.max_tokens - 1)
-            runs.append(Run(one.slot, start, positions.to(self.device), tree, sure))
+            runs.append(SequenceInput(one.slot, start, positions.to(self.device), tree, sure))
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(

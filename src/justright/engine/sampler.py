@@ -133,7 +133,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class Verification:
     """The result of a verification.
 
     Attributes:
@@ -230,7 +230,7 @@ class Sampler:
         logits: Tensor,
         until: Until = lambda _: False,
         constraint: Constraint | None = None,
-    ) -> Verified:
+    ) -> Verification:
         """Walk the draft from its root as long as the model agrees, and choose the token after it.
 
         Args:
@@ -262,7 +262,7 @@ class Sampler:
                 constraint.take(token)
             failed = constraint is not None and constraint.failure is not None
             if until(token) or accepted is None or failed:
-                return Verified(path, tokens, ties, len(path) - (accepted is None))
+                return Verification(path, tokens, ties, len(path) - (accepted is None))
             path.append(accepted)
 
     def check(self, logits: Tensor) -> None:
@@ -280,7 +280,7 @@ class Sampler:
         if self._context is not None:
             self._context += token_ids
 
-    def _verify_greedy(self, draft: Draft, logits: Tensor, until: Until) -> Verified:
+    def _verify_greedy(self, draft: Draft, logits: Tensor, until: Until) -> Verification:
         """`verify` without processors: computes all argmaxes at once."""
         values, indices = (t.tolist() for t in logits.topk(2, dim=-1))
         children = _children(draft)
@@ -296,7 +296,7 @@ class Sampler:
             ties += is_near_tie(first, second, logits.dtype)
             accepted = next((c for c in children[node] if draft.token_ids[c - 1] == token), None)
             if until(token) or accepted is None:
-                return Verified(path, tokens, ties, len(path) - (accepted is None))
+                return Verification(path, tokens, ties, len(path) - (accepted is None))
             path.append(accepted)
 
     def _process(self, row: Tensor, constraint: Constraint | None) -> Tensor:

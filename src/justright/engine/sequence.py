@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.engine.detokenizer import TextStream
-from justright.engine.draft_selection import Speculation
+from justright.engine.draft_selection import DraftRecord
 from justright.engine.request import FinishReason, Request
 from justright.engine.sampler import (
     Constraint,
     NoTokenError,
     Sampler,
     TokenLogprob,
-    Verified,
+    Verification,
     token_logprobs,
 )
 from justright.engine.step import StepInput, StepOutput
@@ -42,7 +42,7 @@ class Active:
 
     request: Request
     sampler: Sampler
-    record: Speculation
+    record: DraftRecord
     stream: TextStream | None
     tracker: ReasoningTracker
     last_token: int = -1
@@ -57,7 +57,7 @@ class Active:
         """The initial state of a request; without a tokenizer there is no text, and all is content."""
         sampler = Sampler(request.params, request.prompt_ids)
         if tokenizer is None:
-            return cls(request, sampler, Speculation(), None, ReasoningTracker(request.plan.budget))
+            return cls(request, sampler, DraftRecord(), None, ReasoningTracker(request.plan.budget))
         stream = TextStream(
             tokenizer,
             request.stop,
@@ -68,7 +68,7 @@ class Active:
         )
         closing = [] if request.tags is None else closing_ids(request.tags, tokenizer)
         tracker = ReasoningTracker(request.plan.budget, closing, thinking=stream.in_reasoning)
-        return cls(request, sampler, Speculation(), stream, tracker)
+        return cls(request, sampler, DraftRecord(), stream, tracker)
 
     @property
     def forced(self) -> list[int]:
@@ -80,16 +80,16 @@ class Active:
         """The constraint on the next token; reasoning has none."""
         return None if self.tracker.thinking else self.request.constraint
 
-    def verify_or_end(self, draft: Draft, output: StepOutput) -> Verified:
+    def verify_or_end(self, draft: Draft, output: StepOutput) -> Verification:
         """`verify`; if no token can be chosen, the request is cancelled with that error and emits nothing."""
         try:
             return self.verify(draft, output)
         except NoTokenError as error:
             self.request.error = error
             self.request.cancel()
-            return Verified([0], [], 0)
+            return Verification([0], [], 0)
 
-    def verify(self, draft: Draft, output: StepOutput) -> Verified:
+    def verify(self, draft: Draft, output: StepOutput) -> Verification:
         """The accepted part of a draft and the token after it, with the requested log-probabilities."""
         request = self.request
         self.pieces = []
@@ -110,20 +110,20 @@ class Active:
         """Whether a token is reasoning; ``index`` counts the tokens chosen since the last output chunk."""
         return self.tracker.flags[len(self.request.token_ids) + index]
 
-    def _choose(self, draft: Draft, output: StepOutput) -> Verified:
+    def _choose(self, draft: Draft, output: StepOutput) -> Verification:
         """The accepted part of a draft, or the injected tokens in its place, and the token after it."""
         done: list[int] = []
         if self.forced:
             self.sampler.check(output.logits)
         for _ in draft.token_ids if self.forced else ():
             if self._force(done):
-                return Verified(list(range(len(done))), done, 0)
+                return Verification(list(range(len(done))), done, 0)
         if self.forced:  # the step did not hold all of them: the next token is injected too
             self._force(done)
-            return Verified(list(range(len(done))), done, 0)
+            return Verification(list(range(len(done))), done, 0)
         if done:
             last = self.sampler.verify(EMPTY_DRAFT, output.logits[-1:], self._ends_step, self.constraint)
-            return Verified(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
+            return Verification(list(range(len(done) + 1)), [*done, *last.token_ids], last.near_ties)
         return self.sampler.verify(draft, output.logits, self._ends_step, self.constraint)
 
     def _force(self, done: list[int]) -> bool:

@@ -7,7 +7,7 @@ from justright.engine.request import Request
 from justright.engine.sequence import Active
 
 
-class Places:
+class Slots:
     """The verifier's slots: decoding sequences have 0, 1, 2, ...; the one in prefill comes after them.
 
     With ``reuse_prefix``, a finished sequence stays in its slot until the slot is needed: a prompt with the

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from justright.reasoning.routing import Decision
+from justright.reasoning.routing import RoutingDecision
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class RequestStats:
     forced_tokens: int = 0
     discarded_tokens: int = 0
     expected_slow_tokens: float | None = None
-    decision: Decision | None = None
+    decision: RoutingDecision | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     draft_s: float = 0.0

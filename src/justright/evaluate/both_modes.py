@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from justright.errors import CheckpointError, SourceError, UsageError
 from justright.evaluate import judge as judging
 from justright.evaluate.judge import Judge
 from justright.files import local_path, save_tensors, write_whole
+from justright.progress import ProgressCallback
 from justright.provenance import file_sha256
 from justright.reasoning.budget import ThinkingTags
-from justright.reasoning.routing import Decision, Turn
+from justright.reasoning.routing import RoutingDecision, Turn
 from justright.reasoning.scorers import Probe
 from justright.reasoning.thresholds import Outcomes, check_asked, fit_probe
 from justright.records import read_rows
@@ -42,8 +43,6 @@ _CHUNK = 32
 _KEPT = "calibration"
 _JOB = "job.json"
 
-Tick = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -54,22 +53,22 @@ class Question:
 
 
 @dataclass(slots=True)
-class Watch:
+class FastObserver:
     """A route that takes the fast mode and remembers what a decision could have been based on."""
 
     hidden: Tensor | None = None
     confidence: float = 0.0
     holds_output: bool = True
 
-    def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
+    def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, Turn | None]:
         """Fast."""
         self.hidden = hidden.float().cpu().clone()
-        return Decision("fast", "calibration", None, None, "measured"), None
+        return RoutingDecision("fast", "calibration", None, None, "measured"), None
 
-    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, Turn | None]:
         """Fast it stays; a cut answer has no confidence."""
         self.confidence = 0.0 if finish_reason == "length" else confidence
-        return Decision("fast", "calibration", confidence, None, "measured"), None
+        return RoutingDecision("fast", "calibration", confidence, None, "measured"), None
 
 
 def read_questions(names: Sequence[str]) -> list[Question]:
@@ -116,7 +115,7 @@ def collect(
     *,
     max_tokens: int = 1024,
     judge: Judge = judging.is_right,
-    tick: Tick = lambda *_: None,
+    tick: ProgressCallback = lambda *_: None,
 ) -> Outcomes:
     """Answer every problem in both modes, greedily, and judge the answers.
 
@@ -157,7 +156,7 @@ def calibrate(
     max_tokens: int = 1024,
     judge: Judge = judging.is_right,
     identity: dict[str, Any] | None = None,
-    tick: Tick = lambda *_: None,
+    tick: ProgressCallback = lambda *_: None,
 ) -> Probe:
     """Fit the probe of ``auto`` and the threshold of ``escalate``, and write them into the adapter's folder.
 
@@ -243,7 +242,7 @@ def _answer(
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """Both modes on one chunk, in one batch: measurements, and what each said."""
     assert engine.modes is not None
-    watches = [Watch() for _ in questions]
+    watches = [FastObserver() for _ in questions]
     fast, slow = ([_request(engine, q, effort, max_tokens) for q in questions] for effort in ("none", None))
     for request, watch in zip(fast, watches, strict=True):
         request.route = watch

@@ -20,7 +20,7 @@ TASK_FOLDERS = "justright.lm_eval_tasks"
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class TaskMetric:
     """One metric of one task.
 
     Attributes:
@@ -120,7 +120,7 @@ def evaluate(
     template: Mapping[str, Any] | None = None,
     thinking: Reasoning | None = None,
     progress: bool = True,
-) -> list[Figure]:
+) -> list[TaskMetric]:
     """Run tasks.
 
     Args:
@@ -173,7 +173,7 @@ def evaluate(
     return figures(results, model.tokens)
 
 
-def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> list[Figure]:
+def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> list[TaskMetric]:
     """The figures of every task in lm-eval's results, groups left out."""
     found = []
     for task, samples in results["samples"].items():
@@ -188,5 +188,5 @@ def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> 
             scores = [s[metric] for s in of_filter if isinstance(s.get(metric), int | float)]
             low, high = interval(scores, float(value))
             name = metric if chosen == "none" else f"{metric},{chosen}"
-            found.append(Figure(task, name, float(value), low, high, len(of_filter), mean_tokens))
+            found.append(TaskMetric(task, name, float(value), low, high, len(of_filter), mean_tokens))
     return found

@@ -18,7 +18,7 @@ from justright.model.matrices import expand, matrices
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity
 from justright.prune.clusters import cluster, counts_at_one_threshold
 from justright.prune.criteria.base import Clustering, ExpertLayer, Ranking
-from justright.prune.experts import Choice, highest, representatives
+from justright.prune.experts import KeptExperts, highest, representatives
 from justright.prune.passes import prune_experts
 from justright.prune.plan import least_count
 from justright.prune.preflight import Sizes
@@ -31,7 +31,7 @@ def choose(
     counts: Mapping[int, int],
     settings: Settings,
     statistics: Sequence[LayerStatistics] | None,
-) -> dict[int, Choice]:
+) -> dict[int, KeptExperts]:
     """Choose the experts to keep in every layer.
 
     Args:
@@ -69,7 +69,7 @@ def expert_similarity(
 
 def choose_experts(
     layers: LayerFormat, index: int, kept: int, settings: Settings, statistics: LayerStatistics
-) -> Choice:
+) -> KeptExperts:
     """Choose the experts to keep in layer ``index``.
 
     Args:
@@ -103,7 +103,7 @@ def _checked(found: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 def layer_sparsity(
     layers: LayerFormat,
-    choices: dict[int, Choice],
+    choices: dict[int, KeptExperts],
     sizes: Sizes,
     settings: Settings,
     statistics: Sequence[LayerStatistics] | None,
@@ -125,7 +125,7 @@ def layer_sparsity(
 def _outlier_share(
     layers: LayerFormat,
     index: int,
-    choice: Choice | None,
+    choice: KeptExperts | None,
     settings: Settings,
     statistics: LayerStatistics | None,
 ) -> float:
@@ -149,7 +149,7 @@ def _outlier_share(
     return outlier_share(scores)
 
 
-def _of_kept(statistics: LayerStatistics, choice: Choice) -> LayerStatistics:
+def _of_kept(statistics: LayerStatistics, choice: KeptExperts) -> LayerStatistics:
     """Select the statistics of the kept experts, in their new order."""
     kept = list(choice.kept)
     squares = {

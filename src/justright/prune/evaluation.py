@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from justright.files import write_whole
+from justright.progress import ProgressCallback
 from justright.prune.outcome import HTML, JSON, Pruned, read_pruned
-from justright.prune.passes import Tick
 from justright.prune.report import with_evaluation
 from justright.prune.settings import Settings
 
@@ -17,7 +17,9 @@ Evaluate = Callable[[Path], list[dict[str, Any]]]
 """A checkpoint's figures, JSON-ready: task, metric, value, low, high (of a 95% interval, or None)."""
 
 
-def evaluate_source(work: Path, model: Path, evaluate: Evaluate, tick: Tick) -> list[dict[str, Any]]:
+def evaluate_source(
+    work: Path, model: Path, evaluate: Evaluate, tick: ProgressCallback
+) -> list[dict[str, Any]]:
     """Evaluate the unpruned model, or reuse an interrupted run's figures from ``work``."""
     file = work / "before.json"
     if not file.exists():
@@ -41,7 +43,7 @@ def lacks_evaluation(out: Path, settings: Settings, asked: Mapping[str, Any] | N
         return False
 
 
-def evaluate_result(out: Path, evaluate: Evaluate, tick: Tick) -> Pruned:
+def evaluate_result(out: Path, evaluate: Evaluate, tick: ProgressCallback) -> Pruned:
     """Evaluate the pruned model and add the figures to its report."""
     tick("evaluating after", 0, 1)
     after = evaluate(out)

@@ -15,7 +15,7 @@ RECONSTRUCT_BELOW = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class KeptExperts:
     """The kept experts of one layer.
 
     Attributes:
@@ -30,7 +30,7 @@ class Choice:
     averaged: bool = False
 
 
-def representatives(clusters: Clusters, expert: Callable[[int], Tensor]) -> Choice:
+def representatives(clusters: Clusters, expert: Callable[[int], Tensor]) -> KeptExperts:
     """Keep the expert nearest to the mean of each cluster.
 
     Args:
@@ -49,10 +49,10 @@ def representatives(clusters: Clusters, expert: Callable[[int], Tensor]) -> Choi
         pairs.append((members[distances.index(min(distances))], members))
     pairs.sort()
     averaged = len(pairs) < RECONSTRUCT_BELOW
-    return Choice(tuple(kept for kept, _ in pairs), tuple(members for _, members in pairs), averaged)
+    return KeptExperts(tuple(kept for kept, _ in pairs), tuple(members for _, members in pairs), averaged)
 
 
-def highest(scores: Tensor, count: int, groups: int = 1) -> Choice:
+def highest(scores: Tensor, count: int, groups: int = 1) -> KeptExperts:
     """The ``count`` experts of the highest score, the same number in each routing group; ties go to the lower index.
 
     Args:
@@ -66,7 +66,7 @@ def highest(scores: Tensor, count: int, groups: int = 1) -> Choice:
         order = scores[group * size : (group + 1) * size].double().sort(descending=True, stable=True).indices
         kept += [group * size + int(i) for i in order[: count // groups]]
     kept.sort()
-    return Choice(tuple(kept), tuple((e,) for e in kept))
+    return KeptExperts(tuple(kept), tuple((e,) for e in kept))
 
 
 def unrouted(statistics: Sequence[LayerStatistics]) -> int:

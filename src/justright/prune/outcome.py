@@ -18,8 +18,9 @@ from justright.errors import CheckpointError
 from justright.heap import trim
 from justright.model.decoder_layer import LayerFormat, State
 from justright.model.matrices import expand, matrices
+from justright.progress import ProgressCallback
 from justright.prune.kurtosis import Kurtosis
-from justright.prune.passes import Tick, apply_masks, cut_experts
+from justright.prune.passes import apply_masks, cut_experts
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
 from justright.prune.preflight import Sizes
@@ -132,7 +133,7 @@ def read_pruned(path: Path) -> Pruned:
 
 
 @dataclass(slots=True)
-class Writing:
+class PrunedWriter:
     """Writes the layers of the pruned checkpoint and summarises the result.
 
     Args:
@@ -153,7 +154,7 @@ class Writing:
     uncalibrated: Sequence[int]
     found: Sequence[LayerStatistics] | None
 
-    def run(self, writer: CheckpointWriter, sizes: Sizes, tick: Tick) -> Pruned:
+    def run(self, writer: CheckpointWriter, sizes: Sizes, tick: ProgressCallback) -> Pruned:
         """Add every tensor to ``writer``."""
         checkpoint, total = self.layers.checkpoint, self.layers.layers
         whole = (Kurtosis(), Kurtosis(), Kurtosis())

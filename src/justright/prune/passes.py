@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from justright.heap import trim
 from justright.model.decoder_layer import LayerFormat, State
 from justright.model.experts import keep_experts, replace_expert
 from justright.model.matrices import Matrix, expand, matrices
-from justright.prune.experts import Choice
+from justright.progress import ProgressCallback
+from justright.prune.experts import KeptExperts
 from justright.prune.plan import Plan
 from justright.prune.settings import Settings
 from justright.prune.weights import n_of_m_mask, row_mask, scores_by_rows
@@ -27,12 +28,9 @@ from justright.prune.weights import n_of_m_mask, row_mask, scores_by_rows
 _WEIGHTS = frozenset({"squares", "counts"})
 """The statistics that stage 2 needs."""
 
-Tick = Callable[[str, int, int], None]
-"""``(stage, layers done, layers in all)``"""
-
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class CalibrationRun:
     """How layers run: token ids ``[sequences, length]``, device, dtype, and sequences per batch."""
 
     ids: Tensor
@@ -42,7 +40,11 @@ class Run:
 
 
 def collect(
-    layers: LayerFormat, run: Run, folder: Path, tick: Tick, needs: Collection[str] = ALL
+    layers: LayerFormat,
+    run: CalibrationRun,
+    folder: Path,
+    tick: ProgressCallback,
+    needs: Collection[str] = ALL,
 ) -> list[LayerStatistics]:
     """Collect statistics of the unpruned model's layers in one pass; save each finished layer to ``folder``.
 
@@ -66,14 +68,14 @@ def collect(
     return [LayerStatistics.from_tensors(load_file(_file(folder, i))).check(i) for i in range(layers.layers)]
 
 
-def prune_experts(layers: LayerFormat, index: int, choice: Choice | None) -> State:
+def prune_experts(layers: LayerFormat, index: int, choice: KeptExperts | None) -> State:
     """Return layer ``index``'s state with only the experts of ``choice``, or with all if it has none."""
     state = layers.read(index)
     cut_experts(layers, state, choice)
     return state
 
 
-def cut_experts(layers: LayerFormat, state: State, choice: Choice | None) -> None:
+def cut_experts(layers: LayerFormat, state: State, choice: KeptExperts | None) -> None:
     """Keep only the experts of ``choice`` in a layer's state, in place; do nothing without a choice."""
     if choice is None:
         return
@@ -166,9 +168,9 @@ def prune_weights(
     plan: Plan,
     config: dict[str, Any],
     settings: Settings,
-    run: Run | None,
+    run: CalibrationRun | None,
     folder: Path,
-    tick: Tick,
+    tick: ProgressCallback,
 ) -> list[int]:
     """Save the masks of each finished layer to ``folder``; return the number of uncalibrated experts per layer.
 

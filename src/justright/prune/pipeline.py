@@ -23,13 +23,14 @@ from justright.checkpoint.sources import resolve
 from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 from justright.model.decoder_layer import LayerFormat
+from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
 from justright.prune.criteria.base import without_calibration
 from justright.prune.decide import choose, layer_sparsity
 from justright.prune.evaluation import Evaluate, evaluate_result, evaluate_source, lacks_evaluation
-from justright.prune.experts import Choice
-from justright.prune.outcome import HTML, JSON, Pruned, Writing, card
-from justright.prune.passes import Run, Tick, collect, prune_weights
+from justright.prune.experts import KeptExperts
+from justright.prune.outcome import HTML, JSON, Pruned, PrunedWriter, card
+from justright.prune.passes import CalibrationRun, collect, prune_weights
 from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
 from justright.prune.preflight import (
@@ -47,7 +48,7 @@ from justright.prune.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class PruneEstimate:
     """The expected cost and result of a run.
 
     Attributes:
@@ -183,7 +184,7 @@ class Pruning:
             return False
         return self.given is None or bool(self.settings.calibration)
 
-    def estimate(self, store: Store = "dense") -> Estimate:
+    def estimate(self, store: Store = "dense") -> PruneEstimate:
         """Estimate sizes and memory from the headers and the settings alone."""
         settings, hidden = self.settings, self._hidden_bytes()
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
@@ -193,7 +194,7 @@ class Pruning:
             num_experts(self.config),
             sum(self.counts.values()) / max(1, len(self.counts)),
         )
-        return Estimate(
+        return PruneEstimate(
             parameters=self.sizes.total,
             prunable=self.sizes.prunable,
             experts_before=experts,
@@ -245,7 +246,7 @@ class Pruning:
     def run(
         self,
         out: Path,
-        tick: Tick = lambda *_: None,
+        tick: ProgressCallback = lambda *_: None,
         *,
         store: Store = "dense",
         evaluate: Evaluate | None = None,
@@ -288,7 +289,7 @@ class Pruning:
             if self._sparse:
                 run = self._run() if self._second_pass else None
                 few = prune_weights(self.layers, plan, config, self.settings, run, masks, tick)
-            done = Writing(self.layers, plan, config, self.settings, masks, few, found).run(
+            done = PrunedWriter(self.layers, plan, config, self.settings, masks, few, found).run(
                 writer, self.sizes, tick
             )
             if before is not None:
@@ -328,9 +329,9 @@ class Pruning:
             )
         return found
 
-    def _run(self) -> Run:
+    def _run(self) -> CalibrationRun:
         assert self.calibration is not None
-        return Run(self.calibration.ids, self.device, self.dtype, self.rows)
+        return CalibrationRun(self.calibration.ids, self.device, self.dtype, self.rows)
 
     def _job(self) -> dict[str, Any]:
         ids = self.calibration.fingerprint if self.calibration else None
@@ -353,7 +354,7 @@ class Pruning:
         hidden = int(text_config(self.config).hidden_size)
         return self.settings.sequences * self.settings.length * hidden * width
 
-    def _first(self, work: Path, model: str, tick: Tick) -> list[LayerStatistics] | None:
+    def _first(self, work: Path, model: str, tick: ProgressCallback) -> list[LayerStatistics] | None:
         if not self._first_pass:
             return None
         job = {"model": model, **self._job()}
@@ -372,7 +373,7 @@ class Pruning:
         return replace(known, second=self.sizes.second)
 
     def _decide(self, found: list[LayerStatistics] | None, model: str) -> Plan:
-        choices: dict[int, Choice] = {}
+        choices: dict[int, KeptExperts] = {}
         if self._removes:
             choices = choose(self.layers, self.counts, self.settings, found)
             counts = {layer: len(choice.kept) for layer, choice in choices.items()}

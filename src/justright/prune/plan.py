@@ -21,7 +21,7 @@ from justright.architectures.spec import (
     num_layers,
 )
 from justright.errors import CheckpointError, UsageError
-from justright.prune.experts import Choice
+from justright.prune.experts import KeptExperts
 
 FORMAT = 1
 FILE_NAME = "plan.json"
@@ -44,7 +44,7 @@ class Plan:
     family: str
     num_layers: int
     num_experts: int
-    experts: Mapping[int, Choice] = field(default_factory=dict)
+    experts: Mapping[int, KeptExperts] = field(default_factory=dict)
     uneven: bool = False
     sparsity: Mapping[int, float] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
@@ -173,12 +173,12 @@ def _only(data: dict[str, Any], known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {', '.join(unknown)}; known are {', '.join(known)}")
 
 
-def _choice(data: dict[str, Any]) -> Choice:
+def _choice(data: dict[str, Any]) -> KeptExperts:
     """Parse a layer's entry; ``clusters`` and ``averaged`` are optional in a hand-edited plan."""
     _only(data, ("kept", "clusters", "averaged"))
     kept = tuple(map(int, data["kept"]))
     clusters = tuple(tuple(map(int, members)) for members in data.get("clusters", [[e] for e in kept]))
-    return Choice(kept, clusters, bool(data.get("averaged", False)))
+    return KeptExperts(kept, clusters, bool(data.get("averaged", False)))
 
 
 def least_count(config: dict[str, Any]) -> int:

@@ -97,7 +97,7 @@ class ReasoningSplitter:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ParsedText:
     """A piece of output.
 
     Attributes:
@@ -120,7 +120,7 @@ class Trimmer:
         self._thinking = self._beside = thinking
         self._space = ""
 
-    def push(self, text: str, *, thought: bool) -> list[Part]:
+    def push(self, text: str, *, thought: bool) -> list[ParsedText]:
         """Add text; returns the kept part (possibly none): white space in reasoning waits for the next text."""
         if thought != self._thinking:
             self._thinking = thought
@@ -132,7 +132,7 @@ class Trimmer:
             kept = text.rstrip()
             text, self._space = kept, text[len(kept) :]
         self._beside = self._beside and not text
-        return [Part(text, thought)] if text else []
+        return [ParsedText(text, thought)] if text else []
 
     def mark(self) -> None:
         """Record a tag at this position."""
@@ -156,16 +156,16 @@ class ThoughtText:
         self._splitter = ReasoningSplitter(tags, opened=thinking, may_open=may_open)
         self._trimmer = Trimmer(thinking=self._splitter.inside)
 
-    def push(self, text: str) -> list[Part]:
+    def push(self, text: str) -> list[ParsedText]:
         """Add text; returns the parts that are now final (possibly none)."""
         return self._trimmed(self._splitter.push(text))
 
-    def finish(self) -> list[Part]:
+    def finish(self) -> list[ParsedText]:
         """End the output; returns the text that was held back."""
         return self._trimmed(self._splitter.finish())
 
-    def _trimmed(self, segments: Iterable[Segment]) -> list[Part]:
-        parts: list[Part] = []
+    def _trimmed(self, segments: Iterable[Segment]) -> list[ParsedText]:
+        parts: list[ParsedText] = []
         for segment in segments:
             if segment.kind == "mark":
                 self._trimmer.mark()

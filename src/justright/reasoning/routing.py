@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RoutingDecision:
     """Why a request ran in its mode; part of its statistics.
 
     Attributes:
@@ -64,11 +64,11 @@ class Route(Protocol):
     holds_output: bool
     """Whether no output may be shown before the answer is complete."""
 
-    def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
+    def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, Turn | None]:
         """The decision, and the turn that replaces the current one, if any."""
         ...
 
-    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, Turn | None]:
         """As `after_prefill`, at the end of the answer; ``confidence`` is the least probability of a chosen token."""
         ...
 
@@ -90,17 +90,17 @@ class Auto:
     threshold: float | None = None
     holds_output: bool = False
 
-    def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
+    def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, Turn | None]:
         """Slow if the score is above the threshold."""
         score = float(self.scorer.score(self.prompt, hidden))
         threshold = self.scorer.threshold if self.threshold is None else self.threshold
         hard = score > threshold
         reason = f"{self.scorer.name} says {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
-        return Decision("slow" if hard else "fast", self.scorer.name, score, threshold, reason), (
+        return RoutingDecision("slow" if hard else "fast", self.scorer.name, score, threshold, reason), (
             self.slow if hard else None
         )
 
-    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, Turn | None]:
         """Never called: the mode is already decided."""
         raise AssertionError("auto decides before the answer")
 
@@ -118,11 +118,11 @@ class Escalate:
     slow: Turn
     holds_output: bool = True
 
-    def after_prefill(self, hidden: Tensor) -> tuple[Decision, Turn | None]:
+    def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, Turn | None]:
         """Fast at first."""
-        return Decision("fast", "escalate", None, self.threshold, "fast first"), None
+        return RoutingDecision("fast", "escalate", None, self.threshold, "fast first"), None
 
-    def after_answer(self, finish_reason: str, confidence: float) -> tuple[Decision, Turn | None]:
+    def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, Turn | None]:
         """Slow if the answer was truncated or a token was unlikely."""
         cut = finish_reason == "length"
         low = confidence < self.threshold
@@ -130,5 +130,5 @@ class Escalate:
             "the fast answer was cut" if cut else f"its least certain token had probability {confidence:.3f}"
         )
         mode = "slow" if cut or low else "fast"
-        decision = Decision(mode, "escalate", confidence, self.threshold, why)
+        decision = RoutingDecision(mode, "escalate", confidence, self.threshold, why)
         return decision, self.slow if cut or low else None

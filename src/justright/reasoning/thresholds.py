@@ -47,7 +47,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ThresholdPoint:
     """A threshold with its ``accuracy``, mean ``tokens`` per problem and ``slow``, the share with reasoning."""
 
     threshold: float
@@ -113,7 +113,7 @@ def check_asked(problems: int, floor: float) -> None:
         raise UsageError(f"{problems} problems are too few to fit a probe: give at least {LEAST}")
 
 
-def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Point]:
+def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[ThresholdPoint]:
     """The result of every threshold, from always slow (-inf) to always fast.
 
     Args:
@@ -124,7 +124,7 @@ def curve(scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> list[Poi
     found = []
     for threshold in [-1.0, *sorted(set(scores.tolist()))]:
         means = [float(values.mean()) for values in _taken(threshold, scores, outcomes, both=both)]
-        found.append(Point(threshold, *means))
+        found.append(ThresholdPoint(threshold, *means))
     return found
 
 
@@ -138,7 +138,9 @@ def _taken(
     return right, fast_cost + outcomes.slow_tokens.double() * slow, slow.double()
 
 
-def _figures(point: Point, scores: Tensor, outcomes: Outcomes, *, both: bool = False) -> dict[str, Any]:
+def _figures(
+    point: ThresholdPoint, scores: Tensor, outcomes: Outcomes, *, both: bool = False
+) -> dict[str, Any]:
     """A point for the record: each mean with its 95% interval, under its name with ``_95``."""
     found: dict[str, Any] = dict(point.to_dict())
     taken = _taken(point.threshold, scores, outcomes, both=both)
@@ -147,7 +149,7 @@ def _figures(point: Point, scores: Tensor, outcomes: Outcomes, *, both: bool = F
     return found
 
 
-def cheapest(points: list[Point], floor: float) -> Point:
+def cheapest(points: list[ThresholdPoint], floor: float) -> ThresholdPoint:
     """The point with the fewest tokens and at least the accuracy ``floor``.
 
     Raises:
@@ -163,7 +165,7 @@ def cheapest(points: list[Point], floor: float) -> Point:
     return min(good, key=lambda point: (point.tokens, -point.accuracy))
 
 
-def always(outcomes: Outcomes) -> dict[str, Point]:
+def always(outcomes: Outcomes) -> dict[str, ThresholdPoint]:
     """The results of reasoning always, never, and (``oracle``) only where it helps."""
     slow, fast = (curve(_decided(mode, outcomes), outcomes) for mode in ("slow", "fast"))
     oracle = curve(_decided("oracle", outcomes), outcomes)

@@ -138,7 +138,7 @@ class Answer:
         return "end" if request.finish_reason == "stop" else "length"
 
     def told(self) -> dict[str, Any]:
-        """Return how the answer came about, as in `responses.Told`."""
+        """Return how the answer came about, as in `responses.ResponseDetails`."""
         request, stats = self.request, self.request.stats
         decision = stats.decision
         mode = "fast" if request.plan.factor >= FAST else "slow"

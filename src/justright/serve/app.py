@@ -27,14 +27,14 @@ from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
 from justright.serve.generation import KEEP_ALIVE, Exchange, refused
 from justright.serve.middleware import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
-from justright.serve.protocol import Asked, ChatRequest, CompletionRequest
-from justright.serve.requests import Asking
+from justright.serve.protocol import ChatRequest, CommonFields, CompletionRequest
+from justright.serve.requests import RequestReader
 from justright.serve.scheduler import QueueFull, Scheduler
 from justright.serve.server_settings import ServeSettings
 from justright.serve.token_text import TokenTexts
 
 B = TypeVar("B", bound=BaseModel)
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=CommonFields)
 Log = Callable[[dict[str, Any]], None]
 """Called for every HTTP request, with values that can be written as JSON."""
 Make = Callable[[A], Iterator[list[EngineRequest]]]
@@ -60,7 +60,7 @@ class Service:
     ) -> None:
         assert engine.tokenizer is not None
         self.engine, self.scheduler, self.settings, self.log = engine, scheduler, settings, log
-        self.asking = Asking(engine, settings)
+        self.asking = RequestReader(engine, settings)
         self.texts = TokenTexts(engine.tokenizer)
         self.metrics = metrics.Metrics(scheduler.snapshot)
         self.started = int(time.time())
@@ -293,7 +293,7 @@ def _looking(app: FastAPI, service: Service) -> None:
             object="model",
             created=service.started,
             owned_by="justright",
-            justright=responses.ModelTold(
+            justright=responses.ModelDetails(
                 context_length=service.engine.verifier.max_tokens, efforts=service.asking.efforts
             ),
         )

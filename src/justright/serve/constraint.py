@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from justright.errors import UsageError
-from justright.serve.schema_trial import Trial, compiled, first_line
+from justright.serve.schema_trial import SchemaTrial, compiled, first_line
 
 MAX_SCHEMA = 2**17
 """Most characters of a schema as JSON."""
@@ -45,7 +45,7 @@ class Grammars:
         self._kept: OrderedDict[str, JsonConstraint | str] = OrderedDict()
         self._one = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "justright-schema")
-        self._trial = Trial()
+        self._trial = SchemaTrial()
 
     @cached_property
     def _tokens(self) -> LLTokenizer:

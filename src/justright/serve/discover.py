@@ -14,7 +14,7 @@ _OWNERS: Mapping[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class UpstreamOptions:
     """What the user specifies about the upstream; None: detect it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Wanted:
             raise UsageError(f"a server of the kind {self.kind!r}; allowed: {', '.join(KINDS)}")
 
 
-def kind_of(models: Any, wanted: Wanted) -> Kind:
+def kind_of(models: Any, wanted: UpstreamOptions) -> Kind:
     """Return the kind of a server.
 
     Args:
@@ -58,7 +58,7 @@ def kind_of(models: Any, wanted: Wanted) -> Kind:
     )
 
 
-def upstream_of(models: Any, adapters: Any, wanted: Wanted, template: str | None = None) -> Upstream:
+def upstream_of(models: Any, adapters: Any, wanted: UpstreamOptions, template: str | None = None) -> Upstream:
     """Resolve the upstream with all names.
 
     Args:

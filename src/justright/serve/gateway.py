@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Send
 
 from justright.errors import UsageError
 from justright.serve.api_errors import ApiError
-from justright.serve.discover import Wanted, kind_of, upstream_of
+from justright.serve.discover import UpstreamOptions, kind_of, upstream_of
 from justright.serve.front import HANDLERS, body_of, unless_gone
 from justright.serve.hosts import Hosts
 from justright.serve.middleware import Guard, Log
@@ -48,7 +48,7 @@ class GatewaySettings:
     """
 
     url: str
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: UpstreamOptions = field(default_factory=UpstreamOptions)
     policy: Policy = field(default_factory=Policy)
     api_keys: tuple[str, ...] = ()
     upstream_key: str | None = None
@@ -182,7 +182,7 @@ class Gateway:
         except httpx.HTTPError as error:
             fault = self._fault(error)
             if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-                raise _BrokenOffError from error
+                raise _UpstreamCutError from error
             yield b"data: " + json.dumps(fault.to_dict()).encode() + b"\n\n"
         finally:
             await answer.aclose()
@@ -204,14 +204,14 @@ class Gateway:
         return JSONResponse({"status": status, "upstream": found}, 200 if ready else 503)
 
 
-class _BrokenOffError(Exception):
+class _UpstreamCutError(Exception):
     """The upstream's response broke off within its body."""
 
 
 class _Relayed(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         """Send the body; leave one that broke off unfinished, so that the server closes the connection."""
-        with contextlib.suppress(_BrokenOffError):
+        with contextlib.suppress(_UpstreamCutError):
             await super().stream_response(send)
 
 

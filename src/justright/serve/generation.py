@@ -10,7 +10,7 @@ from justright.engine.request import Request
 from justright.errors import ConstraintError, JustrightError, ResourceError
 from justright.serve.answer_chunks import Answer, Delta, Writer, event
 from justright.serve.api_errors import ApiError, of_error
-from justright.serve.inbox import Inbox, Letter
+from justright.serve.inbox import Inbox, InboxItem
 from justright.serve.metrics import Metrics
 from justright.serve.scheduler import QueueFull, Scheduler, ShuttingDown
 from justright.serve.token_text import TokenTexts
@@ -102,14 +102,14 @@ class Exchange:
                 yield b"".join(pieces) or KEEP_ALIVE
         yield b"".join([*map(event, writer.last(self.answers)), DONE])
 
-    async def _letters(self, timeout_s: float) -> list[Letter]:
+    async def _letters(self, timeout_s: float) -> list[InboxItem]:
         """Return the new output chunks; fail if the engine is dead, since none will come."""
         letters = await self._inbox.get(timeout_s)
         if not letters and not self._scheduler.snapshot().alive:
             raise ApiError(500, "the engine is dead: start the server again", None, "engine_error")
         return letters
 
-    def _take(self, letter: Letter) -> Delta:
+    def _take(self, letter: InboxItem) -> Delta:
         """Add an output chunk to its answer; raise the client's error if it ends the answer too early."""
         answer, emission = self.answers[letter.index], letter.emission
         request = emission.request
@@ -132,7 +132,7 @@ class Exchange:
                 raise ApiError(504, message, None, "deadline_exceeded")
         return delta
 
-    def _count(self, letter: Letter) -> None:
+    def _count(self, letter: InboxItem) -> None:
         request = letter.emission.request
         ended_by = "error" if request.error is not None else self.answers[letter.index].ended_by
         self._metrics.answered(request, ended_by)

@@ -13,7 +13,7 @@ from justright.engine.request import Emission
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class InboxItem:
     """One output chunk.
 
     Attributes:
@@ -35,7 +35,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._letters: deque[Letter] = deque()
+        self._letters: deque[InboxItem] = deque()
         self._arrived = asyncio.Event()
         self._rung = False
 
@@ -43,14 +43,14 @@ class Inbox:
         """Return the listener to pass to `Scheduler.submit` for answer ``index``."""
 
         def listen(emission: Emission) -> None:
-            self._letters.append(Letter(index, emission, time.perf_counter()))
+            self._letters.append(InboxItem(index, emission, time.perf_counter()))
             if not self._rung:
                 self._rung = True
                 self._ring()
 
         return listen
 
-    async def get(self, timeout_s: float) -> list[Letter]:
+    async def get(self, timeout_s: float) -> list[InboxItem]:
         """Return all chunks since the last call; wait up to ``timeout_s`` for one, else return an empty list."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -32,7 +32,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._http(self.registry)
         self._tokens(self.registry)
-        self.registry.register(_Now(snapshot))
+        self.registry.register(_SnapshotCollector(snapshot))
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.responses = Counter(
@@ -121,7 +121,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Now(Collector):
+class _SnapshotCollector(Collector):
     """Reports the current state from one snapshot."""
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:

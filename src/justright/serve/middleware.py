@@ -76,7 +76,7 @@ class Guard:
             await self.app(scope, replayed(body, receive), watched)
         except ApiError as error:
             await respond(error, watched)
-        except _Gone:
+        except _DisconnectedError:
             pass
         finally:
             self._log(scope["method"], scope["path"], status, time.perf_counter() - began)
@@ -104,7 +104,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _Gone
+                        raise _DisconnectedError
                     pieces.append(message.get("body", b""))
                     size += len(pieces[-1])
                     if size > self._max:
@@ -126,7 +126,7 @@ def _crowded() -> ApiError:
     return ApiError(503, message, None, "too_many_connections", headers)
 
 
-class _Gone(Exception):
+class _DisconnectedError(Exception):
     """The client disconnected before its request was complete."""
 
 

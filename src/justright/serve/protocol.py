@@ -50,7 +50,7 @@ class TextPart(Strict):
 Parts = Annotated[list[TextPart], Field(fail_fast=True)]
 
 
-class Spoken(Strict):
+class InputMessage(Strict):
     """A message to the model.
 
     ``name`` and ``tool_call_id`` go to the chat template unchanged; ``provider_specific_fields`` is a client's own note
@@ -64,7 +64,7 @@ class Spoken(Strict):
     provider_specific_fields: dict[str, JsonValue] | None = None
 
 
-class Replied(Strict):
+class AssistantMessage(Strict):
     """A message from the model; empty fields that OpenAI's client adds to an answer may be sent back unchanged.
 
     ``name`` and ``reasoning_content`` go to the chat template unchanged; ``provider_specific_fields`` is ignored.
@@ -82,7 +82,7 @@ class Replied(Strict):
     tool_calls: Never | None = None
 
 
-Message = Annotated[Spoken | Replied, Field(discriminator="role")]
+Message = Annotated[InputMessage | AssistantMessage, Field(discriminator="role")]
 
 
 class StreamOptions(Strict):
@@ -91,7 +91,7 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Reasoning(Strict):
+class ReasoningFields(Strict):
     """How much to reason; ``max_tokens`` is the reasoning budget in tokens."""
 
     effort: AskedEffort | None = None
@@ -135,7 +135,7 @@ class AsSchema(Strict):
 ResponseFormat = Annotated[AsText | AsJson | AsSchema, Field(discriminator="type")]
 
 
-class Asked(Strict):
+class CommonFields(Strict):
     """Fields that chats and completions share."""
 
     model: str
@@ -158,7 +158,7 @@ class Asked(Strict):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
-    def _streams(self) -> Asked:
+    def _streams(self) -> CommonFields:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options are for stream: true")
         return self
@@ -184,7 +184,7 @@ class Asked(Strict):
         return self.justright is not None and self.justright.trace
 
 
-class ChatRequest(Asked):
+class ChatRequest(CommonFields):
     """A conversation to continue."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
@@ -192,7 +192,7 @@ class ChatRequest(Asked):
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     reasoning_effort: AskedEffort | None = None
-    reasoning: Reasoning | None = None
+    reasoning: ReasoningFields | None = None
     thinking_budget: Whole | None = Field(
         None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."
     )
@@ -265,7 +265,7 @@ class ChatRequest(Asked):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(CommonFields):
     """A text to continue."""
 
     prompt: Prompt | Prompts | TokenIds | Annotated[list[TokenIds], _SEVERAL]

@@ -21,7 +21,7 @@ from justright.errors import JustrightError, UsageError
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, AskedEffort
 from justright.serve.api_errors import ApiError, of_error
 from justright.serve.constraint import Grammars
-from justright.serve.protocol import AsJson, Asked, AsSchema, ChatRequest, CompletionRequest, Message
+from justright.serve.protocol import AsJson, AsSchema, ChatRequest, CommonFields, CompletionRequest, Message
 from justright.serve.server_settings import OPENAI, ServeSettings
 from justright.serve.strict_schema import closed
 
@@ -35,7 +35,7 @@ _OURS = frozenset(
 )
 
 
-class Asking:
+class RequestReader:
     """Builds requests for one engine.
 
     Args:
@@ -125,12 +125,12 @@ class Asking:
     def _thinks(self) -> bool:
         return self._modes.tags is not None or self._modes.adapter is not None
 
-    def _check_model(self, asked: Asked) -> None:
+    def _check_model(self, asked: CommonFields) -> None:
         if asked.model != self.settings.model:
             message = f"there is no model {asked.model!r} here; there is {self.settings.model!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
-    def _params(self, asked: Asked) -> ModeParams:
+    def _params(self, asked: CommonFields) -> ModeParams:
         """Return each mode's sampling parameters: from the request, the server, the model's file or OpenAI."""
         given = {name: value for name in TOKEN_CHOICE if (value := getattr(asked, name)) is not None}
         try:
@@ -138,13 +138,13 @@ class Asking:
         except UsageError as error:
             raise of_error(error, error.about) from error
 
-    def _choices(self, request: Request, asked: Asked) -> list[Request]:
+    def _choices(self, request: Request, asked: CommonFields) -> list[Request]:
         """Copy the request for each choice; with a seed, each choice gets the next seed."""
         params = request.params
         seeds = [None if params.seed is None else params.seed + number for number in range(asked.choices)]
         return [request.again(replace(params, seed=seed), None) for seed in seeds]
 
-    async def constrain(self, requests: Sequence[Request], asked: Asked) -> None:
+    async def constrain(self, requests: Sequence[Request], asked: CommonFields) -> None:
         """Attach to each request the constraint on its answer.
 
         Raises:

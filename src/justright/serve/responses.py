@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict
 Finish = Literal["stop", "length"]
 
 
-class Answered(BaseModel):
+class ResponseModel(BaseModel):
     """Base of all response models."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorDetail(Answered):
+class ErrorDetail(ResponseModel):
     """The details of an error."""
 
     message: str
@@ -27,25 +27,25 @@ class ErrorDetail(Answered):
     code: str | None
 
 
-class ErrorBody(Answered):
+class ErrorBody(ResponseModel):
     """An error in OpenAI's format."""
 
     error: ErrorDetail
 
 
-class PromptDetails(Answered):
+class PromptDetails(ResponseModel):
     """Details on prompt tokens."""
 
     cached_tokens: int
 
 
-class CompletionDetails(Answered):
+class CompletionDetails(ResponseModel):
     """Details on answer tokens."""
 
     reasoning_tokens: int
 
 
-class Usage(Answered):
+class Usage(ResponseModel):
     """Input and output tokens; a prompt counts once, however many answers it gets."""
 
     prompt_tokens: int
@@ -55,7 +55,7 @@ class Usage(Answered):
     completion_tokens_details: CompletionDetails
 
 
-class Decision(Answered):
+class Decision(ResponseModel):
     """Who chose the mode, and why."""
 
     mode: str
@@ -65,7 +65,7 @@ class Decision(Answered):
     reason: str
 
 
-class Told(Answered):
+class ResponseDetails(ResponseModel):
     """How an answer came about; an extension of justright.
 
     ``acceptance_length``: tokens per verification; ``drafted`` and ``accepted``: draft tokens verified, and accepted;
@@ -88,7 +88,7 @@ class Told(Answered):
     stop: str | None
 
 
-class Trace(Answered):
+class Trace(ResponseModel):
     """The tokens of a chunk: their number, how many of them, from the first, were drafted, and the text of each."""
 
     tokens: int
@@ -96,7 +96,7 @@ class Trace(Answered):
     texts: list[str]
 
 
-class TopLogprob(Answered):
+class TopLogprob(ResponseModel):
     """A candidate token."""
 
     token: str
@@ -110,14 +110,14 @@ class ChatLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(Answered):
+class ChatLogprobs(ResponseModel):
     """The answer's tokens, without those of the reasoning."""
 
     content: list[ChatLogprob]
     refusal: None = None
 
 
-class CompletionLogprobs(Answered):
+class CompletionLogprobs(ResponseModel):
     """The tokens of a completion."""
 
     tokens: list[str]
@@ -126,7 +126,7 @@ class CompletionLogprobs(Answered):
     text_offset: list[int]
 
 
-class ChatMessage(Answered):
+class ChatMessage(ResponseModel):
     """The answer; the reasoning is a separate field, and neither contains tags."""
 
     role: Literal["assistant"]
@@ -135,17 +135,17 @@ class ChatMessage(Answered):
     refusal: None = None
 
 
-class ChatChoice(Answered):
+class ChatChoice(ResponseModel):
     """One answer."""
 
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish
-    justright: Told
+    justright: ResponseDetails
 
 
-class ChatCompletion(Answered):
+class ChatCompletion(ResponseModel):
     """The answer to a chat."""
 
     id: str
@@ -156,17 +156,17 @@ class ChatCompletion(Answered):
     usage: Usage
 
 
-class CompletionChoice(Answered):
+class CompletionChoice(ResponseModel):
     """One completion."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Finish
-    justright: Told
+    justright: ResponseDetails
 
 
-class Completion(Answered):
+class Completion(ResponseModel):
     """The continuation of a prompt."""
 
     id: str
@@ -177,7 +177,7 @@ class Completion(Answered):
     usage: Usage
 
 
-class ChatDelta(Answered):
+class ChatDelta(ResponseModel):
     """The new part of an answer."""
 
     role: Literal["assistant"] | None = None
@@ -185,17 +185,17 @@ class ChatDelta(Answered):
     reasoning_content: str | None = None
 
 
-class ChatChunkChoice(Answered):
+class ChatChunkChoice(ResponseModel):
     """The new part of one answer; its last chunk has ``finish_reason`` and how the answer came about."""
 
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: Finish | None
-    justright: Told | Trace | None = None
+    justright: ResponseDetails | Trace | None = None
 
 
-class ChatChunk(Answered):
+class ChatChunk(ResponseModel):
     """One event of a stream; with ``include_usage``, the last event has the usage and no choices."""
 
     id: str
@@ -206,17 +206,17 @@ class ChatChunk(Answered):
     usage: Usage | None = None
 
 
-class CompletionChunkChoice(Answered):
+class CompletionChunkChoice(ResponseModel):
     """The new part of one completion."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: Finish | None
-    justright: Told | Trace | None = None
+    justright: ResponseDetails | Trace | None = None
 
 
-class CompletionChunk(Answered):
+class CompletionChunk(ResponseModel):
     """One event of a stream."""
 
     id: str
@@ -227,31 +227,31 @@ class CompletionChunk(Answered):
     usage: Usage | None = None
 
 
-class ModelTold(Answered):
+class ModelDetails(ResponseModel):
     """A model's limits: most tokens of prompt and answer, and supported efforts; an extension of justright."""
 
     context_length: int
     efforts: list[str]
 
 
-class ModelCard(Answered):
+class ModelCard(ResponseModel):
     """A served model."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
-    justright: ModelTold
+    justright: ModelDetails
 
 
-class ModelList(Answered):
+class ModelList(ResponseModel):
     """The served models."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
-class Health(Answered):
+class Health(ResponseModel):
     """Whether the server accepts requests."""
 
     status: Literal["ready", "draining", "failed"]

@@ -32,7 +32,7 @@ SPACED: JsonCompileOptions = {
 """JSON on one line, as models write it (if white space is free, a weak model writes nothing else)."""
 
 
-class Trial:
+class SchemaTrial:
     """The process, started on first use and again after it ends.
 
     Args:

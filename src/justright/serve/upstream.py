@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from justright.errors import UsageError
 from justright.reasoning.effort import FAST_EFFORTS, SHARES, AskedEffort
-from justright.reasoning.routing import Decision
+from justright.reasoning.routing import RoutingDecision
 from justright.reasoning.scorers import Heuristic, Scorer
 from justright.serve.api_errors import ApiError, of_validation
 
@@ -103,18 +103,18 @@ class Policy:
         if self.effort is not None and self.effort not in EFFORTS:
             raise UsageError(f"effort {self.effort!r} by default; allowed: {', '.join(EFFORTS)}")
 
-    def decide(self, prompt: str) -> Decision:
+    def decide(self, prompt: str) -> RoutingDecision:
         """Choose slow if ``prompt`` scores above the threshold."""
         scorer = self.scorer or Heuristic()
         threshold = scorer.threshold if self.threshold is None else self.threshold
         score = float(scorer.score(prompt, None))
         hard = score > threshold
         reason = f"{scorer.name} says {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
-        return Decision("slow" if hard else "fast", scorer.name, score, threshold, reason)
+        return RoutingDecision("slow" if hard else "fast", scorer.name, score, threshold, reason)
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class UpstreamRequest:
     """A request for the server.
 
     Attributes:
@@ -123,7 +123,7 @@ class Mapped:
     """
 
     body: dict[str, Any] = field(default_factory=dict)
-    decision: Decision | None = None
+    decision: RoutingDecision | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -155,7 +155,7 @@ def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tup
     return (content if found.decision is None else json.dumps(found.body).encode()), found.headers
 
 
-def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
+def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> UpstreamRequest:
     """Map a chat request; a template argument overrides the effort, which overrides the default.
 
     Args:
@@ -187,7 +187,7 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
         )
         raise ApiError(400, message, "model", "invalid_value")
     if not modes:
-        return Mapped(dict(body))
+        return UpstreamRequest(dict(body))
     decision = _decision(body, effort, budget, thinks, policy) if "slow" in modes else _BY_NAME
     if decision.mode == "fast" and budget is not None and decision.by in ("effort", "template", "model"):
         message = f"{decision.reason}, which does not reason: leave the budget out"
@@ -203,10 +203,10 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Mapped:
         if template.get(SWITCH) is None:
             template[SWITCH] = False
         sent["chat_template_kwargs"] = template
-    return Mapped(_addressed(sent, decision.mode, upstream), decision)
+    return UpstreamRequest(_addressed(sent, decision.mode, upstream), decision)
 
 
-def completion(body: Mapping[str, Any], upstream: Upstream) -> Mapped:
+def completion(body: Mapping[str, Any], upstream: Upstream) -> UpstreamRequest:
     """Map a plain completion: slow unless it names the fast model.
 
     Raises:
@@ -218,13 +218,15 @@ def completion(body: Mapping[str, Any], upstream: Upstream) -> Mapped:
             raise ApiError(400, message, name, "unsupported_parameter")
     modes = upstream.modes_of(body.get("model"))
     if not modes:
-        return Mapped(dict(body))
-    decision = Decision("slow", "default", None, None, "a plain completion") if "slow" in modes else _BY_NAME
-    return Mapped(_addressed(dict(body), decision.mode, upstream), decision)
+        return UpstreamRequest(dict(body))
+    decision = (
+        RoutingDecision("slow", "default", None, None, "a plain completion") if "slow" in modes else _BY_NAME
+    )
+    return UpstreamRequest(_addressed(dict(body), decision.mode, upstream), decision)
 
 
 SLOW_EFFORTS = frozenset(EFFORTS) - FAST_EFFORTS - {"auto"}
-_BY_NAME = Decision("fast", "model", None, None, "the requested model is the fast mode")
+_BY_NAME = RoutingDecision("fast", "model", None, None, "the requested model is the fast mode")
 
 
 class _Lenient(BaseModel):
@@ -287,18 +289,18 @@ def _agreed(names: Mapping[str, V | None]) -> V | None:
 
 def _decision(
     body: Mapping[str, Any], effort: str | None, budget: int | None, thinks: bool | None, policy: Policy
-) -> Decision:
+) -> RoutingDecision:
     """Choose the mode by the template argument, the effort, the budget or the default."""
     if thinks is not None:
         mode, reason = "slow" if thinks else "fast", f"{SWITCH} is {str(thinks).lower()}"
-        return Decision(mode, "template", None, None, reason)
+        return RoutingDecision(mode, "template", None, None, reason)
     if effort is None and budget is not None:
-        return Decision("slow", "budget", None, None, f"a budget of {budget} reasoning tokens")
+        return RoutingDecision("slow", "budget", None, None, f"a budget of {budget} reasoning tokens")
     by, wanted = ("default", policy.effort) if effort is None else ("effort", effort)
     if wanted == "auto":
         return policy.decide(_last_question(body))
     reason = "as the model does by itself" if wanted is None else f"effort {wanted}"
-    return Decision("fast" if wanted in FAST_EFFORTS else "slow", by, None, None, reason)
+    return RoutingDecision("fast" if wanted in FAST_EFFORTS else "slow", by, None, None, reason)
 
 
 def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:

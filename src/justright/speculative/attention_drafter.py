@@ -20,13 +20,13 @@ from justright.speculative.attention_network import AttentionModel
 from justright.speculative.base import EMPTY_DRAFT, Draft
 from justright.speculative.store import verifier_matrices
 from justright.speculative.trained import TrainedDrafter
-from justright.speculative.tree import Shape, grow
+from justright.speculative.tree import TreeShape, grow
 from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
 
 _TRIALS = 5
 _TUNED_AT = 2048
 """Context tokens at which drafting is timed; the engine compares it with a verification at the same length."""
-_UNTUNED = Shape(30, 6, 4)
+_UNTUNED = TreeShape(30, 6, 4)
 """EAGLE-2's order of magnitude, for a drafter whose config has no table of trees."""
 
 
@@ -158,7 +158,7 @@ class AttentionDrafter(TrainedDrafter):
             best_shape(table, verify_s, draft_s, spec=False, min_prob=self.options.min_prob)[0]
         )
 
-    def _settled(self, shape: Shape) -> Shape:
+    def _settled(self, shape: TreeShape) -> TreeShape:
         given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
         known = {name: value for name, value in given.items() if value is not None}
         return replace(shape, **known, min_prob=self.options.min_prob)
@@ -194,7 +194,7 @@ class AttentionDrafter(TrainedDrafter):
         del self._contexts[request_id]
 
 
-def grow_tree(model: AttentionModel, context: Context, shape: Shape) -> Draft:
+def grow_tree(model: AttentionModel, context: Context, shape: TreeShape) -> Draft:
     """The most probable tree after the end of ``context``, whose states must all be read."""
     return grow(_Grower(model, context, shape.top_k).expand, shape)
 
@@ -209,7 +209,7 @@ def draft_seconds(model: AttentionModel) -> Callable[[int, int], float]:
 
     def once(width: int) -> float:
         begin = time.perf_counter()
-        grow_tree(model, context, Shape(NODES, 3, width))
+        grow_tree(model, context, TreeShape(NODES, 3, width))
         return (time.perf_counter() - begin) / 3
 
     one, many = (min(once(width) for _ in range(_TRIALS)) for width in (1, WIDTHS[-1]))

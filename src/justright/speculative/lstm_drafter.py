@@ -24,7 +24,7 @@ from justright.speculative.lstm_network import LstmModel
 from justright.speculative.sampled import Sampled, sample_tree
 from justright.speculative.store import verifier_matrices
 from justright.speculative.trained import TrainedDrafter
-from justright.speculative.tree import Shape, grow
+from justright.speculative.tree import TreeShape, grow
 from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
 
 _TRIALS = 5
@@ -161,7 +161,7 @@ class LstmDrafter(TrainedDrafter):
         if not best:
             self.spec_embedding = None
 
-    def _settled(self, shape: Shape) -> Shape:
+    def _settled(self, shape: TreeShape) -> TreeShape:
         given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
         known = {name: value for name, value in given.items() if value is not None}
         return replace(shape, **known, min_prob=self.options.min_prob)
@@ -206,7 +206,7 @@ class LstmDrafter(TrainedDrafter):
         return self._requests[request_id]
 
 
-_UNTUNED = Shape(30, 8, 10)
+_UNTUNED = TreeShape(30, 8, 10)
 """The paper's: the best 30 nodes besides 30 [SPEC], 8 levels, 10 per level."""
 
 
@@ -244,7 +244,7 @@ class FastLstm:
         self._cell: Tensor | None = None
         self._token = 0
 
-    def grow(self, hidden: Tensor, token: int, shape: Shape) -> Draft:
+    def grow(self, hidden: Tensor, token: int, shape: TreeShape) -> Draft:
         """The most probable tree after ``token``, which the verifier chose in state ``hidden [hidden_size]``."""
         self.begin(hidden, token)
         return grow(partial(self.expand, top_k=shape.top_k), shape)
@@ -280,7 +280,7 @@ class FastLstm:
             for _ in range(_TRIALS):
                 state = torch.ones(self.network.config.hidden_size, device=self._vocab.device)
                 begin = time.perf_counter()
-                self.grow(state, 0, Shape(NODES, 3, width))
+                self.grow(state, 0, TreeShape(NODES, 3, width))
                 times.append((time.perf_counter() - begin) / 3)
             found[width] = min(times)
         one, many = found[1], max(found[WIDTHS[-1]], found[1])

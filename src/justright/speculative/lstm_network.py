@@ -24,7 +24,7 @@ from justright.speculative.store import CONFIG, fill, read_about, read_tensors, 
 _EPSILON = 1e-6
 
 Cell = Literal["lstm", "rnn"]
-Part = Literal["shared", "own"]
+WeightSource = Literal["shared", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class LstmConfig:
     width: int
     steps: int = 5
     cell: Cell = "lstm"
-    embedding: Part = "shared"
-    head: Part = "shared"
+    embedding: WeightSource = "shared"
+    head: WeightSource = "shared"
     draft_vocab: int = 0
     spec: bool = False
 

@@ -17,7 +17,7 @@ import torch
 
 from justright.errors import UsageError
 from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
-from justright.speculative.tree import Shape, grow
+from justright.speculative.tree import TreeShape, grow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ class RecyclingDrafter(Drafter):
         self._logs = torch.tensor(self._shares).clamp(1e-6, 1.0).log()
         return grow(
             self._expand,
-            Shape(min(options.nodes, max_nodes), options.depth, options.candidates, options.min_prob),
+            TreeShape(min(options.nodes, max_nodes), options.depth, options.candidates, options.min_prob),
         )
 
     def stop(self, request_id: Hashable) -> None:

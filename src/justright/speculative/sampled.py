@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from justright.speculative.base import EMPTY_DRAFT, Draft
-from justright.speculative.tree import Shape
+from justright.speculative.tree import TreeShape
 
 Distribution = Callable[[Tensor | None, Tensor | None, float], Tensor]
 """``(rows, tokens, temperature)``: as `tree.Expand`, but all probabilities, ``[frontier, vocab]``."""
@@ -31,7 +31,7 @@ class Sampled:
         return torch.multinomial(probs, count, replacement=False, generator=self.generator).tolist()
 
 
-def sample_tree(distribution: Distribution, shape: Shape, temperature: float, sampled: Sampled) -> Draft:
+def sample_tree(distribution: Distribution, shape: TreeShape, temperature: float, sampled: Sampled) -> Draft:
     """Draw a tree; its ``proposal`` holds the distributions from which the nodes were drawn.
 
     Args:

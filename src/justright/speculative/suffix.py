@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from justright.errors import MissingExtraError, UsageError
 from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
-from justright.speculative.suffix_index import Limits, PythonIndex, Speculation, SuffixIndex
+from justright.speculative.suffix_index import Limits, PythonIndex, SuffixIndex, SuffixMatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ class ArcticIndex:
         context = np.concatenate([self._contexts[request_id], token_ids])
         self._contexts[request_id] = context[-self._max_depth :]
 
-    def speculate(self, request_id: Hashable, limits: Limits) -> Speculation:
+    def speculate(self, request_id: Hashable, limits: Limits) -> SuffixMatch:
         """Draft from the request's own text or from the remembered outputs, whichever scores higher."""
         guess = self._cache.speculate(
             request_id,
@@ -186,8 +186,8 @@ class ArcticIndex:
             use_tree_spec=limits.tree,
         )
         if not guess.token_ids:
-            return Speculation()
-        return Speculation(
+            return SuffixMatch()
+        return SuffixMatch(
             tuple(guess.token_ids), tuple(guess.parents), tuple(guess.probs), guess.score, guess.match_len
         )
 

@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Speculation:
+class SuffixMatch:
     """A draft: nodes in topological order, path probabilities, their sum, and the length of the matched suffix."""
 
     token_ids: tuple[int, ...] = ()
@@ -69,7 +69,7 @@ class SuffixIndex(Protocol):
         """Append verified tokens of the request's output."""
         ...
 
-    def speculate(self, request_id: Hashable, limits: Limits) -> Speculation:
+    def speculate(self, request_id: Hashable, limits: Limits) -> SuffixMatch:
         """Draft what follows the request's text; an empty draft has ``match_len`` 0."""
         ...
 
@@ -107,7 +107,7 @@ class PythonIndex:
             if request_id in texts:
                 texts[request_id] = np.concatenate([texts[request_id][:-1], token_ids, [END]], dtype=np.int32)
 
-    def speculate(self, request_id: Hashable, limits: Limits) -> Speculation:
+    def speculate(self, request_id: Hashable, limits: Limits) -> SuffixMatch:
         """Draft from the request's own text or from the remembered outputs, whichever scores higher."""
         own = self._texts[request_id]
         context = own[1:-1][-self._max_depth :].tolist()
@@ -125,7 +125,7 @@ class PythonIndex:
 
 def best_draft(
     texts: NDArray[np.int32], context: Sequence[int], max_depth: int, limits: Limits
-) -> Speculation:
+) -> SuffixMatch:
     """The draft with the highest score among those after the suffixes of ``context``.
 
     The context as a whole is not looked up, only its proper suffixes.
@@ -146,7 +146,7 @@ def best_draft(
         # No level of a draft scores more than the share of the occurrences that any token follows.
         levels = min(limits.nodes(length), max_depth - length)
         matches.append((levels * followed / len(places), length, places))
-    best = Speculation()
+    best = SuffixMatch()
     tried: dict[int, int] = {}
     for bound, length, places in sorted(matches, key=lambda match: match[:2], reverse=True):
         if bound <= best.score:
@@ -161,7 +161,7 @@ def best_draft(
 
 def _grow(
     texts: NDArray[np.int32], places: NDArray[np.intp], match_len: int, depth: int, limits: Limits
-) -> Speculation:
+) -> SuffixMatch:
     """The most probable nodes after a suffix, which ``places`` follow, in at most ``depth`` levels."""
     token_ids: list[int] = []
     parents: list[int] = []
@@ -179,7 +179,7 @@ def _grow(
             if not limits.tree:
                 break
         if not heap or len(token_ids) == limits.nodes(match_len):
-            return Speculation(tuple(token_ids), tuple(parents), tuple(probs), sum(probs), match_len)
+            return SuffixMatch(tuple(token_ids), tuple(parents), tuple(probs), sum(probs), match_len)
         negative, _, token, parent, level, behind = heapq.heappop(heap)
         token_ids.append(token)
         parents.append(parent)

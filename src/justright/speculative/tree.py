@@ -20,7 +20,7 @@ both; None: the root); returns log-probabilities and token ids, ``[frontier, k]`
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TreeShape:
     """The limits of a tree.
 
     Attributes:
@@ -36,7 +36,7 @@ class Shape:
     min_prob: float = 0.0
 
 
-def grow(expand: Expand, shape: Shape) -> Draft:
+def grow(expand: Expand, shape: TreeShape) -> Draft:
     """The most probable tree: a node's probability is its path's, and no node is kept without its parent.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from justright.speculative.tree import Shape
+from justright.speculative.tree import TreeShape
 
 WIDTHS = (1, 2, 4, 10)
 DEPTH = 8
@@ -86,7 +86,7 @@ def best_shape(
     *,
     spec: bool,
     min_prob: float,
-) -> tuple[Shape, float]:
+) -> tuple[TreeShape, float]:
     """The shape with the highest throughput.
 
     Args:
@@ -100,7 +100,7 @@ def best_shape(
         The shape, and its throughput relative to plain decoding.
     """
     plain = verify_s(1)
-    best, found = 0.0, Shape(1, 1, 1, min_prob)
+    best, found = 0.0, TreeShape(1, 1, 1, min_prob)
     for width, accepted in table.accepted.items():
         for depth in range(1, DEPTH + 1):
             drafting = draft_s(width, depth)
@@ -108,5 +108,5 @@ def best_shape(
                 rows = (nodes + 1) * 2 if spec else nodes + 1
                 rate = (1 + accepted[depth - 1, nodes - 1]) / (drafting + verify_s(rows)) * plain
                 if rate > best * 1.001:  # of equal rates, the smallest shape
-                    best, found = float(rate), Shape(nodes, depth, width, min_prob)
+                    best, found = float(rate), TreeShape(nodes, depth, width, min_prob)
     return found, best

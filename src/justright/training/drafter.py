@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from justright.checkpoint.sources import resolve
-from justright.training.pipeline import Job, Trained, Work
+from justright.training.pipeline import Job, Trained, TrainingJob
 
 
 def train_drafter(model: str | Path, out: str | Path, texts: Sequence[str], **options: Any) -> Trained:
@@ -20,6 +20,6 @@ def train_drafter(model: str | Path, out: str | Path, texts: Sequence[str], **op
         options: further fields of `Job`: ``shape``, ``data``, ``training``, ``switch``, ``data_folder``, ``device``.
 
     Raises:
-        JustrightError: see `Work`.
+        JustrightError: see `TrainingJob`.
     """
-    return Work(Job(resolve(str(model)).path, Path(out), tuple(texts), **options)).run()
+    return TrainingJob(Job(resolve(str(model)).path, Path(out), tuple(texts), **options)).run()

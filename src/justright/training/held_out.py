@@ -15,7 +15,7 @@ from justright.speculative.attention_network import AttentionModel
 from justright.speculative.base import Draft
 from justright.speculative.lstm_drafter import FastLstm
 from justright.speculative.lstm_network import LstmModel
-from justright.speculative.tree import Shape
+from justright.speculative.tree import TreeShape
 from justright.speculative.tuning import DEPTH, NODES, WIDTHS, TreeTable
 from justright.training.loss import Prefixes, prefixes
 from justright.training.shard import Shard
@@ -104,7 +104,7 @@ def measure_trees(
         for row, state in enumerate(states.to(device)):
             targets = batch.targets[row][batch.valid[row]].tolist()
             for width in WIDTHS:
-                draft = fast.grow(state, int(batch.tokens[row, 0]), Shape(NODES, DEPTH, width))
+                draft = fast.grow(state, int(batch.tokens[row, 0]), TreeShape(NODES, DEPTH, width))
                 hits[width].append(_right_path(draft, targets))
     return TreeTable.of(hits)
 
@@ -126,7 +126,7 @@ def measure_attention_trees(
             context.catch_up(model)
             targets = batch.targets[row][batch.valid[row]].tolist()
             for width in WIDTHS:
-                draft = grow_tree(model, context, Shape(NODES, DEPTH, width))
+                draft = grow_tree(model, context, TreeShape(NODES, DEPTH, width))
                 hits[width].append(_right_path(draft, targets))
     return TreeTable.of(hits)
 

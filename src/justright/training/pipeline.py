@@ -42,7 +42,7 @@ _REDUCED = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DrafterShape:
     """The drafter's; what is None is chosen by the verifier.
 
     Attributes:
@@ -112,7 +112,7 @@ class Job:
     model: Path
     out: Path
     texts: Sequence[str]
-    shape: Shape = field(default_factory=Shape)
+    shape: DrafterShape = field(default_factory=DrafterShape)
     data: DataSetting = field(default_factory=DataSetting)
     training: TrainSetting = field(default_factory=TrainSetting)
     switch: str | None = None
@@ -161,7 +161,7 @@ class Trained:
         }
 
 
-class Work:
+class TrainingJob:
     """A checked job: everything cheap is done, nothing is written yet.
 
     Raises:

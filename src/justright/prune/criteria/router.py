@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @EXPERTS.register
-class Router(Clustering):
+class RouterCriterion(Clustering):
     """Experts are similar if their router rows are close.
 
     Source: arXiv:2409.06211, Eq. 4, the first term.

@@ -23,10 +23,10 @@ from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 VARIABLE = "JUSTRIGHT_VLLM_MODES"
 """Environment variable that describes what is served (`to_variable`): vLLM constructs the class without arguments."""
-PATH = f"{__name__}.Modes"
+PATH = f"{__name__}.EffortMiddleware"
 
 
-class Modes:
+class EffortMiddleware:
     """Chooses slow or fast for each request, through the model name that it passes to vLLM.
 
     Args:
@@ -72,7 +72,7 @@ _MAPPED = {("POST", CHAT), ("POST", COMPLETION)}
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModels:
     """What a vLLM server serves.
 
     Attributes:
@@ -88,7 +88,7 @@ class Served:
     keys: bool = False
 
 
-def to_variable(served: Served) -> str:
+def to_variable(served: ServedModels) -> str:
     """Return the content of `VARIABLE`; a custom scorer cannot be passed this way."""
     names = ("model", "fast", "budgets", "has_fast", "end_tokens")
     found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
@@ -96,7 +96,7 @@ def to_variable(served: Served) -> str:
     return json.dumps(found | {"hosts": asdict(served.hosts), "keys": served.keys})
 
 
-def from_variable(text: str | None) -> Served:
+def from_variable(text: str | None) -> ServedModels:
     """Parse the output of `to_variable`.
 
     Raises:
@@ -109,7 +109,7 @@ def from_variable(text: str | None) -> Served:
         upstream = Upstream("vllm", found["model"], found["fast"], end_tokens=ends, **settings)
         policy = Policy(found["effort"], threshold=found["threshold"])
         hosts = Hosts(tuple(found["hosts"]["allowed"]), found["hosts"]["bound"])
-        return Served(upstream, policy, hosts, found["keys"])
+        return ServedModels(upstream, policy, hosts, found["keys"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "

@@ -29,7 +29,7 @@ from justright.reasoning.effort import FAST_EFFORTS
 from justright.serve.hosts import Hosts
 from justright.serve.upstream import SWITCH, Policy, Upstream
 from justright.serve.vllm import plugin
-from justright.serve.vllm.effort_middleware import PATH, VARIABLE, Served, to_variable
+from justright.serve.vllm.effort_middleware import PATH, VARIABLE, ServedModels, to_variable
 from justright.speculative.registry import drafter_names
 
 DRAFTERS = ("none", "suffix", "lstm", "hybrid")
@@ -185,7 +185,7 @@ def command(
             "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
             "which vLLM keeps"
         )
-    served = Served(upstream, settings.policy, settings.hosts, bool(settings.api_keys))
+    served = ServedModels(upstream, settings.policy, settings.hosts, bool(settings.api_keys))
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]

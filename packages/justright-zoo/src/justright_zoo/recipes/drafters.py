@@ -12,7 +12,7 @@ from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
 from justright.checkpoint.sources import resolve
 from justright.errors import UsageError
-from justright.training.pipeline import Job, Shape, Work
+from justright.training.pipeline import DrafterShape, Job, TrainingJob
 from justright.training.self_generated import DataSetting
 from justright.training.trainer import TrainSetting
 from justright_zoo import DRAFTERS
@@ -96,7 +96,7 @@ def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
         resolve(recipe.model).path,
         out,
         recipe.texts,
-        Shape(),
+        DrafterShape(),
         recipe.data,
         recipe.training,
         None if switch is None else str(switch),
@@ -108,7 +108,7 @@ def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
             print(f"{stage} {done}/{total} {word}", file=sys.stderr, flush=True)
 
     if not out.exists():
-        Work(job).run(tell)
+        TrainingJob(job).run(tell)
     if release:
         target = DRAFTERS / name
         shutil.rmtree(target, ignore_errors=True)

@@ -1,0 +1,6 @@
+"""How long work reports its progress to whoever shows it."""
+
+from collections.abc import Callable
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with ``(stage, units done, units in all)``; units are layers, problems or bytes."""
