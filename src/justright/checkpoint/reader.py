@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint import sparse
 from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
 from justright.checkpoint.tensor_names import canonical_names
@@ -208,6 +210,16 @@ class Checkpoint:
             folder = self.path if self.path.is_dir() else self.path.parent
             self._config = read_json(folder / "config.json")
         return dict(self._config)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the model is, by ``config.json``; the first use imports transformers.
+
+        Raises:
+            CheckpointError: ``config.json`` is missing or invalid.
+            UnsupportedModelError: See `ModelSpec.of`.
+        """
+        return ModelSpec.of(self.config)
 
 
 def weights_file(path: Path) -> Path | None:

@@ -123,7 +123,7 @@ def evaluate(
         effort = thinking.effort
         engine = LLM(model, options)
         if engine.modes is not None:
-            engine.modes.check(thinking, engine.verifier.config.hidden_size)
+            engine.modes.check(thinking, engine.verifier.spec.hidden_size)
     asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,

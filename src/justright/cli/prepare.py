@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from justright.architectures.spec import (
-    architecture_of,
-    context_length,
-    rope_switch_length,
-    text_config,
-)
+from justright.architectures.spec import architecture_of
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import Source, check_tokenizer_files, resolve
 from justright.cli.options import chosen
@@ -126,7 +121,7 @@ def prepare(model: str, output: Terminal, options: Mapping[str, Any]) -> Prepare
     source = resolve(model, progress=not (output.quiet or output.json))
     with Checkpoint.open(source.path) as checkpoint:
         config = checkpoint.config
-    architecture_of(config)
+    architecture_of(config)  # before transformers is imported
     check_tokenizer_files(source.path)
     with output.status("starting torch"):
         _quiet_libraries(output)
@@ -138,13 +133,11 @@ def prepare(model: str, output: Terminal, options: Mapping[str, Any]) -> Prepare
     checked, defaults = settle(EngineOptions(**options), source.path, draft=_DRAFT)
     check_drafter(checked.draft or "none", **checked.draft_options)
     _ = checked.torch_device
-    check_model(source.path)
+    spec = check_model(source.path)
     generation = GenerationDefaults.read(checked, source.path)
-    context = min(context_length(config), rope_switch_length(config) or context_length(config))
-    context = min(context, checked.max_context or context)
+    context = min(spec.usable_context, checked.max_context or spec.usable_context)
     tokenizer = load_tokenizer(source.path)
-    hidden_size = text_config(config).hidden_size
-    return Prepared(source, checked, tokenizer, context, output, hidden_size, defaults, generation)
+    return Prepared(source, checked, tokenizer, context, output, spec.hidden_size, defaults, generation)
 
 
 def given_sampling(ctx: typer.Context, ready: Prepared) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from justright.adapter.adapter import Adapter, read_adapter
-from justright.architectures.spec import architecture_of
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.mode_files import read_end_tokens
 from justright.checkpoint.sources import resolve_adapter
 from justright.engine.model_runner import Verifier
@@ -43,23 +43,27 @@ def read_switch(switch: str, model: Path) -> Adapter:
     return adapter
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path) -> ModelSpec:
     """Refuse an unsupported or damaged checkpoint by its config and headers, before any weight is read.
 
+    Returns:
+        What the model is.
+
     Raises:
-        UnsupportedModelError: see `architecture_of`; quantised weights.
+        UnsupportedModelError: see `ModelSpec.of`; quantised weights.
         CheckpointError: a missing or truncated shard, a broken config.
     """
     from justright.checkpoint.reader import Checkpoint
     from justright.model.decoder_layer import refuse_quantised
 
     with Checkpoint.open(path) as checkpoint:
-        architecture = architecture_of(checkpoint.config)
+        spec = checkpoint.spec
         refuse_quantised(checkpoint)
-    if not architecture.stock:
+    if not spec.architecture.stock:
         raise UnsupportedModelError(
-            f"{architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
+            f"{spec.architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
         )
+    return spec
 
 
 def end_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

@@ -154,7 +154,7 @@ class LoadedModel:
         params = params or self.sampling()
         if isinstance(params, ModeParams):
             params = params.of(fast=fast)
-        longest, vocab = self.verifier.max_tokens, self.verifier.config.vocab_size
+        longest, vocab = self.verifier.max_tokens, self.verifier.spec.vocab_size
         ids = (
             tokens_within(self._need_tokenizer(), prompt, longest)
             if isinstance(prompt, str)
@@ -210,7 +210,7 @@ class LoadedModel:
         self._need_tokenizer()
         assert self.modes is not None
         settled = partial(self.request, params=params, **options)
-        hidden_size = self.verifier.config.hidden_size
+        hidden_size = self.verifier.spec.hidden_size
         thinking = thinking or self.defaults.thinking
         limit = self.verifier.max_tokens
         return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
@@ -269,7 +269,7 @@ class LoadedModel:
         """The step costs of this model on this machine: read from the cache folder, or measured and kept there."""
         kept = None if path is None else self._cost_file(path)
         verifier = self.verifier
-        windows = tuple(None if window is None else window.size for window in verifier.windows)
+        windows = tuple(None if window is None else window.size for window in verifier.spec.windows)
         cost = None if kept is None else StepCost.read(kept, windows)
         if cost is None:
             context = verifier.max_tokens

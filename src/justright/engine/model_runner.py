@@ -10,16 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import (
-    architecture_of,
-    attention_windows,
-    context_length,
-    rope_switch_length,
-    text_config,
-)
+from justright.architectures.spec import ModelSpec
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_model
@@ -66,17 +60,12 @@ class Verifier:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
         self.model = model.eval()
-        self.architecture = architecture_of(model.config)
-        self.config: PretrainedConfig = text_config(model.config)
-        self.context = context_length(model.config)
-        self.windows = attention_windows(model.config)
+        self.spec = ModelSpec.of(model.config)
         self.prefill_chunk = prefill_chunk
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.cache_kind = cache
-        # Beyond this length some rotary embeddings (LongRoPE, dynamic NTK) change every key computed before.
-        reach = rope_switch_length(model.config) or self.context
-        self.max_tokens = min(max_tokens or self.context, self.context, reach)
+        self.max_tokens = min(max_tokens or self.spec.context, self.spec.usable_context)
         self.cache = self._new_cache(slots)
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
@@ -271,7 +260,7 @@ class Verifier:
             self.clear(slot)
 
     def _new_cache(self, slots: int) -> KVCache:
-        layers = self.config.num_hidden_layers
+        layers = self.spec.num_layers
         static, trimmed = self.cache_kind != "grow", self.cache_kind == "trimmed"
         return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
 
@@ -328,7 +317,7 @@ class Verifier:
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
-            self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
+            self.cache, runs, self.spec.windows, positions, self.spec.architecture.index_scaled, static=static
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:

@@ -51,7 +51,7 @@ class RequestReader:
         self._modes = engine.modes
         adapter = engine.modes.adapter
         self._ends = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
-        vocab_size = engine.verifier.config.vocab_size
+        vocab_size = engine.verifier.spec.vocab_size
         self.grammars = Grammars(engine.tokenizer, vocab_size, self._ends)
 
     def chat(self, asked: ChatRequest) -> Iterator[list[Request]]:
@@ -115,7 +115,7 @@ class RequestReader:
     def _can(self, effort: str) -> bool:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
-            hidden_size = self.engine.verifier.config.hidden_size
+            hidden_size = self.engine.verifier.spec.hidden_size
             self._modes.check(Reasoning(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
