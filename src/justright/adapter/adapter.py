@@ -25,6 +25,7 @@ from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.finite import check_finite
 from justright.checkpoint.mode_files import TEMPLATE as TEMPLATE
 from justright.checkpoint.mode_files import read_end_tokens, read_special_tokens, read_template
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -98,7 +99,7 @@ class Adapter:
         pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
         return sum(tensor.numel() for tensor in (*pairs, *self.exact.values()))
 
-    def check_base(self, model: Path) -> None:
+    def check_base(self, model: Checkpoint) -> None:
         """Validate that the adapter was made for ``model``.
 
         Raises:
@@ -110,8 +111,8 @@ class Adapter:
         if found != self.base:
             made = self.settings.get("slow", "another model")
             raise UsageError(
-                f"{self.path} was made for {made} (weights {self.base}), and {model} has the weights {found}: give "
-                "the slow model of its pair, or extract a switch for this one"
+                f"{self.path} was made for {made} (weights {self.base}), and {model.path} has the weights {found}: "
+                "give the slow model of its pair, or extract a switch for this one"
             )
 
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.adapter.adapter import Adapter, LowRank
-from justright.architectures.spec import Moe, architecture_of
+from justright.architectures.schema import Moe
+from justright.architectures.spec import architecture_of
 from justright.errors import UsageError
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]

@@ -14,37 +14,9 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from justright.architectures import derive
-from justright.architectures.schema import (
-    Architecture,
-    ExpertLayout,
-    LayerRule,
-    Linear,
-    LinearModule,
-    Moe,
-    Names,
-    Part,
-    Router,
-    Window,
-)
+from justright.architectures.schema import Architecture, LinearModule, Part, Window
 from justright.architectures.table import FAMILIES, RECURRENT
 from justright.errors import CheckpointError, UnsupportedModelError
-
-__all__ = [
-    "Architecture",
-    "ExpertLayout",
-    "LayerRule",
-    "Linear",
-    "LinearModule",
-    "ModelSpec",
-    "Moe",
-    "Names",
-    "Part",
-    "Router",
-    "Window",
-    "architecture_of",
-    "decoder_settings",
-    "supported_families",
-]
 
 Config = Any  # a transformers config object, or the dictionary of a config.json
 

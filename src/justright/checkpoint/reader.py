@@ -51,13 +51,17 @@ class Checkpoint:
         self._open: dict[Path, Any] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str | Checkpoint) -> Checkpoint:
         """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+
+        A checkpoint that is open already is returned as it is, so that functions take either.
 
         Raises:
             CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
                 or not safetensors at all. The message says which file and what to do.
         """
+        if isinstance(path, Checkpoint):
+            return path
         path = Path(path)
         index: dict[str, str] = {}
         if path.is_file():

@@ -102,11 +102,10 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
-        from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
-        from justright.engine.defaults import settle
         from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
+        from justright.engine.prepared import prepare_model
 
         options = EngineOptions(
             generation_config="none",
@@ -117,13 +116,13 @@ def evaluate(
             draft=draft,
             switch=switch,
         )
-        options, defaults = settle(options, resolve(model).path)
+        ready = prepare_model(model, options)
+        options = ready.options
         said = thinking_of(effort, thinking_budget)
-        thinking = settled_thinking(said, defaults, None if chat else "put questions into it (--chat)")
+        thinking = settled_thinking(said, ready.defaults, None if chat else "put questions into it (--chat)")
         effort = thinking.effort
-        engine = LLM(model, options)
-        if engine.modes is not None:
-            engine.modes.check(thinking, engine.verifier.spec.hidden_size)
+        ready.check_reasoning(thinking)
+        engine = LLM(ready)
     asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,

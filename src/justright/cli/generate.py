@@ -16,8 +16,9 @@ from justright.errors import UsageError
 from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Message, Prepared
+    from justright.cli.prepare import Message
     from justright.engine.llm import LLM
+    from justright.engine.prepared import PreparedModel
     from justright.engine.request import Request
 
 _MAX_BATCH = 4
@@ -91,8 +92,8 @@ def generate(
 
     Ctrl-C prints the text so far and exits with code 130.
     """
-    from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.prepare import load, prepare, sampling_of
+    from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
@@ -115,9 +116,9 @@ def generate(
     said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
-    check_thinking(ready, thinking)
-    prompts = _prompts(ready, texts, system, raw=raw)
-    engine = ready.load()
+    ready.check_reasoning(thinking)
+    prompts = _prompts(ready, texts, system, output, raw=raw)
+    engine = load(ready, output, model)
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop or (),
@@ -159,12 +160,12 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
 
 
 def _prompts(
-    ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool
+    ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
-        ready.output.note("note: the model has no chat template; the prompt is taken as plain text")
+        output.note("note: the model has no chat template; the prompt is taken as plain text")
     if system is not None and not templated:
         raise UsageError("--system needs a model with a chat template, and no --raw")
     start: list[Message] = [] if system is None else [{"role": "system", "content": system}]

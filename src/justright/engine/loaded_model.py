@@ -19,7 +19,6 @@ from justright.adapter.adapter import Adapter
 from justright.adapter.apply import AppliedSwitch
 from justright.checkpoint.packaged import cache_folder
 from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults
 from justright.engine.detokenizer import tokens_within
@@ -246,7 +245,8 @@ class LoadedModel:
         """The same loaded model with another drafter (and its options); run one of the engines at a time."""
         check_nodes(options, self.options.max_draft)
         drafter = create_drafter(draft, **options)
-        bind(drafter, self.verifier, self.path)
+        if drafter is not None:
+            drafter.bind(self.verifier.model, self.path)
         engine = type(self).from_parts(
             self.verifier,
             self.tokenizer,

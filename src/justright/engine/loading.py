@@ -18,7 +18,9 @@ from justright.model.skeleton import assemble
 _NAMED = 3
 
 
-def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **options: Any) -> PreTrainedModel:
+def load_model(
+    path: Path | Checkpoint, *, dtype: torch.dtype, device: torch.device, **options: Any
+) -> PreTrainedModel:
     """Load a checkpoint's causal language model; ``options`` go to transformers.
 
     `assemble` builds sparse containers, and models with different numbers of experts per layer.
@@ -30,6 +32,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     with Checkpoint.open(path) as checkpoint:
         if checkpoint.packed or checkpoint.spec.is_uneven:
             return assemble(checkpoint, dtype=dtype, device=device, **options)
+        path = checkpoint.path
     before = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # missing or mismatched tensors raise our own errors

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
 from justright.architectures.spec import ModelSpec
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_model
@@ -77,7 +78,7 @@ class Verifier:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -87,7 +88,7 @@ class Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
 
         Args:
-            path: a checkpoint directory.
+            path: a checkpoint, or its directory.
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.

@@ -13,7 +13,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from justright.architectures.spec import Architecture, ModelSpec
+from justright.architectures.schema import Architecture
+from justright.architectures.spec import ModelSpec
 from justright.architectures.uneven_experts import with_experts
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError

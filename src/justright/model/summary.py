@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from justright.architectures.spec import Architecture, ModelSpec, Part
+from justright.architectures.schema import Architecture, Part
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.format import TensorInfo
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import check_tokenizer_files

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import ModelSpec, Window
+from justright.architectures.schema import Window
+from justright.architectures.spec import ModelSpec
 from justright.engine.attention import rescale_by_position
 from justright.engine.loading import decoder_of
 from justright.training.loss import Prefixes
