@@ -309,7 +309,7 @@ def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
         ({"defaults": {"max_context": 4096}}, "the model's context is 512"),
         ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),
         ({"prune": {"expert_sparsity": 0.9}}, "experts would stay"),
-        ({"draft": {"chat": 0.5}}, "the chat template takes"),
+        ({"draft": {"chat": 0.5}}, "the chat template needs"),
         (
             {"draft": {"cell": "attention"}, "defaults": {"draft": "hybrid"}},
             "kind lstm.* one of the kind attention",

@@ -87,7 +87,7 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
             ["draft", "train", "MODEL", "-o", "OUT", "--no-spec", "--spec-steps", "9"],
             "no meaning without [SPEC]",
         ),
-        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "leave width"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "omit width"),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--spec"], "has no [SPEC]"),
         (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed are auto and cpu"),
         (["draft", "inspect", "./nowhere"], "no such directory"),

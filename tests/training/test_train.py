@@ -157,7 +157,7 @@ def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp
         TrainingJob(job_for(model, texts, file / "d"))
     with pytest.raises(UsageError, match="is a file"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=file))
-    with pytest.raises(UsageError, match="holds other things than training data"):
+    with pytest.raises(UsageError, match="holds files that are not training data"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
     whole = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
     TrainingJob(whole).run()

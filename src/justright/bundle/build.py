@@ -43,7 +43,7 @@ from justright.files import check_new, local_path, write_whole
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
-from justright.training.pipeline import Job, Tell, TrainingJob
+from justright.training.pipeline import DetailedProgress, Job, TrainingJob
 from justright.training.prompts import Prompts
 
 _ABOUT = "stage.json"
@@ -134,7 +134,7 @@ class BundleBuild:
             size, held = about["data"]["bytes"], "texts and states, while it works"
         return StageEstimate(stage, False, seconds, size, held, tuple(self._changed(stage)))
 
-    def run(self, tell: Tell = lambda *_: None, *, redo: bool = False) -> Bundle:
+    def run(self, tell: DetailedProgress = lambda *_: None, *, redo: bool = False) -> Bundle:
         """Do it; interrupted at any time, the same call goes on.
 
         Args:
@@ -228,7 +228,7 @@ class BundleBuild:
         adapter = None if switch is None else str(switch)
         return Job(model, out, how.texts, how.shape, how.data, training, adapter, device=device)
 
-    def _extracted(self, model: Path, fast: Path, tell: Tell) -> Path:
+    def _extracted(self, model: Path, fast: Path, tell: DetailedProgress) -> Path:
         how = self.recipe.switch
         assert how is not None
 
@@ -242,7 +242,7 @@ class BundleBuild:
 
         return self._stage("switch", make)
 
-    def _trained(self, model: Path, switch: Path | None, tell: Tell) -> Path:
+    def _trained(self, model: Path, switch: Path | None, tell: DetailedProgress) -> Path:
         def make(out: Path) -> None:
             TrainingJob(self._job(model, switch, out)).run(
                 lambda stage, done, total, word: tell(f"draft: {stage}", done, total, word)
@@ -318,7 +318,7 @@ class BundleBuild:
         return out
 
 
-def _named(stage: str, tell: Tell) -> Callable[[str, int, int], None]:
+def _named(stage: str, tell: DetailedProgress) -> Callable[[str, int, int], None]:
     """What a stage tells, under its name."""
     return lambda what, done, total: tell(f"{stage}: {what}", done, total, "")
 
