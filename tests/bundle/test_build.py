@@ -243,7 +243,7 @@ def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path
     assert all(step.size_bytes > 0 and not step.done for step in steps)
     assert [step.seconds is None for step in steps] == [False, True, False, False, True]
     assert [step.held.split(",")[0] for step in steps] == [
-        *("the pruned model", "the pruned model", "decompositions", "texts and states", "the model in it")
+        *("the pruned model", "the pruned model", "decompositions", "training data", "the model")
     ]
     assert not list(tmp_path.iterdir())
 

@@ -208,7 +208,7 @@ def test_an_adapter_that_does_not_tell_its_model_gets_a_note(parts: Parts, tmp_p
     (switch / "switch.json").unlink()
     (switch / "chat_template.jinja").unlink()
     notes = check_contents(str(parts.slow), switch=str(switch)).notes
-    assert "does not say which model" in notes[0]
+    assert "does not record its model" in notes[0]
     assert "no chat template" in notes[1]
 
 

@@ -174,7 +174,7 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: 
     dry = run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run")
     assert dry.code == 0, dry.err
     assert [line.split()[0] for line in dry.out.splitlines()] == ["switch", "bundle", "in"]
-    assert "(decompositions, while it works)" in dry.out
+    assert "(decompositions, temporary)" in dry.out
     steps = json.loads(run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run", "--json").out)
     assert [step["stage"] for step in steps["stages"]] == ["switch", "bundle"]
     assert list(tmp_path.iterdir()) == [recipe]

@@ -348,7 +348,7 @@ def test_another_jobs_interrupted_answers_stay(
     assert {kept.name: kept.read_bytes() for kept in work.iterdir()} == held
     (work / "job.json").unlink()
     (work / "thesis.txt").write_text("years of work")
-    assert "holds no interrupted calibration" in run(*command, pair[0]).err
+    assert "is not an interrupted calibration" in run(*command, pair[0]).err
     assert (work / "thesis.txt").exists()
 
 
