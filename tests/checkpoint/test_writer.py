@@ -62,7 +62,7 @@ def test_companions_are_copied_and_nothing_else(tmp_path):
 
 def test_an_existing_output_is_refused(sharded):
     before = content(sharded)
-    with pytest.raises(UsageError, match="exists already: choose another output, or remove it"):
+    with pytest.raises(UsageError, match="exists already; give another output, or delete it"):
         CheckpointWriter(sharded)
     assert content(sharded) == before
     assert not sharded.with_name("sharded.partial").exists()

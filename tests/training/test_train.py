@@ -153,7 +153,7 @@ def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: 
 def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(UsageError, match=r"d cannot be made: .*file is a file"):
+    with pytest.raises(UsageError, match=r"d cannot be created: .*file is a file"):
         TrainingJob(job_for(model, texts, file / "d"))
     with pytest.raises(UsageError, match="is a file"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=file))
