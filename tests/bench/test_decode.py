@@ -250,7 +250,7 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
     data = results.to_dict()
     data["machine"]["threads"] += 1
     file.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match=r"other circumstances \(threads\)"):
+    with pytest.raises(UsageError, match=r"another environment \(threads differ\)"):
         Results({"of": 1}, file)
     file.write_text("{}")
     with pytest.raises(UsageError, match="no measurement"):
