@@ -308,7 +308,7 @@ def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
         ({"defaults": {"draft": "lstm"}, "draft": None}, "add a section draft"),
         ({"defaults": {"max_context": 4096}}, "the model's context is 512"),
         ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),
-        ({"prune": {"expert_sparsity": 0.9}}, "experts would stay"),
+        ({"prune": {"expert_sparsity": 0.9}}, "experts would be kept"),
         ({"draft": {"chat": 0.5}}, "the chat template takes"),
         (
             {"draft": {"cell": "attention"}, "defaults": {"draft": "hybrid"}},

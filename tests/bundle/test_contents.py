@@ -142,9 +142,9 @@ def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path)
     ("change", "message"),
     [
         ({"switch": "SLOW"}, "a checkpoint, not an adapter"),
-        ({"switch": "./nowhere"}, "no such directory"),
+        ({"switch": "./nowhere"}, "neither a directory nor a hub id"),
         ({"draft": "SLOW"}, "is not that of a drafter"),
-        ({"draft": "./nowhere"}, "no such directory"),
+        ({"draft": "./nowhere"}, "neither a directory nor a hub id"),
         ({"draft": "lstm"}, "no installed package carries"),
         ({"model": "OTHER"}, "was made for"),
         ({"model": "OTHER", "switch": None}, "was trained for a model with the identity"),

@@ -180,7 +180,7 @@ def test_what_is_missing_or_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no calibration texts"):
         list(read_texts(str(tmp_path / "none")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="has no texts"):
+    with pytest.raises(SourceError, match="has no calibration texts"):
         list(read_texts(str(tmp_path / "empty")))
     (tmp_path / "short.txt").write_text(WORDS)
     with pytest.raises(UsageError, match=r"short.txt have \d+ tokens, enough for 0 sequences of 4096"):

@@ -92,10 +92,10 @@ def test_two_writers_of_one_output(tmp_path):
 def test_a_name_is_added_once(tmp_path):
     with CheckpointWriter(tmp_path / "out") as writer:
         writer.add("w", torch.ones(1))
-        with pytest.raises(UsageError, match="w cannot be added: the name is taken"):
+        with pytest.raises(UsageError, match="w cannot be added: the name is already used"):
             writer.add("w", torch.ones(1))
         writer.finish(CONFIG)
-        with pytest.raises(UsageError, match="is finished"):
+        with pytest.raises(UsageError, match="is already finished"):
             writer.add("x", torch.ones(1))
 
 
@@ -111,7 +111,7 @@ def test_tensors_that_cannot_be_held(tmp_path, tensor):
 def test_an_empty_checkpoint_and_a_bad_size(tmp_path):
     with pytest.raises(UsageError, match="no tensor was added"), CheckpointWriter(tmp_path / "out") as writer:
         writer.finish(CONFIG)
-    with pytest.raises(UsageError, match="max_shard_bytes is 0"):
+    with pytest.raises(UsageError, match="max_shard_bytes 0"):
         CheckpointWriter(tmp_path / "out", max_shard_bytes=0)
 
 
@@ -128,7 +128,7 @@ def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
 
     with pytest.raises(
-        ResourceError, match=r"disk of .*: 21,777,216 bytes are needed, 1,000 are free"
+        ResourceError, match=r"disk of .* has 1,000 bytes free, but 21,777,216 are needed"
     ) as caught:
         CheckpointWriter(tmp_path / "out", expected_bytes=5_000_000)
     assert caught.value.exit_code == 5
@@ -279,10 +279,10 @@ def interrupted(tmp_path):
 def test_another_job_does_not_take_up_the_work(interrupted):
     before = content(interrupted.with_name("out.partial"))
     with pytest.raises(
-        UsageError, match=r"another job \(sparsity: 0\.5 there, 0\.4 here\).*or delete .*out\.partial"
+        UsageError, match=r"other settings \(sparsity: 0\.5 there, 0\.4 now\).*or delete .*out\.partial"
     ):
         CheckpointWriter(interrupted, max_shard_bytes=300, fingerprint={"sparsity": 0.4})
-    with pytest.raises(UsageError, match=r"max_shard_bytes: 300 there, 400 here"):
+    with pytest.raises(UsageError, match=r"max_shard_bytes: 300 there, 400 now"):
         CheckpointWriter(interrupted, max_shard_bytes=400, fingerprint={"sparsity": 0.5})
     assert content(interrupted.with_name("out.partial")) == before
 

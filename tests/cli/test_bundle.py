@@ -138,7 +138,7 @@ def test_other_checkpoints_are_made_of_its_checkpoint(
         (["bundle", "SLOW", "-o", "OUT", "--default", "effort"], 2, "give KEY=VALUE"),
         (["bundle", "SLOW", "-o", "OUT", "--default", "mood=good"], 2, "there is no default 'mood'"),
         (["bundle", "./nowhere", "-o", "OUT"], 3, "no model './nowhere'"),
-        (["bundle", "inspect", "SLOW"], 2, "is no bundle"),
+        (["bundle", "inspect", "SLOW"], 2, "is not a bundle"),
     ],
 )
 def test_bad_input(

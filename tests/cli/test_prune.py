@@ -82,7 +82,7 @@ def test_evaluated_sparse_uneven_and_unpacked(run: Run, moe: Path, texts: Path, 
     assert texts_of[0] == texts_of[1]
     again = run("unpack", back, "-o", tmp_path / "more")
     assert again.code == 2
-    assert "stored plainly already" in again.err
+    assert "already an ordinary checkpoint" in again.err
 
 
 def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
             2,
             "only experts go",
         ),
-        (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "makes no clusters"),
+        (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "needs a criterion that clusters experts"),
         (("-o", "OUT", "--device", "cpu,abacus"), 2, "cannot be used"),
         (("-o", "OUT", "--sparsity", "1"), 2, "allowed is 0 to below 1"),
         (("-o", "OUT", "--criterion", "best"), 2, "stun"),

@@ -161,7 +161,7 @@ def test_uneven_and_sparse_both_at_once(checkpoint: Get, texts: str, tmp_path: P
     again = Plan.read(tmp_path / "out" / "plan.json")
     same = prune(model, tmp_path / "again", settings(texts), plan=again)
     assert same.plan.counts == done.plan.counts
-    with pytest.raises(UsageError, match="different numbers of experts by layer already"):
+    with pytest.raises(UsageError, match="already have different numbers of experts"):
         Pruning(tmp_path / "out", settings(texts))
     more = prune(tmp_path / "out", tmp_path / "more", settings(texts, sparsity=0.5, expert_sparsity=0.0))
     assert more.sparsity > 0.45
@@ -314,7 +314,7 @@ def test_statistics_serve_another_sparsity(
         tmp_path / "two", lambda what, done, _: seen.append((what, done))
     )
     assert ("calibrating", 0) not in seen
-    with pytest.raises(UsageError, match="another model, other texts"):
+    with pytest.raises(UsageError, match="statistics of a run with another model"):
         prune(checkpoint("mixtral"), tmp_path / "three", settings(texts), statistics=kept)
 
 
@@ -326,7 +326,7 @@ def test_a_plan_is_applied_to_another_checkpoint_without_texts(
     done = prune(checkpoint("qwen3_moe"), tmp_path / "one", settings(texts, sparsity=0.5))
     other = save_tiny("qwen3_moe", tmp_path / "other", seed=1)
     plan = Plan.read(tmp_path / "one" / "plan.json")
-    assert "of 8 experts a layer" in (tmp_path / "one" / "README.md").read_text()
+    assert "of 8 experts per layer are kept" in (tmp_path / "one" / "README.md").read_text()
     assert plan == done.plan
     again = prune(other, tmp_path / "two", Settings(sparsity=0.0), plan=plan)
     assert again.plan.experts == plan.experts
@@ -336,7 +336,7 @@ def test_a_plan_is_applied_to_another_checkpoint_without_texts(
 def test_a_plan_and_settings_that_contradict_are_refused(checkpoint: Get, texts: str, tmp_path: Path) -> None:
     model = checkpoint("olmoe")
     plan = prune(model, tmp_path / "one", settings(texts, sparsity=0.5)).plan
-    with pytest.raises(UsageError, match="--parts leaves them out"):
+    with pytest.raises(UsageError, match="--parts excludes them"):
         Pruning(model, Settings(parts=("attention",)), plan=plan)
     with pytest.raises(UsageError, match="weights none keeps all"):
         Pruning(model, Settings(weights="none"), plan=plan)
@@ -344,17 +344,15 @@ def test_a_plan_and_settings_that_contradict_are_refused(checkpoint: Get, texts:
     assert estimate.second_stage_sparsity == pytest.approx(plan.sparsity[0])
 
 
-def test_what_is_no_folder_of_statistics_is_refused_before_work(
-    checkpoint: Get, texts: str, tmp_path: Path
-) -> None:
+def test_a_folder_without_statistics_raises_before_work(checkpoint: Get, texts: str, tmp_path: Path) -> None:
     model, chosen = checkpoint("olmoe"), settings(texts, sparsity=0.4)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     for wrong in (tmp_path / "notes", tmp_path / "notes" / "a.txt"):
-        with pytest.raises(UsageError, match="is no folder of statistics"):
+        with pytest.raises(UsageError, match="files that are not statistics"):
             Pruning(model, chosen, statistics=wrong)
     prune(model, tmp_path / "out", chosen, statistics=tmp_path / "statistics")
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match="another model, device, seed"):
         Pruning(model, replace(chosen, seed=5), rows=4, statistics=tmp_path / "statistics")
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
@@ -405,19 +403,19 @@ def test_masks_are_packed_without_loss() -> None:
     ("family", "changes", "message"),
     [
         ("llama", {"expert_sparsity": 0.5}, "dense model"),
-        ("mixtral", {"expert_sparsity": 0.75, "sparsity": 0.9}, r"1 experts would stay.*at least 2"),
+        ("mixtral", {"expert_sparsity": 0.75, "sparsity": 0.9}, r"1 experts would be kept.*at least 2"),
         ("mixtral", {"expert_sparsity": 0.5, "sparsity": 0.1}, "more than the overall sparsity"),
-        ("mixtral", {"expert_sparsity": 0.5, "parts": ("attention",)}, "leaves them out"),
+        ("mixtral", {"expert_sparsity": 0.5, "parts": ("attention",)}, "excludes them"),
         ("deepseek_v3", {"expert_sparsity": 0.5}, "groups"),
-        ("llama", {"calibration": ()}, "calibration texts are needed"),
+        ("llama", {"calibration": ()}, "need calibration texts"),
         ("llama", {"sequences": 4000}, r"words.txt have .* tokens"),
-        ("llama", {"length": 600, "sequences": 2}, "context of 512"),
-        ("llama", {"parts": ("experts",)}, "nothing to prune"),
-        ("llama", {"uneven": True}, "no experts to choose"),
-        ("llama", {"criterion": "reap"}, "no experts to choose"),
+        ("llama", {"length": 600, "sequences": 2}, "the context holds 512"),
+        ("llama", {"parts": ("experts",)}, "has none of the parts experts"),
+        ("llama", {"uneven": True}, "without experts: leave --uneven and --criterion out"),
+        ("llama", {"criterion": "reap"}, "without experts: leave --uneven and --criterion out"),
         ("mixtral", {"pattern": "2:7"}, "multiple of 7"),
         ("gpt_oss", {"pattern": "2:7"}, "multiple of 7"),
-        ("olmoe", {"weights": "none", "sparsity": 0.01}, "nothing would go"),
+        ("olmoe", {"weights": "none", "sparsity": 0.01}, "nothing would be removed"),
         ("deepseek_v2", {"weights": "none", "sparsity": 0.2, "parts": ("experts",)}, "each of the 4 routing"),
     ],
 )
@@ -436,7 +434,7 @@ def test_a_disk_without_room_is_noticed_before_work(
 
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ResourceError, match=r"to work with are needed, 97\.7 KiB are free"):
+    with pytest.raises(ResourceError, match=r"has 97\.7 KiB free, but pruning needs .* for work files"):
         prune(checkpoint("olmoe"), tmp_path / "deep" / "out", settings(texts))
     assert not list(tmp_path.iterdir())
 

@@ -97,7 +97,7 @@ def test_no_drafter_at_hand(tmp_path: Path) -> None:
     checkpoint = save_tiny("llama", tmp_path / "model")
     with pytest.raises(SourceError, match="justright draft train"):
         LstmDrafter().bind(tiny_model("llama"), checkpoint)
-    with pytest.raises(UsageError, match="no such directory"):
+    with pytest.raises(UsageError, match="neither a directory nor a hub id"):
         LstmDrafter(LstmOptions(path="./nowhere")).bind(tiny_model("llama"), checkpoint)
 
 
