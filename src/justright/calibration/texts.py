@@ -239,7 +239,9 @@ def _file_texts(file: Path) -> Iterator[Text]:
     for where, row in read_rows(file):
         found = _text(row)
         if found is None:
-            raise CheckpointError(f'{where}: allowed is {{"text": "..."}} or {{"messages": {CONVERSATION}}}')
+            raise CheckpointError(
+                f'{where} is not a text; allowed: {{"text": "..."}} or {{"messages": {CONVERSATION}}}'
+            )
         yield found
 
 
