@@ -126,11 +126,11 @@ def test_bad_criteria_are_refused(checkpoint: Callable[[str], Path]) -> None:
 
     EXPERTS.register(Bad)
     layers = LayerFormat(Checkpoint.open(checkpoint("olmoe")))
-    with pytest.raises(UsageError, match="bad gave"):
+    with pytest.raises(UsageError, match="criterion bad returned"):
         choose_experts(layers, 0, 4, Settings(criterion="bad"), LayerStatistics())
     with pytest.raises(UsageError, match=r"'best'.*stun"):
         Settings(criterion="best")
-    with pytest.raises(UsageError, match="needs 'luck'"):
+    with pytest.raises(UsageError, match="needs the unknown statistic 'luck'"):
         EXPERTS.register(type("Lucky", (Ranking,), {"name": "lucky", "help": "", "needs": ("luck",)}))
     with pytest.raises(UsageError, match="exists already"):
         EXPERTS.register(type("Reap", (Ranking,), {"name": "reap", "help": ""}))

@@ -537,7 +537,7 @@ def test_calibration_that_overflows_is_refused(
 def test_scores_that_overflow_are_refused_by_name() -> None:
     """Finite weights and finite statistics whose product is not."""
     weight, norms = torch.full((2, 4), 1e30), torch.full((4,), 1e30)
-    with pytest.raises(ResourceError, match=r"scores of mlp\.up_proj\.weight hold NaN or infinity"):
+    with pytest.raises(ResourceError, match=r"scores of mlp\.up_proj\.weight are NaN or infinite"):
         passes.matrix_mask(
             weight, norms, Settings(sparsity=0.5), 0.5, "mlp.up_proj.weight", out=torch.empty(2, 4).bool()
         )
