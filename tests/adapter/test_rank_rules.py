@@ -1,4 +1,4 @@
-"""Rank rules: ranks by hand, and one that follows the six steps of docs/switch.md."""
+"""Rank rules: hand-computed ranks, and a rule that follows the six steps of docs/switch.md."""
 
 from __future__ import annotations
 

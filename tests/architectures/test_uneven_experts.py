@@ -1,4 +1,4 @@
-"""Numbers of experts in a config: for all layers alike, or by layer."""
+"""Numbers of experts in a config: one for all layers, or one per layer."""
 
 from __future__ import annotations
 

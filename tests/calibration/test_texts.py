@@ -1,4 +1,4 @@
-"""Calibration sets: where texts are found, how shares become sequences, what is too short."""
+"""Calibration sets: sources of texts, shares of sequences, texts that are too short."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_data_files_of_every_name_are_data(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_hub_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never the text that Python writes for something else."""
+    """A value that is not a text is never converted to one."""
     turns = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
     rows = [{"text": "one", "chat": turns, "number": 3}]
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)

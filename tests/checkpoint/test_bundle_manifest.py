@@ -1,4 +1,4 @@
-"""Bundles on disk: whole or absent, and what differs from the manifest is named."""
+"""Bundles on disk: complete or absent, and errors name the files that differ from the manifest."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_written_is_read_again(sources: tuple[Path, dict[str, Path]], tm
 
 
 def test_what_others_keep_beside_it_is_left(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
-    """Hours of an interrupted `prune -o OUT`, or of `bundle build -o OUT`."""
+    """The work of an interrupted `prune -o OUT` or `bundle build -o OUT` is kept."""
     kept = [tmp_path / "out.partial" / name for name in ("checkpoint/shard.safetensors", "stages/slow/x")]
     for file in kept:
         file.parent.mkdir(parents=True)

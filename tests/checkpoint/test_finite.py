@@ -1,4 +1,4 @@
-"""Tensors that hold a number that is not finite are refused by name, wherever the number is."""
+"""A tensor with a non-finite value raises an error that names it, wherever the value is."""
 
 from __future__ import annotations
 

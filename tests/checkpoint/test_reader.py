@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: round trips, and damage that is named at once."""
+"""Reading checkpoints: round trips, and errors that name damage on opening."""
 
 import contextlib
 import json

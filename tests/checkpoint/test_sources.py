@@ -210,7 +210,7 @@ def test_a_broken_provider_is_named(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Replace the download; ``calls`` collects its arguments, ``raises`` is raised."""
+    """Replace the download: ``calls`` collects its arguments, and ``raises`` is raised if set."""
 
     class Hub:
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The bitmask container: every bit comes back, it is smaller, others refuse it, the engine reads it."""
+"""The bitmask container restores every bit, is smaller, is rejected by other loaders, and runs in the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing checkpoints: what is refused, full disks, and work interrupted at every possible point."""
+"""Writing checkpoints: invalid input, full disks, and interruption at every possible point."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ def sharded(tmp_path):
     return write(tmp_path / "sharded", some_tensors(), max_shard_bytes=300)
 
 
-# --- what is written beside the weights
+# --- files beside the weights
 
 
 def test_companions_are_copied_and_nothing_else(tmp_path):
@@ -121,7 +121,7 @@ def test_an_output_below_a_file(tmp_path):
         CheckpointWriter(tmp_path / "file" / "out")
 
 
-# --- room
+# --- disk space
 
 
 def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch, when, number)
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Stands for a kill; no code catches it."""
 
 
 class Killer:
@@ -186,7 +186,7 @@ class Killer:
 
     def around(self, original):
         def wrapped(*arguments, **options):
-            self.moment()  # all that lies between two of these has no effect on disk
+            self.moment()  # nothing between two of these has an effect on disk
             return original(*arguments, **options)
 
         return wrapped
@@ -216,7 +216,7 @@ def test_stopped_anywhere_and_repeated_the_bytes_are_the_same(tmp_path, source, 
             with contextlib.suppress(Killed):
                 write(out, some_tensors(4), **options)
         if killer.count < at:
-            break  # it ran through: every moment has been tried
+            break  # the run completed: every moment has been tried
         if not out.exists():
             with CheckpointWriter(out, **options) as writer:
                 resumed.add(len(writer.done()))
@@ -237,7 +237,7 @@ def test_stopped_while_finishing_no_tensor_is_written_again(tmp_path, source):
     def killed(*folders):
         raise Killed
 
-    # The companions are copied before the shards get their final names, the folder is synced after.
+    # Companion files are copied before the shards get their final names; the folder is synced after.
     for step in ("copy_companions", "sync_folder"):
         with CheckpointWriter(tmp_path / "out", **options) as writer:
             for name, tensor in some_tensors().items():

@@ -1,4 +1,4 @@
-"""``justright prune``: a dry run that writes nothing, a run, its JSON, and what it refuses before any work."""
+"""``justright prune``: a dry run that writes nothing, a run, its JSON, and input that it rejects before work."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_bad_input(
 def test_a_limit_of_file_sizes_is_an_error_that_says_how_to_go_on(
     run: Run, moe: Path, texts: Path, tmp_path: Path
 ) -> None:
-    """``ulimit -f``: the kernel itself refuses the first statistics that are larger, as it would a full disk."""
+    """``ulimit -f``: the kernel rejects the first larger file, as with a full disk."""
     words = ("prune", moe, "-o", tmp_path / "out", "--calibration", texts, *SMALL)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

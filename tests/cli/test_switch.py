@@ -1,4 +1,4 @@
-"""``justright switch`` and the options of thinking: what they write, show and refuse before any work."""
+"""``justright switch`` and the reasoning options: output, files, and input that they reject before work."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_effort_in_chat(run: Run, adapter: Path, pair: tuple[Path, Path]) -> Non
 
 
 def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """On problems that the fast mode gets right by construction: its own answers."""
+    """The problems' answers are the fast mode's own, so that it is right by construction."""
     prompts = [f"the {word} {number}" for word in ("fox", "dog", "quick") for number in range(16)]
     asked = [word for prompt in prompts for word in ("-p", prompt)]
     answers = run("generate", pair[1], *asked, "--max-tokens", 3, "--json", "--batch", 16).out.splitlines()
@@ -282,7 +282,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
 
 @pytest.fixture
 def answering(adapter: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
-    """A copy of the switch, problems for it, and a command that calibrates on them."""
+    """A copy of the switch, problems for it, and the command that calibrates on them."""
     mine = shutil.copytree(adapter, tmp_path / "switch")
     file = tmp_path / "problems.jsonl"
     problems = [{"question": f"the {word} {n}", "answer": n} for word in ("fox", "dog") for n in range(20)]
