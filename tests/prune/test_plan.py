@@ -1,4 +1,4 @@
-"""The plan as a file: read back as written, refused where it does not fit, and the settings' own refusals."""
+"""The plan as a file: round trips, errors for a plan that does not fit, and errors of the settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_it_is_read_back(tmp_path: Path) -> None:
     PLAN.check(CONFIG)
     (tmp_path / "plan.json").write_text(
         "\ufeff" + PLAN.to_json(), encoding="utf-8"
-    )  # as some editors save it
+    )  # some editors save it with a byte order mark
     assert Plan.read(tmp_path / "plan.json") == PLAN
 
 

@@ -1,4 +1,4 @@
-"""The page: whole, with everything in it; pictures that are pictures; figures of an evaluation in their place."""
+"""The report: valid and complete HTML, valid pictures, and the evaluation's figures in their place."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_expert_stands_under_the_tree(groups: int, size: int, data: st.Dat
     order = leaf_order(found)
     assert sorted(order) == list(range(groups * size))
     place = {expert: i for i, expert in enumerate(order)}
-    for members in found.members:  # no tree crosses another: a cluster is one run of neighbours
+    for members in found.members:  # trees do not cross: a cluster is a run of neighbours
         at = sorted(place[e] for e in members)
         assert at == list(range(at[0], at[-1] + 1))
     picture = dendrogram(found, [members[0] for members in found.members])
