@@ -1,4 +1,4 @@
-"""The demonstration: runs, compares, draws, and refuses early what it cannot do."""
+"""The demo runs, compares and draws, and rejects bad input before work."""
 
 from __future__ import annotations
 

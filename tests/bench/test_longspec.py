@@ -96,7 +96,7 @@ def test_everybody_emits_the_same_and_lengths_are_told_apart(
     assert len(table_rows(found)) == len(found)
     draw(results, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
-    # Again: nothing is measured twice; another prompt set is refused.
+    # A second run measures nothing twice; another prompt set raises.
     before = json.loads(file.read_text())["cells"]
     run_longspec(plan, file)
     assert json.loads(file.read_text())["cells"] == before
@@ -152,7 +152,7 @@ def test_summaries_count_tokens_and_verifications_together() -> None:
     assert one.x_plain_least == pytest.approx(2.0)
     assert one.x_plain_all == pytest.approx(4.0 / 1.5)
     assert one.verify_ms == pytest.approx(800 / 15)
-    # Whoever gives five tokens at once before the clock runs gains nothing by it.
+    # A contender gains nothing by emitting five tokens before the clock starts.
     for cells in results.cells.values():
         cells["x"].runs = [Generation([0] * 21, 0.1, 5, cells["x"].runs[0].decode_s, 10, 0, 0.1, 0.4)]
     [one] = [s for s in summaries(results) if s.contender == "x"]

@@ -1,4 +1,4 @@
-"""Recipes: what they say is what is made, and what they cannot say is refused by name."""
+"""Recipes build what they state, and an invalid field raises an error that names it."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "omit width"),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--spec"], "has no [SPEC]"),
         (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed are auto and cpu"),
-        (["draft", "inspect", "./nowhere"], "no such directory"),
+        (["draft", "inspect", "./nowhere"], "neither a directory nor a hub id"),
         (["draft", "inspect", "MODEL"], "is not that of a drafter"),
         (["generate", "MODEL", "-p", "a", "--draft", "lstm"], "justright draft train"),
         (["bench", "longspec", "MODEL", "--draft", "nobody"], "no contender is called 'nobody'"),

@@ -1,4 +1,4 @@
-"""Final answers: what a reader would call right; lm-eval's own filters where these are asked for."""
+"""Grading of final answers as a reader would, and lm-eval's filters on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin for vLLM without a vLLM: which states it hands over, and that its chains are our drafters'."""
+"""The vLLM plugin without vLLM: the states that it passes, and its chains, which equal our drafters'."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTH = 4
 
 
 class Model(nn.Module):
-    """Named as vLLM names a model with LoRA, its matrices padded as vLLM pads them."""
+    """Names and padded matrices of a model with LoRA in vLLM."""
 
     def __init__(self, embedding: Tensor, head: Tensor) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def batch(*names: str) -> Any:
 
 
 def tokens_of(*rows: list[int]) -> tuple[Any, Any]:
-    """``lengths, tokens`` as vLLM has them."""
+    """``lengths, tokens`` in vLLM's form."""
     tokens = np.zeros((len(rows), 64), dtype=np.int32)
     for at, row in enumerate(rows):
         tokens[at, : len(row)] = row
