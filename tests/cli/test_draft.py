@@ -78,18 +78,18 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["draft", "train", "MODEL"], "give the directory to create"),
+        (["draft", "train", "MODEL"], "there is no output directory"),
         (["draft", "train", "MODEL", "-o", "OUT", "--temperature", "0"], "temperature is 0.0"),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "gru"], "cell is 'gru'"),
         (["draft", "train", "MODEL", "-o", "OUT", "--rate", "0"], "rate is 0.0"),
         (["draft", "train", "MODEL", "-o", "OUT", "--texts", "nowhere"], "no calibration texts 'nowhere'"),
         (
             ["draft", "train", "MODEL", "-o", "OUT", "--no-spec", "--spec-steps", "9"],
-            "no meaning without [SPEC]",
+            "no effect without [SPEC]",
         ),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "leave width"),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--spec"], "has no [SPEC]"),
-        (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed are auto and cpu"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed: auto, cpu"),
         (["draft", "inspect", "./nowhere"], "no such directory"),
         (["draft", "inspect", "MODEL"], "is not that of a drafter"),
         (["generate", "MODEL", "-p", "a", "--draft", "lstm"], "justright draft train"),

@@ -58,7 +58,7 @@ def test_stats_line() -> None:
     )
     request = Request([1], stats=stats, finish_reason="stop")
     assert stats_line(request) == (
-        "prompt 100 tokens, 200/s | answer 41 tokens, 10.0/s | 2.00 tokens a step (20 of 30 guesses accepted) | "
+        "prompt 100 tokens, 200/s | answer 41 tokens, 10.0/s | 2.00 tokens per step (20 of 30 drafted tokens accepted) | "
         "2 near ties | ended by stop"
     )
     stats.drafted = stats.accepted = 0
