@@ -113,7 +113,7 @@ OPTIONS = [
     (["--draft", "oracle"], 2, "no drafter is called 'oracle'"),
     (["--no-such-option"], 2, "No such option"),
     (["--system", "be kind", "--raw"], 2, "--system needs a model with a chat template"),
-    (["-p", "-", "-p", "-"], 2, "stdin can be read once"),
+    (["-p", "-", "-p", "-"], 2, "stdin can be read only once"),
     (["-f", "no-such-file.txt"], 2, "no-such-file.txt"),
 ]
 

@@ -104,7 +104,7 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
         ),
         (("-o", "OUT", "--store", "zip"), 2, "allowed: dense, sparse"),
         (("-o", "OUT", "--eval", "no_such_task"), 3, "no evaluation task"),
-        (("-o", "OUT", "--eval-limit", "3"), 2, "name tasks"),
+        (("-o", "OUT", "--eval-limit", "3"), 2, "no effect without --eval TASKS"),
         (
             ("-o", "OUT", "--weights", "none", "--sparsity", "0.4", "--expert-sparsity", "0.25"),
             2,

@@ -47,7 +47,7 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--rule", "luck"), 2, "energy, entropy"),
         (("--value", "2"), 2, "allowed is above 0 to 1"),
         (("--form", "zip"), 2, "compact, portable"),
-        (("--factor", "0.5"), 2, "merged checkpoint only"),
+        (("--factor", "0.5"), 2, "--form merged only"),
         (("--budget", "10"), 2, "too small"),
         (("--dtype", "int8"), 2, "int8"),
         (("--rule", "entropy", "--value", "0.5"), 2, "--value has no effect"),
@@ -338,7 +338,7 @@ def test_another_jobs_interrupted_answers_stay(
 
     with monkeypatch.context() as patched:
         patched.setattr("justright.engine.llm.LLM.generate_requests", once)
-        assert "is kept in" in run(*command, pair[0], "--floor", 0.01).err
+        assert "are kept in" in run(*command, pair[0], "--floor", 0.01).err
     work = mine.parent / "switch.calibration"
     held = {kept.name: kept.read_bytes() for kept in work.iterdir()}
     assert len(held) == 2
