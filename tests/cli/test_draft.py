@@ -91,7 +91,7 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--spec"], "has no [SPEC]"),
         (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed: auto, cpu"),
         (["draft", "inspect", "./nowhere"], "no such directory"),
-        (["draft", "inspect", "MODEL"], "is not that of a drafter"),
+        (["draft", "inspect", "MODEL"], "allowed for a drafter"),
         (["generate", "MODEL", "-p", "a", "--draft", "lstm"], "justright draft train"),
         (["bench", "longspec", "MODEL", "--draft", "nobody"], "no contender is called 'nobody'"),
         (["bench", "longspec", "MODEL", "--draft", "lstm:path"], "give KEY=VALUE"),
