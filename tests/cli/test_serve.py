@@ -62,7 +62,7 @@ def test_a_missing_package_is_named_with_the_extra(
         (("--temperature", "-1"), "temperature is -1"),
         (("--effort", "escalate"), "switch"),
         (("--effort", "enormous"), "allowed"),
-        (("--thinking-budget", "5"), "marks no thoughts"),
+        (("--thinking-budget", "5"), "has no reasoning tags"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", "nowhere"), "cannot be read"),
         (("--allowed-host", "http://box"), "without scheme and port"),

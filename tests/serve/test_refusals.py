@@ -162,7 +162,7 @@ def test_contradictions(thinking: Running) -> None:
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
         ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"thinking_budget": 3, "reasoning": {"max_tokens": 4}}, "reasoning.max_tokens"),
-        ({"reasoning_effort": "none", "thinking_budget": 3}, "does not think"),
+        ({"reasoning_effort": "none", "thinking_budget": 3}, "does not reason"),
         ({"stream_options": {"include_usage": True}}, "stream: true"),
         ({"top_logprobs": 2}, "logprobs: true"),
         ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "allowed: true, false"),
