@@ -263,13 +263,20 @@ def test_servers_tell_what_they_are() -> None:
     assert upstream_of(llama, adapters, UpstreamOptions(fast="1.gguf")) == LLAMA
     assert upstream_of(llama, [], UpstreamOptions()) == Upstream("llama.cpp", "base")
     assert upstream_of(llama, [], UpstreamOptions(), "{% if enable_thinking %}").has_fast
-    one = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}")
-    assert not one.has_fast
+    one = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}</think>")
+    assert (one.has_fast, one.reasons) == (False, True)
     for effort in ("none", "auto"):
         with pytest.raises(ApiError, match="has one mode"):
             chat({"messages": [], "reasoning_effort": effort}, one, Policy())
     assert chat({"messages": [], "reasoning_effort": "high"}, one, Policy()).decision.mode == "slow"
     assert "slow only" in one.summary()
+    plain = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}")
+    assert (plain.has_fast, plain.reasons) == (False, False)
+    none = {"messages": [], "reasoning_effort": "none"}
+    assert chat(none, plain, Policy()).body == none | {"lora": []}
+    with pytest.raises(ApiError, match="has one mode"):
+        chat({"messages": [], "reasoning_effort": "auto"}, plain, Policy())
+    assert "never reasons" in plain.summary()
     unknown = {"data": [card("base", "me")]}
     assert upstream_of(unknown, None, UpstreamOptions(kind="vllm")) == BARE
 

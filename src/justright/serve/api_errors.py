@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.responses import JSONResponse
 
 from justright.errors import JustrightError, ResourceError, UsageError
 
@@ -78,6 +79,10 @@ class ApiError(Exception):
         """Return the response body."""
         about = {"message": self.message, "type": KINDS[self.status], "param": self.param, "code": self.code}
         return {"error": about}
+
+    def to_response(self) -> JSONResponse:
+        """Return the response."""
+        return JSONResponse(self.to_dict(), self.status, dict(self.headers))
 
 
 def of_error(error: JustrightError, param: str | None = None) -> ApiError:

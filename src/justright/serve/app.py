@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright import __version__
 from justright.engine.llm import LLM
@@ -22,8 +22,8 @@ from justright.engine.request import Request as EngineRequest
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answer_chunks import CompletionWriter, Writer
 from justright.serve.api_errors import ApiError, of_validation
-from justright.serve.connection import HALF_CLOSED
-from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
+from justright.serve.connection import PROBE
+from justright.serve.front import HANDLERS, body_of, unless_gone
 from justright.serve.generation import KEEP_ALIVE, Exchange, refused
 from justright.serve.middleware import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
@@ -153,48 +153,27 @@ class Service:
         self.asking.grammars.close()
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """Sends an exchange's events; ends it when the client disconnects or reads nothing for too long."""
 
     def __init__(self, exchange: Exchange, writer: Writer, settings: ServeSettings) -> None:
-        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        del self.headers["content-length"]
-        self._exchange, self._writer, self._settings = exchange, writer, settings
+        events = exchange.events(writer, settings.keep_alive_s)
+        super().__init__(events, headers={"Cache-Control": "no-cache"}, media_type="text/event-stream")
+        self._exchange, self._send_timeout_s = exchange, settings.send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events."""
-        sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(disconnected(receive))
-        asked: list[asyncio.Future[None]] = []
-        scope.setdefault("state", {})[HALF_CLOSED] = lambda: asked.append(
-            asyncio.ensure_future(self._ask(send, sending))
-        )
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
+        scope.setdefault("state", {})[PROBE] = KEEP_ALIVE
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                with contextlib.suppress(TimeoutError):  # the client reads nothing; the system closes it
-                    sending.result()
+            with contextlib.suppress(TimeoutError):  # the client reads nothing: uvicorn closes the connection
+                await unless_gone(receive, self.stream_response(send_in_time))
         finally:
-            for task in (sending, gone, *asked):
-                task.cancel()
-            await asyncio.gather(sending, gone, *asked, return_exceptions=True)
             await self._exchange.__aexit__(None, None, None)
-
-    async def _ask(self, send: Send, sending: asyncio.Future[None]) -> None:
-        """Write comments: they show whether a client that closed its sending side still reads."""
-        for pause_s in (0.05, 0.2, 1.0):
-            if not sending.done():
-                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
-                await asyncio.sleep(pause_s)
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        events = self._exchange.events(self._writer, self._settings.keep_alive_s)
-        async with contextlib.aclosing(events):
-            async for data in events:
-                async with asyncio.timeout(self._settings.send_timeout_s):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 _PATHS = frozenset(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from justright.errors import UsageError
+from justright.reasoning.budget import ThinkingTags
 from justright.serve.upstream import KINDS, SWITCH, Kind, Upstream
 
 _OWNERS: Mapping[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
@@ -82,8 +83,10 @@ def upstream_of(models: Any, adapters: Any, wanted: UpstreamOptions, template: s
         paths = {str(entry.get("path", "")): int(entry["id"]) for entry in entries}
         ids = tuple(int(entry["id"]) for entry in entries)
         fast = _adapter_id(paths, ids, wanted.fast)
-        has_fast = fast is not None or template is None or SWITCH in template
-        return Upstream(kind, model, fast, ids, has_fast=has_fast)
+        tags = ThinkingTags()
+        marks = [m for m in (SWITCH, tags.open, tags.close) if template is None or m in template]
+        has_fast = fast is not None or SWITCH in marks
+        return Upstream(kind, model, fast, ids, has_fast=has_fast, reasons=has_fast or bool(marks))
     loras = [str(card["id"]) for card in cards if card.get("parent")]
     return Upstream(kind, model, _one(loras, wanted.fast))
 

