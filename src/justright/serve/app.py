@@ -273,7 +273,9 @@ def _looking(app: FastAPI, service: Service) -> None:
             created=service.started,
             owned_by="justright",
             justright=responses.ModelDetails(
-                context_length=service.engine.verifier.max_tokens, efforts=service.asking.efforts
+                context_length=service.engine.verifier.max_tokens,
+                efforts=service.asking.efforts,
+                reasoning=service.asking.reasoning,
             ),
         )
 

@@ -12,16 +12,18 @@ from typing import Any, get_args
 from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.chat_modes import Reasoning
+from justright.engine.chat_modes import Reasoning, opens_reasoning
 from justright.engine.generation import ModeParams
 from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import TOKEN_CHOICE
 from justright.errors import JustrightError, UsageError
+from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, AskedEffort
 from justright.serve.api_errors import ApiError, of_error
 from justright.serve.constraint import Grammars
 from justright.serve.protocol import AsJson, AsSchema, ChatRequest, CommonFields, CompletionRequest, Message
+from justright.serve.responses import ModelReasoning
 from justright.serve.server_settings import OPENAI, ServeSettings
 from justright.serve.strict_schema import closed
 
@@ -63,8 +65,8 @@ class RequestReader:
         self._check_model(asked)
         template = self._template_arguments(asked.chat_template_kwargs or {})
         thinking = thinking_of(asked, self.settings.thinking)
-        if asked.effort is not None and not self._thinks and asked.effort not in FAST_EFFORTS | DECIDING:
-            message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
+        if asked.effort is not None and not self._has_marks and asked.effort not in FAST_EFFORTS | DECIDING:
+            message = f"effort {asked.effort}: this model never reasons; allowed: none, minimal, or no effort"
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
         messages = [self._message(message) for message in asked.messages]
         params = self._params(asked)
@@ -112,6 +114,20 @@ class RequestReader:
         """The efforts that this model supports."""
         return [effort for effort in get_args(AskedEffort) if self._can(effort)]
 
+    @cached_property
+    def reasoning(self) -> ModelReasoning:
+        """What is known about the model's reasoning, see `ModelDetails`."""
+        if "none" in self.efforts:
+            return "switchable"
+        if not self._has_marks:
+            return "never"
+        try:
+            message = {"role": "user", "content": "Hello"}
+            opens = opens_reasoning(self._tokenizer, self._modes.tags or ThinkingTags(), [message])
+        except (TemplateError, TypeError, ValueError):  # no template, or one that wants other messages
+            return "unknown"
+        return "always" if opens else "unknown"
+
     def _can(self, effort: str) -> bool:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
@@ -122,7 +138,8 @@ class RequestReader:
         return self._modes.reasons
 
     @property
-    def _thinks(self) -> bool:
+    def _has_marks(self) -> bool:
+        """Whether the model can mark reasoning; whether it does is known from its answers alone."""
         return self._modes.tags is not None or self._modes.adapter is not None
 
     def _check_model(self, asked: CommonFields) -> None:
