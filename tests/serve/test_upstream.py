@@ -285,17 +285,17 @@ def test_servers_tell_what_they_are() -> None:
     ("models", "wanted", "match"),
     [
         ({"data": [card("base", "me")]}, UpstreamOptions(), "say what it is"),
-        ({"data": [card("base", "justright")]}, UpstreamOptions(), "chooses slow or fast by itself"),
+        ({"data": [card("base", "justright")]}, UpstreamOptions(), "needs no gateway"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(model="other"), "no model 'other'; it has: base"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(fast="q"), "no adapter 'q'; it has: none"),
         (
             {"data": [card("base", "vllm"), *(card(name, "vllm", parent="base") for name in "ab")]},
             UpstreamOptions(),
-            "several adapters.*a, b",
+            "the adapters a, b: say which",
         ),
-        ({"data": []}, UpstreamOptions(), "lists no model"),
-        ([], UpstreamOptions(), "is no list"),
-        ({"data": [1]}, UpstreamOptions(), "is no list"),
+        ({"data": []}, UpstreamOptions(), "/v1/models is not that.*data: List should have at least 1 item"),
+        ([], UpstreamOptions(), "/v1/models is not that.*the response"),
+        ({"data": [1]}, UpstreamOptions(), "/v1/models is not that.*data.0"),
     ],
 )
 def test_servers_that_are_not_understood(models: Any, wanted: UpstreamOptions, match: str) -> None:
@@ -308,5 +308,6 @@ def test_kinds_and_efforts_are_checked() -> None:
         UpstreamOptions(kind="tgi")
     with pytest.raises(UsageError, match="allowed: none, minimal"):
         Policy("escalate")
-    with pytest.raises(UsageError, match="no adapter 9"):
-        Upstream("llama.cpp", "base", 9, (0,))
+    listed = {"data": [card("base", "llamacpp")]}
+    with pytest.raises(UsageError, match="no adapter '9'"):
+        upstream_of(listed, [{"id": 0, "path": "0.gguf"}], UpstreamOptions(fast="9"))

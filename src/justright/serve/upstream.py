@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -55,13 +55,6 @@ class Upstream:
     has_fast: bool = True
     reasons: bool = True
     end_tokens: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"the server's kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if self.kind == "llama.cpp" and self.fast is not None and self.fast not in self.adapters:
-            known = ", ".join(map(str, self.adapters)) or "none"
-            raise UsageError(f"the server has no adapter {self.fast!r}; it has: {known}")
 
     @property
     def fast_model(self) -> str:
@@ -118,24 +111,11 @@ class Policy:
         return RoutingDecision("slow" if hard else "fast", scorer.name, score, threshold, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """A request for the server.
+class UpstreamRequest(NamedTuple):
+    """A body for the server, with the mode and its reason; None: the request is for another model."""
 
-    Attributes:
-        body: the body to send.
-        decision: the mode and the reason; None: the request is for another model and passes unchanged.
-    """
-
-    body: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any]
     decision: RoutingDecision | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return response headers with the mode and the reason."""
-        if self.decision is None:
-            return {}
-        return {"X-Justright-Mode": self.decision.mode, "X-Justright-Reason": self.decision.reason}
 
 
 def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tuple[bytes, dict[str, str]]:
@@ -156,8 +136,11 @@ def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tup
         return content, {}
     if not isinstance(body, dict):
         return content, {}
-    found = chat(body, upstream, policy) if path == CHAT else completion(body, upstream)
-    return (content if found.decision is None else json.dumps(found.body).encode()), found.headers
+    sent, decision = chat(body, upstream, policy) if path == CHAT else completion(body, upstream)
+    if decision is None:
+        return content, {}
+    headers = {"X-Justright-Mode": decision.mode, "X-Justright-Reason": decision.reason}
+    return json.dumps(sent).encode(), headers
 
 
 def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> UpstreamRequest:
@@ -228,14 +211,18 @@ def completion(body: Mapping[str, Any], upstream: Upstream) -> UpstreamRequest:
     modes = upstream.modes_of(body.get("model"))
     if not modes:
         return UpstreamRequest(dict(body))
-    decision = (
-        RoutingDecision("slow", "default", None, None, "a plain completion") if "slow" in modes else _BY_NAME
-    )
+    decision = _decided("slow", "default", "a plain completion") if "slow" in modes else _BY_NAME
     return UpstreamRequest(_addressed(dict(body), decision.mode, upstream), decision)
 
 
 SLOW_EFFORTS = frozenset(EFFORTS) - FAST_EFFORTS - {"auto"}
-_BY_NAME = RoutingDecision("fast", "model", None, None, "the requested model is the fast mode")
+
+
+def _decided(mode: str, by: str, reason: str) -> RoutingDecision:
+    return RoutingDecision(mode, by, None, None, reason)
+
+
+_BY_NAME = _decided("fast", "model", "the requested model is the fast mode")
 
 
 class _Lenient(BaseModel):
@@ -287,15 +274,14 @@ def _decision(
 ) -> RoutingDecision:
     """Choose the mode by the template argument, the effort, the budget or the default."""
     if thinks is not None:
-        mode, reason = "slow" if thinks else "fast", f"{SWITCH} is {str(thinks).lower()}"
-        return RoutingDecision(mode, "template", None, None, reason)
+        return _decided("slow" if thinks else "fast", "template", f"{SWITCH} is {str(thinks).lower()}")
     if effort is None and budget is not None:
-        return RoutingDecision("slow", "budget", None, None, f"a budget of {budget} reasoning tokens")
+        return _decided("slow", "budget", f"a budget of {budget} reasoning tokens")
     by, wanted = ("default", policy.effort) if effort is None else ("effort", effort)
     if wanted == "auto":
         return policy.decide(_last_question(body))
     reason = "as the model does by itself" if wanted is None else f"effort {wanted}"
-    return RoutingDecision("fast" if wanted in FAST_EFFORTS else "slow", by, None, None, reason)
+    return _decided("fast" if wanted in FAST_EFFORTS else "slow", by, reason)
 
 
 def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,10 +332,11 @@ def _addressed(sent: dict[str, Any], mode: str, upstream: Upstream) -> dict[str,
 
 def _last_question(body: Mapping[str, Any]) -> str:
     """Return the text of the last user message."""
-    messages = body.get("messages")
-    turns = [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
-    content = next((m.get("content") for m in reversed(turns) if m.get("role") == "user"), "")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+
+    def objects(value: Any) -> list[Mapping[str, Any]]:
+        return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+    users = [one for one in objects(body.get("messages")) if one.get("role") == "user"]
+    content = users[-1].get("content") if users else ""
+    parts = [part.get("text") for part in objects(content)] or [content]
+    return "".join(part for part in parts if isinstance(part, str))
