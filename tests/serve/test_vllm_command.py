@@ -369,7 +369,7 @@ def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> Non
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
         (("--engine", "vllm", "--draft", "recycling"), "a drafter of the embedded engine"),
         (("--engine", "sglang"), "allowed: embedded, vllm"),
-        ((), "for --engine vllm"),
+        ((), "need --engine vllm"),
     ],
 )
 def test_options_that_would_do_nothing(

@@ -117,7 +117,13 @@ class Service:
         """
         now = self.scheduler.snapshot()
         if now.draining:
-            raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
+            raise ApiError(
+                503,
+                "the server is shutting down: send the request later",
+                None,
+                "shutting_down",
+                {"Retry-After": "5"},
+            )
         most = self.scheduler.max_waiting + now.slots
         if self._encoding_now >= most:
             raise refused(QueueFull(self._encoding_now - now.slots, 1.0))
@@ -186,7 +192,7 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(
         title="justright",
         version=__version__,
-        description="One model behind an OpenAI-compatible API.",
+        description="One model with an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would use an address built from the Host header
@@ -207,7 +213,7 @@ def _generating(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/chat/completions",
-        summary="Go on with a conversation",
+        summary="Continue a conversation",
         openapi_extra=json_body(ChatRequest),
         responses=streamed(responses.ChatCompletion, responses.ChatChunk)
         | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
@@ -218,7 +224,7 @@ def _generating(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/completions",
-        summary="Go on with a text",
+        summary="Continue a text",
         openapi_extra=json_body(CompletionRequest),
         responses=streamed(responses.Completion, responses.CompletionChunk)
         | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
@@ -231,17 +237,22 @@ def _generating(app: FastAPI, service: Service) -> None:
 def _looking(app: FastAPI, service: Service) -> None:
     """Add the read-only routes."""
 
-    @app.get("/v1/models", summary="The models that are served", responses=errors(401, 403))
+    @app.get("/v1/models", summary="The served models", responses=errors(401, 403))
     async def models() -> responses.ModelList:
         return responses.ModelList(object="list", data=[card()])
 
     @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 403, 404))
     async def model(model: str) -> responses.ModelCard:
         if model != service.settings.model:
-            raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
+            raise ApiError(
+                404,
+                f"there is no model {model!r}; allowed: {service.settings.model!r}",
+                "model",
+                "model_not_found",
+            )
         return card()
 
-    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy() | errors(403))
+    @app.get("/health", summary="Whether the server accepts requests", responses=_unhealthy() | errors(403))
     async def health() -> Response:
         now = service.scheduler.snapshot()
         ready = now.alive and not now.draining
@@ -251,7 +262,7 @@ def _looking(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/health/live",
-        summary="Whether the process answers",
+        summary="Whether the process responds",
         response_class=Response,
         status_code=204,
         responses=errors(403),
@@ -262,7 +273,7 @@ def _looking(app: FastAPI, service: Service) -> None:
     for path, endpoint in (("/health", health), ("/health/live", live)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401, 403))
+    @app.get("/metrics", summary="Metrics for Prometheus", responses=_text() | errors(401, 403))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
@@ -299,7 +310,7 @@ def parse(body: bytes, kind: type[B]) -> B:
     except ValueError:
         raw = None
     if _has_more_values(raw, MAX_VALUES):  # pydantic needs 10 us or more for each, and 2 kB for each fault
-        message = f"the body has more than {MAX_VALUES} objects, arrays and members: shorten it"
+        message = f"the body has too many objects, arrays and members; allowed: {MAX_VALUES} at most"
         raise ApiError(400, message, None, "too_many_values")
     try:
         return kind.model_validate_json(body)

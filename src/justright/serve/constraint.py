@@ -64,7 +64,7 @@ class Grammars:
                 f"the JSON schema has {len(text)} characters; allowed: {MAX_SCHEMA}. Simplify it"
             )
         if not self._stop:
-            raise UsageError("this model has no end token, so no answer of it can be JSON: ask for text")
+            raise UsageError("this model has no end token, so its answers cannot be JSON: request text")
         if text not in self._kept:
             async with self._one:
                 if text not in self._kept:  # another request may have compiled it by now
@@ -72,7 +72,7 @@ class Grammars:
         self._kept.move_to_end(text)
         found = self._kept[text]
         if isinstance(found, str):
-            raise UsageError(f"the JSON schema cannot be kept: {found}")
+            raise UsageError(f"the JSON schema cannot be enforced: {found}")
         return found.copy()
 
     async def _compile(self, text: str) -> JsonConstraint | str:

@@ -26,7 +26,9 @@ async def body_of(http: Request) -> bytes:
     check_plain(http.headers)
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
-        message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
+        message = (
+            f"the Content-Type is {media or 'missing'}; allowed: application/json. Send the body as JSON"
+        )
         raise ApiError(400, message, None, "invalid_content_type")
     return await http.body()
 
@@ -39,7 +41,7 @@ def check_plain(headers: Mapping[str, str]) -> None:
     """
     coding = headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
-        message = f"the body has the Content-Encoding {coding!r}: send it as it is, without one"
+        message = f"the Content-Encoding is {coding!r}; allowed: identity. Send the body uncompressed"
         raise ApiError(415, message, None, "unsupported_content_encoding", {"Accept-Encoding": "identity"})
 
 

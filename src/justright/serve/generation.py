@@ -106,7 +106,9 @@ class Exchange:
         """Return the new output chunks; fail if the engine is dead, since none will come."""
         letters = await self._inbox.get(timeout_s)
         if not letters and not self._scheduler.snapshot().alive:
-            raise ApiError(500, "the engine is dead: start the server again", None, "engine_error")
+            raise ApiError(
+                500, "the engine has stopped after an error: restart the server", None, "engine_error"
+            )
         return letters
 
     def _take(self, letter: InboxItem) -> Delta:
@@ -126,9 +128,11 @@ class Exchange:
             if request.error is not None:
                 raise ApiError(500, f"the engine failed: {request.error}", None, "engine_error")
             if not request.timed_out:
-                raise ApiError(503, "the server shuts down: send the request again", None, "shutting_down")
+                raise ApiError(
+                    503, "the server is shutting down: send the request again", None, "shutting_down"
+                )
             if not request.token_ids:
-                message = f"nothing was answered within {self._deadline_s:g} s: send the request again later"
+                message = f"no token was generated within the deadline of {self._deadline_s:g} s: send the request again later"
                 raise ApiError(504, message, None, "deadline_exceeded")
         return delta
 

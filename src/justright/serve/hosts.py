@@ -40,7 +40,7 @@ class Hosts:
         for name in self.allowed:
             if not (_NAME.fullmatch(name.lower()) or _address(name.strip("[]"))):
                 raise UsageError(
-                    f"the allowed host {name!r} is no host name or address: give one without scheme and port, such as "
+                    f"the allowed host {name!r} is not a host name or address: give one without scheme and port, such as "
                     "gpu-box.local"
                 )
 
@@ -86,7 +86,7 @@ def _plain(name: str) -> str:
 
 
 def _listed(names: Collection[str]) -> str:
-    return f"{', '.join(sorted(names))}, and what the server's --allowed-host names"
+    return f"{', '.join(sorted(names))}, and the names given by --allowed-host"
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

@@ -169,7 +169,7 @@ class CommonFields(Strict):
     stop: Stop | Stops | None = None
     response_format: ResponseFormat | None = None
     justright: Extras | None = None
-    user: str | None = Field(None, description="Without meaning here: nothing is kept about users.")
+    user: str | None = Field(None, description="Ignored: the server stores nothing about users.")
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -177,7 +177,7 @@ class CommonFields(Strict):
     @model_validator(mode="after")
     def _streams(self) -> CommonFields:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options are for stream: true")
+            raise ValueError("stream_options need stream: true")
         return self
 
     @property
@@ -211,15 +211,17 @@ class ChatRequest(CommonFields):
     reasoning_effort: AskedEffort | None = None
     reasoning: ReasoningFields | None = None
     thinking_budget: Whole | None = Field(
-        None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."
+        None,
+        ge=0,
+        description="Most reasoning tokens; then the end of reasoning is injected, and the answer begins.",
     )
     stop_in_reasoning: bool = Field(
-        False, description="Whether `stop` ends the answer in reasoning too, and not in content alone."
+        False, description="Whether `stop` also ends an answer within its reasoning."
     )
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    metadata: dict[str, str] | None = Field(None, description="Without meaning here: nothing is stored.")
-    safety_identifier: str | None = Field(None, description="Without meaning here.")
-    prompt_cache_key: str | None = Field(None, description="Without meaning here: prefixes are found anyway.")
+    metadata: dict[str, str] | None = Field(None, description="Ignored: the server stores nothing.")
+    safety_identifier: str | None = Field(None, description="Ignored.")
+    prompt_cache_key: str | None = Field(None, description="Ignored: shared prefixes are always reused.")
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     verbosity: Literal["medium"] | None = None
@@ -237,7 +239,7 @@ class ChatRequest(CommonFields):
     def _agrees(self) -> ChatRequest:
         _ = self.limit, self.effort, self.budget  # these check that the names of one parameter agree
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs is for logprobs: true")
+            raise ValueError("top_logprobs needs logprobs: true")
         return self
 
     @property

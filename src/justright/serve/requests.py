@@ -83,7 +83,7 @@ class RequestReader:
         except JustrightError as error:
             raise of_error(error, _at_fault(asked, error)) from error
         except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            message = f"the model's chat template cannot write this conversation: {error}"
+            message = f"the model's chat template cannot render this conversation: {error}"
             raise ApiError(400, message, "messages", "invalid_value") from error
         name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
         self._check_limit(request, asked.limit, name)
@@ -144,7 +144,7 @@ class RequestReader:
 
     def _check_model(self, asked: CommonFields) -> None:
         if asked.model != self.settings.model:
-            message = f"there is no model {asked.model!r} here; there is {self.settings.model!r}"
+            message = f"there is no model {asked.model!r}; allowed: {self.settings.model!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
     def _params(self, asked: CommonFields) -> ModeParams:
@@ -190,8 +190,8 @@ class RequestReader:
             context = self.engine.verifier.max_tokens
             raise ApiError(
                 400,
-                f"{name} is {limit}, and of the context's {context} tokens the prompt leaves {request.max_tokens}: "
-                "ask for less, or shorten the prompt",
+                f"{name} is {limit}; allowed: at most {request.max_tokens}, which the prompt leaves of the context's "
+                f"{context} tokens. Request fewer, or shorten the prompt",
                 name,
                 "context_length_exceeded",
             )
@@ -205,7 +205,7 @@ class RequestReader:
         if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
             role = "system"
         if getattr(message, "tool_call_id", None) is not None and not self._reads("tool_call_id"):
-            fault = "messages: this model's chat template has no place for tool_call_id: leave it out"
+            fault = "messages: this model's chat template does not read tool_call_id: leave it out"
             raise ApiError(400, fault, "messages", "unsupported_parameter")
         names = ("name", "tool_call_id", "reasoning_content")
         more = {name: getattr(message, name, None) for name in names}
@@ -220,12 +220,14 @@ class RequestReader:
         for name, value in arguments.items():
             param = f"chat_template_kwargs.{name}"
             if name in _reserved():
-                raise ApiError(400, f"{param} is not the client's to say", param, "unsupported_parameter")
+                raise ApiError(
+                    400, f"{param} is reserved for the server: leave it out", param, "unsupported_parameter"
+                )
             if name == _SWITCH and not isinstance(value, bool):
                 raise ApiError(400, f"{param} is {value!r}; allowed: true, false", param, "invalid_value")
             if name not in self._variables and not (name == _SWITCH and self._modes.adapter is not None):
                 takes = ", ".join(sorted(self._variables - _reserved())) or "none"
-                message = f"this model's chat template takes no {name}; it takes: {takes}"
+                message = f"this model's chat template does not read {name}; allowed: {takes}"
                 raise ApiError(400, message, param, "unknown_parameter")
         return arguments
 

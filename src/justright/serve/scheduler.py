@@ -30,7 +30,9 @@ class QueueFull(JustrightError):
     """
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests wait already: try again in {retry_after_s:.0f} s")
+        super().__init__(
+            f"{waiting} requests are waiting, as many as the queue holds: send the request again in {retry_after_s:.0f} s"
+        )
         self.retry_after_s = retry_after_s
 
 
@@ -134,7 +136,9 @@ class Scheduler:
             self._loop.check_room(request)
         places = self.max_waiting + self.engine.verifier.slots
         if len(pairs) > places:
-            raise UsageError(f"{len(pairs)} sequences at once, and this server takes {places}: ask for fewer")
+            raise UsageError(
+                f"the request has {len(pairs)} sequences; allowed: {places} at most. Request fewer"
+            )
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
         with self._changed:
@@ -216,7 +220,7 @@ class Scheduler:
                 for emission in self._loop.advance():
                     self._tell(emission)
             except Exception as error:
-                log.exception("the engine failed; the requests that ran are ended")
+                log.exception("the engine failed; its running requests end")
                 self._end(error, waiting=False)
             else:
                 continue
@@ -230,7 +234,7 @@ class Scheduler:
         except Exception as error:
             if not isinstance(error, ResourceError) and not is_out_of_memory(error):
                 raise
-            log.warning("there is no memory for a step of one token; the server goes on", exc_info=True)
+            log.warning("there is no memory for a step of one token; the server continues", exc_info=True)
 
     def _enforce(self) -> None:
         """Cancel requests past their deadline, and remove those cancelled while waiting."""

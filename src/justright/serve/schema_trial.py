@@ -65,7 +65,7 @@ class SchemaTrial:
                 self._discard()
                 if process.returncode == -signal.SIGXCPU:
                     return f"compiling it takes more than {self._cpu_seconds} s: simplify it"
-                return "compiling it fails, as it nests too deep or needs too much memory: simplify it"
+                return "compiling it fails, because it nests too deeply or needs too much memory: simplify it"
             found: str | None = json.loads(answer)
             return found
 
@@ -110,7 +110,7 @@ def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     try:
         grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SPACED)
     except RecursionError as error:
-        raise ValueError("it nests too deep") from error
+        raise ValueError("it nests too deeply: simplify it") from error
     matcher = LLMatcher(tokens, grammar, log_level=0)
     if matcher.is_error():
         raise ValueError(first_line(matcher.get_error()))
