@@ -132,7 +132,7 @@ class Exchange:
                     503, "the server is shutting down: send the request again", None, "shutting_down"
                 )
             if not request.token_ids:
-                message = f"no token was generated within the deadline of {self._deadline_s:g} s: send the request again later"
+                message = f"no token was generated within {self._deadline_s:g} s, the deadline: send the request later"
                 raise ApiError(504, message, None, "deadline_exceeded")
         return delta
 

@@ -40,8 +40,8 @@ class Hosts:
         for name in self.allowed:
             if not (_NAME.fullmatch(name.lower()) or _address(name.strip("[]"))):
                 raise UsageError(
-                    f"the allowed host {name!r} is not a host name or address: give one without scheme and port, such as "
-                    "gpu-box.local"
+                    f"the allowed host {name!r} is not a host name or address: give one without scheme and port, such "
+                    "as gpu-box.local"
                 )
 
     def check(self, scope: Scope, *, keys: bool) -> None:

@@ -31,7 +31,7 @@ class QueueFull(JustrightError):
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{waiting} requests are waiting, as many as the queue holds: send the request again in {retry_after_s:.0f} s"
+            f"the queue is full with {waiting} requests: send the request again in {retry_after_s:.0f} s"
         )
         self.retry_after_s = retry_after_s
 
