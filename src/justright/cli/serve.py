@@ -97,8 +97,8 @@ def serve(
     }
     with bind(host, port) as bound:  # fails before any slow work
         ready = prepare(model, output, engine_options)
-        said = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        thinking = settled_thinking(said, ready.defaults)
+        given = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
+        thinking = settled_thinking(given, ready.defaults)
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),

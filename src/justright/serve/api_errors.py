@@ -33,7 +33,7 @@ _CODES = {
     "union_tag_not_found": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
 }
-_ALONE = {
+_NEUTRAL_ONLY = {
     "audio": "the answer is always text",
     "best_of": "request several answers with n and choose one yourself",
     "echo": "the answer never repeats the prompt",
@@ -115,8 +115,10 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
         path.append(worst["ctx"]["discriminator"].strip("'"))
     param = ".".join(map(str, path)) or None
     name = str(path[-1]) if path else ""
-    if name in _ALONE:
-        return ApiError(400, f"{param} is not supported: {_ALONE[name]}", param, "unsupported_parameter")
+    if name in _NEUTRAL_ONLY:
+        return ApiError(
+            400, f"{param} is not supported: {_NEUTRAL_ONLY[name]}", param, "unsupported_parameter"
+        )
     code = _CODES.get(worst["type"], "invalid_value")
     if code == "unknown_parameter":
         return ApiError(400, f"there is no parameter {param}: leave it out", param, code)

@@ -24,7 +24,7 @@ from justright.serve.answer_chunks import CompletionWriter, Writer
 from justright.serve.api_errors import ApiError, of_validation
 from justright.serve.connection import PROBE
 from justright.serve.front import HANDLERS, body_of, unless_gone
-from justright.serve.generation import KEEP_ALIVE, Exchange, refused
+from justright.serve.generation import KEEP_ALIVE, Exchange, rejection_of
 from justright.serve.middleware import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import ChatRequest, CommonFields, CompletionRequest
@@ -60,7 +60,7 @@ class Service:
     ) -> None:
         assert engine.tokenizer is not None
         self.engine, self.scheduler, self.settings, self.log = engine, scheduler, settings, log
-        self.asking = RequestReader(engine, settings)
+        self.reader = RequestReader(engine, settings)
         self.texts = TokenTexts(engine.tokenizer)
         self.metrics = metrics.Metrics(scheduler.snapshot)
         self.started = int(time.time())
@@ -69,12 +69,12 @@ class Service:
         self._encoding_long = ThreadPoolExecutor(1, "justright-encode-long")
         self._encoding_now = 0
 
-    async def generate(self, http: Request, asked: A, make: Make[A], size: int) -> Response:
+    async def generate(self, http: Request, parsed: A, make: Make[A], size: int) -> Response:
         """Answer one request, streamed or whole.
 
         Args:
             http: the HTTP request.
-            asked: its parsed body.
+            parsed: its parsed body.
             make: builds the engine's requests (see `Make`).
             size: size of the body in bytes.
 
@@ -82,19 +82,19 @@ class Service:
             ApiError: the request cannot be answered.
         """
         arrived = time.perf_counter()
-        requests = await unless_gone(http.receive, self._prepared(asked, make, size))
+        requests = await unless_gone(http.receive, self._prepared(parsed, make, size))
         if requests is None:
             return Response(status_code=499)
-        chat = isinstance(asked, ChatRequest)
+        chat = isinstance(parsed, ChatRequest)
         kind = Writer if chat else CompletionWriter
         writer = kind(
             ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
             int(time.time()),
-            asked.model,
+            parsed.model,
             self.texts,
-            asked.choices,
-            asked.wants_usage,
-            asked.wants_trace,
+            parsed.choices,
+            parsed.wants_usage,
+            parsed.wants_trace,
         )
         exchange = Exchange(
             requests,
@@ -105,12 +105,12 @@ class Service:
             deadline_s=self.settings.deadline_s,
             arrived=arrived,
         )
-        if asked.stream:
+        if parsed.stream:
             await exchange.__aenter__()  # it fails with an ordinary response; `EventStream` exits it
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
 
-    async def _prepared(self, asked: A, make: Make[A], size: int) -> list[EngineRequest]:
+    async def _prepared(self, parsed: A, make: Make[A], size: int) -> list[EngineRequest]:
         """Build the engine's requests on our own threads; at most as many at once as the queue can hold.
 
         Cancellation stops the work after the prompt that is being encoded, and a schema compilation at once.
@@ -124,17 +124,17 @@ class Service:
                 "shutting_down",
                 {"Retry-After": "5"},
             )
-        most = self.scheduler.max_waiting + now.slots
-        if self._encoding_now >= most:
-            raise refused(QueueFull(self._encoding_now - now.slots, 1.0))
+        limit = self.scheduler.max_waiting + now.slots
+        if self._encoding_now >= limit:
+            raise rejection_of(QueueFull(self._encoding_now - now.slots, 1.0))
         self._encoding_now += 1
         try:
             pool = self._encoding_long if size > LONG else self._encoding
-            loop, steps = asyncio.get_running_loop(), make(asked)
+            loop, steps = asyncio.get_running_loop(), make(parsed)
             requests: list[EngineRequest] = []
             while found := await loop.run_in_executor(pool, next, steps, None):
                 requests += found
-            await self.asking.constrain(requests, asked)
+            await self.reader.constrain(requests, parsed)
             return requests
         finally:
             self._encoding_now -= 1
@@ -156,7 +156,7 @@ class Service:
         """Shut down the threads and processes that prepare requests."""
         self._encoding.shutdown(wait=False, cancel_futures=True)
         self._encoding_long.shutdown(wait=False, cancel_futures=True)
-        self.asking.grammars.close()
+        self.reader.grammars.close()
 
 
 class EventStream(StreamingResponse):
@@ -198,8 +198,8 @@ def create_app(service: Service) -> ASGIApp:
         redirect_slashes=False,  # a redirect would use an address built from the Host header
         exception_handlers=dict(HANDLERS),
     )
-    _generating(app, service)
-    _looking(app, service)
+    _add_generation_routes(app, service)
+    _add_read_routes(app, service)
     app.include_router(dashboard.router)
     describe(app, keys=bool(service.settings.api_keys))
     settings = service.settings
@@ -207,9 +207,9 @@ def create_app(service: Service) -> ASGIApp:
     return Guard(app, settings.api_keys, *limits, service.count, settings.hosts)
 
 
-def _generating(app: FastAPI, service: Service) -> None:
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
     """Add the routes that generate."""
-    asking = service.asking
+    reader = service.reader
 
     @app.post(
         "/v1/chat/completions",
@@ -220,7 +220,7 @@ def _generating(app: FastAPI, service: Service) -> None:
     )
     async def chat_completions(http: Request) -> Response:
         body = await body_of(http)
-        return await service.generate(http, parse(body, ChatRequest), asking.chat, len(body))
+        return await service.generate(http, parse(body, ChatRequest), reader.chat, len(body))
 
     @app.post(
         "/v1/completions",
@@ -231,10 +231,10 @@ def _generating(app: FastAPI, service: Service) -> None:
     )
     async def completions(http: Request) -> Response:
         body = await body_of(http)
-        return await service.generate(http, parse(body, CompletionRequest), asking.completion, len(body))
+        return await service.generate(http, parse(body, CompletionRequest), reader.completion, len(body))
 
 
-def _looking(app: FastAPI, service: Service) -> None:
+def _add_read_routes(app: FastAPI, service: Service) -> None:
     """Add the read-only routes."""
 
     @app.get("/v1/models", summary="The served models", responses=errors(401, 403))
@@ -252,7 +252,9 @@ def _looking(app: FastAPI, service: Service) -> None:
             )
         return card()
 
-    @app.get("/health", summary="Whether the server accepts requests", responses=_unhealthy() | errors(403))
+    @app.get(
+        "/health", summary="Whether the server accepts requests", responses=_health_responses() | errors(403)
+    )
     async def health() -> Response:
         now = service.scheduler.snapshot()
         ready = now.alive and not now.draining
@@ -273,7 +275,7 @@ def _looking(app: FastAPI, service: Service) -> None:
     for path, endpoint in (("/health", health), ("/health/live", live)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Metrics for Prometheus", responses=_text() | errors(401, 403))
+    @app.get("/metrics", summary="Metrics for Prometheus", responses=_text_response() | errors(401, 403))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
@@ -285,17 +287,17 @@ def _looking(app: FastAPI, service: Service) -> None:
             owned_by="justright",
             justright=responses.ModelDetails(
                 context_length=service.engine.verifier.max_tokens,
-                efforts=service.asking.efforts,
-                reasoning=service.asking.reasoning,
+                efforts=service.reader.efforts,
+                reasoning=service.reader.reasoning,
             ),
         )
 
 
-def _unhealthy() -> dict[int | str, dict[str, Any]]:
+def _health_responses() -> dict[int | str, dict[str, Any]]:
     return {code: {"model": responses.Health} for code in (200, 503)}
 
 
-def _text() -> dict[int | str, dict[str, Any]]:
+def _text_response() -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
@@ -320,14 +322,14 @@ def parse(body: bytes, kind: type[B]) -> B:
 
 def _has_more_values(raw: Any, limit: int) -> bool:
     """Whether the JSON value ``raw`` has more than ``limit`` objects, arrays and object members."""
-    left, count = [raw], 0
-    while left and count <= limit:
-        one = left.pop()
+    pending, count = [raw], 0
+    while pending and count <= limit:
+        one = pending.pop()
         if isinstance(one, dict):
             count += len(one)
             one = one.values()
         elif not isinstance(one, list):
             continue
         count += 1
-        left += [inner for inner in one if isinstance(inner, dict | list)]
-    return count + len(left) > limit
+        pending += [inner for inner in one if isinstance(inner, dict | list)]
+    return count + len(pending) > limit

@@ -28,7 +28,7 @@ from justright.serve.proxy import HOP_BY_HOP, fault_of, origin, passed_headers
 from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 _CONNECT_S, _BODY_S = 5.0, 30.0
-_LOOK_S = 10.0
+_STATUS_S = 10.0
 """Seconds in which the upstream must report what it is and whether it is healthy."""
 
 
@@ -118,7 +118,7 @@ class Gateway:
     async def _json(self, path: str, key: Mapping[str, str]) -> Any:
         """Return the upstream's response at ``path``."""
         try:
-            answer = await self.client.send(self._request("GET", path, key, timeout_s=_LOOK_S))
+            answer = await self.client.send(self._request("GET", path, key, timeout_s=_STATUS_S))
             if answer.status_code in (401, 403):
                 message = (
                     f"the upstream {self.origin} needs an API key: send it as `Authorization: Bearer KEY`"
@@ -131,7 +131,7 @@ class Gateway:
             )
             raise ApiError(502, message, None, "upstream_unknown") from error
         except httpx.HTTPError as error:
-            raise fault_of(error, self.origin, _LOOK_S) from error
+            raise fault_of(error, self.origin, _STATUS_S) from error
 
     def _request(
         self,
@@ -189,10 +189,10 @@ class Gateway:
     async def health(self, _: Request) -> Response:
         """Report whether the upstream accepts requests."""
         try:
-            answer = await self.client.send(self._request("GET", "/health", {}, timeout_s=_LOOK_S))
+            answer = await self.client.send(self._request("GET", "/health", {}, timeout_s=_STATUS_S))
             ready, found = answer.status_code < 400, f"{self.origin} answers with status {answer.status_code}"
         except httpx.HTTPError as error:
-            ready, found = False, fault_of(error, self.origin, _LOOK_S).message
+            ready, found = False, fault_of(error, self.origin, _STATUS_S).message
         status = "ready" if ready else "failed"
         return JSONResponse({"status": status, "upstream": found}, 200 if ready else 503)
 
@@ -213,7 +213,7 @@ class _Relayed(StreamingResponse):
 def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
     """Create the application, wrapped in a `Guard`."""
 
-    async def look(http: Request) -> Response:
+    async def read(http: Request) -> Response:
         if {".", "..", ""} & set(http.path_params.get("model", "x").split("/")):
             raise ApiError(404, "there is no such model", "model", "model_not_found")
         return await gateway.relay(http)
@@ -228,7 +228,7 @@ def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
 
     routes = [Route(path, gateway.generate, methods=["POST"]) for path in (CHAT, COMPLETION)]
     routes += [
-        Route(path, look, methods=["GET"]) for path in ("/v1/models", "/v1/models/{model:path}", "/metrics")
+        Route(path, read, methods=["GET"]) for path in ("/v1/models", "/v1/models/{model:path}", "/metrics")
     ]
     routes += [
         Route("/health", gateway.health, methods=["GET"]),

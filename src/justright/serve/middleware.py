@@ -60,7 +60,7 @@ class Guard:
             return
         began, status = time.perf_counter(), 499  # nginx's status for a client that disconnected
 
-        async def watched(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -68,14 +68,14 @@ class Guard:
 
         try:
             if scope.get("state", {}).get(CROWDED) and scope["path"] not in _HEALTH:
-                raise _crowded()
+                raise _too_many_connections()
             self._hosts.check(scope, keys=bool(self._keys))
             http = Request(scope, receive)
             self._check_key(scope["path"], http.headers)
             body = await self._body(http)
-            await self.app(scope, replayed(body, receive), watched)
+            await self.app(scope, replayed(body, receive), send_noting_status)
         except ApiError as error:
-            await error.to_response()(scope, receive, watched)
+            await error.to_response()(scope, receive, send_noting_status)
         except ClientDisconnect:
             pass
         finally:
@@ -114,7 +114,7 @@ class Guard:
         return ApiError(413, message, None, "body_too_large", {"Connection": "close"})
 
 
-def _crowded() -> ApiError:
+def _too_many_connections() -> ApiError:
     message = "too many connections are open: send the request again later"
     headers = {"Retry-After": "5", "Connection": "close"}
     return ApiError(503, message, None, "too_many_connections", headers)

@@ -71,9 +71,12 @@ def describe(app: FastAPI, *, keys: bool) -> None:
 def _document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = found["components"]["schemas"]
-    asked: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
-    told: list[Any] = [(responses.ChatChunk, "serialization"), (responses.CompletionChunk, "serialization")]
-    _, extra = models_json_schema([*asked, *told], ref_template=_REF)
+    inputs: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+    outputs: list[Any] = [
+        (responses.ChatChunk, "serialization"),
+        (responses.CompletionChunk, "serialization"),
+    ]
+    _, extra = models_json_schema([*inputs, *outputs], ref_template=_REF)
     for name, schema in extra["$defs"].items():
         schemas.setdefault(name, schema)
     for name in ("HTTPValidationError", "ValidationError"):

@@ -146,7 +146,7 @@ class Scheduler:
                 raise ShuttingDown("the server is shutting down: send the request to another one")
             if len(self._entries) + len(pairs) > places:
                 waiting = max(len(self._entries) - self.engine.verifier.slots, 0)
-                raise QueueFull(waiting, self._patience(waiting))
+                raise QueueFull(waiting, self._expected_wait_s(waiting))
             for request, listener in pairs:
                 entry = _Entry(request, listener, deadline, now)
                 self._entries[request.id] = entry
@@ -189,7 +189,7 @@ class Scheduler:
             draining=self._draining,
         )
 
-    def _patience(self, waiting: int) -> float:
+    def _expected_wait_s(self, waiting: int) -> float:
         """Estimate the seconds until a new request gets a slot."""
         each = sum(self._recent) / len(self._recent) if self._recent else 1.0
         return max(1.0, each * (waiting + 1) / self.engine.verifier.slots)
@@ -204,7 +204,7 @@ class Scheduler:
             with self._changed:
                 self._stopped = True
             for entry in list(self._entries.values()):
-                self._give_up(entry, error)
+                self._abort(entry, error)
             self.on_death()
 
     def _serve(self) -> None:
@@ -218,7 +218,7 @@ class Scheduler:
             self._enforce()
             try:
                 for emission in self._loop.advance():
-                    self._tell(emission)
+                    self._deliver(emission)
             except Exception as error:
                 log.exception("the engine failed; its running requests end")
                 self._end(error, waiting=False)
@@ -247,9 +247,9 @@ class Scheduler:
         for request in gone:
             self._loop.waiting.remove(request)
             request.finish_reason = "cancelled"
-            self._tell(Emission(request, [], "", 0, "cancelled"))
+            self._deliver(Emission(request, [], "", 0, "cancelled"))
 
-    def _tell(self, emission: Emission) -> None:
+    def _deliver(self, emission: Emission) -> None:
         if not (emission.token_ids or emission.text or emission.finish_reason):
             return  # held back; it may still be discarded in favour of an answer to another prompt
         entry = self._entries[emission.request.id]
@@ -276,14 +276,14 @@ class Scheduler:
         with self._changed:
             if waiting:
                 self._new.clear()
-            spared = {request.id for request in [*kept, *(entry.request for entry in self._new)]}
-            ended = [entry for entry in self._entries.values() if entry.request.id not in spared]
+            kept_ids = {request.id for request in [*kept, *(entry.request for entry in self._new)]}
+            ended = [entry for entry in self._entries.values() if entry.request.id not in kept_ids]
         for entry in ended:
-            self._give_up(entry, error)
+            self._abort(entry, error)
         self._loop.waiting.extend(kept)
 
-    def _give_up(self, entry: _Entry, error: BaseException | None) -> None:
+    def _abort(self, entry: _Entry, error: BaseException | None) -> None:
         """End a request in its current state."""
         entry.request.error = error
         entry.request.finish_reason = "cancelled"
-        self._tell(Emission(entry.request, [], "", 0, "cancelled"))
+        self._deliver(Emission(entry.request, [], "", 0, "cancelled"))

@@ -42,7 +42,7 @@ class SchemaTrial:
     def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
         self._cpu_seconds = cpu_seconds
         self._process: subprocess.Popen[str] | None = None
-        self._used = threading.Lock()
+        self._lock = threading.Lock()
 
     def run(self, schema: str) -> str | None:
         """Compile a schema, given as JSON text; may take seconds.
@@ -50,7 +50,7 @@ class SchemaTrial:
         Returns:
             The schema's error; None if it is valid.
         """
-        with self._used:
+        with self._lock:
             process = self._process
             if process is None or process.poll() is not None:
                 self._discard()
@@ -79,7 +79,7 @@ class SchemaTrial:
     def close(self) -> None:
         """Stop the process for good."""
         self.stop()
-        with self._used:
+        with self._lock:
             self._discard()
 
     def _start(self) -> subprocess.Popen[str]:

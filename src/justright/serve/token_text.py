@@ -30,7 +30,7 @@ class TokenTexts:
         if token is None:
             return b""
         if self._byte_level:
-            return bytes(_bytes_of()[letter] for letter in token if letter in _bytes_of())
+            return bytes(_byte_letters()[letter] for letter in token if letter in _byte_letters())
         if found := _BYTE.fullmatch(token):
             return bytes([int(found[1], 16)])
         return str(token).replace("\u2581", " ").encode()
@@ -49,7 +49,7 @@ class TokenTexts:
 
 
 @cache
-def _bytes_of() -> dict[str, int]:
+def _byte_letters() -> dict[str, int]:
     """Return the letters that byte-level vocabularies use for bytes (GPT-2's table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in shown]

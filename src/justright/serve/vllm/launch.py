@@ -39,7 +39,7 @@ _SERVER = "vllm.entrypoints.openai.api_server"
 _DRAFT_TOKENS = {"suffix": 16, "lstm": 5, "hybrid": 8}
 """Length of the longest chain that is verified."""
 _FAST = "-fast"
-_OURS = frozenset(
+_RESERVED = frozenset(
     {"model", "served-model-name", "lora-modules", "chat-template", "middleware", "host", "port"}
 )
 
@@ -102,7 +102,7 @@ class VllmSettings:
         if self.params.seed is not None:
             raise UsageError("a seed is for a request, not for a server: leave it out")
         for argument in self.more:
-            if argument.split("=")[0].removeprefix("--") in _OURS and argument.startswith("--"):
+            if argument.split("=")[0].removeprefix("--") in _RESERVED and argument.startswith("--"):
                 raise UsageError(f"{argument} is set by justright: leave it out of vLLM's further arguments")
 
 
@@ -146,22 +146,22 @@ def command(
     Raises:
         UsageError: vLLM cannot serve this (stacked experts in the switch, see `save_portable`).
     """
-    arguments = ["-m", _SERVER, *_plain(path, settings)]
-    drafting, environment = _drafting(path, settings)
+    arguments = ["-m", _SERVER, *_basic_arguments(path, settings)]
+    drafting, environment = _drafter_arguments(path, settings)
     arguments += drafting
     notes: list[str] = []
     fast = None
     if adapter is not None:
         fast = settings.model + _FAST
-        arguments += _lora(adapter, path, fast, folder)
+        arguments += _lora_arguments(adapter, path, fast, folder)
         if drafting:
-            arguments += _room(settings)
+            arguments += _batch_limits(settings)
         if adapter.exact:
             notes.append(
                 f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM's LoRA cannot hold them"
             )
     modes = RequestBuilder(tokenizer, adapter)
-    separates, more = _reasoning(modes.tags, tokenizer, settings.closing)
+    separates, more = _reasoning_arguments(modes.tags, tokenizer, settings.closing)
     arguments += more
     if modes.tags is not None and not separates:
         notes.append(
@@ -196,7 +196,7 @@ def command(
     return Command([*arguments, *settings.more], environment, notes)
 
 
-def _plain(path: Path, settings: VllmSettings) -> list[str]:
+def _basic_arguments(path: Path, settings: VllmSettings) -> list[str]:
     """Return the settings that map directly to vLLM arguments."""
     found = ["--model", str(path), "--served-model-name", settings.model, "--dtype", settings.dtype]
     found += ["--host", settings.host, "--port", str(settings.port), "--middleware", PATH]
@@ -208,14 +208,14 @@ def _plain(path: Path, settings: VllmSettings) -> list[str]:
     ]
     if settings.draft != "none":
         found += ["--per-request-spec-decode-metrics", "summary"]
-    found += ["--override-generation-config", json.dumps(_sampling(settings.params))]
+    found += ["--override-generation-config", json.dumps(_sampling_config(settings.params))]
     numbers = {"--max-model-len": settings.max_context, "--max-num-seqs": settings.slots}
     if settings.data_parallel > 1:
         numbers["--data-parallel-size"] = settings.data_parallel
     return found + [word for name, n in numbers.items() if n is not None for word in (name, str(n))]
 
 
-def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, str]]:
+def _drafter_arguments(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, str]]:
     """Return vLLM's arguments for the drafter, and the environment variable for our plugin."""
     if settings.draft == "none":
         return [], {}
@@ -223,18 +223,18 @@ def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, 
     environment = {}
     if settings.draft != "suffix":
         config = {"method": "custom_class", "model": plugin.DRAFTER}
-        asked = {"draft": settings.draft, "options": dict(settings.draft_options), "model": str(path)}
-        environment[plugin.VARIABLE] = json.dumps(asked)
+        drafter = {"draft": settings.draft, "options": dict(settings.draft_options), "model": str(path)}
+        environment[plugin.VARIABLE] = json.dumps(drafter)
     config["num_speculative_tokens"] = _DRAFT_TOKENS[settings.draft]
     return ["--speculative-config", json.dumps(config)], environment
 
 
-def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
+def _lora_arguments(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
     """Return arguments for the switch as a LoRA module and for one chat template with both modes."""
-    place = folder / "switch"
-    place.mkdir(parents=True, exist_ok=True)
-    rank = save_portable(adapter, place, path)
-    found = ["--enable-lora", "--lora-modules", f"{name}={place}", "--max-lora-rank", str(rank)]
+    adapter_folder = folder / "switch"
+    adapter_folder.mkdir(parents=True, exist_ok=True)
+    rank = save_portable(adapter, adapter_folder, path)
+    found = ["--enable-lora", "--lora-modules", f"{name}={adapter_folder}", "--max-lora-rank", str(rank)]
     # One more than there are adapters: on a CPU, requests without an adapter otherwise get another's (vLLM 0.32).
     found += ["--max-loras", "2"]
     slow = read_template(path)
@@ -246,14 +246,14 @@ def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
     return found
 
 
-def _room(settings: VllmSettings) -> list[str]:
+def _batch_limits(settings: VllmSettings) -> list[str]:
     """Return batch limits: with adapters and drafts, vLLM starts only if a step holds the drafts of all sequences."""
     slots = settings.slots or 128
     tokens = max(4096, slots * (_DRAFT_TOKENS[settings.draft] + 1))
     return ["--max-num-seqs", str(slots), "--max-num-batched-tokens", str(tokens)]
 
 
-def _reasoning(
+def _reasoning_arguments(
     tags: ThinkingTags | None, tokenizer: PreTrainedTokenizerFast, closing: str | None
 ) -> tuple[bool, list[str]]:
     """Return whether vLLM can separate reasoning from answers, and its arguments for it.
@@ -269,7 +269,7 @@ def _reasoning(
     return True, ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(config)]
 
 
-def _sampling(params: SamplingParams) -> dict[str, float]:
+def _sampling_config(params: SamplingParams) -> dict[str, float]:
     """Return every parameter, so that the checkpoint's generation config has no effect."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return {name: getattr(params, name) for name in names}
