@@ -229,4 +229,4 @@ def test_a_dead_engine_ends_the_process(tiny_llama: Path) -> None:
     finally:
         server.kill()
     assert server.returncode == 1
-    assert "error: the engine died (MemoryError: no more of it): start the server again" in err
+    assert "error: the engine died (MemoryError: no more of it): restart the server" in err

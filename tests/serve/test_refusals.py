@@ -82,7 +82,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 3}, None),
     ({"logprobs": 3}, "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ({"max_completion_tokens": 3}, None),
+    ({"max_completion_tokens": 3}, "max_tokens"),
     ({"reasoning_effort": "enormous"}, "reasoning_effort"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"reasoning": {"effort": "xhigh"}}, "reasoning_effort"),

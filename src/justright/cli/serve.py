@@ -97,8 +97,8 @@ def serve(
     }
     with bind(host, port) as bound:  # fails before any slow work
         ready = prepare(model, output, engine_options)
-        said = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        thinking = settled_thinking(said, ready.defaults)
+        given = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
+        thinking = settled_thinking(given, ready.defaults)
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),
@@ -113,7 +113,7 @@ def serve(
         for line in ready.generation.lines(settings.sampling, sampling=True):
             output.note(f"note: {line}")
         if not keys and not is_loopback(host):
-            output.note(f"note: anyone who can reach {host} can use this server: consider --api-key")
+            output.note(f"note: anybody who reaches {host} can use this server: consider --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 
@@ -138,8 +138,8 @@ def _run(
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:
         raise ResourceError(
-            f"the memory left holds a KV cache of {cache_tokens} tokens; serving needs {LEAST_TOKENS}. Use a smaller "
-            "model, or free memory"
+            f"the free memory holds a KV cache of {cache_tokens} tokens; serving needs {LEAST_TOKENS} at least: free "
+            "memory, or use a smaller model"
         )
     if cache_tokens < (context := engine.verifier.max_tokens):
         engine.verifier.shorten(cache_tokens)
@@ -183,9 +183,9 @@ def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_
         UsageError: such an option was given.
     """
     if engine != "embedded":
-        raise UsageError(f"engine {engine!r}; allowed: embedded, vllm")
+        raise UsageError(f"the engine is {engine!r}; allowed: embedded, vllm")
     if engine_arg or copies > 1 or dry_run:
-        raise UsageError("--engine-arg, --copies and --dry-run are for --engine vllm: leave them out")
+        raise UsageError("--engine-arg, --copies and --dry-run need --engine vllm: leave them out")
 
 
 def _need_extra() -> None:
