@@ -188,7 +188,7 @@ def test_an_unknown_prefix_lists_the_prefixes(zoo):
 
 def test_the_zoo_that_is_not_installed_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(sources, "entry_points", lambda group: [])
-    with pytest.raises(MissingExtraError, match=r"zoo:moe.*pip install justright-zoo"):
+    with pytest.raises(MissingExtraError, match=r"zoo:moe.*pip install packages/justright-zoo"):
         sources.resolve("zoo:moe")
 
 

@@ -17,7 +17,14 @@ from typing import Protocol, cast
 
 from justright.checkpoint.bundle_manifest import Bundle, is_bundle
 from justright.checkpoint.reader import no_weights, weights_file
-from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
+from justright.errors import (
+    CheckpointError,
+    JustrightError,
+    MissingExtraError,
+    SourceError,
+    UsageError,
+    install_command,
+)
 from justright.files import exists, local_path
 
 ENTRY_POINTS = "justright.models"
@@ -210,7 +217,8 @@ def _packaged(prefix: str, name: str, progress: bool) -> Path:
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if prefix == "zoo" and prefix not in points:
         raise MissingExtraError(
-            f"zoo:{name} needs the package justright-zoo, which is not installed: pip install justright-zoo"
+            f"zoo:{name} is a model of the package justright-zoo, which is not installed; "
+            f"{install_command(folder='packages/justright-zoo')}"
         )
     if prefix not in points:
         known = ", ".join(f"{known}:NAME" for known in sorted(points)) or "none is installed"

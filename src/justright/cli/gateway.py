@@ -11,7 +11,7 @@ import typer
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 
 if TYPE_CHECKING:
     from justright.serve.gateway import Gateway
@@ -118,7 +118,7 @@ def gateway(
         from justright.serve.lifecycle import bind
         from justright.serve.upstream import Policy
     except ImportError as error:
-        raise MissingExtraError(f"the gateway needs {error.name}: pip install 'justright[serve]'") from error
+        raise MissingExtraError(f"the gateway needs {error.name}; {install_command('serve')}") from error
 
     output = output_of(ctx)
     settings = GatewaySettings(

@@ -9,7 +9,7 @@ import typer
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
-from justright.errors import MissingExtraError, ResourceError, UsageError
+from justright.errors import MissingExtraError, ResourceError, UsageError, install_command
 from justright.readable import key_values
 
 if TYPE_CHECKING:
@@ -202,5 +202,5 @@ def _need_extra() -> None:
         import psutil
         import uvicorn
     except ImportError as error:
-        raise MissingExtraError(f"serving needs {error.name}: pip install 'justright[serve]'") from error
+        raise MissingExtraError(f"serving needs {error.name}; {install_command('serve')}") from error
     _ = fastapi, h11, llguidance, prometheus_client, psutil, uvicorn

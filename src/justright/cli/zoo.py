@@ -11,7 +11,7 @@ import typer
 from justright.cli.options import Json
 from justright.cli.output import output_of
 from justright.cli.progress import with_words
-from justright.errors import MissingExtraError
+from justright.errors import MissingExtraError, install_command
 from justright.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
@@ -172,6 +172,5 @@ def _need_zoo() -> None:
         import justright_zoo  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "the zoo needs the package justright-zoo: pip install justright-zoo (in a checkout: pip install "
-            "packages/justright-zoo)"
+            f"the zoo is a package of its own; {install_command(folder='packages/justright-zoo')}"
         ) from error

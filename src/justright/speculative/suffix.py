@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
 from justright.speculative.suffix_index import Limits, PythonIndex, SuffixIndex, SuffixMatch
 
@@ -205,8 +205,8 @@ def _open_index(options: SuffixOptions) -> tuple[str, SuffixIndex]:
             if options.backend == "arctic":
                 raise MissingExtraError(
                     "suffix drafts: backend 'arctic' needs arctic-inference, which cannot be imported"
-                    f" ({error}). Install it (pip install 'justright[suffix]', which needs a C++ compiler), or use"
-                    " backend 'python', which makes equally good drafts more slowly"
+                    f" ({error}); {install_command('suffix')} (built from source, it needs a C++ compiler). Or take"
+                    " backend 'python': it drafts as well, more slowly."
                 ) from error
     return "python", PythonIndex(options.max_depth, options.remember)
 
