@@ -46,8 +46,7 @@ def decode(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="The drafter among the default contenders.  (default: a bundle's own, else suffix)",
-            show_default=False,
+            help="The drafter among the default contenders.  (default: a bundle's own, else suffix)"
         ),
     ] = None,
     memory: Annotated[
@@ -64,8 +63,7 @@ def decode(
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Keep results in this JSON file as they come; go on from it.", show_default=False),
+        Path | None, typer.Option(help="Keep results in this JSON file as they come; go on from it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -112,15 +110,11 @@ def longspec(
             metavar="[LABEL=]NAME[:OPTION=VALUE;...]",
             help="A contender: plain, a drafter (yours too), transformers, transformers-lookup; repeatable.  (default: "
             "plain, suffix, recycling, and lstm and hybrid where there is a trained drafter)",
-            show_default=False,
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            help="A file by `justright bench longset`.  (default: made from the zoo's texts)",
-            show_default=False,
-        ),
+        typer.Option(help="A file by `justright bench longset`.  (default: made from the zoo's texts)"),
     ] = None,
     buckets: Annotated[
         str, typer.Option(help="Lengths of the prompts, as far as the model's context goes.")
@@ -134,14 +128,10 @@ def longspec(
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Keep results in this JSON file as they come; go on from it.", show_default=False),
+        Path | None, typer.Option(help="Keep results in this JSON file as they come; go on from it.")
     ] = None,
     picture: Annotated[
-        Path | None,
-        typer.Option(
-            help="Draw acceptance, speed and cost by length (needs matplotlib).", show_default=False
-        ),
+        Path | None, typer.Option(help="Draw acceptance, speed and cost by length (needs matplotlib).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -207,8 +197,7 @@ def longset(
         str, typer.Option(metavar="MODEL", help="Whose tokens the buckets are measured in.")
     ] = _DEMO_MODEL,
     texts: Annotated[
-        Path | None,
-        typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)", show_default=False),
+        Path | None, typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)")
     ] = None,
     wildchat: Annotated[
         bool, typer.Option("--wildchat", help="Conversations of WildChat, from the hub, instead.")

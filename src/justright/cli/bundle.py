@@ -43,15 +43,11 @@ app = typer.Typer(
 def make(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     switch: Annotated[
         str | None,
         typer.Option(
-            metavar="ADAPTER",
-            help="Its switch, from `justright switch extract`: a directory or a hub id.",
-            show_default=False,
+            metavar="ADAPTER", help="Its switch, from `justright switch extract`: a directory or a hub id."
         ),
     ] = None,
     draft: Annotated[
@@ -60,7 +56,6 @@ def make(
             metavar="DRAFTER",
             help="Its drafter, from `justright draft train`: a directory or a hub id; or a name: lstm, hybrid (the one "
             "that a package carries for this model), suffix, recycling, none.",
-            show_default=False,
         ),
     ] = None,
     draft_option: DraftOption = None,
@@ -70,7 +65,6 @@ def make(
             metavar="KEY=VALUE",
             help="What holds where nobody says otherwise: draft, effort, max_context, temperature, top_k, top_p, "
             "min_p, repetition_penalty; repeatable.",
-            show_default=False,
         ),
     ] = None,
     copy: Annotated[
@@ -122,7 +116,7 @@ def make(
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.")],
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file, too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -149,12 +143,9 @@ def inspect(
 @app.command("build")
 def build(
     ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A YAML file.", metavar="RECIPE", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="A YAML file.", metavar="RECIPE")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="The directory to create.  (default: the recipe's out)", show_default=False
-        ),
+        Path | None, typer.Option("--out", "-o", help="The directory to create.  (default: the recipe's out)")
     ] = None,
     redo: Annotated[
         bool,

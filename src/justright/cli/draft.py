@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,105 +23,69 @@ app = typer.Typer(
     "[SPEC] token (OWL, arXiv:2510.07535).",
 )
 
-_DATA = "Data"
-_SHAPE = "Drafter"
-_WORK = "Training"
+_data = partial(typer.Option, rich_help_panel="Data")
+_shape = partial(typer.Option, rich_help_panel="Drafter")
+_work = partial(typer.Option, rich_help_panel="Training")
 
 
 @app.command("train")
 def train(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     texts: Annotated[
         list[str] | None,
-        typer.Option(
+        _data(
             metavar="NAME[=SHARE]",
             help="Where prompts are from: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
             "zoo)",
-            rich_help_panel=_DATA,
-            show_default=False,
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Texts the model writes.", rich_help_panel=_DATA)] = 4096,
-    held_out: Annotated[int, typer.Option(help="Further ones, to evaluate on.", rich_help_panel=_DATA)] = 128,
-    prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.", rich_help_panel=_DATA)] = 64,
-    output_tokens: Annotated[int, typer.Option(help="Sampled behind each.", rich_help_panel=_DATA)] = 256,
-    batch: Annotated[int, typer.Option(help="Texts written side by side.", rich_help_panel=_DATA)] = 128,
-    temperature: Annotated[float, typer.Option(help="Of sampling.", rich_help_panel=_DATA)] = 0.7,
-    chat: Annotated[
-        float, typer.Option(help="Share of the prompts in the chat template.", rich_help_panel=_DATA)
-    ] = 0.5,
+    sequences: Annotated[int, _data(help="Texts the model writes.")] = 4096,
+    held_out: Annotated[int, _data(help="Further ones, to evaluate on.")] = 128,
+    prompt_tokens: Annotated[int, _data(help="Most tokens of a prompt.")] = 64,
+    output_tokens: Annotated[int, _data(help="Sampled behind each.")] = 256,
+    batch: Annotated[int, _data(help="Texts written side by side.")] = 128,
+    temperature: Annotated[float, _data(help="Of sampling.")] = 0.7,
+    chat: Annotated[float, _data(help="Share of the prompts in the chat template.")] = 0.5,
     switch: Annotated[
         str | None,
-        typer.Option(
+        _data(
             metavar="ADAPTER",
             help="Half of the texts in the fast mode of this adapter: one drafter for both modes.",
-            rich_help_panel=_DATA,
-            show_default=False,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
+        _data(
             metavar="DIR",
             help="Keep the texts and states here, for other drafters of this model.  (default: deleted at the end)",
-            rich_help_panel=_DATA,
-            show_default=False,
         ),
     ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            help="Of its state.  (default: the model's, at most 2048)",
-            rich_help_panel=_SHAPE,
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Tokens ahead it learns.", rich_help_panel=_SHAPE)] = 5,
-    cell: Annotated[
-        str, typer.Option(help="lstm; rnn and attention: baselines.", rich_help_panel=_SHAPE)
-    ] = "lstm",
-    embedding: Annotated[
-        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
-    ] = "shared",
-    head: Annotated[
-        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
-    ] = "shared",
+    width: Annotated[int | None, _shape(help="Of its state.  (default: the model's, at most 2048)")] = None,
+    steps: Annotated[int, _shape(help="Tokens ahead it learns.")] = 5,
+    cell: Annotated[str, _shape(help="lstm; rnn and attention: baselines.")] = "lstm",
+    embedding: Annotated[str, _shape(help="shared (the model's) or own.")] = "shared",
+    head: Annotated[str, _shape(help="shared (the model's) or own.")] = "shared",
     draft_vocab: Annotated[
         int | None,
-        typer.Option(
+        _shape(
             help="Most frequent tokens that its head knows; 0: all.  (default: 8192 of a vocabulary above 16384, else "
-            "all)",
-            rich_help_panel=_SHAPE,
-            show_default=False,
+            "all)"
         ),
     ] = None,
-    spec: Annotated[
-        bool, typer.Option("--spec/--no-spec", help="Train a [SPEC] token with it.", rich_help_panel=_SHAPE)
-    ] = True,
-    epochs: Annotated[float, typer.Option(help="Passes over the texts.", rich_help_panel=_WORK)] = 2.5,
-    rows: Annotated[int, typer.Option(help="Texts a step.", rich_help_panel=_WORK)] = 8,
-    rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_WORK)] = 0.012,
-    spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 700,
-    spec_rows: Annotated[int, typer.Option(help="Texts a step of these.", rich_help_panel=_WORK)] = 4,
-    spec_rate: Annotated[float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)] = 0.004,
-    vector_rate: Annotated[
-        float, typer.Option(help="Of [SPEC]'s embedding, in sizes of a token's.", rich_help_panel=_WORK)
-    ] = 0.2,
-    evaluate_every: Annotated[
-        int, typer.Option(help="Steps between evaluations.", rich_help_panel=_WORK)
-    ] = 100,
-    patience: Annotated[
-        int,
-        typer.Option(help="Evaluations without a better one that end it; 0: never.", rich_help_panel=_WORK),
-    ] = 5,
-    seed: Annotated[int, typer.Option(help="Of prompts, sampling and weights.", rich_help_panel=_WORK)] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, or cpu: even where there is a GPU.", rich_help_panel=_WORK)
-    ] = "auto",
+    spec: Annotated[bool, _shape("--spec/--no-spec", help="Train a [SPEC] token with it.")] = True,
+    epochs: Annotated[float, _work(help="Passes over the texts.")] = 2.5,
+    rows: Annotated[int, _work(help="Texts a step.")] = 8,
+    rate: Annotated[float, _work(help="Learning rate.")] = 0.012,
+    spec_steps: Annotated[int, _work(help="Steps with [SPEC].")] = 700,
+    spec_rows: Annotated[int, _work(help="Texts a step of these.")] = 4,
+    spec_rate: Annotated[float, _work(help="Learning rate of these.")] = 0.004,
+    vector_rate: Annotated[float, _work(help="Of [SPEC]'s embedding, in sizes of a token's.")] = 0.2,
+    evaluate_every: Annotated[int, _work(help="Steps between evaluations.")] = 100,
+    patience: Annotated[int, _work(help="Evaluations without a better one that end it; 0: never.")] = 5,
+    seed: Annotated[int, _work(help="Of prompts, sampling and weights.")] = 0,
+    device: Annotated[str, _work(help="auto, or cpu: even where there is a GPU.")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what it would take; write nothing.")
     ] = False,
@@ -197,13 +162,11 @@ def inspect(
     drafter: Annotated[
         str,
         typer.Argument(
-            help="A drafter's directory or hub id; or a model that has one: a bundle, packaged:NAME, zoo:NAME.",
-            show_default=False,
+            help="A drafter's directory or hub id; or a model that has one: a bundle, packaged:NAME, zoo:NAME."
         ),
     ],
     picture: Annotated[
-        Path | None,
-        typer.Option(help="Draw its training curve into this file (needs matplotlib).", show_default=False),
+        Path | None, typer.Option(help="Draw its training curve into this file (needs matplotlib).")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -26,9 +26,7 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL",
-            help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME.",
-            show_default=False,
+            metavar="MODEL", help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME."
         ),
     ] = None,
     tasks: Annotated[
@@ -40,26 +38,17 @@ def evaluate(
             "--list", help="The tasks of installed packages and of --include-path, which need no network."
         ),
     ] = False,
-    include_path: Annotated[
-        Path | None, typer.Option(help="A folder of further lm-eval tasks.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents a task.  (default: all)", show_default=False)
-    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="A folder of further lm-eval tasks.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.  (default: all)")] = None,
     few_shot: Annotated[
-        int | None,
-        typer.Option(min=0, help="Examples before a question.  (default: the task's)", show_default=False),
+        int | None, typer.Option(min=0, help="Examples before a question.  (default: the task's)")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Put questions into the model's chat template.")
     ] = False,
     template: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="An argument of the chat template, in JSON; repeatable.",
-            show_default=False,
-        ),
+        typer.Option(metavar="KEY=VALUE", help="An argument of the chat template, in JSON; repeatable."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where the task does not say.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
@@ -70,9 +59,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the figures here too (JSON).", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures here too (JSON).")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on lm-eval tasks: results with 95% intervals, and the tokens that the answers took.

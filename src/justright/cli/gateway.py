@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,64 +17,41 @@ from justright.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from justright.serve.gateway import Gateway
 
-_UPSTREAM = "Upstream"
+_upstream = partial(typer.Option, rich_help_panel="Upstream")
 
 
 def gateway(
     ctx: typer.Context,
     upstream: Annotated[
-        str,
-        typer.Option(
-            metavar="URL",
-            help="The server behind it: http://HOST:PORT, with or without /v1.",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        str, _upstream(metavar="URL", help="The server behind it: http://HOST:PORT, with or without /v1.")
     ],
     kind: Annotated[
-        str | None,
-        typer.Option(
-            help="vllm, sglang or llama.cpp.  (default: as its list of models says)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        str | None, _upstream(help="vllm, sglang or llama.cpp.  (default: as its list of models says)")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Its model, which clients ask for.  (default: the first of its list)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        _upstream(metavar="NAME", help="Its model, which clients ask for.  (default: the first of its list)"),
     ] = None,
     fast: Annotated[
         str | None,
-        typer.Option(
+        _upstream(
             metavar="NAME",
             help="Its adapter for the fast mode, by name; of llama.cpp by id or path.  (default: the only one; with "
             "none the chat template's enable_thinking)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
         ),
     ] = None,
     upstream_key: Annotated[
         str | None,
-        typer.Option(
+        _upstream(
             metavar="KEY",
             envvar="JUSTRIGHT_UPSTREAM_KEY",
             help="The API key that it wants.  (default: what the client sends)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
         ),
     ] = None,
     timeout: Annotated[
         float,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="Give a request up (504) when it has said nothing for so long.",
-            rich_help_panel=_UPSTREAM,
+        _upstream(
+            min=0.001, metavar="SECONDS", help="Give a request up (504) when it has said nothing for so long."
         ),
     ] = 600.0,
     effort: Annotated[
@@ -84,16 +62,11 @@ def gateway(
             "prompt has (numbers, words of reasoning): the calibrated probe needs hidden states, which only "
             "`justright serve` has.  (default: as the model does by itself)",
             rich_help_panel="Thinking",
-            show_default=False,
         ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            help="auto: think above this score.  (default: 0.5)",
-            rich_help_panel="Thinking",
-            show_default=False,
-        ),
+        typer.Option(help="auto: think above this score.  (default: 0.5)", rich_help_panel="Thinking"),
     ] = None,
     host: srv.Host = "127.0.0.1",
     port: srv.Port = 8080,

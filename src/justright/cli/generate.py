@@ -24,13 +24,10 @@ _MAX_BATCH = 4
 
 _Prompts = Annotated[
     list[str] | None,
-    typer.Option(
-        "-p", "--prompt", help="A prompt; - reads stdin. Repeat it for several prompts.", show_default=False
-    ),
+    typer.Option("-p", "--prompt", help="A prompt; - reads stdin. Repeat it for several prompts."),
 ]
 _Files = Annotated[
-    list[Path] | None,
-    typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
+    list[Path] | None, typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.")
 ]
 _Raw = Annotated[bool, typer.Option("--raw", help="Prompts as they are, without the model's chat template.")]
 _Stream = Annotated[
@@ -38,12 +35,7 @@ _Stream = Annotated[
 ]
 _Batch = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
-        show_default=False,
-    ),
+    typer.Option(min=1, metavar="N", help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, TypeVar
 
 import typer
@@ -27,9 +28,9 @@ def chosen(ctx: typer.Context, name: str, value: T, default: T) -> T:
     return default if source is None or source.name == "DEFAULT" else value
 
 
-_LOADING = "Loading and running"
-_SAMPLING = "Sampling"
-_THINKING = "Thinking"
+_loading = partial(typer.Option, rich_help_panel="Loading and running")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_thinking = partial(typer.Option, rich_help_panel="Thinking")
 
 Model = Annotated[
     str,
@@ -61,164 +62,93 @@ Stats = Annotated[
 
 Draft = Annotated[
     str | None,
-    typer.Option(
+    _loading(
         help="Who guesses ahead: suffix, lstm, hybrid, recycling, attention, none. Never changes greedy output; stops "
-        "by itself where it does not pay.  (default: a bundle's own, else suffix; in eval none)",
-        rich_help_panel=_LOADING,
-        show_default=False,
+        "by itself where it does not pay.  (default: a bundle's own, else suffix; in eval none)"
     ),
 ]
 DraftOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--draft-option",
-        metavar="KEY=VALUE",
-        help="An option of the drafter, such as tree=true; repeatable.",
-        rich_help_panel=_LOADING,
-        show_default=False,
+    _loading(
+        "--draft-option", metavar="KEY=VALUE", help="An option of the drafter, such as tree=true; repeatable."
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_LOADING)]
-Device = Annotated[
-    str, typer.Option(help="A torch device; auto: CUDA if there is one.", rich_help_panel=_LOADING)
-]
-CpuKernels = Annotated[
-    str | None,
-    typer.Option(
-        help="packed or plain.  (default: packed on a CPU in float32)",
-        rich_help_panel=_LOADING,
-        show_default=False,
-    ),
-]
+Dtype = Annotated[str, _loading(help="float32, bfloat16 or float16.")]
+Device = Annotated[str, _loading(help="A torch device; auto: CUDA if there is one.")]
+CpuKernels = Annotated[str | None, _loading(help="packed or plain.  (default: packed on a CPU in float32)")]
 MaxContext = Annotated[
-    int | None,
-    typer.Option(
-        help="Most tokens of a sequence.  (default: the model's context)",
-        rich_help_panel=_LOADING,
-        show_default=False,
-    ),
+    int | None, _loading(help="Most tokens of a sequence.  (default: the model's context)")
 ]
-Cache = Annotated[
-    str, typer.Option(help="grow, or static (whole context allocated at once).", rich_help_panel=_LOADING)
-]
+Cache = Annotated[str, _loading(help="grow, or static (whole context allocated at once).")]
 
 GenerationConfig = Annotated[
     str,
-    typer.Option(
+    _sampling(
         metavar="auto|none",
         help="auto: where tokens are sampled, what is not said is as in the model's generation_config.json; each mode "
         "of a switch has its own. none: that file's sampling settings are not read.",
-        rich_help_panel=_SAMPLING,
     ),
 ]
-MaxTokens = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.", rich_help_panel=_SAMPLING)
-]
-Temperature = Annotated[
-    float, typer.Option(help="0: always the most likely token.", rich_help_panel=_SAMPLING)
-]
-TopK = Annotated[int, typer.Option(help="Keep the K most likely tokens; 0: all.", rich_help_panel=_SAMPLING)]
-TopP = Annotated[
-    float,
-    typer.Option(help="Keep the fewest tokens with this probability together.", rich_help_panel=_SAMPLING),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        help="Keep tokens at least this share as likely as the likeliest.", rich_help_panel=_SAMPLING
-    ),
-]
-RepetitionPenalty = Annotated[
-    float,
-    typer.Option(help="Above 1: tokens seen before become less likely.", rich_help_panel=_SAMPLING),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="Of the sampling.  (default: random)", rich_help_panel=_SAMPLING, show_default=False),
-]
+MaxTokens = Annotated[int, _sampling(min=1, metavar="N", help="Most tokens of an answer.")]
+Temperature = Annotated[float, _sampling(help="0: always the most likely token.")]
+TopK = Annotated[int, _sampling(help="Keep the K most likely tokens; 0: all.")]
+TopP = Annotated[float, _sampling(help="Keep the fewest tokens with this probability together.")]
+MinP = Annotated[float, _sampling(help="Keep tokens at least this share as likely as the likeliest.")]
+RepetitionPenalty = Annotated[float, _sampling(help="Above 1: tokens seen before become less likely.")]
+Seed = Annotated[int | None, _sampling(help="Of the sampling.  (default: random)")]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(
-        help="End before this text, where it stands in the content and not in reasoning; repeatable.",
-        rich_help_panel=_SAMPLING,
-        show_default=False,
-    ),
+    _sampling(help="End before this text, where it stands in the content and not in reasoning; repeatable."),
 ]
 StopInReasoning = Annotated[
-    bool,
-    typer.Option(
-        "--stop-in-reasoning", help="--stop ends reasoning too, and all with it.", rich_help_panel=_SAMPLING
-    ),
+    bool, _sampling("--stop-in-reasoning", help="--stop ends reasoning too, and all with it.")
 ]
-System = Annotated[
-    str | None,
-    typer.Option(help="The system message; needs a chat template.", show_default=False),
-]
+System = Annotated[str | None, typer.Option(help="The system message; needs a chat template.")]
 
 Switch = Annotated[
     str | None,
-    typer.Option(
+    _thinking(
         metavar="ADAPTER",
         help="The switch to the model's fast twin, from `justright switch extract`: a directory or a hub id; none: not "
         "even a bundle's own.",
-        rich_help_panel=_THINKING,
-        show_default=False,
     ),
 ]
 Effort = Annotated[
     str | None,
-    typer.Option(
+    _thinking(
         metavar="EFFORT",
         help="none, minimal: fast mode. low, medium, high: think for up to 20, 50, 80% of --max-tokens. auto: a score "
         "of the prompt decides. escalate: fast first, slow if unsure or cut.  (default: a bundle's own, else as the "
         "model does by itself)",
-        rich_help_panel=_THINKING,
-        show_default=False,
     ),
 ]
 ThinkingBudget = Annotated[
     int | None,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Most tokens of thought; then its end is forced, and the answer comes.",
-        rich_help_panel=_THINKING,
-        show_default=False,
+    _thinking(
+        min=0, metavar="N", help="Most tokens of thought; then its end is forced, and the answer comes."
     ),
 ]
 Factor = Annotated[
     float | None,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="Of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
-        rich_help_panel=_THINKING,
-        show_default=False,
-    ),
+    _thinking(min=0.0, max=1.0, help="Of the switch, instead of an effort: 0 slow, 1 fast, between: soft."),
 ]
 Closing = Annotated[
     str | None,
-    typer.Option(
+    _thinking(
         metavar="TEXT",
         help=r"What ends a thought that its budget cuts, the closing tag in it; \n is a line break. It may begin the "
         r"answer: '\n</think>\nThe answer is'.",
-        rich_help_panel=_THINKING,
-        show_default=False,
     ),
 ]
 ScorerName = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        help="Who scores for auto: probe (`justright switch calibrate` fits it) or heuristic.",
-        rich_help_panel=_THINKING,
+    _thinking(
+        metavar="NAME", help="Who scores for auto: probe (`justright switch calibrate` fits it) or heuristic."
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        help="auto: think above this score; escalate: below this probability.  (default: as calibrated)",
-        rich_help_panel=_THINKING,
-        show_default=False,
+    _thinking(
+        help="auto: think above this score; escalate: below this probability.  (default: as calibrated)"
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from justright.prune.outcome import Pruned
     from justright.prune.pipeline import PruneEstimate
 
-_EXPERTS = "Stage 1: experts"
-_WEIGHTS = "Stage 2: single weights"
-_TEXTS = "Calibration"
-_RESULT = "Result"
+_experts = partial(typer.Option, rich_help_panel="Stage 1: experts")
+_weights = partial(typer.Option, rich_help_panel="Stage 2: single weights")
+_texts = partial(typer.Option, rich_help_panel="Calibration")
+_result = partial(typer.Option, rich_help_panel="Result")
 _SLOTS = 16
 """Sequences at once in an evaluation."""
 
@@ -32,94 +33,55 @@ _SLOTS = 16
 def prune(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     sparsity: Annotated[
         float, typer.Option(help="Fraction of the prunable parameters that goes in all.")
     ] = 0.4,
     expert_sparsity: Annotated[
         float | None,
-        typer.Option(
-            help="Fraction of each layer's experts that goes.  (default: half of --sparsity; 0: none)",
-            rich_help_panel=_EXPERTS,
-            show_default=False,
-        ),
+        _experts(help="Fraction of each layer's experts that goes.  (default: half of --sparsity; 0: none)"),
     ] = None,
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help=f"{EXPERTS.help()}.",
-            rich_help_panel=_EXPERTS,
-        ),
-    ] = "stun",
+    criterion: Annotated[str, _experts(help=f"{EXPERTS.help()}.")] = "stun",
     uneven: Annotated[
         bool,
-        typer.Option(
+        _experts(
             "--uneven",
             help="Layers keep different numbers of experts, by one threshold for all; only justright loads the result.",
-            rich_help_panel=_EXPERTS,
         ),
     ] = False,
-    router_weight: Annotated[
-        float, typer.Option(help="Weight of the routers' distance in stun.", rich_help_panel=_EXPERTS)
-    ] = 1.0,
-    coactivation_weight: Annotated[
-        float, typer.Option(help="Weight of coactivation in stun.", rich_help_panel=_EXPERTS)
-    ] = 1.0,
-    weights: Annotated[
-        str,
-        typer.Option(help=f"{WEIGHTS.help()}; {NO_WEIGHTS}: experts only.", rich_help_panel=_WEIGHTS),
-    ] = "wanda",
+    router_weight: Annotated[float, _experts(help="Weight of the routers' distance in stun.")] = 1.0,
+    coactivation_weight: Annotated[float, _experts(help="Weight of coactivation in stun.")] = 1.0,
+    weights: Annotated[str, _weights(help=f"{WEIGHTS.help()}; {NO_WEIGHTS}: experts only.")] = "wanda",
     ratios: Annotated[
-        str,
-        typer.Option(
-            help="uniform, or outlier_weighed: less in layers with more outliers.", rich_help_panel=_WEIGHTS
-        ),
+        str, _weights(help="uniform, or outlier_weighed: less in layers with more outliers.")
     ] = "uniform",
     pattern: Annotated[
         str | None,
-        typer.Option(
-            metavar="N:M",
-            help="Keep N of every M consecutive weights, as 2:4, whatever --sparsity says.",
-            rich_help_panel=_WEIGHTS,
-            show_default=False,
+        _weights(
+            metavar="N:M", help="Keep N of every M consecutive weights, as 2:4, whatever --sparsity says."
         ),
     ] = None,
     parts: Annotated[
-        str, typer.Option(help="What may be pruned, with commas.", rich_help_panel=_WEIGHTS)
+        str, _weights(help="What may be pruned, with commas.")
     ] = "experts,shared_experts,attention,mlp",
-    min_tokens: Annotated[
-        int,
-        typer.Option(min=0, help="Experts that saw fewer are pruned by magnitude.", rich_help_panel=_WEIGHTS),
-    ] = 32,
+    min_tokens: Annotated[int, _weights(min=0, help="Experts that saw fewer are pruned by magnitude.")] = 32,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(
+        _texts(
             metavar="NAME[=SHARE]",
             help="A file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: zoo)",
-            rich_help_panel=_TEXTS,
-            show_default=False,
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences in all.", rich_help_panel=_TEXTS)] = 128,
+    sequences: Annotated[int, _texts(min=1, help="Sequences in all.")] = 128,
     length: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Tokens of each.  (default: 1024, or the model's context)",
-            rich_help_panel=_TEXTS,
-            show_default=False,
-        ),
+        int | None, _texts(min=2, help="Tokens of each.  (default: 1024, or the model's context)")
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(
+        _texts(
             metavar="DIR",
             help="Keep the first pass's statistics here, or take them from here: another sparsity or criterion "
             "then needs no second first pass.",
-            rich_help_panel=_TEXTS,
-            show_default=False,
         ),
     ] = None,
     plan: Annotated[
@@ -128,7 +90,6 @@ def prune(
             metavar="FILE",
             help="Do what a plan.json says (another run's, edited or not) instead of deciding; without "
             "--calibration, single weights then go by magnitude.",
-            show_default=False,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration windows and the random criterion.")] = 0,
@@ -142,34 +103,22 @@ def prune(
     rows: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 4,
     store: Annotated[
         str,
-        typer.Option(
+        _result(
             help="dense: an ordinary checkpoint; sparse: a smaller one on disk, which only justright loads "
-            "(`justright unpack` makes it ordinary).",
-            rich_help_panel=_RESULT,
+            "(`justright unpack` makes it ordinary)."
         ),
     ] = "dense",
     evaluate: Annotated[
         str,
-        typer.Option(
+        _result(
             "--eval",
             metavar="TASKS",
             help="Measure these lm-eval tasks before and after, as `justright eval` does; several with commas.",
-            rich_help_panel=_RESULT,
         ),
     ] = "",
-    eval_limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Documents a task.  (default: all)", rich_help_panel=_RESULT, show_default=False
-        ),
-    ] = None,
+    eval_limit: Annotated[int | None, _result(min=1, help="Documents a task.  (default: all)")] = None,
     eval_chat: Annotated[
-        bool,
-        typer.Option(
-            "--eval-chat/--no-eval-chat",
-            help="Put questions into the chat template.",
-            rich_help_panel=_RESULT,
-        ),
+        bool, _result("--eval-chat/--no-eval-chat", help="Put questions into the chat template.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything; tell sizes, memory and time; write nothing.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,18 +28,16 @@ app = typer.Typer(
     "trained from, as a low-rank adapter (Gold-Switch, arXiv:2510.06750).",
 )
 
-_RANK = "Rank"
-_WORK = "Work"
+_rank = partial(typer.Option, rich_help_panel="Rank")
+_work = partial(typer.Option, rich_help_panel="Work")
 
 
 @app.command("extract")
 def extract(
     ctx: typer.Context,
-    slow: Annotated[str, typer.Argument(help="The reasoning model.", show_default=False)],
-    fast: Annotated[str, typer.Argument(help="The model that it was trained from.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    slow: Annotated[str, typer.Argument(help="The reasoning model.")],
+    fast: Annotated[str, typer.Argument(help="The model that it was trained from.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -46,35 +45,23 @@ def extract(
             "SGLang and llama.cpp; merged: a checkpoint with the adapter baked in."
         ),
     ] = "compact",
-    rule: Annotated[str, typer.Option(help=f"{RULES.help()}.", rich_help_panel=_RANK)] = "energy",
-    value: Annotated[
-        float,
-        typer.Option(
-            help="Share or rank that the rule keeps.",
-            rich_help_panel=_RANK,
-        ),
-    ] = 0.9,
-    power: Annotated[int, typer.Option(help="Of the singular values: 1 or 2.", rich_help_panel=_RANK)] = 2,
-    scope: Annotated[
-        str,
-        typer.Option(help="The share is of every matrix, layer, or of all (global).", rich_help_panel=_RANK),
-    ] = "matrix",
+    rule: Annotated[str, _rank(help=f"{RULES.help()}.")] = "energy",
+    value: Annotated[float, _rank(help="Share or rank that the rule keeps.")] = 0.9,
+    power: Annotated[int, _rank(help="Of the singular values: 1 or 2.")] = 2,
+    scope: Annotated[str, _rank(help="The share is of every matrix, layer, or of all (global).")] = "matrix",
     budget: Annotated[
         int | None,
-        typer.Option(
+        _rank(
             min=1,
             metavar="BYTES",
             help="The most energy whose factors fit, instead of --value (the files have small tensors beside them).",
-            rich_help_panel=_RANK,
-            show_default=False,
         ),
     ] = None,
     max_rank: Annotated[
         int,
-        typer.Option(
+        _rank(
             min=1,
             help="Directions of each matrix that are decomposed for; a rule that needs more is refused.",
-            rich_help_panel=_RANK,
         ),
     ] = 512,
     factor: Annotated[
@@ -86,29 +73,20 @@ def extract(
             "--exact/--no-exact",
             help="Carry the changes of norms, biases and routers as they are; only our engine reads them.  (default: "
             "yes, but not in a portable adapter)",
-            show_default=False,
         ),
     ] = None,
     spectra: Annotated[
         Path | None,
-        typer.Option(
+        _work(
             metavar="DIR",
             help="Keep the decompositions here, or take them from here: another rule then needs none.",
-            rich_help_panel=_WORK,
-            show_default=False,
         ),
     ] = None,
     svd: Annotated[
-        str,
-        typer.Option(
-            help="exact, or randomized: much faster where --max-rank is far below the matrices' size.",
-            rich_help_panel=_WORK,
-        ),
+        str, _work(help="exact, or randomized: much faster where --max-rank is far below the matrices' size.")
     ] = "exact",
-    workers: Annotated[int, typer.Option(min=1, help="Layers at once.", rich_help_panel=_WORK)] = 1,
-    device: Annotated[
-        str, typer.Option(help="A torch device to decompose on.", rich_help_panel=_WORK)
-    ] = "cpu",
+    workers: Annotated[int, _work(min=1, help="Layers at once.")] = 1,
+    device: Annotated[str, _work(help="A torch device to decompose on.")] = "cpu",
     dtype: Dtype = "float32",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the pair and say what it would take; write nothing.")
@@ -200,10 +178,9 @@ def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.", show_default=False)],
+    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.")],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE.png", help="Draw spectra and ranks.", show_default=False),
+        Path | None, typer.Option("--out", "-o", metavar="FILE.png", help="Draw spectra and ranks.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -266,15 +243,12 @@ def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
 def calibrate(
     ctx: typer.Context,
     model: Model,
-    switch: Annotated[
-        str, typer.Option(help="The adapter's directory; auto.json is written into it.", show_default=False)
-    ],
+    switch: Annotated[str, typer.Option(help="The adapter's directory; auto.json is written into it.")],
     problems: Annotated[
         list[str],
         typer.Option(
             help='JSON lines {"question": ..., "answer": ...}, or a set that a package carries (zoo, zoo:chain-3); '
-            "repeatable. Some hundreds, like those that will be asked.",
-            show_default=False,
+            "repeatable. Some hundreds, like those that will be asked."
         ),
     ],
     floor: Annotated[
@@ -290,7 +264,6 @@ def calibrate(
             help="Take the final answer out of a text by this filter of lm-eval: its name, or JSON such as "
             '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: our own '
             "rules)",
-            show_default=False,
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,

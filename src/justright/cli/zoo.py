@@ -64,14 +64,9 @@ def measure(
     name: Name,
     problems: Annotated[int, typer.Option(min=1, max=200, help="Of each kind and level.")] = 50,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            help="The checkpoint, if it is not the shipped one (your own build).", show_default=False
-        ),
+        Path | None, typer.Option(help="The checkpoint, if it is not the shipped one (your own build).")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw the expert routing here (PNG).", show_default=False)
-    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the expert routing here (PNG).")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure what the model's card reports, from its weights, on held-out problems.
@@ -102,8 +97,7 @@ def build(
     ctx: typer.Context,
     name: Name,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Where the checkpoint appears.  (default: zoo-NAME)", show_default=False),
+        Path | None, typer.Option(help="Where the checkpoint appears.  (default: zoo-NAME)")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Two steps only: what it will take on this machine.")
