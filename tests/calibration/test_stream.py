@@ -10,9 +10,10 @@ import torch
 
 from justright.architectures.spec import linear_modules, moe_layers
 from justright.calibration.statistics import Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, job_folder
+from justright.calibration.stream import LayerStream
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.files import job_folder
 from justright.model.decoder_layer import LayerFormat, refuse_quantised
 from tiny import ALL, MOE, save_tiny, tiny_model
 

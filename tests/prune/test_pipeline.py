@@ -314,7 +314,7 @@ def test_statistics_serve_another_sparsity(
         tmp_path / "two", lambda what, done, _: seen.append((what, done))
     )
     assert ("calibrating", 0) not in seen
-    with pytest.raises(UsageError, match="another model, other texts"):
+    with pytest.raises(UsageError, match="holds statistics of another run"):
         prune(checkpoint("mixtral"), tmp_path / "three", settings(texts), statistics=kept)
 
 
@@ -351,10 +351,10 @@ def test_what_is_no_folder_of_statistics_is_refused_before_work(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     for wrong in (tmp_path / "notes", tmp_path / "notes" / "a.txt"):
-        with pytest.raises(UsageError, match="is no folder of statistics"):
+        with pytest.raises(UsageError, match="holds no statistics, and other files"):
             Pruning(model, chosen, statistics=wrong)
     prune(model, tmp_path / "out", chosen, statistics=tmp_path / "statistics")
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match=r"another run \(calibration differ\)"):
         Pruning(model, replace(chosen, seed=5), rows=4, statistics=tmp_path / "statistics")
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 

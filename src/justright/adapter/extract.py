@@ -35,11 +35,10 @@ from justright.adapter.spectra import (
     decompose,
     make_spectra,
 )
-from justright.calibration.stream import job_folder
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import resolve
 from justright.errors import JustrightError, UsageError
-from justright.files import check_new
+from justright.files import check_job_folder, check_new, job_folder
 from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
 
@@ -77,12 +76,7 @@ class Extracted:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {
-            "path": str(self.path),
-            "ranks": dict(self.ranks),
-            "residuals": dict(self.residuals),
-            "exact": dict(self.exact),
-        }
+        return asdict(self) | {"path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +189,7 @@ def extract(
     identities = [weights_identity(path) for path in pair.paths]
     job = {"slow": identities[0], "fast": identities[1], "max_rank": max_rank, "svd": svd}
     if spectra is not None:
-        _check_spectra(spectra, job)
+        check_job_folder(spectra, job, "spectra")
     kept = job_folder(spectra or work.with_suffix(".spectra"), job)
     try:
         found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
@@ -282,21 +276,6 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
         raise UsageError(
             f"rule {rule.rule}{power} needs all singular values, and a randomized decomposition finds the largest "
             "only: choose svd exact, or another rule"
-        )
-
-
-def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
-    """Validate that the user's folder holds nothing else, because it would be emptied."""
-    file = folder / "job.json"
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not file.is_file():
-        raise UsageError(f"{folder} holds no spectra, and other files: give a new folder")
-    held = json.loads(file.read_text(encoding="utf-8"))
-    if held != json.loads(json.dumps(job)):
-        differs = ", ".join(key for key in job if held.get(key) != json.loads(json.dumps(job[key])))
-        raise UsageError(
-            f"{folder} holds spectra of another run ({differs} differ): give a new folder, or remove it"
         )
 
 

@@ -8,7 +8,6 @@ system's page cache keeps them in free memory), and an interrupted run resumes f
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -264,14 +263,3 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.call = (args, kwargs)
         return hidden
-
-
-def job_folder(folder: Path, job: dict[str, Any]) -> Path:
-    """Return ``folder``, emptied if its content belongs to another job."""
-    text = json.dumps(job, sort_keys=True)
-    file = folder / "job.json"
-    if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return folder

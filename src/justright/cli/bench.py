@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_words
 from justright.errors import UsageError
@@ -89,7 +89,7 @@ def decode(
     setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
     kinds = tuple(words(tasks)) or KINDS
     lengths = numbers(context)
-    if quick and not chosen(ctx, "context", context, ""):
+    if quick and not is_given(ctx, "context"):
         lengths = (fitting_length(resolve(model).path, kinds, _QUICK_CONTEXT, tokens),)
     plan = DecodePlan(model, kinds, lengths, setting, memory)
     results = _measured(output, lambda progress: run_plan(plan, out, progress))
@@ -286,7 +286,7 @@ def demo(
         from justright.bench.demo import TASKS, DemoSetting, refuse_mismatches, run_demo
         from justright.checkpoint.sources import resolve
 
-    if not chosen(ctx, "context", context, 0):
+    if not is_given(ctx, "context"):
         context = fitting_length(resolve(model).path, TASKS, context, tokens)
     setting = DemoSetting(model, context, tokens, repeats, draft)
     done = _measured(output, lambda progress: run_demo(setting, out, picture=picture, progress=progress))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Json, Model, chosen
+from justright.cli.options import Json, Model, is_given, named
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_words
 from justright.errors import UsageError
@@ -103,9 +104,9 @@ def train(
         raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
     if not spec or cell == "attention":
         for name in ("spec_steps", "spec_rows", "spec_rate", "vector_rate"):
-            if chosen(ctx, name, True, False):
+            if is_given(ctx, name):
                 raise UsageError(f"--{name.replace('_', '-')} has no meaning without [SPEC]: leave it out")
-    if cell == "attention" and chosen(ctx, "spec", spec, False):
+    if cell == "attention" and is_given(ctx, "spec") and spec:
         raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
         from justright.calibration.texts import notes
@@ -114,26 +115,15 @@ def train(
         from justright.training.self_generated import DataSetting
         from justright.training.trainer import TrainSetting
 
+        kinds = (DrafterShape, DataSetting, TrainSetting)
+        given = {kind: named(ctx, (field.name for field in fields(kind))) for kind in kinds}
         job = Job(
             resolve(model).path,
             out or Path("drafter.dry-run"),
             tuple(texts or ["zoo"]),
-            DrafterShape(width, steps, cell, embedding, head, draft_vocab, spec),
-            DataSetting(
-                sequences, held_out, prompt_tokens, output_tokens, batch, temperature, chat, seed=seed
-            ),
-            TrainSetting(
-                epochs=epochs,
-                rows=rows,
-                rate=rate,
-                spec_steps=spec_steps if spec else 0,
-                spec_rows=spec_rows,
-                spec_rate=spec_rate,
-                vector_rate=vector_rate,
-                evaluate_every=evaluate_every,
-                patience=patience,
-                seed=seed,
-            ),
+            DrafterShape(**given[DrafterShape]),
+            DataSetting(**given[DataSetting]),
+            TrainSetting(**given[TrainSetting] | {"spec_steps": spec_steps if spec else 0}),
             switch,
             data,
             None if device == "auto" else device,

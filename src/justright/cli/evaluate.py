@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
+from justright.cli.options import (
+    CpuKernels,
+    Device,
+    Draft,
+    Dtype,
+    Effort,
+    Json,
+    Switch,
+    ThinkingBudget,
+    engine_options,
+)
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 from justright.files import check_output, write_whole
@@ -91,22 +101,15 @@ def evaluate(
     with output.status(f"loading {model}"):
         from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
+        from justright.engine.chat_modes import Reasoning
         from justright.engine.defaults import settle
         from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
 
-        options = EngineOptions(
-            generation_config="none",
-            dtype=dtype,
-            device=device,
-            cpu_kernels=cpu_kernels,  # type: ignore[arg-type]
-            slots=batch,
-            draft=draft,
-            switch=switch,
-        )
+        options = EngineOptions(**engine_options(ctx, slots=batch, generation_config="none"))
         options, defaults = settle(options, resolve(model).path)
-        said = thinking_of(effort, thinking_budget)
-        thinking = settled_thinking(said, defaults, None if chat else "put questions into it (--chat)")
+        untemplated = None if chat else "put questions into it (--chat)"
+        thinking = settled_thinking(thinking_of(ctx), defaults, untemplated)
         effort = thinking.effort
         engine = LLM(model, options)
         if engine.modes is not None:
@@ -118,7 +121,7 @@ def evaluate(
         "max_tokens": max_tokens,
         "template": arguments,
     }
-    asks = thinking != thinking_of()
+    asks = thinking != Reasoning()
     found = run(
         engine, names, manager, **asked, thinking=thinking if asks else None, progress=output.progress
     )

@@ -13,7 +13,6 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
-from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
@@ -88,23 +87,11 @@ def generate(
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "cache": cache,
-        "generation_config": generation_config,
-    }
-    engine_options |= {
-        "max_context": max_context,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-    }
-    ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
+    slots = batch or min(len(texts), _MAX_BATCH)
+    ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
+    said = thinking_of(ctx)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
     check_thinking(ready, thinking)

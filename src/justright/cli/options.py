@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from justright.cli.output import output_of
+from justright.readable import key_values
 
 T = TypeVar("T")
 
@@ -22,12 +24,37 @@ def _set_quiet(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Return whether the user gave option ``name``."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def chosen(ctx: typer.Context, name: str, value: T, default: T) -> T:
     """Return the user's value of option ``name``, or ``default`` if the user did not give it."""
-    source = ctx.get_parameter_source(name)
-    return default if source is None or source.name == "DEFAULT" else value
+    return value if is_given(ctx, name) else default
 
 
+def named(ctx: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of those options among ``names`` that the command has."""
+    return {name: ctx.params[name] for name in names if name in ctx.params}
+
+
+def engine_options(ctx: typer.Context, **others: Any) -> dict[str, Any]:
+    """Return the fields of `EngineOptions` that the command's options give, and ``others``.
+
+    Raises:
+        UsageError: a --draft-option is no KEY=VALUE.
+    """
+    found = named(ctx, _OF_ENGINE)
+    if "draft_option" in ctx.params:
+        found["draft_options"] = key_values(ctx.params["draft_option"] or [], "--draft-option")
+    return found | others
+
+
+_OF_ENGINE = (
+    "dtype", "device", "cpu_kernels", "max_context", "cache", "slots", "draft", "switch", "generation_config",
+)  # fmt: skip
 _loading = partial(typer.Option, rich_help_panel="Loading and running")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _thinking = partial(typer.Option, rich_help_panel="Thinking")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Json, Model
+from justright.cli.options import Json, Model, is_given, named
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_progress
 from justright.files import check_new
@@ -151,23 +151,9 @@ def prune(
     with Checkpoint.open(source.path) as checkpoint:
         context = context_length(checkpoint.config)
     texts = tuple(calibration or (() if plan else ("zoo",)))
-    settings = Settings(
-        sparsity=sparsity,
-        expert_sparsity=expert_sparsity,
-        criterion=criterion,
-        uneven=uneven,
-        router_weight=router_weight,
-        coactivation_weight=coactivation_weight,
-        weights=weights,
-        ratios=ratios,  # type: ignore[arg-type]  # validated there
-        pattern=pattern,
-        parts=tuple(part for part in parts.split(",") if part),
-        calibration=texts,
-        sequences=sequences,
-        length=length or min(1024, context),
-        min_tokens=min_tokens,
-        seed=seed,
-    )
+    given = named(ctx, (field.name for field in fields(Settings)))
+    given |= {"parts": tuple(part for part in parts.split(",") if part), "calibration": texts}
+    settings = Settings(**given | {"length": length or min(1024, context)})
     check_tokenizer_files(source.path)
     with output.status("reading the texts"):
         pruning = Pruning(
@@ -227,30 +213,21 @@ def _check_options(ctx: typer.Context) -> None:
     if out is not None and not given["evaluate"] and not dry_run:
         check_new(out)
     decided = (
-        "sparsity",
-        "expert_sparsity",
-        "criterion",
-        "uneven",
-        "router_weight",
-        "coactivation_weight",
-        "ratios",
-        "pattern",
+        *("sparsity", "expert_sparsity", "criterion", "uneven"),
+        *("router_weight", "coactivation_weight", "ratios", "pattern"),
     )
-    if plan is not None and (unused := [name for name in decided if _is_given(ctx, name)]):
+    if plan is not None and (unused := [name for name in decided if is_given(ctx, name)]):
         raise UsageError(f"--plan decides that already: leave out --{', --'.join(unused).replace('_', '-')}")
     if plan is not None and not given["calibration"]:
-        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
-        unused += (
-            ["weights"]
-            if _is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs
-            else []
-        )
+        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if is_given(ctx, name)]
+        if is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs:
+            unused.append("weights")
         if unused:
             raise UsageError(
                 "--plan without --calibration removes single weights by magnitude: give texts too, or leave out --"
                 + ", --".join(unused).replace("_", "-")
             )
-    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and _is_given(ctx, "sparsity"):
+    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and is_given(ctx, "sparsity"):
         raise UsageError(
             "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
         )
@@ -287,12 +264,6 @@ def _evaluation(
         return [figure.to_dict() for figure in found]
 
     return measure, asked
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether the user gave an option, whatever its value."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _tell(output: Terminal, estimate: PruneEstimate, seconds: float) -> None:

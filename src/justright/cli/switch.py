@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from justright.adapter.rank_rules.base import RULES
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, engine_options, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
@@ -113,7 +113,7 @@ def extract(
         ("dtype", form == "merged"),
     ]
     for name, ignored in unused:
-        if ignored and chosen(ctx, name, True, False):
+        if ignored and is_given(ctx, name):
             raise UsageError(f"--{name} has no meaning beside the other options: leave it out")
     if budget is not None and rule != "energy":
         raise UsageError(
@@ -301,15 +301,8 @@ def calibrate(
             f"note: {len(questions)} problems leave wide intervals, and thresholds that chance may have chosen: "
             f"give {ADVISED} or more"
         )
-    options = EngineOptions(
-        generation_config="none",
-        dtype=dtype,
-        device=device,
-        cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # validated there
-        slots=batch,
-        draft="none",
-        switch=str(folder),
-    )
+    own = {"slots": batch, "draft": "none", "switch": str(folder), "generation_config": "none"}
+    options = EngineOptions(**engine_options(ctx, **own))
     with output.status(f"loading {model}"):
         engine = LLM(model, options)
     try:

@@ -137,10 +137,8 @@ def collect(
         asked = questions[begin : begin + _CHUNK]
         tick("answering", begin, len(questions))
         if not file.exists():
-            partial = file.with_suffix(".partial")
             tensors, texts = _answer(engine, asked, max_tokens)
-            save_tensors(tensors, partial, {mode: json.dumps(said) for mode, said in texts.items()})
-            partial.replace(file)
+            save_tensors(tensors, file, {mode: json.dumps(said) for mode, said in texts.items()})
         chunks.append(_judged(file, asked, judge))
     tick("answering", len(questions), len(questions))
     joined = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

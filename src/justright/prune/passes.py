@@ -205,7 +205,7 @@ def prune_weights(
         packed, few = mask_layer(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
         packed["uncalibrated"] = torch.tensor([few])
         if stream is None:
-            _write(packed, _file(folder, index))
+            save_tensors(packed, _file(folder, index))
             del state
             trim()
         else:
@@ -218,7 +218,7 @@ def prune_weights(
                 ahead = _watch(config, stream, index + 1, following)
                 del following
                 stages.append(Stage(index + 1, ahead))
-            stream.fly(stages, 0, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
+            stream.fly(stages, 0, before=lambda: save_tensors(packed, _file(folder, index)))  # noqa: B023
             stream.release(index)
     if stream is not None:
         stream.discard()
@@ -273,10 +273,4 @@ def _watch(
 
 def _save(watching: Mapping[int, Collector], folder: Path) -> None:
     for index, collector in watching.items():
-        _write(collector.statistics.check(index).to_tensors(), _file(folder, index))
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    save_tensors(tensors, partial)
-    partial.replace(file)
+        save_tensors(collector.statistics.check(index).to_tensors(), _file(folder, index))

@@ -17,11 +17,12 @@ from justright.architectures.spec import num_experts, num_layers, text_config
 from justright.architectures.uneven_experts import is_uneven, with_experts
 from justright.calibration import texts
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, check_runs, job_folder
+from justright.calibration.stream import LayerStream, check_runs
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.files import check_job_folder, job_folder
 from justright.model.decoder_layer import LayerFormat
 from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
@@ -141,8 +142,8 @@ class Pruning:
             check_runs(self.config)
             check_length(self.config, settings.length)
             self.calibration = self._texts()
-        if statistics is not None and statistics.exists():
-            _check_statistics(statistics, self._job())
+        if statistics is not None:
+            check_job_folder(statistics, self._job(), "statistics")
 
     @property
     def takes_statistics(self) -> bool:
@@ -362,8 +363,7 @@ class Pruning:
         if folder is None:
             folder = job_folder(work / "statistics", {**job, "needs": sorted(self._needs)})
         else:
-            if folder.exists():
-                _check_statistics(folder, job)
+            check_job_folder(folder, job, "statistics")
             job_folder(folder, job)
         return collect(self.layers, self._run(), folder, tick, self._needs)
 
@@ -416,23 +416,3 @@ def prune(model: str | Path, out: str | Path, settings: Settings | None = None, 
     elif changes:
         raise UsageError(f"give settings or {', '.join(changes)}, not both")
     return Pruning(resolve(str(model)).path, settings, **options).run(Path(out))
-
-
-def _check_statistics(folder: Path, job: Mapping[str, Any]) -> None:
-    """Validate that a folder is empty or holds statistics of this job.
-
-    Raises:
-        UsageError: The folder holds other files, or statistics of a job that differs from ``job``.
-    """
-    file = folder / "job.json"
-    if not folder.is_dir() or (any(folder.iterdir()) and not file.is_file()):
-        raise UsageError(
-            f"{folder} is no folder of statistics: choose an empty one, or one that --statistics filled"
-        )
-    if file.is_file():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        if any(theirs.get(key) != value for key, value in job.items()):
-            raise UsageError(
-                f"{folder} holds statistics of another model, other texts (or another seed, number or length of "
-                "sequences) or another device: choose another folder"
-            )

@@ -140,7 +140,6 @@ def write_drafter(
     if vocab is not None:
         tensors["vocab"] = vocab.int().cpu()
     save_tensors(tensors, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)
     text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
