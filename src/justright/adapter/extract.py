@@ -99,10 +99,6 @@ class ExtractEstimate:
     memory_bytes: int
     residuals: Mapping[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"residuals": dict(self.residuals)}
-
 
 def estimate(
     pair: Pair, max_rank: int = 512, svd: Method = "exact", device: torch.device = CPU, *, exact: bool = True

@@ -31,20 +31,6 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     return found
 
 
-def wide_rows(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and one row a task: everyone's tokens/s, the ratios to transformers, and whether all outputs agree."""
-    names = list(dict.fromkeys(name for row in results.cells.values() for name in row))
-    against = [name for name in names if name not in (TRANSFORMERS, LOOKUP)]
-    header = ("task", *names, *(f"{name} / transformers" for name in against), "outputs")
-    found = []
-    for task, row in results.cells.items():
-        speeds = [f"{row[name].median('tokens_per_s'):.1f}" if name in row else "" for name in names]
-        ratios = [ratio(row[name], row.get(TRANSFORMERS)) if name in row else "" for name in against]
-        verdicts = sorted({str(cell.agreement or "-") for cell in row.values()})
-        found.append((task, *speeds, *ratios, "; ".join(verdicts)))
-    return header, found
-
-
 def _row(task: str, name: str, cell: Cell, others: dict[str, Cell]) -> tuple[str, ...]:
     low, high = cell.spread("tokens_per_s")
     cells = [

@@ -162,8 +162,8 @@ def inspect(
 ) -> None:
     """Show what a drafter is, for which model, and its accuracy on held-out prompts."""
     output = output_of(ctx)
-    from justright.speculative.lstm_network import read_config
-    from justright.speculative.store import WEIGHTS, named_drafter, read_about
+    from justright.speculative.lstm_network import LstmConfig
+    from justright.speculative.store import WEIGHTS, named_drafter, read_about, read_config
 
     folder = named_drafter(drafter)
     about = read_about(folder)
@@ -179,7 +179,7 @@ def inspect(
         return
     what = _describe_attention(about)
     if about["kind"] == "lstm":
-        config = read_config(folder)
+        config = read_config(folder, "lstm", LstmConfig)
         what = (
             f"{config.cell.upper()} drafter, width {config.width}, {config.steps} steps; {config.head_size:,} of "
             f"{config.vocab_size:,} tokens in its head; embedding {config.embedding}, head {config.head}; "

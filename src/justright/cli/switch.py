@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -165,7 +166,7 @@ def extract(
 
 def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
     if output.json:
-        output.object(found.to_dict())
+        output.object(asdict(found))
         return
     output.text(
         f"{found.matrices} matrices, {found.numbers:,} numbers: about {readable_seconds(found.seconds)} to decompose, "

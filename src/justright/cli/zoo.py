@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from justright.cli.output import output_of
 from justright.cli.progress import with_words
 from justright.errors import MissingExtraError
 from justright.readable import readable_bytes, readable_count
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="zoo", help="Small real models that behave like the big ones.", invoke_without_command=True

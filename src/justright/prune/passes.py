@@ -13,6 +13,7 @@ from torch import Tensor
 
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import ResourceError
 from justright.files import save_tensors
 from justright.heap import trim
@@ -38,6 +39,11 @@ class CalibrationRun:
     dtype: torch.dtype = torch.float32
     rows: int = 1
 
+    def stream(self, checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> LayerStream:
+        """The sequences on their way through the layers of ``checkpoint``."""
+        options = {"device": self.device, "dtype": self.dtype, "rows": self.rows}
+        return LayerStream(checkpoint, config, self.ids, folder, **options)  # type: ignore[arg-type]
+
 
 def collect(
     layers: LayerFormat,
@@ -53,8 +59,7 @@ def collect(
     hidden = folder / "hidden"
     done = _finished(folder, layers.layers)
     if done < layers.layers:
-        stream = LayerStream(layers.checkpoint, layers.config, run.ids, hidden, device=run.device,
-                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+        stream = run.stream(layers.checkpoint, layers.config, hidden)
         while (first := stream.position) < layers.layers:
             tick("calibrating", first, layers.layers)
             flight = range(first, min(first + len(stream.devices), layers.layers))
@@ -190,8 +195,7 @@ def prune_weights(
     stream, ahead = None, None
     done = _finished(folder, layers.layers)
     if run is not None and done < layers.layers:
-        stream = LayerStream(layers.checkpoint, config, run.ids, folder / "hidden", device=run.device,
-                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+        stream = run.stream(layers.checkpoint, config, folder / "hidden")
         done = stream.position
     for index in range(done, layers.layers):
         tick("weights", index, layers.layers)

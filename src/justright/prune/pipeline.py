@@ -17,7 +17,7 @@ from justright.architectures.spec import num_experts, num_layers, text_config
 from justright.architectures.uneven_experts import is_uneven, with_experts
 from justright.calibration import texts
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, check_runs
+from justright.calibration.stream import check_runs
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.writer import CheckpointWriter, Store
@@ -191,10 +191,8 @@ class Pruning:
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
         calibrated = self.calibration is not None
-        experts, experts_after = (
-            num_experts(self.config),
-            sum(self.counts.values()) / max(1, len(self.counts)),
-        )
+        experts = num_experts(self.config)
+        experts_after = sum(self.counts.values()) / max(1, len(self.counts))
         return PruneEstimate(
             parameters=self.sizes.total,
             prunable=self.sizes.prunable,
@@ -223,16 +221,8 @@ class Pruning:
         batches = -(-self.settings.sequences // self.rows)
         total = 0.0
         with tempfile.TemporaryDirectory() as folder:
-            ids = self.calibration.ids[: self.rows]
-            stream = LayerStream(
-                self.checkpoint,
-                self.config,
-                ids,
-                Path(folder),
-                device=self.device,
-                dtype=self.dtype,
-                rows=self.rows,
-            )
+            run = replace(self._run(), ids=self.calibration.ids[: self.rows])
+            stream = run.stream(self.checkpoint, self.config, Path(folder))
             for has_experts, index in kinds.items():
                 layer = stream.materialise(index, self.layers.read(index))
                 begin = time.perf_counter()

@@ -303,8 +303,6 @@ def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _
     Raises:
         CheckpointError: A weight is NaN or infinite.
     """
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(checkpoint):
         tensor = checkpoint.tensor(name, copy=True)
