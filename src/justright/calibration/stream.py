@@ -83,9 +83,6 @@ class LayerStream:
         self._layers, self._calls = self._skeleton(checkpoint, config)
         self.position = self._resume(checkpoint)
 
-    def __len__(self) -> int:
-        return len(self._layers)
-
     def device(self, index: int) -> torch.device:
         """Device of layer ``index``."""
         return self.devices[index % len(self.devices)]
@@ -115,17 +112,6 @@ class LayerStream:
         """
         for hidden in self._inputs(index if at is None else at):
             self._call(index, hidden)
-
-    @torch.inference_mode()
-    def advance(self, index: int, before: Callable[[], None] = lambda: None) -> None:
-        """Run layer ``index`` over all sequences; its outputs become the next layer's inputs.
-
-        Args:
-            index: Index of the layer, which must be `position`.
-            before: Called after the run and before the layer counts as done, so that whatever it saves exists
-                when a resumed stream continues after this layer.
-        """
-        self.fly([Stage(index)], 0, before)
 
     def fly(self, stages: Sequence[Stage], kept: int, before: Callable[[], None] = lambda: None) -> None:
         """Run consecutive layers over all sequences as a pipeline: each layer is one batch after the layer before it.

@@ -98,10 +98,6 @@ class Checkpoint:
         """Drop the mapped shards; may be called twice."""
         self._open.clear()
 
-    def names(self) -> tuple[str, ...]:
-        """Return the tensors' names in disk order."""
-        return tuple(self._infos)
-
     def files(self) -> tuple[Path, ...]:
         """Return the safetensors files."""
         return tuple(self._headers)
@@ -188,11 +184,6 @@ class Checkpoint:
     def nbytes(self) -> int:
         """The size of all tensors on disk."""
         return sum(info.nbytes for info in self._infos.values())
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata of all shards' headers (usually ``{"format": "pt"}``)."""
-        return {key: value for header in self._headers.values() for key, value in header.metadata.items()}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def measure_trees(
 def measure_attention_trees(
     model: AttentionModel, shards: Iterable[Shard], device: torch.device
 ) -> TreeTable:
-    """As `measure_trees`; each prefix is read from the sequence's first output token on."""
+    """`measure_trees` for the attention baseline, whose context is the output up to each prefix."""
 
     def growers(shard: Shard, batch: Prefixes) -> Iterator[_Grow]:
         for sequence, position in zip(batch.sequence.tolist(), batch.position.tolist(), strict=True):
