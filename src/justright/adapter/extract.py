@@ -128,7 +128,7 @@ def estimate(
         sum(n * taken[shape] for shape, n in shapes.items()),
         kept,
         5 * 4 * largest,
-        {one.name: one.distance for one in pair.residuals() if not (exact and exact_name(pair, one.name))},
+        {n: far for n, far in pair.residuals().items() if not (exact and exact_name(pair, n))},
     )
 
 
@@ -233,7 +233,7 @@ def _plan(
     """Describe the output for the chosen ranks."""
     ranks, rule = chosen
     known = found.spectra()
-    left = {one.name: one.distance for one in pair.residuals()}
+    left = pair.residuals()
     carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
     size = factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize)
     return Extracted(

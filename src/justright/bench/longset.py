@@ -252,12 +252,8 @@ def from_conversations(
             bucket = next((b for b in found if size <= b), None)
             if bucket is not None and size > bucket // 2 and len(found[bucket]) < per_bucket:
                 name = str(row.get("conversation_hash", len(found[bucket])))
-                found[bucket].append(
-                    Prompt(
-                        *(f"wildchat-{bucket}-{name}", "multi-turn", bucket),
-                        *(tuple(turns[:end]), "", "WildChat", "ODC-BY"),
-                    )
-                )
+                label, said = f"wildchat-{bucket}-{name}", tuple(turns[:end])
+                found[bucket].append(Prompt(label, "multi-turn", bucket, said, "", "WildChat", "ODC-BY"))
                 break
         if all(len(prompts) >= per_bucket for prompts in found.values()):
             break

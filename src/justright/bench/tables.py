@@ -145,12 +145,9 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def machine_line(machine: dict[str, Any]) -> str:
     """One line for under a table."""
     versions = machine["versions"]
-    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {_threads(machine)}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {threads}"
     return (
         f"{place}; {machine['created'][:10]}; justright {machine['justright']}, torch {versions.get('torch')}, "
         f"transformers {versions.get('transformers')}, Python {versions.get('python')}"
     )
-
-
-def _threads(machine: dict[str, Any]) -> str:
-    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"

@@ -277,15 +277,12 @@ def _download(repo: str, revision: str | None, progress: bool) -> Path:
             "Check the network (HF_ENDPOINT and HTTPS_PROXY are honoured), or name a local directory"
         ) from error
     except OSError as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
         raise SourceError(
-            f"{where} could not be fetched from the hub ({_first_line(error)}). "
+            f"{where} could not be fetched from the hub ({line}). "
             "Repeat the command: what is already fetched is kept"
         ) from error
     return Path(path)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,13 @@ _WIDE = 140
 """Width of the output of `bench longspec`, in terminal columns."""
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
 _QUICK_CONTEXT = 1024
+_BUCKETS = "1024,2048,4096,8192,16384,32768,65536"
+_Kinds = Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)]
+_Tokens = Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")]
+_Seed = Annotated[int, typer.Option(help="Of the places in the texts.")]
+_Results = Annotated[
+    Path | None, typer.Option(help="Keep results in this JSON file as they come; go on from it.")
+]
 
 
 @app.command("decode")
@@ -33,7 +40,7 @@ def decode(
     ctx: typer.Context,
     model: Model,
     context: Annotated[str, typer.Option(help="Prompt tokens, one or several.")] = "1024,4096",
-    tasks: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    tasks: _Kinds = "",
     contenders: Annotated[
         str,
         typer.Option(
@@ -41,7 +48,7 @@ def decode(
             show_default=False,
         ),
     ] = "",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
+    tokens: _Tokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and contender, interleaved.")] = 3,
     draft: Annotated[
         str | None,
@@ -62,9 +69,7 @@ def decode(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep results in this JSON file as they come; go on from it.")
-    ] = None,
+    out: _Results = None,
     as_json: Json = False,
 ) -> None:
     """Decode the same prompts in several ways, and report speeds, ratios, and whether the outputs agree.
@@ -118,18 +123,16 @@ def longspec(
     ] = None,
     buckets: Annotated[
         str, typer.Option(help="Lengths of the prompts, as far as the model's context goes.")
-    ] = "1024,2048,4096,8192,16384,32768,65536",
-    kinds: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    ] = _BUCKETS,
+    kinds: _Kinds = "",
     per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and length.")] = 1,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
+    tokens: _Tokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per prompt and contender, interleaved.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
+    seed: _Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep results in this JSON file as they come; go on from it.")
-    ] = None,
+    out: _Results = None,
     picture: Annotated[
         Path | None, typer.Option(help="Draw acceptance, speed and cost by length (needs matplotlib).")
     ] = None,
@@ -202,12 +205,10 @@ def longset(
     wildchat: Annotated[
         bool, typer.Option("--wildchat", help="Conversations of WildChat, from the hub, instead.")
     ] = False,
-    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, one or several.")] = (
-        "1024,2048,4096,8192,16384,32768,65536"
-    ),
-    kinds: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, one or several.")] = _BUCKETS,
+    kinds: _Kinds = "",
     per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and bucket.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
+    seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Generate a set of long prompts: multi-turn, summarise, quote-and-answer, edit-code, continue.
@@ -266,7 +267,7 @@ def demo(
     context: Annotated[
         int, typer.Option(min=1, help="Prompt tokens.  (default: 2048, or what fits the model)")
     ] = 2048,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 96,
+    tokens: _Tokens = 96,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and decoder, interleaved.")] = 2,
     draft: Annotated[str, typer.Option(help="The drafter.")] = "suffix",
     picture: Annotated[bool, typer.Option(help="Draw the picture (needs matplotlib).")] = True,

@@ -189,7 +189,8 @@ class _Session:
                 # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
-                self._error(error)
+                said = f"error: {error}"
+                self.output.console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         from justright.cli.running import stats_line
@@ -265,9 +266,6 @@ class _Session:
             self.output.text("" if request.text.endswith("\n") else "\n", end="")
         if interrupt.seen and not sys.stdin.isatty():
             raise typer.Exit(130)
-
-    def _error(self, error: Exception) -> None:
-        self.output.console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
 def _lines(*, interactive: bool) -> Iterator[str]:

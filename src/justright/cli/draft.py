@@ -177,7 +177,8 @@ def inspect(
     if output.json:
         output.object(about | {"size_bytes": size})
         return
-    what = _describe_attention(about)
+    known = about.get("draft_vocab") or about.get("vocab_size")
+    what = f"Attention drafter of one layer (a baseline); {known:,} tokens in its head"
     if about["kind"] == "lstm":
         config = read_config(folder, "lstm", LstmConfig)
         what = (
@@ -189,11 +190,6 @@ def inspect(
     output.text(f"For the model with the identity {about['verifier']}, states of {about['hidden_size']}.")
     if "accuracy" in about:
         _show_accuracy(output, about["accuracy"], about.get("coverage", 0.0))
-
-
-def _describe_attention(about: dict[str, Any]) -> str:
-    known = about.get("draft_vocab") or about.get("vocab_size")
-    return f"Attention drafter of one layer (a baseline); {known:,} tokens in its head"
 
 
 def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:

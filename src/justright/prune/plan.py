@@ -83,9 +83,10 @@ class Plan:
             _only(data, _KEYS)
             experts = {int(layer): _choice(choice) for layer, choice in data["experts"].items()}
             sparsity = {int(layer): float(value) for layer, value in data["sparsity"].items()}
-            counts = int(data["num_layers"]), int(data["num_experts"])
-            rest = experts, bool(data["uneven"]), sparsity, dict(data["made_from"])
-            return cls(str(data["family"]), *counts, *rest)
+            family, layers, count = str(data["family"]), int(data["num_layers"]), int(data["num_experts"])
+            return cls(
+                family, layers, count, experts, bool(data["uneven"]), sparsity, dict(data["made_from"])
+            )
         except OSError as error:
             raise CheckpointError(f"the plan {file} cannot be read: {error.strerror or error}") from error
         except KeyError as error:

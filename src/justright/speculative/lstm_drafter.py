@@ -20,7 +20,7 @@ from justright.kernels.cpu import has_bfloat16
 from justright.kernels.product import Product
 from justright.speculative.base import EMPTY_DRAFT, Draft, check_number
 from justright.speculative.lstm_network import LstmModel
-from justright.speculative.sampled import Sampled, sample_tree
+from justright.speculative.sampled import sample_tree
 from justright.speculative.store import verifier_matrices
 from justright.speculative.trained import TrainedDrafter, TrainedOptions
 from justright.speculative.tree import TreeShape, grow
@@ -74,7 +74,7 @@ class LstmDrafter(TrainedDrafter):
         super().__init__(options)
         self._network: FastLstm | None = None
         self._requests: dict[Hashable, _Request] = {}
-        self._sampled = Sampled(self.options.seed)
+        self._generator = torch.Generator().manual_seed(self.options.seed)
         self._trees: dict[bool, TreeTable] = {}
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
@@ -161,7 +161,7 @@ class LstmDrafter(TrainedDrafter):
         shape = replace(self.shape, nodes=nodes)
         if options.temperature:
             network.begin(request.hidden, request.token)
-            made = sample_tree(network.distribution, shape, options.temperature, self._sampled)
+            made = sample_tree(network.distribution, shape, options.temperature, self._generator)
         else:
             made = network.grow(request.hidden, request.token, shape)
         return Draft(made.token_ids, made.parents, made.probs, made.proposal, spec, self.kind)
