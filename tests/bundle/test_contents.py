@@ -1,4 +1,4 @@
-"""What a bundle holds: its parts belong together, and are used where nobody says otherwise."""
+"""Bundle contents: the parts must match each other, and are used by default."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_names_of_drafters_without_files(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path) -> None:
-    """Of a bundle that is given as the model, the checkpoint is taken; its drafter by name."""
+    """If a bundle is given as the model, its checkpoint is used, and its drafter by name."""
     check_contents(str(bundle)).write(tmp_path / "bare")
     assert Bundle.open(tmp_path / "bare").parts == {}
     check_contents(str(bundle), draft="lstm").write(tmp_path / "drafting")
@@ -142,9 +142,9 @@ def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path)
     ("change", "message"),
     [
         ({"switch": "SLOW"}, "a checkpoint, not an adapter"),
-        ({"switch": "./nowhere"}, "no such directory"),
+        ({"switch": "./nowhere"}, "neither a directory nor a hub id"),
         ({"draft": "SLOW"}, "is not that of a drafter"),
-        ({"draft": "./nowhere"}, "no such directory"),
+        ({"draft": "./nowhere"}, "neither a directory nor a hub id"),
         ({"draft": "lstm"}, "no installed package carries"),
         ({"model": "OTHER"}, "was made for"),
         ({"model": "OTHER", "switch": None}, "was trained for a model with the identity"),
@@ -190,7 +190,7 @@ def test_other_tokens_are_refused(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_a_model_with_one_more_token_is_another_model(parts: Parts, tmp_path: Path) -> None:
-    """So a drafter of these weights has their vocabulary: whoever compares identities need not compare sizes."""
+    """A drafter with this identity has the same vocabulary, so comparing identities suffices."""
     larger = AutoModelForCausalLM.from_pretrained(parts.slow)
     rows = larger.config.vocab_size
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_an_adapter_that_does_not_tell_its_model_gets_a_note(parts: Parts, tmp_p
     (switch / "switch.json").unlink()
     (switch / "chat_template.jinja").unlink()
     notes = check_contents(str(parts.slow), switch=str(switch)).notes
-    assert "does not say which model" in notes[0]
+    assert "does not record its model" in notes[0]
     assert "no chat template" in notes[1]
 
 

@@ -204,5 +204,5 @@ def test_quantised_weights_are_refused_everywhere(
     result = run(*(named.get(word, word) for word in words))
     assert result.code == 4, result.err
     assert "quantised" in result.err
-    assert "dequantise it first" in result.err
+    assert "dequantise this one" in result.err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`justright chat` by script, and its conversation's memory."""
+"""`justright chat` with scripted input, and its conversation state."""
 
 from __future__ import annotations
 

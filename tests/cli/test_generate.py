@@ -1,4 +1,4 @@
-"""`justright generate` on a tiny model: the same tokens as the engine, in every way of asking."""
+"""`justright generate` on a tiny model gives the engine's tokens for every form of input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends requests at a step's border, and a second one ends the program."""
+"""Ctrl-C ends requests after the current step, and a second Ctrl-C ends the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle's drafter on vLLM: its options, the user's before them, what vLLM has no place for; needs no vLLM."""
+"""A bundle's drafter on vLLM: its options, the user's overrides, options that vLLM lacks; needs no vLLM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bundle(parts: Parts, tmp_path: Path) -> Path:
 
 
 def asked(run: Run, bundle: Path, *words: str) -> tuple[dict[str, Any] | None, str]:
-    """What the plugin is told, and what the user is."""
+    """The plugin's settings, and the messages for the user."""
     done = run("serve", bundle, "--engine", "vllm", "--dry-run", "--json", *words)
     assert done.code == 0, done.err
     variables = json.loads(done.out)["environment"]

@@ -1,4 +1,4 @@
-"""`LLM`: a checkpoint in, text out; what makes no sense is refused before anything expensive."""
+"""`LLM`: from a checkpoint to text; bad input fails before expensive work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One forward for chains and trees: the same logits as the model alone, whatever was tried before."""
+"""One forward for chains and trees gives the model's own logits, whatever drafts came before."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_not_kept_leaves_no_trace(family: str, cache: str) -> None:
         verifier.keep(0, [])
         step(verifier, prompt_of(9, 7), [0, 0, 1, 2, 2, 3, 3, 1])
         verifier.keep(0, path)
-        if path:  # kept nodes are the sequence from here on
+        if path:  # from here on, the kept nodes are part of the sequence
             prompt = [*prompt, *(prompt_of(9, 7)[i] for i in path)]
             verifier.clear(0)
             step_after = last(verifier, 0, [*prompt, tokens[0]])
@@ -114,7 +114,7 @@ def test_hidden_is_the_output_of_the_final_norm(family: str) -> None:
 
 @pytest.mark.parametrize("cache", ["grow", "static"])
 def test_longrope_is_right_up_to_its_last_token(cache: str) -> None:
-    """Positions of padding must not reach where the rotary frequencies of all tokens change."""
+    """Padding positions must not reach the length at which the rotary frequencies of all tokens change."""
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10_000.0,

@@ -1,4 +1,4 @@
-"""The LSTM's equations, its file format, and what it refuses."""
+"""The LSTM's equations, its file format, and its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny import VOCAB_SIZE, tiny_model
 
 
 def test_the_equations_of_the_paper() -> None:
-    """arXiv:2510.07535: gates, cell and state written out, with an embedding and a head of its own."""
+    """arXiv:2510.07535: explicit gates, cell and state, with its own embedding and head."""
     network = network_for(tiny_model("llama"), embedding="own", head="own", draft_vocab=0)
     config, d = network.config, network.config.width
     hidden = torch.randn(1, config.hidden_size)
