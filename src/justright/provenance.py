@@ -163,8 +163,11 @@ def _describe_input(path: Path, hashed: bool) -> dict[str, Any]:
         file.name: {"size_bytes": file.stat().st_size, "sha256": file_sha256(file) if hashed else None}
         for file in files
     }
-    # The output may be published, so the home folder is hidden. expanduser accepts a user without a home (a container).
-    shown, home = path.resolve(), os.path.realpath(os.path.expanduser("~"))
-    if shown.is_relative_to(home):
-        shown = Path("~") / shown.relative_to(home)
-    return {"path": str(shown), "files": described}
+    return {"path": shown_path(path), "files": described}
+
+
+def shown_path(path: Path) -> str:
+    """Return the resolved path with ``~`` for the home folder: a record is passed on with its artefact."""
+    home = os.path.realpath(os.path.expanduser("~"))  # works for a user without a home, as in a container
+    shown = path.resolve()
+    return str(Path("~") / shown.relative_to(home) if shown.is_relative_to(home) else shown)

@@ -62,7 +62,7 @@ def test_a_missing_package_is_named_with_the_extra(
         (("--temperature", "-1"), "temperature is -1"),
         (("--effort", "escalate"), "switch"),
         (("--effort", "enormous"), "allowed"),
-        (("--thinking-budget", "5"), "marks no thoughts"),
+        (("--thinking-budget", "5"), "has no reasoning tags"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", "nowhere"), "cannot be read"),
         (("--allowed-host", "http://box"), "without scheme and port"),
@@ -229,4 +229,4 @@ def test_a_dead_engine_ends_the_process(tiny_llama: Path) -> None:
     finally:
         server.kill()
     assert server.returncode == 1
-    assert "error: the engine died (MemoryError: no more of it): start the server again" in err
+    assert "error: the engine died (MemoryError: no more of it): restart the server" in err

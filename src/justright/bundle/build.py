@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from justright.adapter.adapter import CONFIG, REPORT, Adapter
+from justright.adapter.adapter import Adapter
 from justright.adapter.extract import check_svd, extract
 from justright.adapter.extract import estimate as estimate_switch
 from justright.adapter.pair import Pair
@@ -41,6 +41,7 @@ from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.files import check_new, local_path, write_whole
 from justright.progress import ProgressCallback
+from justright.provenance import shown_path
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
@@ -168,9 +169,9 @@ class BundleBuild:
                 defaults=defaults.named(),
             )
             self.notes += contents.notes
-            bundle = contents.write(
-                self.out, tick=_named("bundle", progress), recipe=dict(self.recipe.content)
-            )
+            sources = {"model": self.model} | ({} if self.fast is None else {"fast": self.fast})
+            content = dict(self.recipe.content)
+            bundle = contents.write(self.out, tick=_named("bundle", progress), inputs=sources, recipe=content)
             for stage in self.keys:
                 _remove(self.work / stage)
             shutil.rmtree(self.work, ignore_errors=True)
@@ -240,8 +241,6 @@ class BundleBuild:
                 Pair(model, fast), out, how.ranks, budget=how.budget, max_rank=how.max_rank, exact=how.exact,
                 svd=how.svd, workers=how.workers, device=self.device, tick=_named("switch", progress),
             )  # fmt: skip
-            if self.pruning is not None:  # the folders of the pruned models are deleted at the end
-                _rename_models(out, slow=str(self.out), fast=str(self.fast))
 
         return self._stage("switch", make)
 
@@ -318,7 +317,16 @@ class BundleBuild:
         out = self._out(stage)
         if not out.exists():
             make(out)
+        _rename_folders(out, self._lasting_folders())
         return out
+
+    def _lasting_folders(self) -> dict[str, str]:
+        """Map each stage's folder, which is temporary, to the folder that has its content afterwards."""
+        places = {"slow": self.out, "fast": self.fast or self.out}
+        places |= {part: self.out / part for part in ("switch", "draft")}
+        outs = {self._out(stage): place for stage, place in places.items()}
+        shown = {shown_path(out): shown_path(place) for out, place in outs.items()}
+        return shown | {str(out): str(place) for out, place in outs.items()}
 
 
 def _named(stage: str, progress: DetailedProgress) -> ProgressCallback:
@@ -361,11 +369,13 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _rename_models(switch: Path, *, slow: str, fast: str) -> None:
-    """Let an adapter name models that are not deleted: the bundle as the slow one, and the fast one's source."""
-    for name, changes in (
-        (CONFIG, {"base_model_name_or_path": slow}),
-        (REPORT, {"slow": slow, "fast": fast}),
-    ):
-        found = json.loads((switch / name).read_text(encoding="utf-8"))
-        write_whole(switch / name, json.dumps(found | changes, indent=1) + "\n")
+def _rename_folders(folder: Path, names: Mapping[str, str]) -> None:
+    """Replace folder names in the JSON files of ``folder``."""
+    for file in folder.glob("*.json"):
+        text = renamed = file.read_text(encoding="utf-8")
+        for old, new in names.items():
+            for ascii_only in (True, False):
+                was, now = (json.dumps(name, ensure_ascii=ascii_only)[1:-1] for name in (old, new))
+                renamed = renamed.replace(was, now)
+        if renamed != text:
+            write_whole(file, renamed)

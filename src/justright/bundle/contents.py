@@ -57,10 +57,16 @@ class Contents:
         return sum(bundled_files(self.model, self.parts).values())
 
     def write(
-        self, out: Path, *, copy: bool = False, tick: ProgressCallback = lambda *_: None, **extra: Any
+        self,
+        out: Path,
+        *,
+        copy: bool = False,
+        tick: ProgressCallback = lambda *_: None,
+        inputs: Mapping[str, Path] | None = None,
+        **extra: Any,
     ) -> Bundle:
-        """See `write_bundle`; ``extra`` is for the provenance."""
-        record = collect(inputs={"model": self.model, **self.parts}, hash_inputs=False, **extra)
+        """See `write_bundle`; ``inputs`` (by default model and parts) and ``extra`` are for the provenance."""
+        record = collect(inputs=inputs or {"model": self.model, **self.parts}, hash_inputs=False, **extra)
         return write_bundle(
             out, self.model, self.parts, verifier=self.verifier, about=self.about,
             defaults=self.defaults.to_dict(), provenance=record, copy=copy, tick=tick,
@@ -148,7 +154,7 @@ def _check_switch(adapter: Adapter, tokenizer: PreTrainedTokenizerFast) -> list[
 
 def _about_switch(adapter: Adapter) -> dict[str, Any]:
     kept = {name: adapter.settings[name] for name in ("form", "energy", "slow") if name in adapter.settings}
-    return {"base": adapter.base, "parameters": adapter.parameters, "taken_from": str(adapter.path), **kept}
+    return {"base": adapter.base, "parameters": adapter.parameters, **kept}
 
 
 def _about_drafter(folder: Path) -> dict[str, Any]:
@@ -157,7 +163,7 @@ def _about_drafter(folder: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {name: found[name] for name in shape if name in found}
     length = found.get("accuracy", {}).get("length")
     factors = found.get("data", {}).get("factors", [0.0])
-    return {**kept, "acceptance_length": length, "factors": factors, "taken_from": str(folder)}
+    return {**kept, "acceptance_length": length, "factors": factors}
 
 
 def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[str, Path | None]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Drafters for speculative decoding at any length of context: an LSTM fed by the model's last state, and a "
+    help="Drafters for speculative decoding at any context length: an LSTM on the model's last hidden state, and a "
     "[SPEC] token (OWL, arXiv:2510.07535).",
 )
 
@@ -38,57 +38,64 @@ def train(
         list[str] | None,
         _data(
             metavar="NAME[=SHARE]",
-            help="Where prompts are from: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
+            help="Texts for the prompts: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
             "zoo)",
         ),
     ] = None,
-    sequences: Annotated[int, _data(help="Texts the model writes.")] = 4096,
-    held_out: Annotated[int, _data(help="Further ones, to evaluate on.")] = 128,
+    sequences: Annotated[int, _data(help="Texts to generate.")] = 4096,
+    held_out: Annotated[int, _data(help="Held-out texts, in addition.")] = 128,
     prompt_tokens: Annotated[int, _data(help="Most tokens of a prompt.")] = 64,
-    output_tokens: Annotated[int, _data(help="Sampled behind each.")] = 256,
-    batch: Annotated[int, _data(help="Texts written side by side.")] = 128,
-    temperature: Annotated[float, _data(help="Of sampling.")] = 0.7,
+    output_tokens: Annotated[int, _data(help="Tokens sampled after each.")] = 256,
+    batch: Annotated[int, _data(help="Texts generated at once.")] = 128,
+    temperature: Annotated[float, _data(help="Sampling temperature.")] = 0.7,
     chat: Annotated[float, _data(help="Share of the prompts in the chat template.")] = 0.5,
     switch: Annotated[
         str | None,
         _data(
             metavar="ADAPTER",
-            help="Half of the texts in the fast mode of this adapter: one drafter for both modes.",
+            help="Switch whose fast mode generates half of the texts: one drafter for both modes.  (default: none)",
         ),
     ] = None,
     data: Annotated[
         Path | None,
         _data(
             metavar="DIR",
-            help="Keep the texts and states here, for other drafters of this model.  (default: deleted at the end)",
+            help="Directory for texts and hidden states, kept for other drafters of this model.  (default: deleted at "
+            "the end)",
         ),
     ] = None,
-    width: Annotated[int | None, _shape(help="Of its state.  (default: the model's, at most 2048)")] = None,
-    steps: Annotated[int, _shape(help="Tokens ahead it learns.")] = 5,
-    cell: Annotated[str, _shape(help="lstm; rnn and attention: baselines.")] = "lstm",
-    embedding: Annotated[str, _shape(help="shared (the model's) or own.")] = "shared",
-    head: Annotated[str, _shape(help="shared (the model's) or own.")] = "shared",
+    width: Annotated[
+        int | None, _shape(help="Width of the drafter's state.  (default: the model's, at most 2048)")
+    ] = None,
+    steps: Annotated[int, _shape(help="Tokens to predict ahead.")] = 5,
+    cell: Annotated[str, _shape(help="Network: lstm; or a baseline: rnn, attention.")] = "lstm",
+    embedding: Annotated[str, _shape(help="Token embedding: shared (the model's) or own.")] = "shared",
+    head: Annotated[str, _shape(help="Output head: shared (the model's) or own.")] = "shared",
     draft_vocab: Annotated[
         int | None,
         _shape(
-            help="Most frequent tokens that its head knows; 0: all.  (default: 8192 of a vocabulary above 16384, else "
-            "all)"
+            help="Number of the most frequent tokens in its head; 0: all.  (default: 8192 of a vocabulary above 16384, "
+            "else all)"
         ),
     ] = None,
-    spec: Annotated[bool, _shape("--spec/--no-spec", help="Train a [SPEC] token with it.")] = True,
+    spec: Annotated[bool, _shape("--spec/--no-spec", help="With or without a [SPEC] token.")] = True,
     epochs: Annotated[float, _work(help="Passes over the texts.")] = 2.5,
-    rows: Annotated[int, _work(help="Texts a step.")] = 8,
+    rows: Annotated[int, _work(help="Texts per step.")] = 8,
     rate: Annotated[float, _work(help="Learning rate.")] = 0.012,
-    spec_steps: Annotated[int, _work(help="Steps with [SPEC].")] = 700,
-    spec_rows: Annotated[int, _work(help="Texts a step of these.")] = 4,
-    spec_rate: Annotated[float, _work(help="Learning rate of these.")] = 0.004,
-    vector_rate: Annotated[float, _work(help="Of [SPEC]'s embedding, in sizes of a token's.")] = 0.2,
+    spec_steps: Annotated[int, _work(help="Training steps of [SPEC].")] = 700,
+    spec_rows: Annotated[int, _work(help="Texts per step with [SPEC].")] = 4,
+    spec_rate: Annotated[float, _work(help="Learning rate with [SPEC].")] = 0.004,
+    vector_rate: Annotated[
+        float, _work(help="Learning rate of [SPEC]'s embedding, relative to the size of a token's.")
+    ] = 0.2,
     evaluate_every: Annotated[int, _work(help="Steps between evaluations.")] = 100,
-    patience: Annotated[int, _work(help="Evaluations without a better one that end it; 0: never.")] = 5,
-    seed: Annotated[int, _work(help="Of prompts, sampling and weights.")] = 0,
-    device: Annotated[str, _work(help="auto, or cpu: even where there is a GPU.")] = "auto",
+    patience: Annotated[
+        int, _work(help="Evaluations without improvement after which training ends; 0: no limit.")
+    ] = 5,
+    seed: Annotated[int, _work(help="Seed of prompts, sampling and weights.")] = 0,
+    device: Annotated[str, _work(help="auto (a GPU if available) or cpu.")] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what it would take; write nothing.")
+        bool, typer.Option("--dry-run", help="Only checks, and estimates of size and time; writes nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -99,13 +106,13 @@ def train(
     """
     output = output_of(ctx)
     if out is None and not dry_run:
-        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+        raise UsageError("there is no output directory: give -o DIR, or --dry-run")
     if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
+        raise UsageError(f"device {device!r}; allowed: auto, cpu. Select a GPU with CUDA_VISIBLE_DEVICES")
     if not spec or cell == "attention":
         for name in ("spec_steps", "spec_rows", "spec_rate", "vector_rate"):
             if is_given(ctx, name):
-                raise UsageError(f"--{name.replace('_', '-')} has no meaning without [SPEC]: leave it out")
+                raise UsageError(f"--{name.replace('_', '-')} has no effect without [SPEC]: leave it out")
     if cell == "attention" and is_given(ctx, "spec") and spec:
         raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
@@ -152,11 +159,11 @@ def inspect(
     drafter: Annotated[
         str,
         typer.Argument(
-            help="A drafter's directory or hub id; or a model that has one: a bundle, packaged:NAME, zoo:NAME."
+            help="A drafter: a directory or a hub id; or a model that has one: a bundle, packaged:NAME or zoo:NAME."
         ),
     ],
     picture: Annotated[
-        Path | None, typer.Option(help="Draw its training curve into this file (needs matplotlib).")
+        Path | None, typer.Option(help="File for a picture of the training curve (needs matplotlib).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +194,9 @@ def inspect(
             f"{'with' if config.spec else 'without'} [SPEC]"
         )
     output.text(f"{what}; {readable_bytes(size)}")
-    output.text(f"For the model with the identity {about['verifier']}, states of {about['hidden_size']}.")
+    output.text(
+        f"Trained for the model with identity {about['verifier']}, hidden size {about['hidden_size']}."
+    )
     if "accuracy" in about:
         _show_accuracy(output, about["accuracy"], about.get("coverage", 0.0))
 
@@ -207,7 +216,7 @@ def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:
             f"; with [SPEC]: {found['spec_steps']:,} steps, about {readable_seconds(found['spec_seconds'])}"
         )
     output.text(
-        f"{text}. By the size of the products: evaluation comes on top, and small models take longer."
+        f"{text}. Estimated from the matrix products: evaluation comes on top, and small models take longer."
     )
 
 
@@ -221,18 +230,18 @@ def _show_trained(output: Terminal, trained: Trained) -> None:
     name = "lstm" if isinstance(trained.config, LstmConfig) else "attention"
     if trained.left is not None:
         output.note(
-            f"note: {trained.left} holds more texts than were asked for, from a larger run: another training may take "
-            f"them (--data {trained.left}); else delete it"
+            f"note: {trained.left} holds more texts than requested, from a larger run: use them in another training "
+            f"(--data {trained.left}), or delete it"
         )
-    output.text(f"Use it: justright generate MODEL --draft {name} --draft-option path={trained.out}")
+    output.text(f"Usage: justright generate MODEL --draft {name} --draft-option path={trained.out}")
 
 
 def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) -> None:
     from rich.table import Table
 
-    table = Table(title="On held-out prompts")
+    table = Table(title="Accuracy on held-out prompts")
     table.add_column("tokens ahead")
-    names = {"steps": "most likely guess", "top": "among four", "spec_steps": "from [SPEC]"}
+    names = {"steps": "top 1", "top": "top 4", "spec_steps": "top 1 with [SPEC]"}
     shown = [name for name in names if accuracy.get(name)]
     for name in shown:
         table.add_column(names[name], justify="right")
@@ -240,8 +249,8 @@ def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) 
         table.add_row(str(step + 1), *(f"{accuracy[name][step]:.1%}" for name in shown))
     output.table(table)
     spec = accuracy.get("spec_length")
-    more = "" if spec is None else f"; from [SPEC]'s {spec:.2f}"
+    with_spec = "" if spec is None else f"; {spec:.2f} with [SPEC]"
     output.text(
-        f"A chain of its likeliest guesses against sampled text emits {accuracy['length']:.2f} tokens a verification "
-        f"from plain states{more}. Its head knows {coverage:.1%} of the tokens."
+        f"Acceptance length of greedy chains against sampled text: {accuracy['length']:.2f} without [SPEC]{with_spec}. "
+        f"The head contains {coverage:.1%} of the tokens."
     )

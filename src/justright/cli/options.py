@@ -57,7 +57,7 @@ _OF_ENGINE = (
 )  # fmt: skip
 _loading = partial(typer.Option, rich_help_panel="Loading and running")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
-_thinking = partial(typer.Option, rich_help_panel="Thinking")
+_REASONING = "Reasoning"
 
 Model = Annotated[
     str,
@@ -74,7 +74,7 @@ Json = Annotated[
         callback=_set_json,
         is_eager=True,
         expose_value=True,
-        help="Results as JSON on stdout, one object a line; an error as {'error': {...}}.",
+        help="Results as JSON on stdout, one object per line; errors as {'error': {...}}.",
     ),
 ]
 Stats = Annotated[
@@ -83,15 +83,15 @@ Stats = Annotated[
         "--stats/--quiet",
         callback=_set_quiet,
         is_eager=True,
-        help="Speed and acceptance on stderr; --quiet: neither that nor progress.",
+        help="Speed and acceptance on stderr; --quiet: no statistics and no progress.",
     ),
 ]
 
 Draft = Annotated[
     str | None,
     _loading(
-        help="Who guesses ahead: suffix, lstm, hybrid, recycling, attention, none. Never changes greedy output; stops "
-        "by itself where it does not pay.  (default: a bundle's own, else suffix; in eval none)"
+        help="Drafter of speculative decoding: suffix, lstm, hybrid, recycling, attention or none. Greedy output stays "
+        "the same; drafting pauses where it saves no time.  (default: the bundle's, else suffix; in eval none)"
     ),
 ]
 DraftOption = Annotated[
@@ -100,82 +100,107 @@ DraftOption = Annotated[
         "--draft-option", metavar="KEY=VALUE", help="An option of the drafter, such as tree=true; repeatable."
     ),
 ]
-Dtype = Annotated[str, _loading(help="float32, bfloat16 or float16.")]
-Device = Annotated[str, _loading(help="A torch device; auto: CUDA if there is one.")]
-CpuKernels = Annotated[str | None, _loading(help="packed or plain.  (default: packed on a CPU in float32)")]
-MaxContext = Annotated[
-    int | None, _loading(help="Most tokens of a sequence.  (default: the model's context)")
+Dtype = Annotated[str, _loading(help="Data type: float32, bfloat16 or float16.")]
+Device = Annotated[str, _loading(help="A torch device; auto: CUDA if available, else cpu.")]
+CpuKernels = Annotated[
+    str | None, _loading(help="CPU kernels: packed or plain.  (default: packed on a CPU in float32)")
 ]
-Cache = Annotated[str, _loading(help="grow, or static (whole context allocated at once).")]
+MaxContext = Annotated[
+    int | None, _loading(help="Most tokens of a sequence, prompt and output.  (default: the model's context)")
+]
+Cache = Annotated[
+    str, _loading(help="Allocation of the KV cache: grow, or static (the whole context at once).")
+]
 
 GenerationConfig = Annotated[
     str,
     _sampling(
         metavar="auto|none",
-        help="auto: where tokens are sampled, what is not said is as in the model's generation_config.json; each mode "
-        "of a switch has its own. none: that file's sampling settings are not read.",
+        help="Source of the sampling options that are not given. auto: when sampling, the model's "
+        "generation_config.json (each mode of a switch has its own); none: the defaults shown here.",
     ),
 ]
 MaxTokens = Annotated[int, _sampling(min=1, metavar="N", help="Most tokens of an answer.")]
-Temperature = Annotated[float, _sampling(help="0: always the most likely token.")]
-TopK = Annotated[int, _sampling(help="Keep the K most likely tokens; 0: all.")]
-TopP = Annotated[float, _sampling(help="Keep the fewest tokens with this probability together.")]
-MinP = Annotated[float, _sampling(help="Keep tokens at least this share as likely as the likeliest.")]
-RepetitionPenalty = Annotated[float, _sampling(help="Above 1: tokens seen before become less likely.")]
-Seed = Annotated[int | None, _sampling(help="Of the sampling.  (default: random)")]
+Temperature = Annotated[float, _sampling(help="Sampling temperature; 0: greedy.")]
+TopK = Annotated[int, _sampling(help="Most likely tokens to sample from; 0: all.")]
+TopP = Annotated[float, _sampling(help="Total probability of the most likely tokens to sample from; 1: all.")]
+MinP = Annotated[
+    float,
+    _sampling(help="Least probability of a token to sample, as a share of the most likely token's; 0: all."),
+]
+RepetitionPenalty = Annotated[float, _sampling(help="Penalty on tokens that occurred before; 1: none.")]
+Seed = Annotated[int | None, _sampling(help="Seed of the sampling.  (default: random)")]
 Stop = Annotated[
     list[str] | None,
-    _sampling(help="End before this text, where it stands in the content and not in reasoning; repeatable."),
+    _sampling(
+        help="Stop text: the output ends before it, in the content only, not in reasoning; repeatable."
+    ),
 ]
 StopInReasoning = Annotated[
-    bool, _sampling("--stop-in-reasoning", help="--stop ends reasoning too, and all with it.")
+    bool,
+    _sampling("--stop-in-reasoning", help="Search reasoning for --stop too; a match ends the whole output."),
 ]
 System = Annotated[str | None, typer.Option(help="The system message; needs a chat template.")]
 
 Switch = Annotated[
     str | None,
-    _thinking(
+    typer.Option(
         metavar="ADAPTER",
-        help="The switch to the model's fast twin, from `justright switch extract`: a directory or a hub id; none: not "
-        "even a bundle's own.",
+        help="Switch to the fast mode, from `justright switch extract`: a directory or a hub id; none: not even the "
+        "bundle's.  (default: the bundle's)",
+        rich_help_panel=_REASONING,
     ),
 ]
 Effort = Annotated[
     str | None,
-    _thinking(
+    typer.Option(
         metavar="EFFORT",
-        help="none, minimal: fast mode. low, medium, high: think for up to 20, 50, 80% of --max-tokens. auto: a score "
-        "of the prompt decides. escalate: fast first, slow if unsure or cut.  (default: a bundle's own, else as the "
-        "model does by itself)",
+        help="Reasoning effort. none, minimal: fast mode. low, medium, high: at most 20, 50, 80% of --max-tokens for "
+        "reasoning. auto: by a score of the prompt. escalate: fast first, then slow if the answer is uncertain or "
+        "truncated.  (default: the bundle's, else the model's own behaviour)",
+        rich_help_panel=_REASONING,
     ),
 ]
 ThinkingBudget = Annotated[
     int | None,
-    _thinking(
-        min=0, metavar="N", help="Most tokens of thought; then its end is forced, and the answer comes."
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Most reasoning tokens; then the closing tag is injected and the answer follows.  (default: no limit)",
+        rich_help_panel=_REASONING,
     ),
 ]
 Factor = Annotated[
     float | None,
-    _thinking(min=0.0, max=1.0, help="Of the switch, instead of an effort: 0 slow, 1 fast, between: soft."),
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Adapter scale of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
+        rich_help_panel=_REASONING,
+    ),
 ]
 Closing = Annotated[
     str | None,
-    _thinking(
+    typer.Option(
         metavar="TEXT",
-        help=r"What ends a thought that its budget cuts, the closing tag in it; \n is a line break. It may begin the "
-        r"answer: '\n</think>\nThe answer is'.",
+        help=r"Text injected when the reasoning budget is spent, with the closing tag; \n is a line break. It may "
+        r"begin the answer: '\n</think>\nThe answer is'.  (default: '\n</think>\n')",
+        rich_help_panel=_REASONING,
     ),
 ]
 ScorerName = Annotated[
     str,
-    _thinking(
-        metavar="NAME", help="Who scores for auto: probe (`justright switch calibrate` fits it) or heuristic."
+    typer.Option(
+        metavar="NAME",
+        help="Scorer of auto: probe (fitted by `justright switch calibrate`) or heuristic.",
+        rich_help_panel=_REASONING,
     ),
 ]
 Threshold = Annotated[
     float | None,
-    _thinking(
-        help="auto: think above this score; escalate: below this probability.  (default: as calibrated)"
+    typer.Option(
+        help="Threshold of slow mode. auto: above this score; escalate: below this probability.  (default: as "
+        "calibrated)",
+        rich_help_panel=_REASONING,
     ),
 ]

@@ -99,7 +99,7 @@ def serve(
         for line in ready.generation.lines(settings.sampling, sampling=True):
             output.note(f"note: {line}")
         if not keys and not is_loopback(host):
-            output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
+            output.note(f"note: anybody who reaches {host} can use this server: consider --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 
@@ -124,11 +124,12 @@ def _run(
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:
         raise ResourceError(
-            f"memory is left for {cache_tokens} tokens; serving needs room for {LEAST_TOKENS}"
+            f"the free memory holds a KV cache of {cache_tokens} tokens; serving needs {LEAST_TOKENS} at least: free "
+            "memory, or use a smaller model"
         )
     if cache_tokens < (context := engine.verifier.max_tokens):
         engine.verifier.shorten(cache_tokens)
-        output.note(f"note: the cache has room for {cache_tokens} of the context's {context} tokens")
+        output.note(f"note: the KV cache holds {cache_tokens} of the context's {context} tokens")
     scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
 
     address = address_of(bound)
@@ -140,7 +141,7 @@ def _run(
                 output.object({"event": "ready"} | about)
             else:
                 output.text(
-                    f"{settings.model} is served at {address}/v1; a page at {address}/ shows what goes on"
+                    f"{settings.model} is served at {address}/v1; the page at {address}/ shows the server's state"
                 )
 
     def on_request(values: dict[str, Any]) -> None:
@@ -168,9 +169,9 @@ def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_
         UsageError: such an option was given.
     """
     if engine != "embedded":
-        raise UsageError(f"engine {engine!r}; allowed: embedded, vllm")
+        raise UsageError(f"the engine is {engine!r}; allowed: embedded, vllm")
     if engine_arg or copies > 1 or dry_run:
-        raise UsageError("--engine-arg, --copies and --dry-run are for --engine vllm: leave them out")
+        raise UsageError("--engine-arg, --copies and --dry-run need --engine vllm: leave them out")
 
 
 def _need_extra() -> None:

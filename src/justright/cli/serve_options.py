@@ -14,7 +14,7 @@ _serving = partial(typer.Option, rich_help_panel="Serving")
 MIB = 2**20
 
 Host = Annotated[
-    str, _serving(help="Address to listen on; 0.0.0.0: all of this machine's, which needs an --api-key.")
+    str, _serving(help="Address to listen on; 0.0.0.0: all addresses of this machine (set an --api-key).")
 ]
 Port = Annotated[int, _serving(min=0, max=65535, help="Port to listen on; 0: any.")]
 AllowedHosts = Annotated[
@@ -22,16 +22,13 @@ AllowedHosts = Annotated[
     _serving(
         "--allowed-host",
         metavar="NAME",
-        help="A further name that clients may call this server by in their Host header; repeatable. Without an API "
-        "key, requests to a loopback address are refused unless they name localhost, that address or --host; with "
-        "this option every request is checked.",
+        help="A further allowed name in the Host header of requests; repeatable. Without an API key, requests to a "
+        "loopback address must name localhost, that address or --host; with this option every request is checked.",
     ),
 ]
 Name = Annotated[
     str | None,
-    _serving(
-        metavar="NAME", help="The model's name for clients.  (default: MODEL; of a path, its last part)"
-    ),
+    _serving(metavar="NAME", help="Model name for clients.  (default: MODEL; of a path, its last part)"),
 ]
 Slots = Annotated[int, _serving(min=1, metavar="N", help="Requests run at once.")]
 CacheTokens = Annotated[
@@ -39,22 +36,25 @@ CacheTokens = Annotated[
     _serving(
         min=256,
         metavar="N",
-        help="Most tokens whose keys and values are kept, of all requests together; if less than the model's context, "
-        "also the longest request.  (default: as memory allows)",
+        help="Capacity of the KV cache in tokens, for all requests together; if less than the model's context, also "
+        "the longest request.  (default: as memory allows)",
     ),
 ]
 Queue = Annotated[
     int, _serving(min=0, metavar="N", help="Most waiting requests; further ones get status 429.")
 ]
 Deadline = Annotated[
-    float | None, _serving(metavar="SECONDS", help="Cut a request off after so long.  (default: never)")
+    float | None,
+    _serving(
+        metavar="SECONDS", help="Longest time of a request, after which its output ends.  (default: no limit)"
+    ),
 ]
 Drain = Annotated[
     float,
     _serving(
         min=0.0,
         metavar="SECONDS",
-        help="Let requests come to their end for so long after SIGTERM or Ctrl-C; a second signal does not wait.",
+        help="Longest time for running requests to finish after SIGTERM or Ctrl-C; a second signal ends them.",
     ),
 ]
 Connections = Annotated[
@@ -62,7 +62,7 @@ Connections = Annotated[
     _serving(
         min=1,
         metavar="N",
-        help="Most open connections; requests on further ones get an error that says to retry.",
+        help="Most open connections; requests on further ones get an error that asks to retry.",
     ),
 ]
 Keys = Annotated[
@@ -71,35 +71,33 @@ Keys = Annotated[
         "--api-key",
         metavar="KEY",
         envvar="JUSTRIGHT_API_KEY",
-        help="Refuse requests without this key (Authorization: Bearer KEY); repeatable. Others of this machine can "
-        "read a command line: rather use the variable (several with spaces between) or the file.",
+        help="API key that requests must have (Authorization: Bearer KEY); repeatable. Other users of this machine can "
+        "read a command line: prefer the variable (several keys separated by spaces) or --api-key-file.",
         show_envvar=True,
     ),
 ]
-KeyFile = Annotated[Path | None, _serving(metavar="FILE", help="API keys, one a line.")]
+KeyFile = Annotated[Path | None, _serving(metavar="FILE", help="File of API keys, one per line.")]
 MaxBody = Annotated[float, _serving(min=0.001, metavar="MIB", help="Largest body of a request.")]
 Engine = Annotated[
     str,
     _serving(
-        help="embedded: in this process. vllm: write vLLM's arguments and become it: the checkpoint as it is, the "
-        "switch as a LoRA module, effort and auto by a middleware (docs/scale.md)."
+        help="Engine: embedded, or vllm: vLLM replaces this process, with the switch as a LoRA module, and effort and "
+        "auto by a middleware (docs/scale.md)."
     ),
 ]
 EngineArg = Annotated[
     list[str] | None,
     _serving(
         metavar="ARGUMENT",
-        help="With --engine vllm: a further argument of vLLM's, as it is, such as --enforce-eager; repeatable.",
+        help="With --engine vllm: a further argument for vLLM, such as --enforce-eager; repeatable.",
     ),
 ]
 Copies = Annotated[
     int,
-    _serving(
-        min=1, metavar="N", help="With --engine vllm: copies of the model, each in a process of its own."
-    ),
+    _serving(min=1, metavar="N", help="With --engine vllm: copies of the model, each in its own process."),
 ]
 DryRun = Annotated[
-    bool, _serving("--dry-run", help="With --engine vllm: write its files and print its command.")
+    bool, _serving("--dry-run", help="With --engine vllm: only its files and its command, printed.")
 ]
 
 
@@ -113,6 +111,6 @@ def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
             raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
         more = [line.strip() for line in lines if line.strip()]
         if not more:
-            raise UsageError(f"the file of API keys {file} has none: write one a line")
+            raise UsageError(f"the file of API keys {file} is empty: write one key per line")
         found += more
     return tuple(found)

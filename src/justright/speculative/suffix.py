@@ -56,9 +56,9 @@ class SuffixOptions:
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
-            raise UsageError(f"suffix drafts: backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
+            raise UsageError(f"suffix drafts: backend is {self.backend!r}; allowed: {', '.join(BACKENDS)}")
         if not isinstance(self.tree, bool):
-            raise UsageError(f"suffix drafts: tree must be true or false, not {self.tree!r}")
+            raise UsageError(f"suffix drafts: tree is {self.tree!r}; allowed: true, false")
         for name, low, high in (("max_depth", 2, MAX_DEPTH), ("remember", 0, 2**31 - 1)):
             check_number(self, "suffix drafts", name, low, high, whole=True)
         check_number(self, "suffix drafts", "max_spec_factor", 0, MAX_REACH)
@@ -203,9 +203,9 @@ def _open_index(options: SuffixOptions) -> tuple[str, SuffixIndex]:
         except ImportError as error:
             if options.backend == "arctic":
                 raise MissingExtraError(
-                    "suffix drafts: backend 'arctic' needs arctic-inference, which does not import here"
-                    f" ({error}). Install it: pip install 'justright[suffix]' (built from source, it needs a"
-                    " C++ compiler). Or take backend 'python': it drafts as well, more slowly."
+                    "suffix drafts: backend 'arctic' needs arctic-inference, which cannot be imported"
+                    f" ({error}). Install it (pip install 'justright[suffix]', which needs a C++ compiler), or use"
+                    " backend 'python', which makes equally good drafts more slowly"
                 ) from error
     return "python", PythonIndex(options.max_depth, options.remember)
 
@@ -213,5 +213,7 @@ def _open_index(options: SuffixOptions) -> tuple[str, SuffixIndex]:
 def _as_ids(token_ids: Sequence[int]) -> NDArray[np.int32]:
     ids = np.asarray(token_ids)
     if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > 2**31 - 1):
-        raise UsageError("suffix drafts: token ids must be a flat sequence of integers from 0 to 2147483647")
+        raise UsageError(
+            "suffix drafts: invalid token ids; allowed: a flat sequence of integers from 0 to 2147483647"
+        )
     return np.ascontiguousarray(ids, dtype=np.int32)
