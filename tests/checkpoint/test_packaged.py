@@ -160,7 +160,7 @@ def smollm():
 def test_the_packaged_model_is_complete(smollm):
     with Checkpoint.open(smollm) as checkpoint:
         assert checkpoint.nbytes == packaged.MODELS[NAME].size_bytes
-        assert {checkpoint.dtype(name) for name in checkpoint.names()} == {"F32"}
+        assert {checkpoint.dtype(name) for name in tuple(checkpoint)} == {"F32"}
         assert "lm_head.weight" not in checkpoint  # tied: stored once
         assert len(checkpoint) == 272
         config = checkpoint.config

@@ -151,11 +151,9 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with the medians."""
-        agreement = None if self.agreement is None else self.agreement.to_dict()
         names = ("tokens_per_s", "prefill_s", "acceptance_length")
         medians = {name: self.median(name) for name in names} if self.runs else {}
-        runs = [run.to_dict() for run in self.runs]
-        return {"medians": medians, "runs": runs, "agreement": agreement, "peak_bytes": self.peak_bytes}
+        return {"medians": medians} | asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cell:

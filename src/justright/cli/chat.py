@@ -13,7 +13,6 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Terminal, output_of
 from justright.errors import JustrightError, ResourceError, UsageError
-from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
@@ -73,31 +72,11 @@ def chat(
     from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
 
     output = output_of(ctx)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "cache": cache,
-        "generation_config": generation_config,
-    }
-    ready = prepare(
-        model,
-        output,
-        engine_options
-        | {
-            "max_context": max_context,
-            "draft": draft,
-            "draft_options": key_values(draft_option or [], "--draft-option"),
-            "reuse_prefix": True,
-            "switch": switch,
-        },
-    )
-
+    ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
     params = sampling_of(ctx, ready)
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
-    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
-    thinking = settled_thinking(said, ready.defaults)
+    thinking = settled_thinking(thinking_of(ctx), ready.defaults)
     check_thinking(ready, thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # fails now if the template rejects the system message
@@ -210,7 +189,8 @@ class _Session:
                 # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
-                self._error(error)
+                said = f"error: {error}"
+                self.output.console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         from justright.cli.running import stats_line
@@ -288,9 +268,6 @@ class _Session:
             self.output.text("" if request.text.endswith("\n") else "\n", end="")
         if interrupt.seen and not sys.stdin.isatty():
             raise typer.Exit(130)
-
-    def _error(self, error: Exception) -> None:
-        self.output.console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
 def _lines(*, interactive: bool) -> Iterator[str]:

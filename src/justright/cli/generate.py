@@ -13,7 +13,6 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
-from justright.readable import key_values
 
 if TYPE_CHECKING:
     from justright.cli.prepare import Message, Prepared
@@ -23,12 +22,10 @@ if TYPE_CHECKING:
 _MAX_BATCH = 4
 
 _Prompts = Annotated[
-    list[str] | None,
-    typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.", show_default=False),
+    list[str] | None, typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.")
 ]
 _Files = Annotated[
-    list[Path] | None,
-    typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
+    list[Path] | None, typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.")
 ]
 _Raw = Annotated[bool, typer.Option("--raw", help="Plain prompts, without the model's chat template.")]
 _Stream = Annotated[
@@ -37,12 +34,7 @@ _Stream = Annotated[
 ]
 _Batch = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
-        show_default=False,
-    ),
+    typer.Option(min=1, metavar="N", help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})"),
 ]
 
 
@@ -95,23 +87,11 @@ def generate(
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "cache": cache,
-        "generation_config": generation_config,
-    }
-    engine_options |= {
-        "max_context": max_context,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-    }
-    ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
+    slots = batch or min(len(texts), _MAX_BATCH)
+    ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
+    said = thinking_of(ctx)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
     check_thinking(ready, thinking)

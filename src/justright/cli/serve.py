@@ -10,7 +10,6 @@ from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
 from justright.errors import MissingExtraError, ResourceError, UsageError, install_command
-from justright.readable import key_values
 
 if TYPE_CHECKING:
     import socket
@@ -83,22 +82,9 @@ def serve(
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
     keys = srv.read_keys(api_key or [], api_key_file)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "max_context": max_context,
-        "slots": slots,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-        "reuse_prefix": True,
-        "generation_config": generation_config,
-    }
     with bind(host, port) as bound:  # fails before any slow work
-        ready = prepare(model, output, engine_options)
-        given = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        thinking = settled_thinking(given, ready.defaults)
+        ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults)
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),

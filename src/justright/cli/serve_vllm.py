@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from justright.cli.options import chosen
+from justright.cli.options import chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.serve_options import read_keys
 from justright.errors import MissingExtraError, UsageError
@@ -151,10 +151,9 @@ def _drafting(
 def _check_options(ctx: typer.Context) -> None:
     """Raise an error for options that would have no effect."""
     for name, instead in _NOT_HERE.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
+        if is_given(ctx, name):
             raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine only: {instead}")
-    if ctx.params["scorer"] != "heuristic" and chosen(ctx, "scorer", True, False):
+    if ctx.params["scorer"] != "heuristic" and is_given(ctx, "scorer"):
         raise UsageError(
             f"scorer {ctx.params['scorer']!r}; allowed on vLLM: heuristic, as vLLM does not return the hidden states "
             "that a probe needs"

@@ -17,7 +17,7 @@ from justright.readable import readable_bytes
 def unpack(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.")],
     as_json: Json = False,
 ) -> None:
     """Convert the output of `justright prune --store sparse` to an ordinary checkpoint for other engines, bit for bit.

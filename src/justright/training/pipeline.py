@@ -151,14 +151,8 @@ class Trained:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "out": str(self.out),
-            "config": asdict(self.config),
-            "accuracy": asdict(self.accuracy),
-            "coverage": self.coverage,
-            "size_bytes": self.size_bytes,
-            "left": None if self.left is None else str(self.left),
-        }
+        left = None if self.left is None else str(self.left)
+        return asdict(self) | {"out": str(self.out), "left": left}
 
 
 class TrainingJob:
@@ -321,13 +315,10 @@ class TrainingJob:
         left: Path | None = None
         if self.accelerator.is_main_process:
             shutil.rmtree(made, ignore_errors=True)
-            settings = {
-                "data": asdict(self.setting),
-                "training": asdict(job.training),
-                "texts": list(job.texts),
-            }
-            extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
-            extra["trees"] = _trees(model.eval(), training)
+            extra = {
+                "accuracy": asdict(accuracy), "coverage": coverage, "data": asdict(self.setting),
+                "training": asdict(job.training), "texts": list(job.texts), "trees": _trees(model.eval(), training),
+            }  # fmt: skip
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
             record.write(made / "provenance.json")
@@ -353,16 +344,11 @@ def _trees(model: LstmModel | AttentionModel, training: Training) -> dict[str, A
         shards = training.data.shards(training.data.held_out_files)
         return {"plain": measure_attention_trees(model, shards, training.device).to_dict()}
     states = {"plain": None} | ({} if model.spec is None else {"spec": training.verifier})
-    return {
-        name: measure_trees(
-            model,
-            training.data.shards(training.data.held_out_files),
-            verifier,
-            training.device,
-            training.switch,
-        ).to_dict()
-        for name, verifier in states.items()
-    }
+    found = {}
+    for name, verifier in states.items():
+        shards = training.data.shards(training.data.held_out_files)
+        found[name] = measure_trees(model, shards, verifier, training.device, training.switch).to_dict()
+    return found
 
 
 def _counts(data: SelfGenerated, files: Sequence[Path], vocab_size: int) -> torch.Tensor:
