@@ -1,4 +1,4 @@
-"""The architecture table against the stock classes of transformers, in memory, on disk and in use."""
+"""The architecture table against transformers' stock classes, in memory, on disk and in forward passes."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
     hidden = 0.1 * torch.randn(tokens, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def output() -> torch.Tensor:
-        if family == "llama4_text":  # takes every token for every expert
+        if family == "llama4_text":  # sends every token to every expert
             return experts(hidden.repeat(count, 1))
         return experts(hidden, torch.zeros(tokens, 1, dtype=torch.long), torch.ones(tokens, 1))
 
@@ -252,7 +252,7 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def probe() -> list[tuple[Any, torch.Tensor | None, dict[str, Any]]]:
-    """Registers the attention implementation `probe`; gives the list of its calls."""
+    """Register the attention implementation `probe`; return the list of its calls."""
     calls: list[tuple[Any, torch.Tensor | None, dict[str, Any]]] = []
 
     def attention(
@@ -396,7 +396,7 @@ def test_a_head_is_tied_as_transformers_ties_it(family: str, tied: bool) -> None
 
 
 def test_a_value_that_no_model_has_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="vocab_size = None; expected a whole number from 1 on"):
+    with pytest.raises(CheckpointError, match="vocab_size = None; allowed: a whole number from 1"):
         ModelSpec.of(ARCTIC | {"vocab_size": None})
 
 

@@ -76,8 +76,8 @@ def experts(moe: Moe | None, settings: Any, layers: int, by_layer: Any) -> tuple
     )
     if not good:
         raise CheckpointError(
-            f"config.json has {EXPERTS_BY_LAYER} {by_layer}: expected {layers} numbers, 1 to {count} for the layers "
-            f"{sorted(with_experts)} and 0 for others"
+            f"config.json has {EXPERTS_BY_LAYER} = {by_layer!r}; allowed: {layers} numbers, 1 to {count} for the "
+            f"layers {sorted(with_experts)} and 0 for others"
         )
     return tuple(by_layer)
 
@@ -160,7 +160,7 @@ def _whole(value: Any, key: str | None, least: int = 0) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(
-            f"config.json has {key} = {value!r}; expected a whole number from {least} on: fetch the file again"
+            f"config.json has {key} = {value!r}; allowed: a whole number from {least}. Fetch the file again"
         )
     return value
 
@@ -168,7 +168,7 @@ def _whole(value: Any, key: str | None, least: int = 0) -> int:
 def _indices(value: Any, key: str | None) -> list[int]:
     """Validate a list of layer indices; raises like `_whole`."""
     if not isinstance(value, list | tuple):
-        raise CheckpointError(f"config.json has {key} = {value!r}; expected a list: fetch the file again")
+        raise CheckpointError(f"config.json has {key} = {value!r}; allowed: a list. Fetch the file again")
     return [_whole(one, key) for one in value]
 
 

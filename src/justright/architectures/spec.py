@@ -158,7 +158,7 @@ def architecture_of(config: Config) -> Architecture:
     inner = _get(config, "text_config") or config
     if not isinstance(inner, Mapping) and isinstance(config, Mapping):
         raise CheckpointError(
-            f"config.json has text_config = {inner!r}; expected an object: fetch the file again"
+            f"config.json has text_config = {inner!r}; allowed: an object. Fetch the file again"
         )
     if family in RECURRENT or _recurrent_layers(inner):
         raise UnsupportedModelError(
