@@ -51,7 +51,7 @@ def test_the_config_and_the_adapter_are_read_once(
         return call
 
     monkeypatch.setattr(Path, "read_text", counted(Path.read_text))
-    monkeypatch.setattr(adapters, "load_file", counted(adapters.load_file))
+    monkeypatch.setattr(adapters, "load_tensors", counted(adapters.load_tensors))
     prepared = prepare_model(str(model), EngineOptions(switch=str(switch)))
     prepared.check_reasoning(Reasoning("none"))
     with LLM(prepared) as llm:
