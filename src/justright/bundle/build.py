@@ -171,9 +171,7 @@ class BundleBuild:
             self.notes += contents.notes
             sources = {"model": self.model} | ({} if self.fast is None else {"fast": self.fast})
             content = dict(self.recipe.content)
-            bundle = contents.write(
-                self.out, tick=_named("bundle", progress), inputs=sources, recipe=content
-            )
+            bundle = contents.write(self.out, tick=_named("bundle", progress), inputs=sources, recipe=content)
             for stage in self.keys:
                 _remove(self.work / stage)
             shutil.rmtree(self.work, ignore_errors=True)
