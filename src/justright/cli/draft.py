@@ -48,7 +48,7 @@ def train(
     held_out: Annotated[int, typer.Option(help="Held-out texts, in addition.", rich_help_panel=_DATA)] = 128,
     prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.", rich_help_panel=_DATA)] = 64,
     output_tokens: Annotated[
-        int, typer.Option(help="Tokens sampled after each.", rich_help_panel=_DATA)
+        int, typer.Option(help="Tokens sampled after each prompt.", rich_help_panel=_DATA)
     ] = 256,
     batch: Annotated[int, typer.Option(help="Texts generated at once.", rich_help_panel=_DATA)] = 128,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.", rich_help_panel=_DATA)] = 0.7,
