@@ -200,7 +200,7 @@ def test_chunks_join_to_the_output(llm: LLM) -> None:
 def test_a_stream_fails_at_the_call(llm: LLM) -> None:
     with pytest.raises(UsageError, match="the prompt is empty"):
         llm.stream("")
-    with pytest.raises(UsageError, match="reasoning is for conversations"):
+    with pytest.raises(UsageError, match="reasoning needs a conversation"):
         llm.stream("the", reasoning=Reasoning(effort="low"))
 
 

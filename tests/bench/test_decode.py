@@ -26,7 +26,7 @@ from justright.bench.decode import (
     DecodeSetting,
     OpenContenders,
     Results,
-    check_room,
+    check_context,
     fitting_length,
     measure,
     open_contenders,
@@ -245,12 +245,12 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     results = Results({"of": 1}, file)
     results.save()
-    with pytest.raises(UsageError, match="another measurement"):
+    with pytest.raises(UsageError, match="with other settings"):
         Results({"of": 2}, file)
     data = results.to_dict()
     data["machine"]["threads"] += 1
     file.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match=r"other circumstances \(threads\)"):
+    with pytest.raises(UsageError, match=r"another environment \(threads differ\)"):
         Results({"of": 1}, file)
     file.write_text("{}")
     with pytest.raises(UsageError, match="no measurement"):
@@ -295,7 +295,7 @@ def test_bad_requests(task: Task) -> None:
     with pytest.raises(UsageError, match="context length"):
         DecodePlan("x", ("continue",), (), DecodeSetting((PLAIN,)))
     with pytest.raises(ResourceError, match="smaller --context"):
-        check_room([task], 128, 450)
+        check_context([task], 128, 450)
 
 
 def test_lengths_follow_the_context_and_the_tokenizer(tiny_path: Path, tmp_path: Path) -> None:

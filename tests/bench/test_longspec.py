@@ -100,7 +100,7 @@ def test_everybody_emits_the_same_and_lengths_are_told_apart(
     before = json.loads(file.read_text())["cells"]
     run_longspec(plan, file)
     assert json.loads(file.read_text())["cells"] == before
-    with pytest.raises(UsageError, match="another measurement"):
+    with pytest.raises(UsageError, match="with other settings"):
         run_longspec(plan_for(model, prompts, "plain", seed=3), file)
 
 
@@ -136,7 +136,7 @@ def test_contenders_with_labels_and_options() -> None:
 
 @pytest.mark.parametrize("changes", [{"kinds": ("songs",)}, {"kinds": ()}, {"buckets": ()}])
 def test_wrong_plans_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="give at least one length"):
+    with pytest.raises(UsageError, match="allowed: at least one length"):
         LongPlan("m", DecodeSetting(("plain",)), **changes)  # type: ignore[arg-type]
 
 

@@ -36,8 +36,8 @@ def test_it_is_made_and_looked_at(run: Run, parts: Parts, bundle: Path, tmp_path
     assert seen.code == 0, seen.err
     assert "kind lstm, width 24, with [SPEC], for both modes" in seen.out
     assert "chat template of the fast mode: switch/chat_template.jinja" in seen.out
-    assert "by default: draft hybrid, effort none, draft option spec False, top_k 3" in seen.out
-    assert "Every file is as it was bundled." in seen.out
+    assert "defaults: draft hybrid, effort none, draft option spec False, top_k 3" in seen.out
+    assert "All files match the manifest." in seen.out
     (found,) = map(json.loads, run("bundle", "inspect", bundle, "--json").out.splitlines())
     assert found["verifier"] == found["parts"]["draft"]["verifier"]
     assert found["provenance"]["argv"]
@@ -68,7 +68,7 @@ def test_what_is_damaged_is_named(run: Run, bundle: Path) -> None:
     seen = run("bundle", "inspect", bundle, "--verify")
     assert seen.code == 3
     assert "model.safetensors is changed" in seen.err
-    assert "not of the bundle: switch/notes.txt" in seen.err
+    assert "not part of the bundle: switch/notes.txt" in seen.err
     report, error = map(json.loads, run("bundle", "inspect", bundle, "--verify", "--json").out.splitlines())
     assert report["verified"] == {
         "missing": [],
@@ -127,7 +127,7 @@ def test_other_checkpoints_are_made_of_its_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["bundle", "SLOW"], 2, "give the directory to create"),
+        (["bundle", "SLOW"], 2, "there is no output directory"),
         (["bundle", "SLOW", "-o", "SLOW"], 2, "exists already"),
         (["bundle", "SLOW", "-o", "SLOW", "--dry-run"], 2, "exists already"),
         (["bundle", "SLOW", "-o", "SLOW/config.json/out", "--dry-run"], 2, "is a file; give another folder"),
@@ -174,7 +174,7 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: 
     dry = run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run")
     assert dry.code == 0, dry.err
     assert [line.split()[0] for line in dry.out.splitlines()] == ["switch", "bundle", "in"]
-    assert "(decompositions, while it works)" in dry.out
+    assert "(decompositions, temporary)" in dry.out
     steps = json.loads(run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run", "--json").out)
     assert [step["stage"] for step in steps["stages"]] == ["switch", "bundle"]
     assert list(tmp_path.iterdir()) == [recipe]
@@ -200,7 +200,7 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: 
         "note: the pair is strange",
         "note: the parts are strange",
     ]
-    assert "by default: effort none" in made.out
+    assert "defaults: effort none" in made.out
     recipe.write_text("model: a\ncolour: red\n")
     wrong = run("bundle", "build", recipe)
     assert wrong.code == 2

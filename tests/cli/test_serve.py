@@ -47,7 +47,7 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     result = run("serve", "zoo:moe")
     assert result.code == 6
-    assert f"{module}: pip install 'justright[serve]'" in result.err
+    assert f"{module}; in the checkout of justright: pip install '.[serve]'" in result.err
 
 
 @pytest.mark.usefixtures("no_weights_loaded")
@@ -62,7 +62,7 @@ def test_a_missing_package_is_named_with_the_extra(
         (("--temperature", "-1"), "temperature is -1"),
         (("--effort", "escalate"), "switch"),
         (("--effort", "enormous"), "allowed"),
-        (("--thinking-budget", "5"), "marks no thoughts"),
+        (("--thinking-budget", "5"), "has no reasoning tags"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", "nowhere"), "cannot be read"),
         (("--allowed-host", "http://box"), "without scheme and port"),
@@ -101,7 +101,7 @@ def test_a_missing_extra_is_named(run: Run, tiny_llama: Path, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", without)
     result = run("serve", tiny_llama)
     assert result.code == 6
-    assert "serving needs llguidance: pip install 'justright[serve]'" in result.err
+    assert "serving needs llguidance; in the checkout of justright: pip install '.[serve]'" in result.err
 
 
 def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:
@@ -229,4 +229,4 @@ def test_a_dead_engine_ends_the_process(tiny_llama: Path) -> None:
     finally:
         server.kill()
     assert server.returncode == 1
-    assert "error: the engine died (MemoryError: no more of it): start the server again" in err
+    assert "error: the engine died (MemoryError: no more of it): restart the server" in err

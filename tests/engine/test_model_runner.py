@@ -143,7 +143,7 @@ def test_an_empty_prompt_is_refused() -> None:
 @pytest.mark.parametrize("cache", ["grow", "static"])
 def test_the_context_is_the_limit(cache: str) -> None:
     verifier = verifier_of("llama", cache=cache, max_tokens=30, prefill_chunk=8)
-    with pytest.raises(ResourceError, match="31 tokens and the context holds 30"):
+    with pytest.raises(ResourceError, match="31 tokens; the context holds 30"):
         list(verifier.prefill(0, prompt_of(31)))
     assert verifier.cache.lengths == [0], "refused before anything ran"
     last(verifier, 0, prompt_of(28))
@@ -208,7 +208,7 @@ def test_an_embedding_model_is_refused() -> None:
 
 
 def test_packed_kernels_only_where_there_are_some(tmp_path: object) -> None:
-    with pytest.raises(UsageError, match="packed CPU kernels work in float32"):
+    with pytest.raises(UsageError, match="packed CPU kernels need float32"):
         Verifier.load(tmp_path, dtype=torch.bfloat16, cpu_kernels="packed")  # type: ignore[arg-type]
 
 

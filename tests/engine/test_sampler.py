@@ -439,7 +439,7 @@ class Nothing:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_constraint_that_allows_nothing_stops_it(temperature: float) -> None:
     sampler = Sampler(SamplingParams(temperature=temperature), [0])
-    with pytest.raises(NoTokenError, match="the constraint allows no next token"):
+    with pytest.raises(NoTokenError, match="the constraint allows no token"):
         sampler.verify(EMPTY_DRAFT, bad_logits(0.2), constraint=Nothing())
 
 
@@ -453,7 +453,7 @@ def test_a_penalty_that_overflows_stops_it(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-300, math.nan, math.inf, -1.0])
 def test_a_temperature_that_no_logit_survives_is_refused(temperature: float) -> None:
-    with pytest.raises(UsageError, match=r"temperature is .*allowed: 0 \(greedy\), or 1e-30 and more"):
+    with pytest.raises(UsageError, match=r"temperature is .*allowed: 0 \(greedy\), or 1e-30 or more"):
         SamplingParams(temperature=temperature)
 
 

@@ -154,7 +154,7 @@ def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
         most = max(most, len(loop.places.all))
     assert most >= 2
     assert [r.token_ids for r in requests] == [ALONE[tuple(r.prompt_ids)][:8] for r in requests]
-    with pytest.raises(ResourceError, match=r"need room for \d+ in the cache, which holds"):
+    with pytest.raises(ResourceError, match=r"need \d+ tokens of the KV cache, which holds"):
         loop.check_room(Request(PROMPTS[0], max_tokens=limit))
 
 

@@ -69,7 +69,7 @@ def test_a_probe_finds_what_is_hard(tmp_path: Path) -> None:
     probe.save(tmp_path)
     again = Probe.read(tmp_path, 8)
     torch.testing.assert_close(again.scores(new.hidden), probe.scores(new.hidden), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UsageError, match="hidden dimensions"):
+    with pytest.raises(UsageError, match="fitted for hidden size"):
         Probe.read(tmp_path, 9)
 
 

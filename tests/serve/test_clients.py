@@ -234,9 +234,11 @@ def test_models(plain: Running, thinking: Running) -> None:
     client = plain.openai()
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "justright"
-    assert client.models.retrieve(MODEL).justright == {"context_length": 512, "efforts": []}  # type: ignore[attr-defined]
-    efforts = thinking.openai().models.retrieve(MODEL).justright["efforts"]  # type: ignore[attr-defined]
-    assert efforts == ["none", "minimal", "low", "medium", "high", "escalate", "xhigh"]
+    never = {"context_length": 512, "efforts": [], "reasoning": "never"}
+    assert client.models.retrieve(MODEL).justright == never  # type: ignore[attr-defined]
+    about = thinking.openai().models.retrieve(MODEL).justright  # type: ignore[attr-defined]
+    assert about["efforts"] == ["none", "minimal", "low", "medium", "high", "escalate", "xhigh"]
+    assert about["reasoning"] == "switchable"
 
 
 def test_thoughts_are_apart(thinking: Running) -> None:
@@ -419,6 +421,10 @@ def test_a_vocabulary_with_tags_is_no_reasoning(tmp_path: Path) -> None:
     tokenizer.save_pretrained(path)
     with running(LLM(str(path))) as server:
         [model] = server.openai().models.list().data
-        assert model.justright["efforts"] == []  # type: ignore[attr-defined]
+        known = {"efforts": [], "reasoning": "unknown"}
+        assert known.items() <= model.justright.items()  # type: ignore[attr-defined]
+        answer = ask(server, reasoning_effort="low", extra_body={"thinking_budget": 3})
+        details = answer.usage.completion_tokens_details
+        assert details.reasoning_tokens == 0, "it is accepted, and the answer says that it did nothing"
         for effort in ("none", "minimal"):
             assert said(ask(server, reasoning_effort=effort)) == said(ask(server))

@@ -317,7 +317,7 @@ def test_keys() -> None:
     with before(Fake()) as found:
         _ask(found, "mine")
         assert seen(found) == "Bearer mine"
-    with before(Fake()) as found, pytest.raises(AuthenticationError, match="wants an API key"):
+    with before(Fake()) as found, pytest.raises(AuthenticationError, match="needs an API key"):
         _ask(found, "wrong")
     with before(Fake(), api_keys=("mine",), upstream_key="theirs") as found:
         _ask(found, "mine")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from justright.engine.chat_modes import RequestBuilder
 from justright.engine.generation import GenerationDefaults
 from justright.engine.llm import LLM
 from justright.engine.request import Request
@@ -150,3 +152,28 @@ def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
     assert used(said, top_p=1.0, seed=2) == SamplingParams(0.7, 20, 1.0, seed=2)
     engine.generation = GenerationDefaults()
     assert used(said) == SamplingParams(1.0)
+
+
+@pytest.mark.parametrize(
+    ("template", "known"),
+    [
+        ("{{ messages }}<think>", "always"),
+        ("{{ messages }}<think></think>", "unknown"),
+        ("{{ messages | replace('</think>', '') }}", "unknown"),
+        ("{{ messages }}{% if enable_thinking is false %}<think></think>{% endif %}", "switchable"),
+        ("{{ messages }}", "never"),
+        ("{{ raise_exception('no <think></think>') }}", "unknown"),
+        (None, "never"),
+    ],
+)
+def test_what_is_known_about_reasoning(
+    plain: Running, monkeypatch: pytest.MonkeyPatch, template: str | None, known: str
+) -> None:
+    tokenizer = copy.deepcopy(plain.engine.tokenizer)
+    assert tokenizer is not None
+    tokenizer.chat_template = template
+    monkeypatch.setattr(plain.engine, "tokenizer", tokenizer)
+    monkeypatch.setattr(plain.engine, "modes", RequestBuilder(tokenizer, None))
+    asking = RequestReader(plain.engine, plain.service.settings)
+    assert asking.reasoning == known
+    asking.grammars.close()

@@ -135,7 +135,7 @@ def test_several_are_taken_all_or_none() -> None:
         scheduler.submit_all(pair)
     assert len(scheduler._entries) == 1
     scheduler.submit_all(pair[:2])
-    with pytest.raises(UsageError, match="4 sequences at once, and this server takes 3"):
+    with pytest.raises(UsageError, match="the request has 4 sequences; allowed: 3 at most"):
         scheduler.submit_all([*pair, *pair[:1]])
 
 

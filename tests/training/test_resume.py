@@ -169,7 +169,7 @@ def test_a_model_that_always_ends_at_once_gets_no_drafter(
     job = replace(
         job, shape=replace(job.shape, spec=spec), training=replace(job.training, spec_steps=2 * spec)
     )
-    with pytest.raises(UsageError, match="the model ended each of its training texts with the first token"):
+    with pytest.raises(UsageError, match="the model ended each training text with its first token"):
         TrainingJob(job).run()
     assert not job.out.exists()
 
@@ -190,12 +190,12 @@ def test_what_a_full_disk_leaves_is_no_reason_to_refuse(model: Path, texts: Path
     other = replace(job, out=tmp_path / "e", data_folder=tmp_path / "own")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "letter.txt").write_text("dear")
-    with pytest.raises(UsageError, match="holds other things than training data"):
+    with pytest.raises(UsageError, match="holds files that are not training data"):
         TrainingJob(other)
 
 
 def test_a_file_that_cannot_be_written_is_no_bug(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"cannot be written .* make room"):
+    with pytest.raises(ResourceError, match=r"cannot be written .* free disk space"):
         save_tensors({"a": torch.zeros(1000)}, tmp_path / "no" / "folder.safetensors")
 
 
@@ -215,7 +215,7 @@ def test_texts_that_changed_are_noticed(
         TrainingJob(job).run()
     before = texts.read_text()
     texts.write_text("the the the " + before)
-    changed = "texts, tokenizer or chat template have changed since"
+    changed = "their texts, the tokenizer or the chat template have changed"
     for again in (job, replace(job, out=tmp_path / "e")):  # a resume; another drafter of the same data
         with pytest.raises(UsageError, match=changed):
             TrainingJob(again)
@@ -244,5 +244,5 @@ def test_a_verifier_whose_logits_are_not_finite_writes_no_data(
         if spoiled:
             verifier.model.get_output_embeddings().weight.data[5] = math.nan
         setting = replace(work.setting, temperature=temperature)
-        with pytest.raises(ResourceError, match=rf"divided by the temperature {temperature}, are not finite"):
+        with pytest.raises(ResourceError, match=rf"divided by the temperature {temperature} are not finite"):
             sample(verifier, [[9, 10, 11]], [0.0], setting, frozenset(), torch.Generator().manual_seed(0))

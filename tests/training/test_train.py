@@ -16,7 +16,8 @@ from draft_helpers import SMALL_TRAINING
 from justright.engine.llm import LLM
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
-from justright.speculative.lstm_network import LstmModel, read_config
+from justright.speculative.lstm_network import LstmConfig, LstmModel
+from justright.speculative.store import read_config
 from justright.training import trainer as run_module
 from justright.training.frozen_model import embedded, load_frozen
 from justright.training.loss import DraftLoss, prefixes
@@ -53,7 +54,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
     assert {stage for stage, *_ in told} == {"data", "training", "training with [SPEC]"}
     assert not job.partial.exists()
     assert trained.accuracy.spec_length is not None
-    config = read_config(job.out)
+    config = read_config(job.out, "lstm", LstmConfig)
     assert config.spec
     assert config.draft_vocab == 100
     assert json.loads((job.out / "provenance.json").read_text())
@@ -153,11 +154,11 @@ def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: 
 def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(UsageError, match=r"d cannot be made: .*file is a file"):
+    with pytest.raises(UsageError, match=r"d cannot be created: .*file is a file"):
         TrainingJob(job_for(model, texts, file / "d"))
     with pytest.raises(UsageError, match="is a file"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=file))
-    with pytest.raises(UsageError, match="holds other things than training data"):
+    with pytest.raises(UsageError, match="holds files that are not training data"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
     whole = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
     TrainingJob(whole).run()

@@ -46,7 +46,7 @@ def test_a_model_is_found_by_name(fake: Path) -> None:
 
 def test_a_wrong_weight_file_is_noticed(fake: Path) -> None:
     (fake / "model.safetensors").write_bytes(b"weightz")
-    with pytest.raises(CheckpointError, match="not the file that was shipped"):
+    with pytest.raises(CheckpointError, match="not the shipped file"):
         ZooProvider().path("one")
 
 

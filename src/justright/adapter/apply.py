@@ -102,7 +102,8 @@ class AppliedSwitch:
             linear = hasattr(module, "in_features") and set(deltas) == {"bias"}
             hook = self._bias_hook(deltas["bias"]) if linear else self._exact_hook(module, deltas)
             self._hooks.append((module, hook))
-        transposed = self._transposed(model)
+        moe = architecture_of(model.config).moe
+        transposed = moe is not None and moe.memory.transposed
         for path, found in experts.items():
             self._experts.append(_Experts(_module(model, path, adapter), found, self, transposed))
 
@@ -208,11 +209,6 @@ class AppliedSwitch:
             if any(name.endswith(leaf) for leaf in leaves):
                 found.setdefault(name.rpartition(".")[0], {})[name] = change
         return found
-
-    @staticmethod
-    def _transposed(model: PreTrainedModel) -> bool:
-        moe = architecture_of(model.config).moe
-        return moe is not None and moe.memory.transposed
 
 
 class _Experts:

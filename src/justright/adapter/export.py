@@ -206,7 +206,6 @@ def save_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only by its owner
     _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -225,7 +224,6 @@ def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
         slow, fast = pair.tensors(name)
         deltas[exact_name(pair, name) or name] = (fast.double() - slow.double()).float().contiguous()
     save_tensors(deltas, folder / EXACT, {"format": "pt"})
-    (folder / EXACT).chmod(0o644)
 
 
 def exact_name(pair: Pair, name: str) -> str | None:

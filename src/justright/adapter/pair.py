@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ _COMPUTED = ".rotary_emb.inv_freq"
 """Name suffix of a buffer in old checkpoints; transformers computes it and never loads it."""
 FAR = 0.9
 """Largest relative distance between the matrices of a pair (unrelated models have about 1.4)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """A tensor outside the low-rank adapter, and its distance ``||slow - fast|| / ||fast||``."""
-
-    name: str
-    distance: float
 
 
 class Pair:
@@ -119,24 +110,20 @@ class Pair:
         _, index, leaf = name.split(".", 2)
         return self.slow.read(int(index))[leaf], self.fast.read(int(index))[leaf]
 
-    def residuals(self) -> list[Residual]:
+    def residuals(self) -> dict[str, float]:
         """List the tensors outside the adapter (norms, biases, routers, embeddings, head), the most distant first."""
-        covered = set()
-        found = []
+        found: dict[str, float] = {}
         for index in range(self.layers):
             slow, fast = self.slow.read(index), self.fast.read(index)
             covered = {matrix.name for matrix in expand(matrices(self.config, index), slow)}
-            found += [
-                Residual(f"layers.{index}.{name}", _distance(tensor, fast[name]))
-                for name, tensor in slow.items()
-                if name not in covered and not name.endswith(_COMPUTED)
-            ]
+            for name in [n for n in slow if n not in covered and not n.endswith(_COMPUTED)]:
+                found[f"layers.{index}.{name}"] = _distance(slow[name], fast[name])
             self.release()
         names = [name for name in self.slow.other_names() if not name.endswith(_COMPUTED)]
         for name in dict.fromkeys((*names, *self._vocabulary)):
-            found.append(Residual(name, _distance(*self.tensors(name))))
+            found[name] = _distance(*self.tensors(name))
         self.release()
-        return sorted(found, key=lambda one: -one.distance)
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
 
     def check_finite(self) -> None:
         """Read every tensor of both models once and validate it.

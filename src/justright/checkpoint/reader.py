@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from justright.checkpoint import sparse
@@ -83,9 +82,7 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __contains__(self, name: object) -> bool:
@@ -100,10 +97,6 @@ class Checkpoint:
     def close(self) -> None:
         """Drop the mapped shards; may be called twice."""
         self._open.clear()
-
-    def names(self) -> tuple[str, ...]:
-        """Return the tensors' names in disk order."""
-        return tuple(self._infos)
 
     def files(self) -> tuple[Path, ...]:
         """Return the safetensors files."""
@@ -191,11 +184,6 @@ class Checkpoint:
     def nbytes(self) -> int:
         """The size of all tensors on disk."""
         return sum(info.nbytes for info in self._infos.values())
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata of all shards' headers (usually ``{"format": "pt"}``)."""
-        return {key: value for header in self._headers.values() for key, value in header.metadata.items()}
 
     @property
     def config(self) -> dict[str, Any]:

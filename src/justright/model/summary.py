@@ -269,19 +269,19 @@ def _capabilities(
     run, draft = _can_run(path, architecture, quantization)
     blocked = f"its weights are quantised ({quantization}): use the unquantised checkpoint"
     matrices = len(linear_modules(config))
+    status: Status = "no"
     if experts is None:
-        prune_experts = Capability("prune experts", "no", "a dense model has no experts")
+        reason = "a dense model has no experts"
     elif quantization:
-        prune_experts = Capability("prune experts", "no", blocked)
+        reason = blocked
     elif experts.least < experts.count:
         reason = f"its layers already have different numbers of experts ({experts.least} to {experts.count})"
-        prune_experts = Capability("prune experts", "no", reason)
     elif experts.count <= experts.top_k:
         reason = f"every token uses all {experts.count} experts, so none can be removed"
-        prune_experts = Capability("prune experts", "no", reason)
     else:
+        status = "yes"
         reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} per token"
-        prune_experts = Capability("prune experts", "yes", reason)
+    prune_experts = Capability("prune experts", status, reason)
     if quantization:
         weights, switch = Capability("prune weights", "no", blocked), Capability("switch", "no", blocked)
     else:

@@ -17,11 +17,12 @@ from justright.architectures.spec import num_experts, num_layers, text_config
 from justright.architectures.uneven_experts import is_uneven, with_experts
 from justright.calibration import texts
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, check_runs, job_folder
+from justright.calibration.stream import check_runs
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.files import check_job_folder, job_folder
 from justright.model.decoder_layer import LayerFormat
 from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
@@ -143,8 +144,8 @@ class Pruning:
             check_runs(self.config)
             check_length(self.config, settings.length)
             self.calibration = self._texts()
-        if statistics is not None and statistics.exists():
-            _check_statistics(statistics, self._job())
+        if statistics is not None:
+            check_job_folder(statistics, self._job(), "statistics")
 
     @property
     def takes_statistics(self) -> bool:
@@ -192,10 +193,8 @@ class Pruning:
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
         calibrated = self.calibration is not None
-        experts, experts_after = (
-            num_experts(self.config),
-            sum(self.counts.values()) / max(1, len(self.counts)),
-        )
+        experts = num_experts(self.config)
+        experts_after = sum(self.counts.values()) / max(1, len(self.counts))
         return PruneEstimate(
             parameters=self.sizes.total,
             prunable=self.sizes.prunable,
@@ -224,16 +223,8 @@ class Pruning:
         batches = -(-self.settings.sequences // self.rows)
         total = 0.0
         with tempfile.TemporaryDirectory() as folder:
-            ids = self.calibration.ids[: self.rows]
-            stream = LayerStream(
-                self.checkpoint,
-                self.config,
-                ids,
-                Path(folder),
-                device=self.device,
-                dtype=self.dtype,
-                rows=self.rows,
-            )
+            run = replace(self._run(), ids=self.calibration.ids[: self.rows])
+            stream = run.stream(self.checkpoint, self.config, Path(folder))
             for has_experts, index in kinds.items():
                 layer = stream.materialise(index, self.layers.read(index))
                 begin = time.perf_counter()
@@ -364,8 +355,7 @@ class Pruning:
         if folder is None:
             folder = job_folder(work / "statistics", {**job, "needs": sorted(self._needs)})
         else:
-            if folder.exists():
-                _check_statistics(folder, job)
+            check_job_folder(folder, job, "statistics")
             job_folder(folder, job)
         return collect(self.layers, self._run(), folder, tick, self._needs)
 
@@ -418,23 +408,3 @@ def prune(model: str | Path, out: str | Path, settings: Settings | None = None, 
     elif changes:
         raise UsageError(f"prune got both settings and {', '.join(changes)}: give only one of the two")
     return Pruning(resolve(str(model)).path, settings, **options).run(Path(out))
-
-
-def _check_statistics(folder: Path, job: Mapping[str, Any]) -> None:
-    """Validate that a folder is empty or holds statistics of this job.
-
-    Raises:
-        UsageError: The folder holds other files, or statistics of a job that differs from ``job``.
-    """
-    file = folder / "job.json"
-    if not folder.is_dir() or (any(folder.iterdir()) and not file.is_file()):
-        raise UsageError(
-            f"{folder} holds files that are not statistics: choose an empty folder, or one that --statistics wrote"
-        )
-    if file.is_file():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        if any(theirs.get(key) != value for key, value in job.items()):
-            raise UsageError(
-                f"{folder} holds statistics of a run with another model, device, seed, text, or number or length of "
-                "sequences: choose another folder"
-            )

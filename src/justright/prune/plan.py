@@ -67,17 +67,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Serialise the plan to the text of its file."""
-        data = {
-            "format": FORMAT,
-            "family": self.family,
-            "num_layers": self.num_layers,
-            "num_experts": self.num_experts,
-            "uneven": self.uneven,
-            "experts": {str(layer): asdict(choice) for layer, choice in sorted(self.experts.items())},
-            "sparsity": {str(layer): value for layer, value in sorted(self.sparsity.items())},
-            "made_from": dict(self.made_from),
-        }
-        return json.dumps(data, indent=1) + "\n"
+        return json.dumps({"format": FORMAT} | asdict(self), indent=1) + "\n"
 
     @classmethod
     def read(cls, file: Path) -> Plan:
@@ -93,12 +83,9 @@ class Plan:
             _only(data, _KEYS)
             experts = {int(layer): _choice(choice) for layer, choice in data["experts"].items()}
             sparsity = {int(layer): float(value) for layer, value in data["sparsity"].items()}
+            family, layers, count = str(data["family"]), int(data["num_layers"]), int(data["num_experts"])
             return cls(
-                *(str(data["family"]), int(data["num_layers"]), int(data["num_experts"])),
-                experts,
-                bool(data["uneven"]),
-                sparsity,
-                dict(data["made_from"]),
+                family, layers, count, experts, bool(data["uneven"]), sparsity, dict(data["made_from"])
             )
         except OSError as error:
             raise CheckpointError(f"the plan {file} cannot be read: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -296,23 +296,16 @@ def is_matrix(layers: LayerFormat, name: str) -> bool:
     return len(layers.checkpoint.shape(name)) >= 2 and not name.endswith(biases or ("\0",))
 
 
-def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None) -> str:
+def check_weights(checkpoint: Checkpoint) -> str:
     """Read every weight once and return a fingerprint of all weights.
-
-    Args:
-        checkpoint: An open checkpoint.
-        tick: Progress callback; receives the bytes of each tensor read.
 
     Raises:
         CheckpointError: A weight is NaN or infinite.
     """
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(checkpoint):
         tensor = checkpoint.tensor(name, copy=True)
         check_finite({name: tensor}, checkpoint.path)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
-        tick(tensor.nbytes)
     return digest.hexdigest()
