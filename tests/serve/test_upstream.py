@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import pytest
@@ -236,6 +237,12 @@ def test_what_makes_no_sense_is_refused_by_name(asked: dict[str, Any], param: st
     with pytest.raises(ApiError) as refused:
         chat({"messages": EASY, **asked}, VLLM, Policy())
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_an_error_about_text_without_a_utf8_form_can_be_sent() -> None:
+    answer = ApiError(400, "the model is \ud800", "model").to_response()
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
+    assert json.loads(answer.body)["error"]["message"] == "the model is \ud800"
 
 
 @given(

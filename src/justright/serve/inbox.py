@@ -57,9 +57,7 @@ class Inbox:
                 while not self._items:  # the event may be set for items that were taken already
                     await self._arrived.wait()
                     self._arrived.clear()
-                    self._notified = (
-                        False  # before taking the items, so that later ones set the event again
-                    )
+                    self._notified = False  # before taking the items, so that later ones set the event again
         except TimeoutError:
             return []
         found = []
