@@ -1,7 +1,7 @@
-"""The README's decode table: four contenders, five tasks, 1K, 4K and 7K tokens of context, one run.
+"""Measure the README's decode table: four contenders, five tasks, and 1K, 4K and 7K tokens of context in one run.
 
-python benchmarks/decode.py --out decode.json        about an hour on two cores; interrupted, it goes on
-python benchmarks/decode.py --quick                  two minutes, to see that it works
+python benchmarks/decode.py --out decode.json        about an hour on two cores; resumes after an interruption
+python benchmarks/decode.py --quick                  two minutes, a smoke test
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", default="packaged:smollm2-135m-instruct")
-    parser.add_argument("--out", type=Path, help="JSON file: results as they come, and where to go on from")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file that collects the results; a repeated command resumes from it"
+    )
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="1K only, 32 tokens, one repeat, no memory")
+    parser.add_argument(
+        "--quick", action="store_true", help="1K of context, 32 tokens, one repeat, no memory measurement"
+    )
     chosen = parser.parse_args()
     quick = chosen.quick
     setting = DecodeSetting(CONTENDERS, 32 if quick else chosen.tokens, 1 if quick else chosen.repeats)

@@ -1,4 +1,4 @@
-"""Layers one at a time: the same hidden states as the whole model's, the same bytes back, resumable."""
+"""Layer streaming: the whole model's hidden states, unchanged weights, resumption."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def outputs(stream: LayerStream) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ALL)
 def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tmp_path: Path) -> None:
-    """And counts what hooks on the whole model count: inputs of matrices, and routing."""
+    """The statistics equal those of hooks on the whole model: matrix inputs, and routing."""
     layers = LayerFormat(checkpoints(family))
     stream = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path, rows=2)
     found = run_all(stream, layers)
@@ -78,7 +78,7 @@ def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tm
     decoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         decoder(input_ids=IDS, use_cache=False)
-    # One product an expert instead of transformers' grouped one: sums in another order.
+    # One product per expert instead of transformers' grouped product: another summation order.
     torch.testing.assert_close(outputs(stream), seen[0], rtol=1e-4, atol=1e-4)
     for module in linear_modules(model.config):
         name = module.name.removeprefix(layers.architecture.memory.layer(module.layer) + ".") + ".weight"

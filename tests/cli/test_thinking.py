@@ -1,4 +1,4 @@
-"""How a request thinks: as the user says, else as the bundle does, where there are conversations."""
+"""Reasoning settings of a request: the user's, else the bundle's if the model has conversations."""
 
 from __future__ import annotations
 

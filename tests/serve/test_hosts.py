@@ -1,4 +1,4 @@
-"""Other hosts' names are refused on loopback without a key, and nothing redirects to a name of the client's."""
+"""On loopback without a key, other host names are rejected, and no redirect uses a host name of the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several choices of one prompt: it is written and encoded once, its grammar compiled once, and each is its own."""
+"""Several choices of one prompt: one rendering, encoding and grammar, and independent outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEMA = {
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, plain: Running) -> list[str]:
-    """What takes long, as often as it was done."""
+    """Count the expensive operations."""
     found: list[str] = []
 
     def count(owner: Any, name: str) -> None:
@@ -128,7 +128,7 @@ def test_names_are_given_to_the_template_as_transformers_does(
 
 
 def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
-    """A request's own field goes before the server's, that before the file's, that before OpenAI's."""
+    """A request's field overrides the server's default, which overrides the file's, which overrides OpenAI's."""
     model = save_tiny("llama", tmp_path / MODEL)
     (model / "generation_config.json").write_text(
         '{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": 2}'

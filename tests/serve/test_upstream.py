@@ -1,4 +1,4 @@
-"""What a client asks, in another server's words: nothing it sent is lost, and who says what first holds."""
+"""Translation of requests for other servers: no field is lost, and precedence is kept."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_another_model_goes_through_as_it_was() -> None:
     found = chat(body, VLLM, Policy("auto"))
     assert (found.body, found.decision) == (body, None)
     assert completion({"model": "other", "prompt": "a"}, VLLM).body == {"model": "other", "prompt": "a"}
-    assert chat(body, LLAMA, Policy()).decision is not None  # a server of one model has no other
+    assert chat(body, LLAMA, Policy()).decision is not None  # a server of one model has no other model
     with pytest.raises(ApiError, match="has one mode"):
         chat(body | {"reasoning_effort": "auto"}, VLLM, Policy())
 
@@ -175,8 +175,8 @@ def test_fast_requests_end_at_the_fast_models_end_tokens() -> None:
     assert ends("none", stop_token_ids=[9, 3]) == [9, 3, 7]
     assert ends("high") is None
     assert ends("high", stop_token_ids=[3]) == [3]
-    assert ends("none", ignore_eos=True) is None  # it is to end nowhere
-    assert ends("none", stop_token_ids="all") == "all"  # vLLM says what is wrong with it
+    assert ends("none", ignore_eos=True) is None  # requests without any end
+    assert ends("none", stop_token_ids="all") == "all"  # vLLM returns the error
     assert completion({"model": "quick", "prompt": "a"}, ending).body["stop_token_ids"] == [7, 9]
     assert "stop_token_ids" not in completion({"prompt": "a"}, ending).body
 
@@ -205,7 +205,7 @@ def test_budgets_where_the_server_knows_them() -> None:
     ready = Upstream("vllm", "base", "quick", budgets=True)
     assert sent(VLLM, thinking_budget=7) == 7
     assert sent(VLLM, reasoning={"max_tokens": 8}) == 8
-    assert sent(VLLM, reasoning_effort="high", max_tokens=100) is None  # nobody says that it can
+    assert sent(VLLM, reasoning_effort="high", max_tokens=100) is None  # no sign that it can
     assert sent(ready, reasoning_effort="high", max_tokens=100) == 80
     assert sent(ready, reasoning_effort="low", max_completion_tokens=1) == 1
     assert sent(ready, reasoning_effort="high") is None

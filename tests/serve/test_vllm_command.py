@@ -1,4 +1,4 @@
-"""What vLLM is started with, and its middleware; no vLLM is needed."""
+"""The arguments that vLLM is started with, and its middleware; needs no vLLM."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_command_has_the_model_as_it_is_and_the_switch_padded(
     assert words[-1] == "--x"
     assert after["--model"] == str(pair[0])
     assert after["--lora-modules"] == f"tiny-fast={tmp_path / 'switch'}"
-    assert after["--max-loras"] == "2"  # one more than there are
+    assert after["--max-loras"] == "2"  # one more than the adapters
     assert (after["--max-model-len"], after["--max-num-seqs"], after["--data-parallel-size"]) == (
         "64",
         "3",
@@ -171,7 +171,7 @@ def test_each_template_has_its_own_special_tokens() -> None:
 def test_fast_requests_have_the_fast_models_template_and_end_tokens(
     pair: tuple[Path, Path], tmp_path: Path, place: str
 ) -> None:
-    """Wherever the slow model's template lies, and however the adapter's folder has the fast model's."""
+    """For every place of the slow model's template, and every form of the fast model's in the adapter's folder."""
     model, adapter = tmp_path / "model", tmp_path / "adapter"
     shutil.copytree(pair[0], model)
     shutil.copytree(pair[1], adapter)
@@ -237,7 +237,7 @@ def test_versions() -> None:
 
 
 async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the application behind the middleware got, and what the client got."""
+    """The request that the application received, and the answer that the client received."""
     got: dict[str, Any] = {}
     sent: list[dict[str, Any]] = []
     coming = [{"type": "http.request", "body": one, "more_body": True} for one in pieces[:-1]]

@@ -1,4 +1,4 @@
-"""The attention baseline drafts what its own training forward says, however its context came."""
+"""The attention baseline drafts the predictions of its training forward, however its context arrived."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_context_in_any_pieces_is_the_training_forward(
 
 
 def test_the_prompt_is_read_when_its_first_output_token_is_known(network: AttentionModel) -> None:
-    """That is part of the prefill: the first proposal finds nothing left to read."""
+    """Reading is part of the prefill: the first proposal has nothing left to read."""
     drafter = AttentionDrafter(AttentionOptions(min_prob=0.0))
     drafter._model = network
     prompt = prompt_of(ROWS)
@@ -74,7 +74,7 @@ def test_the_prompt_is_read_when_its_first_output_token_is_known(network: Attent
 
 
 def test_its_trees_fit_the_machine(network: AttentionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table in which only the first guess is ever right leaves one node; one in which all are right, many."""
+    """If only first guesses are ever right, the tree has one node; if all are right, it has many."""
     monkeypatch.setattr(
         "justright.speculative.attention_drafter.draft_seconds", lambda model: lambda w, d: 0.0
     )

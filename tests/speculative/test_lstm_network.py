@@ -1,4 +1,4 @@
-"""The LSTM's equations, its file format, and what it refuses."""
+"""The LSTM's equations, its file format, and its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny import VOCAB_SIZE, tiny_model
 
 
 def test_the_equations_of_the_paper() -> None:
-    """arXiv:2510.07535: gates, cell and state written out, with an embedding and a head of its own."""
+    """arXiv:2510.07535: explicit gates, cell and state, with its own embedding and head."""
     network = network_for(tiny_model("llama"), embedding="own", head="own", draft_vocab=0)
     config, d = network.config, network.config.width
     hidden = torch.randn(1, config.hidden_size)
@@ -67,7 +67,7 @@ def test_saved_then_loaded_equals_in_memory(cell: str, part: str, tmp_path: Path
 def test_a_drafter_of_another_shape_is_refused(tmp_path: Path) -> None:
     folder = saved_drafter(tiny_model("llama"), tmp_path / "d")
     other = torch.zeros(VOCAB_SIZE, 999)
-    with pytest.raises(UsageError, match="works with the model that it was trained for"):
+    with pytest.raises(UsageError, match="use the model that the drafter was trained for"):
         LstmModel.load(folder, other, other)
 
 
@@ -85,10 +85,10 @@ def test_damaged_drafters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="draft vocabulary"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text(json.dumps(about | {"format": "other"}))
-    with pytest.raises(CheckpointError, match="not that of a drafter"):
+    with pytest.raises(CheckpointError, match="allowed for a drafter"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="no drafter's config"):
+    with pytest.raises(CheckpointError, match="not a drafter's config"):
         read_config(folder)
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "model.safetensors").write_bytes(b"no tensors")

@@ -1,4 +1,4 @@
-"""Drafters are found by name; third parties bring theirs."""
+"""Drafters are found by name, also in third-party packages."""
 
 from __future__ import annotations
 

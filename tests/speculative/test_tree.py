@@ -1,4 +1,4 @@
-"""Trees: what they keep is what the model thinks most probable, and they are trees."""
+"""Draft trees keep the most probable paths, and are valid trees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drafters that the package carries: each is for its model, guesses better than nothing, and changes no token."""
+"""The packaged drafters: each matches its model, has accepted guesses, and changes no token."""
 
 from __future__ import annotations
 

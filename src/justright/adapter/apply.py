@@ -190,8 +190,8 @@ class AppliedSwitch:
         asked = change.a.shape[-1], change.b.shape[-2]
         if found != asked:
             raise UsageError(
-                f"{self.adapter.path} changes {name} from {asked[0]} to {asked[1]} features, and the model has "
-                f"{found[0]} to {found[1]} there: it was made for another model"
+                f"{self.adapter.path} was made for another model: it expects {asked[0]} to {asked[1]} features in "
+                f"{name}, and this model has {found[0]} to {found[1]}"
             )
         return module
 
@@ -316,7 +316,7 @@ class ChangedWeight:
         """Implement products of activations with the changed weight, the only use in expert modules."""
         x, other = args[0], args[1]
         if func not in _PRODUCTS or not isinstance(other, cls):
-            raise NotImplementedError(f"{func} of a weight that is changed by rows")
+            raise NotImplementedError(f"{func} on a weight that differs by row")
         plain: Tensor = func(x, other.weight, *args[2:], **(kwargs or {}))
         changed: Tensor = plain + other.factor * ((x @ other.a.mT) @ other.b.mT)
         return changed
@@ -331,8 +331,8 @@ def _module(model: PreTrainedModel, path: str, adapter: Adapter) -> nn.Module:
         return found
     except AttributeError:
         raise UsageError(
-            f"{adapter.path} changes {path}, which this {model.config.model_type} model does not have: it was made "
-            "for another model"
+            f"{adapter.path} was made for another model: it changes {path}, which this {model.config.model_type} "
+            "model does not have"
         ) from None
 
 

@@ -183,9 +183,9 @@ def extract(
     """
     check_new(out)
     if form not in FORMS:
-        raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
+        raise UsageError(f"form {form!r}: allowed are {', '.join(FORMS)}")
     if not 0 <= factor <= 1:
-        raise UsageError(f"factor {factor}; allowed: 0 (the slow model) to 1 (the fast one)")
+        raise UsageError(f"factor {factor}: allowed is 0 (the slow model) to 1 (the fast model)")
     if form == "portable":
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
@@ -273,15 +273,15 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
         UsageError: The rule cannot use the method, the method is unknown, or there are no workers.
     """
     if svd not in METHODS:
-        raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
+        raise UsageError(f"svd {svd!r}: allowed are {', '.join(METHODS)}")
     if workers < 1:
-        raise UsageError(f"workers {workers}: allowed are 1 and more")
+        raise UsageError(f"workers {workers}: allowed are whole numbers from 1")
     chosen = RULES.get(rule.rule)
     if svd == "randomized" and chosen.needs_all(rule):
         power = f" of power {rule.power}" if "power" in chosen.takes else ""
         raise UsageError(
-            f"rule {rule.rule}{power} needs all singular values, and a randomized decomposition finds the largest "
-            "only: choose svd exact, or another rule"
+            f"rule {rule.rule}{power} needs all singular values, but a randomized decomposition finds only the "
+            "largest: choose svd exact, or another rule"
         )
 
 
@@ -291,12 +291,12 @@ def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not file.is_file():
-        raise UsageError(f"{folder} holds no spectra, and other files: give a new folder")
+        raise UsageError(f"{folder} holds files that are not spectra: give a new folder")
     held = json.loads(file.read_text(encoding="utf-8"))
     if held != json.loads(json.dumps(job)):
         differs = ", ".join(key for key in job if held.get(key) != json.loads(json.dumps(job[key])))
         raise UsageError(
-            f"{folder} holds spectra of another run ({differs} differ): give a new folder, or remove it"
+            f"{folder} holds spectra of another run (different {differs}): give a new folder, or delete this one"
         )
 
 

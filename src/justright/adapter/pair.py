@@ -62,8 +62,8 @@ class Pair:
         distance = self.distance(0)
         if distance > FAR:
             raise UsageError(
-                f"{slow} and {fast} differ by {distance:.2f} of their weights' norm in the first layer (two unrelated "
-                "models differ by about 1.4): they are no pair; give the model that the slow one was trained from"
+                f"{slow} and {fast} are not a pair: they differ by {distance:.2f} of their weights' norm in the first "
+                "layer (unrelated models: about 1.4). Give the model that the slow model was trained from"
             )
 
     @property
@@ -79,14 +79,14 @@ class Pair:
         self.release()
         if moved > 0:
             found.append(
-                f"the embeddings or the head differ by {moved:.0%} of their norm and stay the slow model's: where they "
-                "were trained along (most of all if the head is tied to them), no adapter gives the fast model back"
+                f"the embeddings or the head differ by {moved:.0%} of their norm, and fast mode keeps the slow ones. "
+                "The switch cannot fully restore the fast model, least of all if the head is tied to the embeddings"
             )
         slow, fast = (load_tokenizer(path).chat_template for path in self.paths)
         if fast is None:
-            found.append("the fast model has no chat template: in fast mode the slow model's is used")
+            found.append("the fast model has no chat template: fast mode uses the slow model's")
         elif slow == fast:
-            found.append("both models have the same chat template: only weights switch")
+            found.append("both models have the same chat template: fast mode changes only the weights")
         return found
 
     def matrices(self, index: int) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
@@ -161,13 +161,14 @@ class Pair:
         slow, fast = self.slow, self.fast
         if slow.architecture.family != fast.architecture.family:
             raise UsageError(
-                f"{self.paths[0]} is {slow.architecture.family}, {self.paths[1]} is {fast.architecture.family}: a pair "
-                "is one architecture"
+                f"{self.paths[0]} is {slow.architecture.family} and {self.paths[1]} is {fast.architecture.family}: "
+                "give two models of one architecture"
             )
         for path, layers in zip(self.paths, (slow, fast), strict=True):
             if is_uneven(layers.config):
                 raise UsageError(
-                    f"{path} has different numbers of experts by layer, which switch does not cover"
+                    f"the layers of {path} have different numbers of experts, which a switch does not support: give a "
+                    "model with equal layers"
                 )
         ours, theirs = (
             {
@@ -183,12 +184,14 @@ class Pair:
         if only:
             where = self.paths[0] if only[0] in ours else self.paths[1]
             raise UsageError(
-                f"{len(only)} tensors are in one model only, {only[0]} (in {where}) first: no pair"
+                f"{len(only)} tensors are in one model only, such as {only[0]} in {where}: give two models with the "
+                "same tensors"
             )
         wrong = next((n for n in ours if ours[n] != theirs[n]), None)
         if wrong:
             raise UsageError(
-                f"{wrong} has shape {list(ours[wrong])} in {self.paths[0]} and {list(theirs[wrong])} in {self.paths[1]}"
+                f"{wrong} has shape {list(ours[wrong])} in {self.paths[0]} and {list(theirs[wrong])} in "
+                f"{self.paths[1]}: give two models with the same shapes"
             )
 
     def _check_function(self) -> None:
@@ -200,9 +203,9 @@ class Pair:
             )
             told += f"; {len(differ) - 4} more" if len(differ) > 4 else ""
             raise UsageError(
-                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch does not carry ({told}): no "
-                "pair. Give the model that the slow one was trained from; where the difference changes nothing, write "
-                "the same value in both config.json"
+                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch cannot change ({told}). Give "
+                "the model that the slow model was trained from; if the difference has no effect, write the same value "
+                "in both config.json"
             )
 
     def _check_tokenizers(self) -> None:
@@ -213,14 +216,14 @@ class Pair:
         beyond = next((token for token, number in fast.items() if rows <= number < theirs), None)
         if beyond is not None:
             raise UsageError(
-                f"the vocabularies differ: {beyond!r} is token {fast[beyond]} in {self.paths[1]}, and {self.paths[0]} "
-                f"has embeddings for {rows} tokens"
+                f"the vocabularies differ: {beyond!r} is token {fast[beyond]} in {self.paths[1]}, but {self.paths[0]} "
+                f"has embeddings for {rows} tokens. Give two models with the same vocabulary"
             )
         moved = [token for token, number in slow.items() if fast.get(token, number) != number]
         if moved:
             raise UsageError(
                 f"the vocabularies differ: {moved[0]!r} is token {slow[moved[0]]} in {self.paths[0]} and "
-                f"{fast[moved[0]]} in {self.paths[1]} ({len(moved)} differ)"
+                f"{fast[moved[0]]} in {self.paths[1]} ({len(moved)} differ). Give two models with the same vocabulary"
             )
 
 

@@ -1,8 +1,8 @@
-"""What is decoded in benchmarks: prompts of an exact length, made from the texts that travel with the package.
+"""The benchmarks' tasks: prompts of an exact length, built from texts in the package.
 
-Copying is what long contexts are often for, and what suffix drafts are good at. A small model copies only when it is
-led to: where a task says so, the assistant's turn already begins with a few words (its *steering*), and the model
-goes on from there. The same prompt goes to every contender, so this decides what is measured, never who wins.
+Long contexts are often used for copying, where suffix drafts are strong. A small model copies only with guidance: in
+some tasks the assistant's turn already begins with a few words (the *steering*), which the model continues. Every
+contender gets the same prompt, so the steering favours none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _QUOTE_START_WORDS = 8
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
+    """The part of transformers' tokenizers that tasks need."""
 
     chat_template: Any
 
@@ -41,13 +41,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt to go on from.
+    """One prompt to continue.
 
     Attributes:
         kind: one of `KINDS`.
-        context: the length asked for.
+        context: the requested length.
         copy_heavy: whether the right answer is mostly text of the prompt.
-        steering: the words with which the assistant's turn already begins; "" for none.
+        steering: first words of the assistant's turn; "" for none.
         prompt_ids: the prompt.
     """
 
@@ -65,7 +65,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """What stands around a body of text: conversation and steering; whether the text has what is asked for."""
+    """Conversation and steering around a text; ``complete``: whether the text contains the requested passage."""
 
     messages: list[dict[str, str]]
     steering: str = ""
@@ -80,18 +80,18 @@ class _Kind:
 
 
 def build(kind: str, tokenizer: Tokenizer, context: int) -> Task:
-    """A prompt of ``kind`` with ``context`` tokens, or a few less: the source text is cut to fit.
+    """Build a prompt of ``kind`` with ``context`` tokens, or a few less; the source text is truncated to fit.
 
     Args:
         kind: one of `KINDS`.
-        tokenizer: the model's. Without a chat template, turns are laid out as plain text.
+        tokenizer: the model's. Without a chat template, turns are plain text with headings.
         context: tokens of the prompt.
 
     Raises:
-        UsageError: an unknown kind; a length that the instructions alone exceed or that the text does not fill.
+        UsageError: an unknown kind, or a length that is too small for the instructions or too large for the text.
     """
     if kind not in _KINDS:
-        raise UsageError(f"no task is called {kind!r}; there are: {', '.join(_KINDS)}")
+        raise UsageError(f"no task is called {kind!r}; allowed: {', '.join(_KINDS)}")
     made = _KINDS[kind]
     source = list(tokenizer(read_text(made.source), add_special_tokens=False)["input_ids"])
     take, best = context, None

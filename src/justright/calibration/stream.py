@@ -75,7 +75,7 @@ class LayerStream:
         self.architecture = architecture_of(config)
         check_runs(config)
         if ids.ndim != 2 or ids.numel() == 0:
-            raise UsageError("no calibration sequence: give texts")
+            raise UsageError("there are no calibration sequences: give calibration texts")
         self.ids, self.rows = ids, rows
         self.devices = [torch.device(name) for name in device.split(",")]
         self.dtype = dtype
@@ -245,8 +245,8 @@ def check_runs(config: dict[str, Any]) -> None:
     architecture = architecture_of(config)
     if not architecture.stock:
         raise UnsupportedModelError(
-            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use a criterion "
-            "that needs no calibration (--criterion router, --weights magnitude)"
+            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use criteria that need "
+            "no calibration (--criterion router, --weights magnitude)"
         )
 
 

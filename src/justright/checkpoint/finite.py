@@ -30,8 +30,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
         for number in map(float, wide.aminmax()):  # a NaN anywhere makes both NaN
             if not math.isfinite(number):
                 raise CheckpointError(
-                    f"{where}: the tensor {name} holds {number}, and only finite numbers are allowed: fetch or make it "
-                    "again"
+                    f"{where}: the tensor {name} holds {number}; only finite numbers are allowed. Fetch or make the "
+                    "file again"
                 )
 
 

@@ -85,7 +85,7 @@ def read_header(file: Path) -> Header:
                     f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
                 )
             if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
-                raise damaged(file, f"{size} bytes are too few for its header, or it is no safetensors file")
+                raise damaged(file, f"its {size} bytes do not begin with a safetensors header")
             raw = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -137,7 +137,7 @@ def _check_extent(file: Path, tensors: list[TensorInfo], *, data_bytes: int) -> 
         end = info.end
     if end > data_bytes:
         raise CheckpointError(
-            f"{file} is truncated: its header promises {end} bytes of tensors and {data_bytes} are there. "
+            f"{file} is truncated: its header lists {end} bytes of tensors, but the file holds {data_bytes}. "
             "Fetch or copy the file again"
         )
     if end < data_bytes:

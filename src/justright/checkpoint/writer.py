@@ -88,7 +88,7 @@ class CheckpointWriter:
         store: Store = "dense",
     ) -> None:
         if max_shard_bytes <= 0:
-            raise UsageError(f"max_shard_bytes is {max_shard_bytes}: give a positive number of bytes")
+            raise UsageError(f"max_shard_bytes {max_shard_bytes}: allowed are whole numbers from 1")
         self.out = Path(os.path.abspath(local_path(out)))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source
@@ -149,9 +149,9 @@ class CheckpointWriter:
             ResourceError: The disk is full; complete shards are kept, and the same job resumes after them.
         """
         if self._finished:
-            raise UsageError(f"{self.out} is finished: {name} cannot be added")
+            raise UsageError(f"{name} cannot be added: {self.out} is already finished")
         if name in self._added or name == "__metadata__":
-            raise UsageError(f"{name} cannot be added: the name is taken")
+            raise UsageError(f"{name} cannot be added: the name is already used")
         dtype_name(name, tensor)
         self._added.add(name)
         for part, stored in (sparse.pack(name, tensor) if self.store == "sparse" else {name: tensor}).items():
@@ -228,7 +228,7 @@ class CheckpointWriter:
             self._current = ShardFile(path, room=self._room, metadata=self._metadata)
             if not self._current.fits(name, tensor, max_bytes=self._max_shard_bytes):
                 raise UsageError(
-                    f"the name {name[:40]}... of {len(name)} characters is too long for a header"
+                    f"the tensor name {name[:40]}... has {len(name)} characters, too many for a header: shorten it"
                 )
         return self._current
 
@@ -272,8 +272,8 @@ class CheckpointWriter:
         lines = _read_lines(self._journal) if resume and self._folder.exists() else []
         if lines and lines[0] != self._job:
             raise UsageError(
-                f"{self.partial} holds interrupted work of another job ({_difference(lines[0], self._job)}): "
-                f"repeat that job's command to finish it, choose another output, or delete {self.partial}"
+                f"{self.partial} holds an interrupted run with other settings ({_difference(lines[0], self._job)}). "
+                f"Repeat that run's command to finish it, choose another output, or delete {self.partial}"
             )
         self._folder.mkdir(exist_ok=True)
         recorded = [_Shard(**line) for line in lines[1:]]
@@ -302,8 +302,8 @@ class CheckpointWriter:
         free = shutil.disk_usage(self.partial).free
         if free < needed:
             raise ResourceError(
-                f"not enough room on the disk of {self.out.parent}: {needed:,} bytes are needed, "
-                f"{free:,} are free. Free some, or write elsewhere"
+                f"the disk of {self.out.parent} has {free:,} bytes free, but {needed:,} are needed. Free some space, "
+                "or choose another disk"
             )
 
     @contextlib.contextmanager
@@ -375,7 +375,7 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     flat = [{**job, **dict(job.get("fingerprint", {}))} for job in (theirs, ours)]
     keys = [key for key in {**flat[0], **flat[1]} if key != "fingerprint"]
     changed = [key for key in keys if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} here" for key in changed[:4])
+    return "; ".join(f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} now" for key in changed[:4])
 
 
 def _json(data: Any) -> str:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from justright.engine.request import Request
 
 _HELP = """\
-/help         this list
-/reset        forget the conversation (the system message stays)
+/help         show this list
+/reset        delete the conversation except the system message
 /system TEXT  set the system message; without TEXT, remove it
-/effort NAME  how much to think: none, minimal, low, medium, high, auto, escalate; without NAME as at the start
-/stats        speed and acceptance of the last answer
-/exit         leave, as Ctrl-D does
-Ctrl-C stops an answer. Anything else is said to the model."""
+/effort NAME  set the reasoning effort: none, minimal, low, medium, high, auto, escalate; without NAME, as at the start
+/stats        show speed and acceptance of the last answer
+/exit         leave, like Ctrl-D
+Ctrl-C stops an answer. Any other text is sent to the model."""
 
 
 def chat(
@@ -221,7 +221,7 @@ class _Session:
             say(_HELP, markup=False)
         elif name == "/reset":
             self.conversation.reset()
-            say("the conversation is forgotten")
+            say("the conversation is deleted")
         elif name == "/system":
             self._set_system(argument.strip() or None)
             say("the system message is set" if argument.strip() else "the system message is removed")
@@ -233,7 +233,9 @@ class _Session:
             line = stats_line(self.last, drafts=drafts) if self.last else "no answer yet"
             say(line, markup=False, soft_wrap=True)
         else:
-            raise UsageError(f"no command {name}; there are /help, /reset, /system, /effort, /stats, /exit")
+            raise UsageError(
+                f"unknown command {name}; allowed: /help, /reset, /system, /effort, /stats, /exit"
+            )
 
     def _set_effort(self, effort: str | None) -> None:
         from dataclasses import replace
@@ -259,8 +261,8 @@ class _Session:
         _, forgotten = self.conversation.fit(text)
         if forgotten:
             self.output.note(
-                f"(the conversation is longer than the context of {self.conversation.ready.context:,} "
-                f"tokens: the oldest {forgotten} turn{'s' if forgotten > 1 else ''} forgotten)"
+                f"(the conversation exceeds the context of {self.conversation.ready.context:,} tokens: the oldest "
+                f"{forgotten} turn{'s' if forgotten > 1 else ''} dropped)"
             )
         request = self.engine.conversation(
             self.conversation.messages,

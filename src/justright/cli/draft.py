@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Drafters for speculative decoding at any length of context: an LSTM fed by the model's last state, and a "
+    help="Drafters for speculative decoding at any context length: an LSTM on the model's last hidden state, and a "
     "[SPEC] token (OWL, arXiv:2510.07535).",
 )
 
@@ -38,18 +38,20 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME[=SHARE]",
-            help="Where prompts are from: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
+            help="Texts for the prompts: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
             "zoo)",
             rich_help_panel=_DATA,
             show_default=False,
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Texts the model writes.", rich_help_panel=_DATA)] = 4096,
-    held_out: Annotated[int, typer.Option(help="Further ones, to evaluate on.", rich_help_panel=_DATA)] = 128,
+    sequences: Annotated[int, typer.Option(help="Texts to generate.", rich_help_panel=_DATA)] = 4096,
+    held_out: Annotated[int, typer.Option(help="Held-out texts, in addition.", rich_help_panel=_DATA)] = 128,
     prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.", rich_help_panel=_DATA)] = 64,
-    output_tokens: Annotated[int, typer.Option(help="Sampled behind each.", rich_help_panel=_DATA)] = 256,
-    batch: Annotated[int, typer.Option(help="Texts written side by side.", rich_help_panel=_DATA)] = 128,
-    temperature: Annotated[float, typer.Option(help="Of sampling.", rich_help_panel=_DATA)] = 0.7,
+    output_tokens: Annotated[
+        int, typer.Option(help="Tokens sampled after each.", rich_help_panel=_DATA)
+    ] = 256,
+    batch: Annotated[int, typer.Option(help="Texts generated at once.", rich_help_panel=_DATA)] = 128,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.", rich_help_panel=_DATA)] = 0.7,
     chat: Annotated[
         float, typer.Option(help="Share of the prompts in the chat template.", rich_help_panel=_DATA)
     ] = 0.5,
@@ -57,7 +59,7 @@ def train(
         str | None,
         typer.Option(
             metavar="ADAPTER",
-            help="Half of the texts in the fast mode of this adapter: one drafter for both modes.",
+            help="Switch whose fast mode generates half of the texts: one drafter for both modes.  (default: none)",
             rich_help_panel=_DATA,
             show_default=False,
         ),
@@ -66,7 +68,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep the texts and states here, for other drafters of this model.  (default: deleted at the end)",
+            help="Directory for texts and hidden states, kept for other drafters of this model.  (default: deleted at "
+            "the end)",
             rich_help_panel=_DATA,
             show_default=False,
         ),
@@ -74,55 +77,66 @@ def train(
     width: Annotated[
         int | None,
         typer.Option(
-            help="Of its state.  (default: the model's, at most 2048)",
+            help="Width of the drafter's state.  (default: the model's, at most 2048)",
             rich_help_panel=_SHAPE,
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Tokens ahead it learns.", rich_help_panel=_SHAPE)] = 5,
+    steps: Annotated[int, typer.Option(help="Tokens to predict ahead.", rich_help_panel=_SHAPE)] = 5,
     cell: Annotated[
-        str, typer.Option(help="lstm; rnn and attention: baselines.", rich_help_panel=_SHAPE)
+        str, typer.Option(help="Network: lstm; or a baseline: rnn, attention.", rich_help_panel=_SHAPE)
     ] = "lstm",
     embedding: Annotated[
-        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
+        str, typer.Option(help="Token embedding: shared (the model's) or own.", rich_help_panel=_SHAPE)
     ] = "shared",
     head: Annotated[
-        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
+        str, typer.Option(help="Output head: shared (the model's) or own.", rich_help_panel=_SHAPE)
     ] = "shared",
     draft_vocab: Annotated[
         int | None,
         typer.Option(
-            help="Most frequent tokens that its head knows; 0: all.  (default: 8192 of a vocabulary above 16384, else "
-            "all)",
+            help="Number of the most frequent tokens in its head; 0: all.  (default: 8192 of a vocabulary above 16384, "
+            "else all)",
             rich_help_panel=_SHAPE,
             show_default=False,
         ),
     ] = None,
     spec: Annotated[
-        bool, typer.Option("--spec/--no-spec", help="Train a [SPEC] token with it.", rich_help_panel=_SHAPE)
+        bool, typer.Option("--spec/--no-spec", help="With or without a [SPEC] token.", rich_help_panel=_SHAPE)
     ] = True,
     epochs: Annotated[float, typer.Option(help="Passes over the texts.", rich_help_panel=_WORK)] = 2.5,
-    rows: Annotated[int, typer.Option(help="Texts a step.", rich_help_panel=_WORK)] = 8,
+    rows: Annotated[int, typer.Option(help="Texts per step.", rich_help_panel=_WORK)] = 8,
     rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_WORK)] = 0.012,
-    spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 700,
-    spec_rows: Annotated[int, typer.Option(help="Texts a step of these.", rich_help_panel=_WORK)] = 4,
-    spec_rate: Annotated[float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)] = 0.004,
+    spec_steps: Annotated[int, typer.Option(help="Training steps of [SPEC].", rich_help_panel=_WORK)] = 700,
+    spec_rows: Annotated[int, typer.Option(help="Texts per step with [SPEC].", rich_help_panel=_WORK)] = 4,
+    spec_rate: Annotated[
+        float, typer.Option(help="Learning rate with [SPEC].", rich_help_panel=_WORK)
+    ] = 0.004,
     vector_rate: Annotated[
-        float, typer.Option(help="Of [SPEC]'s embedding, in sizes of a token's.", rich_help_panel=_WORK)
+        float,
+        typer.Option(
+            help="Learning rate of [SPEC]'s embedding, relative to the size of a token's.",
+            rich_help_panel=_WORK,
+        ),
     ] = 0.2,
     evaluate_every: Annotated[
         int, typer.Option(help="Steps between evaluations.", rich_help_panel=_WORK)
     ] = 100,
     patience: Annotated[
         int,
-        typer.Option(help="Evaluations without a better one that end it; 0: never.", rich_help_panel=_WORK),
+        typer.Option(
+            help="Evaluations without improvement after which training ends; 0: no limit.",
+            rich_help_panel=_WORK,
+        ),
     ] = 5,
-    seed: Annotated[int, typer.Option(help="Of prompts, sampling and weights.", rich_help_panel=_WORK)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of prompts, sampling and weights.", rich_help_panel=_WORK)
+    ] = 0,
     device: Annotated[
-        str, typer.Option(help="auto, or cpu: even where there is a GPU.", rich_help_panel=_WORK)
+        str, typer.Option(help="auto (a GPU if available) or cpu.", rich_help_panel=_WORK)
     ] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what it would take; write nothing.")
+        bool, typer.Option("--dry-run", help="Only checks, and estimates of size and time; writes nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -133,13 +147,13 @@ def train(
     """
     output = output_of(ctx)
     if out is None and not dry_run:
-        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+        raise UsageError("there is no output directory: give -o DIR, or --dry-run")
     if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
+        raise UsageError(f"device {device!r}; allowed: auto, cpu. Select a GPU with CUDA_VISIBLE_DEVICES")
     if not spec or cell == "attention":
         for name in ("spec_steps", "spec_rows", "spec_rate", "vector_rate"):
             if chosen(ctx, name, True, False):
-                raise UsageError(f"--{name.replace('_', '-')} has no meaning without [SPEC]: leave it out")
+                raise UsageError(f"--{name.replace('_', '-')} has no effect without [SPEC]: leave it out")
     if cell == "attention" and chosen(ctx, "spec", spec, False):
         raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
@@ -197,13 +211,13 @@ def inspect(
     drafter: Annotated[
         str,
         typer.Argument(
-            help="A drafter's directory or hub id; or a model that has one: a bundle, packaged:NAME, zoo:NAME.",
+            help="A drafter: a directory or a hub id; or a model that has one: a bundle, packaged:NAME or zoo:NAME.",
             show_default=False,
         ),
     ],
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw its training curve into this file (needs matplotlib).", show_default=False),
+        typer.Option(help="File for a picture of the training curve (needs matplotlib).", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,7 +247,9 @@ def inspect(
             f"{'with' if config.spec else 'without'} [SPEC]"
         )
     output.text(f"{what}; {readable_bytes(size)}")
-    output.text(f"For the model with the identity {about['verifier']}, states of {about['hidden_size']}.")
+    output.text(
+        f"Trained for the model with identity {about['verifier']}, hidden size {about['hidden_size']}."
+    )
     if "accuracy" in about:
         _show_accuracy(output, about["accuracy"], about.get("coverage", 0.0))
 
@@ -258,7 +274,7 @@ def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:
             f"; with [SPEC]: {found['spec_steps']:,} steps, about {readable_seconds(found['spec_seconds'])}"
         )
     output.text(
-        f"{text}. By the size of the products: evaluation comes on top, and small models take longer."
+        f"{text}. Estimated from the matrix products: evaluation comes on top, and small models take longer."
     )
 
 
@@ -272,18 +288,18 @@ def _show_trained(output: Terminal, trained: Trained) -> None:
     name = "lstm" if isinstance(trained.config, LstmConfig) else "attention"
     if trained.left is not None:
         output.note(
-            f"note: {trained.left} holds more texts than were asked for, from a larger run: another training may take "
-            f"them (--data {trained.left}); else delete it"
+            f"note: {trained.left} holds more texts than requested, from a larger run: use them in another training "
+            f"(--data {trained.left}), or delete it"
         )
-    output.text(f"Use it: justright generate MODEL --draft {name} --draft-option path={trained.out}")
+    output.text(f"Usage: justright generate MODEL --draft {name} --draft-option path={trained.out}")
 
 
 def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) -> None:
     from rich.table import Table
 
-    table = Table(title="On held-out prompts")
+    table = Table(title="Accuracy on held-out prompts")
     table.add_column("tokens ahead")
-    names = {"steps": "most likely guess", "top": "among four", "spec_steps": "from [SPEC]"}
+    names = {"steps": "top 1", "top": "top 4", "spec_steps": "top 1 with [SPEC]"}
     shown = [name for name in names if accuracy.get(name)]
     for name in shown:
         table.add_column(names[name], justify="right")
@@ -291,8 +307,8 @@ def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) 
         table.add_row(str(step + 1), *(f"{accuracy[name][step]:.1%}" for name in shown))
     output.table(table)
     spec = accuracy.get("spec_length")
-    more = "" if spec is None else f"; from [SPEC]'s {spec:.2f}"
+    with_spec = "" if spec is None else f"; {spec:.2f} with [SPEC]"
     output.text(
-        f"A chain of its likeliest guesses against sampled text emits {accuracy['length']:.2f} tokens a verification "
-        f"from plain states{more}. Its head knows {coverage:.1%} of the tokens."
+        f"Acceptance length of greedy chains against sampled text: {accuracy['length']:.2f} without [SPEC]{with_spec}. "
+        f"The head contains {coverage:.1%} of the tokens."
     )

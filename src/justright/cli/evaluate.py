@@ -32,26 +32,26 @@ def evaluate(
         ),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Tasks, groups or patterns such as zoo_chain_*; several with commas.")
+        str, typer.Option(help="Tasks, groups or patterns such as zoo_chain_*, separated by commas.")
     ] = "",
     list_tasks: Annotated[
         bool,
         typer.Option(
-            "--list", help="The tasks of installed packages and of --include-path, which need no network."
+            "--list", help="List of the tasks that need no network (installed packages and --include-path)."
         ),
     ] = False,
     include_path: Annotated[
-        Path | None, typer.Option(help="A folder of further lm-eval tasks.", show_default=False)
+        Path | None, typer.Option(help="Directory of further lm-eval tasks.", show_default=False)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents a task.  (default: all)", show_default=False)
+        int | None, typer.Option(min=1, help="Documents per task.  (default: all)", show_default=False)
     ] = None,
     few_shot: Annotated[
         int | None,
         typer.Option(min=0, help="Examples before a question.  (default: the task's)", show_default=False),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Put questions into the model's chat template.")
+        bool, typer.Option("--chat/--no-chat", help="Questions in the model's chat template.")
     ] = False,
     template: Annotated[
         list[str] | None,
@@ -61,7 +61,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where the task does not say.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer, unless the task sets it.")
+    ] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     draft: Draft = None,
     switch: Switch = None,
@@ -70,9 +72,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the figures here too (JSON).", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on lm-eval tasks: results with 95% intervals, and the tokens that the answers took.
@@ -82,7 +82,7 @@ def evaluate(
     output = output_of(ctx)
     arguments = key_values(template or [], "--template")
     if not list_tasks and (model is None or not tasks):
-        raise UsageError("give a model and --tasks, or --list")
+        raise UsageError("there is no model or no task: give MODEL and --tasks, or --list")
     if out is not None:
         check_output(out)
     with output.status("starting lm-eval"):
@@ -119,7 +119,7 @@ def evaluate(
         )
         options, defaults = settle(options, resolve(model).path)
         said = thinking_of(effort, thinking_budget)
-        thinking = settled_thinking(said, defaults, None if chat else "put questions into it (--chat)")
+        thinking = settled_thinking(said, defaults, None if chat else "give --chat")
         effort = thinking.effort
         engine = LLM(model, options)
         if engine.modes is not None:
@@ -150,7 +150,7 @@ def evaluate(
 def _show(output: Terminal, model: str, found: list[TaskMetric]) -> None:
     from justright.bench.tables import rich_table
 
-    header = ("task", "metric", "value", "95% interval", "documents", "tokens an answer")
+    header = ("task", "metric", "value", "95% interval", "documents", "tokens per answer")
     rows = [
         (
             one.task,

@@ -17,16 +17,16 @@ _LINE_S = 30.0
 
 @contextmanager
 def kept_work(output: Terminal, out: Path) -> Iterator[None]:
-    """On Ctrl-C, say what is kept of the work."""
+    """On Ctrl-C, report what is kept of the work."""
     try:
         yield
     except KeyboardInterrupt:
         where = (
-            f"{out} is complete but for its figures"
+            f"{out} is complete except for its evaluation"
             if out.exists()
-            else f"what is done is kept in {out}.partial"
+            else f"the finished work is kept in {out}.partial"
         )
-        output.note(f"interrupted: {where}; the same command goes on from there")
+        output.note(f"interrupted: {where}; the same command continues from there")
         raise
 
 

@@ -15,7 +15,7 @@ MIB = 2**20
 Host = Annotated[
     str,
     typer.Option(
-        help="Address to listen on; 0.0.0.0: all of this machine's, which needs an --api-key.",
+        help="Address to listen on; 0.0.0.0: all addresses of this machine (set an --api-key).",
         rich_help_panel=SERVING,
     ),
 ]
@@ -27,9 +27,8 @@ AllowedHosts = Annotated[
     typer.Option(
         "--allowed-host",
         metavar="NAME",
-        help="A further name that clients may call this server by in their Host header; repeatable. Without an API "
-        "key, requests to a loopback address are refused unless they name localhost, that address or --host; with "
-        "this option every request is checked.",
+        help="A further allowed name in the Host header of requests; repeatable. Without an API key, requests to a "
+        "loopback address must name localhost, that address or --host; with this option every request is checked.",
         rich_help_panel=SERVING,
         show_default=False,
     ),
@@ -38,7 +37,7 @@ Name = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The model's name for clients.  (default: MODEL; of a path, its last part)",
+        help="Model name for clients.  (default: MODEL; of a path, its last part)",
         rich_help_panel=SERVING,
         show_default=False,
     ),
@@ -51,8 +50,8 @@ CacheTokens = Annotated[
     typer.Option(
         min=256,
         metavar="N",
-        help="Most tokens whose keys and values are kept, of all requests together; if less than the model's context, "
-        "also the longest request.  (default: as memory allows)",
+        help="Capacity of the KV cache in tokens, for all requests together; if less than the model's context, also "
+        "the longest request.  (default: as memory allows)",
         rich_help_panel=SERVING,
         show_default=False,
     ),
@@ -70,7 +69,7 @@ Deadline = Annotated[
     float | None,
     typer.Option(
         metavar="SECONDS",
-        help="Cut a request off after so long.  (default: never)",
+        help="Longest time of a request, after which its output ends.  (default: no limit)",
         rich_help_panel=SERVING,
         show_default=False,
     ),
@@ -80,7 +79,7 @@ Drain = Annotated[
     typer.Option(
         min=0.0,
         metavar="SECONDS",
-        help="Let requests come to their end for so long after SIGTERM or Ctrl-C; a second signal does not wait.",
+        help="Longest time for running requests to finish after SIGTERM or Ctrl-C; a second signal ends them.",
         rich_help_panel=SERVING,
     ),
 ]
@@ -89,7 +88,7 @@ Connections = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Most open connections; requests on further ones get an error that says to retry.",
+        help="Most open connections; requests on further ones get an error that asks to retry.",
         rich_help_panel=SERVING,
     ),
 ]
@@ -99,8 +98,8 @@ Keys = Annotated[
         "--api-key",
         metavar="KEY",
         envvar="JUSTRIGHT_API_KEY",
-        help="Refuse requests without this key (Authorization: Bearer KEY); repeatable. Others of this machine can "
-        "read a command line: rather use the variable (several with spaces between) or the file.",
+        help="API key that requests must have (Authorization: Bearer KEY); repeatable. Other users of this machine can "
+        "read a command line: prefer the variable (several keys separated by spaces) or --api-key-file.",
         rich_help_panel=SERVING,
         show_default=False,
         show_envvar=True,
@@ -108,7 +107,9 @@ Keys = Annotated[
 ]
 KeyFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="API keys, one a line.", rich_help_panel=SERVING, show_default=False),
+    typer.Option(
+        metavar="FILE", help="File of API keys, one per line.", rich_help_panel=SERVING, show_default=False
+    ),
 ]
 MaxBody = Annotated[
     float, typer.Option(min=0.001, metavar="MIB", help="Largest body of a request.", rich_help_panel=SERVING)
@@ -116,8 +117,8 @@ MaxBody = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="embedded: in this process. vllm: write vLLM's arguments and become it: the checkpoint as it is, the "
-        "switch as a LoRA module, effort and auto by a middleware (docs/scale.md).",
+        help="Engine: embedded, or vllm: vLLM replaces this process, with the switch as a LoRA module, and effort and "
+        "auto by a middleware (docs/scale.md).",
         rich_help_panel=SERVING,
     ),
 ]
@@ -125,7 +126,7 @@ EngineArg = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ARGUMENT",
-        help="With --engine vllm: a further argument of vLLM's, as it is, such as --enforce-eager; repeatable.",
+        help="With --engine vllm: a further argument for vLLM, such as --enforce-eager; repeatable.",
         rich_help_panel=SERVING,
         show_default=False,
     ),
@@ -135,7 +136,7 @@ Copies = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="With --engine vllm: copies of the model, each in a process of its own.",
+        help="With --engine vllm: copies of the model, each in its own process.",
         rich_help_panel=SERVING,
     ),
 ]
@@ -143,7 +144,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="With --engine vllm: write its files and print its command.",
+        help="With --engine vllm: only its files and its command, printed.",
         rich_help_panel=SERVING,
     ),
 ]
@@ -159,6 +160,6 @@ def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
             raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
         more = [line.strip() for line in lines if line.strip()]
         if not more:
-            raise UsageError(f"the file of API keys {file} has none: write one a line")
+            raise UsageError(f"the file of API keys {file} is empty: write one key per line")
         found += more
     return tuple(found)

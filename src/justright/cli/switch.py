@@ -1,4 +1,4 @@
-"""``justright switch``: slow and fast thinking in one model."""
+"""``justright switch``: slow and fast mode in one model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Slow and fast thinking in one model: the difference between a reasoning model and the model that it was "
+    help="Slow and fast mode in one model: the difference between a reasoning model and the model that it was "
     "trained from, as a low-rank adapter (Gold-Switch, arXiv:2510.06750).",
 )
 
@@ -42,29 +42,32 @@ def extract(
     form: Annotated[
         str,
         typer.Option(
-            help="compact: a PEFT adapter, each matrix with its own rank; portable: padded to one rank, for vLLM, "
-            "SGLang and llama.cpp; merged: a checkpoint with the adapter baked in."
+            help="Format of the result. compact: a PEFT adapter with a rank for each matrix; portable: padded to one "
+            "rank, for vLLM, SGLang and llama.cpp; merged: a checkpoint with the adapter added to its weights."
         ),
     ] = "compact",
-    rule: Annotated[str, typer.Option(help=f"{RULES.help()}.", rich_help_panel=_RANK)] = "energy",
+    rule: Annotated[str, typer.Option(help=f"Rank rule. {RULES.help()}.", rich_help_panel=_RANK)] = "energy",
     value: Annotated[
         float,
         typer.Option(
-            help="Share or rank that the rule keeps.",
+            help="Share or rank for the rank rule.",
             rich_help_panel=_RANK,
         ),
     ] = 0.9,
-    power: Annotated[int, typer.Option(help="Of the singular values: 1 or 2.", rich_help_panel=_RANK)] = 2,
+    power: Annotated[
+        int, typer.Option(help="Power of the singular values: 1 or 2.", rich_help_panel=_RANK)
+    ] = 2,
     scope: Annotated[
         str,
-        typer.Option(help="The share is of every matrix, layer, or of all (global).", rich_help_panel=_RANK),
+        typer.Option(help="What the share refers to: matrix, layer or global.", rich_help_panel=_RANK),
     ] = "matrix",
     budget: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="BYTES",
-            help="The most energy whose factors fit, instead of --value (the files have small tensors beside them).",
+            help="Most bytes of the low-rank factors, instead of --value; other small tensors come on top.  "
+            "(default: none)",
             rich_help_panel=_RANK,
             show_default=False,
         ),
@@ -73,19 +76,19 @@ def extract(
         int,
         typer.Option(
             min=1,
-            help="Directions of each matrix that are decomposed for; a rule that needs more is refused.",
+            help="Directions computed for each matrix; a rule that needs more is an error.",
             rich_help_panel=_RANK,
         ),
     ] = 512,
     factor: Annotated[
-        float, typer.Option(help="Of a merged checkpoint: 0 is the slow model, 1 the fast one.")
+        float, typer.Option(help="Adapter scale of a merged checkpoint: 0 is the slow model, 1 the fast one.")
     ] = 1.0,
     exact: Annotated[
         bool | None,
         typer.Option(
             "--exact/--no-exact",
-            help="Carry the changes of norms, biases and routers as they are; only our engine reads them.  (default: "
-            "yes, but not in a portable adapter)",
+            help="Exact changes of norms, biases and routers in the adapter; only justright reads them.  (default: "
+            "--exact, for a portable adapter --no-exact)",
             show_default=False,
         ),
     ] = None,
@@ -93,7 +96,7 @@ def extract(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep the decompositions here, or take them from here: another rule then needs none.",
+            help="Directory for the decompositions, written or reused: another rule then computes none.",
             rich_help_panel=_WORK,
             show_default=False,
         ),
@@ -101,17 +104,19 @@ def extract(
     svd: Annotated[
         str,
         typer.Option(
-            help="exact, or randomized: much faster where --max-rank is far below the matrices' size.",
+            help="Decomposition: exact, or randomized (much faster where --max-rank is far below the matrices' size).",
             rich_help_panel=_WORK,
         ),
     ] = "exact",
-    workers: Annotated[int, typer.Option(min=1, help="Layers at once.", rich_help_panel=_WORK)] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Layers decomposed at once.", rich_help_panel=_WORK)
+    ] = 1,
     device: Annotated[
-        str, typer.Option(help="A torch device to decompose on.", rich_help_panel=_WORK)
+        str, typer.Option(help="Torch device for the decomposition.", rich_help_panel=_WORK)
     ] = "cpu",
     dtype: Dtype = "float32",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the pair and say what it would take; write nothing.")
+        bool, typer.Option("--dry-run", help="Only checks, and estimates of time and memory; writes nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -121,12 +126,13 @@ def extract(
     """
     output = output_of(ctx)
     if out is None and not dry_run:
-        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+        raise UsageError("there is no output directory: give -o DIR, or --dry-run")
     if out is not None:
         check_new(out)
     if factor != 1 and form != "merged":
         raise UsageError(
-            "--factor is baked into a merged checkpoint only; an adapter is scaled where it is used"
+            f"--factor applies to --form merged only, not to {form}: leave it out, and set the scale of an adapter "
+            "when you use it"
         )
     takes = RULES.get(rule).takes
     unused = [
@@ -136,10 +142,10 @@ def extract(
     ]
     for name, ignored in unused:
         if ignored and chosen(ctx, name, True, False):
-            raise UsageError(f"--{name} has no meaning beside the other options: leave it out")
+            raise UsageError(f"--{name} has no effect with the other options given: leave it out")
     if budget is not None and rule != "energy":
         raise UsageError(
-            f"--budget finds the most energy that fits, and {rule} looks at no energy: leave one out"
+            f"--budget works with --rule energy only, not with {rule}: leave out --budget or --rule"
         )
     with output.status("reading both models"):
         from justright.adapter.extract import estimate
@@ -190,9 +196,9 @@ def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
         output.object(found.to_dict())
         return
     output.text(
-        f"{found.matrices} matrices, {found.numbers:,} numbers: about {readable_seconds(found.seconds)} to decompose, "
-        f"{readable_bytes(found.spectra_bytes)} of spectra at most, {readable_bytes(found.memory_bytes)} of memory for "
-        "the largest matrix"
+        f"{found.matrices} matrices, {found.numbers:,} parameters: about {readable_seconds(found.seconds)} to "
+        f"decompose, at most {readable_bytes(found.spectra_bytes)} of spectra, "
+        f"{readable_bytes(found.memory_bytes)} of memory for the largest matrix"
     )
     _show_residuals(output, found.residuals)
 
@@ -203,7 +209,9 @@ def inspect(
     adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE.png", help="Draw spectra and ranks.", show_default=False),
+        typer.Option(
+            "--out", "-o", metavar="FILE.png", help="Picture of spectra and ranks (PNG).", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -215,7 +223,7 @@ def inspect(
     if out is not None:
         check_output(out)
         if out.suffix != ".png":
-            raise UsageError(f"{out}: the picture is a PNG; give a name that ends in .png")
+            raise UsageError(f"the picture {out} is not a PNG file: give a name that ends in .png")
         from justright.bench.demo_picture import need_matplotlib
 
         need_matplotlib()
@@ -233,7 +241,7 @@ def inspect(
         return
     _show_inspected(output, adapter, found)
     if out is not None:
-        output.note(f"drawn: {out}")
+        output.note(f"written: {out}")
 
 
 def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
@@ -251,13 +259,19 @@ def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
         else (f"{one.tau:g}", *["unknown"] * 4)
         for one in found.taus
     ]
-    header = ("energy", "median rank", "largest", "size in bfloat16", "of the matrices, and of their work")
+    header = (
+        "energy",
+        "median rank",
+        "largest rank",
+        "size in bfloat16",
+        "share of the matrices' size and compute",
+    )
     output.table(rich_table(adapter, header, rows, left=1))
     kinds = [
         (kind, str(one["matrices"]), str(one["full_rank"]), str(one["median_signal"] or "unknown"))
         for kind, one in found.to_dict()["kinds"].items()
     ]  # fmt: skip
-    columns = ("matrix", "how many", "full rank", "median signal rank")
+    columns = ("matrix", "number", "full rank", "median signal rank")
     output.table(rich_table("Above the noise", columns, kinds, left=1))
     _show_residuals(output, dict(found.report.get("residuals", {})))
 
@@ -267,33 +281,38 @@ def calibrate(
     ctx: typer.Context,
     model: Model,
     switch: Annotated[
-        str, typer.Option(help="The adapter's directory; auto.json is written into it.", show_default=False)
+        str, typer.Option(help="Directory of the adapter; auto.json is written there.", show_default=False)
     ],
     problems: Annotated[
         list[str],
         typer.Option(
-            help='JSON lines {"question": ..., "answer": ...}, or a set that a package carries (zoo, zoo:chain-3); '
-            "repeatable. Some hundreds, like those that will be asked.",
+            help='Problems: JSON lines {"question": ..., "answer": ...}, or a set of an installed package (zoo, '
+            "zoo:chain-3); repeatable. Some hundreds, similar to the intended use.",
             show_default=False,
         ),
     ],
     floor: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Accuracy to hold, at the fewest tokens.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least accuracy; the threshold with the fewest tokens that reaches it is chosen.",
+        ),
     ] = 0.9,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer, thought included.")
+        int, typer.Option(min=1, help="Most tokens of an answer, reasoning included.")
     ] = 1024,
     judge: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
-            help="Take the final answer out of a text by this filter of lm-eval: its name, or JSON such as "
-            '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: our own '
-            "rules)",
+            help="Filter of lm-eval that extracts the final answer from a text: its name, or JSON such as "
+            '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: '
+            "built-in rules)",
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Problems answered at once.")] = 16,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
@@ -325,8 +344,7 @@ def calibrate(
     judged = filtered(judge) if judge else is_right
     if len(questions) < ADVISED:
         output.note(
-            f"note: {len(questions)} problems leave wide intervals, and thresholds that chance may have chosen: "
-            f"give {ADVISED} or more"
+            f"note: with {len(questions)} problems intervals are wide and thresholds uncertain: give {ADVISED} or more"
         )
     options = EngineOptions(
         generation_config="none",
@@ -355,7 +373,7 @@ def calibrate(
         )
     except KeyboardInterrupt:
         output.note(
-            f"interrupted: what is answered is kept in {folder}.calibration; the same command goes on from there"
+            f"interrupted: the answers so far are kept in {folder}.calibration; the same command continues from there"
         )
         raise
     if output.json:
@@ -382,10 +400,8 @@ def _show_calibrated(output: Terminal, folder: Path, probe: Probe) -> None:
         )
         for name, one in points.items()
     ]
-    title = f"{about['problems']} problems, floor {about['floor']:.0%}, in brackets 95% intervals"
-    output.table(
-        rich_table(title, ("who decides", "right", "tokens", "thought about", "threshold"), rows, left=1)
-    )
+    title = f"{about['problems']} problems, accuracy floor {about['floor']:.0%} (95% intervals)"
+    output.table(rich_table(title, ("mode", "accuracy", "tokens", "slow mode", "threshold"), rows, left=1))
     output.note(f"written: {folder / 'auto.json'}")
 
 
@@ -400,15 +416,17 @@ def _show(output: Terminal, found: Extracted) -> None:
     ranks = sorted(found.ranks.values())
     output.text(
         f"{found.path}: {found.form}, {len(ranks)} matrices of rank {ranks[0]} to {ranks[-1]} "
-        f"(median {ranks[len(ranks) // 2]}), {readable_bytes(found.bytes)} of factors, {found.energy:.1%} of the energy"
+        f"(median {ranks[len(ranks) // 2]}), {readable_bytes(found.bytes)}, {found.energy:.1%} of the energy"
     )
     _show_residuals(output, found.residuals)
 
 
 def _show_residuals(output: Terminal, residuals: Mapping[str, float]) -> None:
-    far = sorted(
+    largest = sorted(
         ((name, distance) for name, distance in residuals.items() if distance > 0), key=lambda one: -one[1]
     )
-    if far:
-        shown = ", ".join(f"{name} {distance:.3f}" for name, distance in far[:3])
-        output.note(f"note: {len(far)} tensors differ and stay the slow model's; farthest: {shown}")
+    if largest:
+        shown = ", ".join(f"{name} {distance:.3f}" for name, distance in largest[:3])
+        output.note(
+            f"note: {len(largest)} tensors that differ keep the slow model's values; largest: {shown}"
+        )

@@ -51,7 +51,7 @@ def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | Non
     if said == thinking_of():
         return said if untemplated else defaults.thinking
     if untemplated:
-        raise UsageError(f"the options of thinking need the model's chat template: {untemplated}")
+        raise UsageError(f"the reasoning options need the model's chat template: {untemplated}")
     return said
 
 

@@ -40,6 +40,6 @@ def unpack(
     if output.json:
         output.object({"path": str(path), "bytes": after.nbytes, "packed_bytes": before.nbytes})
         return
-    output.text(f"{path}: {readable_bytes(before.nbytes)} became {readable_bytes(after.nbytes)}")
+    output.text(f"{path}: {readable_bytes(before.nbytes)} -> {readable_bytes(after.nbytes)}")
     if is_uneven(after.config):
-        output.note("note: its layers have different numbers of experts, so it still loads in justright only")
+        output.note("note: its layers have different numbers of experts, so only justright loads it")

@@ -165,7 +165,7 @@ class LLM(LoadedModel):
         """
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         if not is_chat and reasoning is not None:
-            raise UsageError("reasoning is for conversations: give a list of messages, or leave it out")
+            raise UsageError("reasoning needs a conversation: give a list of messages, or leave it out")
         if is_chat:
             reasoning = reasoning or self.defaults.thinking
         request = self._checked(prompt, params, reasoning)
@@ -232,6 +232,6 @@ def _paired(
         return [(one, params) for one in asked]
     if len(params) != len(asked):
         raise UsageError(
-            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or as many"
+            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or one per prompt"
         )
     return list(zip(asked, params, strict=True))

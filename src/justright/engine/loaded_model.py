@@ -306,7 +306,7 @@ class LoadedModel:
 
     def _need_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.tokenizer is None:
-            raise UsageError("this engine has no tokenizer: give token ids, and no stop strings")
+            raise UsageError("this engine has no tokenizer: give token ids, and leave out stop strings")
         return self.tokenizer
 
     def _check_open(self) -> None:

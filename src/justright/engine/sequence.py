@@ -169,10 +169,10 @@ class Active:
             return reason
         failure = constraint.failure
         if by_end_token:
-            failure = None if constraint.complete else "the model ended its answer before that"
+            failure = None if constraint.complete else "the model ended its answer before it was complete"
         if failure is None:
             return reason
-        request.error = ConstraintError(f"no whole answer that keeps the JSON schema came: {failure}")
+        request.error = ConstraintError(f"the answer does not satisfy the JSON schema: {failure}")
         return "cancelled"
 
 

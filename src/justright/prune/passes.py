@@ -153,8 +153,8 @@ def matrix_mask(
     for scores in scores_by_rows(weight, norms, criterion):
         if not bool(torch.isfinite(scores).all()):
             raise ResourceError(
-                f"the scores of {name} hold NaN or infinity, so they have no order: its weights times their "
-                "inputs are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
+                f"the scores of {name} are NaN or infinite, because its weights times their inputs overflow float32. "
+                "Use --weights magnitude, or exclude this part with --parts"
             )
         if settings.pattern is None:
             out[at : at + len(scores)] = row_mask(scores, sparsity)

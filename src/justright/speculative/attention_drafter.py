@@ -81,13 +81,13 @@ class Context:
     @property
     def keys(self) -> Tensor:
         """``[heads, length, head]``."""
-        assert self._keys is not None, "read something first"
+        assert self._keys is not None, "read a state first"
         return self._keys[:, : self.length]
 
     @property
     def values(self) -> Tensor:
         """``[heads, length, head]``."""
-        assert self._values is not None, "read something first"
+        assert self._values is not None, "read a state first"
         return self._values[:, : self.length]
 
     def catch_up(self, model: AttentionModel) -> bool:
@@ -183,7 +183,7 @@ class AttentionDrafter(TrainedDrafter):
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
         """Read the new part of the context, then grow a tree from its end."""
         context, model = self._contexts[request_id], self._model
-        assert model is not None, "the engine binds a drafter before it asks it"
+        assert model is not None, "bind the drafter before use"
         shape = replace(self.shape, nodes=min(self.shape.nodes, max_nodes))
         if shape.nodes < 1 or not context.catch_up(model):
             return EMPTY_DRAFT

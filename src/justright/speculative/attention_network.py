@@ -139,7 +139,7 @@ class AttentionModel(nn.Module):
         try:
             config = AttentionConfig(**{field.name: about[field.name] for field in fields(AttentionConfig)})
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+            raise CheckpointError(f"{folder / CONFIG} is not a drafter's config: {error}") from error
         tensors, vocab = read_tensors(folder, config.draft_vocab, config.vocab_size)
         model = cls(config, embedding, head, vocab)
         fill(model, tensors, folder)

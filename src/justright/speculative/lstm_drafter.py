@@ -57,7 +57,7 @@ class LstmOptions:
 
     def __post_init__(self) -> None:
         if self.spec is not None and not isinstance(self.spec, bool):
-            raise UsageError(f"LSTM drafts: spec must be true or false, not {self.spec!r}")
+            raise UsageError(f"LSTM drafts: spec is {self.spec!r}; allowed: true, false")
         for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
@@ -124,7 +124,7 @@ class LstmDrafter(TrainedDrafter):
         self._trees = {spec: table for spec, table in found.items() if table is not None}
         if self.options.spec and network.spec is None:
             raise UsageError(
-                f"the drafter in {folder} was trained without [SPEC]: leave spec out, or say spec=false"
+                f"the drafter in {folder} was trained without [SPEC]: leave spec out, or set spec=false"
             )
         if self.options.spec is not False and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
@@ -182,7 +182,7 @@ class LstmDrafter(TrainedDrafter):
         """Draft from the last state; empty before there is one."""
         request = self._active(request_id)
         options, network = self.options, self._network
-        assert network is not None, "the engine binds a drafter before it asks it"
+        assert network is not None, "bind the drafter before use"
         spec = self.spec_embedding is not None
         nodes = min(self.shape.nodes, max_nodes // 2 if spec else max_nodes)
         if request.hidden is None or request.token is None or nodes < 1:

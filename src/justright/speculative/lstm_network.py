@@ -59,7 +59,7 @@ class LstmConfig:
         for name in ("hidden_size", "vocab_size", "width", "steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise UsageError(f"drafter: {name} is {value!r}; allowed: a whole number from 1")
+                raise UsageError(f"drafter: {name} is {value!r}; allowed: a whole number of 1 or more")
         for name, allowed in (
             ("cell", ("lstm", "rnn")),
             ("embedding", ("shared", "own")),
@@ -110,8 +110,8 @@ class LstmModel(nn.Module):
         for name, matrix in (("embedding", embedding), ("head", head)):
             if tuple(matrix.shape) != shape:
                 raise UsageError(
-                    f"the drafter's verifier has a vocabulary of {shape[0]} and states of {shape[1]}; this "
-                    f"verifier's {name} is {list(matrix.shape)}: a drafter works with the model that it was trained for"
+                    f"the drafter needs a model with vocabulary {shape[0]} and hidden size {shape[1]}; this model's "
+                    f"{name} is {list(matrix.shape)}: use the model that the drafter was trained for"
                 )
         self.config = config
         hidden, d = config.hidden_size, config.width
@@ -245,7 +245,7 @@ def read_config(folder: Path) -> LstmConfig:
     try:
         return LstmConfig(**{field.name: data[field.name] for field in fields(LstmConfig)})
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} is not a drafter's config: {error}") from error
 
 
 class RmsNorm(nn.Module):

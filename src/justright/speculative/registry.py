@@ -103,7 +103,7 @@ def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None
         return lambda: kind(checked)
     third_party = _third_party()
     if name not in third_party:
-        raise UsageError(f"no drafter is called {name!r}; there are: {', '.join(drafter_names())}")
+        raise UsageError(f"unknown drafter {name!r}; allowed: {', '.join(drafter_names())}")
     entry_point = third_party[name]
     try:
         factory = cast(Callable[..., object], entry_point.load())
@@ -115,7 +115,7 @@ def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None
         drafter = factory(**options)
         if not isinstance(drafter, Drafter):
             raise UsageError(
-                f"drafter {name!r} ({entry_point.value}) is a {type(drafter).__name__}; it must be a subclass of"
+                f"drafter {name!r} ({entry_point.value}) is a {type(drafter).__name__}; allowed: a subclass of"
                 " justright.speculative.base.Drafter"
             )
         return drafter
@@ -140,5 +140,5 @@ def _check_options(name: str, factory: Callable[..., object], options: dict[str,
         unknown = ", ".join(option for option in options if option not in signature.parameters)
         raise UsageError(
             f"drafter {name!r} does not take these options: {unknown or error}; "
-            + (f"its options are: {there}" if there else "it has no options")
+            + (f"allowed: {there}" if there else "it has no options")
         ) from error

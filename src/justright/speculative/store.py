@@ -54,8 +54,8 @@ def find_drafter(
             return carried[identity][kind]
     cell = " --cell attention" if kind == "attention" else ""
     raise SourceError(
-        f"no installed package carries a trained {kind} drafter for this model: train one (justright draft train MODEL "
-        f"-o DRAFTER{cell}) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
+        f"no installed package has a trained {kind} drafter for this model. Train one (justright draft train MODEL "
+        f"-o DRAFTER{cell}) and give --draft-option path=DRAFTER, or use --draft suffix, which needs no training"
     )
 
 
@@ -90,17 +90,17 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(
-            f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)"
+            f"{folder} is not a drafter: it has no {CONFIG}. Create a drafter with `justright draft train`"
         )
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         form, found = data.get("format"), data.get("kind")
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no drafter's config: {error}") from error
+        raise CheckpointError(f"{file} is not a drafter's config: {error}") from error
     if form != FORMAT or found not in ((kind,) if kind else KINDS):
         raise CheckpointError(
-            f"{file} is not that of a drafter ({FORMAT}, {kind or ' or '.join(KINDS)}): its format is {form!r}, its "
-            f"kind {found!r}"
+            f"{file} has format {form!r} and kind {found!r}; allowed for a drafter: {FORMAT} and "
+            f"{kind or ' or '.join(KINDS)}"
         )
     return data
 
@@ -115,8 +115,8 @@ def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
     about = read_about(folder, kind)
     if identity is not None and about.get("verifier") != identity:
         raise UsageError(
-            f"the drafter in {folder} was trained for a model with the identity {about.get('verifier')}, and this one "
-            f"has {identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
+            f"the drafter in {folder} was trained for a model with the identity {about.get('verifier')}, but this one "
+            f"has {identity}. Train one for this model: justright draft train MODEL -o DRAFTER"
         )
     return about
 
@@ -165,9 +165,9 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
     check_finite(tensors, file)
     vocab = tensors.pop("vocab", None)
     if draft_vocab and (vocab is None or len(vocab) != draft_vocab):
-        raise CheckpointError(f"{file} does not hold the draft vocabulary of its {CONFIG}")
+        raise CheckpointError(f"{file} does not contain the draft vocabulary of its {CONFIG}")
     if vocab is not None and not (int(vocab.min()) >= 0 and int(vocab.max()) < vocab_size):
-        raise CheckpointError(f"{file}: the draft vocabulary names tokens that do not exist")
+        raise CheckpointError(f"{file}: the draft vocabulary has token ids outside the model's vocabulary")
     return tensors, vocab
 
 
@@ -181,7 +181,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))
-        raise CheckpointError(f"{folder / WEIGHTS} and its {CONFIG} do not belong together: {odd[0]}")
+        raise CheckpointError(f"{folder / WEIGHTS} does not match its {CONFIG}: {odd[0]}")
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
 

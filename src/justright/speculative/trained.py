@@ -54,7 +54,7 @@ class TrainedDrafter(Drafter):
             SourceError: its files no longer exist.
         """
         if self.folder is None:
-            raise UsageError("the drafter has no weights yet: call from_pretrained or bind first")
+            raise UsageError("the drafter has no weights: call from_pretrained or bind first")
         target = Path(path)
         try:
             content = {name: (self.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
