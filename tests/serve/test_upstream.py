@@ -277,6 +277,7 @@ def test_servers_tell_what_they_are() -> None:
             chat({"messages": [], "reasoning_effort": effort}, one, Policy())
     assert chat({"messages": [], "reasoning_effort": "high"}, one, Policy()).decision.mode == "slow"
     assert "slow only" in one.summary()
+    assert upstream_of(llama, [], UpstreamOptions(), "{{ reasoning_effort }}").reasons
     plain = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}")
     assert (plain.has_fast, plain.reasons) == (False, False)
     none = {"messages": [], "reasoning_effort": "none"}
