@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 
 
 def module_from(page: str, heading: str, name: str) -> ModuleType:
-    """The Python block under a heading of a page, run as the module ``name``; its heading promises six steps."""
+    """Run the Python block under a page's heading as the module ``name``, and check that the section has six steps."""
     section = (DOCS / page).read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
     assert re.findall(r"^(\d)\. ", section, re.M) == list("123456")
     [block] = re.findall(r"^ *```python\n(.*?)^ *```", section, re.M | re.S)

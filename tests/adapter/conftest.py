@@ -1,4 +1,4 @@
-"""Tiny pairs: a fast model, and a slow one whose matrices have learned something of low or of full rank."""
+"""Tiny pairs: a fast model, and a slow model whose matrices differ by a change of low or full rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakePair = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def make_pair(tmp_path: Path) -> MakePair:
-    """``(slow, fast)``; ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too.
+    """``(slow, fast)``; ``rank`` of the change of every matrix, None for full; ``norms``: change all small tensors too.
 
     Further arguments change the config.
     """

@@ -1,4 +1,4 @@
-"""Drafters and the switch together: no mode's output changes, and one drafter is trained on both."""
+"""Drafters with the switch: drafts change no mode's output, and one drafter is trained on both modes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_one_drafter_is_trained_on_both_modes(make_pair: MakePair, tmp_path: Pat
 
 
 def job_of(job: Job, tmp_path: Path) -> Job:
-    """The same with an output that does not exist yet."""
+    """The same for an output folder that does not exist yet."""
     from dataclasses import replace
 
     return replace(job, out=tmp_path / "other")

@@ -1,4 +1,4 @@
-"""The architecture table against the stock classes of transformers, in memory, on disk and in use."""
+"""The architecture table against transformers' stock classes, in memory, on disk and in forward passes."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
     hidden = 0.1 * torch.randn(tokens, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def output() -> torch.Tensor:
-        if family == "llama4_text":  # takes every token for every expert
+        if family == "llama4_text":  # sends every token to every expert
             return experts(hidden.repeat(count, 1))
         return experts(hidden, torch.zeros(tokens, 1, dtype=torch.long), torch.ones(tokens, 1))
 
@@ -248,7 +248,7 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def probe() -> list[tuple[Any, torch.Tensor | None, dict[str, Any]]]:
-    """Registers the attention implementation `probe`; gives the list of its calls."""
+    """Register the attention implementation `probe`; return the list of its calls."""
     calls: list[tuple[Any, torch.Tensor | None, dict[str, Any]]] = []
 
     def attention(

@@ -1,4 +1,4 @@
-"""Numbers of experts in a config: for all layers alike, or by layer."""
+"""Numbers of experts in a config: one for all layers, or one per layer."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def test_by_layer_and_back() -> None:
 
 @pytest.mark.parametrize("wrong", [[0, 4, 6], [1, 4, 6, 5], [0, 0, 6, 5], [0, 4, 9, 5], "4", [0, 4.0, 6, 5]])
 def test_a_list_that_does_not_fit_is_refused(wrong: Any) -> None:
-    with pytest.raises(CheckpointError, match="expected 4 numbers, 1 to 8"):
+    with pytest.raises(CheckpointError, match="allowed: 4 numbers, 1 to 8"):
         experts_by_layer(CONFIG | {KEY: wrong})

@@ -1,4 +1,4 @@
-"""Layers one at a time: the same hidden states as the whole model's, the same bytes back, resumable."""
+"""Layer streaming: the whole model's hidden states, unchanged weights, resumption."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 
 from justright.architectures.spec import linear_modules, moe_layers
 from justright.calibration.statistics import Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, job_folder
+from justright.calibration.stream import LayerStream, Stage
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.files import job_folder
 from justright.model.decoder_layer import LayerFormat, refuse_quantised
 from tiny import ALL, MOE, save_tiny, tiny_model
 
@@ -46,22 +47,22 @@ def test_a_layer_read_and_written_back_is_the_same(checkpoints: Any, family: str
 
 def run_all(stream: LayerStream, layers: LayerFormat) -> list[LayerStatistics]:
     found = []
-    for index in range(stream.position, len(stream)):
+    for index in range(stream.position, len(stream._layers)):
         layer = stream.materialise(index, layers.read(index))
         with Collector(layers.config, stream, index, layer) as statistics:
-            stream.advance(index)
+            stream.fly([Stage(index)], 0)
         found.append(statistics)
         stream.release(index)
     return found
 
 
 def outputs(stream: LayerStream) -> torch.Tensor:
-    return torch.cat(list(stream._inputs(len(stream))))
+    return torch.cat(list(stream._inputs(len(stream._layers))))
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tmp_path: Path) -> None:
-    """And counts what hooks on the whole model count: inputs of matrices, and routing."""
+    """The statistics equal those of hooks on the whole model: matrix inputs, and routing."""
     layers = LayerFormat(checkpoints(family))
     stream = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path, rows=2)
     found = run_all(stream, layers)
@@ -78,7 +79,7 @@ def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tm
     decoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         decoder(input_ids=IDS, use_cache=False)
-    # One product an expert instead of transformers' grouped one: sums in another order.
+    # One product per expert instead of transformers' grouped product: another summation order.
     torch.testing.assert_close(outputs(stream), seen[0], rtol=1e-4, atol=1e-4)
     for module in linear_modules(model.config):
         name = module.name.removeprefix(layers.architecture.memory.layer(module.layer) + ".") + ".weight"
@@ -98,7 +99,7 @@ def test_experts_are_counted_as_by_hand(checkpoints: Any, family: str, tmp_path:
     index = moe_layers(layers.config)[-1]
     for before in range(index):
         stream.materialise(before, layers.read(before))
-        stream.advance(before)
+        stream.fly([Stage(before)], 0)
     layer = stream.materialise(index, layers.read(index))
     moe = layers.architecture.moe
     assert moe is not None
@@ -157,14 +158,14 @@ def test_a_cut_run_goes_on(checkpoints: Any, tmp_path: Path) -> None:
     run_all(whole, layers)
     first = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path / "cut", rows=2)
     first.materialise(0, layers.read(0))
-    first.advance(0)
+    first.fly([Stage(0)], 0)
     first.materialise(1, layers.read(1))
 
     def killed() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first.advance(1, before=killed)
+        first.fly([Stage(1)], 0, before=killed)
     second = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path / "cut", rows=2)
     assert second.position == 1
     run_all(second, layers)

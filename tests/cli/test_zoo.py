@@ -1,4 +1,4 @@
-"""``justright zoo``, ``justright eval``, ``justright bench longset``: what they print and what they refuse."""
+"""``justright zoo``, ``justright eval`` and ``justright bench longset``: their output and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every drafter, in the engine: greedy output is the model's own, sampled output has the model's distribution."""
+"""Every drafter in the engine: greedy output equals the model's, sampled output has the model's distribution."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_batch_with_a_drafter_equals_each_request_alone(tmp_path: Path) -> Non
 
 
 def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
-    """Where there is no more room for [SPEC], drafts go on without it."""
+    """If the context has no more space for [SPEC], drafts continue without it."""
     length = len(REPEATING) + TOKENS
     verifier = verifier_of("llama", max_tokens=length)
     request = Request(REPEATING, max_tokens=TOKENS)
@@ -140,7 +140,7 @@ def exact(verifier: Verifier, prompt: list[int]) -> dict[tuple[int, ...], float]
 
 
 def test_drafts_that_never_pay_are_no_longer_asked_for(tmp_path: Path) -> None:
-    """With a cost that says so, an untrained drafter is left alone after a few tries."""
+    """If its cost exceeds its gain, an untrained drafter is not used after a few tries."""
     verifier = verifier_of("llama")
     drafter = drafter_for("lstm", verifier, tmp_path)
     calls = []

@@ -1,4 +1,4 @@
-"""On a CUDA device: the same equality, in each cache kind; not run where there is none."""
+"""The same equality on a CUDA device, for each cache kind; skipped without one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_speculation_on_the_gpu_equals_plain_decoding_there(family: str, cache: 
     ],
 )
 def test_drafters_run_on_the_gpu(name: str, options: dict[str, object], tmp_path: Path) -> None:
-    """Greedy output is plain decoding's there; drawn guesses are refused and accepted on the device too."""
+    """Greedy output equals plain decoding's; sampled guesses are also accepted and rejected on the device."""
     model = tiny_model("llama").to("cuda")
     model.set_attn_implementation(ATTENTION_NAME)
     if name != "recycling":

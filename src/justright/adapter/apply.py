@@ -102,7 +102,8 @@ class AppliedSwitch:
             linear = hasattr(module, "in_features") and set(deltas) == {"bias"}
             hook = self._bias_hook(deltas["bias"]) if linear else self._exact_hook(module, deltas)
             self._hooks.append((module, hook))
-        transposed = self._transposed(model)
+        moe = architecture_of(model.config).moe
+        transposed = moe is not None and moe.memory.transposed
         for path, found in experts.items():
             self._experts.append(_Experts(_module(model, path, adapter), found, self, transposed))
 
@@ -190,8 +191,8 @@ class AppliedSwitch:
         asked = change.a.shape[-1], change.b.shape[-2]
         if found != asked:
             raise UsageError(
-                f"{self.adapter.path} changes {name} from {asked[0]} to {asked[1]} features, and the model has "
-                f"{found[0]} to {found[1]} there: it was made for another model"
+                f"{self.adapter.path} was made for another model: it expects {asked[0]} to {asked[1]} features in "
+                f"{name}, and this model has {found[0]} to {found[1]}"
             )
         return module
 
@@ -208,11 +209,6 @@ class AppliedSwitch:
             if any(name.endswith(leaf) for leaf in leaves):
                 found.setdefault(name.rpartition(".")[0], {})[name] = change
         return found
-
-    @staticmethod
-    def _transposed(model: PreTrainedModel) -> bool:
-        moe = architecture_of(model.config).moe
-        return moe is not None and moe.memory.transposed
 
 
 class _Experts:
@@ -316,7 +312,7 @@ class ChangedWeight:
         """Implement products of activations with the changed weight, the only use in expert modules."""
         x, other = args[0], args[1]
         if func not in _PRODUCTS or not isinstance(other, cls):
-            raise NotImplementedError(f"{func} of a weight that is changed by rows")
+            raise NotImplementedError(f"{func} on a weight that differs by row")
         plain: Tensor = func(x, other.weight, *args[2:], **(kwargs or {}))
         changed: Tensor = plain + other.factor * ((x @ other.a.mT) @ other.b.mT)
         return changed
@@ -331,8 +327,8 @@ def _module(model: PreTrainedModel, path: str, adapter: Adapter) -> nn.Module:
         return found
     except AttributeError:
         raise UsageError(
-            f"{adapter.path} changes {path}, which this {model.config.model_type} model does not have: it was made "
-            "for another model"
+            f"{adapter.path} was made for another model: it changes {path}, which this {model.config.model_type} "
+            "model does not have"
         ) from None
 
 

@@ -97,7 +97,7 @@ def factors_of(pair: Pair, spectra: SpectraFolder, ranks: Ranks, dtype: torch.dt
         a, b = (root[:, None] * vt).to(dtype), (-u * root).to(dtype)
         if not (a.isfinite().all() and b.isfinite().all()):
             raise UsageError(
-                f"the factors of {name} in layer {index} overflow {dtype}: choose bfloat16 or float32"
+                f"the factors of {name} in layer {index} overflow {dtype}: choose --dtype bfloat16 or float32"
             )
         stem, _, expert = name.partition("#")
         target = module_of(pair, index, stem)
@@ -171,7 +171,7 @@ def save_adapter(
 
     found = factors_of(pair, spectra, ranks, dtype)
     if not found:
-        raise UsageError("no matrix has a rank above 0: ask for more energy, or a higher rank")
+        raise UsageError("every matrix has rank 0, so the adapter would be empty: raise --value")
     moe = pair.slow.architecture.moe is not None
     most = max(one.rank for one in found)
     patterns: dict[str, int] = {}
@@ -179,8 +179,8 @@ def save_adapter(
         most = next((rank for rank in PADDED_RANKS if rank >= most), 0)
         if not most:
             raise UsageError(
-                f"the largest rank is {max(one.rank for one in found)}, and engines that need one rank for all take "
-                f"at most {PADDED_RANKS[-1]}: ask for less energy, or for a compact adapter"
+                f"the largest rank is {max(one.rank for one in found)}, but engines that need one rank for all modules "
+                f"take at most {PADDED_RANKS[-1]}: lower --value, or choose --form compact"
             )
         found = [
             Factors(one.target, most, zero_padded(one.a, most, 0), zero_padded(one.b, most, 1))
@@ -206,7 +206,6 @@ def save_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only by its owner
     _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -225,7 +224,6 @@ def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
         slow, fast = pair.tensors(name)
         deltas[exact_name(pair, name) or name] = (fast.double() - slow.double()).float().contiguous()
     save_tensors(deltas, folder / EXACT, {"format": "pt"})
-    (folder / EXACT).chmod(0o644)
 
 
 def exact_name(pair: Pair, name: str) -> str | None:
@@ -283,7 +281,7 @@ def save_merged(
                         part.copy_((part.float() - factor * (u * s) @ vt).to(part.dtype))
                         if not part.isfinite().all():
                             raise UsageError(
-                                f"{name} of layer {index} overflows {part.dtype}: choose another factor"
+                                f"{name} of layer {index} overflows {part.dtype}: choose another --factor"
                             )
             for name, tensor in pair.slow.write(index, state).items():
                 writer.add(name, tensor)
@@ -305,8 +303,8 @@ def refuse_stacked(pair: Pair) -> None:
     """
     if any(matrix.stacked for index in range(pair.layers) for matrix in matrices(pair.config, index)):
         raise UsageError(
-            "the pair has stacked experts, and engines that need one rank for all name experts each in their own way: "
-            "choose a compact adapter (PEFT, our engine) or a merged checkpoint"
+            "the pair has stacked experts, and engines that need one rank for all modules disagree on their names: "
+            "choose --form compact (PEFT, justright) or --form merged (any engine)"
         )
 
 

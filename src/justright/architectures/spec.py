@@ -113,7 +113,7 @@ def architecture_of(config: Config) -> Architecture:
     inner = _get(config, "text_config") or config
     if not isinstance(inner, Mapping) and isinstance(config, Mapping):
         raise CheckpointError(
-            f"config.json has text_config = {inner!r}; expected an object: fetch the file again"
+            f"config.json has text_config = {inner!r}; allowed: an object. Fetch the file again"
         )
     if family in RECURRENT or _recurrent_layers(inner):
         raise UnsupportedModelError(
@@ -406,7 +406,7 @@ def _whole(value: Any, key: str | None, least: int = 0) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(
-            f"config.json has {key} = {value!r}; expected a whole number from {least} on: fetch the file again"
+            f"config.json has {key} = {value!r}; allowed: a whole number from {least}. Fetch the file again"
         )
     return value
 
@@ -414,7 +414,7 @@ def _whole(value: Any, key: str | None, least: int = 0) -> int:
 def _indices(value: Any, key: str | None) -> list[int]:
     """Validate a list of layer indices; raises like `_whole`."""
     if not isinstance(value, list | tuple):
-        raise CheckpointError(f"config.json has {key} = {value!r}; expected a list: fetch the file again")
+        raise CheckpointError(f"config.json has {key} = {value!r}; allowed: a list. Fetch the file again")
     return [_whole(one, key) for one in value]
 
 

@@ -34,7 +34,7 @@ def experts_by_layer(config: dict[str, Any]) -> dict[int, int]:
     )
     if not good:
         raise CheckpointError(
-            f"config.json has {KEY} {found}: expected {num_layers(config)} numbers, 1 to {most} for the layers "
+            f"config.json has {KEY} = {found!r}; allowed: {num_layers(config)} numbers, 1 to {most} for the layers "
             f"{list(layers)} and 0 for others"
         )
     return {index: found[index] for index in layers}

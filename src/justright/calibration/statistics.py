@@ -52,10 +52,9 @@ class LayerStatistics:
         for name, tensor in self.to_tensors().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ResourceError(
-                    f"calibration of layer {layer} gave {name} with "
-                    f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values that are NaN or infinite, so "
-                    "nothing can be scored by it: the layer's numbers are too large for the dtype it runs in. Use "
-                    "--dtype float32 (or bfloat16)"
+                    f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of the calibration statistic "
+                    f"{name} of layer {layer} are NaN or infinite, because the layer overflows its dtype. Use --dtype "
+                    "float32 or bfloat16"
                 )
         return self
 

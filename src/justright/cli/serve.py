@@ -10,7 +10,6 @@ from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
 from justright.errors import MissingExtraError, ResourceError, UsageError, install_command
-from justright.readable import key_values
 
 if TYPE_CHECKING:
     import socket
@@ -83,22 +82,9 @@ def serve(
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
     keys = srv.read_keys(api_key or [], api_key_file)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "max_context": max_context,
-        "slots": slots,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-        "reuse_prefix": True,
-        "generation_config": generation_config,
-    }
     with bind(host, port) as bound:  # fails before any slow work
-        ready = prepare(model, output, engine_options)
-        said = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        thinking = settled_thinking(said, ready.defaults)
+        ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults)
         check_thinking(ready, thinking)
         settings = ServeSettings(
             name or served_name(model),
@@ -113,7 +99,7 @@ def serve(
         for line in ready.generation.lines(settings.sampling, sampling=True):
             output.note(f"note: {line}")
         if not keys and not is_loopback(host):
-            output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
+            output.note(f"note: anybody who reaches {host} can use this server: consider --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 
@@ -138,11 +124,12 @@ def _run(
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:
         raise ResourceError(
-            f"memory is left for {cache_tokens} tokens; serving needs room for {LEAST_TOKENS}"
+            f"the free memory holds a KV cache of {cache_tokens} tokens; serving needs {LEAST_TOKENS} at least: free "
+            "memory, or use a smaller model"
         )
     if cache_tokens < (context := engine.verifier.max_tokens):
         engine.verifier.shorten(cache_tokens)
-        output.note(f"note: the cache has room for {cache_tokens} of the context's {context} tokens")
+        output.note(f"note: the KV cache holds {cache_tokens} of the context's {context} tokens")
     scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
 
     address = address_of(bound)
@@ -154,7 +141,7 @@ def _run(
                 output.object({"event": "ready"} | about)
             else:
                 output.text(
-                    f"{settings.model} is served at {address}/v1; a page at {address}/ shows what goes on"
+                    f"{settings.model} is served at {address}/v1; the page at {address}/ shows the server's state"
                 )
 
     def on_request(values: dict[str, Any]) -> None:
@@ -182,9 +169,9 @@ def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_
         UsageError: such an option was given.
     """
     if engine != "embedded":
-        raise UsageError(f"engine {engine!r}; allowed: embedded, vllm")
+        raise UsageError(f"the engine is {engine!r}; allowed: embedded, vllm")
     if engine_arg or copies > 1 or dry_run:
-        raise UsageError("--engine-arg, --copies and --dry-run are for --engine vllm: leave them out")
+        raise UsageError("--engine-arg, --copies and --dry-run need --engine vllm: leave them out")
 
 
 def _need_extra() -> None:

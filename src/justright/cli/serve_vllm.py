@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from justright.cli.options import chosen
+from justright.cli.options import chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.serve_options import read_keys
 from justright.errors import MissingExtraError, UsageError
@@ -29,10 +29,10 @@ _NOT_HERE = {
     "drain": "vLLM has --shutdown-timeout",
     "max_body": "vLLM has no such limit",
     "max_connections": "vLLM has no such limit",
-    "max_tokens": "vLLM answers up to the end of the context where a request does not say it",
+    "max_tokens": "without max_tokens in a request, vLLM generates up to the end of the context",
     "thinking_budget": "give it with a request",
-    "device": "vLLM takes what there is",
-    "cpu_kernels": "vLLM has its own",
+    "device": "vLLM uses the available device",
+    "cpu_kernels": "vLLM has kernels of its own",
 }
 """Options of `serve` that would have no effect, and what to do instead."""
 
@@ -50,7 +50,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params
-    _refuse(ctx)
+    _check_options(ctx)
     if not dry_run and (note := version_note(check_installed())):
         output.note(f"note: {note}")
     settings = _settings(ctx, model, engine_args, copies)
@@ -139,24 +139,24 @@ def _drafting(
     own = defaults.draft
     draft = asked or _bundled(own)
     if own is None or draft != own:
-        told = f"the bundle's drafter {own} is not on vLLM here: it runs without drafts"
-        return draft, given, [told] if asked is None and own is not None else []
+        note = f"the bundle's drafter {own} is not available on vLLM here: no drafts are used"
+        return draft, given, [note] if asked is None and own is not None else []
     theirs = {name: value for name, value in defaults.draft_options.items() if name not in given}
     left = sorted(theirs if draft == "suffix" else FIXED & set(theirs))
-    told = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM settles them itself"
+    note = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM sets them itself"
     kept = {name: value for name, value in theirs.items() if name not in left}
-    return draft, {**kept, **given}, [told] if left else []
+    return draft, {**kept, **given}, [note] if left else []
 
 
-def _refuse(ctx: typer.Context) -> None:
+def _check_options(ctx: typer.Context) -> None:
     """Raise an error for options that would have no effect."""
     for name, instead in _NOT_HERE.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
-            raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine: {instead}")
-    if ctx.params["scorer"] != "heuristic" and chosen(ctx, "scorer", True, False):
+        if is_given(ctx, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine only: {instead}")
+    if ctx.params["scorer"] != "heuristic" and is_given(ctx, "scorer"):
         raise UsageError(
-            "the scorer of auto on vLLM is heuristic: a probe needs hidden states, which vLLM keeps"
+            f"scorer {ctx.params['scorer']!r}; allowed on vLLM: heuristic, as vLLM does not return the hidden states "
+            "that a probe needs"
         )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
+from justright.cli.options import named
 from justright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -11,15 +14,10 @@ if TYPE_CHECKING:
     from justright.engine.chat_modes import Reasoning
     from justright.engine.defaults import Defaults
 
+_OPTIONS = ("effort", "thinking_budget", "factor", "closing", "scorer", "threshold")
 
-def thinking_of(
-    effort: str | None = None,
-    budget: int | None = None,
-    factor: float | None = None,
-    closing: str | None = None,
-    scorer: str = "probe",
-    threshold: float | None = None,
-) -> Reasoning:
+
+def thinking_of(ctx: typer.Context) -> Reasoning:
     """Return the reasoning settings that the user gave.
 
     Raises:
@@ -27,14 +25,10 @@ def thinking_of(
     """
     from justright.engine.chat_modes import Reasoning
 
-    return Reasoning(
-        effort,
-        budget,
-        factor,
-        None if closing is None else closing.replace("\\n", "\n"),
-        scorer,
-        threshold,
-    )
+    given = named(ctx, _OPTIONS)
+    if given.get("closing") is not None:
+        given["closing"] = given["closing"].replace("\\n", "\n")
+    return Reasoning(budget=given.pop("thinking_budget"), **given)
 
 
 def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | None = None) -> Reasoning:
@@ -48,10 +42,12 @@ def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | Non
     Raises:
         UsageError: ``untemplated`` is set and the user gave settings.
     """
-    if said == thinking_of():
+    from justright.engine.chat_modes import Reasoning
+
+    if said == Reasoning():
         return said if untemplated else defaults.thinking
     if untemplated:
-        raise UsageError(f"the options of thinking need the model's chat template: {untemplated}")
+        raise UsageError(f"the reasoning options need the model's chat template: {untemplated}")
     return said
 
 

@@ -65,7 +65,7 @@ class LLM(LoadedModel):
             raise UsageError(f"give options or {', '.join(changes)}, not both")
         device = options.torch_device
         if options.draft is not None:
-            check_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
+            check_drafter(options.draft, **options.draft_options)  # fails before any download
         path = resolve(model).path
         options, defaults = settle(options, path)
         generation = GenerationDefaults.read(options, path)
@@ -165,7 +165,7 @@ class LLM(LoadedModel):
         """
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         if not is_chat and reasoning is not None:
-            raise UsageError("reasoning is for conversations: give a list of messages, or leave it out")
+            raise UsageError("reasoning needs a conversation: give a list of messages, or leave it out")
         if is_chat:
             reasoning = reasoning or self.defaults.thinking
         request = self._checked(prompt, params, reasoning)
@@ -232,6 +232,6 @@ def _paired(
         return [(one, params) for one in asked]
     if len(params) != len(asked):
         raise UsageError(
-            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or as many"
+            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or one per prompt"
         )
     return list(zip(asked, params, strict=True))

@@ -63,7 +63,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
 
 def _refuse_no_memory(error: Exception, path: Path, dtype: torch.dtype, device: torch.device) -> None:
     if is_out_of_memory(error):
-        raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
+        raise ResourceError(f"not enough memory on {device} for the weights of {path} in {dtype}") from error
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

@@ -113,7 +113,7 @@ class Verifier:
         packable = kernels.supported(device, dtype)
         if cpu_kernels == "packed" and not packable:
             raise UsageError(
-                f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
+                f"packed CPU kernels need float32 on a CPU, not {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
         model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
@@ -139,7 +139,7 @@ class Verifier:
             UsageError: the cache is already allocated.
         """
         if self.cache.static:
-            raise UsageError("a static cache is allocated whole: give max_tokens when the verifier is made")
+            raise UsageError("a static KV cache needs its size: give max_tokens when you create the verifier")
         self.max_tokens = self.cache.max_tokens = min(self.max_tokens, max_tokens)
 
     def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
@@ -192,13 +192,13 @@ class Verifier:
         total = self.cache.lengths[slot] + len(token_ids)
         if total > self.max_tokens:
             raise ResourceError(
-                f"the prompt has {total} tokens and the context holds {self.max_tokens}: shorten the prompt"
+                f"the prompt has {total} tokens; the context holds {self.max_tokens}: shorten the prompt"
             )
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            behind = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            spec_tokens = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
             if states is None:
                 [output] = self._forward([one], only_last=True)
             else:
@@ -226,7 +226,9 @@ class Verifier:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step and discard the others."""
         self.cache.keep(slot, path)
         last = self._last.pop(slot)
-        assert not self._held[slot] or self._factors[slot] == last.factor, "one sequence, one factor"
+        assert not self._held[slot] or self._factors[slot] == last.factor, (
+            "give one adapter scale per sequence"
+        )
         self._factors[slot] = last.factor
         self._held[slot] += [last.token_ids[node] for node in path]
 
@@ -303,8 +305,8 @@ class Verifier:
         outputs, begin = [], 0
         for own, spec in zip(tokens, specs, strict=True):
             span = slice(begin, begin + len(own))
-            behind = states[0][spec] if spec else None
-            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            spec_states = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], spec_states))
             begin = span.stop
         return outputs
 
@@ -346,7 +348,7 @@ class Verifier:
         if not rows:
             yield states
             return
-        assert self.spec_embedding is not None, "no drafter brought a [SPEC] embedding"
+        assert self.spec_embedding is not None, "no drafter has set a [SPEC] embedding"
         embedding, index = self.spec_embedding, torch.tensor(rows, device=self.device)
 
         def replace(_: Any, args: Any, output: Tensor) -> Tensor:

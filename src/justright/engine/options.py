@@ -93,7 +93,7 @@ class EngineOptions:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"device {self.device!r} cannot be used ({reason}); try cpu or auto") from error
+            raise UsageError(f"device {self.device!r} cannot be used ({reason}): try cpu or auto") from error
         return device
 
 
@@ -110,4 +110,6 @@ def check_nodes(draft_options: Mapping[str, Any], max_draft: int) -> None:
     """
     nodes = draft_options.get("nodes")
     if isinstance(nodes, int) and nodes > max_draft:
-        raise UsageError(f"nodes is {nodes}; a step verifies at most {max_draft} drafted tokens (max_draft)")
+        raise UsageError(
+            f"nodes is {nodes}; allowed: at most max_draft ({max_draft}), the drafted tokens of a step"
+        )

@@ -83,7 +83,7 @@ class FusedProjections:
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         if len({linear.in_features for linear in linears}) != 1:
-            raise ValueError("fused projections share one input, so their input sizes are equal")
+            raise ValueError("fused projections share one input, so their input sizes must be equal")
         weight = torch.cat([linear.weight.detach() for linear in linears])
         bias = None
         if any(linear.bias is not None for linear in linears):

@@ -82,7 +82,9 @@ class LayerFormat:
                 count += 1
             experts = {name.format(e=expert): None for expert in range(count) for name in moe.disk.matrices}
         if missing := [name for name in experts if name not in names]:
-            raise CheckpointError(f"{self.checkpoint.path} has no {missing[0]} in a layer of {count} experts")
+            raise CheckpointError(
+                f"{self.checkpoint.path} lacks {missing[0]} in a layer of {count} experts: fetch the checkpoint again"
+            )
 
         def read(name: str) -> Tensor:
             return self.checkpoint.tensor(names[name], copy=True)
@@ -140,8 +142,8 @@ def check_layers(path: Path, config: Mapping[str, Any], names: Iterable[str]) ->
     missing = [name for name in wanted if name.partition("layers.")[2] not in found]
     if missing:
         raise CheckpointError(
-            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json asks for, {missing[0]} "
-            "first: its config and its weights do not belong together, or it is not whole; fetch both again"
+            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json requires, such as "
+            f"{missing[0]}: the weights are incomplete, or of another model. Fetch the checkpoint again"
         )
 
 
@@ -158,9 +160,9 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         return
     what = f"quantised ({method})" if method else f"quantised ({packed} is {checkpoint.dtype(packed or '')})"
     raise UnsupportedModelError(
-        f"the weights of {checkpoint.path} are {what}; allowed: float32, bfloat16, float16. Give the checkpoint "
-        "that it was quantised from, or dequantise it first (transformers: from_pretrained(DIR, "
-        "quantization_config=...(dequantize=True)).save_pretrained(NEW_DIR))"
+        f"the weights of {checkpoint.path} are {what}; allowed: float32, bfloat16, float16. Give the unquantised "
+        "checkpoint, or dequantise this one with transformers: from_pretrained(DIR, "
+        "quantization_config=...(dequantize=True)).save_pretrained(NEW_DIR)"
     )
 
 
@@ -178,8 +180,8 @@ def _stack(
                 state[name] = one.new_empty(count, *one.shape)
             if (one.shape, one.dtype) != (state[name].shape[1:], state[name].dtype):
                 raise CheckpointError(
-                    f"{parts[0].format(e=expert)} has another shape or dtype than that of expert 0: the "
-                    "checkpoint is damaged, fetch it again"
+                    f"the checkpoint is damaged: {parts[0].format(e=expert)} has another shape or dtype than the same "
+                    "matrix of expert 0. Fetch it again"
                 )
             state[name][expert] = one
 

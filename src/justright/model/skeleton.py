@@ -61,7 +61,9 @@ def assemble(
     model.tie_weights()
     missing = sorted(name for name, tensor in model.named_parameters() if tensor.is_meta)
     if missing:
-        raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} tensors: {', '.join(missing[:3])}")
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} tensors ({', '.join(missing[:3])}): fetch it again"
+        )
     for name, buffer in model.named_buffers():
         if buffer.device != device:
             place(model, name, buffer.to(device))
@@ -85,7 +87,7 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
     names = parameters | {name for name in layer.state_dict() if name in state}
     for name in sorted(names):
         if name not in state:
-            raise CheckpointError(f"{what} lacks {name}")
+            raise CheckpointError(f"{what} lacks {name}: fetch the checkpoint again")
         old = layer.get_parameter(name) if name in parameters else layer.get_buffer(name)
         if old.device == device and old.shape == state[name].shape:
             old.detach().copy_(state[name])  # already filled: avoid a second copy
@@ -106,7 +108,9 @@ def place(module: nn.Module, name: str, tensor: Tensor) -> None:
     owner = module.get_submodule(path)
     old = getattr(owner, last)
     if old.shape != tensor.shape:
-        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, the model expects {list(old.shape)}")
+        raise CheckpointError(
+            f"{name} has shape {list(tensor.shape)}, but config.json requires {list(old.shape)}"
+        )
     if last in owner._parameters:
         owner._parameters[last] = nn.Parameter(tensor.to(old.dtype), requires_grad=False)
     else:

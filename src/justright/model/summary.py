@@ -218,8 +218,8 @@ def _parameters(
         counts["head"] = 0
     if not counts["embedding"]:
         raise CheckpointError(
-            f"the checkpoint has no tensor {architecture.disk.embedding}, which every {architecture.family} "
-            "checkpoint has: its config and its weights do not belong together"
+            f"the checkpoint has no tensor {architecture.disk.embedding}, which every {architecture.family} checkpoint "
+            "has: config.json and weights are of different models. Fetch both again"
         )
     return counts
 
@@ -267,28 +267,28 @@ def _capabilities(
     quantization: str | None,
 ) -> tuple[Capability, ...]:
     run, draft = _can_run(path, architecture, quantization)
-    blocked = f"its weights are quantised ({quantization}): start from the unquantised checkpoint"
+    blocked = f"its weights are quantised ({quantization}): use the unquantised checkpoint"
     matrices = len(linear_modules(config))
+    status: Status = "no"
     if experts is None:
-        prune_experts = Capability("prune experts", "no", "a dense model has no experts")
+        reason = "a dense model has no experts"
     elif quantization:
-        prune_experts = Capability("prune experts", "no", blocked)
+        reason = blocked
     elif experts.least < experts.count:
-        reason = f"layers have different numbers of experts already ({experts.least} to {experts.count})"
-        prune_experts = Capability("prune experts", "no", reason)
+        reason = f"its layers already have different numbers of experts ({experts.least} to {experts.count})"
     elif experts.count <= experts.top_k:
-        reason = f"every token uses all {experts.count} experts, so none can go"
-        prune_experts = Capability("prune experts", "no", reason)
+        reason = f"every token uses all {experts.count} experts, so none can be removed"
     else:
-        reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} a token"
-        prune_experts = Capability("prune experts", "yes", reason)
+        status = "yes"
+        reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} per token"
+    prune_experts = Capability("prune experts", status, reason)
     if quantization:
         weights, switch = Capability("prune weights", "no", blocked), Capability("switch", "no", blocked)
     else:
-        also = " and the experts'" if experts is not None else ""
+        also = ", and those of the experts" if experts is not None else ""
         weights = Capability("prune weights", "yes", f"{matrices} plain linear matrices{also}")
         partner = "needs a reasoning model and the model that it was trained from"
-        switch = Capability("switch", "yes", f"low-rank over {matrices} matrices; {partner}")
+        switch = Capability("switch", "yes", f"low-rank factors of {matrices} matrices; {partner}")
     return run, draft, prune_experts, weights, switch
 
 
@@ -299,7 +299,7 @@ def _can_run(
     if not architecture.stock:
         reason = "transformers has no class for this family"
     elif quantization:
-        reason = f"its weights are quantised ({quantization}), which the engine is not tested with"
+        reason = f"its weights are quantised ({quantization}), and the engine is not tested with these"
     else:
         try:
             check_tokenizer_files(path)
@@ -308,8 +308,6 @@ def _can_run(
     if reason:
         return Capability("run", "no", reason), Capability("draft", "no", "it cannot be run")
     return (
-        Capability("run", "yes", "all layers use attention, so rejected drafts can be taken back"),
-        Capability(
-            "draft", "yes", "suffix drafts for any model that runs; an LSTM drafter can be trained for it"
-        ),
+        Capability("run", "yes", "all layers use attention, so rejected drafts can be rolled back"),
+        Capability("draft", "yes", "suffix drafts need no training; an LSTM drafter can be trained"),
     )

@@ -95,8 +95,8 @@ def _checked(found: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """Validate the shape and finiteness of a criterion's result."""
     if tuple(found.shape) != shape or not bool(torch.isfinite(found).all()):
         raise UsageError(
-            f"criterion {name} gave numbers of shape {list(found.shape)}, {int((~torch.isfinite(found)).sum())} of "
-            f"them NaN or infinite: needed are finite ones of shape {list(shape)}"
+            f"criterion {name} returned shape {list(found.shape)} with {int((~torch.isfinite(found)).sum())} NaN or "
+            f"infinite values; it must return finite values of shape {list(shape)}"
         )
     return found
 

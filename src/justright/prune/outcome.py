@@ -129,7 +129,9 @@ def read_pruned(path: Path) -> Pruned:
             found["evaluation"],
         )
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / JSON} is not what this version writes: {error!r}") from error
+        raise CheckpointError(
+            f"{path / JSON} was not written by this version ({error!r}): prune the model again"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -221,23 +223,25 @@ class PrunedWriter:
 def card(done: Pruned, settings: Settings, source: str) -> str:
     """Build the model card; it replaces the source's figures, which no longer hold."""
     plan = done.plan
-    experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
+    experts = (
+        f"{plan.kept_text} of {plan.num_experts} experts per layer are kept, and " if plan.experts else ""
+    )
     how = [f"experts by {settings.criterion}"] if plan.experts else []
     how += [f"single weights by {settings.weights}"] if settings.weight_criterion else []
     only = ""
     if len(set(plan.counts.values())) > 1:
-        only = " Layers keep different numbers of experts, so only justright loads it."
+        only = " Layers have different numbers of experts, so only justright loads this model."
     if done.store == "sparse":
         only += (
-            " Where its weights are in `model.sparse*`, only justright loads it, and `justright unpack` makes an "
-            "ordinary checkpoint of it."
+            " Weights in `model.sparse*` files are packed: only justright loads them, and `justright unpack` converts "
+            "them to an ordinary checkpoint."
         )
     return (
         f"# {source}, pruned\n\n"
-        f"Made by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
-        f"parameters gone ({', '.join(how) or 'nothing'}).{only} What stays is "
-        f"in `{PLAN}`, what was reached in `{JSON}` and `{HTML}`, how in `provenance.json`. The licence is the "
-        "source's. Figures in the source's card do not hold for this model: measure it.\n"
+        f"Pruned by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
+        f"parameters are removed ({', '.join(how) or 'nothing'}).{only} `{PLAN}` lists what is kept, `{JSON}` and "
+        f"`{HTML}` hold the results, and `provenance.json` holds the settings. The source's licence applies. Figures "
+        "in the source's card do not hold for this model: measure it.\n"
     )
 
 

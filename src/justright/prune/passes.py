@@ -13,6 +13,7 @@ from torch import Tensor
 
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import ResourceError
 from justright.files import save_tensors
 from justright.heap import trim
@@ -38,6 +39,11 @@ class CalibrationRun:
     dtype: torch.dtype = torch.float32
     rows: int = 1
 
+    def stream(self, checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> LayerStream:
+        """The sequences on their way through the layers of ``checkpoint``."""
+        options = {"device": self.device, "dtype": self.dtype, "rows": self.rows}
+        return LayerStream(checkpoint, config, self.ids, folder, **options)  # type: ignore[arg-type]
+
 
 def collect(
     layers: LayerFormat,
@@ -53,8 +59,7 @@ def collect(
     hidden = folder / "hidden"
     done = _finished(folder, layers.layers)
     if done < layers.layers:
-        stream = LayerStream(layers.checkpoint, layers.config, run.ids, hidden, device=run.device,
-                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+        stream = run.stream(layers.checkpoint, layers.config, hidden)
         while (first := stream.position) < layers.layers:
             tick("calibrating", first, layers.layers)
             flight = range(first, min(first + len(stream.devices), layers.layers))
@@ -153,8 +158,8 @@ def matrix_mask(
     for scores in scores_by_rows(weight, norms, criterion):
         if not bool(torch.isfinite(scores).all()):
             raise ResourceError(
-                f"the scores of {name} hold NaN or infinity, so they have no order: its weights times their "
-                "inputs are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
+                f"the scores of {name} are NaN or infinite, because its weights times their inputs overflow float32. "
+                "Use --weights magnitude, or exclude this part with --parts"
             )
         if settings.pattern is None:
             out[at : at + len(scores)] = row_mask(scores, sparsity)
@@ -190,8 +195,7 @@ def prune_weights(
     stream, ahead = None, None
     done = _finished(folder, layers.layers)
     if run is not None and done < layers.layers:
-        stream = LayerStream(layers.checkpoint, config, run.ids, folder / "hidden", device=run.device,
-                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+        stream = run.stream(layers.checkpoint, config, folder / "hidden")
         done = stream.position
     for index in range(done, layers.layers):
         tick("weights", index, layers.layers)
@@ -205,7 +209,7 @@ def prune_weights(
         packed, few = mask_layer(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
         packed["uncalibrated"] = torch.tensor([few])
         if stream is None:
-            _write(packed, _file(folder, index))
+            save_tensors(packed, _file(folder, index))
             del state
             trim()
         else:
@@ -218,7 +222,7 @@ def prune_weights(
                 ahead = _watch(config, stream, index + 1, following)
                 del following
                 stages.append(Stage(index + 1, ahead))
-            stream.fly(stages, 0, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
+            stream.fly(stages, 0, before=lambda: save_tensors(packed, _file(folder, index)))  # noqa: B023
             stream.release(index)
     if stream is not None:
         stream.discard()
@@ -273,10 +277,4 @@ def _watch(
 
 def _save(watching: Mapping[int, Collector], folder: Path) -> None:
     for index, collector in watching.items():
-        _write(collector.statistics.check(index).to_tensors(), _file(folder, index))
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    save_tensors(tensors, partial)
-    partial.replace(file)
+        save_tensors(collector.statistics.check(index).to_tensors(), _file(folder, index))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ def expert_counts(layers: LayerFormat, settings: Settings) -> dict[int, int]:
     total = count * len(moe_layers) - round(share * count * len(moe_layers) / groups) * groups
     if total < least_count(layers.config) * len(moe_layers):
         raise UsageError(
-            f"{total} experts would stay in {len(moe_layers)} layers, and each needs {least_count(layers.config)} at "
-            "least: ask for a lower --expert-sparsity"
+            f"{total} experts would be kept in {len(moe_layers)} layers, but each layer needs at least "
+            f"{least_count(layers.config)}: lower --expert-sparsity"
         )
     more, rest = divmod(total // groups, max(1, len(moe_layers)))
     return {layer: groups * (more + (i < rest)) for i, layer in enumerate(moe_layers)}
@@ -87,22 +87,24 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     if count == 0:
         if settings.weight_criterion is None:
             raise UsageError(
-                f"{layers.architecture.family} here is a dense model, and weights none leaves only experts to remove: "
-                f"choose {' or '.join(WEIGHTS.names())}"
+                f"this {layers.architecture.family} is a dense model without experts, so with --weights none nothing "
+                f"can be removed: choose --weights {' or '.join(WEIGHTS.names())}"
             )
         if settings.uneven or not isinstance(settings.expert_criterion, Clustering):
             raise UsageError(
-                f"{layers.architecture.family} here is a dense model, it has no experts to choose: leave --uneven and "
-                "--criterion out"
+                f"this {layers.architecture.family} is a dense model without experts: leave --uneven and --criterion "
+                "out"
             )
         if asked:
             raise UsageError(
-                f"{layers.architecture.family} here is a dense model, it has no experts to remove: leave "
-                "--expert-sparsity out; --sparsity prunes its single weights"
+                f"this {layers.architecture.family} is a dense model without experts: leave --expert-sparsity out, and "
+                "prune its single weights with --sparsity"
             )
         return 0
     if asked and "experts" not in settings.parts:
-        raise UsageError("--expert-sparsity removes experts, and --parts leaves them out: name experts there")
+        raise UsageError(
+            "--expert-sparsity removes experts, but --parts excludes them: add experts to --parts"
+        )
     if asked is not None:
         kept = round(count * (1 - asked))
         if not settings.uneven:
@@ -117,7 +119,8 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         if kept == count and settings.sparsity > 0:
             least = "one expert" if groups == 1 else f"one expert in each of the {groups} routing groups"
             raise UsageError(
-                f"{settings.sparsity:.1%} is less than half of {least} a layer, so nothing would go: ask for more"
+                f"sparsity {settings.sparsity:.1%} is less than half of {least} per layer, so nothing would be "
+                "removed: raise --sparsity"
             )
         check_count(config, kept)
         return kept
@@ -127,7 +130,7 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         except UsageError:
             continue
         return kept
-    raise AssertionError(f"all {count} experts do not fit their own routing")
+    raise AssertionError(f"the routing does not support its own {count} experts")
 
 
 def sizes(
@@ -159,7 +162,7 @@ def sizes(
         removed += gone
         stay.append(of_layer - gone)
     if prunable == 0:
-        raise UsageError(f"nothing to prune: the model has none of the parts {', '.join(settings.parts)}")
+        raise UsageError(f"the model has none of the parts {', '.join(settings.parts)}: name other --parts")
     if planned or settings.weight_criterion is None:
         second = 0.0
     elif settings.pattern is not None:
@@ -238,8 +241,8 @@ def check_pattern(layers: LayerFormat, settings: Settings) -> None:
                 columns = layers.checkpoint.shape(name)[-2 if turned else -1]
                 if columns % m:
                     raise UsageError(
-                        f"the pattern {settings.pattern} needs rows of a multiple of {m}, and those of {name} have "
-                        f"{columns}"
+                        f"the pattern {settings.pattern} needs rows whose length is a multiple of {m}, but {name} has "
+                        f"rows of {columns}: choose another pattern"
                     )
 
 
@@ -261,9 +264,9 @@ def check_room(out: Path, result: int, work: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < result + work:
         raise ResourceError(
-            f"not enough room on the disk of {folder}: {readable_bytes(result)} for the result and "
-            f"{readable_bytes(work)} to work with are needed, {readable_bytes(free)} are free. Free some, write "
-            "elsewhere, or calibrate with fewer or shorter sequences"
+            f"the disk of {folder} has {readable_bytes(free)} free, but pruning needs {readable_bytes(result)} for "
+            f"the result and {readable_bytes(work)} for work files. Free some space, choose another disk, or "
+            "calibrate with fewer or shorter sequences"
         )
 
 
@@ -282,7 +285,7 @@ def check_length(config: dict[str, Any], length: int) -> None:
     context = context_length(config)
     if length > context:
         raise UsageError(
-            f"calibration sequences of {length} tokens, and a context of {context}: shorten them"
+            f"calibration sequences have {length} tokens, but the context holds {context}: lower --length"
         )
 
 
@@ -293,23 +296,16 @@ def is_matrix(layers: LayerFormat, name: str) -> bool:
     return len(layers.checkpoint.shape(name)) >= 2 and not name.endswith(biases or ("\0",))
 
 
-def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None) -> str:
+def check_weights(checkpoint: Checkpoint) -> str:
     """Read every weight once and return a fingerprint of all weights.
-
-    Args:
-        checkpoint: An open checkpoint.
-        tick: Progress callback; receives the bytes of each tensor read.
 
     Raises:
         CheckpointError: A weight is NaN or infinite.
     """
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(checkpoint):
         tensor = checkpoint.tensor(name, copy=True)
         check_finite({name: tensor}, checkpoint.path)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
-        tick(tensor.nbytes)
     return digest.hexdigest()
