@@ -65,7 +65,7 @@ class LLM(LoadedModel):
             raise UsageError(f"give options or {', '.join(changes)}, not both")
         device = options.torch_device
         if options.draft is not None:
-            check_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
+            check_drafter(options.draft, **options.draft_options)  # fails before any download
         path = resolve(model).path
         options, defaults = settle(options, path)
         generation = GenerationDefaults.read(options, path)

@@ -35,7 +35,7 @@ from justright.speculative.base import Drafter
 from justright.speculative.registry import create_drafter
 
 _TUNED_AT = 2048
-"""Cached tokens for which the shape of trees is chosen; a step of many rows costs little more behind more of them."""
+"""Cached tokens for which the shape of trees is chosen; a step of many rows costs little more after more of them."""
 _MOST_ROWS = 256
 
 
@@ -143,7 +143,7 @@ class LoadedModel:
             max_tokens: instead of that of ``params``; never more than the context has room for.
             stop: a stop string or several, instead of those of ``params``.
             stop_in_reasoning: whether they count in the reasoning of a `conversation` too, and not in content alone.
-            ignore_eos: go on behind end tokens (benchmarks).
+            ignore_eos: continue after end tokens (benchmarks).
 
         Raises:
             UsageError: an empty prompt, a bad ``max_tokens``, an unknown token, stop strings without a
@@ -204,7 +204,7 @@ class LoadedModel:
             options: as in `request`.
 
         Raises:
-            UsageError: what `request` and `chat_tokens` refuse; an effort that this model cannot have.
+            UsageError: invalid arguments of `request` or `chat_tokens`; an effort that this model does not support.
             ResourceError: a mode's prompt leaves no room in the context.
         """
         self._need_tokenizer()
@@ -216,7 +216,7 @@ class LoadedModel:
         return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
 
     def stream_requests(self, requests: Sequence[Request]) -> Iterator[Emission]:
-        """Run requests, yielding output as it comes; closing the iterator cancels what is left.
+        """Run requests, yielding output as it is generated; closing the iterator cancels what is left.
 
         Raises:
             JustrightError: a request failed; raised when all of them have ended.

@@ -197,8 +197,8 @@ class Verifier:
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            behind = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            spec_tokens = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
             if states is None:
                 [output] = self._forward([one], only_last=True)
             else:
@@ -305,8 +305,8 @@ class Verifier:
         outputs, begin = [], 0
         for own, spec in zip(tokens, specs, strict=True):
             span = slice(begin, begin + len(own))
-            behind = states[0][spec] if spec else None
-            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            spec_states = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], spec_states))
             begin = span.stop
         return outputs
 
