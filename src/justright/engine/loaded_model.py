@@ -19,7 +19,6 @@ from justright.adapter.adapter import Adapter
 from justright.adapter.apply import AppliedSwitch
 from justright.checkpoint.packaged import cache_folder
 from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults
 from justright.engine.detokenizer import tokens_within
@@ -154,7 +153,7 @@ class LoadedModel:
         params = params or self.sampling()
         if isinstance(params, ModeParams):
             params = params.of(fast=fast)
-        longest, vocab = self.verifier.max_tokens, self.verifier.config.vocab_size
+        longest, vocab = self.verifier.max_tokens, self.verifier.spec.vocab_size
         ids = (
             tokens_within(self._need_tokenizer(), prompt, longest)
             if isinstance(prompt, str)
@@ -210,7 +209,7 @@ class LoadedModel:
         self._need_tokenizer()
         assert self.modes is not None
         settled = partial(self.request, params=params, **options)
-        hidden_size = self.verifier.config.hidden_size
+        hidden_size = self.verifier.spec.hidden_size
         thinking = thinking or self.defaults.thinking
         limit = self.verifier.max_tokens
         return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
@@ -246,7 +245,8 @@ class LoadedModel:
         """The same loaded model with another drafter (and its options); run one of the engines at a time."""
         check_nodes(options, self.options.max_draft)
         drafter = create_drafter(draft, **options)
-        bind(drafter, self.verifier, self.path)
+        if drafter is not None:
+            drafter.bind(self.verifier.model, self.path)
         engine = type(self).from_parts(
             self.verifier,
             self.tokenizer,
@@ -269,7 +269,7 @@ class LoadedModel:
         """The step costs of this model on this machine: read from the cache folder, or measured and kept there."""
         kept = None if path is None else self._cost_file(path)
         verifier = self.verifier
-        windows = tuple(None if window is None else window.size for window in verifier.windows)
+        windows = tuple(None if window is None else window.size for window in verifier.spec.windows)
         cost = None if kept is None else StepCost.read(kept, windows)
         if cost is None:
             context = verifier.max_tokens
