@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
+from justright.cli.options import (
+    CpuKernels,
+    Device,
+    Draft,
+    Dtype,
+    Effort,
+    Json,
+    Switch,
+    ThinkingBudget,
+    Weights,
+)
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 from justright.files import check_output, write_whole
@@ -70,6 +80,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
+    weights: Weights = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the figures here too (JSON).", show_default=False)
     ] = None,
@@ -113,6 +124,7 @@ def evaluate(
             dtype=dtype,
             device=device,
             cpu_kernels=cpu_kernels,  # type: ignore[arg-type]
+            weights=weights,  # type: ignore[arg-type]
             slots=batch,
             draft=draft,
             switch=switch,

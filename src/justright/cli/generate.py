@@ -80,6 +80,7 @@ def generate(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
@@ -100,6 +101,7 @@ def generate(
         "dtype": dtype,
         "device": device,
         "cpu_kernels": cpu_kernels,
+        "weights": weights,
         "cache": cache,
         "generation_config": generation_config,
     }

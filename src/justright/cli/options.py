@@ -90,6 +90,15 @@ CpuKernels = Annotated[
         show_default=False,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="Quantise while loading: int8 or int4 (CPU, changes the output a little).  (default: as stored)",
+        rich_help_panel=_LOADING,
+        show_default=False,
+    ),
+]
 MaxContext = Annotated[
     int | None,
     typer.Option(

@@ -59,6 +59,7 @@ def serve(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
 ) -> None:
     """Serve a model or a bundle through an OpenAI-compatible API; the page at / shows the server's state.
@@ -87,6 +88,7 @@ def serve(
         "dtype": dtype,
         "device": device,
         "cpu_kernels": cpu_kernels,
+        "weights": weights,
         "max_context": max_context,
         "slots": slots,
         "draft": draft,

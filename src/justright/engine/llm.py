@@ -83,6 +83,7 @@ class LLM(LoadedModel):
             dtype=options.torch_dtype,
             device=device,
             cpu_kernels=options.cpu_kernels,
+            weights=options.weights,
             slots=options.slots,
             cache=options.cache,
             max_tokens=options.max_context,
