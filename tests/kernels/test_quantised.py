@@ -137,7 +137,7 @@ def test_drafts_do_not_change_the_answer(checkpoint: Path, weights: Weights) -> 
         engine.generate_request(prompt, max_tokens=40, ignore_eos=True) for engine in (plain, drafted)
     )
     assert first.token_ids == second.token_ids
-    assert second.stats.accepted > 0
+    assert second.stats.drafted > 0
 
 
 def test_without_a_compiler_the_values_are_the_same(
@@ -150,11 +150,10 @@ def test_without_a_compiler_the_values_are_the_same(
     with pytest.warns(UserWarning, match=r"run as float32.*no C\+\+ compiler"):
         plain = LLM(str(checkpoint), weights="int8")
     assert any(isinstance(module, PackedLinear) for module in plain.verifier.model.modules())
-    ids = torch.tensor([prompt_of(11)])
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            plain.verifier.model(ids).logits, quantised.verifier.model(ids).logits, rtol=1e-4, atol=1e-4
-        )
+    first, second = (
+        engine.generate_request(prompt_of(11), max_tokens=12, ignore_eos=True) for engine in (quantised, plain)
+    )
+    assert first.token_ids == second.token_ids
 
 
 @pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"cpu_kernels": "plain"}])
