@@ -25,11 +25,26 @@
 #define JUSTRIGHT_AVX2 1
 #endif
 
+// Sums stay in registers only where the loops over them are unrolled.
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace {
 
 constexpr int64_t GROUP = 32;
 constexpr int64_t ROWS = 64;  // rows of x at a time
 constexpr int TILE = 8;  // output elements per tile: as many accumulators as hide the latency of a multiply-add
+
+// Sixteen bytes, with the operators of their elements.
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+inline Bytes bytes_at(const uint8_t* from) {
+  Bytes v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
 
 // Eight floats.
 #ifdef JUSTRIGHT_AVX2
@@ -40,8 +55,9 @@ inline V8 load(const float* from) { return _mm256_loadu_ps(from); }
 inline void store(float* to, V8 value) { _mm256_storeu_ps(to, value); }
 inline V8 fma(V8 a, V8 b, V8 c) { return _mm256_fmadd_ps(a, b, c); }
 inline V8 mul(V8 a, V8 b) { return _mm256_mul_ps(a, b); }
-inline V8 widen(const int8_t* from) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+inline V8 widen(Bytes from, int half) {
+  const auto bytes = reinterpret_cast<__m128i>(from);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half ? _mm_srli_si128(bytes, 8) : bytes));
 }
 inline float half(const uint8_t* from) {
   uint16_t bits;
@@ -72,9 +88,9 @@ inline V8 mul(V8 a, V8 b) {
   for (int i = 0; i < 8; ++i) a.lane[i] *= b.lane[i];
   return a;
 }
-inline V8 widen(const int8_t* from) {
+inline V8 widen(Bytes from, int half) {
   V8 v;
-  for (int i = 0; i < 8; ++i) v.lane[i] = from[i];
+  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<int8_t>(from[8 * half + i]);
   return v;
 }
 inline float half(const uint8_t* from) {
@@ -84,10 +100,10 @@ inline float half(const uint8_t* from) {
 }
 #endif
 
-// One group of 32 weights: w[i] = q[i] * scale[i / 16] + shift. The product is exact: q has at most 8 bits and a scale at
-// most 17, so a fused multiply-add rounds as the separate steps of the reference do.
+// One group of 32 weights: w[i] = q[i] * scale[i / 16] + shift, with q signed. The product is exact: q has at most 8 bits
+// and a scale at most 17, so a fused multiply-add rounds as the separate steps of the reference do.
 struct Group {
-  int8_t q[GROUP];
+  Bytes q[2];
   float scale[2];
   float shift;
 };
@@ -98,21 +114,18 @@ inline void one_scale(Group& group, float scale, float shift = 0.0f) {
 }
 
 // The lower four bits of 16 bytes, then the upper four.
-inline void nibbles(const uint8_t* from, int8_t* q) {
-#ifdef JUSTRIGHT_AVX2
-  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), low = _mm_set1_epi8(15);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_and_si128(both, low));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_and_si128(_mm_srli_epi16(both, 4), low));
-#else
-  for (int i = 0; i < 16; ++i) q[i] = static_cast<int8_t>(from[i] & 15);
-  for (int i = 0; i < 16; ++i) q[i + 16] = static_cast<int8_t>(from[i] >> 4);
-#endif
+inline void nibbles(const uint8_t* from, Group& out) {
+  const Bytes both = bytes_at(from);
+  out.q[0] = both & 15;
+  out.q[1] = both >> 4;
 }
 
-inline void fifth_bits(const uint8_t* from, int8_t* q) {
-  uint32_t bits;
-  std::memcpy(&bits, from, 4);
-  for (int i = 0; i < GROUP; ++i) q[i] = static_cast<int8_t>(q[i] | ((bits >> i & 1) << 4));
+// Bit i of four bytes becomes bit 4 of value i.
+inline void fifth_bits(const uint8_t* from, Group& out) {
+  uint8_t bits[GROUP];
+  for (int i = 0; i < GROUP; ++i) bits[i] = static_cast<uint8_t>((from[i / 8] >> i % 8 & 1) << 4);
+  out.q[0] |= bytes_at(bits);
+  out.q[1] |= bytes_at(bits + 16);
 }
 
 // A format: bytes and groups of a block, whether values have a shift, and how a group is unpacked.
@@ -120,7 +133,8 @@ struct Q8_0 {
   static constexpr int64_t bytes = 34, groups = 1;
   static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    std::memcpy(out.q, block + 2, GROUP);
+    out.q[0] = bytes_at(block + 2);
+    out.q[1] = bytes_at(block + 18);
     one_scale(out, half(block));
   }
 };
@@ -129,7 +143,7 @@ struct Q4_0 {
   static constexpr int64_t bytes = 18, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 2, out.q);
+    nibbles(block + 2, out);
     one_scale(out, half(block), -8.0f * half(block));
   }
 };
@@ -138,7 +152,7 @@ struct Q4_1 {
   static constexpr int64_t bytes = 20, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 4, out.q);
+    nibbles(block + 4, out);
     one_scale(out, half(block), half(block + 2));
   }
 };
@@ -147,8 +161,8 @@ struct Q5_0 {
   static constexpr int64_t bytes = 22, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 6, out.q);
-    fifth_bits(block + 2, out.q);
+    nibbles(block + 6, out);
+    fifth_bits(block + 2, out);
     one_scale(out, half(block), -16.0f * half(block));
   }
 };
@@ -157,8 +171,8 @@ struct Q5_1 {
   static constexpr int64_t bytes = 24, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 8, out.q);
-    fifth_bits(block + 4, out.q);
+    nibbles(block + 8, out);
+    fifth_bits(block + 4, out);
     one_scale(out, half(block), half(block + 2));
   }
 };
@@ -180,11 +194,11 @@ inline void k_scale(const uint8_t* block, int64_t index, Group& out) {
   one_scale(out, half(block) * scale, -(half(block + 2) * least));
 }
 
-inline void half_bytes(const uint8_t* from, bool upper, int8_t* q) {
-  if (upper) {
-    for (int i = 0; i < GROUP; ++i) q[i] = static_cast<int8_t>(from[i] >> 4);
-  } else {
-    for (int i = 0; i < GROUP; ++i) q[i] = static_cast<int8_t>(from[i] & 15);
+// The lower or the upper four bits of 32 bytes.
+inline void half_bytes(const uint8_t* from, bool upper, Group& out) {
+  for (int side = 0; side < 2; ++side) {
+    const Bytes both = bytes_at(from + 16 * side);
+    out.q[side] = upper ? both >> 4 : both & 15;
   }
 }
 
@@ -192,7 +206,7 @@ struct Q4_K {
   static constexpr int64_t bytes = 144, groups = 8;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    half_bytes(block + 16 + 32 * (index / 2), index % 2, out.q);
+    half_bytes(block + 16 + 32 * (index / 2), index % 2, out);
     k_scale(block, index, out);
   }
 };
@@ -201,9 +215,9 @@ struct Q5_K {
   static constexpr int64_t bytes = 176, groups = 8;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    half_bytes(block + 48 + 32 * (index / 2), index % 2, out.q);
-    const uint8_t* fifth = block + 16;
-    for (int i = 0; i < GROUP; ++i) out.q[i] = static_cast<int8_t>(out.q[i] | ((fifth[i] >> index & 1) << 4));
+    half_bytes(block + 48 + 32 * (index / 2), index % 2, out);
+    const auto bit = static_cast<uint8_t>(index);
+    for (int i = 0; i < 2; ++i) out.q[i] |= (bytes_at(block + 16 + 16 * i) >> bit & 1) << 4;
     k_scale(block, index, out);
   }
 };
@@ -213,10 +227,11 @@ struct Q6_K {
   static constexpr bool shifted = false, halves = true;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
     const int64_t side = index / 4, part = index % 4;  // 128 values a side; four groups share its bytes
-    half_bytes(block + 64 * side + 32 * (part % 2), part / 2, out.q);
-    const uint8_t* upper = block + 128 + 32 * side;
-    for (int i = 0; i < GROUP; ++i) {
-      out.q[i] = static_cast<int8_t>((out.q[i] | ((upper[i] >> 2 * part & 3) << 4)) - 32);
+    half_bytes(block + 64 * side + 32 * (part % 2), part / 2, out);
+    const auto bit = static_cast<uint8_t>(2 * part);
+    for (int i = 0; i < 2; ++i) {
+      const Bytes upper = bytes_at(block + 128 + 32 * side + 16 * i) >> bit & 3;
+      out.q[i] = (out.q[i] | upper << 4) - 32;
     }
     const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * side + 2 * part);
     const float scale = half(block + 208);
@@ -229,7 +244,7 @@ struct Q6_K {
 template <class Format>
 inline V8 values(const Group& group, int part) {
   const V8 scale = all(group.scale[Format::halves ? part / 2 : 0]);
-  const V8 q = widen(group.q + 8 * part);
+  const V8 q = widen(group.q[part / 2], part % 2);
   return Format::shifted ? fma(q, scale, all(group.shift)) : mul(q, scale);
 }
 
@@ -254,8 +269,9 @@ struct Blocks {
   int64_t row_bytes;
   Group group;
   void seek(int64_t output, int64_t index) {
-    Format::unpack(
-        weight + output * row_bytes + index / Format::groups * Format::bytes, index % Format::groups, group);
+    const uint8_t* block = weight + output * row_bytes + index / Format::groups * Format::bytes;
+    __builtin_prefetch(block + TILE * row_bytes);  // the same place in the next tile
+    Format::unpack(block, index % Format::groups, group);
   }
   V8 part(int index) const { return values<Format>(group, index); }
 };
@@ -276,11 +292,11 @@ void tile(const Product& p, Source source, int64_t first, const float* x, const 
     for (V8& one : line) one = zero();
   }
   for (int64_t group = 0; group < p.columns / GROUP; ++group) {
-    for (int o = 0; o < Outputs; ++o) {
+    UNROLL for (int o = 0; o < Outputs; ++o) {
       source.seek(first + o, group);
-      for (int part = 0; part < 4; ++part) {
+      UNROLL for (int part = 0; part < 4; ++part) {
         const V8 w = source.part(part);
-        for (int r = 0; r < Rows; ++r) {
+        UNROLL for (int r = 0; r < Rows; ++r) {
           total[o][r] = fma(w, load(x + r * p.columns + group * GROUP + 8 * part), total[o][r]);
         }
       }
