@@ -72,6 +72,7 @@ def generate(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
@@ -144,7 +145,7 @@ def _prompts(
     """Return the prompts, as conversations if there is a template, each checked against the context."""
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
-        ready.output.note("note: the model has no chat template; prompts are plain text")
+        output.note("note: the model has no chat template; prompts are plain text")
     if system is not None and not templated:
         raise UsageError("--system needs a model with a chat template: leave out --system or --raw")
     start: list[Message] = [] if system is None else [{"role": "system", "content": system}]

@@ -53,7 +53,8 @@ def engine_options(ctx: typer.Context, **others: Any) -> dict[str, Any]:
 
 
 _OF_ENGINE = (
-    "dtype", "device", "cpu_kernels", "max_context", "cache", "slots", "draft", "switch", "generation_config",
+    "dtype", "device", "cpu_kernels", "weights", "max_context", "cache", "slots", "draft", "switch",
+    "generation_config",
 )  # fmt: skip
 _loading = partial(typer.Option, rich_help_panel="Loading and running")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
@@ -104,6 +105,9 @@ Dtype = Annotated[str, _loading(help="Data type: float32, bfloat16 or float16.")
 Device = Annotated[str, _loading(help="A torch device; auto: CUDA if available, else cpu.")]
 CpuKernels = Annotated[
     str | None, _loading(help="CPU kernels: packed or plain.  (default: packed on a CPU in float32)")
+]
+Weights = Annotated[
+    str | None, _loading(help="Quantise while loading: int8 or int4, float32 on a CPU.  (default: as stored)")
 ]
 MaxContext = Annotated[
     int | None, _loading(help="Most tokens of a sequence, prompt and output.  (default: the model's context)")

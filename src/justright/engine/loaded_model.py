@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerFast
 from justright import __version__
 from justright.adapter.adapter import Adapter
 from justright.adapter.apply import AppliedSwitch
-from justright.checkpoint.packaged import cache_folder
 from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults
@@ -29,6 +28,7 @@ from justright.engine.request import Emission, Request
 from justright.engine.sampler import SamplingParams
 from justright.engine.step_cost import METHOD, StepCost
 from justright.errors import ResourceError, UsageError
+from justright.files import cache_folder
 from justright.kernels.cpu import processor_name
 from justright.speculative.base import Drafter
 from justright.speculative.registry import create_drafter
@@ -286,7 +286,8 @@ class LoadedModel:
         cpu = f"{processor_name()} x {os.cpu_count()}"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
         identity = [
-            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.cache),
+            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.weights),
+            self.options.cache,
             *(torch.get_num_threads(), torch.__version__, __version__, METHOD, self.options.max_draft),
         ]
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
