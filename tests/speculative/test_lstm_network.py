@@ -80,7 +80,7 @@ def test_damaged_drafters_are_refused(tmp_path: Path) -> None:
     folder = saved_drafter(model, tmp_path / "d")
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {"width": 32}))
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="does not match its"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text(json.dumps(about | {"draft_vocab": 7}))
     with pytest.raises(CheckpointError, match="draft vocabulary"):

@@ -182,7 +182,7 @@ def build(
         _show_steps(output, steps, redo=redo)
         return
     with kept_work(output, target):
-        bundle = with_words(output, lambda tell: work.run(tell, redo=redo))
+        bundle = with_words(output, lambda report: work.run(report, redo=redo))
     for note in work.notes[len(known) :]:
         output.note(f"note: {note}")
     show(output, bundle)

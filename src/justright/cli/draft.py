@@ -45,7 +45,7 @@ def train(
     sequences: Annotated[int, _data(help="Texts to generate.")] = 4096,
     held_out: Annotated[int, _data(help="Held-out texts, in addition.")] = 128,
     prompt_tokens: Annotated[int, _data(help="Most tokens of a prompt.")] = 64,
-    output_tokens: Annotated[int, _data(help="Tokens sampled after each.")] = 256,
+    output_tokens: Annotated[int, _data(help="Tokens sampled after each prompt.")] = 256,
     batch: Annotated[int, _data(help="Texts generated at once.")] = 128,
     temperature: Annotated[float, _data(help="Sampling temperature.")] = 0.7,
     chat: Annotated[float, _data(help="Share of the prompts in the chat template.")] = 0.5,

@@ -19,6 +19,7 @@ from justright.cli.options import (
     Json,
     Switch,
     ThinkingBudget,
+    Weights,
     engine_options,
 )
 from justright.cli.output import Terminal, output_of
@@ -71,6 +72,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
+    weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -72,6 +72,7 @@ def generate(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:

@@ -58,6 +58,7 @@ def serve(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
 ) -> None:
     """Serve a model or a bundle through an OpenAI-compatible API; the page at / shows the server's state.

@@ -33,6 +33,7 @@ _NOT_HERE = {
     "thinking_budget": "give it with a request",
     "device": "vLLM uses the available device",
     "cpu_kernels": "vLLM has kernels of its own",
+    "weights": "vLLM has --quantization",
 }
 """Options of `serve` that would have no effect, and what to do instead."""
 
@@ -44,8 +45,8 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
         UsageError: vLLM has no equivalent of an option.
         MissingExtraError: vLLM, or a package that a drafter needs there, is not installed.
     """
-    from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
+    from justright.files import cache_folder
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params

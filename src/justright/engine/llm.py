@@ -61,6 +61,7 @@ class LLM(LoadedModel):
             dtype=options.torch_dtype,
             device=options.torch_device,
             cpu_kernels=options.cpu_kernels,
+            weights=options.weights,
             slots=options.slots,
             cache=options.cache,
             max_tokens=options.max_context,

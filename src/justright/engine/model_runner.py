@@ -21,6 +21,7 @@ from justright.engine.loading import decoder_of, load_model
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
 from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
+from justright.kernels.quantised import Weights
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static", "trimmed"]
@@ -83,6 +84,7 @@ class Verifier:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         cpu_kernels: CpuKernels | None = None,
+        weights: Weights | None = None,
         **options: Any,
     ) -> Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
@@ -92,9 +94,10 @@ class Verifier:
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.
+            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head.
 
         Raises:
-            UsageError: packed kernels are requested but not available.
+            UsageError: packed kernels or quantised weights are requested but not available.
             UnsupportedModelError: see the class.
             CheckpointError: see `load_model`.
             ResourceError: see `load_model`.
@@ -106,9 +109,14 @@ class Verifier:
                 f"packed CPU kernels need float32 on a CPU, not {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
+        if weights is not None and (not packable or cpu_kernels == "plain"):
+            raise UsageError(
+                f"weights {weights!r} need packed CPU kernels in float32, but dtype is {dtype}, device {device} and "
+                f"cpu_kernels {cpu_kernels or 'packed'}. Use --dtype float32 --device cpu --cpu-kernels packed"
+            )
         model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
         if packable and cpu_kernels != "plain":
-            kernels.pack(model)
+            kernels.pack(model, weights)
         return cls(model, **options)
 
     @property
@@ -187,8 +195,8 @@ class Verifier:
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            behind = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            spec_tokens = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
             if states is None:
                 [output] = self._forward([one], only_last=True)
             else:
@@ -295,8 +303,8 @@ class Verifier:
         outputs, begin = [], 0
         for own, spec in zip(tokens, specs, strict=True):
             span = slice(begin, begin + len(own))
-            behind = states[0][spec] if spec else None
-            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            spec_states = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], spec_states))
             begin = span.stop
         return outputs
 
