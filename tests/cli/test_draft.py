@@ -60,7 +60,7 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
     seen = run("draft", "inspect", out, "--picture", tmp_path / "curve.png")
     assert seen.code == 0
     assert "LSTM drafter, width 32, 3 steps" in seen.out
-    assert "from [SPEC]" in seen.out
+    assert "without [SPEC]; " in seen.out
     assert (tmp_path / "curve.png").exists()
     plain = run("generate", model, "-p", "word1 word4", "--raw", "--max-tokens", "12", "--json")
     for name in ("lstm", "hybrid"):
