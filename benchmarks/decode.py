@@ -10,21 +10,36 @@ import argparse
 import sys
 from pathlib import Path
 
-from justright.bench.decode import DecodeSetting
+from justright.bench.contenders import LOOKUP, TRANSFORMERS
+from justright.bench.decode import DecodeSetting, Results
 from justright.bench.running import DecodePlan, run_plan
 from justright.bench.tables import (
     HEADER,
     cost_rows,
     machine_line,
     markdown_table,
+    ratio,
     rows,
     steadiness_line,
-    wide_rows,
 )
 from justright.bench.tasks import COPY_HEAVY, KINDS
 
 CONTENDERS = ("plain", "suffix", "transformers", "transformers-lookup")
 CONTEXTS = (1024, 4096, 7168)
+
+
+def wide_rows(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and one row a task: everyone's tokens/s, the ratios to transformers, and whether all outputs agree."""
+    names = list(dict.fromkeys(name for row in results.cells.values() for name in row))
+    against = [name for name in names if name not in (TRANSFORMERS, LOOKUP)]
+    header = ("task", *names, *(f"{name} / transformers" for name in against), "outputs")
+    found = []
+    for task, row in results.cells.items():
+        speeds = [f"{row[name].median('tokens_per_s'):.1f}" if name in row else "" for name in names]
+        ratios = [ratio(row[name], row.get(TRANSFORMERS)) if name in row else "" for name in against]
+        verdicts = sorted({str(cell.agreement or "-") for cell in row.values()})
+        found.append((task, *speeds, *ratios, "; ".join(verdicts)))
+    return header, found
 
 
 def main() -> int:

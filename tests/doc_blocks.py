@@ -1,12 +1,16 @@
-"""Run the Python blocks of the pages in docs/, as a reader would."""
+"""Blocks of code in README and docs/: Python to be run as a reader runs it, and the commands of console blocks."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 def module_from(page: str, heading: str, name: str) -> ModuleType:
@@ -17,3 +21,41 @@ def module_from(page: str, heading: str, name: str) -> ModuleType:
     module = ModuleType(name)
     exec(compile(re.sub(r"^   ", "", block, flags=re.M), page, "exec"), module.__dict__)
     return module
+
+
+def pages() -> list[Path]:
+    """The pages that users and contributors read; not the log, and not raw data."""
+    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+    return [page for page in found if page.name != "log.md" and page.parent.name != "raw"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of a language in a page, without their indentation."""
+    text = page.read_text(encoding="utf-8")
+    return [dedent(block) for block in re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.M | re.S)]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words behind ``justright`` of every command in the console blocks of a page."""
+    found = []
+    for block in blocks(page, "console"):
+        for line in re.findall(r"^\$ ((?:.*\\\n)*.*)", block, re.M):
+            if "justright" in line:
+                found += _commands(line.replace("\\\n", " "))
+    return found
+
+
+def _commands(line: str) -> Iterator[list[str]]:
+    """Split a shell line at pipes, lists and substitutions."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.wordchars += "@$:[]{},%+"
+    words: list[str] | None = None
+    for word in [*lexer, ";"]:
+        if set(word) <= set("();<>|&"):
+            if words is not None:
+                yield words
+            words = None
+        elif words is not None:
+            words.append(word)
+        elif word == "justright":
+            words = []

@@ -133,6 +133,17 @@ def _requirements(built: Built, package: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("package", PROJECTS)
+def test_the_description_has_no_relative_links(built: Built, package: str) -> None:
+    description = str(HeaderParser().parsestr(built.text(package, "METADATA")).get_payload())
+    assert description.startswith(f"# {package.replace('_', '-')}\n")
+    assert len(description) > 500
+    assert [
+        link for link in re.findall(r"\]\(([^)]*)\)", description) if not link.startswith("https://")
+    ] == []
+    assert "()" not in description
+
+
+@pytest.mark.parametrize("package", PROJECTS)
 def test_every_imported_package_is_declared(built: Built, package: str) -> None:
     needed = _requirements(built, package) + _requirements(built, "justright")
     declared = {canonicalize_name(one.name) for one in needed}

@@ -79,3 +79,12 @@ class MissingExtraError(JustrightError):
     """A required optional dependency is not installed."""
 
     exit_code = 6
+
+
+def install_command(extra: str = "", folder: str = ".") -> str:
+    """Return how to install an extra of justright, or a package of a ``folder`` of its checkout, for a message.
+
+    The packages are not published; once they are, this is the place to say so.
+    """
+    what = f"'{folder}[{extra}]'" if extra else folder
+    return f"in the checkout of justright: pip install {what}"

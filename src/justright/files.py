@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from justright.errors import ResourceError, UsageError
 
@@ -175,8 +177,8 @@ def write_whole(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Call safetensors' ``save_file``, and translate its errors.
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; readable by everybody, unlike those of ``save_file``.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -184,12 +186,45 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    partial = file.with_name(file.name + ".partial")
     try:
-        save_file(tensors, file, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(0o644)
+        partial.replace(file)
     except (OSError, SafetensorError) as error:
         raise cannot_write(error) or ResourceError(
             f"{file} cannot be written ({error}); free disk space, or give another folder, and repeat the command"
         ) from error
+
+
+def job_folder(folder: Path, job: dict[str, Any]) -> Path:
+    """Return ``folder``, emptied if its content belongs to another job."""
+    text = json.dumps(job, sort_keys=True)
+    file = folder / "job.json"
+    if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
+    return folder
+
+
+def check_job_folder(folder: Path, job: dict[str, Any], what: str) -> None:
+    """Validate that `job_folder` would keep all that a user's folder contains.
+
+    Raises:
+        UsageError: it contains other files than ``what``, or those of another job.
+    """
+    file = folder / "job.json"
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not file.is_file():
+        raise UsageError(f"{folder} holds files that are not {what}: give a new folder")
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if differing := [key for key, value in json.loads(json.dumps(job)).items() if held.get(key) != value]:
+        raise UsageError(
+            f"{folder} holds {what} of another run (different {', '.join(differing)}): give a new folder, or delete "
+            "this one"
+        )
 
 
 def swap_folder(folder: Path) -> None:

@@ -156,6 +156,4 @@ def skipped_note(folder: Path, skipped: list[Path], wanted: tuple[str, ...]) -> 
     """A note on the files of a folder that are not read."""
     names = ", ".join(str(file.relative_to(folder)) for file in skipped[:3])
     more = ", ..." if len(skipped) > 3 else ""
-    return (
-        f"{folder}: files not read: {len(skipped)} ({names}{more}); allowed endings: {', '.join(wanted)}"
-    )
+    return f"{folder}: files not read: {len(skipped)} ({names}{more}); allowed endings: {', '.join(wanted)}"

@@ -60,11 +60,6 @@ def test_a_directory_goes_before_a_hub_id(tmp_path, monkeypatch):
     assert sources.resolve("org/name").kind == "local"
 
 
-def test_a_revision_of_a_directory_is_refused(model_dir):
-    with pytest.raises(UsageError, match=r"not on the hub.*'main'"):
-        sources.resolve(str(model_dir), revision="main")
-
-
 def test_an_empty_name_is_refused():
     with pytest.raises(UsageError, match="the model's name is empty"):
         sources.resolve(" ")
@@ -188,13 +183,8 @@ def test_an_unknown_prefix_lists_the_prefixes(zoo):
 
 def test_the_zoo_that_is_not_installed_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(sources, "entry_points", lambda group: [])
-    with pytest.raises(MissingExtraError, match=r"zoo:moe.*pip install justright-zoo"):
+    with pytest.raises(MissingExtraError, match=r"zoo:moe.*pip install packages/justright-zoo"):
         sources.resolve("zoo:moe")
-
-
-def test_a_revision_of_a_packaged_model_is_refused(zoo):
-    with pytest.raises(UsageError, match="not on the hub"):
-        sources.resolve("zoo:ant", revision="main")
 
 
 def test_a_broken_provider_is_named(monkeypatch):
@@ -234,27 +224,25 @@ def http_error(kind):
 
 # Errors of the hub's client, and the message for each.
 @pytest.mark.parametrize(
-    ("error", "offline", "message"),
+    ("error", "message"),
     [
-        (lambda: http_error(hub_errors.GatedRepoError), False, "is gated: accept.*hf auth login"),
+        (lambda: http_error(hub_errors.GatedRepoError), "is gated: accept.*hf auth login"),
         (
             lambda: http_error(hub_errors.RepositoryNotFoundError),
-            False,
             "org/name@v1 is neither a directory nor a model on the hub",
         ),
-        (lambda: http_error(hub_errors.RevisionNotFoundError), False, "org/name has no revision 'v1'"),
-        (lambda: hub_errors.LocalEntryNotFoundError("x"), False, "hub cannot be reached.*HTTPS_PROXY"),
-        (lambda: hub_errors.LocalEntryNotFoundError("x"), True, "not in the hub's cache.*offline"),
-        (lambda: hub_errors.OfflineModeIsEnabled("x"), False, "not in the hub's cache.*offline"),
-        (lambda: hub_errors.HFValidationError("bad"), False, "neither a directory nor a valid hub id"),
-        (lambda: ConnectionError("reset by peer\nmore"), False, r"not be fetched.*\(reset by peer\).*Repeat"),
+        (lambda: http_error(hub_errors.RevisionNotFoundError), "org/name has no revision 'v1'"),
+        (lambda: hub_errors.LocalEntryNotFoundError("x"), "hub cannot be reached.*HTTPS_PROXY"),
+        (lambda: hub_errors.OfflineModeIsEnabled("x"), "not in the hub's cache.*offline"),
+        (lambda: hub_errors.HFValidationError("bad"), "neither a directory nor a valid hub id"),
+        (lambda: ConnectionError("reset by peer\nmore"), r"not be fetched.*\(reset by peer\).*Repeat"),
     ],
 )
-def test_the_hub_s_errors_say_what_to_do(hub, error, offline, message):
+def test_the_hub_s_errors_say_what_to_do(hub, error, message):
     hub.raises = error()
 
     with pytest.raises(SourceError, match=message):
-        sources.resolve("org/name@v1", offline=offline)
+        sources.resolve("org/name@v1")
 
 
 def test_hub_progress_is_silenced_and_given_back(hub, monkeypatch):

@@ -300,16 +300,6 @@ def test_what_finished_work_left_behind_protects_nothing(tmp_path):
     assert not out.with_name("out.partial").exists()
 
 
-def test_another_job_may_discard_the_work(interrupted):
-    with CheckpointWriter(interrupted, fingerprint={"sparsity": 0.4}, resume=False) as writer:
-        assert writer.done() == frozenset()
-        writer.add("only", torch.ones(1))
-        writer.finish(CONFIG)
-
-    assert Checkpoint.open(interrupted).names() == ("only",)
-    assert set(content(interrupted)) == {"config.json", "model.safetensors"}
-
-
 @pytest.mark.parametrize("damage", ["truncated", "gone", "torn journal", "journal gone"])
 def test_damaged_interrupted_work_is_written_again(tmp_path, interrupted, damage):
     options = {"max_shard_bytes": 300, "fingerprint": {"sparsity": 0.5}}

@@ -24,8 +24,8 @@ from justright.errors import JustrightError
 from justright.model.summary import inspect
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
-from justright.speculative.lstm_network import read_config
-from justright.speculative.store import read_about
+from justright.speculative.lstm_network import LstmConfig
+from justright.speculative.store import read_about, read_config
 from tiny import save_pair, save_tiny, tiny_model
 
 MUTATIONS = 120  # per kind of file; about 600 in total
@@ -95,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def about(folder: Path) -> None:
     read_about(folder)
-    read_config(folder)
+    read_config(folder, "lstm", LstmConfig)
 
 
 def plan_of(path: Path) -> None:

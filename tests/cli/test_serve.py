@@ -47,7 +47,7 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     result = run("serve", "zoo:moe")
     assert result.code == 6
-    assert f"{module}: pip install 'justright[serve]'" in result.err
+    assert f"{module}; in the checkout of justright: pip install '.[serve]'" in result.err
 
 
 @pytest.mark.usefixtures("no_weights_loaded")
@@ -101,7 +101,7 @@ def test_a_missing_extra_is_named(run: Run, tiny_llama: Path, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", without)
     result = run("serve", tiny_llama)
     assert result.code == 6
-    assert "serving needs llguidance: pip install 'justright[serve]'" in result.err
+    assert "serving needs llguidance; in the checkout of justright: pip install '.[serve]'" in result.err
 
 
 def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:

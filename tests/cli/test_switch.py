@@ -116,7 +116,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("switch", "inspect", adapter, "-o", tmp_path / "picture.png")
     assert result.code == 6
-    assert "pip install 'justright[plots]'" in result.err
+    assert "in the checkout of justright: pip install '.[plots]'" in result.err
 
 
 def test_it_inspects(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from draft_helpers import network_for, saved_drafter
 from justright.errors import CheckpointError, UsageError
-from justright.speculative.lstm_network import LstmConfig, LstmModel, read_config
+from justright.speculative.lstm_network import LstmConfig, LstmModel
+from justright.speculative.store import read_config
 from tiny import VOCAB_SIZE, tiny_model
 
 
@@ -75,11 +76,11 @@ def test_damaged_drafters_are_refused(tmp_path: Path) -> None:
     model = tiny_model("llama")
     matrices = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        read_config(tmp_path)
+        read_config(tmp_path, "lstm", LstmConfig)
     folder = saved_drafter(model, tmp_path / "d")
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {"width": 32}))
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="does not match its"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text(json.dumps(about | {"draft_vocab": 7}))
     with pytest.raises(CheckpointError, match="draft vocabulary"):
@@ -89,7 +90,7 @@ def test_damaged_drafters_are_refused(tmp_path: Path) -> None:
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="not a drafter's config"):
-        read_config(folder)
+        read_config(folder, "lstm", LstmConfig)
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):

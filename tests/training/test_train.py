@@ -16,7 +16,8 @@ from draft_helpers import SMALL_TRAINING
 from justright.engine.llm import LLM
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
-from justright.speculative.lstm_network import LstmModel, read_config
+from justright.speculative.lstm_network import LstmConfig, LstmModel
+from justright.speculative.store import read_config
 from justright.training import trainer as run_module
 from justright.training.frozen_model import embedded, load_frozen
 from justright.training.loss import DraftLoss, prefixes
@@ -53,7 +54,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
     assert {stage for stage, *_ in told} == {"data", "training", "training with [SPEC]"}
     assert not job.partial.exists()
     assert trained.accuracy.spec_length is not None
-    config = read_config(job.out)
+    config = read_config(job.out, "lstm", LstmConfig)
     assert config.spec
     assert config.draft_vocab == 100
     assert json.loads((job.out / "provenance.json").read_text())

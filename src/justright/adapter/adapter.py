@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from justright.checkpoint.fingerprint import weights_identity
-from justright.checkpoint.finite import check_finite
+from justright.checkpoint.finite import load_tensors
 from justright.checkpoint.mode_files import TEMPLATE as TEMPLATE
 from justright.checkpoint.mode_files import read_end_tokens, read_special_tokens, read_template
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -89,16 +88,20 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         """Bytes of the factors and exact deltas."""
-        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
-        return sum(tensor.nbytes for tensor in (*pairs, *self.exact.values()))
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     @property
     def parameters(self) -> int:
         """Number of parameters in the factors and exact deltas."""
-        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
-        return sum(tensor.numel() for tensor in (*pairs, *self.exact.values()))
+        return sum(tensor.numel() for tensor in self._tensors())
 
-    def check_base(self, model: Path) -> None:
+    def _tensors(self) -> list[Tensor]:
+        return [
+            *(tensor for one in self.low_rank.values() for tensor in (one.a, one.b)),
+            *self.exact.values(),
+        ]
+
+    def check_base(self, model: Checkpoint) -> None:
         """Validate that the adapter was made for ``model``.
 
         Raises:
@@ -110,8 +113,8 @@ class Adapter:
         if found != self.base:
             made = self.settings.get("slow", "another model")
             raise UsageError(
-                f"{self.path} was made for {made} (weights {self.base}), but {model} has weights {found}: give the "
-                "slow model of its pair, or extract a switch for this model"
+                f"{self.path} was made for {made} (weights {self.base}), but {model.path} has weights {found}: "
+                "give the slow model of its pair, or extract a switch for this model"
             )
 
 
@@ -126,7 +129,7 @@ def read_adapter(path: Path) -> Adapter:
     config = _read_json(path / CONFIG)
     _check_kind(path, config)
     _check_values(path, config)
-    tensors = _load(path / WEIGHTS)
+    tensors = load_tensors(path / WEIGHTS)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
@@ -149,7 +152,7 @@ def read_adapter(path: Path) -> Adapter:
     return Adapter(
         path,
         low_rank,
-        _load(path / EXACT) if (path / EXACT).is_file() else {},
+        load_tensors(path / EXACT) if (path / EXACT).is_file() else {},
         settings.get("base"),
         read_template(path),
         settings,
@@ -283,14 +286,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is damaged: it must hold a JSON object. Fetch the file again")
     return found
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: fetch or copy the whole adapter again") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    check_finite(tensors, path)
-    return tensors

@@ -83,7 +83,6 @@ def save_spectrum(spectra: Mapping[str, Spectrum], folder: Path) -> None:
         tensors[f"{name}.shape"] = torch.tensor(one.shape)
         tensors[f"{name}.energy"] = torch.tensor(one.energy, dtype=torch.float64)
     save_tensors(tensors, folder / SPECTRUM)
-    (folder / SPECTRUM).chmod(0o644)
 
 
 def inspect_switch(folder: Path) -> Inspected:

@@ -49,7 +49,6 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
     }  # fmt: skip
     write_durably(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)
     return rank
 
 

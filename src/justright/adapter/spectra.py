@@ -225,9 +225,7 @@ def _decompose_layer(
         _refuse_overflow(s, "spectrum", name, index)
         tensors |= {f"{name}.u": u.cpu(), f"{name}.s": s.cpu(), f"{name}.vt": vt.cpu()}
         tensors[f"{name}.energy"] = delta.square().sum(dtype=torch.float64).cpu()
-    partial = file.with_suffix(".partial")
-    save_tensors(tensors, partial)
-    partial.replace(file)
+    save_tensors(tensors, file)
     pair.release()
 
 

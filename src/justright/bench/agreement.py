@@ -8,8 +8,8 @@ and output, and every token must have the best logit, within noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -47,10 +47,6 @@ class Agreement:
         if self.wrong_at is None:
             return f"MISMATCH at token {self.position}"
         return f"MISMATCH at token {self.wrong_at} (logit {self.shortfall:.1e} too low)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def compare(

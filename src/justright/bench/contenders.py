@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,10 +71,6 @@ class Generation:
     def acceptance_length(self) -> float:
         """Tokens per verification: accepted + 1."""
         return (len(self.token_ids) - self.first_tokens) / max(self.verifications, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the derived figures."""
-        return asdict(self)
 
 
 class Contender(Protocol):

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import context_length, rope_switch_length
 from justright.bench.agreement import Agreement, Logits, compare
 from justright.bench.contenders import (
     LOOKUP,
@@ -151,11 +150,9 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with the medians."""
-        agreement = None if self.agreement is None else self.agreement.to_dict()
         names = ("tokens_per_s", "prefill_s", "acceptance_length")
         medians = {name: self.median(name) for name in names} if self.runs else {}
-        runs = [run.to_dict() for run in self.runs]
-        return {"medians": medians, "runs": runs, "agreement": agreement, "peak_bytes": self.peak_bytes}
+        return {"medians": medians} | asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cell:
@@ -368,8 +365,7 @@ def fitting_length(path: Path, kinds: Sequence[str], wanted: int, tokens: int) -
         UsageError: no length fits.
     """
     with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
-    context = min(context_length(config), rope_switch_length(config) or context_length(config))
+        context = checkpoint.spec.usable_context
     most, tokenizer = context - tokens, load_tokenizer(path)
     length = min(wanted, most)
     while True:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from justright.bench.contenders import PLAIN, Generation
 from justright.bench.tables import machine_line, steadiness_line
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 from justright.files import check_output
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "the picture needs matplotlib; run pip install 'justright[plots]', or give --no-picture"
+            f"the picture needs matplotlib (or leave it out: `justright demo --no-picture`); {install_command('plots')}"
         ) from error
 
 

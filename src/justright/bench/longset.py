@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from justright.bench.tasks import Frame, user
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.files import write_whole
 from justright.records import conversation, files_below, read_rows, read_text, skipped_note
@@ -70,21 +71,11 @@ class Prompt:
     licence: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    messages: list[dict[str, str]]
-    steering: str = ""
+def _summarise(text: str, _: random.Random) -> Frame:
+    return Frame([user(f"Here is a text.\n\n{text}\n\nSummarise it in one paragraph.")])
 
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def _summarise(text: str, _: random.Random) -> _Frame:
-    return _Frame([_user(f"Here is a text.\n\n{text}\n\nSummarise it in one paragraph.")])
-
-
-def _quote(text: str, rng: random.Random) -> _Frame | None:
+def _quote(text: str, rng: random.Random) -> Frame | None:
     """Request a passage in the middle by its first words, which occur only once."""
     sentences = re.split(r"(?<=[.!?])\s+", text)
     places = list(range(len(sentences) // 10, max(1, 9 * len(sentences) // 10)))
@@ -97,11 +88,11 @@ def _quote(text: str, rng: random.Random) -> _Frame | None:
                 f'Here is a text.\n\n{text}\n\nFind the passage that begins with "{start}". Quote it and the five '
                 "sentences behind it word for word, then say in one sentence what it is about."
             )
-            return _Frame([_user(ask)], start)
+            return Frame([user(ask)], start)
     return None
 
 
-def _edit(text: str, _: random.Random) -> _Frame | None:
+def _edit(text: str, _: random.Random) -> Frame | None:
     """Request the whole program with its most frequent long name changed."""
     names = Counter(re.findall(r"\b[a-z_][a-z0-9_]{5,}\b", text))
     found = next(((name, count) for name, count in names.most_common(40) if "_" in name), None)
@@ -112,10 +103,10 @@ def _edit(text: str, _: random.Random) -> _Frame | None:
         f"Here is a program.\n\n```\n{text}\n```\n\nWrite out the whole program again, with `{name}` renamed to "
         f"`{name}_2`."
     )
-    return _Frame([_user(ask)], "Here is the whole program:\n\n```\n" + " ".join(text.split(" ")[:4]))
+    return Frame([user(ask)], "Here is the whole program:\n\n```\n" + " ".join(text.split(" ")[:4]))
 
 
-def _multi_turn(text: str, _: random.Random) -> _Frame:
+def _multi_turn(text: str, _: random.Random) -> Frame:
     """A user gives a text piece by piece with a question about each, and finally requests all answers again."""
     pieces = _pieces(text, _TURNS)
     messages: list[dict[str, str]] = []
@@ -123,19 +114,19 @@ def _multi_turn(text: str, _: random.Random) -> _Frame:
     for number, piece in enumerate(pieces, start=1):
         sentence = re.split(r"(?<=[.!?])\s+", piece.strip())[0][:300]
         first_sentences.append(sentence)
-        messages.append(_user(f"Part {number} of my text:\n\n{piece}\n\nWhat is its first sentence?"))
+        messages.append(user(f"Part {number} of my text:\n\n{piece}\n\nWhat is its first sentence?"))
         messages.append(
             {"role": "assistant", "content": f"The first sentence of part {number} is: {sentence}"}
         )
-    messages.append(_user("List the first sentences of all parts again, one a line, word for word."))
-    return _Frame(messages, f"The first sentence of part 1 is: {first_sentences[0][:40]}")
+    messages.append(user("List the first sentences of all parts again, one a line, word for word."))
+    return Frame(messages, f"The first sentence of part 1 is: {first_sentences[0][:40]}")
 
 
-def _continue(text: str, _: random.Random) -> _Frame:
-    return _Frame([{"role": "text", "content": text}])
+def _continue(text: str, _: random.Random) -> Frame:
+    return Frame([{"role": "text", "content": text}])
 
 
-_KINDS: dict[str, Callable[[str, random.Random], _Frame | None]] = {
+_KINDS: dict[str, Callable[[str, random.Random], Frame | None]] = {
     "multi-turn": _multi_turn,
     "summarise": _summarise,
     "quote-and-answer": _quote,
@@ -200,7 +191,7 @@ def _check_buckets(buckets: Sequence[int]) -> None:
 
 def _one(
     kind: str, bucket: int, sources: Sequence[SourceText], count: CountTokens, rng: random.Random
-) -> tuple[_Frame, SourceText] | None:
+) -> tuple[Frame, SourceText] | None:
     """A prompt from a random place of a random source, with nine tenths of ``bucket`` to ``bucket`` tokens."""
     for source in rng.sample(list(sources), len(sources)):
         paragraphs = [m.end() for m in re.finditer(r"\n\s*\n", source.text)] or [0]
@@ -259,17 +250,8 @@ def from_conversations(
             bucket = next((b for b in found if size <= b), None)
             if bucket is not None and size > bucket // 2 and len(found[bucket]) < per_bucket:
                 name = str(row.get("conversation_hash", len(found[bucket])))
-                found[bucket].append(
-                    Prompt(
-                        f"wildchat-{bucket}-{name}",
-                        "multi-turn",
-                        bucket,
-                        tuple(turns[:end]),
-                        "",
-                        "WildChat",
-                        "ODC-BY",
-                    )
-                )
+                label, said = f"wildchat-{bucket}-{name}", tuple(turns[:end])
+                found[bucket].append(Prompt(label, "multi-turn", bucket, said, "", "WildChat", "ODC-BY"))
                 break
         if all(len(prompts) >= per_bucket for prompts in found.values()):
             break

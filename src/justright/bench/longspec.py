@@ -27,7 +27,7 @@ from justright.bench.decode import (
 from justright.bench.longset import KINDS, Prompt, build, read
 from justright.bench.longtexts import counter, zoo_texts
 from justright.bench.tables import speed_ratio
-from justright.bench.tasks import Task
+from justright.bench.tasks import Frame, Task, encode
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import ResourceError, UsageError
@@ -146,32 +146,13 @@ def _tasks(plan: LongPlan, tokenizer: Any, most: int) -> list[Task]:
     found = []
     for prompt in prompts:
         if prompt.kind in plan.kinds and prompt.bucket in plan.buckets:
-            ids = encode(prompt, tokenizer)
+            frame = Frame([dict(message) for message in prompt.messages], prompt.steering)
+            ids = encode(frame, tokenizer, special=True)
             if len(ids) <= most:
                 found.append(
                     LongTask(prompt.kind, prompt.bucket, False, prompt.steering, tuple(ids), prompt.id)
                 )
     return sorted(found, key=lambda task: task.context)
-
-
-def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """Tokens of a prompt in the model's chat template; the assistant's turn begins with the steering.
-
-    Texts to continue have no template, and a model without a template gets plain headings.
-    """
-    messages = [dict(message) for message in prompt.messages]
-    if messages[-1]["role"] == "text":
-        return list(tokenizer(messages[-1]["content"], verbose=False)["input_ids"])
-    if tokenizer.chat_template is None:
-        turns = [f"### {message['role'].title()}:\n{message['content']}" for message in messages]
-        text = "\n\n".join([*turns, "### Assistant:\n"])
-    else:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(
-        tokenizer(text + prompt.steering, add_special_tokens=tokenizer.chat_template is None, verbose=False)[
-            "input_ids"
-        ]
-    )
 
 
 @dataclass(frozen=True, slots=True)

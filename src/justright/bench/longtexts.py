@@ -8,7 +8,7 @@ from typing import Any
 from justright.bench.longset import CountTokens, SourceText
 from justright.checkpoint.sources import check_tokenizer_files, resolve
 from justright.checkpoint.tokenizer import load_tokenizer
-from justright.errors import MissingExtraError, SourceError
+from justright.errors import MissingExtraError, SourceError, install_command
 
 WILDCHAT = "allenai/WildChat-4.8M"
 
@@ -31,7 +31,8 @@ def zoo_texts() -> list[SourceText]:
         from justright_zoo.texts import long_texts
     except ImportError as error:
         raise MissingExtraError(
-            "the default texts need justright-zoo; run pip install justright-zoo, or give --texts DIR"
+            "give --texts DIR, or install justright-zoo, which has texts; "
+            f"{install_command(folder='packages/justright-zoo')}"
         ) from error
     return [SourceText(**entry) for entry in long_texts()]
 
@@ -46,7 +47,7 @@ def wildchat_rows() -> Iterator[Mapping[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise MissingExtraError("WildChat needs datasets; run pip install 'justright[train]'") from error
+        raise MissingExtraError(f"WildChat needs datasets; {install_command('train')}") from error
     try:
         yield from load_dataset(WILDCHAT, split="train", streaming=True)
     except Exception as error:  # datasets raises many types if the hub cannot be reached

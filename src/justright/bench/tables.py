@@ -31,20 +31,6 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     return found
 
 
-def wide_rows(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and one row per task: throughputs, ratios to transformers, and verdicts on the outputs."""
-    names = list(dict.fromkeys(name for row in results.cells.values() for name in row))
-    against = [name for name in names if name not in (TRANSFORMERS, LOOKUP)]
-    header = ("task", *names, *(f"{name} / transformers" for name in against), "outputs")
-    found = []
-    for task, row in results.cells.items():
-        speeds = [f"{row[name].median('tokens_per_s'):.1f}" if name in row else "" for name in names]
-        ratios = [ratio(row[name], row.get(TRANSFORMERS)) if name in row else "" for name in against]
-        verdicts = sorted({str(cell.agreement or "-") for cell in row.values()})
-        found.append((task, *speeds, *ratios, "; ".join(verdicts)))
-    return header, found
-
-
 def _row(task: str, name: str, cell: Cell, others: dict[str, Cell]) -> tuple[str, ...]:
     low, high = cell.spread("tokens_per_s")
     cells = [
@@ -159,12 +145,9 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def machine_line(machine: dict[str, Any]) -> str:
     """One line on machine and versions, for below a table."""
     versions = machine["versions"]
-    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {_threads(machine)}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {threads}"
     return (
         f"{place}; {machine['created'][:10]}; justright {machine['justright']}, torch {versions.get('torch')}, "
         f"transformers {versions.get('transformers')}, Python {versions.get('python')}"
     )
-
-
-def _threads(machine: dict[str, Any]) -> str:
-    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"

@@ -21,7 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
+from justright.errors import (
+    CheckpointError,
+    JustrightError,
+    MissingExtraError,
+    SourceError,
+    UsageError,
+    install_command,
+)
 from justright.files import local_path
 from justright.records import (
     CONVERSATION,
@@ -259,9 +266,7 @@ def _hub(name: str) -> Iterable[Text]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise MissingExtraError(
-            "hub datasets need the package datasets: pip install 'justright[train]'"
-        ) from error
+        raise MissingExtraError(f"texts from the hub need datasets; {install_command('train')}") from error
     dataset, split, column = (*name.split(":"), "", "")[:3]
     try:
         for row in load_dataset(dataset, split=split or "train", streaming=True):

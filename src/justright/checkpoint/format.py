@@ -62,10 +62,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """One safetensors file's header: its tensors in byte order, its metadata, and the offset of the data."""
+    """One safetensors file's header: its tensors in byte order, and the offset of the data."""
 
     tensors: tuple[TensorInfo, ...]
-    metadata: dict[str, str]
     begin: int
 
 
@@ -91,14 +90,14 @@ def read_header(file: Path) -> Header:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     try:
         entries = json.loads(raw, object_pairs_hook=_no_duplicates)
-        metadata = entries.pop("__metadata__", {})
+        entries.pop("__metadata__", None)
         tensors = sorted(
             (_tensor_info(file, *item) for item in entries.items()), key=lambda t: (t.start, t.end)
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(file, f"its header is corrupt ({error})") from error
     _check_extent(file, tensors, data_bytes=size - 8 - length)
-    return Header(tuple(tensors), metadata, 8 + length)
+    return Header(tuple(tensors), 8 + length)
 
 
 def damaged(file: Path, what: str) -> CheckpointError:

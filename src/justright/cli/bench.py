@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_words
 from justright.errors import UsageError
@@ -26,6 +26,18 @@ _WIDE = 140
 """Width of the output of `bench longspec`, in terminal columns."""
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
 _QUICK_CONTEXT = 1024
+_BUCKETS = "1024,2048,4096,8192,16384,32768,65536"
+_Kinds = Annotated[
+    str, typer.Option(help="Kinds of tasks, separated by commas.  (default: all)", show_default=False)
+]
+_Tokens = Annotated[int, typer.Option(min=2, help="Output tokens of each run.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the choice of texts.")]
+_Results = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file for results, written after each run; an interrupted benchmark continues from it."
+    ),
+]
 
 
 @app.command("decode")
@@ -35,9 +47,7 @@ def decode(
     context: Annotated[
         str, typer.Option(help="Prompt lengths in tokens, separated by commas.")
     ] = "1024,4096",
-    tasks: Annotated[
-        str, typer.Option(help="Kinds of tasks, separated by commas.  (default: all)", show_default=False)
-    ] = "",
+    tasks: _Kinds = "",
     contenders: Annotated[
         str,
         typer.Option(
@@ -46,14 +56,11 @@ def decode(
             show_default=False,
         ),
     ] = "",
-    tokens: Annotated[int, typer.Option(min=2, help="Output tokens of each run.")] = 128,
+    tokens: _Tokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and contender, interleaved.")] = 3,
     draft: Annotated[
         str | None,
-        typer.Option(
-            help="Drafter of the default contenders.  (default: the bundle's, else suffix)",
-            show_default=False,
-        ),
+        typer.Option(help="Drafter of the default contenders.  (default: the bundle's, else suffix)"),
     ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Peak memory too; each contender runs in its own process.")
@@ -68,13 +75,7 @@ def decode(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON file for results, written after each run; an interrupted benchmark continues from it.",
-            show_default=False,
-        ),
-    ] = None,
+    out: _Results = None,
     as_json: Json = False,
 ) -> None:
     """Decode the same prompts in several ways, and report speeds, ratios, and whether the outputs agree.
@@ -99,7 +100,7 @@ def decode(
     setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
     kinds = tuple(words(tasks)) or KINDS
     lengths = numbers(context)
-    if quick and not chosen(ctx, "context", context, ""):
+    if quick and not is_given(ctx, "context"):
         lengths = (fitting_length(resolve(model).path, kinds, _QUICK_CONTEXT, tokens),)
     plan = DecodePlan(model, kinds, lengths, setting, memory)
     results = _measured(output, lambda progress: run_plan(plan, out, progress))
@@ -120,42 +121,29 @@ def longspec(
             metavar="[LABEL=]NAME[:OPTION=VALUE;...]",
             help="A contender: plain, a drafter (your own too), transformers, transformers-lookup; repeatable.  "
             "(default: plain, suffix, recycling; with a trained drafter also lstm, hybrid)",
-            show_default=False,
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="File of prompts from `justright bench longset`.  (default: prompts from the zoo's texts)",
-            show_default=False,
+            help="File of prompts from `justright bench longset`.  (default: prompts from the zoo's texts)"
         ),
     ] = None,
     buckets: Annotated[
         str, typer.Option(help="Prompt lengths in tokens; those beyond the model's context are left out.")
-    ] = "1024,2048,4096,8192,16384,32768,65536",
-    kinds: Annotated[
-        str, typer.Option(help="Kinds of tasks, separated by commas.  (default: all)", show_default=False)
-    ] = "",
+    ] = _BUCKETS,
+    kinds: _Kinds = "",
     per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and length.")] = 1,
-    tokens: Annotated[int, typer.Option(min=2, help="Output tokens of each run.")] = 128,
+    tokens: _Tokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per prompt and contender, interleaved.")] = 3,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
+    seed: _Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON file for results, written after each run; an interrupted benchmark continues from it.",
-            show_default=False,
-        ),
-    ] = None,
+    out: _Results = None,
     picture: Annotated[
         Path | None,
-        typer.Option(
-            help="File for a picture of acceptance, speed and cost by length (needs matplotlib).",
-            show_default=False,
-        ),
+        typer.Option(help="File for a picture of acceptance, speed and cost by length (needs matplotlib)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -221,20 +209,15 @@ def longset(
         str, typer.Option(metavar="MODEL", help="Model whose tokenizer counts the tokens.")
     ] = _DEMO_MODEL,
     texts: Annotated[
-        Path | None,
-        typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)", show_default=False),
+        Path | None, typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)")
     ] = None,
     wildchat: Annotated[
         bool, typer.Option("--wildchat", help="Conversations of WildChat from the hub, instead of --texts.")
     ] = False,
-    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, separated by commas.")] = (
-        "1024,2048,4096,8192,16384,32768,65536"
-    ),
-    kinds: Annotated[
-        str, typer.Option(help="Kinds of tasks, separated by commas.  (default: all)", show_default=False)
-    ] = "",
+    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, separated by commas.")] = _BUCKETS,
+    kinds: _Kinds = "",
     per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and bucket.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of texts.")] = 0,
+    seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Generate a set of long prompts: multi-turn, summarise, quote-and-answer, edit-code, continue.
@@ -293,7 +276,7 @@ def demo(
     context: Annotated[
         int, typer.Option(min=1, help="Prompt tokens.  (default: 2048, or what fits in the model's context)")
     ] = 2048,
-    tokens: Annotated[int, typer.Option(min=2, help="Output tokens of each run.")] = 96,
+    tokens: _Tokens = 96,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and decoder, interleaved.")] = 2,
     draft: Annotated[str, typer.Option(help="Drafter.")] = "suffix",
     picture: Annotated[bool, typer.Option(help="A picture of the results (needs matplotlib).")] = True,
@@ -313,7 +296,7 @@ def demo(
         from justright.bench.demo import TASKS, DemoSetting, refuse_mismatches, run_demo
         from justright.checkpoint.sources import resolve
 
-    if not chosen(ctx, "context", context, 0):
+    if not is_given(ctx, "context"):
         context = fitting_length(resolve(model).path, TASKS, context, tokens)
     setting = DemoSetting(model, context, tokens, repeats, draft)
     done = _measured(output, lambda progress: run_demo(setting, out, picture=picture, progress=progress))

@@ -43,15 +43,12 @@ app = typer.Typer(
 def make(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     switch: Annotated[
         str | None,
         typer.Option(
             metavar="ADAPTER",
             help="Switch, from `justright switch extract`: a directory or a hub id.  (default: none)",
-            show_default=False,
         ),
     ] = None,
     draft: Annotated[
@@ -60,7 +57,6 @@ def make(
             metavar="DRAFTER",
             help="Drafter, from `justright draft train`: a directory or a hub id; or a name: lstm, hybrid (with the "
             "drafter of an installed package), suffix, recycling, none.",
-            show_default=False,
         ),
     ] = None,
     draft_option: DraftOption = None,
@@ -70,7 +66,6 @@ def make(
             metavar="KEY=VALUE",
             help="A default of the bundle: draft, effort, max_context, temperature, top_k, top_p, min_p or "
             "repetition_penalty; repeatable.",
-            show_default=False,
         ),
     ] = None,
     copy: Annotated[
@@ -122,7 +117,7 @@ def make(
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check of every file's hash.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -149,14 +144,9 @@ def inspect(
 @app.command("build")
 def build(
     ctx: typer.Context,
-    recipe: Annotated[
-        Path, typer.Argument(help="A recipe (YAML file).", metavar="RECIPE", show_default=False)
-    ],
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML file).", metavar="RECIPE")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="The directory to create.  (default: the recipe's out)", show_default=False
-        ),
+        Path | None, typer.Option("--out", "-o", help="The directory to create.  (default: the recipe's out)")
     ] = None,
     redo: Annotated[
         bool,
@@ -192,7 +182,7 @@ def build(
         _show_steps(output, steps, redo=redo)
         return
     with kept_work(output, target):
-        bundle = with_words(output, lambda tell: work.run(tell, redo=redo))
+        bundle = with_words(output, lambda report: work.run(report, redo=redo))
     for note in work.notes[len(known) :]:
         output.note(f"note: {note}")
     show(output, bundle)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
+from justright.cli.options import (
+    CpuKernels,
+    Device,
+    Draft,
+    Dtype,
+    Effort,
+    Json,
+    Switch,
+    ThinkingBudget,
+    engine_options,
+)
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 from justright.files import check_output, write_whole
@@ -26,9 +36,7 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL",
-            help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME.",
-            show_default=False,
+            metavar="MODEL", help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME."
         ),
     ] = None,
     tasks: Annotated[
@@ -40,26 +48,17 @@ def evaluate(
             "--list", help="List of the tasks that need no network (installed packages and --include-path)."
         ),
     ] = False,
-    include_path: Annotated[
-        Path | None, typer.Option(help="Directory of further lm-eval tasks.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents per task.  (default: all)", show_default=False)
-    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Directory of further lm-eval tasks.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.  (default: all)")] = None,
     few_shot: Annotated[
-        int | None,
-        typer.Option(min=0, help="Examples before a question.  (default: the task's)", show_default=False),
+        int | None, typer.Option(min=0, help="Examples before a question.  (default: the task's)")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat/--no-chat", help="Questions in the model's chat template.")
     ] = False,
     template: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="An argument of the chat template, in JSON; repeatable.",
-            show_default=False,
-        ),
+        typer.Option(metavar="KEY=VALUE", help="An argument of the chat template, in JSON; repeatable."),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of an answer, unless the task sets it.")
@@ -72,7 +71,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the results.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on lm-eval tasks: results with 95% intervals, and the tokens that the answers took.
@@ -102,28 +101,19 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
-        from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
-        from justright.engine.defaults import settle
+        from justright.engine.chat_modes import Reasoning
         from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
+        from justright.engine.prepared import prepare_model
 
-        options = EngineOptions(
-            generation_config="none",
-            dtype=dtype,
-            device=device,
-            cpu_kernels=cpu_kernels,  # type: ignore[arg-type]
-            slots=batch,
-            draft=draft,
-            switch=switch,
-        )
-        options, defaults = settle(options, resolve(model).path)
-        said = thinking_of(effort, thinking_budget)
-        thinking = settled_thinking(said, defaults, None if chat else "give --chat")
+        options = EngineOptions(**engine_options(ctx, slots=batch, generation_config="none"))
+        ready = prepare_model(model, options)
+        options = ready.options
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults, None if chat else "give --chat")
         effort = thinking.effort
-        engine = LLM(model, options)
-        if engine.modes is not None:
-            engine.modes.check(thinking, engine.verifier.config.hidden_size)
+        ready.check_reasoning(thinking)
+        engine = LLM(ready)
     asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,
@@ -131,7 +121,7 @@ def evaluate(
         "max_tokens": max_tokens,
         "template": arguments,
     }
-    asks = thinking != thinking_of()
+    asks = thinking != Reasoning()
     found = run(
         engine, names, manager, **asked, thinking=thinking if asks else None, progress=output.progress
     )

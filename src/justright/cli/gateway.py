@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,69 +12,51 @@ import typer
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 
 if TYPE_CHECKING:
     from justright.serve.gateway import Gateway
 
-_UPSTREAM = "Upstream"
+_upstream = partial(typer.Option, rich_help_panel="Upstream")
 
 
 def gateway(
     ctx: typer.Context,
     upstream: Annotated[
         str,
-        typer.Option(
-            metavar="URL",
-            help="Server to forward requests to: http://HOST:PORT, with or without /v1.",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
+        _upstream(
+            metavar="URL", help="Server to forward requests to: http://HOST:PORT, with or without /v1."
         ),
     ],
     kind: Annotated[
         str | None,
-        typer.Option(
-            help="Kind of server: vllm, sglang or llama.cpp.  (default: detected from its model list)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        _upstream(help="Kind of server: vllm, sglang or llama.cpp.  (default: detected from its model list)"),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Model to serve.  (default: the first in its model list)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        str | None, _upstream(metavar="NAME", help="Model to serve.  (default: the first in its model list)")
     ] = None,
     fast: Annotated[
         str | None,
-        typer.Option(
+        _upstream(
             metavar="NAME",
             help="Adapter for the fast mode, by name; for llama.cpp by id or path.  (default: the only adapter; if "
             "there is none, the chat template's enable_thinking)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
         ),
     ] = None,
     upstream_key: Annotated[
         str | None,
-        typer.Option(
+        _upstream(
             metavar="KEY",
             envvar="JUSTRIGHT_UPSTREAM_KEY",
             help="API key for the upstream.  (default: the client's)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
         ),
     ] = None,
     timeout: Annotated[
         float,
-        typer.Option(
+        _upstream(
             min=0.001,
             metavar="SECONDS",
             help="Longest time without data from the upstream before a request fails (504).",
-            rich_help_panel=_UPSTREAM,
         ),
     ] = 600.0,
     effort: Annotated[
@@ -84,15 +67,12 @@ def gateway(
             "the prompt's numbers and reasoning words (only `justright serve` has the calibrated probe).  (default: "
             "the model's own behaviour)",
             rich_help_panel="Reasoning",
-            show_default=False,
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Score above which auto chooses slow mode.  (default: 0.5)",
-            rich_help_panel="Reasoning",
-            show_default=False,
+            help="Score above which auto chooses slow mode.  (default: 0.5)", rich_help_panel="Reasoning"
         ),
     ] = None,
     host: srv.Host = "127.0.0.1",
@@ -118,7 +98,7 @@ def gateway(
         from justright.serve.lifecycle import bind
         from justright.serve.upstream import Policy
     except ImportError as error:
-        raise MissingExtraError(f"the gateway needs {error.name}: pip install 'justright[serve]'") from error
+        raise MissingExtraError(f"the gateway needs {error.name}; {install_command('serve')}") from error
 
     output = output_of(ctx)
     settings = GatewaySettings(

@@ -13,22 +13,20 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
-from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Message, Prepared
+    from justright.cli.prepare import Message
     from justright.engine.llm import LLM
+    from justright.engine.prepared import PreparedModel
     from justright.engine.request import Request
 
 _MAX_BATCH = 4
 
 _Prompts = Annotated[
-    list[str] | None,
-    typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.", show_default=False),
+    list[str] | None, typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.")
 ]
 _Files = Annotated[
-    list[Path] | None,
-    typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
+    list[Path] | None, typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.")
 ]
 _Raw = Annotated[bool, typer.Option("--raw", help="Plain prompts, without the model's chat template.")]
 _Stream = Annotated[
@@ -37,12 +35,7 @@ _Stream = Annotated[
 ]
 _Batch = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
-        show_default=False,
-    ),
+    typer.Option(min=1, metavar="N", help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})"),
 ]
 
 
@@ -90,33 +83,21 @@ def generate(
 
     Ctrl-C prints the text so far and exits with code 130.
     """
-    from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.prepare import load, prepare, sampling_of
+    from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "cache": cache,
-        "generation_config": generation_config,
-    }
-    engine_options |= {
-        "max_context": max_context,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-    }
-    ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
+    slots = batch or min(len(texts), _MAX_BATCH)
+    ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
+    said = thinking_of(ctx)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
-    check_thinking(ready, thinking)
-    prompts = _prompts(ready, texts, system, raw=raw)
-    engine = ready.load()
+    ready.check_reasoning(thinking)
+    prompts = _prompts(ready, texts, system, output, raw=raw)
+    engine = load(ready, output, model)
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop or (),
@@ -158,7 +139,7 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
 
 
 def _prompts(
-    ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool
+    ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
     templated = ready.has_template and not raw

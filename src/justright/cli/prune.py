@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Json, Model
+from justright.cli.options import Json, Model, is_given, named
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_progress
 from justright.files import check_new
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from justright.prune.outcome import Pruned
     from justright.prune.pipeline import PruneEstimate
 
-_EXPERTS = "Stage 1: experts"
-_WEIGHTS = "Stage 2: single weights"
-_TEXTS = "Calibration"
-_RESULT = "Result"
+_experts = partial(typer.Option, rich_help_panel="Stage 1: experts")
+_weights = partial(typer.Option, rich_help_panel="Stage 2: single weights")
+_texts = partial(typer.Option, rich_help_panel="Calibration")
+_result = partial(typer.Option, rich_help_panel="Result")
 _SLOTS = 16
 """Sequences at once in an evaluation."""
 
@@ -32,107 +33,67 @@ _SLOTS = 16
 def prune(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     sparsity: Annotated[
         float, typer.Option(help="Fraction of the prunable parameters to remove in total.")
     ] = 0.4,
     expert_sparsity: Annotated[
         float | None,
-        typer.Option(
-            help="Fraction of each layer's experts to remove; 0: none.  (default: half of --sparsity)",
-            rich_help_panel=_EXPERTS,
-            show_default=False,
-        ),
+        _experts(help="Fraction of each layer's experts to remove; 0: none.  (default: half of --sparsity)"),
     ] = None,
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help=f"Criterion for experts. {EXPERTS.help()}.",
-            rich_help_panel=_EXPERTS,
-        ),
-    ] = "stun",
+    criterion: Annotated[str, _experts(help=f"Criterion for experts. {EXPERTS.help()}.")] = "stun",
     uneven: Annotated[
         bool,
-        typer.Option(
+        _experts(
             "--uneven",
             help="Different numbers of experts per layer, by one threshold for all layers; only justright loads the "
             "result.",
-            rich_help_panel=_EXPERTS,
         ),
     ] = False,
     router_weight: Annotated[
-        float,
-        typer.Option(help="Weight of the distance between router rows in stun.", rich_help_panel=_EXPERTS),
+        float, _experts(help="Weight of the distance between router rows in stun.")
     ] = 1.0,
-    coactivation_weight: Annotated[
-        float, typer.Option(help="Weight of coactivation in stun.", rich_help_panel=_EXPERTS)
-    ] = 1.0,
+    coactivation_weight: Annotated[float, _experts(help="Weight of coactivation in stun.")] = 1.0,
     weights: Annotated[
-        str,
-        typer.Option(
-            help=f"Criterion for single weights. {WEIGHTS.help()}; {NO_WEIGHTS}: experts only.",
-            rich_help_panel=_WEIGHTS,
-        ),
+        str, _weights(help=f"Criterion for single weights. {WEIGHTS.help()}; {NO_WEIGHTS}: experts only.")
     ] = "wanda",
     ratios: Annotated[
         str,
-        typer.Option(
-            help="Sparsity by layer: uniform, or outlier_weighed (lower in layers with more outliers).",
-            rich_help_panel=_WEIGHTS,
-        ),
+        _weights(help="Sparsity by layer: uniform, or outlier_weighed (lower in layers with more outliers)."),
     ] = "uniform",
     pattern: Annotated[
         str | None,
-        typer.Option(
+        _weights(
             metavar="N:M",
             help="N weights kept of every M consecutive ones, such as 2:4; replaces --sparsity in this stage.  "
             "(default: none)",
-            rich_help_panel=_WEIGHTS,
-            show_default=False,
         ),
     ] = None,
     parts: Annotated[
-        str, typer.Option(help="Parts to prune, separated by commas.", rich_help_panel=_WEIGHTS)
+        str, _weights(help="Parts to prune, separated by commas.")
     ] = "experts,shared_experts,attention,mlp",
     min_tokens: Annotated[
         int,
-        typer.Option(
-            min=0,
-            help="Least calibration tokens of an expert; with fewer it is pruned by magnitude.",
-            rich_help_panel=_WEIGHTS,
-        ),
+        _weights(min=0, help="Least calibration tokens of an expert; with fewer it is pruned by magnitude."),
     ] = 32,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(
+        _texts(
             metavar="NAME[=SHARE]",
             help="Calibration texts: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: zoo)",
-            rich_help_panel=_TEXTS,
-            show_default=False,
         ),
     ] = None,
-    sequences: Annotated[
-        int, typer.Option(min=1, help="Calibration sequences.", rich_help_panel=_TEXTS)
-    ] = 128,
+    sequences: Annotated[int, _texts(min=1, help="Calibration sequences.")] = 128,
     length: Annotated[
         int | None,
-        typer.Option(
-            min=2,
-            help="Tokens of each sequence.  (default: 1024, or the model's context if shorter)",
-            rich_help_panel=_TEXTS,
-            show_default=False,
-        ),
+        _texts(min=2, help="Tokens of each sequence.  (default: 1024, or the model's context if shorter)"),
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(
+        _texts(
             metavar="DIR",
             help="Directory for the statistics of the first pass, written or reused: another sparsity or criterion "
             "then skips that pass.",
-            rich_help_panel=_TEXTS,
-            show_default=False,
         ),
     ] = None,
     plan: Annotated[
@@ -141,7 +102,6 @@ def prune(
             metavar="FILE",
             help="A plan.json to follow, of another run or edited; without --calibration, single weights are then "
             "removed by magnitude.",
-            show_default=False,
         ),
     ] = None,
     seed: Annotated[
@@ -158,34 +118,22 @@ def prune(
     rows: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 4,
     store: Annotated[
         str,
-        typer.Option(
+        _result(
             help="Format of the result: dense, an ordinary checkpoint, or sparse, a smaller one that only justright "
-            "loads (`justright unpack` converts it).",
-            rich_help_panel=_RESULT,
+            "loads (`justright unpack` converts it)."
         ),
     ] = "dense",
     evaluate: Annotated[
         str,
-        typer.Option(
+        _result(
             "--eval",
             metavar="TASKS",
             help="lm-eval tasks to evaluate before and after, as `justright eval` does; separated by commas.",
-            rich_help_panel=_RESULT,
         ),
     ] = "",
-    eval_limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Documents per task.  (default: all)", rich_help_panel=_RESULT, show_default=False
-        ),
-    ] = None,
+    eval_limit: Annotated[int | None, _result(min=1, help="Documents per task.  (default: all)")] = None,
     eval_chat: Annotated[
-        bool,
-        typer.Option(
-            "--eval-chat/--no-eval-chat",
-            help="Questions in the chat template.",
-            rich_help_panel=_RESULT,
-        ),
+        bool, _result("--eval-chat/--no-eval-chat", help="Questions in the chat template.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -207,7 +155,6 @@ def prune(
     _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
-        from justright.architectures.spec import context_length
         from justright.calibration.texts import notes
         from justright.checkpoint.reader import Checkpoint
         from justright.engine.options import EngineOptions
@@ -219,25 +166,11 @@ def prune(
         dtype=dtype, device=devices[0], draft="none", switch="none", generation_config="none"
     )
     with Checkpoint.open(source.path) as checkpoint:
-        context = context_length(checkpoint.config)
+        context = checkpoint.spec.context
     texts = tuple(calibration or (() if plan else ("zoo",)))
-    settings = Settings(
-        sparsity=sparsity,
-        expert_sparsity=expert_sparsity,
-        criterion=criterion,
-        uneven=uneven,
-        router_weight=router_weight,
-        coactivation_weight=coactivation_weight,
-        weights=weights,
-        ratios=ratios,  # type: ignore[arg-type]  # validated there
-        pattern=pattern,
-        parts=tuple(part for part in parts.split(",") if part),
-        calibration=texts,
-        sequences=sequences,
-        length=length or min(1024, context),
-        min_tokens=min_tokens,
-        seed=seed,
-    )
+    given = named(ctx, (field.name for field in fields(Settings)))
+    given |= {"parts": tuple(part for part in parts.split(",") if part), "calibration": texts}
+    settings = Settings(**given | {"length": length or min(1024, context)})
     check_tokenizer_files(source.path)
     with output.status("reading the texts"):
         pruning = Pruning(
@@ -297,32 +230,23 @@ def _check_options(ctx: typer.Context) -> None:
     if out is not None and not given["evaluate"] and not dry_run:
         check_new(out)
     decided = (
-        "sparsity",
-        "expert_sparsity",
-        "criterion",
-        "uneven",
-        "router_weight",
-        "coactivation_weight",
-        "ratios",
-        "pattern",
+        *("sparsity", "expert_sparsity", "criterion", "uneven"),
+        *("router_weight", "coactivation_weight", "ratios", "pattern"),
     )
-    if plan is not None and (unused := [name for name in decided if _is_given(ctx, name)]):
+    if plan is not None and (unused := [name for name in decided if is_given(ctx, name)]):
         raise UsageError(
             f"--plan replaces these options: leave out --{', --'.join(unused).replace('_', '-')}"
         )
     if plan is not None and not given["calibration"]:
-        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
-        unused += (
-            ["weights"]
-            if _is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs
-            else []
-        )
+        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if is_given(ctx, name)]
+        if is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs:
+            unused.append("weights")
         if unused:
             raise UsageError(
                 "--plan without --calibration removes single weights by magnitude: give --calibration, or leave out --"
                 + ", --".join(unused).replace("_", "-")
             )
-    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and _is_given(ctx, "sparsity"):
+    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and is_given(ctx, "sparsity"):
         raise UsageError(
             "--weights none removes only experts: give --sparsity (of all prunable parameters) or --expert-sparsity, "
             "not both"
@@ -360,12 +284,6 @@ def _evaluation(
         return [figure.to_dict() for figure in found]
 
     return measure, asked
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether the user gave an option, whatever its value."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _show_estimate(output: Terminal, estimate: PruneEstimate, seconds: float) -> None:

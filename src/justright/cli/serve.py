@@ -9,13 +9,12 @@ import typer
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
-from justright.errors import MissingExtraError, ResourceError, UsageError
-from justright.readable import key_values
+from justright.errors import MissingExtraError, ResourceError, UsageError, install_command
 
 if TYPE_CHECKING:
     import socket
 
-    from justright.cli.prepare import Prepared
+    from justright.engine.prepared import PreparedModel
     from justright.serve.server_settings import ServeSettings
 
 
@@ -75,7 +74,7 @@ def serve(
         return
     _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import given_sampling, prepare
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.thinking import settled_thinking, thinking_of
     from justright.serve.hosts import Hosts, is_loopback
     from justright.serve.lifecycle import bind
     from justright.serve.server_settings import ServeSettings, served_name
@@ -83,23 +82,10 @@ def serve(
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
     keys = srv.read_keys(api_key or [], api_key_file)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "max_context": max_context,
-        "slots": slots,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-        "reuse_prefix": True,
-        "generation_config": generation_config,
-    }
     with bind(host, port) as bound:  # fails before any slow work
-        ready = prepare(model, output, engine_options)
-        given = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        thinking = settled_thinking(given, ready.defaults)
-        check_thinking(ready, thinking)
+        ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults)
+        ready.check_reasoning(thinking)
         settings = ServeSettings(
             name or served_name(model),
             given_sampling(ctx, ready),
@@ -118,7 +104,7 @@ def serve(
 
 
 def _run(
-    ready: Prepared,
+    ready: PreparedModel,
     settings: ServeSettings,
     bound: socket.socket,
     output: Terminal,
@@ -128,12 +114,13 @@ def _run(
     max_connections: int,
 ) -> None:
     """Load the weights and serve."""
+    from justright.cli.prepare import load
     from justright.serve.kv_budget import LEAST_TOKENS, affordable_tokens
     from justright.serve.lifecycle import address_of
     from justright.serve.scheduler import Scheduler
     from justright.serve.server import serve as run
 
-    engine = ready.load()
+    engine = load(ready, output, settings.model)
     if cache_tokens is None:
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:
@@ -202,5 +189,5 @@ def _need_extra() -> None:
         import psutil
         import uvicorn
     except ImportError as error:
-        raise MissingExtraError(f"serving needs {error.name}: pip install 'justright[serve]'") from error
+        raise MissingExtraError(f"serving needs {error.name}; {install_command('serve')}") from error
     _ = fastapi, h11, llguidance, prometheus_client, psutil, uvicorn

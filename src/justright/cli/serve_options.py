@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,144 +10,94 @@ import typer
 
 from justright.errors import UsageError
 
-SERVING = "Serving"
+_serving = partial(typer.Option, rich_help_panel="Serving")
 MIB = 2**20
 
 Host = Annotated[
-    str,
-    typer.Option(
-        help="Address to listen on; 0.0.0.0: all addresses of this machine (set an --api-key).",
-        rich_help_panel=SERVING,
-    ),
+    str, _serving(help="Address to listen on; 0.0.0.0: all addresses of this machine (set an --api-key).")
 ]
-Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.", rich_help_panel=SERVING)
-]
+Port = Annotated[int, _serving(min=0, max=65535, help="Port to listen on; 0: any.")]
 AllowedHosts = Annotated[
     list[str] | None,
-    typer.Option(
+    _serving(
         "--allowed-host",
         metavar="NAME",
         help="A further allowed name in the Host header of requests; repeatable. Without an API key, requests to a "
         "loopback address must name localhost, that address or --host; with this option every request is checked.",
-        rich_help_panel=SERVING,
-        show_default=False,
     ),
 ]
 Name = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Model name for clients.  (default: MODEL; of a path, its last part)",
-        rich_help_panel=SERVING,
-        show_default=False,
-    ),
+    _serving(metavar="NAME", help="Model name for clients.  (default: MODEL; of a path, its last part)"),
 ]
-Slots = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Requests run at once.", rich_help_panel=SERVING)
-]
+Slots = Annotated[int, _serving(min=1, metavar="N", help="Requests run at once.")]
 CacheTokens = Annotated[
     int | None,
-    typer.Option(
+    _serving(
         min=256,
         metavar="N",
         help="Capacity of the KV cache in tokens, for all requests together; if less than the model's context, also "
         "the longest request.  (default: as memory allows)",
-        rich_help_panel=SERVING,
-        show_default=False,
     ),
 ]
 Queue = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Most waiting requests; further ones get status 429.",
-        rich_help_panel=SERVING,
-    ),
+    int, _serving(min=0, metavar="N", help="Most waiting requests; further ones get status 429.")
 ]
 Deadline = Annotated[
     float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Longest time of a request, after which its output ends.  (default: no limit)",
-        rich_help_panel=SERVING,
-        show_default=False,
+    _serving(
+        metavar="SECONDS", help="Longest time of a request, after which its output ends.  (default: no limit)"
     ),
 ]
 Drain = Annotated[
     float,
-    typer.Option(
+    _serving(
         min=0.0,
         metavar="SECONDS",
         help="Longest time for running requests to finish after SIGTERM or Ctrl-C; a second signal ends them.",
-        rich_help_panel=SERVING,
     ),
 ]
 Connections = Annotated[
     int,
-    typer.Option(
+    _serving(
         min=1,
         metavar="N",
         help="Most open connections; requests on further ones get an error that asks to retry.",
-        rich_help_panel=SERVING,
     ),
 ]
 Keys = Annotated[
     list[str] | None,
-    typer.Option(
+    _serving(
         "--api-key",
         metavar="KEY",
         envvar="JUSTRIGHT_API_KEY",
         help="API key that requests must have (Authorization: Bearer KEY); repeatable. Other users of this machine can "
         "read a command line: prefer the variable (several keys separated by spaces) or --api-key-file.",
-        rich_help_panel=SERVING,
-        show_default=False,
         show_envvar=True,
     ),
 ]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="File of API keys, one per line.", rich_help_panel=SERVING, show_default=False
-    ),
-]
-MaxBody = Annotated[
-    float, typer.Option(min=0.001, metavar="MIB", help="Largest body of a request.", rich_help_panel=SERVING)
-]
+KeyFile = Annotated[Path | None, _serving(metavar="FILE", help="File of API keys, one per line.")]
+MaxBody = Annotated[float, _serving(min=0.001, metavar="MIB", help="Largest body of a request.")]
 Engine = Annotated[
     str,
-    typer.Option(
+    _serving(
         help="Engine: embedded, or vllm: vLLM replaces this process, with the switch as a LoRA module, and effort and "
-        "auto by a middleware (docs/scale.md).",
-        rich_help_panel=SERVING,
+        "auto by a middleware (docs/scale.md)."
     ),
 ]
 EngineArg = Annotated[
     list[str] | None,
-    typer.Option(
+    _serving(
         metavar="ARGUMENT",
         help="With --engine vllm: a further argument for vLLM, such as --enforce-eager; repeatable.",
-        rich_help_panel=SERVING,
-        show_default=False,
     ),
 ]
 Copies = Annotated[
     int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="With --engine vllm: copies of the model, each in its own process.",
-        rich_help_panel=SERVING,
-    ),
+    _serving(min=1, metavar="N", help="With --engine vllm: copies of the model, each in its own process."),
 ]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="With --engine vllm: only its files and its command, printed.",
-        rich_help_panel=SERVING,
-    ),
+    bool, _serving("--dry-run", help="With --engine vllm: only its files and its command, printed.")
 ]
 
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from justright.cli.options import chosen
+from justright.cli.options import chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.serve_options import read_keys
 from justright.errors import MissingExtraError, UsageError
 from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Prepared
     from justright.engine.defaults import Defaults
+    from justright.engine.prepared import PreparedModel
     from justright.serve.vllm.launch import Command, VllmSettings
 
 _NOT_HERE = {
@@ -46,7 +46,6 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     """
     from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
-    from justright.engine.checks import switch_of
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params
@@ -59,10 +58,10 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     options["generation_config"] = given["generation_config"]
     ready = prepare(model, output, options)
     settings, notes = _with_defaults(ctx, settings, ready)
-    adapter = switch_of(ready.options, ready.source.path)
-    folder = cache_folder() / "vllm" / _digest(ready.source.path, None if adapter is None else adapter.path)
+    adapter = ready.adapter
+    folder = cache_folder() / "vllm" / _digest(ready.path, None if adapter is None else adapter.path)
     folder.mkdir(parents=True, exist_ok=True)
-    found = command(ready.source.path, adapter, ready.tokenizer, settings, folder)
+    found = command(ready.path, adapter, ready.tokenizer, settings, folder)
     for note in [*found.notes, *notes]:
         output.note(f"note: {note}")
     if dry_run:
@@ -107,7 +106,7 @@ def _draft_options(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _with_defaults(
-    ctx: typer.Context, settings: VllmSettings, ready: Prepared
+    ctx: typer.Context, settings: VllmSettings, ready: PreparedModel
 ) -> tuple[VllmSettings, list[str]]:
     """Fill in a bundle's defaults, and return notes on them; raise an error for a drafter of another model."""
     from justright.cli.prepare import sampling_of
@@ -126,7 +125,7 @@ def _with_defaults(
     )
     drafter = create_drafter(draft, **options)
     if drafter is not None:
-        drafter.check(ready.source.path)
+        drafter.check(ready.path)
     return settled, notes
 
 
@@ -151,10 +150,9 @@ def _drafting(
 def _check_options(ctx: typer.Context) -> None:
     """Raise an error for options that would have no effect."""
     for name, instead in _NOT_HERE.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
+        if is_given(ctx, name):
             raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine only: {instead}")
-    if ctx.params["scorer"] != "heuristic" and chosen(ctx, "scorer", True, False):
+    if ctx.params["scorer"] != "heuristic" and is_given(ctx, "scorer"):
         raise UsageError(
             f"scorer {ctx.params['scorer']!r}; allowed on vLLM: heuristic, as vLLM does not return the hidden states "
             "that a probe needs"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from justright.adapter.rank_rules.base import RULES
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, engine_options, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
@@ -27,18 +29,16 @@ app = typer.Typer(
     "trained from, as a low-rank adapter (Gold-Switch, arXiv:2510.06750).",
 )
 
-_RANK = "Rank"
-_WORK = "Work"
+_rank = partial(typer.Option, rich_help_panel="Rank")
+_work = partial(typer.Option, rich_help_panel="Work")
 
 
 @app.command("extract")
 def extract(
     ctx: typer.Context,
-    slow: Annotated[str, typer.Argument(help="The reasoning model.", show_default=False)],
-    fast: Annotated[str, typer.Argument(help="The model that it was trained from.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    slow: Annotated[str, typer.Argument(help="The reasoning model.")],
+    fast: Annotated[str, typer.Argument(help="The model that it was trained from.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -46,39 +46,21 @@ def extract(
             "rank, for vLLM, SGLang and llama.cpp; merged: a checkpoint with the adapter added to its weights."
         ),
     ] = "compact",
-    rule: Annotated[str, typer.Option(help=f"Rank rule. {RULES.help()}.", rich_help_panel=_RANK)] = "energy",
-    value: Annotated[
-        float,
-        typer.Option(
-            help="Share or rank for the rank rule.",
-            rich_help_panel=_RANK,
-        ),
-    ] = 0.9,
-    power: Annotated[
-        int, typer.Option(help="Power of the singular values: 1 or 2.", rich_help_panel=_RANK)
-    ] = 2,
-    scope: Annotated[
-        str,
-        typer.Option(help="What the share refers to: matrix, layer or global.", rich_help_panel=_RANK),
-    ] = "matrix",
+    rule: Annotated[str, _rank(help=f"Rank rule. {RULES.help()}.")] = "energy",
+    value: Annotated[float, _rank(help="Share or rank for the rank rule.")] = 0.9,
+    power: Annotated[int, _rank(help="Power of the singular values: 1 or 2.")] = 2,
+    scope: Annotated[str, _rank(help="What the share refers to: matrix, layer or global.")] = "matrix",
     budget: Annotated[
         int | None,
-        typer.Option(
+        _rank(
             min=1,
             metavar="BYTES",
             help="Most bytes of the low-rank factors, instead of --value; other small tensors come on top.  "
             "(default: none)",
-            rich_help_panel=_RANK,
-            show_default=False,
         ),
     ] = None,
     max_rank: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Directions computed for each matrix; a rule that needs more is an error.",
-            rich_help_panel=_RANK,
-        ),
+        int, _rank(min=1, help="Directions computed for each matrix; a rule that needs more is an error.")
     ] = 512,
     factor: Annotated[
         float, typer.Option(help="Adapter scale of a merged checkpoint: 0 is the slow model, 1 the fast one.")
@@ -89,31 +71,23 @@ def extract(
             "--exact/--no-exact",
             help="Exact changes of norms, biases and routers in the adapter; only justright reads them.  (default: "
             "--exact, for a portable adapter --no-exact)",
-            show_default=False,
         ),
     ] = None,
     spectra: Annotated[
         Path | None,
-        typer.Option(
+        _work(
             metavar="DIR",
             help="Directory for the decompositions, written or reused: another rule then computes none.",
-            rich_help_panel=_WORK,
-            show_default=False,
         ),
     ] = None,
     svd: Annotated[
         str,
-        typer.Option(
-            help="Decomposition: exact, or randomized (much faster where --max-rank is far below the matrices' size).",
-            rich_help_panel=_WORK,
+        _work(
+            help="Decomposition: exact, or randomized (much faster where --max-rank is far below the matrices' size)."
         ),
     ] = "exact",
-    workers: Annotated[
-        int, typer.Option(min=1, help="Layers decomposed at once.", rich_help_panel=_WORK)
-    ] = 1,
-    device: Annotated[
-        str, typer.Option(help="Torch device for the decomposition.", rich_help_panel=_WORK)
-    ] = "cpu",
+    workers: Annotated[int, _work(min=1, help="Layers decomposed at once.")] = 1,
+    device: Annotated[str, _work(help="Torch device for the decomposition.")] = "cpu",
     dtype: Dtype = "float32",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only checks, and estimates of time and memory; writes nothing.")
@@ -141,7 +115,7 @@ def extract(
         ("dtype", form == "merged"),
     ]
     for name, ignored in unused:
-        if ignored and chosen(ctx, name, True, False):
+        if ignored and is_given(ctx, name):
             raise UsageError(f"--{name} has no effect with the other options given: leave it out")
     if budget is not None and rule != "energy":
         raise UsageError(
@@ -193,7 +167,7 @@ def extract(
 
 def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
     if output.json:
-        output.object(found.to_dict())
+        output.object(asdict(found))
         return
     output.text(
         f"{found.matrices} matrices, {found.numbers:,} parameters: about {readable_seconds(found.seconds)} to "
@@ -206,12 +180,10 @@ def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.", show_default=False)],
+    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE.png", help="Picture of spectra and ranks (PNG).", show_default=False
-        ),
+        typer.Option("--out", "-o", metavar="FILE.png", help="Picture of spectra and ranks (PNG)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -280,15 +252,12 @@ def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
 def calibrate(
     ctx: typer.Context,
     model: Model,
-    switch: Annotated[
-        str, typer.Option(help="Directory of the adapter; auto.json is written there.", show_default=False)
-    ],
+    switch: Annotated[str, typer.Option(help="Directory of the adapter; auto.json is written there.")],
     problems: Annotated[
         list[str],
         typer.Option(
             help='Problems: JSON lines {"question": ..., "answer": ...}, or a set of an installed package (zoo, '
-            "zoo:chain-3); repeatable. Some hundreds, similar to the intended use.",
-            show_default=False,
+            "zoo:chain-3); repeatable. Some hundreds, similar to the intended use."
         ),
     ],
     floor: Annotated[
@@ -309,7 +278,6 @@ def calibrate(
             help="Filter of lm-eval that extracts the final answer from a text: its name, or JSON such as "
             '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: '
             "built-in rules)",
-            show_default=False,
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Problems answered at once.")] = 16,
@@ -346,15 +314,8 @@ def calibrate(
         output.note(
             f"note: with {len(questions)} problems intervals are wide and thresholds uncertain: give {ADVISED} or more"
         )
-    options = EngineOptions(
-        generation_config="none",
-        dtype=dtype,
-        device=device,
-        cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # validated there
-        slots=batch,
-        draft="none",
-        switch=str(folder),
-    )
+    own = {"slots": batch, "draft": "none", "switch": str(folder), "generation_config": "none"}
+    options = EngineOptions(**engine_options(ctx, **own))
     with output.status(f"loading {model}"):
         engine = LLM(model, options)
     try:

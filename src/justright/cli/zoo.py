@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from justright.cli.options import Json
 from justright.cli.output import output_of
 from justright.cli.progress import with_words
-from justright.errors import MissingExtraError
+from justright.errors import MissingExtraError, install_command
 from justright.readable import readable_bytes, readable_count
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="zoo", help="Small trained models that behave like large ones.", invoke_without_command=True
@@ -65,13 +62,10 @@ def measure(
     problems: Annotated[int, typer.Option(min=1, max=200, help="Problems of each kind and level.")] = 50,
     model: Annotated[
         Path | None,
-        typer.Option(
-            help="Checkpoint to measure, such as your own build.  (default: the packaged one)",
-            show_default=False,
-        ),
+        typer.Option(help="Checkpoint to measure, such as your own build.  (default: the packaged one)"),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="File for a picture of the expert routing (PNG).", show_default=False)
+        Path | None, typer.Option(help="File for a picture of the expert routing (PNG).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -102,10 +96,7 @@ def measure(
 def build(
     ctx: typer.Context,
     name: Name,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The directory to create.  (default: zoo-NAME)", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory to create.  (default: zoo-NAME)")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Two steps only, and an estimate for this machine.")
     ] = False,
@@ -172,6 +163,5 @@ def _need_zoo() -> None:
         import justright_zoo  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "the zoo needs the package justright-zoo: pip install justright-zoo (in a checkout: pip install "
-            "packages/justright-zoo)"
+            f"the zoo is a package of its own; {install_command(folder='packages/justright-zoo')}"
         ) from error

@@ -67,7 +67,7 @@ class DecodeLoop:
         self._joining: Iterator[Emission | int] | None = None
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
-        """Run ``requests`` and yield output as it comes; closing the iterator early cancels the rest.
+        """Run ``requests`` and yield output as it is generated; closing the iterator early cancels the rest.
 
         A request that fails ends alone, with its `error` set.
 

@@ -10,16 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import (
-    architecture_of,
-    attention_windows,
-    context_length,
-    rope_switch_length,
-    text_config,
-)
+from justright.architectures.spec import ModelSpec
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_model
@@ -66,17 +61,12 @@ class Verifier:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
         self.model = model.eval()
-        self.architecture = architecture_of(model.config)
-        self.config: PretrainedConfig = text_config(model.config)
-        self.context = context_length(model.config)
-        self.windows = attention_windows(model.config)
+        self.spec = ModelSpec.of(model.config)
         self.prefill_chunk = prefill_chunk
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.cache_kind = cache
-        # Beyond this length some rotary embeddings (LongRoPE, dynamic NTK) change every key computed before.
-        reach = rope_switch_length(model.config) or self.context
-        self.max_tokens = min(max_tokens or self.context, self.context, reach)
+        self.max_tokens = min(max_tokens or self.spec.context, self.spec.usable_context)
         self.cache = self._new_cache(slots)
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
@@ -88,7 +78,7 @@ class Verifier:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -98,7 +88,7 @@ class Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
 
         Args:
-            path: a checkpoint directory.
+            path: a checkpoint, or its directory.
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.
@@ -197,8 +187,8 @@ class Verifier:
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            behind = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            spec_tokens = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
             if states is None:
                 [output] = self._forward([one], only_last=True)
             else:
@@ -273,7 +263,7 @@ class Verifier:
             self.clear(slot)
 
     def _new_cache(self, slots: int) -> KVCache:
-        layers = self.config.num_hidden_layers
+        layers = self.spec.num_layers
         static, trimmed = self.cache_kind != "grow", self.cache_kind == "trimmed"
         return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
 
@@ -305,8 +295,8 @@ class Verifier:
         outputs, begin = [], 0
         for own, spec in zip(tokens, specs, strict=True):
             span = slice(begin, begin + len(own))
-            behind = states[0][spec] if spec else None
-            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            spec_states = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], spec_states))
             begin = span.stop
         return outputs
 
@@ -330,7 +320,7 @@ class Verifier:
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
-            self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
+            self.cache, runs, self.spec.windows, positions, self.spec.architecture.index_scaled, static=static
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:

@@ -137,10 +137,8 @@ def collect(
         chunk = questions[begin : begin + _CHUNK]
         tick("answering", begin, len(questions))
         if not file.exists():
-            partial = file.with_suffix(".partial")
             tensors, texts = _answer(engine, chunk, max_tokens)
-            save_tensors(tensors, partial, {mode: json.dumps(answers) for mode, answers in texts.items()})
-            partial.replace(file)
+            save_tensors(tensors, file, {mode: json.dumps(answers) for mode, answers in texts.items()})
         chunks.append(_judged(file, chunk, judge))
     tick("answering", len(questions), len(questions))
     joined = {name: torch.cat([one[name] for one in chunks]) for name in chunks[0]}

@@ -11,7 +11,7 @@ from typing import Any
 
 from justright.engine.chat_modes import Reasoning
 from justright.engine.llm import LLM
-from justright.errors import MissingExtraError, SourceError, UsageError
+from justright.errors import MissingExtraError, SourceError, UsageError, install_command
 from justright.intervals import interval
 
 _SLOTS = 16
@@ -56,7 +56,7 @@ def need_lm_eval() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("evaluation needs lm-eval: pip install 'justright[eval]'") from error
+        raise MissingExtraError(f"evaluation needs lm-eval; {install_command('eval')}") from error
 
 
 def quieten() -> None:

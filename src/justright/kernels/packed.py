@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import fused_groups, linear_modules
+from justright.architectures.spec import ModelSpec
 
 _PACK_ROWS = 8
 _MADV_DONTNEED = 4
@@ -131,12 +131,13 @@ def pack(model: PreTrainedModel) -> None:
     their plain products. A head tied to the embedding is packed too: the embedding itself stays mapped from the
     checkpoint file, of which only the rows in use take memory.
     """
-    for names in fused_groups(model.config):
+    spec = ModelSpec.of(model.config)
+    for names in spec.fused_groups:
         linears = [module for name in names if (module := _plain_linear(model, name)) is not None]
         if len(linears) == len(names):
             for name, member in zip(names, FusedProjections(linears).members, strict=True):
                 _replace(model, name, member)
-    for linear in linear_modules(model.config):
+    for linear in spec.linears:
         module = _plain_linear(model, linear.name)
         if module is not None:
             _replace(model, linear.name, PackedLinear(module.weight, module.bias))

@@ -101,7 +101,7 @@ def upstream_of(models: Any, adapters: Any, wanted: UpstreamOptions, template: s
     loaded = _parsed(_ADAPTERS, adapters, "/lora-adapters")
     ids = tuple(one.id for one in loaded)
     by_path = {one.path: one.id for one in loaded}
-    if wanted.fast in map(str, ids):
+    if wanted.fast is not None and wanted.fast in map(str, ids):
         fast: int | None = int(str(wanted.fast))
     else:
         path = _one(list(by_path), wanted.fast)

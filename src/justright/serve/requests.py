@@ -53,7 +53,7 @@ class RequestReader:
         self._modes = engine.modes
         adapter = engine.modes.adapter
         self._end_tokens = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
-        vocab_size = engine.verifier.config.vocab_size
+        vocab_size = engine.verifier.spec.vocab_size
         self.grammars = Grammars(engine.tokenizer, vocab_size, self._end_tokens)
 
     def chat(self, body: ChatRequest) -> Iterator[list[Request]]:
@@ -133,7 +133,7 @@ class RequestReader:
     def _supports(self, effort: str) -> bool:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
-            hidden_size = self.engine.verifier.config.hidden_size
+            hidden_size = self.engine.verifier.spec.hidden_size
             self._modes.check(Reasoning(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import architecture_of
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.bundle_manifest import bundled_part, is_bundle
 from justright.checkpoint.fingerprint import weights_identity
-from justright.checkpoint.finite import check_finite
+from justright.checkpoint.finite import check_finite, load_tensors
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve, resolve_drafter
 from justright.errors import CheckpointError, SourceError, UsageError
@@ -23,6 +23,7 @@ from justright.files import local_path, save_tensors
 
 FORMAT = "justright-drafter-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+C = TypeVar("C")
 KINDS = ("lstm", "attention")
 CARRIED = "justright.trained_drafters"
 """Entry-point group: a callable that returns ``{identity of a verifier's weights: {kind: folder}}``."""
@@ -105,6 +106,19 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
     return data
 
 
+def read_config(folder: Path, kind: str, config: type[C]) -> C:
+    """The shape of the drafter in ``folder``, from the fields of ``config`` in its file.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    about = read_about(folder, kind)
+    try:
+        return config(**{field.name: about[field.name] for field in fields(config)})  # type: ignore[arg-type]  # a dataclass
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+
+
 def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
     """`read_about` a drafter, validated for the weights ``identity`` (None: not checked).
 
@@ -140,7 +154,6 @@ def write_drafter(
     if vocab is not None:
         tensors["vocab"] = vocab.int().cpu()
     save_tensors(tensors, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)
     text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -158,11 +171,7 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
             match the config.
     """
     file = folder / WEIGHTS
-    try:
-        tensors = {name: t if name == "vocab" else t.float() for name, t in load_file(file).items()}
-    except Exception as error:  # safetensors raises its own error, and OSError
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    check_finite(tensors, file)
+    tensors = {name: t if name == "vocab" else t.float() for name, t in load_tensors(file).items()}
     vocab = tensors.pop("vocab", None)
     if draft_vocab and (vocab is None or len(vocab) != draft_vocab):
         raise CheckpointError(f"{file} does not contain the draft vocabulary of its {CONFIG}")
@@ -195,7 +204,8 @@ def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is not None:
         return embedding, weight.detach()
-    if path is None or model.config.get_text_config().tie_word_embeddings:
+    spec = ModelSpec.of(model.config)
+    if path is None or spec.tied:
         return embedding, embedding
     with Checkpoint.open(path) as checkpoint:
-        return embedding, checkpoint.tensor(architecture_of(model.config).disk.head).to(embedding)
+        return embedding, checkpoint.tensor(spec.architecture.disk.head).to(embedding)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from justright.training.spec_token import states_after
 _EVERY = 4
 _TOP = 4
 _TREES = 150
+_Grow = Callable[[TreeShape], Draft]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +89,19 @@ def measure_trees(
     Drafts start from [SPEC]'s states with a ``verifier``, else from plain ones.
     """
     fast = FastLstm(model, device)
-    hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
-    for shard in shards:
-        batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
-        if not len(batch.tokens):
-            continue
-        batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
+
+    def growers(shard: Shard, batch: Prefixes) -> Iterator[_Grow]:
         states = batch.hidden
         if verifier is not None and model.spec is not None:
-            states = torch.cat(
-                [
-                    states_after(verifier, model.spec, shard, batch.take(rows), device, switch).cpu()
-                    for rows in torch.split(torch.arange(len(batch.tokens)), 16)
-                ]
-            )
-        for row, state in enumerate(states.to(device)):
-            targets = batch.targets[row][batch.valid[row]].tolist()
-            for width in WIDTHS:
-                draft = fast.grow(state, int(batch.tokens[row, 0]), TreeShape(NODES, DEPTH, width))
-                hits[width].append(_right_path(draft, targets))
-    return TreeTable.of(hits)
+            parts = torch.split(torch.arange(len(batch.tokens)), 16)
+            own = [
+                states_after(verifier, model.spec, shard, batch.take(p), device, switch).cpu() for p in parts
+            ]
+            states = torch.cat(own)
+        for token, state in zip(batch.tokens[:, 0].tolist(), states.to(device), strict=True):
+            yield partial(fast.grow, state, token)
+
+    return _table(shards, growers)
 
 
 @torch.no_grad()
@@ -114,20 +109,30 @@ def measure_attention_trees(
     model: AttentionModel, shards: Iterable[Shard], device: torch.device
 ) -> TreeTable:
     """`measure_trees` for the attention baseline, whose context is the output up to each prefix."""
+
+    def growers(shard: Shard, batch: Prefixes) -> Iterator[_Grow]:
+        for sequence, position in zip(batch.sequence.tolist(), batch.position.tolist(), strict=True):
+            # The drafter's rows are pairs of a token and the state that predicted it.
+            context = Context([0, *shard.tokens[sequence, : position + 1].tolist()])
+            context.waiting.append(shard.hidden[sequence, : position + 1].to(device).float())
+            context.catch_up(model)
+            yield partial(grow_tree, model, context)
+
+    return _table(shards, growers)
+
+
+def _table(shards: Iterable[Shard], growers: Callable[[Shard, Prefixes], Iterable[_Grow]]) -> TreeTable:
+    """Grow trees of each width behind some prefixes of each shard; ``growers`` gives a prefix's function."""
     hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
     for shard in shards:
         batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
+        if not len(batch.tokens):
+            continue
         batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
-        for row in range(len(batch.tokens)):
-            sequence, end = int(batch.sequence[row]), int(batch.position[row]) + 1
-            # The drafter's rows are pairs of a token and the state that predicted it.
-            context = Context([0, *shard.tokens[sequence, :end].tolist()])
-            context.waiting.append(shard.hidden[sequence, :end].to(device).float())
-            context.catch_up(model)
+        for row, grow in enumerate(growers(shard, batch)):
             targets = batch.targets[row][batch.valid[row]].tolist()
             for width in WIDTHS:
-                draft = grow_tree(model, context, TreeShape(NODES, DEPTH, width))
-                hits[width].append(_right_path(draft, targets))
+                hits[width].append(_right_path(grow(TreeShape(NODES, DEPTH, width)), targets))
     return TreeTable.of(hits)
 
 

@@ -62,11 +62,5 @@ class Shard:
 
     def write(self, file: Path) -> None:
         """Write the file, whole or not at all; token ids as int32."""
-        partial = file.with_suffix(".partial")
-        small = {
-            name: (t.int() if t.dtype == torch.int64 else t).contiguous()
-            for name in self.__slots__
-            for t in [getattr(self, name)]
-        }
-        save_tensors(small, partial)
-        partial.replace(file)
+        whole = {name: getattr(self, name) for name in self.__slots__}
+        save_tensors({name: t.int() if t.dtype == torch.int64 else t for name, t in whole.items()}, file)

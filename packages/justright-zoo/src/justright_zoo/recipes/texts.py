@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from justright.errors import MissingExtraError
+from justright.errors import MissingExtraError, install_command
 
 Split = Literal["train", "calibration", "evaluation"]
 SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
@@ -177,7 +177,9 @@ def _novels(archive: Path) -> Iterator[str]:
     try:
         import rdata
     except ImportError as error:
-        raise MissingExtraError("the recipes need rdata; run pip install 'justright-zoo[recipes]'") from error
+        raise MissingExtraError(
+            f"the recipes need rdata; {install_command('recipes', 'packages/justright-zoo')}"
+        ) from error
 
     files = _r_database(archive)
     index = rdata.conversion.convert(rdata.parser.parse_data(zlib.decompress(files["Rdata.rdx"], wbits=47)))
