@@ -137,7 +137,9 @@ def test_the_description_has_no_relative_links(built: Built, package: str) -> No
     description = str(HeaderParser().parsestr(built.text(package, "METADATA")).get_payload())
     assert description.startswith(f"# {package.replace('_', '-')}\n")
     assert len(description) > 500
-    assert [link for link in re.findall(r"\]\(([^)]*)\)", description) if not link.startswith("https://")] == []
+    assert [
+        link for link in re.findall(r"\]\(([^)]*)\)", description) if not link.startswith("https://")
+    ] == []
     assert "()" not in description
 
 
