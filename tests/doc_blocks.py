@@ -46,7 +46,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def _commands(line: str) -> Iterator[list[str]]:
-    """Split a shell line at pipes, lists and substitutions; a command begins with the program's name, or ``-m`` and it."""
+    """Split a shell line at pipes, lists and substitutions, and yield the words behind ``justright``."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.wordchars += "@$:[]{},%+"
     command: list[str] = []
