@@ -21,10 +21,12 @@ from justright.serve.metrics import Metrics
 from justright.serve.scheduler import Snapshot
 
 
+PROGRAM: Any = get_command(app)
+
+
 def parse(words: list[str]) -> None:
     """Parse a command line as the program does, without running it."""
-    command: Any = get_command(app)
-    context = None
+    command, context = PROGRAM, None
     while True:
         context = command.make_context("justright", list(words), parent=context, obj=Terminal())
         words = [*context._protected_args, *context.args]
