@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
-from transformers import AutoConfig
 
-from justright.architectures.spec import context_length
 from justright.bench.longtexts import zoo_texts
+from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve
 
 FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -68,7 +67,8 @@ class Load:
 
 def questions(model: str, count: int, tokens: int) -> list[Question]:
     """Questions of mixed lengths and tasks, the same in every run, cut to the model's context."""
-    most = 2 * context_length(AutoConfig.from_pretrained(resolve(model).path, local_files_only=True))
+    with Checkpoint.open(resolve(model).path) as checkpoint:
+        most = 2 * checkpoint.spec.context
     texts = [source.text for source in zoo_texts()]
     chance = random.Random(0)
     found = []

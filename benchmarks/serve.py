@@ -119,7 +119,7 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     scheduler.start()
     assert engine.modes is not None
     with contextlib.suppress(UsageError):  # the server's own check for a fast mode
-        engine.modes.check(Reasoning("none"), engine.verifier.config.hidden_size)
+        engine.modes.check(Reasoning("none"), engine.verifier.spec.hidden_size)
         asked = in_both_modes(asked)
     ended: queue.Queue[Emission] = queue.Queue()
 

@@ -32,7 +32,7 @@ PROMPT = 64
 def round_of(engine: LLM, factors: list[float], tokens: int) -> float:
     """Tokens per second of a batch with one request per adapter scale in ``factors``."""
     rng = random.Random(0)
-    vocab = engine.verifier.config.vocab_size
+    vocab = engine.verifier.spec.vocab_size
     requests = []
     for factor in factors:
         prompt = [rng.randrange(vocab) for _ in range(PROMPT)]

@@ -67,6 +67,17 @@ def local_path(text: str | Path) -> Path:
         raise UsageError(f"{text} cannot be used: {error} Give the whole path, or ./ before the ~") from error
 
 
+def cache_folder() -> Path:
+    """Return the user's cache folder.
+
+    It is ``$JUSTRIGHT_CACHE``, else ``$XDG_CACHE_HOME/justright``, else ``~/.cache/justright``.
+    """
+    if own := os.environ.get("JUSTRIGHT_CACHE"):
+        return local_path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "justright"
+
+
 def exists(path: Path) -> bool:
     """Whether there is a file or folder; False for names that the file system does not allow."""
     try:

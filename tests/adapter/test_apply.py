@@ -22,6 +22,7 @@ from justright.adapter.apply import AppliedSwitch, Rows
 from justright.adapter.extract import Form, extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
@@ -221,9 +222,9 @@ def test_adapters_of_other_models_are_refused(make_pair: MakePair, tmp_path: Pat
     slow, fast = make_pair("llama")
     path = extract(Pair(slow, fast), tmp_path / "adapter", FULL).path
     adapter = read_adapter(path)
-    adapter.check_base(slow)
+    adapter.check_base(Checkpoint.open(slow))
     with pytest.raises(UsageError, match="was made for"):
-        adapter.check_base(fast)
+        adapter.check_base(Checkpoint.open(fast))
     other = Verifier.load(save_tiny("gpt_oss", tmp_path / "other"))
     with pytest.raises(UsageError, match="made for another model"):
         AppliedSwitch(other.model, adapter)

@@ -277,8 +277,8 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
         LLM(str(bundle), adaptive=False, **options)  # type: ignore[arg-type]
     assert len(made) == 3
     ready = prepare(str(bundle), Terminal(), {"draft": "lstm", "adaptive": False})
-    assert len(made) == 3
-    ready.load()
+    assert len(made) == 4
+    LLM(ready)
     assert len(made) == 4
 
 

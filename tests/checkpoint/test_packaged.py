@@ -14,6 +14,7 @@ from justright.errors import (
     CheckpointError,
     MissingExtraError,
 )
+from justright.files import cache_folder
 
 NAME = "smollm2-135m-instruct"
 
@@ -56,17 +57,17 @@ def test_another_file_than_the_tested_one(carrier):
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert packaged.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("JUSTRIGHT_CACHE")
-    assert packaged.cache_folder() == tmp_path / "xdg" / "justright"
+    assert cache_folder() == tmp_path / "xdg" / "justright"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert packaged.cache_folder() == tmp_path / ".cache" / "justright"
+    assert cache_folder() == tmp_path / ".cache" / "justright"
 
 
 def cached(name=NAME):
     model = packaged.MODELS[name]
-    return packaged.cache_folder() / "models" / f"{name}-{model.sha256[:8]}-v{packaged.CONVERSION}"
+    return cache_folder() / "models" / f"{name}-{model.sha256[:8]}-v{packaged.CONVERSION}"
 
 
 def test_a_converted_model_needs_the_package_no_more(carrier):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import Run
-from justright.architectures.spec import num_experts
 from justright.checkpoint.reader import Checkpoint
 from tiny import save_tiny
 
@@ -49,7 +48,7 @@ def test_it_prunes(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
     found = json.loads(result.out)
     assert found == json.loads((out / "prune.json").read_text())
     assert 0.47 < found["sparsity"] <= 0.5
-    assert num_experts(Checkpoint.open(out).config) == 6
+    assert Checkpoint.open(out).spec.num_experts == 6
     for name in ("plan.json", "provenance.json", "tokenizer.json", "chat_template.jinja"):
         assert (out / name).is_file(), name
     shown = run("generate", out, "-p", "the quick", "--max-tokens", 2, "--json")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import prompt_of, verifier_of
-from justright.architectures.spec import Window
+from justright.architectures.schema import Window
 from justright.engine import attention as attention_module
 from justright.engine.attention import SequenceInput, StepPlan, attend, attend_reference, visible
 from justright.engine.kv_cache import KVCache

@@ -264,7 +264,7 @@ def test_no_sequence_outgrows_its_reservation(spec: bool, max_draft: int) -> Non
     prompt, tokens = PROMPTS[1], 120
     right = alone(prompt, tokens)
     verifier = verifier_of("llama")
-    drafter = Wide(right, torch.zeros(verifier.config.hidden_size) if spec else None)
+    drafter = Wide(right, torch.zeros(verifier.spec.hidden_size) if spec else None)
     loop = DecodeLoop(verifier, drafter=drafter, max_draft=max_draft, cache_tokens=500)
     request = Request(prompt, max_tokens=tokens)
     most, reserve = 0, verifier.cache.reserve

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine_helpers import prompt_of
-from justright.architectures.spec import fused_groups, linear_modules
+from justright.architectures.spec import ModelSpec
 from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput
 from justright.kernels import packed as kernels
@@ -97,10 +97,10 @@ def left_plain(model: PreTrainedModel) -> set[str]:
 def test_pack_covers_the_decoder_and_changes_only_last_bits(family: str) -> None:
     plain, packed = tiny_model(family), tiny_model(family)
     pack(packed)
-    for module in linear_modules(packed.config):
+    for module in ModelSpec.of(packed.config).linears:
         kind = type(packed.get_submodule(module.name))
         assert kind in (PackedLinear, FusedMember), f"{module.name} is {kind}"
-    for group in fused_groups(packed.config):
+    for group in ModelSpec.of(packed.config).fused_groups:
         owners = {packed.get_submodule(name).group for name in group}  # type: ignore[union-attr]
         assert len(owners) == 1
     assert isinstance(packed.get_output_embeddings(), PackedLinear)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from engine_helpers import prompt_of, verifier_of
 from justright.errors import CheckpointError, UnsupportedModelError
-from justright.model.summary import Inspection, cached_values_per_token, inspect
-from tiny import ALL, MOE, save_tiny, tiny_config, tiny_model
+from justright.model.summary import Inspection, inspect
+from tiny import ALL, MOE, save_tiny, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_cache_is_what_the_engine_stores(family: str) -> None:
         for store in (*verifier.cache._keys, *verifier.cache._values)
         if store is not None
     )
-    assert cached_values_per_token(tiny_config(family)) == stored
+    assert verifier.spec.cached_values == stored
 
 
 @pytest.mark.parametrize("family", MOE)

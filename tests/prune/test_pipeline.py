@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from justright.architectures.spec import architecture_of, expert_groups, moe_layers, num_experts
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.engine.loading import load_model
 from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
@@ -59,7 +59,7 @@ class WithoutExperts(TorchFunctionMode):
 
     def __init__(self, model: Any, plan: Plan) -> None:
         super().__init__()
-        row = architecture_of(model.config)
+        row = ModelSpec.of(model.config).architecture
         assert row.moe is not None
         self.gone = {}
         for layer, choice in plan.experts.items():
@@ -86,7 +86,7 @@ def test_fewer_experts_are_the_model_without_them(
 ) -> None:
     model = checkpoint(family)
     chosen = settings(texts, sparsity=0.6, expert_sparsity=0.25, criterion=criterion, parts=("experts",))
-    count = num_experts(Checkpoint.open(model).config)
+    count = Checkpoint.open(model).spec.num_experts
     if family in ("deepseek_v2", "deepseek_v3"):  # 4 groups of 2, of which a token may use 2
         with pytest.raises(UsageError, match="groups"):
             Pruning(model, chosen)
@@ -120,7 +120,7 @@ def test_uneven_layers_are_the_model_without_those_experts(
     checkpoint: Get, texts: str, tmp_path: Path, family: str
 ) -> None:
     model = checkpoint(family)
-    least = least_count(Checkpoint.open(model).config)
+    least = least_count(Checkpoint.open(model).spec)
     share = 0.0 if least == 8 else 0.25
     chosen = settings(
         texts, sparsity=0.6, expert_sparsity=share, uneven=True, parts=("experts",), criterion="router"
@@ -130,9 +130,9 @@ def test_uneven_layers_are_the_model_without_those_experts(
     if not share:
         assert plan.counts == {}, "groups of two, of which each needs two"
         return
-    layers = moe_layers(Checkpoint.open(model).config)
-    groups = expert_groups(Checkpoint.open(model).config)[0]
-    count = num_experts(Checkpoint.open(model).config)
+    layers = Checkpoint.open(model).spec.moe_layers
+    groups = Checkpoint.open(model).spec.expert_groups[0]
+    count = Checkpoint.open(model).spec.num_experts
     gone = round(0.25 * count * len(layers) / groups) * groups
     assert sum(plan.counts.values()) == count * len(layers) - gone
     whole, fewer = load(model), load_model(tmp_path / "out", dtype=torch.float32, device=torch.device("cpu"))
@@ -229,14 +229,14 @@ def test_both_stages_reach_the_target(checkpoint: Get, texts: str, tmp_path: Pat
     # Each row loses int(in * s) weights; for rows of 32 to 96, rounding is up to 3% of a matrix.
     assert 0.57 <= done.sparsity <= 0.6
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    row = architecture_of(config)
+    spec = ModelSpec.of(config)
+    row = spec.architecture
     assert row.moe is not None
     assert {config[key] for key in row.moe.count_keys if key in config} == {done.plan.kept}
     again = load(tmp_path / "out")
     with torch.no_grad():
         assert torch.isfinite(again(IDS).logits).all()
-    layers = moe_layers(config)
-    down = again.get_parameter(f"{row.memory.layer(layers[0])}.{row.moe.memory.down}")
+    down = again.get_parameter(f"{row.memory.layer(spec.moe_layers[0])}.{row.moe.memory.down}")
     assert len(down) == done.plan.kept
     rows = down.transpose(-1, -2) if row.moe.memory.transposed else down
     zeros = (rows == 0).sum(-1)
@@ -458,6 +458,8 @@ def save_arctic(path: Path) -> Path:
     config = {
         "model_type": "arctic",
         "hidden_size": 16,
+        "vocab_size": 32,
+        "num_attention_heads": 2,
         "num_hidden_layers": 2,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,

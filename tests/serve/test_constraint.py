@@ -140,7 +140,7 @@ def test_a_constant_may_hold_marks_as_text(thinking: Running, value: str) -> Non
 def grammars(plain: Running) -> Iterator[Grammars]:
     engine = plain.engine
     assert engine.tokenizer is not None
-    found = Grammars(engine.tokenizer, engine.verifier.config.vocab_size, engine.stop_token_ids)
+    found = Grammars(engine.tokenizer, engine.verifier.spec.vocab_size, engine.stop_token_ids)
     yield found
     found.close()
 

@@ -161,6 +161,8 @@ def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
         ("{{ messages }}<think></think>", "unknown"),
         ("{{ messages | replace('</think>', '') }}", "unknown"),
         ("{{ messages }}{% if enable_thinking is false %}<think></think>{% endif %}", "switchable"),
+        ("{{ reasoning_effort }}{{ messages }}", "unknown"),
+        ("{{ messages }}{% if enable_thinking is false %}.{% endif %}", "switchable"),
         ("{{ messages }}", "never"),
         ("{{ raise_exception('no <think></think>') }}", "unknown"),
         (None, "never"),
@@ -176,4 +178,8 @@ def test_what_is_known_about_reasoning(
     monkeypatch.setattr(plain.engine, "modes", RequestBuilder(tokenizer, None))
     asking = RequestReader(plain.engine, plain.service.settings)
     assert asking.reasoning == known
+    for effort in asking.efforts if "raise" not in str(template) else ():  # what is listed is accepted
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "reasoning_effort": effort}
+        [[request]] = asking.chat(ChatRequest.model_validate(chat))
+        assert request.prompt_ids
     asking.grammars.close()

@@ -23,6 +23,7 @@ from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.finite import load_tensors
 from justright.checkpoint.mode_files import TEMPLATE as TEMPLATE
 from justright.checkpoint.mode_files import read_end_tokens, read_special_tokens, read_template
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -100,7 +101,7 @@ class Adapter:
             *self.exact.values(),
         ]
 
-    def check_base(self, model: Path) -> None:
+    def check_base(self, model: Checkpoint) -> None:
         """Validate that the adapter was made for ``model``.
 
         Raises:
@@ -112,8 +113,8 @@ class Adapter:
         if found != self.base:
             made = self.settings.get("slow", "another model")
             raise UsageError(
-                f"{self.path} was made for {made} (weights {self.base}), but {model} has weights {found}: give the "
-                "slow model of its pair, or extract a switch for this model"
+                f"{self.path} was made for {made} (weights {self.base}), but {model.path} has weights {found}: "
+                "give the slow model of its pair, or extract a switch for this model"
             )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.adapter.adapter import Adapter, LowRank
+from justright.architectures.schema import Moe
 from justright.architectures.spec import architecture_of
 from justright.errors import UsageError
 
@@ -87,7 +88,8 @@ class AppliedSwitch:
         self._handles: list[Any] = []
         self._hooks: list[tuple[nn.Module, Hook]] = []
         self._experts: list[_Experts] = []
-        experts = self._expert_changes(model, adapter)
+        moe = architecture_of(model.config).moe
+        experts = {} if moe is None else self._expert_changes(moe, adapter)
         own = {name for found in experts.values() for name in found}
         for name, change in adapter.low_rank.items():
             if name not in own:
@@ -102,7 +104,6 @@ class AppliedSwitch:
             linear = hasattr(module, "in_features") and set(deltas) == {"bias"}
             hook = self._bias_hook(deltas["bias"]) if linear else self._exact_hook(module, deltas)
             self._hooks.append((module, hook))
-        moe = architecture_of(model.config).moe
         transposed = moe is not None and moe.memory.transposed
         for path, found in experts.items():
             self._experts.append(_Experts(_module(model, path, adapter), found, self, transposed))
@@ -197,12 +198,9 @@ class AppliedSwitch:
         return module
 
     @staticmethod
-    def _expert_changes(model: PreTrainedModel, adapter: Adapter) -> dict[str, dict[str, LowRank | Tensor]]:
+    def _expert_changes(moe: Moe, adapter: Adapter) -> dict[str, dict[str, LowRank | Tensor]]:
         """Group the changes of stacked experts by module path: full parameter path -> change."""
-        moe = architecture_of(model.config).moe
         found: dict[str, dict[str, LowRank | Tensor]] = {}
-        if moe is None:
-            return found
         leaves = {f".{name}" for name in (*moe.memory.matrices, *moe.memory.biases)}
         changes: dict[str, LowRank | Tensor] = {**adapter.low_rank, **adapter.exact}
         for name, change in changes.items():

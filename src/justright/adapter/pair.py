@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from justright.adapter.pair_settings import function_differences
-from justright.architectures.spec import text_config
-from justright.architectures.uneven_experts import is_uneven
 from justright.checkpoint.finite import check_finite
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.tokenizer import load_tokenizer
@@ -46,7 +43,6 @@ class Pair:
     def __init__(self, slow: Path, fast: Path) -> None:
         self.paths = (slow, fast)
         self.slow, self.fast = (LayerFormat(Checkpoint.open(path)) for path in self.paths)
-        self.config = self.slow.config
         self._check_shapes()
         self._check_function()
         self._check_tokenizers()
@@ -60,7 +56,7 @@ class Pair:
     @property
     def layers(self) -> int:
         """Number of decoder layers."""
-        return self.slow.layers
+        return self.slow.spec.num_layers
 
     def notes(self) -> list[str]:
         """Warnings before extraction, such as changed embeddings or chat templates that do not switch."""
@@ -83,7 +79,7 @@ class Pair:
     def matrices(self, index: int) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
         """Yield each covered matrix of layer ``index`` with both models' ``[..., out, in]`` tensors as stored."""
         slow, fast = self.slow.read(index), self.fast.read(index)
-        for matrix in expand(matrices(self.config, index), slow):
+        for matrix in expand(matrices(self.slow.spec, index), slow):
             yield matrix, matrix.rows(slow[matrix.name]), matrix.rows(fast[matrix.name])
 
     def distance(self, index: int) -> float:
@@ -115,7 +111,7 @@ class Pair:
         found: dict[str, float] = {}
         for index in range(self.layers):
             slow, fast = self.slow.read(index), self.fast.read(index)
-            covered = {matrix.name for matrix in expand(matrices(self.config, index), slow)}
+            covered = {matrix.name for matrix in expand(matrices(self.slow.spec, index), slow)}
             for name in [n for n in slow if n not in covered and not n.endswith(_COMPUTED)]:
                 found[f"layers.{index}.{name}"] = _distance(slow[name], fast[name])
             self.release()
@@ -152,7 +148,7 @@ class Pair:
                 "give two models of one architecture"
             )
         for path, layers in zip(self.paths, (slow, fast), strict=True):
-            if is_uneven(layers.config):
+            if layers.spec.is_uneven:
                 raise UsageError(
                     f"the layers of {path} have different numbers of experts, which a switch does not support: give a "
                     "model with equal layers"
@@ -183,7 +179,7 @@ class Pair:
 
     def _check_function(self) -> None:
         """Validate that all settings that affect the function agree, since an adapter changes only weights."""
-        differ = function_differences(self.slow.config, self.fast.config)
+        differ = function_differences(self.slow.checkpoint, self.fast.checkpoint)
         if differ:
             told = "; ".join(
                 f"{key}: {ours} and {theirs}" for key, (ours, theirs) in list(differ.items())[:4]
@@ -217,15 +213,9 @@ class Pair:
 def _stored(layers: LayerFormat, name: str) -> str:
     """Return the stored tensor of the embedding or the head; a tied head uses the embedding, even if it is stored."""
     disk = layers.architecture.disk
-    if name == disk.head and (name not in layers.checkpoint or _is_tied(layers.config)):
+    if name == disk.head and (name not in layers.checkpoint or layers.spec.tied):
         return disk.embedding
     return name
-
-
-def _is_tied(config: dict[str, Any]) -> bool:
-    if "tie_word_embeddings" in config:
-        return bool(config["tie_word_embeddings"])
-    return bool(getattr(text_config(config), "tie_word_embeddings", False))
 
 
 def _distance(slow: Tensor, fast: Tensor) -> float:

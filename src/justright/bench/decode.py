@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import context_length, rope_switch_length
 from justright.bench.agreement import Agreement, Logits, compare
 from justright.bench.contenders import (
     LOOKUP,
@@ -366,8 +365,7 @@ def fitting_length(path: Path, kinds: Sequence[str], wanted: int, tokens: int) -
         UsageError: no length fits.
     """
     with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
-    context = min(context_length(config), rope_switch_length(config) or context_length(config))
+        context = checkpoint.spec.usable_context
     most, tokenizer = context - tokens, load_tokenizer(path)
     length = min(wanted, most)
     while True:

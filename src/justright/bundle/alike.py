@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from justright.architectures.spec import parameter_part
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.writer import CheckpointWriter
 from justright.model.decoder_layer import LayerFormat
@@ -52,9 +51,9 @@ def same_zeros(model: Path, like: Path, out: Path, parts: tuple[str, ...], tick:
         layers = LayerFormat(theirs)
         masked = {
             name
-            for index in range(layers.layers)
+            for index in range(layers.spec.num_layers)
             for name in layers.disk_names(index)
-            if parameter_part(layers.architecture, name, layers.layers) in parts and is_matrix(layers, name)
+            if layers.spec.part(name) in parts and is_matrix(layers, name)
         }
         fingerprint: dict[str, Any] = {"zeros_of": str(like), "parts": list(parts)}
         with CheckpointWriter(

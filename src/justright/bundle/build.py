@@ -25,7 +25,7 @@ from justright.adapter.adapter import Adapter
 from justright.adapter.extract import check_svd, extract
 from justright.adapter.extract import estimate as estimate_switch
 from justright.adapter.pair import Pair
-from justright.architectures.spec import context_length
+from justright.architectures.spec import ModelSpec
 from justright.bundle.alike import prune_alike
 from justright.bundle.contents import KIND_OF, check_contents, check_defaults, check_verifier
 from justright.bundle.recipe import DraftRecipe, Recipe
@@ -90,9 +90,9 @@ class BundleBuild:
         self.device = EngineOptions(device=recipe.device).torch_device
         self.model = resolve(recipe.model).path
         self.fast = None if recipe.fast is None else resolve(recipe.fast).path
-        config, tokenizer = check_verifier(self.model)
-        self.context = context_length(config)
-        self._check_defaults(config, tokenizer)
+        spec, tokenizer = check_verifier(self.model)
+        self.context = spec.context
+        self._check_defaults(spec, tokenizer)
         if recipe.switch is not None:
             check_svd(recipe.switch.svd, recipe.switch.ranks, recipe.switch.workers)
         self.pair = None if self.fast is None else Pair(self.model, self.fast)
@@ -181,7 +181,7 @@ class BundleBuild:
             with contextlib.suppress(OSError):  # other files may be there
                 self.work.parent.rmdir()
 
-    def _check_defaults(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    def _check_defaults(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> None:
         """Validate now what bundling would only find after hours.
 
         Raises:
@@ -201,7 +201,7 @@ class BundleBuild:
         if self.fast is not None:
             switch = Adapter(self.work / "switch", {}, {}, None, load_tokenizer(self.fast).chat_template, {})
         try:
-            check_defaults(defaults, config, RequestBuilder(tokenizer, switch), kind)
+            check_defaults(defaults, spec, RequestBuilder(tokenizer, switch), kind)
         except UsageError as error:
             made = "" if self.fast else " (the key fast in the recipe makes a switch)"
             raise UsageError(f"defaults: {error}{made * (defaults.effort is not None)}") from error

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from justright.adapter.adapter import Adapter
-from justright.architectures.spec import context_length, text_config
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.bundle_manifest import Bundle, bundled_files, write_bundle
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.finite import check_finite_files
@@ -95,7 +95,7 @@ def check_contents(
         JustrightError: a part is missing, damaged or made for another model; defaults that are not possible.
     """
     path = resolve(model).path
-    config, tokenizer = check_verifier(path)
+    spec, tokenizer = check_verifier(path)
     identity = weights_identity(path)
     values = dict(defaults or {})
     parts: dict[str, Path] = {}
@@ -106,30 +106,28 @@ def check_contents(
         parts["switch"], about["switch"] = adapter.path, _about_switch(adapter)
         notes += _check_switch(adapter, tokenizer)
     if draft is not None:
-        name, folder = _drafter(draft, path, identity, text_config(config).vocab_size)
+        name, folder = _drafter(draft, path, identity, spec.vocab_size)
         values.setdefault("draft", name)
         if folder is not None:
             parts["draft"], about["draft"] = folder, _about_drafter(folder)
             if adapter is not None and 1.0 not in about["draft"]["factors"]:
                 notes.append("the drafter was trained in slow mode only: fast mode will accept fewer tokens")
     settled = Defaults.of(values, draft_options or {})
-    check_defaults(settled, config, RequestBuilder(tokenizer, adapter), about.get("draft", {}).get("kind"))
+    check_defaults(settled, spec, RequestBuilder(tokenizer, adapter), about.get("draft", {}).get("kind"))
     with Checkpoint.open(path) as checkpoint:
         check_finite_files(checkpoint.files())
     return Contents(path, identity, parts, about, settled, tuple(notes))
 
 
-def check_verifier(path: Path) -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
-    """Validate a model for bundling; returns its config and tokenizer.
+def check_verifier(path: Path) -> tuple[ModelSpec, PreTrainedTokenizerFast]:
+    """Validate a model for bundling; returns its spec and tokenizer.
 
     Raises:
         JustrightError: the model is not supported, is damaged, or has no tokenizer.
     """
-    check_model(path)
+    spec = check_model(path)
     check_tokenizer_files(path)
-    with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
-    return config, load_tokenizer(path)
+    return spec, load_tokenizer(path)
 
 
 def _check_switch(adapter: Adapter, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -177,14 +175,12 @@ def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[s
     return draft if named else _BEST[about["kind"]], folder
 
 
-def check_defaults(
-    defaults: Defaults, config: Mapping[str, Any], modes: RequestBuilder, kind: str | None
-) -> None:
+def check_defaults(defaults: Defaults, spec: ModelSpec, modes: RequestBuilder, kind: str | None) -> None:
     """Validate that the model and its parts support these defaults.
 
     Args:
         defaults: of the bundle.
-        config: of the model.
+        spec: of the model.
         modes: of the model, with its switch.
         kind: of the trained drafter; None without one.
 
@@ -197,7 +193,8 @@ def check_defaults(
         raise UsageError(
             f"{defaults.draft} drafts need a trained drafter of the kind {needed}, but the bundle has {has}; give one"
         )
-    modes.check(defaults.thinking, text_config(dict(config)).hidden_size)
-    most = context_length(dict(config))
-    if defaults.max_context is not None and defaults.max_context > most:
-        raise UsageError(f"max_context is {defaults.max_context}; the model's context is {most}: give less")
+    modes.check(defaults.thinking, spec.hidden_size)
+    if defaults.max_context is not None and defaults.max_context > spec.context:
+        raise UsageError(
+            f"max_context is {defaults.max_context}; the model's context is {spec.context}: give less"
+        )

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from justright.architectures.spec import architecture_of
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.shard_writer import MAX_HEADER_ROOM, ShardFile
 from justright.errors import UnsupportedModelError, UsageError
@@ -71,8 +71,8 @@ class LayerStream:
         dtype: torch.dtype = torch.float32,
         rows: int = 1,
     ) -> None:
-        self.architecture = architecture_of(config)
-        check_runs(config)
+        self.spec = ModelSpec.of(config)
+        check_runs(self.spec)
         if ids.ndim != 2 or ids.numel() == 0:
             raise UsageError("there are no calibration sequences: give calibration texts")
         self.ids, self.rows = ids, rows
@@ -192,15 +192,16 @@ class LayerStream:
         self, checkpoint: Checkpoint, config: dict[str, Any]
     ) -> tuple[list[nn.Module], dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
         """Return the layers without weights, and their call arguments for each batch size."""
+        row = self.spec.architecture
         # One product per expert, which `Watch` can observe.
-        options = {"experts_implementation": "eager"} if self.architecture.is_moe else {}
-        model = skeleton(config, self.dtype, **options)
-        decoder = model.get_submodule(self.architecture.memory.stem)
+        options = {"experts_implementation": "eager"} if row.is_moe else {}
+        model = skeleton(config, self.spec, self.dtype, **options)
+        decoder = model.get_submodule(row.memory.stem)
         layers = list(decoder.layers)
         recorders = [_Recorder(layer) for layer in layers]
         decoder.layers = nn.ModuleList(recorders)
         decoder.norm = nn.Identity()
-        embedding = checkpoint.tensor(self.architecture.disk.embedding, copy=True)
+        embedding = checkpoint.tensor(row.disk.embedding, copy=True)
         place(decoder.embed_tokens, "weight", embedding.to(self.devices[0], self.dtype))
         del embedding  # the original dtype is no longer needed
         for name, buffer in decoder.named_buffers():
@@ -221,17 +222,16 @@ class LayerStream:
         return layers, calls
 
 
-def check_runs(config: dict[str, Any]) -> None:
+def check_runs(spec: ModelSpec) -> None:
     """Validate that the family's layers can run.
 
     Raises:
         UnsupportedModelError: transformers has no class for it.
     """
-    architecture = architecture_of(config)
-    if not architecture.stock:
+    if not spec.architecture.stock:
         raise UnsupportedModelError(
-            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use criteria that need "
-            "no calibration (--criterion router, --weights magnitude)"
+            f"transformers has no class for {spec.architecture.family}, so it cannot be calibrated: use criteria that "
+            "need no calibration (--criterion router, --weights magnitude)"
         )
 
 

@@ -168,15 +168,14 @@ def bundled_part(path: Path | None, name: str) -> Path | None:
     return Bundle.open(path).part(name) if path is not None and is_bundle(path) else None
 
 
-def check_bundled_weights(path: Path) -> None:
-    """Read the model weights of a bundle once and validate them; skip any other directory.
+def check_bundled_weights(checkpoint: Checkpoint) -> None:
+    """Read the model weights of a bundle once and validate them; skip any other checkpoint.
 
     Raises:
         CheckpointError: A weight is NaN or infinite.
     """
-    if is_bundle(path):
-        with Checkpoint.open(path) as checkpoint:
-            check_finite_files(checkpoint.files())
+    if is_bundle(checkpoint.path):
+        check_finite_files(checkpoint.files())
 
 
 def part_of_file(name: str) -> str:

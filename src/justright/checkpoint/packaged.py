@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, MissingExtraError, SourceError, install_command
-from justright.files import local_path
+from justright.files import cache_folder
 from justright.provenance import collect, file_sha256
 
 if TYPE_CHECKING:
@@ -147,17 +146,6 @@ class PackagedProvider:
 
 
 provider = PackagedProvider()
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder.
-
-    It is ``$JUSTRIGHT_CACHE``, else ``$XDG_CACHE_HOME/justright``, else ``~/.cache/justright``.
-    """
-    if own := os.environ.get("JUSTRIGHT_CACHE"):
-        return local_path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "justright"
 
 
 def find_parts(model: PackagedModel) -> list[Path]:

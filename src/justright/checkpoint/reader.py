@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint import sparse
 from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
 from justright.checkpoint.tensor_names import canonical_names
@@ -48,13 +50,17 @@ class Checkpoint:
         self._open: dict[Path, Any] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str | Checkpoint) -> Checkpoint:
         """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+
+        A checkpoint that is open already is returned as it is, so that functions take either.
 
         Raises:
             CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
                 or not safetensors at all. The message says which file and what to do.
         """
+        if isinstance(path, Checkpoint):
+            return path
         path = Path(path)
         index: dict[str, str] = {}
         if path.is_file():
@@ -196,6 +202,16 @@ class Checkpoint:
             folder = self.path if self.path.is_dir() else self.path.parent
             self._config = read_json(folder / "config.json")
         return dict(self._config)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the model is, by ``config.json``; the first use imports transformers.
+
+        Raises:
+            CheckpointError: ``config.json`` is missing or invalid.
+            UnsupportedModelError: See `ModelSpec.of`.
+        """
+        return ModelSpec.of(self.config)
 
 
 def weights_file(path: Path) -> Path | None:

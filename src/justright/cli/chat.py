@@ -15,10 +15,11 @@ from justright.cli.output import Terminal, output_of
 from justright.errors import JustrightError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Message, Prepared
+    from justright.cli.prepare import Message
     from justright.engine.chat_modes import Reasoning
     from justright.engine.generation import ModeParams
     from justright.engine.llm import LLM
+    from justright.engine.prepared import PreparedModel
     from justright.engine.request import Request
 
 _HELP = """\
@@ -59,6 +60,7 @@ def chat(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
@@ -68,8 +70,8 @@ def chat(
 
     When the conversation no longer fits into the context, its oldest turns are dropped, and a line reports it.
     """
-    from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.prepare import load, prepare, sampling_of
+    from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
     ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
@@ -77,11 +79,11 @@ def chat(
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
     thinking = settled_thinking(thinking_of(ctx), ready.defaults)
-    check_thinking(ready, thinking)
+    ready.check_reasoning(thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # fails now if the template rejects the system message
     limits = {"max_tokens": max_tokens, "stop": tuple(stop or ()), "stop_in_reasoning": stop_in_reasoning}
-    session = _Session(ready.load(), conversation, params, limits, output, thinking, thinking)
+    session = _Session(load(ready, output, model), conversation, params, limits, output, thinking, thinking)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
     if interactive:
         output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
@@ -101,7 +103,7 @@ class Conversation:
         turns: messages, alternately the user's and the assistant's.
     """
 
-    ready: Prepared
+    ready: PreparedModel
     max_tokens: int
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
@@ -220,10 +222,8 @@ class _Session:
     def _set_effort(self, effort: str | None) -> None:
         from dataclasses import replace
 
-        from justright.cli.thinking import check_thinking
-
         thinking = replace(self.started, effort=effort, factor=None) if effort else self.started
-        check_thinking(self.conversation.ready, thinking)
+        self.conversation.ready.check_reasoning(thinking)
         self.thinking = thinking
 
     def _set_system(self, system: str | None) -> None:

@@ -19,6 +19,7 @@ from justright.cli.options import (
     Json,
     Switch,
     ThinkingBudget,
+    Weights,
     engine_options,
 )
 from justright.cli.output import Terminal, output_of
@@ -71,6 +72,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
+    weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,20 +103,19 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
-        from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
         from justright.engine.chat_modes import Reasoning
-        from justright.engine.defaults import settle
         from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
+        from justright.engine.prepared import prepare_model
 
         options = EngineOptions(**engine_options(ctx, slots=batch, generation_config="none"))
-        options, defaults = settle(options, resolve(model).path)
-        thinking = settled_thinking(thinking_of(ctx), defaults, None if chat else "give --chat")
+        ready = prepare_model(model, options)
+        options = ready.options
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults, None if chat else "give --chat")
         effort = thinking.effort
-        engine = LLM(model, options)
-        if engine.modes is not None:
-            engine.modes.check(thinking, engine.verifier.config.hidden_size)
+        ready.check_reasoning(thinking)
+        engine = LLM(ready)
     asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,

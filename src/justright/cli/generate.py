@@ -15,8 +15,9 @@ from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Message, Prepared
+    from justright.cli.prepare import Message
     from justright.engine.llm import LLM
+    from justright.engine.prepared import PreparedModel
     from justright.engine.request import Request
 
 _MAX_BATCH = 4
@@ -71,6 +72,7 @@ def generate(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
@@ -82,8 +84,8 @@ def generate(
 
     Ctrl-C prints the text so far and exits with code 130.
     """
-    from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.prepare import load, prepare, sampling_of
+    from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
@@ -94,9 +96,9 @@ def generate(
     said = thinking_of(ctx)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
-    check_thinking(ready, thinking)
-    prompts = _prompts(ready, texts, system, raw=raw)
-    engine = ready.load()
+    ready.check_reasoning(thinking)
+    prompts = _prompts(ready, texts, system, output, raw=raw)
+    engine = load(ready, output, model)
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop or (),
@@ -138,12 +140,12 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
 
 
 def _prompts(
-    ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool
+    ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
-        ready.output.note("note: the model has no chat template; prompts are plain text")
+        output.note("note: the model has no chat template; prompts are plain text")
     if system is not None and not templated:
         raise UsageError("--system needs a model with a chat template: leave out --system or --raw")
     start: list[Message] = [] if system is None else [{"role": "system", "content": system}]

@@ -53,11 +53,12 @@ def engine_options(ctx: typer.Context, **others: Any) -> dict[str, Any]:
 
 
 _OF_ENGINE = (
-    "dtype", "device", "cpu_kernels", "max_context", "cache", "slots", "draft", "switch", "generation_config",
+    "dtype", "device", "cpu_kernels", "weights", "max_context", "cache", "slots", "draft", "switch",
+    "generation_config",
 )  # fmt: skip
 _loading = partial(typer.Option, rich_help_panel="Loading and running")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
-_REASONING = "Reasoning"
+_reasoning = partial(typer.Option, rich_help_panel="Reasoning")
 
 Model = Annotated[
     str,
@@ -105,6 +106,9 @@ Device = Annotated[str, _loading(help="A torch device; auto: CUDA if available, 
 CpuKernels = Annotated[
     str | None, _loading(help="CPU kernels: packed or plain.  (default: packed on a CPU in float32)")
 ]
+Weights = Annotated[
+    str | None, _loading(help="Quantise while loading: int8 or int4, float32 on a CPU.  (default: as stored)")
+]
 MaxContext = Annotated[
     int | None, _loading(help="Most tokens of a sequence, prompt and output.  (default: the model's context)")
 ]
@@ -144,63 +148,55 @@ System = Annotated[str | None, typer.Option(help="The system message; needs a ch
 
 Switch = Annotated[
     str | None,
-    typer.Option(
+    _reasoning(
         metavar="ADAPTER",
         help="Switch to the fast mode, from `justright switch extract`: a directory or a hub id; none: not even the "
         "bundle's.  (default: the bundle's)",
-        rich_help_panel=_REASONING,
     ),
 ]
 Effort = Annotated[
     str | None,
-    typer.Option(
+    _reasoning(
         metavar="EFFORT",
         help="Reasoning effort. none, minimal: fast mode. low, medium, high: at most 20, 50, 80% of --max-tokens for "
         "reasoning. auto: by a score of the prompt. escalate: fast first, then slow if the answer is uncertain or "
         "truncated.  (default: the bundle's, else the model's own behaviour)",
-        rich_help_panel=_REASONING,
     ),
 ]
 ThinkingBudget = Annotated[
     int | None,
-    typer.Option(
+    _reasoning(
         min=0,
         metavar="N",
         help="Most reasoning tokens; then the closing tag is injected and the answer follows.  (default: no limit)",
-        rich_help_panel=_REASONING,
     ),
 ]
 Factor = Annotated[
     float | None,
-    typer.Option(
+    _reasoning(
         min=0.0,
         max=1.0,
         help="Adapter scale of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
-        rich_help_panel=_REASONING,
     ),
 ]
 Closing = Annotated[
     str | None,
-    typer.Option(
+    _reasoning(
         metavar="TEXT",
         help=r"Text injected when the reasoning budget is spent, with the closing tag; \n is a line break. It may "
         r"begin the answer: '\n</think>\nThe answer is'.  (default: '\n</think>\n')",
-        rich_help_panel=_REASONING,
     ),
 ]
 ScorerName = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        help="Scorer of auto: probe (fitted by `justright switch calibrate`) or heuristic.",
-        rich_help_panel=_REASONING,
+    _reasoning(
+        metavar="NAME", help="Scorer of auto: probe (fitted by `justright switch calibrate`) or heuristic."
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
+    _reasoning(
         help="Threshold of slow mode. auto: above this score; escalate: below this probability.  (default: as "
-        "calibrated)",
-        rich_help_panel=_REASONING,
+        "calibrated)"
     ),
 ]

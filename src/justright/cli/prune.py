@@ -155,7 +155,6 @@ def prune(
     _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
-        from justright.architectures.spec import context_length
         from justright.calibration.texts import notes
         from justright.checkpoint.reader import Checkpoint
         from justright.engine.options import EngineOptions
@@ -167,7 +166,7 @@ def prune(
         dtype=dtype, device=devices[0], draft="none", switch="none", generation_config="none"
     )
     with Checkpoint.open(source.path) as checkpoint:
-        context = context_length(checkpoint.config)
+        context = checkpoint.spec.context
     texts = tuple(calibration or (() if plan else ("zoo",)))
     given = named(ctx, (field.name for field in fields(Settings)))
     given |= {"parts": tuple(part for part in parts.split(",") if part), "calibration": texts}

@@ -14,7 +14,7 @@ from justright.errors import MissingExtraError, ResourceError, UsageError, insta
 if TYPE_CHECKING:
     import socket
 
-    from justright.cli.prepare import Prepared
+    from justright.engine.prepared import PreparedModel
     from justright.serve.server_settings import ServeSettings
 
 
@@ -58,6 +58,7 @@ def serve(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
 ) -> None:
     """Serve a model or a bundle through an OpenAI-compatible API; the page at / shows the server's state.
@@ -74,7 +75,7 @@ def serve(
         return
     _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import given_sampling, prepare
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.thinking import settled_thinking, thinking_of
     from justright.serve.hosts import Hosts, is_loopback
     from justright.serve.lifecycle import bind
     from justright.serve.server_settings import ServeSettings, served_name
@@ -85,7 +86,7 @@ def serve(
     with bind(host, port) as bound:  # fails before any slow work
         ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
         thinking = settled_thinking(thinking_of(ctx), ready.defaults)
-        check_thinking(ready, thinking)
+        ready.check_reasoning(thinking)
         settings = ServeSettings(
             name or served_name(model),
             given_sampling(ctx, ready),
@@ -104,7 +105,7 @@ def serve(
 
 
 def _run(
-    ready: Prepared,
+    ready: PreparedModel,
     settings: ServeSettings,
     bound: socket.socket,
     output: Terminal,
@@ -114,12 +115,13 @@ def _run(
     max_connections: int,
 ) -> None:
     """Load the weights and serve."""
+    from justright.cli.prepare import load
     from justright.serve.kv_budget import LEAST_TOKENS, affordable_tokens
     from justright.serve.lifecycle import address_of
     from justright.serve.scheduler import Scheduler
     from justright.serve.server import serve as run
 
-    engine = ready.load()
+    engine = load(ready, output, settings.model)
     if cache_tokens is None:
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:

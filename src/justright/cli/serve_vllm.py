@@ -18,8 +18,8 @@ from justright.errors import MissingExtraError, UsageError
 from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Prepared
     from justright.engine.defaults import Defaults
+    from justright.engine.prepared import PreparedModel
     from justright.serve.vllm.launch import Command, VllmSettings
 
 _NOT_HERE = {
@@ -33,6 +33,7 @@ _NOT_HERE = {
     "thinking_budget": "give it with a request",
     "device": "vLLM uses the available device",
     "cpu_kernels": "vLLM has kernels of its own",
+    "weights": "vLLM has --quantization",
 }
 """Options of `serve` that would have no effect, and what to do instead."""
 
@@ -44,9 +45,8 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
         UsageError: vLLM has no equivalent of an option.
         MissingExtraError: vLLM, or a package that a drafter needs there, is not installed.
     """
-    from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
-    from justright.engine.checks import switch_of
+    from justright.files import cache_folder
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params
@@ -59,10 +59,10 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     options["generation_config"] = given["generation_config"]
     ready = prepare(model, output, options)
     settings, notes = _with_defaults(ctx, settings, ready)
-    adapter = switch_of(ready.options, ready.source.path)
-    folder = cache_folder() / "vllm" / _digest(ready.source.path, None if adapter is None else adapter.path)
+    adapter = ready.adapter
+    folder = cache_folder() / "vllm" / _digest(ready.path, None if adapter is None else adapter.path)
     folder.mkdir(parents=True, exist_ok=True)
-    found = command(ready.source.path, adapter, ready.tokenizer, settings, folder)
+    found = command(ready.path, adapter, ready.tokenizer, settings, folder)
     for note in [*found.notes, *notes]:
         output.note(f"note: {note}")
     if dry_run:
@@ -107,7 +107,7 @@ def _draft_options(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _with_defaults(
-    ctx: typer.Context, settings: VllmSettings, ready: Prepared
+    ctx: typer.Context, settings: VllmSettings, ready: PreparedModel
 ) -> tuple[VllmSettings, list[str]]:
     """Fill in a bundle's defaults, and return notes on them; raise an error for a drafter of another model."""
     from justright.cli.prepare import sampling_of
@@ -126,7 +126,7 @@ def _with_defaults(
     )
     drafter = create_drafter(draft, **options)
     if drafter is not None:
-        drafter.check(ready.source.path)
+        drafter.check(ready.path)
     return settled, notes
 
 

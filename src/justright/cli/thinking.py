@@ -10,7 +10,6 @@ from justright.cli.options import named
 from justright.errors import UsageError
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Prepared
     from justright.engine.chat_modes import Reasoning
     from justright.engine.defaults import Defaults
 
@@ -49,16 +48,3 @@ def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | Non
     if untemplated:
         raise UsageError(f"the reasoning options need the model's chat template: {untemplated}")
     return said
-
-
-def check_thinking(ready: Prepared, thinking: Reasoning) -> None:
-    """Check that the model and its switch support the settings; reads the adapter, but no weights of the model.
-
-    Raises:
-        JustrightError: there is no fast mode or no reasoning, or the adapter is invalid or belongs to another model.
-    """
-    from justright.engine.chat_modes import RequestBuilder
-    from justright.engine.checks import switch_of
-
-    adapter = switch_of(ready.options, ready.source.path)
-    RequestBuilder(ready.tokenizer, adapter).check(thinking, ready.hidden_size)

@@ -24,7 +24,6 @@ def unpack(
 
     If interrupted, the same command continues.
     """
-    from justright.architectures.uneven_experts import is_uneven
     from justright.checkpoint.reader import Checkpoint
     from justright.checkpoint.sources import resolve
     from justright.checkpoint.unpacking import unpack_checkpoint
@@ -41,5 +40,5 @@ def unpack(
         output.object({"path": str(path), "bytes": after.nbytes, "packed_bytes": before.nbytes})
         return
     output.text(f"{path}: {readable_bytes(before.nbytes)} -> {readable_bytes(after.nbytes)}")
-    if is_uneven(after.config):
+    if after.spec.is_uneven:
         output.note("note: its layers have different numbers of experts, so only justright loads it")

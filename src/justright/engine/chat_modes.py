@@ -202,13 +202,13 @@ class RequestBuilder:
 
     @property
     def reasons(self) -> bool:
-        """Whether the model reasons: it has an adapter, or its template uses the tags or can disable reasoning.
+        """Whether the model reasons: it has an adapter, or its template has the tags, an effort or a switch.
 
         Tags in the vocabulary prove nothing: a model without reasoning may share its vocabulary with one that
         reasons.
         """
         tags = self.tags or ThinkingTags()
-        marks = (tags.open, tags.close, _SWITCH)
+        marks = (tags.open, tags.close, _SWITCH, "reasoning_effort")
         known = any(mark in template for template in self.templates for mark in marks)
         return self.adapter is not None or known
 

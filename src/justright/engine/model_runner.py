@@ -10,22 +10,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import (
-    architecture_of,
-    attention_windows,
-    context_length,
-    rope_switch_length,
-    text_config,
-)
+from justright.architectures.spec import ModelSpec
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_model
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
 from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
+from justright.kernels.quantised import Weights
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static", "trimmed"]
@@ -66,17 +62,12 @@ class Verifier:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
         self.model = model.eval()
-        self.architecture = architecture_of(model.config)
-        self.config: PretrainedConfig = text_config(model.config)
-        self.context = context_length(model.config)
-        self.windows = attention_windows(model.config)
+        self.spec = ModelSpec.of(model.config)
         self.prefill_chunk = prefill_chunk
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.cache_kind = cache
-        # Beyond this length some rotary embeddings (LongRoPE, dynamic NTK) change every key computed before.
-        reach = rope_switch_length(model.config) or self.context
-        self.max_tokens = min(max_tokens or self.context, self.context, reach)
+        self.max_tokens = min(max_tokens or self.spec.context, self.spec.usable_context)
         self.cache = self._new_cache(slots)
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
@@ -88,23 +79,25 @@ class Verifier:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         cpu_kernels: CpuKernels | None = None,
+        weights: Weights | None = None,
         **options: Any,
     ) -> Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
 
         Args:
-            path: a checkpoint directory.
+            path: a checkpoint, or its directory.
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.
+            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head.
 
         Raises:
-            UsageError: packed kernels are requested but not available.
+            UsageError: packed kernels or quantised weights are requested but not available.
             UnsupportedModelError: see the class.
             CheckpointError: see `load_model`.
             ResourceError: see `load_model`.
@@ -116,9 +109,14 @@ class Verifier:
                 f"packed CPU kernels need float32 on a CPU, not {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
+        if weights is not None and (not packable or cpu_kernels == "plain"):
+            raise UsageError(
+                f"weights {weights!r} need packed CPU kernels in float32, but dtype is {dtype}, device {device} and "
+                f"cpu_kernels {cpu_kernels or 'packed'}. Use --dtype float32 --device cpu --cpu-kernels packed"
+            )
         model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
         if packable and cpu_kernels != "plain":
-            kernels.pack(model)
+            kernels.pack(model, weights)
         return cls(model, **options)
 
     @property
@@ -273,7 +271,7 @@ class Verifier:
             self.clear(slot)
 
     def _new_cache(self, slots: int) -> KVCache:
-        layers = self.config.num_hidden_layers
+        layers = self.spec.num_layers
         static, trimmed = self.cache_kind != "grow", self.cache_kind == "trimmed"
         return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
 
@@ -330,7 +328,7 @@ class Verifier:
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
-            self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
+            self.cache, runs, self.spec.windows, positions, self.spec.architecture.index_scaled, static=static
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:

@@ -14,28 +14,30 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from justright.architectures.schema import Architecture
-from justright.architectures.spec import architecture_of
-from justright.architectures.uneven_experts import experts_by_layer, with_experts
+from justright.architectures.spec import ModelSpec
+from justright.architectures.uneven_experts import with_experts
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError
 from justright.model.decoder_layer import LayerFormat, State
 
 
-def skeleton(config: dict[str, Any], dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def skeleton(config: dict[str, Any], spec: ModelSpec, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """Build the causal language model of a ``config.json``: parameters on the meta device, other buffers real.
 
     Args:
         config: Content of a ``config.json``, uneven or not.
+        spec: Its spec.
         dtype: Dtype of the parameters.
         options: Options for transformers' ``from_config``.
     """
-    counts = experts_by_layer(config)
-    most = max(counts.values(), default=0)
-    model = _empty(with_experts(config, dict.fromkeys(counts, most)), dtype, options)
-    for count in sorted(set(counts.values()) - {most}):
-        other = _empty(with_experts(config, dict.fromkeys(counts, count)), dtype, options)
-        mine, theirs = decoder_layers(model, config), decoder_layers(other, config)
-        for index in (i for i, n in counts.items() if n == count):
+
+    def evenly(count: int) -> PreTrainedModel:
+        return _empty(with_experts(config, spec, dict.fromkeys(spec.moe_layers, count)), dtype, options)
+
+    model = evenly(spec.num_experts)
+    for count in sorted(set(spec.experts) - {0, spec.num_experts}):
+        mine, theirs = decoder_layers(model, spec), decoder_layers(evenly(count), spec)
+        for index in (i for i, n in enumerate(spec.experts) if n == count):
             mine[index] = theirs[index]
     return model
 
@@ -50,8 +52,8 @@ def assemble(
     """
     layers = LayerFormat(checkpoint)
     names = layers.architecture
-    model = skeleton(checkpoint.config, dtype, **options)
-    for index, layer in enumerate(decoder_layers(model, checkpoint.config)):
+    model = skeleton(checkpoint.config, checkpoint.spec, dtype, **options)
+    for index, layer in enumerate(decoder_layers(model, checkpoint.spec)):
         fill(layer, layers.read(index), device, f"decoder layer {index}")
     expected = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.is_meta}
     for disk in layers.other_names():
@@ -70,9 +72,9 @@ def assemble(
     return model.eval()
 
 
-def decoder_layers(model: nn.Module, config: dict[str, Any]) -> nn.ModuleList:
+def decoder_layers(model: nn.Module, spec: ModelSpec) -> nn.ModuleList:
     """The model's decoder layers; items may be replaced."""
-    layers = model.get_submodule(f"{architecture_of(config).memory.stem}.layers")
+    layers = model.get_submodule(f"{spec.architecture.memory.stem}.layers")
     assert isinstance(layers, nn.ModuleList)
     return layers
 

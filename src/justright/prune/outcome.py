@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from justright.architectures.spec import num_experts
 from justright.calibration.statistics import LayerStatistics
 from justright.checkpoint.reader import read_json
 from justright.checkpoint.writer import CheckpointWriter
@@ -141,7 +140,6 @@ class PrunedWriter:
     Args:
         layers: The unpruned checkpoint.
         plan: The plan to apply.
-        config: ``config.json`` of the result.
         settings: The prunable parts.
         masks: Folder of the masks.
         uncalibrated: Number of uncalibrated experts of each layer.
@@ -150,7 +148,6 @@ class PrunedWriter:
 
     layers: LayerFormat
     plan: Plan
-    config: dict[str, Any]
     settings: Settings
     masks: Path
     uncalibrated: Sequence[int]
@@ -158,7 +155,7 @@ class PrunedWriter:
 
     def run(self, writer: CheckpointWriter, sizes: Sizes, tick: ProgressCallback) -> Pruned:
         """Add every tensor to ``writer``."""
-        checkpoint, total = self.layers.checkpoint, self.layers.layers
+        checkpoint, total = self.layers.checkpoint, self.layers.spec.num_layers
         whole = (Kurtosis(), Kurtosis(), Kurtosis())
         outcomes: list[LayerOutcome] = []
         parameters = memory = 0
@@ -192,7 +189,7 @@ class PrunedWriter:
     def _layer(self, index: int) -> tuple[State, LayerOutcome, tuple[Kurtosis, Kurtosis, Kurtosis]]:
         """Apply both stages to layer ``index`` in place; return its state and its result."""
         layers, choice = self.layers, self.plan.experts.get(index)
-        prunable = matrices(self.config, index, self.settings.parts)
+        prunable = matrices(layers.spec, index, self.settings.parts)
         kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
         state = layers.read(index)
         kurtosis[0].add_all(state[matrix.name] for matrix in expand(prunable, state))
@@ -205,7 +202,7 @@ class PrunedWriter:
         kurtosis[2].add_all(tensors)
         count = sum(tensor.numel() for tensor in tensors)
         zeros = count - sum(int(tensor.count_nonzero()) for tensor in tensors)
-        experts = num_experts(layers.config) if index in layers.moe_layers else 0
+        experts = layers.spec.experts[index]
         counts = self.found[index].counts if self.found else None
         tokens = counts.tolist() if counts is not None else None
         outcome = LayerOutcome(

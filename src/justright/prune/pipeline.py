@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from justright.architectures.spec import num_experts, num_layers, text_config
-from justright.architectures.uneven_experts import is_uneven, with_experts
+from justright.architectures.uneven_experts import with_experts
 from justright.calibration import texts
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import check_runs
@@ -107,16 +106,16 @@ class Pruning:
         self.device, self.dtype, self.rows = device, dtype, rows
         self.checkpoint = Checkpoint.open(model)
         self.layers = LayerFormat(self.checkpoint)
-        self.config = self.layers.config
+        self.spec = self.layers.spec
         if plan is None:
             self.counts = expert_counts(self.layers, settings)
-            if is_uneven(self.config) and self._removes:
+            if self.spec.is_uneven and self._removes:
                 raise UsageError(
                     f"the layers of {model} already have different numbers of experts, so no more experts can be "
                     "removed. Prune only its single weights with --expert-sparsity 0"
                 )
         else:
-            plan.check(self.config)
+            plan.check(self.spec)
             self.counts = plan.counts
             if plan.experts and "experts" not in settings.parts:
                 raise UsageError(
@@ -128,7 +127,7 @@ class Pruning:
                 )
         if self._removes and (beyond := self.layers.expert_names_beyond()):
             raise UnsupportedModelError(
-                f"{model} has {len(beyond)} expert tensors outside its {self.layers.layers} decoder layers, such as "
+                f"{model} has {len(beyond)} expert tensors outside its {self.spec.num_layers} decoder layers, such as "
                 f"{beyond[0]} (multi-token prediction), and config.json has one expert count for all. Prune a copy "
                 "without these tensors (transformers' save_pretrained drops them), or keep all experts with "
                 "--expert-sparsity 0"
@@ -141,8 +140,8 @@ class Pruning:
         self.sizes = sizes(self.layers, settings, self.counts, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
-            check_runs(self.config)
-            check_length(self.config, settings.length)
+            check_runs(self.spec)
+            check_length(self.spec, settings.length)
             self.calibration = self._texts()
         if statistics is not None:
             check_job_folder(statistics, self._job(), "statistics")
@@ -170,7 +169,7 @@ class Pruning:
 
     @property
     def _removes(self) -> bool:
-        return any(kept < num_experts(self.config) for kept in self.counts.values())
+        return any(kept < self.spec.num_experts for kept in self.counts.values())
 
     @property
     def _sparse(self) -> bool:
@@ -193,7 +192,7 @@ class Pruning:
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
         calibrated = self.calibration is not None
-        experts = num_experts(self.config)
+        experts = self.spec.num_experts
         experts_after = sum(self.counts.values()) / max(1, len(self.counts))
         return PruneEstimate(
             parameters=self.sizes.total,
@@ -219,21 +218,21 @@ class Pruning:
         passes = self._first_pass + 2 * self._second_pass
         if not passes or self.calibration is None:
             return 0.0
-        kinds = {index in self.layers.moe_layers: index for index in range(self.layers.layers)}
+        kinds = {self.spec.experts[index] > 0: index for index in range(self.spec.num_layers)}
         batches = -(-self.settings.sequences // self.rows)
         total = 0.0
         with tempfile.TemporaryDirectory() as folder:
             run = replace(self._run(), ids=self.calibration.ids[: self.rows])
-            stream = run.stream(self.checkpoint, self.config, Path(folder))
+            stream = run.stream(self.checkpoint, self.checkpoint.config, Path(folder))
             for has_experts, index in kinds.items():
                 layer = stream.materialise(index, self.layers.read(index))
                 begin = time.perf_counter()
-                with Collector(self.config, stream, index, layer):
+                with Collector(stream, index, layer):
                     stream.measure(index, at=0)
                 took = time.perf_counter() - begin
                 stream.release(index)
-                count = len(self.layers.moe_layers)
-                total += took * (count if has_experts else self.layers.layers - count)
+                count = len(self.spec.moe_layers)
+                total += took * (count if has_experts else self.spec.num_layers - count)
         return total * batches * passes
 
     def run(
@@ -277,12 +276,14 @@ class Pruning:
             job = {**fingerprint, **self._job(), "model": model, "plan": plan.to_json()}
             masks = job_folder(work / "masks", job)
             self.sizes = self._sizes_of(plan.counts)
-            config = with_experts(self.config, plan.counts) if self._removes else self.config
+            config = self.checkpoint.config
+            if self._removes:
+                config = with_experts(config, self.spec, plan.counts)
             few: list[int] = []
             if self._sparse:
                 run = self._run() if self._second_pass else None
                 few = prune_weights(self.layers, plan, config, self.settings, run, masks, tick)
-            done = PrunedWriter(self.layers, plan, config, self.settings, masks, few, found).run(
+            done = PrunedWriter(self.layers, plan, self.settings, masks, few, found).run(
                 writer, self.sizes, tick
             )
             if before is not None:
@@ -298,7 +299,7 @@ class Pruning:
                 JSON: json.dumps(done.to_dict(), indent=1) + "\n",
                 HTML: render(done, self.settings, pictures),
             })  # fmt: skip
-        tick("writing", self.layers.layers, self.layers.layers)
+        tick("writing", self.spec.num_layers, self.spec.num_layers)
         return evaluate_result(out, evaluate, tick) if evaluate else done
 
     def _texts(self) -> texts.CalibrationSet:
@@ -344,7 +345,7 @@ class Pruning:
 
     def _hidden_bytes(self) -> int:
         width = torch.empty((), dtype=self.dtype).element_size()
-        hidden = int(text_config(self.config).hidden_size)
+        hidden = self.spec.hidden_size
         return self.settings.sequences * self.settings.length * hidden * width
 
     def _first(self, work: Path, model: str, tick: ProgressCallback) -> list[LayerStatistics] | None:
@@ -375,9 +376,9 @@ class Pruning:
         )
         made_from = {"settings": self.settings.to_dict(), "model": model, **self._job()}
         return Plan(
-            self.layers.architecture.family,
-            num_layers(self.config),
-            num_experts(self.config) if self.layers.moe_layers else 0,
+            self.spec.architecture.family,
+            self.spec.num_layers,
+            self.spec.num_experts,
             choices,
             self.settings.uneven,
             sparsity,

@@ -12,14 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from justright.architectures.spec import (
-    architecture_of,
-    expert_groups,
-    experts_per_token,
-    moe_layers,
-    num_experts,
-    num_layers,
-)
+from justright.architectures.spec import ModelSpec
 from justright.errors import CheckpointError, UsageError
 from justright.prune.experts import KeptExperts
 
@@ -94,14 +87,14 @@ class Plan:
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} is not a pruning plan: {error}") from error
 
-    def check(self, config: dict[str, Any]) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Validate that the plan fits the model and leaves it able to run.
 
         Raises:
             UsageError: The family or shape differs, an expert does not exist, fewer experts stay than a token
                 needs, layers keep different numbers, or a sparsity is outside [0, 1).
         """
-        mine = (architecture_of(config).family, num_layers(config), num_experts(config))
+        mine = (spec.architecture.family, spec.num_layers, spec.num_experts)
         theirs = (self.family, self.num_layers, self.num_experts)
         if mine != theirs:
             raise UsageError(
@@ -121,20 +114,20 @@ class Plan:
             )
         if not self.experts:
             return
-        if set(self.experts) != set(moe_layers(config)):
+        if set(self.experts) != set(spec.moe_layers):
             raise UsageError(
                 f"the plan lists experts for layers {sorted(self.experts)}, but the model has experts in layers "
-                f"{list(moe_layers(config))}: list exactly those"
+                f"{list(spec.moe_layers)}: list exactly those"
             )
         counts = set(self.counts.values())
         for count in counts:
-            check_count(config, count, "list more experts in the plan")
+            check_count(spec, count, "list more experts in the plan")
         if len(counts) > 1 and not self.uneven:
             raise UsageError(
                 f"the plan keeps {min(counts)} to {max(counts)} experts per layer, which only justright loads: keep "
                 'the same number in every layer, or set "uneven": true in the plan'
             )
-        groups = expert_groups(config)[0]
+        groups = spec.expert_groups[0]
         size = self.num_experts // groups
         for layer, choice in self.experts.items():
             where = f"layer {layer} of the plan: "
@@ -173,29 +166,29 @@ def _choice(data: dict[str, Any]) -> KeptExperts:
     return KeptExperts(kept, clusters, bool(data.get("averaged", False)))
 
 
-def least_count(config: dict[str, Any]) -> int:
+def least_count(spec: ModelSpec) -> int:
     """Return the smallest number of experts per layer that the model's routing supports."""
-    top_k, (groups, chosen) = experts_per_token(config), expert_groups(config)
-    moe = architecture_of(config).moe
+    top_k, (groups, chosen) = spec.experts_per_token, spec.expert_groups
+    moe = spec.architecture.moe
     assert moe is not None
     # With a correction bias a group is scored by its two best experts (deepseek_v3), so each needs two.
     pair = 2 if moe.group_keys is not None and moe.router.correction_bias is not None else 1
     return max(top_k, groups * max(pair, -(-top_k // chosen)))
 
 
-def check_count(config: dict[str, Any], count: int, remedy: str = "lower --expert-sparsity") -> None:
+def check_count(spec: ModelSpec, count: int, remedy: str = "lower --expert-sparsity") -> None:
     """Validate that the model's routing supports ``count`` experts; ``remedy`` is the advice in the error.
 
     Raises:
         UsageError: ``count`` is below top-k, or does not divide evenly into the routing groups.
     """
-    top_k, (groups, chosen) = experts_per_token(config), expert_groups(config)
+    top_k, (groups, chosen) = spec.experts_per_token, spec.expert_groups
     if count % groups:
         raise UsageError(
             f"{count} experts do not divide evenly into this model's {groups} routing groups: keep a multiple of "
             f"{groups}"
         )
-    least = least_count(config)
+    least = least_count(spec)
     if count < least:
         raise UsageError(
             f"{count} experts would be kept, but each token needs {top_k}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from justright.errors import JustrightError, ResourceError, UsageError
 
@@ -80,9 +81,10 @@ class ApiError(Exception):
         about = {"message": self.message, "type": KINDS[self.status], "param": self.param, "code": self.code}
         return {"error": about}
 
-    def to_response(self) -> JSONResponse:
-        """Return the response."""
-        return JSONResponse(self.to_dict(), self.status, dict(self.headers))
+    def to_response(self) -> Response:
+        """Return the response; ASCII, since a client's text in it may have no UTF-8 form."""
+        body = json.dumps(self.to_dict())
+        return Response(body, self.status, dict(self.headers), media_type="application/json")
 
 
 def of_error(error: JustrightError, param: str | None = None) -> ApiError:

@@ -101,13 +101,14 @@ def upstream_of(models: Any, adapters: Any, wanted: UpstreamOptions, template: s
     loaded = _parsed(_ADAPTERS, adapters, "/lora-adapters")
     ids = tuple(one.id for one in loaded)
     by_path = {one.path: one.id for one in loaded}
-    if wanted.fast in map(str, ids):
+    if wanted.fast is not None and wanted.fast in map(str, ids):
         fast: int | None = int(str(wanted.fast))
     else:
         path = _one(list(by_path), wanted.fast)
         fast = None if path is None else by_path[path]
     tags = ThinkingTags()
-    marks = [mark for mark in (SWITCH, tags.open, tags.close) if template is None or mark in template]
+    known = (SWITCH, tags.open, tags.close, "reasoning_effort")
+    marks = [mark for mark in known if template is None or mark in template]
     has_fast = fast is not None or SWITCH in marks
     return Upstream(kind, model, fast, ids, has_fast=has_fast, reasons=has_fast or bool(marks))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from justright.engine.model_runner import Verifier
-from justright.model.summary import cached_values_per_token
 
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_TOKENS = 256
@@ -18,7 +17,7 @@ SHARE = 0.8
 
 def affordable_tokens(verifier: Verifier) -> int:
     """Return the most tokens to keep at once: what fits into memory, and no more than all slots can use."""
-    each = cached_values_per_token(verifier.config) * verifier.dtype.itemsize
+    each = verifier.spec.cached_values * verifier.dtype.itemsize
     return min(int(SHARE * free_bytes(verifier.device)) // each, verifier.slots * verifier.max_tokens)
 
 

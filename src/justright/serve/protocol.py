@@ -250,13 +250,13 @@ class ChatRequest(CommonFields):
     @property
     def effort(self) -> str | None:
         """The reasoning effort, by name."""
-        nested = self.reasoning and self.reasoning.effort
+        nested = None if self.reasoning is None else self.reasoning.effort
         return agreed({"reasoning_effort": self.reasoning_effort, "reasoning.effort": nested})
 
     @property
     def budget(self) -> int | None:
         """The reasoning budget, in tokens."""
-        nested = self.reasoning and self.reasoning.max_tokens
+        nested = None if self.reasoning is None else self.reasoning.max_tokens
         return agreed({"thinking_budget": self.thinking_budget, "reasoning.max_tokens": nested})
 
     @property

@@ -26,10 +26,10 @@ from justright.serve.protocol import AsJson, AsSchema, ChatRequest, CommonFields
 from justright.serve.responses import ModelReasoning
 from justright.serve.server_settings import OPENAI, ServeSettings
 from justright.serve.strict_schema import closed
+from justright.serve.upstream import SWITCH
 
 _OPENAI_COMPLETION = 16
 """Default ``max_tokens`` of a completion, as in OpenAI's API."""
-_SWITCH = "enable_thinking"
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """transformers' mark around the assistant's text; it changes no text."""
 _RESERVED = frozenset(
@@ -53,7 +53,7 @@ class RequestReader:
         self._modes = engine.modes
         adapter = engine.modes.adapter
         self._end_tokens = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
-        vocab_size = engine.verifier.config.vocab_size
+        vocab_size = engine.verifier.spec.vocab_size
         self.grammars = Grammars(engine.tokenizer, vocab_size, self._end_tokens)
 
     def chat(self, body: ChatRequest) -> Iterator[list[Request]]:
@@ -66,7 +66,9 @@ class RequestReader:
         template = self._template_arguments(body.chat_template_kwargs or {})
         thinking = thinking_of(body, self.settings.thinking)
         if body.effort is not None and not self._has_marks and body.effort not in FAST_EFFORTS | DECIDING:
-            message = f"effort {body.effort}: this model never reasons; allowed: none, minimal, or no effort"
+            message = (
+                f"effort {body.effort} changes nothing, as this model has no reasoning tags: leave it out"
+            )
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
         messages = [self._message(message) for message in body.messages]
         params = self._params(body)
@@ -119,7 +121,7 @@ class RequestReader:
         """What is known about the model's reasoning, see `ModelDetails`."""
         if "none" in self.efforts:
             return "switchable"
-        if not self._has_marks:
+        if not (self._has_marks or self._modes.reasons):
             return "never"
         try:
             message = {"role": "user", "content": "Hello"}
@@ -131,11 +133,11 @@ class RequestReader:
     def _supports(self, effort: str) -> bool:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
-            hidden_size = self.engine.verifier.config.hidden_size
+            hidden_size = self.engine.verifier.spec.hidden_size
             self._modes.check(Reasoning(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
-        return self._modes.reasons
+        return self._modes.reasons and (self._has_marks or effort in FAST_EFFORTS)
 
     @property
     def _has_marks(self) -> bool:
@@ -223,9 +225,9 @@ class RequestReader:
                 raise ApiError(
                     400, f"{param} is reserved for the server: leave it out", param, "unsupported_parameter"
                 )
-            if name == _SWITCH and not isinstance(value, bool):
+            if name == SWITCH and not isinstance(value, bool):
                 raise ApiError(400, f"{param} is {value!r}; allowed: true, false", param, "invalid_value")
-            if name not in self._variables and not (name == _SWITCH and self._modes.adapter is not None):
+            if name not in self._variables and not (name == SWITCH and self._modes.adapter is not None):
                 takes = ", ".join(sorted(self._variables - _reserved())) or "none"
                 message = f"this model's chat template does not read {name}; allowed: {takes}"
                 raise ApiError(400, message, param, "unknown_parameter")
@@ -251,7 +253,7 @@ def thinking_of(body: ChatRequest, default: Reasoning) -> Reasoning:
     Raises:
         ApiError: the request contradicts itself.
     """
-    wanted = (body.chat_template_kwargs or {}).get(_SWITCH)
+    wanted = (body.chat_template_kwargs or {}).get(SWITCH)
     if wanted is None and body.effort is None and body.budget is None:
         return default
     effort = default.effort if body.effort is None else body.effort
@@ -285,7 +287,7 @@ def template_variables(template: str) -> set[str]:
     try:
         return set(meta.find_undeclared_variables(environment.parse(source)))
     except TemplateError:
-        return {_SWITCH} if _SWITCH in template else set()
+        return {SWITCH} if SWITCH in template else set()
 
 
 def _reserved() -> frozenset[str]:
@@ -300,6 +302,6 @@ def _parameter_of(body: ChatRequest, error: JustrightError) -> str:
     if about == "budget":
         return "thinking_budget"
     if about == "effort":
-        by_template = body.effort is None and _SWITCH in (body.chat_template_kwargs or {})
-        return f"chat_template_kwargs.{_SWITCH}" if by_template else "reasoning_effort"
+        by_template = body.effort is None and SWITCH in (body.chat_template_kwargs or {})
+        return f"chat_template_kwargs.{SWITCH}" if by_template else "reasoning_effort"
     return "messages"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import architecture_of
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.bundle_manifest import bundled_part, is_bundle
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.finite import check_finite, load_tensors
@@ -204,7 +204,8 @@ def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is not None:
         return embedding, weight.detach()
-    if path is None or model.config.get_text_config().tie_word_embeddings:
+    spec = ModelSpec.of(model.config)
+    if path is None or spec.tied:
         return embedding, embedding
     with Checkpoint.open(path) as checkpoint:
-        return embedding, checkpoint.tensor(architecture_of(model.config).disk.head).to(embedding)
+        return embedding, checkpoint.tensor(spec.architecture.disk.head).to(embedding)

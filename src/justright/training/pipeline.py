@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import context_length
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import check_tokenizer_files, resolve_adapter
 from justright.checkpoint.tokenizer import load_tokenizer
@@ -67,8 +67,8 @@ class DrafterShape:
         if self.cell not in ("lstm", "rnn", "attention"):
             raise UsageError(f"the drafter's cell is {self.cell!r}; allowed: lstm, rnn, attention")
 
-    def config(self, identity: str, model: Any) -> LstmConfig | AttentionConfig:
-        """The drafter's config for a verifier of this identity and config."""
+    def config(self, identity: str, model: ModelSpec) -> LstmConfig | AttentionConfig:
+        """The drafter's config for a verifier of this identity and spec."""
         reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
         if self.cell == "attention":
             if (self.width, self.steps, self.embedding, self.head) != (None, 5, "shared", "shared"):
@@ -166,19 +166,18 @@ class TrainingJob:
     def __init__(self, job: Job) -> None:
         check_new(job.out)
         self.job = job
-        check_model(job.model)
-        config = AutoConfig.from_pretrained(job.model, local_files_only=True)
+        spec = check_model(job.model)
         self.max_tokens = job.data.prompt_tokens + job.data.output_tokens
-        if self.max_tokens > context_length(config):
+        if self.max_tokens > spec.context:
             raise UsageError(
                 f"{job.data.prompt_tokens} prompt tokens and {job.data.output_tokens} output tokens do not fit the "
-                f"model's context of {context_length(config)}; give fewer"
+                f"model's context of {spec.context}; give fewer"
             )
         check_tokenizer_files(job.model)
         self.tokenizer = load_tokenizer(job.model)
         self.identity = weights_identity(job.model)
         trains_spec = job.shape.spec and job.training.spec_steps > 0
-        self.config = replace(job.shape, spec=trains_spec).config(self.identity, config.get_text_config())
+        self.config = replace(job.shape, spec=trains_spec).config(self.identity, spec)
         self.switch = None if job.switch is None else _hash(resolve_adapter(job.switch))
         self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)

@@ -376,5 +376,5 @@ def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting, sequenc
     sample(verifier, chosen, [0.0] * size, short, frozenset(), torch.Generator().manual_seed(0))
     per_token = (time.perf_counter() - begin) / (size * short.output_tokens)
     tokens = sequences * setting.output_tokens
-    row = 2 * verifier.config.hidden_size + TEACHER_TOKENS * 6 + 4
+    row = 2 * verifier.spec.hidden_size + TEACHER_TOKENS * 6 + 4
     return {"tokens": tokens, "seconds": tokens * per_token, "bytes": tokens * row}

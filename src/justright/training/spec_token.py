@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import Window, architecture_of, attention_windows
+from justright.architectures.schema import Window
+from justright.architectures.spec import ModelSpec
 from justright.engine.attention import rescale_by_position
 from justright.engine.loading import decoder_of
 from justright.training.loss import Prefixes
@@ -68,9 +69,9 @@ def spec_states(
         ``[batch, rows, hidden_size]``, with gradients to ``embedding``.
     """
     batch, length = token_ids.shape
-    architecture = architecture_of(model.config)
+    spec = ModelSpec.of(model.config)
     positions = torch.arange(length, device=token_ids.device).expand(batch, length)
-    state = _Pass(list(attention_windows(model.config)), architecture.index_scaled, positions)
+    state = _Pass(list(spec.windows), spec.architecture.index_scaled, positions)
     decoder = decoder_of(model)
 
     def switched(tokens: int) -> contextlib.AbstractContextManager[None]:

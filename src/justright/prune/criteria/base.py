@@ -42,9 +42,7 @@ class ExpertLayer:
     @property
     def num_experts(self) -> int:
         """Routed experts of the layer."""
-        from justright.architectures.spec import num_experts
-
-        return num_experts(self.layers.config)
+        return self.layers.spec.num_experts
 
     @property
     def router(self) -> Tensor:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from justright.bench.decode import describe_machine
-from justright.checkpoint.packaged import cache_folder
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import SourceError
+from justright.files import cache_folder
 from justright.kernels.cpu import has_bfloat16
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
