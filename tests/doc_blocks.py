@@ -46,16 +46,14 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def _commands(line: str) -> Iterator[list[str]]:
-    """Split a shell line at pipes, lists and substitutions."""
+    """Split a shell line at pipes, lists and substitutions, and yield the words behind ``justright``."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.wordchars += "@$:[]{},%+"
-    words: list[str] | None = None
+    command: list[str] = []
     for word in [*lexer, ";"]:
-        if set(word) <= set("();<>|&"):
-            if words is not None:
-                yield words
-            words = None
-        elif words is not None:
-            words.append(word)
-        elif word == "justright":
-            words = []
+        if not set(word) <= set("();<>|&"):
+            command.append(word)
+            continue
+        if command[:1] == ["justright"] or "-m justright" in " ".join(command):
+            yield command[command.index("justright") + 1 :]
+        command = []
