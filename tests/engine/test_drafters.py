@@ -11,7 +11,6 @@ from scipy.stats import chisquare
 
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import greedy, prompt_of, reference, verifier_of
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
@@ -33,7 +32,7 @@ def drafter_for(name: str, verifier: Verifier, folder: Path, **options: object) 
         options |= {"path": str(path), "min_prob": 0.0}
     drafter = create_drafter(name, **options)
     assert drafter is not None
-    bind(drafter, verifier, None)
+    drafter.bind(verifier.model, None)
     return drafter
 
 

@@ -10,7 +10,6 @@ import torch
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import ScriptedDrafter, prompt_of, reference
 from justright.engine.attention import ATTENTION_NAME
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
@@ -64,7 +63,8 @@ def test_drafters_run_on_the_gpu(name: str, options: dict[str, object], tmp_path
         pass
     verifier = Verifier(model)
     drafter = create_drafter(name, **options)
-    bind(drafter, verifier, None)
+    if drafter is not None:
+        drafter.bind(verifier.model, None)
     params = SamplingParams(temperature=1.0, seed=0) if "temperature" in options else SamplingParams()
     drafted = Request(prompt, params, max_tokens=32)
     for _ in DecodeLoop(verifier, drafter=drafter, max_draft=10).run([drafted]):
