@@ -126,8 +126,8 @@ def prepare_model(
     check_model(checkpoint)
     check_tokenizer_files(path)
     generation = GenerationDefaults.read(options, path)
-    if drafter is not None:
-        drafter.check(path)
     tokenizer, switch = load_tokenizer(path), options.switch
     adapter = None if switch is None or switch == NO_SWITCH else read_switch(switch, checkpoint)
+    if drafter is not None:
+        drafter.check(path)
     return PreparedModel(checkpoint, options, defaults, generation, tokenizer, drafter, adapter)
