@@ -12,6 +12,15 @@ settings.register_profile("justright", deadline=None)
 settings.load_profile("justright")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clients read no certificates, which costs 50 ms a client: servers of tests speak no TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def lm_eval_index() -> Iterator[None]:
     """Read lm-eval's own index of tasks (thousands of YAML files, about 10 s) once per session."""

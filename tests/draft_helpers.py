@@ -46,7 +46,8 @@ SMALL_TRAINING = (
 def network_for(model: PreTrainedModel, seed: int = 0, **changes: Any) -> LstmModel:
     """An untrained LSTM network for a model, with a [SPEC] embedding."""
     config = model.config.get_text_config()
-    shape: dict[str, Any] = {"width": 24, "steps": 3, "draft_vocab": 60, "spec": True} | changes
+    vocab_size = min(60, config.vocab_size - 2)
+    shape: dict[str, Any] = {"width": 24, "steps": 3, "draft_vocab": vocab_size, "spec": True} | changes
     torch.manual_seed(seed)
     settled = LstmConfig("0" * 16, config.hidden_size, config.vocab_size, **shape)
     embedding = model.get_input_embeddings().weight.detach()
@@ -62,9 +63,10 @@ def saved_attention_drafter(model: PreTrainedModel, folder: Path) -> Path:
     """Save an untrained attention drafter for a model."""
     config = model.config.get_text_config()
     torch.manual_seed(0)
-    settled = AttentionConfig("0" * 16, config.hidden_size, config.vocab_size, 60)
+    settled = AttentionConfig("0" * 16, config.hidden_size, config.vocab_size, min(60, config.vocab_size - 2))
     matrices = (m.weight.detach() for m in (model.get_input_embeddings(), model.get_output_embeddings()))
-    AttentionModel(settled, *matrices, torch.randperm(config.vocab_size)[:60].sort().values).save(folder)
+    vocab = torch.randperm(config.vocab_size)[: settled.draft_vocab].sort().values
+    AttentionModel(settled, *matrices, vocab).save(folder)
     return folder
 
 

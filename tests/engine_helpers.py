@@ -71,11 +71,16 @@ def verifier_of(family: str, *, seed: int = 0, **options: object) -> Verifier:
     return Verifier(model, **options)
 
 
-def alone(prompt: list[int], tokens: int) -> list[int]:
-    """Greedy output of the tiny llama for a single request."""
+@cache
+def _alone(prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     request = Request(prompt, max_tokens=tokens)
     list(DecodeLoop(verifier_of("llama")).run([request]))
-    return request.token_ids
+    return tuple(request.token_ids)
+
+
+def alone(prompt: Sequence[int], tokens: int) -> list[int]:
+    """Greedy output of the tiny llama, for a request that has it to itself; computed once a process."""
+    return list(_alone(tuple(prompt), tokens))
 
 
 class ScriptedDrafter(Drafter):

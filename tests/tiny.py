@@ -10,8 +10,11 @@ ties and no term is silently zero.
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -222,10 +225,22 @@ def tokenizer_with(template: str | None, *tokens: str | AddedToken) -> PreTraine
     return tokenizer
 
 
+_SAVED = TemporaryDirectory(prefix="justright-tiny-")
+_saved: dict[str, Path] = {}
+
+
 def save_tiny(family: str, path: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write a complete checkpoint: config, safetensors, generation config, tokenizer, chat template."""
-    tiny_model(family, seed, **changes).save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
+    """Write a complete checkpoint: config, safetensors, generation config, tokenizer, chat template.
+
+    It is made once a process; every call gets a copy of its own.
+    """
+    key = json.dumps([family, seed, changes], sort_keys=True)
+    if key not in _saved:
+        folder = Path(_SAVED.name) / str(len(_saved))
+        tiny_model(family, seed, **changes).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        _saved[key] = folder
+    shutil.copytree(_saved[key], path, copy_function=shutil.copyfile, dirs_exist_ok=True)
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,27 @@ APART = "correction|sinks|statics"
 MakePair = Callable[..., tuple[Path, Path]]
 
 
-@pytest.fixture
-def make_pair(tmp_path: Path) -> MakePair:
-    """``(slow, fast)``; ``rank`` of the change of every matrix, None for full; ``norms``: change all small tensors too.
+@pytest.fixture(scope="session")
+def kept_pair(tmp_path_factory: pytest.TempPathFactory) -> MakePair:
+    """``(slow, fast)``, made once and to be left as they are.
 
-    Further arguments change the config.
+    ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too. Further arguments change
+    the config.
     """
+    kept: dict[str, tuple[Path, Path]] = {}
 
-    def make(
+    def get(
         family: str, rank: int | None = None, *, norms: bool = False, **changes: Any
     ) -> tuple[Path, Path]:
-        fast, slow = (save_tiny(family, tmp_path / name, **changes) for name in ("fast", "slow"))
+        key = json.dumps([family, rank, norms, changes], sort_keys=True)
+        if key not in kept:
+            kept[key] = make(tmp_path_factory.mktemp(family), family, rank, norms, changes)
+        return kept[key]
+
+    def make(
+        folder: Path, family: str, rank: int | None, norms: bool, changes: dict[str, Any]
+    ) -> tuple[Path, Path]:
+        fast, slow = (save_tiny(family, folder / name, **changes) for name in ("fast", "slow"))
         tensors = load_file(slow / "model.safetensors")
         generator = torch.Generator().manual_seed(1)
         for name, tensor in tensors.items():
@@ -47,4 +59,17 @@ def make_pair(tmp_path: Path) -> MakePair:
         save_file(tensors, slow / "model.safetensors", {"format": "pt"})
         return slow, fast
 
-    return make
+    return get
+
+
+@pytest.fixture
+def make_pair(kept_pair: MakePair, tmp_path: Path) -> MakePair:
+    """Copies of `kept_pair`, which a test may change."""
+
+    def copied(*args: Any, **options: Any) -> tuple[Path, Path]:
+        slow, fast = kept_pair(*args, **options)
+        for path in (slow, fast):
+            shutil.copytree(path, tmp_path / path.name, dirs_exist_ok=True)
+        return tmp_path / "slow", tmp_path / "fast"
+
+    return copied

@@ -48,30 +48,30 @@ def last_logits(verifier: Verifier, prompt: list[int], factor: float = 0.0, slot
     return output.logits
 
 
-@pytest.mark.parametrize("kernels", ["packed", "plain"])
 @pytest.mark.parametrize("family", ALL)
 def test_on_it_is_the_fast_model_and_off_the_slow_one(
-    make_pair: MakePair, tmp_path: Path, family: str, kernels: str
+    kept_pair: MakePair, tmp_path: Path, family: str
 ) -> None:
     """At full rank with exact small tensors, on is the fast model; off is the slow model bit for bit (logits)."""
-    slow, fast = make_pair(family, norms=True)
+    slow, fast = kept_pair(family, norms=True)
     done = extract(Pair(slow, fast), tmp_path / "adapter", FULL)
     assert done.exact
     assert not [n for n, far in done.residuals.items() if far > 0]
-    verifier = switched(slow, done.path, cpu_kernels=kernels)
-    before = last_logits(Verifier.load(slow, cpu_kernels=kernels), PROMPT)  # type: ignore[arg-type]
-    expected = last_logits(Verifier.load(fast, cpu_kernels=kernels), PROMPT)  # type: ignore[arg-type]
-    assert torch.equal(last_logits(verifier, PROMPT), before)
-    torch.testing.assert_close(last_logits(verifier, PROMPT, 1.0), expected, rtol=2e-3, atol=2e-3)
-    assert not torch.allclose(before, expected, atol=0.05)
-    assert torch.equal(last_logits(verifier, PROMPT), before), "off again, nothing is left"
-    assert not any(module._forward_hooks for module in verifier.model.modules())
+    for kernels in ("packed", "plain"):
+        verifier = switched(slow, done.path, cpu_kernels=kernels)
+        before = last_logits(Verifier.load(slow, cpu_kernels=kernels), PROMPT)  # type: ignore[arg-type]
+        expected = last_logits(Verifier.load(fast, cpu_kernels=kernels), PROMPT)  # type: ignore[arg-type]
+        assert torch.equal(last_logits(verifier, PROMPT), before)
+        torch.testing.assert_close(last_logits(verifier, PROMPT, 1.0), expected, rtol=2e-3, atol=2e-3)
+        assert not torch.allclose(before, expected, atol=0.05)
+        assert torch.equal(last_logits(verifier, PROMPT), before), "off again, nothing is left"
+        assert not any(module._forward_hooks for module in verifier.model.modules())
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_a_mixed_batch_is_its_single_requests(make_pair: MakePair, tmp_path: Path, family: str) -> None:
+def test_a_mixed_batch_is_its_single_requests(kept_pair: MakePair, tmp_path: Path, family: str) -> None:
     """Slow, fast and soft rows in one forward, as chains and a tree, equal the rows of separate forwards."""
-    slow, fast = make_pair(family, norms=True)
+    slow, fast = kept_pair(family, norms=True)
     done = extract(Pair(slow, fast), tmp_path / "adapter", RankRule("energy", 0.8))
     verifier = switched(slow, done.path, slots=4)
     factors = [0.0, 1.0, 0.5, 1.0]

@@ -21,7 +21,7 @@ pytestmark = [
     ),
 ]
 MODEL = "packaged:smollm2-135m-instruct"
-TOKENS = 48
+TOKENS = 32
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,18 @@ def engine() -> LLM:
 
 @pytest.fixture(scope="module")
 def prompts(engine: LLM) -> list[list[int]]:
-    """Chat prompts of about 60, 700 and 1,500 tokens, the longer ones on real text, one of them copying."""
+    """Chat prompts of about 60, 250 and 1,100 tokens, the longer ones on real text, one of them copying.
+
+    The longest takes three chunks of prefill, and more room than the cache takes at first.
+    """
     texts = resources.files("justright.data")
     novel = next(
         f for f in sorted(texts.iterdir(), key=lambda f: f.name) if f.name.endswith(".txt")
     ).read_text()
     asks = [
         "Write three sentences about the sea, then the same three sentences again.",
-        f"{novel[:2500]}\n\nWho is this passage about? Answer in two sentences.",
-        f"{novel[3000:9000]}\n\nRepeat the first paragraph of the text above word for word.",
+        f"{novel[:800]}\n\nWho is this passage about? Answer in two sentences.",
+        f"{novel[3000:7500]}\n\nRepeat the first paragraph of the text above word for word.",
     ]
     return [engine.chat_prompt([{"role": "user", "content": ask}]) for ask in asks]
 
@@ -97,7 +100,7 @@ def test_noise_is_below_the_tie_rule(
     engine: LLM, reference: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
     """The near-tie tolerance is a tight bound on the changes by packing, batching and chunking."""
-    prompt = prompts[1]
+    prompt = prompts[2][:600]  # two chunks
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0, -1]
     *_, output = engine.verifier.prefill(0, prompt)
@@ -112,8 +115,8 @@ def test_noise_is_below_the_tie_rule(
 def test_a_seed_gives_the_same_sample_with_and_without_drafts(engine: LLM, prompts: list[list[int]]) -> None:
     params = SamplingParams(temperature=0.7, top_p=0.9, seed=7)
     ask = {"max_tokens": TOKENS, "ignore_eos": True}
-    plain = engine.with_draft("none").generate_request(prompts[2], params, **ask)
-    drafted = engine.generate_request(prompts[2], params, **ask)
+    plain = engine.with_draft("none").generate_request(prompts[1], params, **ask)
+    drafted = engine.generate_request(prompts[1], params, **ask)
     assert plain.token_ids == drafted.token_ids or plain.stats.near_ties > 0
     assert len(set(plain.token_ids)) > 5
 

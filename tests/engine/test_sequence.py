@@ -13,7 +13,6 @@ from justright.errors import ConstraintError
 from justright.speculative.suffix import SuffixDrafter
 
 PROMPT, OTHER = prompt_of(17, seed=17), prompt_of(9, seed=9)
-ALONE, OTHERS = alone(PROMPT, 24), alone(OTHER, 24)
 
 
 class Fails:
@@ -62,19 +61,19 @@ def test_a_failure_ends_one_request(
     request = Request(PROMPT, params, max_tokens=24, constraint=constraint, top_logprobs=2)
     other = Request(OTHER, max_tokens=24)
     run(request, other, draft=draft)
-    assert request.token_ids == ALONE[:tokens]
-    assert [one.token_id for one in request.logprobs] == ALONE[:tokens]
+    assert request.token_ids == alone(PROMPT, 24)[:tokens]
+    assert [one.token_id for one in request.logprobs] == alone(PROMPT, 24)[:tokens]
     assert request.finish_reason == "cancelled"
     assert isinstance(request.error, ConstraintError)
     assert "nothing is left" in str(request.error)
-    assert (other.token_ids, other.finish_reason, other.error) == (OTHERS, "length", None)
+    assert (other.token_ids, other.finish_reason, other.error) == (alone(OTHER, 24), "length", None)
 
 
 @pytest.mark.parametrize("draft", [False, True])
 def test_what_ends_before_the_failure_ends_as_it_would(draft: bool) -> None:
     cut = Request(PROMPT, max_tokens=6, constraint=Fails(6, complete=False))
     run(cut, draft=draft)
-    assert (cut.token_ids, cut.finish_reason, cut.error) == (ALONE[:6], "length", None)
+    assert (cut.token_ids, cut.finish_reason, cut.error) == (alone(PROMPT, 24)[:6], "length", None)
     whole = Request(PROMPT, max_tokens=24)
     run(whole, draft=draft)
     stopped = Request(PROMPT, max_tokens=24, stop=(whole.text[:3],), constraint=Fails(9, complete=False))
@@ -85,11 +84,11 @@ def test_what_ends_before_the_failure_ends_as_it_would(draft: bool) -> None:
 @pytest.mark.parametrize("draft", [False, True])
 @pytest.mark.parametrize("complete", [False, True])
 def test_an_end_token_ends_only_what_is_complete(draft: bool, complete: bool) -> None:
-    end = ALONE[5]
+    end = alone(PROMPT, 24)[5]
     request = Request(
         PROMPT, max_tokens=24, stop_token_ids=frozenset({end}), constraint=Fails(24, complete=complete)
     )
     run(request, draft=draft)
-    assert request.token_ids == ALONE[: ALONE.index(end) + 1]
+    assert request.token_ids == alone(PROMPT, 24)[: alone(PROMPT, 24).index(end) + 1]
     assert request.finish_reason == ("stop" if complete else "cancelled")
     assert isinstance(request.error, ConstraintError) is not complete

@@ -23,9 +23,6 @@ PROMPTS = [prompt_of(length, seed=length) for length in LENGTHS]
 LETTERS = letters_tokenizer()
 
 
-ALONE = {tuple(prompt): alone(prompt, 24) for prompt in PROMPTS}
-
-
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("cache", ["grow", "static", "trimmed"])
@@ -53,7 +50,7 @@ def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: 
         for _ in loop.advance():
             pass
     for request in requests:
-        whole = ALONE[tuple(request.prompt_ids)][: request.max_tokens]
+        whole = alone(request.prompt_ids, 24)[: request.max_tokens]
         if request.cancelled and request.finish_reason == "cancelled":
             assert request.token_ids == whole[: len(request.token_ids)]
         else:
@@ -77,7 +74,7 @@ def test_a_long_prompt_does_not_stop_the_others() -> None:
         assert len(short.token_ids) == before + 1
     assert steps == -(-len(PROMPTS[4]) // 4)
     list(loop.run([]))
-    assert (short.token_ids, long.token_ids) == (ALONE[tuple(PROMPTS[0])], ALONE[tuple(PROMPTS[4])][:4])
+    assert (short.token_ids, long.token_ids) == (alone(PROMPTS[0], 24), alone(PROMPTS[4], 24)[:4])
 
 
 def test_a_prefix_is_found_in_whatever_slot_it_lies() -> None:
@@ -106,7 +103,7 @@ def test_a_prefix_of_one_that_still_runs_is_copied(cache: Any, limit: int | None
     list(loop.run(requests))
     assert [r.stats.reused_tokens for r in requests] == [0, len(prompt) - 1, len(prompt)]
     assert [r.token_ids for r in requests] == [
-        ALONE[tuple(prompt)], ALONE[tuple(prompt)][:9], alone([*prompt, 5, 6], 24)
+        alone(prompt, 24), alone(prompt, 24)[:9], alone([*prompt, 5, 6], 24)
     ]  # fmt: skip
 
 
@@ -153,7 +150,7 @@ def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
         assert sum(verifier.cache.capacities) <= limit, "the memory itself, finished sequences' included"
         most = max(most, len(loop.places.all))
     assert most >= 2
-    assert [r.token_ids for r in requests] == [ALONE[tuple(r.prompt_ids)][:8] for r in requests]
+    assert [r.token_ids for r in requests] == [alone(r.prompt_ids, 24)[:8] for r in requests]
     with pytest.raises(ResourceError, match=r"need \d+ tokens of the KV cache, which holds"):
         loop.check_room(Request(PROMPTS[0], max_tokens=limit))
 
@@ -174,7 +171,7 @@ def test_a_request_that_grew_beyond_the_budget_runs_alone() -> None:
     loop.waiting.extend([Request(PROMPTS[0], max_tokens=8), grown, Request(PROMPTS[1], max_tokens=8)])
     while loop.busy:
         list(loop.advance())
-    assert grown.token_ids == ALONE[tuple(PROMPTS[4])]
+    assert grown.token_ids == alone(PROMPTS[4], 24)
 
 
 class Only:

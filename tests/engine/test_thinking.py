@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,15 @@ def by_hand(
     *,
     opened: bool = True,
 ) -> list[int]:
-    """The reference loop: one token at a time, each rule as documented, applied to the whole text each time."""
+    """One token at a time, each rule as its docstring says it; computed once for each of its arguments."""
+    return list(_by_hand(verifier, plan, tags, tuple(prompt), count, opened))
+
+
+@cache
+def _by_hand(
+    verifier: Verifier, plan: ModePlan, tags: ThinkingTags, prompt: tuple[int, ...], count: int, opened: bool
+) -> tuple[int, ...]:
+    """`by_hand`, which looks at the whole text anew for every token."""
     verifier.clear(0)
     [*_, output] = verifier.prefill(0, prompt, plan.factor)
     assert output is not None
@@ -78,7 +87,7 @@ def by_hand(
         verifier.keep(0, [0])
         logits = step.logits[0]
     verifier.clear(0)
-    return out
+    return tuple(out)
 
 
 def in_reasoning(text: str, tags: ThinkingTags, *, opened: bool) -> bool:

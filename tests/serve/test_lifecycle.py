@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+import serve_helpers
 from justright.engine.llm import LLM
 from justright.errors import UsageError
 from justright.serve.lifecycle import bind
@@ -92,8 +93,18 @@ def test_a_client_that_leaves_frees_its_slot(engine: LLM, stream: bool) -> None:
         assert 'justright_answers_total{ended_by="abandoned"} 2.0' in server.client.get("/metrics").text
 
 
-def test_a_slow_reader_makes_nobody_wait(tiny_path: Path) -> None:
-    """If one client never reads, another still gets its answer, and the first is dropped in the end."""
+def test_a_slow_reader_makes_nobody_wait(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client reads nothing at all; another gets its answer, and the first is given up in the end.
+
+    The system buffers little, so that the server soon has nowhere to write to.
+    """
+
+    def narrow(host: str, port: int) -> socket.socket:
+        found = bind(host, port)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+        return found
+
+    monkeypatch.setattr(serve_helpers, "bind", narrow)
     with running(
         LLM(str(tiny_path), slots=2), ServeSettings(MODEL, send_timeout_s=0.5, keep_alive_s=0.1)
     ) as server:
