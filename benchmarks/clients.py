@@ -1,4 +1,4 @@
-"""What servers are asked, by clients that count every token: questions of mixed lengths, streamed answers."""
+"""Clients of the server benchmark: questions of mixed lengths, streamed answers, and a count of every token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
-from transformers import AutoConfig
 
-from justright.architectures.spec import context_length
 from justright.bench.longtexts import zoo_texts
+from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve
 
 FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-"""A connection of its own for each request: llama.cpp closes those that wait, unasked."""
+"""Each request opens its own connection, because llama.cpp closes idle ones."""
 LENGTHS = (400, 1600, 6400)  # characters of text in the question: about 100, 400 and 1,600 tokens
 TASKS = ("Summarise this text.", "Repeat the first paragraph.", "What happens next?")
 
@@ -32,7 +31,7 @@ class Question:
 
 @dataclass(slots=True)
 class Answer:
-    """Seconds are from the request's start; ``status`` is 200 only of what was answered."""
+    """One answer. Seconds count from the request's start; ``status`` is 200 only for a complete answer."""
 
     status: int
     first_s: float | None = None
@@ -47,7 +46,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Load:
-    """What one server did under one number of clients."""
+    """The results of one server with one number of clients."""
 
     server: str
     clients: int
@@ -67,8 +66,9 @@ class Load:
 
 
 def questions(model: str, count: int, tokens: int) -> list[Question]:
-    """Mixed lengths and tasks, the same in every run, cut to what a small model can read."""
-    most = 2 * context_length(AutoConfig.from_pretrained(resolve(model).path, local_files_only=True))
+    """Questions of mixed lengths and tasks, the same in every run, cut to the model's context."""
+    with Checkpoint.open(resolve(model).path) as checkpoint:
+        most = 2 * checkpoint.spec.context
     texts = [source.text for source in zoo_texts()]
     chance = random.Random(0)
     found = []
@@ -80,21 +80,21 @@ def questions(model: str, count: int, tokens: int) -> list[Question]:
 
 
 def in_both_modes(asked: Sequence[Question]) -> list[Question]:
-    """The same, every other one fast."""
+    """The same questions, every second one in fast mode."""
     return [replace(q, effort="none") if index % 2 else q for index, q in enumerate(asked)]
 
 
 async def name_and_questions(
     client: httpx.AsyncClient, asked: Sequence[Question]
 ) -> tuple[str, list[Question]]:
-    """The model that a server of ours names, and what it is asked: in both modes if it has a fast one."""
+    """A justright server's model name, and its questions: in both modes if it has a fast one."""
     card = (await client.get("/v1/models")).json()["data"][0]
     fast = "none" in card.get("justright", {}).get("efforts", [])
     return card["id"], in_both_modes(asked) if fast else list(asked)
 
 
 class NotAnswered(Exception):
-    """A server that refused, failed or said nothing: it gets no figures."""
+    """A server rejected a request, failed, or returned no tokens; it gets no figures."""
 
 
 async def ask(client: httpx.AsyncClient, model: str, question: Question) -> Answer:
@@ -137,7 +137,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 async def load(server: str, served: str, port: int, clients: int, asked: Sequence[Question]) -> Load:
-    """So many clients, each asking its next question when the last one is answered."""
+    """Run ``clients`` clients; each sends its next question after the answer to the last one."""
     found = Load(server, clients, 0.0)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=900, limits=FRESH) as client:
         if server.startswith(("transformers", "vllm")):

@@ -1,11 +1,11 @@
-"""Extracting the difference of a pair as factors of one rank: time, peak memory and error, beside mergekit's.
+"""Compare the extraction of an adapter of fixed rank with mergekit's: time, peak memory and error.
 
     python benchmarks/extract.py --slow SLOW --fast FAST --rank 32 --mergekit PATH/TO/mergekit-extract-lora
 
-mergekit pins other versions of what justright needs, so it is run from an environment of its own (`python -m venv mk &&
-mk/bin/pip install mergekit==0.1.5`). Each tool runs as a process of its own, in turns, several times. Error is that of
-all matrices that it covers together: ``||delta - B A|| / ||delta||``, and its excess over the best of that rank. Memory
-is the largest resident set of the process; what importing alone takes is in the table too.
+mergekit pins other versions of justright's dependencies, so it needs its own environment (`python -m venv mk &&
+mk/bin/pip install mergekit==0.1.5`). The tools run in turns, several times, each in its own process. The error is
+``||delta - B A|| / ||delta||`` over all matrices that the adapter covers, and its excess over the best error of that
+rank. Memory is the process's largest resident set; the table also shows the memory of the imports alone.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from justright.checkpoint.sources import resolve
 
 @dataclass(frozen=True)
 class Tool:
-    """A command that makes an adapter folder of its last argument."""
+    """A command that writes an adapter; its last argument is the output folder."""
 
     name: str
     command: list[str]
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """``(seconds, MiB)`` of a process: wall clock and largest resident set."""
+    """``(seconds, MiB)`` of a process: wall-clock time and largest resident set."""
     begin = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr is not None
@@ -56,7 +56,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def error(pair: Pair, folder: Path) -> tuple[float, float, int]:
-    """``(relative error, the best possible at the same ranks, matrices)`` over all matrices that the adapter has."""
+    """``(relative error, best possible error at the same ranks, matrices)`` over all matrices of the adapter."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
@@ -78,7 +78,7 @@ def error(pair: Pair, folder: Path) -> tuple[float, float, int]:
 
 
 def tools(slow: Path, fast: Path, rank: int, mergekit: str | None) -> list[Tool]:
-    """What is compared."""
+    """The tools to compare."""
     ours = [sys.executable, "-m", "justright", "switch", "extract", str(slow), str(fast), "--rule", "fixed"]
     ours += ["--value", str(rank), "--max-rank", str(rank), "--no-exact", "-o"]
     found = [
@@ -94,7 +94,7 @@ def tools(slow: Path, fast: Path, rank: int, mergekit: str | None) -> list[Tool]
 
 
 def main() -> int:
-    """Choose the pair."""
+    """Parse the arguments and compare the tools on the pair."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,11 +104,11 @@ def main() -> int:
         "--made",
         type=int,
         metavar="HIDDEN",
-        help="instead: a pair of two layers of this width, made for the occasion",
+        help="instead of --slow and --fast: generate a random pair of two layers of this width",
     )
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mergekit", help="the program mergekit-extract-lora; without it, ours alone")
+    parser.add_argument("--mergekit", help="path of mergekit-extract-lora; without it, only justright runs")
     chosen = parser.parse_args()
     if chosen.made:
         with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def main() -> int:
 
 
 def make_pair(hidden: int, folder: Path) -> tuple[Path, Path]:
-    """Random Llama layers; the singular values of their differences fall like ``1 / sqrt(i)``, as a fine-tune's do."""
+    """Make random Llama layers whose difference has singular values like ``1 / sqrt(i)``, as a fine-tune's."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from justright.checkpoint.tokenizer import load_tokenizer
@@ -146,7 +146,7 @@ def make_pair(hidden: int, folder: Path) -> tuple[Path, Path]:
 
 
 def compare(chosen: argparse.Namespace) -> int:
-    """Run the tools on one pair in turns, and print a table."""
+    """Run the tools on one pair in turns, and print the table."""
     slow, fast = resolve(chosen.slow).path, resolve(chosen.fast).path
     pair = Pair(slow, fast)
     compared = tools(slow, fast, chosen.rank, chosen.mergekit)
@@ -174,9 +174,9 @@ def compare(chosen: argparse.Namespace) -> int:
             row += ["", "", ""]
         rows.append(tuple(row))
     print(machine_line(describe_machine()))
-    what = f"made pair, width {chosen.made}" if chosen.made else f"{chosen.slow} and {chosen.fast}"
-    print(f"\n{what}, rank {chosen.rank}, {pair.slow.checkpoint.nbytes / 2**20:.0f} MiB a model\n")
-    header = ("", "seconds", "peak MiB", "above importing", "error", "over the best", "matrices")
+    what = f"random pair of width {chosen.made}" if chosen.made else f"{chosen.slow} and {chosen.fast}"
+    print(f"\n{what}, rank {chosen.rank}, {pair.slow.checkpoint.nbytes / 2**20:.0f} MiB per model\n")
+    header = ("", "seconds", "peak MiB", "above imports", "error", "over the best", "matrices")
     print(markdown_table(header, rows))
     return 0
 

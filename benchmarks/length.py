@@ -1,9 +1,9 @@
-"""Acceptance by length of context alone: the same places in the same texts, behind more and more of what is before.
+"""Measure acceptance by context length alone: the same positions in the same texts, after more and more context.
 
-python benchmarks/length.py --rnn DIR --attention DIR        some ten minutes on two cores
+python benchmarks/length.py --rnn DIR --attention DIR        about ten minutes on two cores
 
-Other benchmarks have other prompts at every length, and easier ones may lie among the long ones. Here only the length
-differs. Every draft is verified in full.
+Other benchmarks use different prompts at each length, and the long ones may be easier. Here only the length differs.
+Every draft is verified in full.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--rnn", type=Path, help="the RNN baseline")
     parser.add_argument("--attention", type=Path, help="the attention baseline")
     parser.add_argument("--contexts", default="64,256,1024,4096")
-    parser.add_argument("--places", type=int, default=1, help="of each text")
+    parser.add_argument("--places", type=int, default=1, help="positions in each text")
     parser.add_argument("--tokens", type=int, default=64)
     chosen = parser.parse_args()
     contexts = numbers(chosen.contexts)

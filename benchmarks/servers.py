@@ -1,4 +1,4 @@
-"""The servers that benchmarks/serve.py compares: how each is started, and waited for."""
+"""Start and stop the servers that benchmarks/serve.py compares."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 def commands(model: str, slots: int, port: int, vllm: Path | None = None) -> dict[str, list[str]]:
-    """What starts each server; those that are not installed are not among them."""
+    """The command of each installed server, by name."""
     path, python, threads = resolve(model).path, sys.executable, str(torch.get_num_threads())
     ours = [python, "-m", "justright", "serve", model, "--port", str(port), "--slots", str(slots)]
     ours += ["--device", "cpu"]
@@ -73,7 +73,7 @@ def commands(model: str, slots: int, port: int, vllm: Path | None = None) -> dic
 
 
 class NotStarted(Exception):
-    """A server that did not come up, with the end of what it said."""
+    """A server did not start; the message has the end of its log."""
 
 
 @contextlib.contextmanager

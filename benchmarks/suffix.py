@@ -1,12 +1,11 @@
-"""Time the suffix drafter: both backends, chain and tree, on texts that copy, that do not, and that loop.
+"""Time the suffix drafter: both backends, chain and tree, on copied, fresh and looping texts.
 
     python benchmarks/suffix.py                 a table
-    python benchmarks/suffix.py --json          the same numbers for scripts
+    python benchmarks/suffix.py --json          the same numbers as JSON
 
-Texts are made from a seed: words with Zipf frequencies from 8,192 tokens. `copy` is an output that repeats
-the prompt with an edit about every 40 tokens, `fresh` one that does not, `loop` a text of one single token:
-the worst case, where every position looks like every other. Each figure is the median over a run's calls,
-with the 10th and 90th percentile.
+A seed generates the texts: words with Zipf frequencies from 8,192 tokens. In `copy`, the output repeats the prompt with
+an edit about every 40 tokens; in `fresh`, it does not; `loop` repeats one single token, the worst case, where all
+positions look alike. Each figure is the median over a run's calls, with the 10th and 90th percentile.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--output-tokens", type=int, default=256)
-    parser.add_argument("--accepted", type=int, default=3, help="draft tokens accepted per step, at most")
+    parser.add_argument("--accepted", type=int, default=3, help="most draft tokens accepted per step")
     parser.add_argument("--max-nodes", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3, help="requests per line of the table")
     parser.add_argument("--seed", type=int, default=0)
@@ -155,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{row.mean_nodes:>8}{row.mean_score:>8}"
         )
     for message in missing:
-        print(f"left out: {message}")
+        print(f"skipped: {message}")
 
 
 if __name__ == "__main__":

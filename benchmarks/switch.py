@@ -1,16 +1,16 @@
-"""What it is worth to switch between slow and fast thinking: accuracy against tokens, for every way to decide.
+"""Measure accuracy against tokens for every method of choosing between slow and fast mode.
 
-    python benchmarks/switch.py --results switch.jsonl              goes on where it was cut; then prints the tables
+    python benchmarks/switch.py --results switch.jsonl              resumes after an interruption; prints the tables
     python benchmarks/switch.py --results switch.jsonl --tables-only --picture docs/switch.png
-    python benchmarks/switch.py --results switch.jsonl --again budget       runs only the ways of this name, anew
+    python benchmarks/switch.py --results switch.jsonl --again budget       reruns only the methods of this name
 
-zoo:slow and zoo:fast (or another pair that answers the zoo's problems, such as smollm2-slow and smollm2-fast, which
-`justright zoo build` makes of the packaged model: hours) on held-out problems of eight levels and two kinds, answered
-greedily by the engine. The probe of `auto` and the threshold of `escalate` are calibrated on other problems (the last
-60 of each kind and level; measured is on the first ones). Ways: always slow, always fast (the fast model itself), the
-hard switch at shares tau of the energy, soft factors, plain interpolation of all weights, the template alone (thinking
-left out, no switch), thinking budgets, routers (random, heuristic, oracle, the probe),
-and two models under the same router.
+The engine answers held-out problems of eight levels and two kinds greedily, with zoo:slow and zoo:fast (or another pair
+that can answer the zoo's problems, such as smollm2-slow and smollm2-fast, which `justright zoo build` trains from the
+packaged model in hours). The probe of `auto` and the threshold of `escalate` are calibrated on other problems (the last
+60 of each kind and level; the first ones are measured). Methods: always slow; always fast (the fast model itself); the
+hard switch at shares tau of the energy; soft adapter scales; interpolation of all weights; the template alone (no
+reasoning, no switch); reasoning budgets; routers (random, heuristic, oracle, the probe); and two models under the same
+router.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SLOTS = 16
 
 @dataclass(frozen=True)
 class Cell:
-    """One way, measured: per problem whether it was right, its tokens, whether it was thought about."""
+    """The results of one method: per problem, whether it is right, its tokens, and whether the model reasoned."""
 
     way: str
     value: float | None
@@ -64,23 +64,23 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, float | None]:
-        """What tells it from others."""
+        """Identifies the cell."""
         return self.way, self.value
 
     @property
     def accuracy(self) -> float:
-        """Over all problems."""
+        """Share of right answers over all problems."""
         return sum(self.right) / len(self.right)
 
     @property
     def mean_tokens(self) -> float:
-        """Over all problems."""
+        """Mean tokens per problem."""
         return sum(self.tokens) / len(self.tokens)
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a cell is made: which engine (tau of its adapter, None: no adapter; or the fast model), and which request."""
+    """A method: the engine (the slow model with an adapter of ``tau``, or none; or the fast model), and the request."""
 
     way: str
     value: float | None
@@ -90,7 +90,7 @@ class Way:
 
 
 def ways() -> Iterator[Way]:
-    """All that is run; routers that need no run of their own are computed from these."""
+    """All methods that need a run; other routers are computed from their results."""
     yield Way("slow", None, Reasoning(), None)
     yield Way("fast model", None, Reasoning(), None, "fast")
     for tau in TAUS:
@@ -134,12 +134,12 @@ class Engines:
             self._engine = LLM(name, slots=SLOTS, switch=switch)
             self._key = (model, tau)
             if self._engine.modes is not None and self._engine.modes.tags is None:
-                self._engine.modes.tags = ThinkingTags()  # a tune of a model that knew no thoughts
+                self._engine.modes.tags = ThinkingTags()  # the fine-tune's base model had no reasoning tags
         assert self._engine is not None
         return self._engine
 
     def thresholds(self, floor: float, problems: list[str]) -> Probe:
-        """The calibration at a floor; both modes answer the problems once, for all floors."""
+        """The probe calibrated for a floor; both modes answer the problems once, for all floors."""
         if floor not in self._probes:
             engine = self.load("slow", USED_TAU)
             kept = self.folder / "outcomes"
@@ -163,7 +163,7 @@ def problems(count: int) -> list[tuple[str, int, str, str]]:
 
 
 def run(way: Way, engines: Engines, count: int) -> Cell:
-    """Answer all problems one way."""
+    """Answer all problems with one method."""
     thinking = way.thinking
     if thinking.effort in ("auto", "escalate") and way.value is not None:
         probe = engines.thresholds(way.value, ["zoo"])
@@ -189,7 +189,7 @@ def run(way: Way, engines: Engines, count: int) -> Cell:
 
 
 def routed(name: str, value: float | None, choose: Callable[[int], bool], slow: Cell, fast: Cell) -> Cell:
-    """What a router would give that takes ``slow``'s answer where ``choose`` says so, and ``fast``'s elsewhere."""
+    """Result of a router that takes ``slow``'s answer where ``choose`` is true, and ``fast``'s elsewhere."""
     picks = [choose(i) for i in range(len(slow.right))]
     sides = [slow if pick else fast for pick in picks]
     return Cell(
@@ -203,7 +203,7 @@ def routed(name: str, value: float | None, choose: Callable[[int], bool], slow: 
 
 
 def computed(cells: dict[tuple[str, float | None], Cell]) -> list[Cell]:
-    """Routers whose answers are known from the runs: oracle, random, and two models under the probe."""
+    """Routers whose answers follow from the runs: the oracle, and two models under the probe."""
     slow, fast = cells["slow", None], cells["hard switch, tau", USED_TAU]
     found = [routed("oracle", None, lambda i: slow.right[i] and not fast.right[i], slow, fast)]
     for floor in FLOORS:
@@ -215,13 +215,13 @@ def computed(cells: dict[tuple[str, float | None], Cell]) -> list[Cell]:
 
 
 def random_router(share: float, slow: Cell, fast: Cell) -> tuple[float, float]:
-    """``(accuracy, tokens)`` of a coin that thinks with probability ``share``, exactly."""
+    """Exact expected ``(accuracy, tokens)`` of a router that chooses slow mode with probability ``share``."""
     accuracy = share * slow.accuracy + (1 - share) * fast.accuracy
     return accuracy, share * slow.mean_tokens + (1 - share) * fast.mean_tokens
 
 
 def overall(cells: dict[tuple[str, float | None], Cell]) -> str:
-    """The table of all ways."""
+    """The table of all methods."""
     from justright_zoo.measure import wilson
 
     slow, fast = cells["slow", None], cells["hard switch, tau", USED_TAU]
@@ -229,7 +229,7 @@ def overall(cells: dict[tuple[str, float | None], Cell]) -> str:
     for cell in [*cells.values(), *computed(cells)]:
         low, high = wilson(sum(cell.right), len(cell.right))
         name = cell.way if cell.value is None else f"{cell.way} {cell.value:g}"
-        coin = _coin_at(cell.mean_tokens, slow, fast)
+        baseline = _random_accuracy_at(cell.mean_tokens, slow, fast)
         rows.append(
             (
                 name,
@@ -238,7 +238,7 @@ def overall(cells: dict[tuple[str, float | None], Cell]) -> str:
                 f"{cell.mean_tokens:.0f}",
                 f"{slow.mean_tokens / cell.mean_tokens:.1f}",
                 f"{sum(cell.slow) / len(cell.slow):.0%}",
-                "" if coin is None else f"{100 * (cell.accuracy - coin):+.0f}",
+                "" if baseline is None else f"{100 * (cell.accuracy - baseline):+.0f}",
             )
         )
     for share in (0.25, 0.5, 0.75):
@@ -247,25 +247,25 @@ def overall(cells: dict[tuple[str, float | None], Cell]) -> str:
         name = f"random router {share:g}"
         rows.append((name, f"{accuracy:.1%}", "", f"{tokens:.0f}", fewer, f"{share:.0%}", "+0"))
     header = (
-        "way",
+        "method",
         "right",
         "95%",
         "tokens",
         "times fewer",
-        "thought about",
-        "points over a coin of equal tokens",
+        "with reasoning",
+        "points over a random router of equal tokens",
     )
     return str(markdown_table(header, rows))
 
 
-def _coin_at(tokens: float, slow: Cell, fast: Cell) -> float | None:
-    """The accuracy of the random router that uses as many tokens; None outside its range."""
+def _random_accuracy_at(tokens: float, slow: Cell, fast: Cell) -> float | None:
+    """Accuracy of the random router that uses ``tokens`` tokens; None outside its range."""
     share = (tokens - fast.mean_tokens) / (slow.mean_tokens - fast.mean_tokens)
     return random_router(share, slow, fast)[0] if -0.01 <= share <= 1.01 else None
 
 
 def by_level(cells: dict[tuple[str, float | None], Cell], count: int) -> str:
-    """Right answers with intervals and tokens by difficulty, of the ways that matter."""
+    """The table of right answers (with intervals) and tokens by difficulty, for the main methods."""
     from justright_zoo.measure import wilson
 
     wanted: list[tuple[str, float | None]] = [
@@ -303,7 +303,7 @@ STYLES = {
 
 
 def picture(cells: dict[tuple[str, float | None], Cell], file: Path) -> None:
-    """Accuracy against tokens. Needs matplotlib."""
+    """Plot accuracy against tokens; needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -323,7 +323,7 @@ def picture(cells: dict[tuple[str, float | None], Cell], file: Path) -> None:
         [fast.mean_tokens, slow.mean_tokens], [100 * fast.accuracy, 100 * slow.accuracy], ":", color="0.5",
         label="random router",
     )  # fmt: skip
-    axes.set_xlabel("tokens an answer, thought included (mean)")
+    axes.set_xlabel("mean tokens per answer, reasoning included")
     axes.set_ylabel("right answers, %")
     axes.set_ylim(0, 101)
     axes.grid(alpha=0.3)
@@ -332,7 +332,7 @@ def picture(cells: dict[tuple[str, float | None], Cell], file: Path) -> None:
 
 
 def read(file: Path) -> dict[tuple[str, float | None], Cell]:
-    """Cells that a results file has; of one that was run again, the last."""
+    """Read the cells of a results file; of repeated cells, the last counts."""
     if not file.exists():
         return {}
     found = [Cell(**row) for _, row in read_rows(file)]
@@ -340,16 +340,18 @@ def read(file: Path) -> dict[tuple[str, float | None], Cell]:
 
 
 def main() -> int:
-    """Run what is missing, then print."""
+    """Run the missing methods, then print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines; kept and gone on with")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="JSON lines file that collects the results"
+    )
     parser.add_argument("--count", type=int, default=25, help="problems of each kind and level (at most 140)")
     parser.add_argument("--slow", default="zoo:slow", help="the reasoning model")
     parser.add_argument("--fast", default="zoo:fast", help="the model that it was trained from")
     parser.add_argument("--tables-only", action="store_true")
-    parser.add_argument("--again", metavar="NAME", help="run only the ways whose name begins so, done or not")
+    parser.add_argument("--again", metavar="NAME", help="rerun only the methods whose name starts with this")
     parser.add_argument("--picture", type=Path)
     chosen = parser.parse_args()
     cells = read(chosen.results)
@@ -363,7 +365,7 @@ def main() -> int:
                 try:
                     cell = run(way, engines, chosen.count)
                 except UsageError as error:  # no off switch in the template, a floor out of reach
-                    print(f"{way.way} {way.value or ''} is left out: {error}", file=sys.stderr)
+                    print(f"{way.way} {way.value or ''} is skipped: {error}", file=sys.stderr)
                     continue
                 with chosen.results.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(asdict(cell)) + "\n")
@@ -373,7 +375,9 @@ def main() -> int:
                     file=sys.stderr,
                 )
     if not {("slow", None), ("hard switch, tau", USED_TAU)} <= cells.keys():
-        print("no tables: they compare with slow and the hard switch, which this file lacks", file=sys.stderr)
+        print(
+            "no tables: the file lacks slow or the hard switch, the baselines of the tables", file=sys.stderr
+        )
         return 0
     print(f"{next(iter(cells.values())).machine}\n\n{overall(cells)}\n\n{by_level(cells, chosen.count)}")
     if chosen.picture is not None:

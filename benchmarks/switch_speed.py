@@ -1,10 +1,10 @@
-"""What a switch costs: decoding speed while off, on and mixed, as ratios to the model without one; and its size.
+"""Measure the cost of a switch: its size, and decoding speed when off, on and mixed, relative to the plain model.
 
     python benchmarks/switch_speed.py                                   zoo:slow and zoo:fast
     python benchmarks/switch_speed.py --slow DIR --fast DIR --tau 0.5   another pair
 
-All contenders decode the same random prompts plainly (no drafts), in turns within one process, so that what slows the
-machine slows all of them. Ratios are of medians; the spread is that of single rounds.
+All contenders decode the same random prompts without drafts, in turns in one process, so that other load on the machine
+affects all of them. Ratios compare medians; the spread is over single rounds.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PROMPT = 64
 
 
 def round_of(engine: LLM, factors: list[float], tokens: int) -> float:
-    """Tokens per second of a batch whose requests have the factors given."""
+    """Tokens per second of a batch with one request per adapter scale in ``factors``."""
     rng = random.Random(0)
-    vocab = engine.verifier.config.vocab_size
+    vocab = engine.verifier.spec.vocab_size
     requests = []
     for factor in factors:
         prompt = [rng.randrange(vocab) for _ in range(PROMPT)]
@@ -43,7 +43,7 @@ def round_of(engine: LLM, factors: list[float], tokens: int) -> float:
 
 
 def main() -> int:
-    """Measure, and print tables."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,14 +89,14 @@ def main() -> int:
         size = kept.nbytes
     print(machine_line(describe_machine()))
     print(
-        f"\n{chosen.slow} and {chosen.fast}, tau {chosen.tau}, {chosen.tokens} tokens behind {PROMPT}, float32\n"
+        f"\n{chosen.slow} and {chosen.fast}, tau {chosen.tau}, {chosen.tokens} tokens after {PROMPT}, float32\n"
     )
-    header = ("requests at once", "", "tokens/s", "of the slow model's", "single rounds")
+    header = ("requests at once", "", "tokens/s", "relative to the slow model", "single rounds")
     print(markdown_table(header, rows))
     numbers = sum(p.numel() for p in LLM(str(fast), cpu_kernels="plain").verifier.model.parameters())
     print(
-        f"\nSize: {kept.parameters:,} numbers ({readable_bytes(size)}, float32) beside a second model of {numbers:,}: "
-        f"{numbers / kept.parameters:.1f} times less."
+        f"\nSize: {kept.parameters:,} parameters ({readable_bytes(size)}, float32), {numbers / kept.parameters:.1f} "
+        f"times fewer than a second model's {numbers:,}."
     )
     return 0
 

@@ -65,8 +65,6 @@ class Replica:
     async def __call__(self, http: Request) -> Response:
         """Hand a request on, and the answer back as it comes."""
         headers = passed_headers(http.headers.items())
-        if kind := http.headers.get("content-type"):
-            headers.append(("content-type", kind))
         request = self.client.build_request(
             http.method, http.url.path, params=http.query_params, content=await http.body(), headers=headers
         )

@@ -1,4 +1,4 @@
-"""Print what a wheel of vLLM requires but for torch and what goes with it: torchvision breaks a CPU build of torch."""
+"""Print the requirements of a vLLM wheel without torch's packages: its torchvision breaks a CPU build of torch."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A tiny pair, its switch and a drafter, for the tests of bundles."""
+"""A tiny pair, its switch and a drafter, for bundle tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny import save_pair, tokenizer_with
 
 @dataclass(frozen=True)
 class Parts:
-    """What a bundle is made of."""
+    """The folders that a bundle is made from."""
 
     slow: Path
     fast: Path
@@ -28,7 +28,7 @@ class Parts:
 
 
 def thinking_pair(folder: Path, slow_template: str, fast_template: str, **shape: Any) -> tuple[Path, Path]:
-    """A slow model, and the switch to its fast twin, which has its own template; ``shape`` as `save_pair` takes it."""
+    """``(slow model, switch)`` of a pair with one template per mode; ``shape`` goes to `save_pair`."""
     slow, fast = save_pair(folder, **shape)
     for path, template in ((slow, slow_template), (fast, fast_template)):
         tokenizer_with(template).save_pretrained(path)
@@ -36,7 +36,7 @@ def thinking_pair(folder: Path, slow_template: str, fast_template: str, **shape:
 
 
 def tiny_drafter(model: Path, folder: Path) -> Path:
-    """An untrained drafter that says it is for ``model``."""
+    """Save an untrained drafter whose config names ``model`` as its verifier."""
     network = network_for(AutoModelForCausalLM.from_pretrained(model))
     about = {"verifier": weights_identity(model), "data": {"factors": [0.0, 1.0]}}
     network.save(folder, about, dtype=torch.float32)
@@ -44,7 +44,7 @@ def tiny_drafter(model: Path, folder: Path) -> Path:
 
 
 def tiny_parts(folder: Path) -> Parts:
-    """All of it; to be left as it is."""
+    """All parts; tests share them and must not change them."""
     slow, fast = save_pair(folder, "llama")
     extract(Pair(slow, fast), folder / "switch", RankRule(value=0.99))
     return Parts(slow, fast, folder / "switch", tiny_drafter(slow, folder / "draft"))

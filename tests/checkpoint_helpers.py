@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests of reading and writing."""
+"""Small checkpoints for the reader's and writer's tests."""
 
 import torch
 from safetensors.torch import save_file

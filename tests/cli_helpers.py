@@ -1,4 +1,4 @@
-"""What a run of the command line leaves, for the command line's tests."""
+"""The result type of a command run, for the command line's tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of the program left."""
+    """Exit code, stdout and stderr of a run."""
 
     code: int
     out: str

@@ -1,7 +1,7 @@
-"""What the official client may expect of every server of ours: the embedded engine's and vLLM's.
+"""Checks with the official OpenAI client that both servers must pass: the embedded engine's and vLLM's.
 
-Each check takes a `Subject`, whose model thinks, has a switch, and calls itself `MODEL`. What one of the two alone can
-do is tested beside it: `escalate`, `trace` and drafts in colour here; copies and plugins there.
+Each check takes a `Subject`, whose model reasons, has a switch, and is served as `MODEL`. Features of only one server
+have their own tests: `escalate`, `trace` and coloured drafts for the engine; replicas and plugins for vLLM.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "s
 
 @dataclass
 class Subject:
-    """A server that runs, and the same model on our engine, alone.
+    """A running server, and the same model on our engine for expected outputs.
 
     Attributes:
-        address: of the server.
-        client: for it.
-        reference: the model.
-        shown: special tokens that the server shows in texts, and ours does not.
-        vllm: whether answers are vLLM's own: without what is ours, under the name of the mode's model.
+        address: Address of the server.
+        client: Client of the server.
+        reference: The model on our engine.
+        shown: Special tokens that the server shows in texts and our engine does not.
+        vllm: Whether answers are vLLM's own: without justright's fields, and under the name of the mode's model.
     """
 
     address: str
@@ -52,11 +52,11 @@ class Subject:
     vllm: bool = False
 
     def model(self, effort: str) -> str:
-        """Who answers."""
+        """The model name in the answer."""
         return f"{MODEL}-fast" if self.vllm and effort == "none" else MODEL
 
     def reasoning(self, said: Any) -> str | None:
-        """Of a message or a delta."""
+        """The reasoning of a message or a delta."""
         return getattr(said, "reasoning" if self.vllm else "reasoning_content", None)
 
     def ask(self, question: str = "Hi", **options: Any) -> Any:
@@ -64,12 +64,12 @@ class Subject:
         return self.client.chat.completions.create(**(asked | options))
 
     def said(self, answer: Any, index: int = 0) -> tuple[str, str]:
-        """Thought and answer."""
+        """Reasoning and answer of a choice."""
         message = answer.choices[index].message
         return self.clean(self.reasoning(message)), self.clean(message.content)
 
     def streamed(self, chunks: list[Any], index: int = 0) -> tuple[str, str]:
-        """The same of a stream."""
+        """Reasoning and answer of a streamed choice."""
         choices = [one for chunk in chunks for one in chunk.choices if one.index == index]
         thought = "".join(self.reasoning(one.delta) or "" for one in choices)
         return self.clean(thought), self.clean("".join(one.delta.content or "" for one in choices))
@@ -90,7 +90,7 @@ class Subject:
         return request
 
     def expected(self, question: str, effort: str | None = None, **options: Any) -> tuple[str, str]:
-        """Thought and answer of the model alone."""
+        """Reasoning and answer of the reference model."""
         request = self.alone(question, effort, **options)
         assert request.tags is not None
         assert self.reference.tokenizer is not None
@@ -215,7 +215,7 @@ def lengths_stops_and_choices(subject: Subject) -> None:
     three = subject.ask(**FAST, n=3, temperature=1.5, seed=5)
     texts = [subject.said(three, index)[1] for index in range(3)]
     assert len(set(texts)) == 3
-    assert 16 < three.usage.completion_tokens <= 48, "one may end by itself"
+    assert 16 < three.usage.completion_tokens <= 48, "one may end early at an end token"
     assert three.usage.prompt_tokens == subject.ask(**FAST).usage.prompt_tokens
     chunks = list(subject.ask(**FAST, n=3, temperature=1.5, seed=5, stream=True))
     assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1, 2}
@@ -228,11 +228,11 @@ def log_probabilities(subject: Subject) -> None:
         values = [top.logprob for top in token.top_logprobs]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
-        assert token.logprob == values[0], "greedy takes the likeliest"
+        assert token.logprob == values[0], "greedy decoding takes the most likely token"
     chunks = list(subject.ask(**FAST, logprobs=True, top_logprobs=3, stream=True))
     told = [choice.logprobs for chunk in chunks for choice in chunk.choices if choice.logprobs]
     assert [token.token for one in told for token in one.content or []] == [token.token for token in content]
-    if subject.vllm:  # its log-probabilities are those of reasoning too
+    if subject.vllm:  # its log-probabilities include the reasoning tokens
         return
     thought = subject.ask(logprobs=True, max_completion_tokens=40, extra_body={"thinking_budget": 5})
     hidden = thought.usage.completion_tokens_details.reasoning_tokens
@@ -248,7 +248,7 @@ def json_of_a_schema(subject: Subject) -> None:
     assert subject.said(subject.ask(**FAST, response_format={"type": "json_object"}))[1].startswith("{")
 
 
-def thoughts_are_apart(subject: Subject) -> None:
+def reasoning_is_separate(subject: Subject) -> None:
     for budget in (None, 5):
         body = {} if budget is None else {"thinking_budget": budget}
         answer = subject.ask(max_completion_tokens=40, extra_body=body)
@@ -266,7 +266,7 @@ def thoughts_are_apart(subject: Subject) -> None:
     assert subject.said(other) == subject.expected("Hi", max_tokens=40, budget=5)
 
 
-def efforts_and_who_comes_first(subject: Subject) -> None:
+def efforts_and_their_precedence(subject: Subject) -> None:
     fast = subject.expected("Hi", "none")
     for options in (
         {"reasoning_effort": "minimal"},
@@ -289,7 +289,7 @@ def efforts_and_who_comes_first(subject: Subject) -> None:
     assert subject.ask(extra_body=hint).usage.prompt_tokens > subject.ask().usage.prompt_tokens
 
 
-def what_is_refused(subject: Subject) -> None:
+def invalid_requests_fail(subject: Subject) -> None:
     for options, param in (
         ({"extra_body": {"nonsense": 1}}, "nonsense"),
         ({"extra_body": {"reasoning": {"depth": 1}}}, "reasoning.depth"),
@@ -299,7 +299,7 @@ def what_is_refused(subject: Subject) -> None:
         ({"reasoning_effort": "none", "extra_body": {"thinking_budget": 5}}, "thinking_budget"),
     ):
         if subject.vllm and param in ("nonsense", "reasoning.depth", "store"):
-            continue  # vLLM ignores what it does not know
+            continue  # vLLM ignores unknown fields
         with pytest.raises(BadRequestError) as refused:
             subject.ask(**options)
         assert str(refused.value.param).removeprefix("body.") == param, options
@@ -316,12 +316,12 @@ def what_is_refused(subject: Subject) -> None:
     assert subject.said(subject.ask(**FAST)) == subject.expected("Hi", "none")
 
 
-def what_has_no_meaning_is_taken(subject: Subject) -> None:
+def fields_without_effect_are_accepted(subject: Subject) -> None:
     same = subject.ask(**FAST, user="me", metadata={"a": "b"}, presence_penalty=0, logit_bias={}, store=False)
     assert subject.said(same) == subject.expected("Hi", "none")
 
 
-def conversations_go_on(subject: Subject) -> None:
+def conversations_continue(subject: Subject) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     before = subject.ask(**FAST, messages=parts)
     assert subject.said(before) == subject.expected("Hi", "none")
@@ -356,11 +356,11 @@ SUITE: tuple[Callable[[Subject], None], ...] = (
     lengths_stops_and_choices,
     log_probabilities,
     json_of_a_schema,
-    thoughts_are_apart,
-    efforts_and_who_comes_first,
-    what_is_refused,
-    what_has_no_meaning_is_taken,
-    conversations_go_on,
+    reasoning_is_separate,
+    efforts_and_their_precedence,
+    invalid_requests_fail,
+    fields_without_effect_are_accepted,
+    conversations_continue,
     interleaved_prompts_are_never_mixed,
     the_model_is_listed,
 )

@@ -1,4 +1,4 @@
-"""For all tests: histories and models take the time they take; only what is wrong fails."""
+"""Settings for all tests: hypothesis has no deadline, so that tests do not depend on the clock."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def lm_eval_index() -> Iterator[None]:
-    """Read lm-eval's own index of tasks (thousands of YAML files, some 10 s) once a session."""
+    """Read lm-eval's own index of tasks (thousands of YAML files, about 10 s) once per session."""
     import lm_eval.tasks
     from lm_eval.tasks._index import TaskIndex
 
@@ -34,7 +34,7 @@ def lm_eval_index() -> Iterator[None]:
     def once(paths: list[Path]) -> dict[str, Any]:
         if own not in paths:
             return build(paths)
-        assert paths[0] == own, "later folders replace tasks of lm-eval's own"
+        assert paths[0] == own, "later folders override lm-eval's own tasks"
         if not kept:
             kept.update(build([own]))
         return kept | build(paths[1:])

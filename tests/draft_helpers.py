@@ -1,4 +1,4 @@
-"""Small drafters for the tests' small models."""
+"""Small drafters for the tiny models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALL_TRAINING = (
 
 
 def network_for(model: PreTrainedModel, seed: int = 0, **changes: Any) -> LstmModel:
-    """An untrained network for a model, its [SPEC] embedding too."""
+    """An untrained LSTM network for a model, with a [SPEC] embedding."""
     config = model.config.get_text_config()
     vocab_size = min(60, config.vocab_size - 2)
     shape: dict[str, Any] = {"width": 24, "steps": 3, "draft_vocab": vocab_size, "spec": True} | changes
@@ -60,7 +60,7 @@ def network_for(model: PreTrainedModel, seed: int = 0, **changes: Any) -> LstmMo
 
 
 def saved_attention_drafter(model: PreTrainedModel, folder: Path) -> Path:
-    """An untrained attention drafter for a model."""
+    """Save an untrained attention drafter for a model."""
     config = model.config.get_text_config()
     torch.manual_seed(0)
     settled = AttentionConfig("0" * 16, config.hidden_size, config.vocab_size, min(60, config.vocab_size - 2))
@@ -71,6 +71,6 @@ def saved_attention_drafter(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def saved_drafter(model: PreTrainedModel, folder: Path, **changes: Any) -> Path:
-    """The same, saved."""
+    """Save an untrained LSTM drafter for a model."""
     network_for(model, **changes).save(folder, dtype=torch.float32)
     return folder

@@ -1,4 +1,4 @@
-"""Prompts, references and drafters that the engine's tests share."""
+"""Prompts, reference outputs and drafters for the engine's tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tiny import VOCAB_SIZE, tiny_model
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
-    """Random token ids, special ones left out."""
+    """Random token ids without special tokens."""
     rng = random.Random(seed)
     return [rng.randrange(8, VOCAB_SIZE - 8) for _ in range(length)]
 
 
 def letters_tokenizer() -> PreTrainedTokenizerFast:
-    """Every token is three letters, so that the text of random tokens can be searched."""
+    """A tokenizer whose tokens are three letters each, so that tests can search the text of random tokens."""
     letters = "abcdefg"
     vocab = {"".join(t): i for i, t in enumerate(islice(product(letters, repeat=3), VOCAB_SIZE))}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="aaa"))
@@ -79,15 +79,15 @@ def _alone(prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
 
 
 def alone(prompt: Sequence[int], tokens: int) -> list[int]:
-    """Greedy output of the tiny llama, for a request that has it to itself; computed once a process."""
+    """Greedy output of the tiny llama for a single request; computed once a process."""
     return list(_alone(tuple(prompt), tokens))
 
 
 class ScriptedDrafter(Drafter):
-    """Drafts trees out of the known continuation, with wrong tokens mixed in; tests only.
+    """Drafts random trees from the known continuation, with wrong tokens mixed in.
 
-    ``truth`` maps a prompt to its greedy continuation. Each draft is a random tree of which one path follows
-    the truth for a random while, so that every length of acceptance and every shape comes by.
+    ``truth`` maps a prompt to its greedy continuation. One path of each tree follows the truth for a random length, so
+    that all acceptance lengths and tree shapes occur.
     """
 
     name = "scripted"

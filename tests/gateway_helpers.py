@@ -1,4 +1,4 @@
-"""ASGI applications on free ports."""
+"""Serve ASGI applications on free ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvicorn
 
 @contextlib.contextmanager
 def served(app: Any) -> Iterator[str]:
-    """An ASGI application on a free port, in a thread."""
+    """Serve an ASGI application on a free port in a thread; yields its address."""
     bound = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, lifespan="auto")

@@ -24,13 +24,13 @@ MODEL = "tiny"
 
 @dataclass
 class Running:
-    """A server that runs, and clients for it."""
+    """A running server, and clients for it."""
 
     service: Service
     server: HttpServer
     address: str
     reference: LLM | None = None
-    """The same model, plain and alone."""
+    """The same model without drafts, for expected outputs."""
     _clients: dict[str, OpenAI] = field(default_factory=dict)
 
     @property
@@ -70,7 +70,7 @@ def running(
     reference: LLM | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """A server in this process; ``options``: further ones of `server_of`."""
+    """Run a server in this process; ``options`` go to `server_of`."""
     scheduler = Scheduler(engine, max_waiting=max_waiting, cache_tokens=cache_tokens)
     settings = settings or ServeSettings(MODEL)
     service = Service(engine, scheduler, settings)

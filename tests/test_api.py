@@ -1,4 +1,4 @@
-"""The public API: its names, and that they do what a user of transformers or vLLM guesses."""
+"""The public API: its names, and that they work as a user of transformers or vLLM expects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def llm(checkpoint: Path) -> LLM:
 
 
 def expected(prompt: list[int], tokens: int) -> list[int]:
-    """What transformers generates, up to its end token (2)."""
+    """The output of transformers, up to its end token (2)."""
     found = reference(tiny_model("llama"), prompt, tokens)
     return found[: found.index(2) + 1] if 2 in found else found
 
@@ -85,7 +85,7 @@ def test_a_room_is_called_whichever_import_comes_first(first: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(UsageError, match="prune has no option 'colour'; allowed: "):
         prune("nowhere", "out", colour=1)
-    with pytest.raises(UsageError, match="give settings or sparsity, not both"):
+    with pytest.raises(UsageError, match="got both settings and sparsity"):
         prune("nowhere", "out", Settings(weights="magnitude"), sparsity=0.5)
 
 
@@ -200,7 +200,7 @@ def test_chunks_join_to_the_output(llm: LLM) -> None:
 def test_a_stream_fails_at_the_call(llm: LLM) -> None:
     with pytest.raises(UsageError, match="the prompt is empty"):
         llm.stream("")
-    with pytest.raises(UsageError, match="reasoning is for conversations"):
+    with pytest.raises(UsageError, match="reasoning needs a conversation"):
         llm.stream("the", reasoning=Reasoning(effort="low"))
 
 

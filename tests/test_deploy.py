@@ -1,4 +1,4 @@
-"""The deployment files name what there is: options, figures, the health check's path."""
+"""The deployment files use options, metrics and a health-check path that exist."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def _ray_command() -> str:
-    """What its page in docs/scale.md starts."""
+    """The command that docs/scale.md starts."""
     ray = (DEPLOY / "ray_serve.py").read_text()
     assert '"-m", "justright", "serve", *options, "--port"' in ray
     start = re.search(r'^JUSTRIGHT_SERVE="(.*?)"', (DEPLOY.parent / "docs/scale.md").read_text(), re.M)

@@ -1,4 +1,4 @@
-"""Out of memory is told from everything else that torch calls a RuntimeError."""
+"""`is_out_of_memory` distinguishes running out of memory from torch's other RuntimeErrors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals against tables of Wilson's and the closed form of the normal one."""
+"""Intervals against published Wilson tables and the closed form of the normal interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files import in one direction: import-linter holds the layers (pyproject.toml), this test the files inside them."""
+"""No import cycles between files (import-linter checks the layers in pyproject.toml), and unique class names."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -17,7 +17,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 def test_a_class_name_means_one_thing() -> None:
-    """Two classes of one name are two ideas with one word. The schemas of the server may repeat the engine's names."""
+    """Two classes with one name confuse readers. Only the server's schemas may repeat the engine's names."""
     found: dict[str, list[str]] = {}
     for file in Path(justright.__file__).parent.rglob("*.py"):
         if "data" in file.parts or file.name in ("responses.py", "protocol.py"):

@@ -1,4 +1,4 @@
-"""The three distributions: what the built files hold, and that the installed copies work outside the checkout."""
+"""The three distributions: the contents of the built files, and that the installed copies work outside the checkout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROJECTS = {
     "justright_vllm": ROOT / "packages/justright-vllm",
 }
 MEGABYTE = 1_000_000
-LARGEST = {"justright": 2, "justright_zoo": 80, "justright_vllm": 0.1}  # MB; PyPI allows 100 a file
+LARGEST = {"justright": 2, "justright_zoo": 80, "justright_vllm": 0.1}  # MB; PyPI allows 100 per file
 
 
 @dataclass
@@ -133,10 +133,21 @@ def _requirements(built: Built, package: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("package", PROJECTS)
+def test_the_description_has_no_relative_links(built: Built, package: str) -> None:
+    description = str(HeaderParser().parsestr(built.text(package, "METADATA")).get_payload())
+    assert description.startswith(f"# {package.replace('_', '-')}\n")
+    assert len(description) > 500
+    assert [
+        link for link in re.findall(r"\]\(([^)]*)\)", description) if not link.startswith("https://")
+    ] == []
+    assert "()" not in description
+
+
+@pytest.mark.parametrize("package", PROJECTS)
 def test_every_imported_package_is_declared(built: Built, package: str) -> None:
     needed = _requirements(built, package) + _requirements(built, "justright")
     declared = {canonicalize_name(one.name) for one in needed}
-    # The core offers what the zoo carries without requiring it; pydantic pins its own core.
+    # The core uses the zoo if it is installed, without requiring it; pydantic pins its own core.
     own = {*PROJECTS, "pydantic_core"}
     carriers = importlib.metadata.packages_distributions()
     undeclared = {}

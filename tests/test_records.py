@@ -1,4 +1,4 @@
-"""Data files: what a line is, what is ignored, and what a bad one is called."""
+"""Data files: how lines are parsed, what is ignored, and how errors name a bad line."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# A random model with tied embeddings tends to repeat one token; smollm3 and ernie4_5_moe stay tied.
+# A random model with tied embeddings tends to repeat one token; smollm3 and ernie4_5_moe keep them tied.
 _UNTIED = {"tie_word_embeddings": False}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
@@ -71,7 +71,7 @@ _LLAMA4 = {
     "num_experts_per_tok": 2,
     "interleave_moe_layer_step": 2,
     "attention_chunk_size": WINDOW,
-    "floor_scale": 4,  # temperature tuning that is felt at once
+    "floor_scale": 4,  # attention temperature tuning takes effect within a few tokens
 }
 _VISION = {
     "model_type": "siglip_vision_model",
@@ -83,7 +83,7 @@ _VISION = {
     "patch_size": 4,
 }
 
-# What each family adds to the common settings.
+# Settings of each family beyond the common ones.
 _DENSE: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"head_dim": 16, "sliding_window": WINDOW},
@@ -163,9 +163,9 @@ def tiny_config(family: str, **changes: Any) -> PretrainedConfig:
 
 
 def twelve(family: str) -> dict[str, Any]:
-    """Changes that give the family's tiny model 12 layers and, where it has any, 12 experts a layer.
+    """Changes that give the family's tiny model 12 layers and, if it has experts, 12 experts per layer.
 
-    As text, 10 sorts before 2: four layers and eight experts hide a wrong order.
+    As text, 10 sorts before 2, so that only more than ten layers or experts reveal a wrong order.
     """
     changes: dict[str, Any] = {"num_hidden_layers": 12}
     settings = (_DENSE | _MOE)[family]
@@ -183,7 +183,7 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     tensors = dict(model.named_parameters()) | {
         name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")
     }
-    # Gemma multiplies its embeddings: drawn as wide as the rest, they would drown the layers.
+    # Gemma multiplies its embeddings; with the same spread as other weights, they would dominate the layers.
     embedding_std = 0.2 / getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0)
     with torch.no_grad():
         for name in sorted(tensors):
@@ -245,7 +245,7 @@ def save_tiny(family: str, path: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def save_pair(folder: Path, family: str = "qwen3", **changes: Any) -> tuple[Path, Path]:
-    """``(slow, fast)``: two checkpoints of which slow has learnt a little in every matrix of its layers."""
+    """``(slow, fast)``: two checkpoints; slow has small random changes in every matrix of its layers."""
     slow, fast = (save_tiny(family, folder / name, **changes) for name in ("slow", "fast"))
     tensors = load_file(slow / "model.safetensors")
     generator = torch.Generator().manual_seed(1)

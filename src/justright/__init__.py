@@ -6,7 +6,7 @@ with LLM("packaged:smollm2-135m-instruct") as llm:
     for output in llm.generate(["One, two,", "Red, green,"], SamplingParams(max_tokens=16)):
         print(output.prompt, output.text)
 
-Names are imported when they are first used, so that ``import justright`` imports no torch.
+Names are imported at their first use, so that ``import justright`` does not import torch.
 """
 
 from importlib import import_module
@@ -64,7 +64,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("prune", "evaluate"):  # packages that can be called
+    if name in ("prune", "evaluate"):  # callable packages
         return import_module(f"justright.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'justright' has no attribute {name!r}")

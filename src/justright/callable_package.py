@@ -1,4 +1,4 @@
-"""Lets a package be called by the name of its main function: ``justright.prune`` is a room and a function."""
+"""Make a package callable, so that ``justright.prune`` is both a package and a function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def make_callable(package: str, function: str) -> None:
-    """Make calls of ``package`` calls of ``function``, "module.name" in it, which is imported at the first call."""
+    """Let calls of ``package`` call its ``function`` ("module.name"), which is imported at the first call."""
     module, name = f"{package}.{function}".rsplit(".", 1)
 
     class CallablePackage(ModuleType):

@@ -1,33 +1,33 @@
 """Every error that justright raises on purpose.
 
     JustrightError                      exit code
-    ├── UsageError            2         the request itself makes no sense (an option, a prompt, a value)
+    ├── UsageError            2         an invalid request (an option, a prompt, a value)
     ├── SourceError           3         the model cannot be found or fetched
-    │   └── CheckpointError   3         it was found, and is damaged, incomplete or of a kind we refuse
-    ├── UnsupportedModelError 4         a family, cache kind or layout that justright does not know
-    ├── ResourceError         5         no room: disk, memory, context
-    ├── ConstraintError       1         an answer cannot keep its constraint (a JSON schema)
-    └── MissingExtraError     6         an optional dependency is needed; the message names the command
+    │   └── CheckpointError   3         the checkpoint is damaged, incomplete or of an unsafe kind
+    ├── UnsupportedModelError 4         an unsupported family, cache kind or layout
+    ├── ResourceError         5         not enough disk, memory or context
+    ├── ConstraintError       1         an answer cannot satisfy its constraint (a JSON schema)
+    └── MissingExtraError     6         an optional dependency is missing; the message gives the command
 
-A message says what was found, what is allowed and what to do. The CLI prints it without a traceback
-(``--debug`` shows one) and ends with the exit code.
+A message says what was found, what is allowed and what to do. The CLI prints it without a traceback (``--debug`` shows
+one) and ends with the exit code.
 """
 
 from __future__ import annotations
 
 
 class JustrightError(Exception):
-    """The root of every error raised on purpose; ``exit_code`` is what the CLI ends with."""
+    """Base class of every error raised on purpose; ``exit_code`` is the CLI's exit code."""
 
     exit_code = 1
 
 
 class UsageError(JustrightError):
-    """The request makes no sense: a bad option, an empty prompt, an unknown value.
+    """An invalid request: a bad option, an empty prompt, an unknown value.
 
     Args:
-        message: see above.
-        about: the setting at fault, by its name in the code, for those who let users call it otherwise.
+        message: for the user.
+        about: name of the invalid setting in the code, for callers that show users another name.
     """
 
     exit_code = 2
@@ -44,25 +44,25 @@ class SourceError(JustrightError):
 
 
 class CheckpointError(SourceError):
-    """The checkpoint was found, and is damaged, incomplete, or of a kind we refuse to load."""
+    """The checkpoint is damaged, incomplete, or of an unsafe kind."""
 
 
 class UnsupportedModelError(JustrightError):
-    """A model family, cache kind or layout that justright does not support."""
+    """An unsupported model family, cache kind or layout."""
 
     exit_code = 4
 
 
 class ResourceError(JustrightError):
-    """Not enough of something: disk, memory, context positions."""
+    """Not enough disk, memory or context."""
 
     exit_code = 5
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, torch's, its CPU allocator's (a plain RuntimeError), CUDA's.
+    """Whether memory ran out: errors of Python, torch, its CPU allocator (a plain RuntimeError) and CUDA.
 
-    torch is not imported for the sake of its error's class.
+    torch's class is compared by name, so that torch is not imported.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -72,10 +72,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class ConstraintError(JustrightError):
-    """An answer came to a point where it cannot keep its constraint (a JSON schema)."""
+    """An answer reached a point where it cannot satisfy its constraint (a JSON schema)."""
 
 
 class MissingExtraError(JustrightError):
-    """An optional dependency is needed and is not installed."""
+    """A required optional dependency is not installed."""
 
     exit_code = 6
+
+
+def install_command(extra: str = "", folder: str = ".") -> str:
+    """Return how to install an extra of justright, or a package of a ``folder`` of its checkout, for a message.
+
+    The packages are not published; once they are, this is the place to say so.
+    """
+    what = f"'{folder}[{extra}]'" if extra else folder
+    return f"in the checkout of justright: pip install {what}"

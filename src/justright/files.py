@@ -1,13 +1,15 @@
-"""The files of a checkpoint beside its weights, and writing files so that they survive a power cut."""
+"""The files of a checkpoint beside its weights; output checks; writing that survives a power cut."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from justright.errors import ResourceError, UsageError
 
@@ -18,11 +20,11 @@ _CANNOT_WRITE = {
     errno.ENOSPC: "no space is left on the disk",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would be larger than is allowed (`ulimit -f`, or the file system's limit)",
-    errno.EIO: "the disk reports a failure (an I/O error)",
+    errno.EIO: "the disk reports an I/O error",
     errno.EROFS: "the file system is read-only",
 }
 
-# What a user needs beside the weights; weights, code and pickles are never copied.
+# Files that are copied with a model; weights, code and pickles are never copied as companions.
 COMPANIONS = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -52,21 +54,32 @@ COMPANIONS = [
 
 
 def local_path(text: str | Path) -> Path:
-    """A path as a user gives it, with ``~`` replaced by a home directory.
+    """A user's path, with ``~`` replaced by the home directory.
 
     Raises:
-        UsageError: no such user, or characters that no path has.
+        UsageError: an unknown user, or a NUL character.
     """
     if "\0" in str(text):
-        raise UsageError(f"{str(text)!r} is no path: it holds a NUL character; give another")
+        raise UsageError(f"{str(text)!r} is no path: it has a NUL character; give another")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{text} cannot be used: {error} Give the whole path, or ./ before the ~") from error
 
 
+def cache_folder() -> Path:
+    """Return the user's cache folder.
+
+    It is ``$JUSTRIGHT_CACHE``, else ``$XDG_CACHE_HOME/justright``, else ``~/.cache/justright``.
+    """
+    if own := os.environ.get("JUSTRIGHT_CACHE"):
+        return local_path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "justright"
+
+
 def exists(path: Path) -> bool:
-    """Whether there is a file or folder; a name that the file system cannot hold is that of none."""
+    """Whether there is a file or folder; False for names that the file system does not allow."""
     try:
         return path.exists()
     except OSError:
@@ -74,9 +87,9 @@ def exists(path: Path) -> bool:
 
 
 def cannot_write(error: BaseException) -> ResourceError | None:
-    """The error to report where a file could not be written for want of room or a sound disk; None for others.
+    """The error to report if a file could not be written because of the disk; None for other errors.
 
-    safetensors says it in the words of its own error, which is no OSError.
+    safetensors raises its own error, which is no OSError, with the number in its message.
     """
     number = error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
@@ -85,8 +98,8 @@ def cannot_write(error: BaseException) -> ResourceError | None:
         return None
     where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return ResourceError(
-        f"{_CANNOT_WRITE[number]}{where}: make room, or write elsewhere, and repeat the command; what is complete is "
-        "kept"
+        f"{_CANNOT_WRITE[number]}{where}. Free disk space, or write elsewhere, and repeat the command; what is "
+        "complete is kept"
     )
 
 
@@ -125,16 +138,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_output(file: Path) -> None:
-    """Refuse a file that cannot be written, before the work that fills it.
+    """Check before the work that a file can be written.
 
     Raises:
-        UsageError: it is a folder, or its folder does not exist or may not be written to.
+        UsageError: it is a folder, or its folder does not exist or is read-only.
     """
     if file.is_dir():
-        raise UsageError(f"{file} is a folder, and a file is to be written: give the file's name too")
+        raise UsageError(f"{file} is a folder, but the output is a file; give the file's name too")
     if not file.parent.is_dir():
         raise UsageError(
-            f"{file} cannot be written: there is no folder {file.parent}; make it, or give another file"
+            f"{file} cannot be written: there is no folder {file.parent}; create it, or give another file"
         )
     if not os.access(file.parent, os.W_OK):
         raise UsageError(
@@ -143,29 +156,29 @@ def check_output(file: Path) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Refuse an output folder that exists, or cannot be made, before the work that fills it.
+    """Check before the work that an output folder does not exist and can be created.
 
     Raises:
-        UsageError: that.
+        UsageError: it exists or cannot be created.
     """
     if out.exists():
-        raise UsageError(f"{out} exists already: choose another output, or remove it first")
+        raise UsageError(f"{out} exists already; give another output, or delete it first")
     check_folder(out)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made, before the work that fills it.
+    """Check before the work that a folder exists or can be created.
 
     Raises:
-        UsageError: something on its way is no folder, or may not be written to.
+        UsageError: a parent is a file, or is read-only.
     """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise UsageError(f"{folder} cannot be made: {there} is a file; give another folder")
-    if not os.access(there, os.W_OK | os.X_OK) or there.is_relative_to("/proc"):
-        raise UsageError(f"{folder} cannot be made: {there} is read-only for you; give another folder")
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UsageError(f"{folder} cannot be created: {parent} is a file; give another folder")
+    if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):
+        raise UsageError(f"{folder} cannot be created: {parent} is read-only for you; give another folder")
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -175,25 +188,58 @@ def write_whole(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """safetensors' ``save_file``, whose refusals are errors of ours.
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; readable by everybody, unlike those of ``save_file``.
 
     Raises:
-        ResourceError: the disk is full, or the file cannot be written for another reason.
+        ResourceError: the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    partial = file.with_name(file.name + ".partial")
     try:
-        save_file(tensors, file, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(0o644)
+        partial.replace(file)
     except (OSError, SafetensorError) as error:
         raise cannot_write(error) or ResourceError(
-            f"{file} cannot be written ({error}): make room, or give another folder, and repeat the command"
+            f"{file} cannot be written ({error}); free disk space, or give another folder, and repeat the command"
         ) from error
 
 
+def job_folder(folder: Path, job: dict[str, Any]) -> Path:
+    """Return ``folder``, emptied if its content belongs to another job."""
+    text = json.dumps(job, sort_keys=True)
+    file = folder / "job.json"
+    if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text)
+    return folder
+
+
+def check_job_folder(folder: Path, job: dict[str, Any], what: str) -> None:
+    """Validate that `job_folder` would keep all that a user's folder contains.
+
+    Raises:
+        UsageError: it contains other files than ``what``, or those of another job.
+    """
+    file = folder / "job.json"
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not file.is_file():
+        raise UsageError(f"{folder} holds files that are not {what}: give a new folder")
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if differing := [key for key, value in json.loads(json.dumps(job)).items() if held.get(key) != value]:
+        raise UsageError(
+            f"{folder} holds {what} of another run (different {', '.join(differing)}): give a new folder, or delete "
+            "this one"
+        )
+
+
 def swap_folder(folder: Path) -> None:
-    """Put ``NAME.partial``, complete, in the place of ``folder``; `recover_folder` mends it if killed half-way."""
+    """Replace ``folder`` with the complete ``NAME.partial``; `recover_folder` completes an interrupted swap."""
     partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -203,11 +249,11 @@ def swap_folder(folder: Path) -> None:
 
 
 def recover_folder(folder: Path, last: str) -> None:
-    """Where a kill fell between the two renames of `swap_folder`, take the new one if it is whole, else the old one.
+    """Complete a `swap_folder` that was killed between its renames: take the new folder if complete, else the old.
 
     Args:
         folder: as given there.
-        last: the file that is written last: a folder that has it is whole.
+        last: the file that is written last; a folder that has it is complete.
     """
     for ending in (".partial", ".old"):
         kept = folder.with_name(folder.name + ending)

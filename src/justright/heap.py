@@ -1,4 +1,4 @@
-"""Memory that is free, given back to the system."""
+"""Return free memory to the system."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def trim() -> None:
-    """Give free memory back to the system where the C library would keep it (glibc); elsewhere do nothing.
+    """Return free memory to the system with glibc; do nothing with other C libraries.
 
-    glibc keeps freed blocks of up to 32 MiB, the size of most matrices, and where they lie between others it never
-    gives them back by itself: a run that goes through layers would grow with every layer.
+    glibc keeps freed blocks of up to 32 MiB, the size of most matrices, and never returns those between other blocks:
+    a run over all layers would grow with every layer.
     """
     trimming = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trimming is not None:

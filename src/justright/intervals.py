@@ -9,9 +9,9 @@ _Z = 1.96
 
 
 def interval(scores: Sequence[float], value: float) -> tuple[float, float] | tuple[None, None]:
-    """95% interval of the mean ``value`` of per-document scores; None with fewer than two of them.
+    """95% interval of the mean ``value`` of per-document scores; None with fewer than two scores.
 
-    Wilson's score interval where all scores are 0 or 1, the normal one otherwise.
+    Wilson's score interval if all scores are 0 or 1, otherwise the normal interval.
     """
     count = len(scores)
     if count < 2:

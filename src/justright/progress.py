@@ -1,4 +1,4 @@
-"""How long work reports its progress to whoever shows it."""
+"""The callback that reports progress."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What made an artefact: the command, the code, the versions, the inputs. Written beside every output."""
+"""The origin of an output: command, code, versions and inputs, written beside it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from justright.errors import CheckpointError, SourceError
 
 FILE_NAME = "provenance.json"
 PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "numpy", "peft")
-# What makes a checkpoint directory the input it is; the rest (README, licences) does not change the result.
+# Files of a checkpoint directory that affect results; others (README, licences) do not.
 INPUT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How an artefact came to be.
+    """The origin of an output.
 
     Attributes:
         argv: the command line.
         justright: the version of this package.
-        git_revision: the commit, with ``-dirty`` when files differ from it; None outside a checkout.
-        versions: Python's and the packages' versions, without those that are not installed.
+        git_revision: the commit, with ``-dirty`` if files differ from it; None outside a checkout.
+        versions: of Python and of the installed packages.
         platform: operating system, machine and Python implementation.
         created: UTC date and time, ISO 8601.
-        seed: the random seed, or None where no randomness is involved.
-        inputs: per input its path (``~`` for the home folder) and ``files``: name -> ``size_bytes`` and ``sha256``
-            (of the whole content; null where hashing was turned off).
-        extra: whatever the caller adds: settings, measured numbers.
+        seed: the random seed; None without randomness.
+        inputs: name -> path (``~`` for the home folder) and ``files``: name -> ``size_bytes`` and ``sha256`` (of the
+            whole content; null without hashing).
+        extra: further facts from the caller: settings, measured numbers.
     """
 
     argv: list[str]
@@ -52,22 +52,22 @@ class Provenance:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-ready form."""
+        """For JSON."""
         return asdict(self)
 
     def to_json(self) -> str:
-        """Return the text of ``provenance.json``."""
+        """The text of ``provenance.json``."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n"
 
     def write(self, path: Path) -> Path:
-        """Write to ``path``, or to ``provenance.json`` in that directory; return the file's path."""
+        """Write to ``path``, or to ``provenance.json`` in that directory; returns the file's path."""
         target = path / FILE_NAME if path.is_dir() else path
         target.write_text(self.to_json(), encoding="utf-8")
         return target
 
     @classmethod
     def read(cls, path: Path) -> Provenance:
-        """Read what :meth:`write` wrote. Unknown fields of a later version are kept under ``extra``.
+        """Read a file of `write`. Unknown fields of a later version are kept under ``extra``.
 
         Raises:
             SourceError: there is no such file.
@@ -75,7 +75,7 @@ class Provenance:
         """
         target = path / FILE_NAME if path.is_dir() else path
         if not target.is_file():
-            raise SourceError(f"no {FILE_NAME} at {path}: this artefact was not written by justright")
+            raise SourceError(f"there is no {FILE_NAME} at {path}; give an output of justright")
         try:
             data = dict(json.loads(target.read_text(encoding="utf-8")))
             known = {f.name: data.pop(f.name) for f in fields(cls) if f.name in data}
@@ -92,13 +92,13 @@ def collect(
     hash_inputs: bool = True,
     **extra: Any,
 ) -> Provenance:
-    """Record how the running process was started, with which code, on what inputs.
+    """Record the command line, code, versions and inputs of the running process.
 
     Args:
-        inputs: a name for each input file or checkpoint directory, e.g. ``{"model": path}``.
-        seed: the random seed used.
+        inputs: name -> input file or checkpoint directory, such as ``{"model": path}``.
+        seed: the random seed.
         hash_inputs: False records sizes only; hashing reads every byte of the inputs (about 1 GB/s).
-        extra: anything JSON-ready worth keeping: settings, recipe, numbers.
+        extra: further JSON-ready facts: settings, recipe, numbers.
 
     Raises:
         SourceError: an input does not exist.
@@ -117,7 +117,7 @@ def collect(
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide results, without importing them."""
+    """The versions of Python and of the packages that affect results, without importing them."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -128,7 +128,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_revision(package_dir: Path | None = None) -> str | None:
-    """Return the commit of the checkout that justright runs from (``-dirty`` when edited), else None.
+    """The commit of the checkout that justright runs from (``-dirty`` when edited), else None.
 
     Args:
         package_dir: the package's directory, ``<checkout>/src/justright``; by default the running one.
@@ -147,7 +147,7 @@ def git_revision(package_dir: Path | None = None) -> str | None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of the whole file, read as a stream."""
+    """The SHA-256 of the whole file, read as a stream."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -158,13 +158,16 @@ def _describe_input(path: Path, hashed: bool) -> dict[str, Any]:
     elif path.is_file():
         files = [path]
     else:
-        raise SourceError(f"the input {path} does not exist: provenance cannot be recorded for it")
+        raise SourceError(f"the input {path} does not exist; give an existing file or directory")
     described = {
         file.name: {"size_bytes": file.stat().st_size, "sha256": file_sha256(file) if hashed else None}
         for file in files
     }
-    # The record is passed on with the artefact. expanduser: a user without a home (a container's) is no error.
-    shown, home = path.resolve(), os.path.realpath(os.path.expanduser("~"))
-    if shown.is_relative_to(home):
-        shown = Path("~") / shown.relative_to(home)
-    return {"path": str(shown), "files": described}
+    return {"path": shown_path(path), "files": described}
+
+
+def shown_path(path: Path) -> str:
+    """Return the resolved path with ``~`` for the home folder: a record is passed on with its artefact."""
+    home = os.path.realpath(os.path.expanduser("~"))  # works for a user without a home, as in a container
+    shown = path.resolve()
+    return str(Path("~") / shown.relative_to(home) if shown.is_relative_to(home) else shown)

@@ -1,4 +1,4 @@
-"""Numbers as people read them, options as people write them, JSON as programs read it line by line."""
+"""Readable numbers, ``KEY=VALUE`` options, and JSON on a single line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from justright.errors import UsageError
 
 
 def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
-    """``["tree=true", "path=a/b"]`` to a dictionary; values are JSON where they can be, else text.
+    """Parse ``["tree=true", "path=a/b"]``; values are JSON if they parse as JSON, else text.
 
     Args:
         pairs: ``KEY=VALUE`` each.
-        option: where they were given, for the message.
+        option: name of the option, for messages.
 
     Raises:
-        UsageError: a text without a key and a value, or a key twice.
+        UsageError: a missing key or value, or a key given twice.
     """
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -25,7 +25,7 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
         if not (key and equals and value):
             raise UsageError(f"{option} {pair!r}: give KEY=VALUE, such as tree=true")
         if key in found:
-            raise UsageError(f"{option} {key} is given twice")
+            raise UsageError(f"{option} {key} is given twice; give it once")
         try:
             found[key] = json.loads(value)
         except ValueError:
@@ -34,11 +34,11 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
 
 
 _LINE_BREAKS = {ord(one): f"\\u{ord(one):04x}" for one in "\x85\u2028\u2029"}
-"""The line breaks that JSON leaves as they are in a string (it escapes all below U+0020), and their escapes."""
+"""Line breaks that JSON does not escape in a string (it escapes those below U+0020) -> their escapes."""
 
 
 def json_line(value: Any) -> str:
-    """JSON that every reader takes for one line, those too that split at U+0085, U+2028 and U+2029."""
+    """JSON on one line, also for readers that split at U+0085, U+2028 and U+2029."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)
 
 

@@ -1,4 +1,4 @@
-"""Text files and data files (JSON lines, JSON), read the same way by every command."""
+"""Reading of text files and data files (JSON lines, JSON), the same for every command."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any
 from justright.errors import CheckpointError, SourceError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
-"""Endings of data files, in lower case; any case is accepted."""
+"""Endings of data files, in any case."""
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 CONVERSATION = f'[{{"role": ROLE, "content": "..."}}, ...] with the roles {", ".join(_ROLES)}'
-"""What `conversation` expects, for messages."""
+"""The form that `conversation` expects, for messages."""
 
 
 def is_data(file: Path) -> bool:
-    """Whether the file's name says that it holds JSON lines or JSON."""
+    """Whether the file's name ends like JSON lines or JSON."""
     return file.suffix.lower() in SUFFIXES
 
 
 def read_text(file: Path) -> str:
-    """A text file in UTF-8, without a byte order mark, its lines ended by line feeds; single damaged
-    characters are replaced.
+    """Read UTF-8 text without its byte order mark, with line feeds only; single damaged characters are replaced.
 
     Raises:
         SourceError: the file cannot be read.
@@ -32,18 +31,18 @@ def read_text(file: Path) -> str:
     """
     text = _bytes(file).decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text or text.count("\ufffd") > len(text) // 100:
-        raise CheckpointError(f"{file} is no text in UTF-8: give text files")
+        raise CheckpointError(f"{file} is no text in UTF-8; give text files")
     return text
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """The values in a file of JSON lines, or in a JSON file (``.json``: the elements of an array, or one object).
+    """Read the values of JSON lines, or of a JSON file (``.json``: the elements of an array, or one object).
 
-    A line ends at a line feed only: U+2028, U+2029 and U+0085 may stand inside a JSON string. A byte order mark, blank
-    lines and carriage returns before line feeds are ignored. A ``.json`` file that holds JSON lines is read as these.
+    A line ends at a line feed only: U+2028, U+2029 and U+0085 may occur inside a JSON string. A byte order mark, blank
+    lines and carriage returns before line feeds are ignored. A ``.json`` file that holds JSON lines is read as such.
 
     Yields:
-        Where the value stands (``line 3 of FILE``), for messages; and the value.
+        The place of the value (``line 3 of FILE``), for messages; and the value.
 
     Raises:
         SourceError: the file cannot be read.
@@ -54,7 +53,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, Any]]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise CheckpointError(f"line {line} of {file} is not UTF-8: save the file as UTF-8") from error
+        raise CheckpointError(f"line {line} of {file} is not UTF-8; save the file as UTF-8") from error
     if file.suffix.lower() == ".json":
         try:
             whole = _value(str(file), text)
@@ -93,8 +92,8 @@ def _value(where: str, text: str) -> Any:
 def conversation(value: Any) -> list[dict[str, Any]] | None:
     """A conversation in OpenAI's form with every content as one text; None if it is no conversation.
 
-    Content in parts (``[{"type": "text", "text": "..."}, ...]``) is joined; null content beside ``tool_calls`` becomes
-    an empty text; a call's arguments in JSON become an object, as chat templates expect it. Null fields are left out.
+    Content in parts (``[{"type": "text", "text": "..."}, ...]``) is joined, null content beside ``tool_calls`` becomes
+    an empty text, JSON arguments of a call become an object, as chat templates expect, and null fields are removed.
     """
     if not isinstance(value, list) or not value:
         return None
@@ -137,7 +136,7 @@ def _call(call: Any) -> Any:
 
 
 def bare_text(turns: list[dict[str, Any]]) -> str:
-    """A conversation as plain text, for models without a chat template: its contents and tool calls, a line each."""
+    """A conversation as plain text, for models without a chat template: one line per content or tool call."""
     lines = []
     for turn in turns:
         calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
@@ -146,7 +145,7 @@ def bare_text(turns: list[dict[str, Any]]) -> str:
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """The files below a folder that end in one of ``suffixes`` (any case); its other files, but hidden ones."""
+    """The files below a folder that end in one of ``suffixes`` (any case), and its other files that are not hidden."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     wanted = [file for file in files if file.suffix.lower() in suffixes]
     others = sorted(set(files).difference(wanted))
@@ -154,7 +153,7 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], li
 
 
 def skipped_note(folder: Path, skipped: list[Path], wanted: tuple[str, ...]) -> str:
-    """What to say about files of a folder that are not read."""
+    """A note on the files of a folder that are not read."""
     names = ", ".join(str(file.relative_to(folder)) for file in skipped[:3])
     more = ", ..." if len(skipped) > 3 else ""
-    return f"{folder}: files that are not read: {len(skipped)} ({names}{more}); read are {', '.join(wanted)}"
+    return f"{folder}: files not read: {len(skipped)} ({names}{more}); allowed endings: {', '.join(wanted)}"

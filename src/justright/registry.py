@@ -1,4 +1,4 @@
-"""Registries of classes by name: each class registers itself, and other packages can add their own."""
+"""Registries of classes by name: each class registers itself, and other packages can add classes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Registry(Generic[T]):
     Args:
         kind: what an entry is, for messages: "criterion".
         package: the package whose modules register the built-in classes; imported at the first use.
-        group: the entry point group of other packages: an entry point has the name of the class that it adds, and
-            loading it imports the module in which that class registers itself.
+        group: the entry point group for other packages. An entry point has the name of its class, and loading it
+            imports the module that registers the class.
     """
 
     def __init__(self, kind: str, package: str, group: str) -> None:
@@ -38,13 +38,13 @@ class Registry(Generic[T]):
             f"{cls.__module__}.{cls.__qualname__}"
         ):
             raise UsageError(
-                f"{self.kind} {cls.name!r} exists already ({type(held).__module__}): choose another name"
+                f"{self.kind} {cls.name!r} exists already ({type(held).__module__}); choose another name"
             )
         self._found[cls.name] = cls()
         return cls
 
     def known(self) -> dict[str, T]:
-        """The built-in classes, and those whose modules are imported; by name."""
+        """Name -> instance of the built-in classes, and of other classes that are already imported."""
         if not self._loaded:
             self._loaded = True
             folder = importlib.import_module(self.package).__path__
@@ -53,33 +53,33 @@ class Registry(Generic[T]):
         return dict(sorted(self._found.items()))
 
     def names(self) -> list[str]:
-        """All names that `get` takes; other packages are not imported for it."""
+        """All names that `get` accepts, without importing other packages."""
         return sorted({*self.known(), *self._entry_points()})
 
     def get(self, name: str) -> T:
         """The instance registered under ``name``.
 
         Raises:
-            UsageError: no such name, or another package that offers it and cannot be imported.
+            UsageError: an unknown name, or its package cannot be imported.
         """
         known = self.known()
         if name in known:
             return known[name]
         point = self._entry_points().get(name)
         if point is None:
-            raise UsageError(f"no {self.kind} {name!r}: there are {', '.join(self.names())}")
+            raise UsageError(f"there is no {self.kind} {name!r}; allowed: {', '.join(self.names())}")
         try:
             point.load()
         except (ImportError, AttributeError) as error:
             raise UsageError(f"{self.kind} {name!r} ({point.value}) cannot be loaded: {error}") from error
         if name not in self._found:
             raise UsageError(
-                f"{point.value} registers no {self.kind} {name!r}: its entry point needs that name"
+                f"{point.value} registers no {self.kind} {name!r}; give its entry point the name of its class"
             )
         return self._found[name]
 
     def help(self) -> str:
-        """The names and what each does, for an option's help text."""
+        """The names with their descriptions, for an option's help text."""
         known: dict[str, Any] = self.known()
         return "; ".join(f"{name}: {known[name].help}" if name in known else name for name in self.names())
 

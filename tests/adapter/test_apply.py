@@ -1,4 +1,4 @@
-"""The switch on a running model: nothing while off, the fast model when on, and each request its own in one batch."""
+"""The switch on a running model: no change while off, the fast model when on, and mixed modes in one batch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from justright.adapter.apply import AppliedSwitch, Rows
 from justright.adapter.extract import Form, extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
@@ -51,7 +52,7 @@ def last_logits(verifier: Verifier, prompt: list[int], factor: float = 0.0, slot
 def test_on_it_is_the_fast_model_and_off_the_slow_one(
     kept_pair: MakePair, tmp_path: Path, family: str
 ) -> None:
-    """Full rank and exact small tensors: the fast model's logits; off: the slow model's, bit for bit."""
+    """At full rank with exact small tensors, on is the fast model; off is the slow model bit for bit (logits)."""
     slow, fast = kept_pair(family, norms=True)
     done = extract(Pair(slow, fast), tmp_path / "adapter", FULL)
     assert done.exact
@@ -69,7 +70,7 @@ def test_on_it_is_the_fast_model_and_off_the_slow_one(
 
 @pytest.mark.parametrize("family", ALL)
 def test_a_mixed_batch_is_its_single_requests(kept_pair: MakePair, tmp_path: Path, family: str) -> None:
-    """Slow, fast and soft rows in one forward, chains and a tree, are what each gives alone."""
+    """Slow, fast and soft rows in one forward, as chains and a tree, equal the rows of separate forwards."""
     slow, fast = kept_pair(family, norms=True)
     done = extract(Pair(slow, fast), tmp_path / "adapter", RankRule("energy", 0.8))
     verifier = switched(slow, done.path, slots=4)
@@ -116,7 +117,7 @@ def test_a_soft_switch_is_the_merged_checkpoint_of_its_factor(make_pair: MakePai
 
 @pytest.mark.parametrize("form", ["compact", "portable"])
 def test_the_engine_applies_an_adapter_as_peft_does(make_pair: MakePair, tmp_path: Path, form: Form) -> None:
-    """Ranks that differ by matrix, and padded ones: the same logits as from PEFT."""
+    """Ranks that differ by matrix, and padded ranks, give the same logits as PEFT."""
     slow, fast = make_pair("llama")
     rule = RankRule("energy", 0.7, scope="global")
     path = extract(Pair(slow, fast), tmp_path / form, rule, form=form).path
@@ -141,7 +142,7 @@ def test_the_engine_applies_an_adapter_as_peft_does(make_pair: MakePair, tmp_pat
 def test_adapters_of_peft_that_name_parameters_by_their_ends(
     tmp_path: Path, family: str, targets: list[str]
 ) -> None:
-    """As PEFT's users write them, with lists that are empty; bfloat16, and a scale that is no power of two."""
+    """Configs as PEFT's users write them: empty lists, bfloat16, and a scale that is not a power of two."""
     slow = save_tiny(family, tmp_path / "slow")
     config = LoraConfig(
         r=3, lora_alpha=7, target_modules=["q_proj"], target_parameters=targets, modules_to_save=[]
@@ -172,7 +173,7 @@ def test_target_parameters_that_do_not_say_which_are_refused(tmp_path: Path) -> 
 
 
 def test_keys_and_values_never_cross_modes(make_pair: MakePair, tmp_path: Path) -> None:
-    """A slot that holds the same prompt in another mode is of no use; in the same mode it is."""
+    """A slot with the same prompt is reused in the same mode, and not in another mode."""
     slow, fast = make_pair("llama")
     verifier = switched(slow, extract(Pair(slow, fast), tmp_path / "adapter", FULL).path)
     fresh = last_logits(verifier, PROMPT, 1.0)
@@ -221,9 +222,9 @@ def test_adapters_of_other_models_are_refused(make_pair: MakePair, tmp_path: Pat
     slow, fast = make_pair("llama")
     path = extract(Pair(slow, fast), tmp_path / "adapter", FULL).path
     adapter = read_adapter(path)
-    adapter.check_base(slow)
+    adapter.check_base(Checkpoint.open(slow))
     with pytest.raises(UsageError, match="was made for"):
-        adapter.check_base(fast)
+        adapter.check_base(Checkpoint.open(fast))
     other = Verifier.load(save_tiny("gpt_oss", tmp_path / "other"))
     with pytest.raises(UsageError, match="made for another model"):
         AppliedSwitch(other.model, adapter)

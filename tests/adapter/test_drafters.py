@@ -1,4 +1,4 @@
-"""Drafters and the switch together: no mode's output changes, and one drafter is trained on both."""
+"""Drafters with the switch: drafts change no mode's output, and one drafter is trained on both modes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from justright.adapter.apply import AppliedSwitch
 from justright.adapter.extract import extract
 from justright.adapter.pair import Pair
 from justright.adapter.ranks import RankRule
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.llm import LLM
 from justright.engine.model_runner import Verifier
@@ -46,7 +45,8 @@ def test_mixed_modes_with_drafts_are_the_same_without(
 
     def run(draft: str, **options: object) -> list[list[int]]:
         drafter = create_drafter(draft, **options)
-        bind(drafter, verifier, None)
+        if drafter is not None:
+            drafter.bind(verifier.model, None)
         prompts = [prompt_of(10 + 3 * i, seed=i) * 2 for i in range(4)]
         requests = [
             Request(p, max_tokens=24, plan=ModePlan(factor))
@@ -102,7 +102,7 @@ def test_one_drafter_is_trained_on_both_modes(make_pair: MakePair, tmp_path: Pat
 
 
 def job_of(job: Job, tmp_path: Path) -> Job:
-    """The same with an output that does not exist yet."""
+    """The same for an output folder that does not exist yet."""
     from dataclasses import replace
 
     return replace(job, out=tmp_path / "other")

@@ -1,4 +1,4 @@
-"""The noise floor: pure noise has no signal, and what rises above it is counted."""
+"""The noise floor: pure noise has no signal, and values above the floor are counted."""
 
 from __future__ import annotations
 

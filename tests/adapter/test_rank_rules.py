@@ -1,4 +1,4 @@
-"""Rank rules: ranks by hand, and one that follows the six steps of docs/switch.md."""
+"""Rank rules: hand-computed ranks, and a rule that follows the six steps of docs/switch.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_matrix_has_every_rule() -> None:
 
 
 def test_a_budget_is_for_energy_only() -> None:
-    with pytest.raises(UsageError, match="fixed looks at no energy"):
+    with pytest.raises(UsageError, match="a rule that uses energy, and fixed does not"):
         rule_for_budget({"": VALUES}, {"": (4, 4)}, 1000, RankRule("fixed", 1), 4)
 
 

@@ -1,4 +1,4 @@
-"""Ranks by rule: the definitions, on matrices that hypothesis makes."""
+"""Ranks by rule equal their definitions, on matrices from hypothesis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Randomized decompositions: the bound that is stated is met, on spectra that fall and on spectra that do not."""
+"""Randomized decompositions meet their stated error bound, on falling and on flat spectra."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_randomized_decomposition_is_as_good_as_it_says(
 
 
 def test_ranks_of_a_randomized_decomposition(make_pair: MakePair, tmp_path: Path) -> None:
-    """By energy within what is known: the exact ranks. Beyond, or by rules that need all values: refused."""
+    """Ranks by energy are exact within the computed values; beyond, and for rules that need all values, it raises."""
     slow, fast = make_pair("llama", rank=5)
     pair, rule = Pair(slow, fast), RankRule("energy", 0.7)
     exact = extract(pair, tmp_path / "exact", rule)

@@ -1,9 +1,10 @@
-"""The architecture table against the stock classes of transformers, in memory, on disk and in use."""
+"""The architecture table against transformers' stock classes, in memory, on disk and in forward passes."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 import tiny
-from justright.architectures import spec as arch
+from justright.architectures.spec import ModelSpec, architecture_of, supported_families
 from justright.architectures.table import FAMILIES, RECURRENT
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError
@@ -29,6 +30,9 @@ from justright.model.decoder_layer import LayerFormat
 
 ARCTIC = {
     "model_type": "arctic",
+    "hidden_size": 64,
+    "vocab_size": 320,
+    "num_attention_heads": 4,
     "num_hidden_layers": 4,
     "num_local_experts": 128,
     "num_experts_per_tok": 2,
@@ -45,15 +49,14 @@ def is_vision(name: str) -> bool:
 @pytest.mark.parametrize("family", tiny.ALL)
 def test_every_parameter_in_memory_has_a_part(family: str) -> None:
     model = tiny.tiny_model(family)
-    row = arch.architecture_of(model.config)
-    parts = Counter(
-        arch.parameter_part(row, name) for name in model.state_dict(keep_vars=True) if not is_vision(name)
-    )
+    spec = ModelSpec.of(model.config)
+    row = spec.architecture
+    parts = Counter(spec.part(name) for name in model.state_dict(keep_vars=True) if not is_vision(name))
     assert parts["other"] == 0
     expected = {"embedding", "attention", "mlp", "norm", "head"}
     if row.moe is not None:
         expected |= {"experts", "router"} | ({"shared_experts"} if row.moe.shared else set())
-        if len(arch.moe_layers(model.config)) == tiny.LAYERS:
+        if len(spec.moe_layers) == tiny.LAYERS:
             expected -= {"mlp"}
     assert set(parts) - {"other"} == expected
 
@@ -61,25 +64,26 @@ def test_every_parameter_in_memory_has_a_part(family: str) -> None:
 @pytest.mark.parametrize("family", tiny.ALL)
 def test_linear_modules_are_all_the_linears_of_the_decoder(family: str) -> None:
     model = tiny.tiny_model(family)
-    row = arch.architecture_of(model.config)
-    listed = {m.name: m for m in arch.linear_modules(model.config)}
+    spec = ModelSpec.of(model.config)
+    row = spec.architecture
+    listed = {m.name: m for m in spec.linears}
     found = {
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and not is_vision(name)
-        and arch.parameter_part(row, name + ".weight") not in ("head", "router")
+        and row.part(name + ".weight") not in ("head", "router")
     }
     assert set(listed) == found
     for name, module in listed.items():
-        assert arch.parameter_part(row, name + ".weight") == module.part
+        assert row.part(name + ".weight") == module.part
         assert name.startswith(row.memory.layer(module.layer) + ".")
 
 
 @pytest.mark.parametrize("family", tiny.ALL)
 def test_fused_groups_receive_the_same_input_object(family: str) -> None:
     model = tiny.tiny_model(family)
-    groups = arch.fused_groups(model.config)
+    groups = ModelSpec.of(model.config).fused_groups
     assert bool(groups) == (family != "phi3")
     seen: dict[str, torch.Tensor] = {}  # kept alive, so that an id cannot be reused
     for name in {name for group in groups for name in group}:
@@ -96,34 +100,34 @@ def test_fused_groups_receive_the_same_input_object(family: str) -> None:
 def test_names_and_counts_on_disk(family: str, tmp_path: Path) -> None:
     path = tiny.save_tiny(family, tmp_path / family)
     raw = json.loads((path / "config.json").read_text())
-    config = tiny.tiny_config(family)
-    row = arch.architecture_of(raw)
+    spec = ModelSpec.of(raw)
+    row = spec.architecture
     with safe_open(path / "model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     text = {name for name in shapes if not is_vision(name)}
-    assert all(arch.parameter_part(row, name, tiny.LAYERS) != "other" for name in text)
+    assert all(spec.part(name) != "other" for name in text)
     expected = {row.disk.embedding, row.disk.final_norm + ".weight"}
     expected |= {
         row.disk.layer(m.layer) + m.name.removeprefix(row.memory.layer(m.layer)) + ".weight"
-        for m in arch.linear_modules(raw)
+        for m in spec.linears
     }
     if row.moe is not None:
-        experts = arch.num_experts(raw)
+        experts = spec.num_experts
         names = row.moe.disk.matrices + row.moe.disk.biases
-        for layer in arch.moe_layers(raw):
+        for layer in spec.moe_layers:
             prefix = row.disk.layer(layer)
             expected |= {f"{prefix}.{n}".replace("{e}", str(e)) for n in names for e in range(experts)}
             expected |= {f"{prefix}.{n}" for n in row.moe.router_disk.names}
             assert shapes[f"{prefix}.{row.moe.router_disk.weight}"][0] == experts
-        part_of = {name: arch.parameter_part(row, name) for name in text}
+        part_of = {name: row.part(name) for name in text}
         assert {n for n in text if part_of[n] in ("experts", "router")} <= expected
         counts = {key: raw[key] for key in row.moe.count_keys if key in raw}
         assert counts
         assert set(counts.values()) == {experts}
     assert expected <= text
-    # The dictionary and the object give the same answers.
-    for question in (arch.attention_windows, arch.moe_layers, arch.fused_groups, arch.context_length):
-        assert question(raw) == question(config)
+    assert spec == ModelSpec.of(tiny.tiny_config(family)), "a file and an object give the same spec"
+    with pytest.raises(FrozenInstanceError):
+        spec.num_layers = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("family", tiny.ALL)
@@ -135,7 +139,7 @@ def test_twelve_layers_of_twelve_experts_are_read_as_transformers_loads_them(
     memory = model.state_dict()
     with Checkpoint.open(tmp_path) as checkpoint:
         layers = LayerFormat(checkpoint)
-        assert layers.layers == 12
+        assert layers.spec.num_layers == 12
         for index in range(12):
             prefix = layers.architecture.memory.layer(index)
             state = layers.read(index)
@@ -154,31 +158,31 @@ def test_parts_hold_the_same_number_of_weights_in_memory_and_on_disk(family: str
     persistent = model.state_dict()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in persistent:
-            memory[arch.parameter_part(row, name)] += tensor.numel()
+            memory[row.part(name)] += tensor.numel()
     disk: Counter[str] = Counter()
     with safe_open(path / "model.safetensors", "pt") as file:
         for name in file.keys():  # noqa: SIM118
-            disk[arch.parameter_part(row, name)] += file.get_tensor(name).numel()
+            disk[row.part(name)] += file.get_tensor(name).numel()
     assert memory == disk
 
 
 @pytest.mark.parametrize("family", tiny.MOE)
 def test_expert_layout_and_router_in_memory(family: str) -> None:
     model = tiny.tiny_model(family)
-    config = model.config
-    row = arch.architecture_of(config)
+    spec = ModelSpec.of(model.config)
+    row = spec.architecture
     assert row.moe is not None
-    layout, router, count = row.moe.memory, row.moe.router, arch.num_experts(config)
-    hidden = config.hidden_size
+    layout, router, count = row.moe.memory, row.moe.router, spec.num_experts
+    hidden = model.config.hidden_size
     state = model.state_dict()
-    layers = arch.moe_layers(config)
+    layers = spec.moe_layers
     assert layers
     listed = {
         f"{row.memory.layer(layer)}.{name}"
         for layer in layers
         for name in (*layout.matrices, *layout.biases, *router.names)
     }
-    assert listed == {n for n in state if arch.parameter_part(row, n) in ("experts", "router")}
+    assert listed == {n for n in state if row.part(n) in ("experts", "router")}
     for layer in range(tiny.LAYERS):
         prefix = row.memory.layer(layer)
         assert (f"{prefix}.{layout.down}" in state) == (layer in layers)
@@ -199,7 +203,7 @@ def test_expert_layout_and_router_in_memory(family: str) -> None:
         hook.remove()
         if row.moe.chosen_output is not None:
             chosen = outputs[0][row.moe.chosen_output]
-            assert chosen.shape == (IDS.numel(), arch.experts_per_token(config))
+            assert chosen.shape == (IDS.numel(), spec.experts_per_token)
             assert not chosen.is_floating_point()
 
 
@@ -211,14 +215,14 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
     layout = row.moe.memory
     assert layout.fused
     assert layout.stacked
-    layer = row.memory.layer(arch.moe_layers(model.config)[0])
+    layer = row.memory.layer(ModelSpec.of(model.config).moe_layers[0])
     experts = model.get_submodule(f"{layer}.{layout.module}")
     weight = model.get_parameter(f"{layer}.{layout.gate}")
-    tokens, count = 6, arch.num_experts(model.config)
+    tokens, count = 6, ModelSpec.of(model.config).num_experts
     hidden = 0.1 * torch.randn(tokens, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def output() -> torch.Tensor:
-        if family == "llama4_text":  # takes every token for every expert
+        if family == "llama4_text":  # sends every token to every expert
             return experts(hidden.repeat(count, 1))
         return experts(hidden, torch.zeros(tokens, 1, dtype=torch.long), torch.ones(tokens, 1))
 
@@ -248,7 +252,7 @@ def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def probe() -> list[tuple[Any, torch.Tensor | None, dict[str, Any]]]:
-    """Registers the attention implementation `probe`; gives the list of its calls."""
+    """Register the attention implementation `probe`; return the list of its calls."""
     calls: list[tuple[Any, torch.Tensor | None, dict[str, Any]]] = []
 
     def attention(
@@ -265,7 +269,7 @@ def probe() -> list[tuple[Any, torch.Tensor | None, dict[str, Any]]]:
 @pytest.mark.parametrize("family", tiny.ALL)
 def test_windows_are_the_masks_that_transformers_builds(family: str, probe: list[Any]) -> None:
     model = tiny.tiny_model(family)
-    windows = arch.attention_windows(model.config)
+    windows = ModelSpec.of(model.config).windows
     model.set_attn_implementation("probe")
     probe.clear()
     marker = object()
@@ -289,7 +293,7 @@ def test_tokens_beyond_the_window_do_not_count(family: str) -> None:
     if FAMILIES[family].reach == "layer_types":
         changes["layer_types"] = [kind]
     model = tiny.tiny_model(family, **changes)
-    (window,) = arch.attention_windows(model.config)
+    (window,) = ModelSpec.of(model.config).windows
     assert window is not None
     last = IDS.numel() - 1
     first = last - window.size + 1 if window.kind == "sliding" else last // window.size * window.size
@@ -308,7 +312,7 @@ def test_tokens_beyond_the_window_do_not_count(family: str) -> None:
 
 def test_the_table_and_the_tiny_models_cover_each_other() -> None:
     assert set(FAMILIES) - set(tiny.ALL) == {"arctic", "llama4"}
-    assert arch.supported_families() == tuple(sorted(FAMILIES))
+    assert supported_families() == tuple(sorted(FAMILIES))
     assert not RECURRENT & set(FAMILIES)
     assert set(CONFIG_MAPPING) >= RECURRENT
 
@@ -316,24 +320,26 @@ def test_the_table_and_the_tiny_models_cover_each_other() -> None:
 def test_llama4_multimodal_config_reads_its_text_part() -> None:
     inner = tiny.tiny_config("llama4_text")
     config = AutoConfig.for_model("llama4", text_config=inner.to_dict())
-    assert arch.moe_layers(config) == arch.moe_layers(inner) == (1, 3)
-    assert arch.attention_windows(config) == arch.attention_windows(inner)
+    spec = ModelSpec.of(config)
+    row = spec.architecture
+    assert spec.moe_layers == (1, 3)
+    assert replace(spec, architecture=FAMILIES["llama4_text"]) == ModelSpec.of(inner)
     model = AutoModelForCausalLM.from_config(config)
-    row = arch.architecture_of(config)
-    assert all(arch.parameter_part(row, name) != "other" for name in model.state_dict())
+    assert all(row.part(name) != "other" for name in model.state_dict())
     name = "language_model.model.layers.1.feed_forward.experts.down_proj"
-    assert arch.parameter_part(row, name) == "experts"
-    assert arch.parameter_part(row, "vision_model.model.layers.1.mlp.fc1.weight") == "other"
+    assert row.part(name) == "experts"
+    assert row.part("vision_model.model.layers.1.mlp.fc1.weight") == "other"
 
 
 def test_arctic_is_read_by_its_layout() -> None:
-    row = arch.architecture_of(ARCTIC)
+    spec = ModelSpec.of(ARCTIC)
+    row = spec.architecture
     assert not row.stock
-    assert arch.moe_layers(ARCTIC) == (1, 3)
-    assert (arch.num_experts(ARCTIC), arch.experts_per_token(ARCTIC)) == (128, 2)
-    assert arch.attention_windows(ARCTIC) == (None,) * 4
-    assert arch.context_length(ARCTIC) == 4096
-    names = [m.name for m in arch.linear_modules(ARCTIC)]
+    assert spec.experts == (0, 128, 0, 128)
+    assert (spec.num_experts, spec.experts_per_token) == (128, 2)
+    assert spec.windows == (None,) * 4
+    assert spec.context == spec.usable_context == 4096
+    names = [m.name for m in spec.linears]
     assert "model.layers.0.block_sparse_moe.mlp.w1" in names
     assert "model.layers.1.residual_mlp.w2" in names
     assert "model.layers.0.residual_mlp.w2" not in names
@@ -345,7 +351,7 @@ def test_arctic_is_read_by_its_layout() -> None:
         "residual_layernorm.weight": "norm",
         "self_attn.o_proj.weight": "attention",
     }.items():
-        assert arch.parameter_part(row, f"model.layers.1.{name}") == part
+        assert row.part(f"model.layers.1.{name}") == part
 
 
 @pytest.mark.parametrize(
@@ -364,36 +370,51 @@ def test_arctic_is_read_by_its_layout() -> None:
     ],
 )
 def test_parameter_part_of_special_names(family: str, name: str, part: str) -> None:
-    assert arch.parameter_part(FAMILIES[family], name, tiny.LAYERS) == part
+    assert ModelSpec.of(tiny.tiny_config(family)).part(name) == part
 
 
 def test_context_length() -> None:
-    assert arch.context_length(tiny.tiny_config("llama")) == 512
-    assert arch.context_length(tiny.tiny_config("gemma3")) == 512
+    assert ModelSpec.of(tiny.tiny_config("llama")).context == 512
+    assert ModelSpec.of(tiny.tiny_config("gemma3")).context == 512
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 1e4}
-    assert arch.context_length(tiny.tiny_config("qwen2", rope_parameters=yarn)) == 2048
-    assert arch.context_length(tiny.tiny_config("gpt_oss")) == 512
-    assert arch.rope_switch_length(tiny.tiny_config("gpt_oss")) is None
+    assert ModelSpec.of(tiny.tiny_config("qwen2", rope_parameters=yarn)).context == 2048
+    assert ModelSpec.of(tiny.tiny_config("gpt_oss")).context == 512
+    assert ModelSpec.of(tiny.tiny_config("gpt_oss")).usable_context == 512
     long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     phi3 = tiny.tiny_config("phi3", rope_parameters=long, original_max_position_embeddings=32)
-    assert arch.rope_switch_length(phi3) == 32
+    assert (ModelSpec.of(phi3).context, ModelSpec.of(phi3).usable_context) == (512, 32)
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_tied_as_transformers_ties_it(family: str, tied: bool) -> None:
+    config = tiny.tiny_config(family)
+    config.tie_word_embeddings = tied  # of gemma3, the outer one counts
+    model = AutoModelForCausalLM.from_config(config)
+    same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert same == tied == ModelSpec.of(config).tied == ModelSpec.of(config.to_dict()).tied
+
+
+def test_a_value_that_no_model_has_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="vocab_size = None; allowed: a whole number from 1"):
+        ModelSpec.of(ARCTIC | {"vocab_size": None})
 
 
 def test_groups_count_only_where_routing_uses_them() -> None:
-    assert arch.expert_groups(tiny.tiny_config("deepseek_v3")) == (4, 2)
-    assert arch.expert_groups(tiny.tiny_config("deepseek_v2")) == (4, 2)
-    assert arch.expert_groups(tiny.tiny_config("deepseek_v2", topk_method="greedy")) == (1, 1)
-    assert arch.expert_groups(tiny.tiny_config("mixtral")) == (1, 1)
-    no_shared = arch.linear_modules(tiny.tiny_config("ernie4_5_moe", moe_num_shared_experts=0))
+    assert ModelSpec.of(tiny.tiny_config("deepseek_v3")).expert_groups == (4, 2)
+    assert ModelSpec.of(tiny.tiny_config("deepseek_v2")).expert_groups == (4, 2)
+    assert ModelSpec.of(tiny.tiny_config("deepseek_v2", topk_method="greedy")).expert_groups == (1, 1)
+    assert ModelSpec.of(tiny.tiny_config("mixtral")).expert_groups == (1, 1)
+    no_shared = ModelSpec.of(tiny.tiny_config("ernie4_5_moe", moe_num_shared_experts=0)).linears
     assert not [m for m in no_shared if m.part == "shared_experts"]
 
 
 def test_unknown_family() -> None:
     with pytest.raises(UnsupportedModelError) as error:
-        arch.architecture_of({"model_type": "gpt_bigcode"})
+        architecture_of({"model_type": "gpt_bigcode"})
     assert all(word in str(error.value) for word in ("'gpt_bigcode'", "llama", "add", "table.py"))
     with pytest.raises(UnsupportedModelError, match="no model_type"):
-        arch.architecture_of({"hidden_size": 8})
+        architecture_of({"hidden_size": 8})
 
 
 @pytest.mark.parametrize(
@@ -407,13 +428,13 @@ def test_unknown_family() -> None:
 )
 def test_recurrent_family_is_refused_with_the_reason(config: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"recurrent or hybrid.*cannot be rolled back"):
-        arch.architecture_of(config)
+        architecture_of(config)
 
 
 def test_configs_that_cannot_work() -> None:
     with pytest.raises(UnsupportedModelError, match="later tokens"):
-        arch.architecture_of(tiny.tiny_config("gemma3_text", use_bidirectional_attention=True))
+        architecture_of(tiny.tiny_config("gemma3_text", use_bidirectional_attention=True))
     with pytest.raises(UnsupportedModelError, match="sliding_window is None"):
-        arch.attention_windows(tiny.tiny_config("olmo3", sliding_window=None))
+        ModelSpec.of(tiny.tiny_config("olmo3", sliding_window=None))
     with pytest.raises(CheckpointError, match="config of this llama model is invalid"):
-        arch.num_layers({"model_type": "llama", "num_hidden_layers": "many"})
+        ModelSpec.of({"model_type": "llama", "num_hidden_layers": "many"})

@@ -1,4 +1,4 @@
-"""One tiny model with room for the tasks, shared by the tests here."""
+"""A tiny model whose context fits the tasks, shared by these tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny import save_tiny
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Step costs measured here stay out of the user's cache."""
+    """Keep the step costs that tests measure out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUSTRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,4 +1,4 @@
-"""Measuring: every contender emits the same tokens, a wrong one is caught, a cut measurement goes on."""
+"""Decode benchmark: all contenders emit the same tokens, a wrong one is detected, an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from justright.bench.decode import (
     DecodeSetting,
     OpenContenders,
     Results,
-    check_room,
+    check_context,
     fitting_length,
     measure,
     open_contenders,
@@ -97,7 +97,7 @@ def test_all_contenders_emit_the_same(opened: OpenContenders, task: Task) -> Non
         assert [len(run.token_ids) for run in cell.runs] == [TOKENS, TOKENS]
         assert all(run.decode_s > 0 for run in cell.runs)
         assert cell.runs[0].prefill_s
-    # The second run found the prompt in the cache, but for prompt lookup, which cannot take it from there.
+    # The second run found the prompt in the cache, except with prompt lookup, which cannot use it.
     assert [cells[name].runs[1].prefill_s is None for name in ALL] == [True, True, True, False]
     assert cells[TRANSFORMERS].runs[0].verifications == TOKENS - 1
     assert cells[PLAIN].runs[0].verifications == TOKENS - 1
@@ -151,7 +151,7 @@ def test_a_difference_at_a_tie_is_no_mismatch_but_one_behind_it_is() -> None:
     def logits(_prompt: Sequence[int], output: Sequence[int]) -> Tensor:
         rows = torch.zeros(len(output), 5)
         rows[:, 3] = 9.0
-        rows[1, 2] = 9.0 - 1e-6  # token 2 is as good as token 3 at position 1 only
+        rows[1, 2] = 9.0 - 1e-6  # tokens 2 and 3 tie at position 1 only
         return rows
 
     assert str(compare([0], [3, 3, 3], [3, 3, 3], logits)) == "identical"
@@ -160,7 +160,7 @@ def test_a_difference_at_a_tie_is_no_mismatch_but_one_behind_it_is() -> None:
     assert str(tie).startswith("tie at token 1 (gap ")
     later = compare([0], [3, 3, 3], [3, 2, 4], logits)
     assert (later.verdict, later.position, later.wrong_at) == ("mismatch", 1, 2)
-    assert compare([0], [3, 4, 3], [3, 3, 3], logits).verdict == "mismatch"  # the reference is the wrong one
+    assert compare([0], [3, 4, 3], [3, 3, 3], logits).verdict == "mismatch"  # the reference is wrong
     assert compare([0], [3, 3], [3], logits).verdict == "mismatch"
 
 
@@ -183,7 +183,7 @@ def test_windows_are_read_in_chunks_to_the_same_end(
     assert opened.model is not None
     for one in opened.contenders:
         if isinstance(one, EngineContender):
-            one.engine.cost = None  # else the clock decides which drafts are verified, and how many
+            one.engine.cost = None  # otherwise timing decides which drafts are verified, and how many
     prompt = build("summarise", load_tokenizer(path), 400).prompt_ids
     lengths: list[int] = []
     opened.model.register_forward_pre_hook(
@@ -207,7 +207,7 @@ def test_windows_are_read_in_chunks_to_the_same_end(
 
 
 class Counting:
-    """Counts its runs, and stops the measurement after some."""
+    """Counts its runs, and interrupts the measurement after some."""
 
     name = PLAIN
 
@@ -245,12 +245,12 @@ def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     results = Results({"of": 1}, file)
     results.save()
-    with pytest.raises(UsageError, match="another measurement"):
+    with pytest.raises(UsageError, match="with other settings"):
         Results({"of": 2}, file)
     data = results.to_dict()
     data["machine"]["threads"] += 1
     file.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match=r"other circumstances \(threads\)"):
+    with pytest.raises(UsageError, match=r"another environment \(threads differ\)"):
         Results({"of": 1}, file)
     file.write_text("{}")
     with pytest.raises(UsageError, match="no measurement"):
@@ -295,11 +295,11 @@ def test_bad_requests(task: Task) -> None:
     with pytest.raises(UsageError, match="context length"):
         DecodePlan("x", ("continue",), (), DecodeSetting((PLAIN,)))
     with pytest.raises(ResourceError, match="smaller --context"):
-        check_room([task], 128, 450)
+        check_context([task], 128, 450)
 
 
 def test_lengths_follow_the_context_and_the_tokenizer(tiny_path: Path, tmp_path: Path) -> None:
-    """The wanted length if every task can have it, else a longer one that the context has room for, else a refusal."""
+    """The requested length if all tasks can have it, else a longer one that fits the context, else an error."""
     assert fitting_length(tiny_path, ["continue"], 64, 8) == 64
     longer = fitting_length(tiny_path, ["quote-and-answer"], 64, 8)
     assert longer > 64

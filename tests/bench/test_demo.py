@@ -1,4 +1,4 @@
-"""The demonstration: runs, compares, draws, and refuses early what it cannot do."""
+"""The demo runs, compares and draws, and rejects bad input before work."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def test_without_matplotlib_the_rest_works(
 
 
 def test_plain_against_plain_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="give one, such as suffix"):
+    with pytest.raises(UsageError, match="needs one, such as suffix"):
         run_demo(DemoSetting(draft="none"), tmp_path)

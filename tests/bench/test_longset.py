@@ -1,4 +1,4 @@
-"""Long prompts: lengths in their buckets, answers that are in the text, files that come back, WildChat's rows."""
+"""Long prompts: lengths within buckets, answers contained in the text, files that round-trip, WildChat rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from justright.errors import CheckpointError, SourceError, UsageError
 
 
 def count(text: str) -> int:
-    """A tokenizer of a kind: four characters a token."""
+    """A fake tokenizer with four characters per token."""
     return len(text) // 4
 
 
@@ -129,7 +129,7 @@ def test_files_come_back(tmp_path: Path) -> None:
 
 
 def test_separators_inside_a_text_come_back(tmp_path: Path) -> None:
-    """They are valid in JSON, and written as they are."""
+    """They are valid in JSON, and written unchanged."""
     turns = ({"role": "user", "content": "one\u2028two\u0085three\x0cfour"},)
     prompt = Prompt("a", "multi-turn", 1024, turns, "", "here", "CC0")
     write([prompt, prompt], tmp_path / "set.jsonl")
@@ -187,7 +187,7 @@ def test_conversations_go_into_the_bucket_they_fill() -> None:
 
 
 def test_a_short_conversation_is_never_filed_under_a_long_bucket() -> None:
-    """1,102 tokens are no prompt of 65,536, whatever the other buckets are."""
+    """A text of 1,102 tokens never fills the bucket of 65,536, whatever the other buckets are."""
     turns = [{"role": "user", "content": "x" * 4 * 1094}]
     row = {"conversation": turns, "language": "English", "toxic": False, "conversation_hash": "a"}
     assert not from_conversations([row], count, buckets=[1024, 65536])

@@ -1,4 +1,4 @@
-"""Prompts have the length that was asked for, whole and the same every time."""
+"""Prompts have the requested length, are complete, and are the same every time."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_the_texts_are_long_enough_and_plain() -> None:
 
 
 def test_the_program_is_six_1_17_0_as_published() -> None:
-    """Its digest is the one in the RECORD of six's wheel on PyPI; prompts depend on every byte."""
+    """Its digest is in the RECORD of six's wheel on PyPI; prompts depend on every byte."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(read_text("six.py.txt").encode()).digest()).rstrip(b"=")
     assert digest == b"xRyR9wPT1LNpbJI8tf7CE-BeddkhU5O--sfy-mo5BN8"

@@ -1,4 +1,4 @@
-"""From a tiny pair to a bundle, in one piece and in many."""
+"""Build a bundle from a tiny pair, in one run and with interruptions."""
 
 from __future__ import annotations
 
@@ -93,9 +93,15 @@ def test_it_is_a_bundle_that_runs(built: Path, said: dict[str, Any]) -> None:
     assert bundle.provenance["extra"]["recipe"] == said
     assert not built.with_name("bundle.partial").exists()
     adapter = json.loads((built / "switch" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == str(built)  # not the stage's folder, which is gone
+    assert adapter["base_model_name_or_path"] == str(built)  # not the stage's folder, which is deleted
     named = json.loads((built / "switch" / "switch.json").read_text())
-    assert (named["slow"], named["fast"]) == (str(built), said["fast"])
+    assert (named["slow"], named["path"]) == (str(built), str(built / "switch"))
+    made = json.loads((built / "switch" / "provenance.json").read_text())["inputs"]
+    assert (made["slow"]["path"], made["fast"]["path"]) == (str(built), said["fast"])
+    made = bundle.provenance["inputs"]
+    assert {name: one["path"] for name, one in made.items()} == {
+        name: said[name] for name in ("model", "fast")
+    }
     engine = LLM(str(built), adaptive=False)
     plain = LLM(str(built), draft="none")
     talk = [{"role": "user", "content": "the dog"}]
@@ -104,6 +110,25 @@ def test_it_is_a_bundle_that_runs(built: Path, said: dict[str, Any]) -> None:
     assert ours.token_ids == theirs.token_ids
     assert ours.stats.fast_tokens == len(ours.token_ids)
     assert ours.stats.drafted > 0
+
+
+def strings(value: Any) -> list[str]:
+    """All strings of a JSON value, names of members too."""
+    if isinstance(value, dict):
+        return [*value, *(text for one in value.values() for text in strings(one))]
+    if isinstance(value, list):
+        return [text for one in value for text in strings(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_no_file_names_a_folder_that_is_gone(built: Path) -> None:
+    """The stages' folders are temporary: every path in the bundle's JSON exists once it is built."""
+    files = list(built.rglob("*.json"))
+    assert {"justright.json", "switch.json", "config.json"} <= {file.name for file in files}
+    for file in files:
+        found = strings(json.loads(file.read_text()))
+        assert not [text for text in found if ".partial" in text], file.name
+        assert not [text for text in found if text.startswith("/") and not Path(text).exists()], file.name
 
 
 def test_both_are_pruned_alike(said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +231,7 @@ def test_what_others_keep_beside_it_is_left(said: dict[str, Any], tmp_path: Path
 
 
 def up_to_the_bundle(said: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the switch, and fail before it is bundled."""
+    """Extract the switch, and fail before it is bundled."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "check_contents", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -243,7 +268,7 @@ def test_a_dry_run_tells_and_writes_nothing(said: dict[str, Any], tmp_path: Path
     assert all(step.size_bytes > 0 and not step.done for step in steps)
     assert [step.seconds is None for step in steps] == [False, True, False, False, True]
     assert [step.held.split(",")[0] for step in steps] == [
-        *("the pruned model", "the pruned model", "decompositions", "texts and states", "the model in it")
+        *("the pruned model", "the pruned model", "decompositions", "training data", "the model")
     ]
     assert not list(tmp_path.iterdir())
 
@@ -308,8 +333,8 @@ def test_a_model_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
         ({"defaults": {"draft": "lstm"}, "draft": None}, "add a section draft"),
         ({"defaults": {"max_context": 4096}}, "the model's context is 512"),
         ({"draft": {"output_tokens": 4096}}, "do not fit the model's context"),
-        ({"prune": {"expert_sparsity": 0.9}}, "experts would stay"),
-        ({"draft": {"chat": 0.5}}, "the chat template takes"),
+        ({"prune": {"expert_sparsity": 0.9}}, "experts would be kept"),
+        ({"draft": {"chat": 0.5}}, "the chat template needs"),
         (
             {"draft": {"cell": "attention"}, "defaults": {"draft": "hybrid"}},
             "kind lstm.* one of the kind attention",

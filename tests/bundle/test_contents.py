@@ -1,4 +1,4 @@
-"""What a bundle holds: its parts belong together, and are used where nobody says otherwise."""
+"""Bundle contents: the parts must match each other, and are used by default."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_names_of_drafters_without_files(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path) -> None:
-    """Of a bundle that is given as the model, the checkpoint is taken; its drafter by name."""
+    """If a bundle is given as the model, its checkpoint is used, and its drafter by name."""
     check_contents(str(bundle)).write(tmp_path / "bare")
     assert Bundle.open(tmp_path / "bare").parts == {}
     check_contents(str(bundle), draft="lstm").write(tmp_path / "drafting")
@@ -142,16 +142,16 @@ def test_a_bundle_is_made_of_another(parts: Parts, bundle: Path, tmp_path: Path)
     ("change", "message"),
     [
         ({"switch": "SLOW"}, "a checkpoint, not an adapter"),
-        ({"switch": "./nowhere"}, "no such directory"),
-        ({"draft": "SLOW"}, "is not that of a drafter"),
-        ({"draft": "./nowhere"}, "no such directory"),
-        ({"draft": "lstm"}, "no installed package carries"),
+        ({"switch": "./nowhere"}, "neither a directory nor a hub id"),
+        ({"draft": "SLOW"}, "allowed for a drafter"),
+        ({"draft": "./nowhere"}, "neither a directory nor a hub id"),
+        ({"draft": "lstm"}, "no installed package has"),
         ({"model": "OTHER"}, "was made for"),
         ({"model": "OTHER", "switch": None}, "was trained for a model with the identity"),
-        ({"draft_options": {"path": "x"}}, "leave its path out"),
+        ({"draft_options": {"path": "x"}}, "leave out the path"),
         ({"draft_options": {"nodes": 0}}, "nodes is 0"),
-        ({"draft_options": {"nodes": 33}}, "a step verifies at most 32"),
-        ({"draft": None, "draft_options": {"nodes": 3}}, "no drafter by default"),
+        ({"draft_options": {"nodes": 33}}, "allowed: at most max_draft 32"),
+        ({"draft": None, "draft_options": {"nodes": 3}}, "no default drafter"),
         ({"draft": None, "defaults": {"draft": "lstm"}}, "need a trained drafter"),
         ({"defaults": {"draft": "attention"}}, "need a trained drafter of the kind attention"),
         ({"defaults": {"effort": "much"}}, "reasoning effort 'much'"),
@@ -190,7 +190,7 @@ def test_other_tokens_are_refused(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_a_model_with_one_more_token_is_another_model(parts: Parts, tmp_path: Path) -> None:
-    """So a drafter of these weights has their vocabulary: whoever compares identities need not compare sizes."""
+    """A drafter with this identity has the same vocabulary, so comparing identities suffices."""
     larger = AutoModelForCausalLM.from_pretrained(parts.slow)
     rows = larger.config.vocab_size
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_an_adapter_that_does_not_tell_its_model_gets_a_note(parts: Parts, tmp_p
     (switch / "switch.json").unlink()
     (switch / "chat_template.jinja").unlink()
     notes = check_contents(str(parts.slow), switch=str(switch)).notes
-    assert "does not say which model" in notes[0]
+    assert "does not record its model" in notes[0]
     assert "no chat template" in notes[1]
 
 
@@ -244,7 +244,7 @@ def test_a_drafter_that_is_not_installed_is_missed_only_where_it_is_used(
     other = changed(bundle, tmp_path / "other", draft="magic", draft_options={"spell": 3})
     assert LLM(str(other), draft="none").drafter is None
     assert isinstance(LLM(str(other), draft="lstm").drafter, LstmDrafter)
-    with pytest.raises(UsageError, match="no drafter is called 'magic'"):
+    with pytest.raises(UsageError, match="unknown drafter 'magic'"):
         LLM(str(other))
     with pytest.raises(CheckpointError, match="cannot be used: a drafter's name and options"):
         LLM(str(changed(bundle, tmp_path / "damaged", draft_options=[1])))
@@ -277,8 +277,8 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
         LLM(str(bundle), adaptive=False, **options)  # type: ignore[arg-type]
     assert len(made) == 3
     ready = prepare(str(bundle), Terminal(), {"draft": "lstm", "adaptive": False})
-    assert len(made) == 3
-    ready.load()
+    assert len(made) == 4
+    LLM(ready)
     assert len(made) == 4
 
 

@@ -1,4 +1,4 @@
-"""Recipes: what they say is what is made, and what they cannot say is refused by name."""
+"""Recipes build what they state, and an invalid field raises an error that names it."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def test_options_are_for_the_drafter_that_is_trained(cell: str, name: str) -> No
     [
         ("model: [", "is not YAML"),
         ("just text", "a mapping with the keys model, fast"),
-        ({}, "model is missing"),
+        ({}, "the key model is missing"),
         ({"model": 3}, "model is 3; allowed: text"),
         ({"model": "m", "fats": "f"}, r"unknown key fats; allowed: model, fast.* Did you mean fast\?"),
         ({"model": "m", "device": "tpu"}, "device is 'tpu'; allowed: auto, cpu"),
-        ({"model": "m", "switch": {}}, "name fast too"),
+        ({"model": "m", "switch": {}}, "needs two models; give fast"),
         ({"model": "m", "prune": {"sparsty": 0.3}}, r"unknown key prune.sparsty; .* Did you mean prune.sparsity\?"),
         ({"model": "m", "prune": {"sparsity": "much"}}, "prune.sparsity is 'much': .*valid number"),
         ({"model": "m", "prune": {"sparsity": 2}}, r"prune: sparsity 2\S*: allowed is 0 to below 1"),
         ({"model": "m", "prune": [1]}, r"prune is \[1\]; allowed: keys"),
-        ({"model": "m", "fast": "f", "prune": {"uneven": True}}, "do not cover uneven"),
+        ({"model": "m", "fast": "f", "prune": {"uneven": True}}, "uneven models cannot have a switch"),
         ({"model": "m", "fast": "f", "switch": {"rule": "luck"}}, "no rank rule 'luck'"),
         ({"model": "m", "fast": "f", "switch": {"value": 3.0}}, "allowed is above 0 to 1"),
         ({"model": "m", "draft": {"sequence": 3}}, r"unknown key draft.sequence; .* Did you mean draft.sequences\?"),

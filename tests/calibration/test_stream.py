@@ -1,4 +1,4 @@
-"""Layers one at a time: the same hidden states as the whole model's, the same bytes back, resumable."""
+"""Layer streaming: the whole model's hidden states, unchanged weights, resumption."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from justright.architectures.spec import linear_modules, moe_layers
+from justright.architectures.spec import ModelSpec
 from justright.calibration.statistics import Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, job_folder
+from justright.calibration.stream import LayerStream, Stage
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.files import job_folder
 from justright.model.decoder_layer import LayerFormat, refuse_quantised
 from tiny import ALL, MOE, save_tiny, tiny_model
 
@@ -34,41 +35,41 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("family", ALL)
 def test_a_layer_read_and_written_back_is_the_same(checkpoints: Any, family: str) -> None:
     layers = LayerFormat(checkpoints(family))
-    for index in range(layers.layers):
+    for index in range(layers.spec.num_layers):
         back = layers.write(index, layers.read(index))
         assert set(back) == set(layers.disk_names(index))
         for name, tensor in back.items():
             assert torch.equal(tensor, layers.checkpoint.tensor(name)), name
-    assert len(layers.other_names()) + sum(len(layers.disk_names(i)) for i in range(layers.layers)) == len(
-        layers.checkpoint
-    )
+    assert len(layers.other_names()) + sum(
+        len(layers.disk_names(i)) for i in range(layers.spec.num_layers)
+    ) == len(layers.checkpoint)
 
 
 def run_all(stream: LayerStream, layers: LayerFormat) -> list[LayerStatistics]:
     found = []
-    for index in range(stream.position, len(stream)):
+    for index in range(stream.position, len(stream._layers)):
         layer = stream.materialise(index, layers.read(index))
-        with Collector(layers.config, stream, index, layer) as statistics:
-            stream.advance(index)
+        with Collector(stream, index, layer) as statistics:
+            stream.fly([Stage(index)], 0)
         found.append(statistics)
         stream.release(index)
     return found
 
 
 def outputs(stream: LayerStream) -> torch.Tensor:
-    return torch.cat(list(stream._inputs(len(stream))))
+    return torch.cat(list(stream._inputs(len(stream._layers))))
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tmp_path: Path) -> None:
-    """And counts what hooks on the whole model count: inputs of matrices, and routing."""
+    """The statistics equal those of hooks on the whole model: matrix inputs, and routing."""
     layers = LayerFormat(checkpoints(family))
-    stream = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path, rows=2)
+    stream = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path, rows=2)
     found = run_all(stream, layers)
     model = tiny_model(family)
     squares: dict[str, torch.Tensor] = {}
     seen: list[torch.Tensor] = []
-    for module in linear_modules(model.config):
+    for module in ModelSpec.of(model.config).linears:
         model.get_submodule(module.name).register_forward_pre_hook(
             lambda _, args, name=module.name: squares.__setitem__(
                 name, args[0].flatten(0, -2).double().square().sum(0)
@@ -78,27 +79,27 @@ def test_it_computes_what_the_whole_model_does(checkpoints: Any, family: str, tm
     decoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         decoder(input_ids=IDS, use_cache=False)
-    # One product an expert instead of transformers' grouped one: sums in another order.
+    # One product per expert instead of transformers' grouped product: another summation order.
     torch.testing.assert_close(outputs(stream), seen[0], rtol=1e-4, atol=1e-4)
-    for module in linear_modules(model.config):
+    for module in ModelSpec.of(model.config).linears:
         name = module.name.removeprefix(layers.architecture.memory.layer(module.layer) + ".") + ".weight"
         torch.testing.assert_close(
             found[module.layer].squares[name], squares[module.name], rtol=1e-3, atol=1e-5
         )
     for index, statistics in enumerate(found):
         assert statistics.tokens == IDS.numel()
-        assert (statistics.counts is not None) == (index in moe_layers(model.config))
+        assert (statistics.counts is not None) == (index in ModelSpec.of(model.config).moe_layers)
 
 
 @pytest.mark.parametrize("family", MOE)
 def test_experts_are_counted_as_by_hand(checkpoints: Any, family: str, tmp_path: Path) -> None:
     """Routing, inputs and outputs of each expert, one token at a time, from the layer's own hidden states."""
     layers = LayerFormat(checkpoints(family))
-    stream = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path)
-    index = moe_layers(layers.config)[-1]
+    stream = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path)
+    index = layers.spec.moe_layers[-1]
     for before in range(index):
         stream.materialise(before, layers.read(before))
-        stream.advance(before)
+        stream.fly([Stage(before)], 0)
     layer = stream.materialise(index, layers.read(index))
     moe = layers.architecture.moe
     assert moe is not None
@@ -117,7 +118,7 @@ def test_experts_are_counted_as_by_hand(checkpoints: Any, family: str, tmp_path:
         gates.append(weights)
 
     handle = router.register_forward_hook(routed)
-    with Collector(layers.config, stream, index, layer) as found:
+    with Collector(stream, index, layer) as found:
         stream.measure(index)
     handle.remove()
     assert found.counts is not None
@@ -153,19 +154,19 @@ def test_experts_are_counted_as_by_hand(checkpoints: Any, family: str, tmp_path:
 
 def test_a_cut_run_goes_on(checkpoints: Any, tmp_path: Path) -> None:
     layers = LayerFormat(checkpoints("qwen3_moe"))
-    whole = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path / "whole", rows=2)
+    whole = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path / "whole", rows=2)
     run_all(whole, layers)
-    first = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path / "cut", rows=2)
+    first = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path / "cut", rows=2)
     first.materialise(0, layers.read(0))
-    first.advance(0)
+    first.fly([Stage(0)], 0)
     first.materialise(1, layers.read(1))
 
     def killed() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first.advance(1, before=killed)
-    second = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path / "cut", rows=2)
+        first.fly([Stage(1)], 0, before=killed)
+    second = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path / "cut", rows=2)
     assert second.position == 1
     run_all(second, layers)
     assert torch.equal(outputs(second), outputs(whole))
@@ -192,12 +193,14 @@ def test_another_jobs_work_is_not_taken_up(tmp_path: Path) -> None:
 def test_no_sequences_are_refused(checkpoints: Any, tmp_path: Path) -> None:
     layers = LayerFormat(checkpoints("llama"))
     with pytest.raises(UsageError, match="no calibration"):
-        LayerStream(layers.checkpoint, layers.config, torch.zeros(0, 8, dtype=torch.int64), tmp_path)
+        LayerStream(
+            layers.checkpoint, layers.checkpoint.config, torch.zeros(0, 8, dtype=torch.int64), tmp_path
+        )
 
 
 def test_a_missing_or_misshapen_weight_is_named(checkpoints: Any, tmp_path: Path) -> None:
     layers = LayerFormat(checkpoints("llama"))
-    stream = LayerStream(layers.checkpoint, layers.config, IDS, tmp_path)
+    stream = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path)
     state = layers.read(0)
     name = "mlp.up_proj.weight"
     with pytest.raises(CheckpointError, match=f"lacks {name}"):

@@ -1,4 +1,4 @@
-"""Calibration sets: where texts are found, how shares become sequences, what is too short."""
+"""Calibration sets: sources of texts, shares of sequences, texts that are too short."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def test_data_files_of_every_name_are_data(tmp_path: Path) -> None:
         assert list(read_texts(str(tmp_path / name))) == texts
     assert list(read_texts(str(tmp_path))) == [text for texts in expected.values() for text in texts]
     (tmp_path / "f.json").write_text('{"dtype": "float32"}')
-    with pytest.raises(CheckpointError, match=r"element 1 of .*f\.json is neither"):
+    with pytest.raises(CheckpointError, match=r"element 1 of .*f\.json is not a text"):
         list(read_texts(str(tmp_path / "f.json")))
 
 
 def test_rows_of_the_hub_are_texts_or_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never the text that Python writes for something else."""
+    """A value that is not a text is never converted to one."""
     turns = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
     rows = [{"text": "one", "chat": turns, "number": 3}]
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
     assert list(read_texts("hub:a/b")) == ["one"]
     assert list(read_texts("hub:a/b:train:chat")) == [[{"role": "user", "content": "Hello"}]]
-    with pytest.raises(CheckpointError, match="whose number is neither a text nor"):
+    with pytest.raises(CheckpointError, match="without a usable number; allowed: a text or"):
         list(read_texts("hub:a/b:train:number"))
 
 
@@ -180,10 +180,10 @@ def test_what_is_missing_or_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no calibration texts"):
         list(read_texts(str(tmp_path / "none")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="has no texts"):
+    with pytest.raises(SourceError, match="has no calibration texts"):
         list(read_texts(str(tmp_path / "empty")))
     (tmp_path / "short.txt").write_text(WORDS)
     with pytest.raises(UsageError, match=r"short.txt have \d+ tokens, enough for 0 sequences of 4096"):
         build(tiny_tokenizer(), [str(tmp_path / "short.txt")], 1, 4096)
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="allowed are 1 or more"):
         build(tiny_tokenizer(), [str(tmp_path / "short.txt")], 0, 8)

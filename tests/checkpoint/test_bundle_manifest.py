@@ -1,4 +1,4 @@
-"""Bundles on disk: whole or absent, and what differs from the manifest is named."""
+"""Bundles on disk: complete or absent, and errors name the files that differ from the manifest."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_written_is_read_again(sources: tuple[Path, dict[str, Path]], tm
 
 
 def test_what_others_keep_beside_it_is_left(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
-    """Hours of an interrupted `prune -o OUT`, or of `bundle build -o OUT`."""
+    """The work of an interrupted `prune -o OUT` or `bundle build -o OUT` is kept."""
     kept = [tmp_path / "out.partial" / name for name in ("checkpoint/shard.safetensors", "stages/slow/x")]
     for file in kept:
         file.parent.mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_no_room_and_no_place(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "DISK_MARGIN_BYTES", 2**60)
-        with pytest.raises(ResourceError, match="not enough room"):
+        with pytest.raises(ResourceError, match=r"free, but .* are needed"):
             bundled(sources, tmp_path / "out")
     bundled(sources, tmp_path / "out")
     with pytest.raises(UsageError, match="exists already"):
@@ -193,15 +193,15 @@ def test_no_room_and_no_place(
     ("change", "message"),
     [
         ({"format": "justright-bundle-9"}, "justright-bundle-9"),
-        ({"files": {"../../secret": {"size_bytes": 1, "sha256": "0"}}}, "only files in the bundle"),
-        ({"files": {"/etc/passwd": {"size_bytes": 1, "sha256": "0"}}}, "only files in the bundle"),
-        ({"templates": {"chat": ".."}}, "only files in the bundle"),
-        ({"files": {"config.json": 7}}, "of config.json it says 7"),
-        ({"files": {"config.json": {"size_bytes": "9", "sha256": "0"}}}, "of config.json it says"),
-        ({"files": {"config.json": {"size_bytes": True, "sha256": "0"}}}, "of config.json it says"),
-        ({"files": {"config.json": {"size_bytes": 9, "sha256": None}}}, "of config.json it says"),
-        ({"files": {"config.json": {"size_bytes": 9}}}, "of config.json it says"),
-        ({"files": {"config.json": ["size_bytes", "sha256"]}}, "of config.json it says"),
+        ({"files": {"../../secret": {"size_bytes": 1, "sha256": "0"}}}, "allowed: files inside the bundle"),
+        ({"files": {"/etc/passwd": {"size_bytes": 1, "sha256": "0"}}}, "allowed: files inside the bundle"),
+        ({"templates": {"chat": ".."}}, "allowed: files inside the bundle"),
+        ({"files": {"config.json": 7}}, "its entry of config.json is 7"),
+        ({"files": {"config.json": {"size_bytes": "9", "sha256": "0"}}}, "its entry of config.json is"),
+        ({"files": {"config.json": {"size_bytes": True, "sha256": "0"}}}, "its entry of config.json is"),
+        ({"files": {"config.json": {"size_bytes": 9, "sha256": None}}}, "its entry of config.json is"),
+        ({"files": {"config.json": {"size_bytes": 9}}}, "its entry of config.json is"),
+        ({"files": {"config.json": ["size_bytes", "sha256"]}}, "its entry of config.json is"),
         ({"parts": None}, "parts is None"),
     ],
 )
@@ -215,14 +215,14 @@ def test_a_manifest_that_cannot_be_is_refused(
         Bundle.open(tmp_path / "out")
 
 
-def test_what_is_none(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no bundle"):
+def test_a_folder_that_is_not_a_bundle_raises(sources: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a bundle"):
         Bundle.open(sources[0])
     found = bundled(sources, tmp_path / "out")
     for file in (tmp_path / "out" / "draft").iterdir():
         file.unlink()
     (tmp_path / "out" / "draft").rmdir()
-    with pytest.raises(CheckpointError, match="lacks its draft"):
+    with pytest.raises(CheckpointError, match="has no draft folder"):
         found.part("draft")
 
 

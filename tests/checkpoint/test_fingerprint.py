@@ -1,4 +1,4 @@
-"""One digest for one model's weights, wherever and however they lie."""
+"""The digest of a model's weights does not depend on their files' layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates, end tokens and special tokens from every place where a folder may have them."""
+"""Templates, end tokens and special tokens from every file that may hold them."""
 
 from __future__ import annotations
 

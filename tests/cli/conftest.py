@@ -37,13 +37,13 @@ def run(
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny dense model with 512 positions; to be left as it is."""
+    """A tiny dense model with 512 positions; tests must not change it."""
     return save_tiny("llama", tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture
 def broken(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model, to be damaged."""
+    """A copy of the tiny model that a test may damage."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
 
 

@@ -110,10 +110,10 @@ OPTIONS = [
     (["--cpu-kernels", "fast"], 2, "cpu_kernels is 'fast'; allowed: packed, plain"),
     (["--cache", "none"], 2, "cache is 'none'; allowed: grow, static"),
     (["--device", "toaster"], 2, "'toaster' cannot be used"),
-    (["--draft", "oracle"], 2, "no drafter is called 'oracle'"),
+    (["--draft", "oracle"], 2, "unknown drafter 'oracle'"),
     (["--no-such-option"], 2, "No such option"),
     (["--system", "be kind", "--raw"], 2, "--system needs a model with a chat template"),
-    (["-p", "-", "-p", "-"], 2, "stdin can be read once"),
+    (["-p", "-", "-p", "-"], 2, "stdin can be read only once"),
     (["-f", "no-such-file.txt"], 2, "no-such-file.txt"),
 ]
 
@@ -204,5 +204,5 @@ def test_quantised_weights_are_refused_everywhere(
     result = run(*(named.get(word, word) for word in words))
     assert result.code == 4, result.err
     assert "quantised" in result.err
-    assert "dequantise it first" in result.err
+    assert "dequantise this one" in result.err
     assert not (tmp_path / "out").exists()

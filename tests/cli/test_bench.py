@@ -1,4 +1,4 @@
-"""``justright bench decode``: what the options ask for is what is measured."""
+"""``justright bench decode`` measures what its options request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_quick_changes_defaults_and_not_what_was_asked_for(
     def refuse(plan: object, *_: object) -> None:
         raise UsageError(f"asked: {(plan.contexts, plan.decode.tokens, plan.decode.repeats)}")  # type: ignore[attr-defined]
 
-    # Which length fits has a test of its own.
+    # Another test covers which length fits.
     monkeypatch.setattr("justright.bench.decode.fitting_length", lambda path, kinds, most, tokens: most)
     monkeypatch.setattr("justright.bench.running.run_plan", refuse)
     assert f"asked: {asked}" in run("bench", "decode", tiny_llama, *options).err

@@ -1,4 +1,4 @@
-"""``justright bundle``: made, looked at, checked, and taken by the other commands."""
+"""``justright bundle``: make, inspect and check bundles, and use them in other commands."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_it_is_made_and_looked_at(run: Run, parts: Parts, bundle: Path, tmp_path
     assert seen.code == 0, seen.err
     assert "kind lstm, width 24, with [SPEC], for both modes" in seen.out
     assert "chat template of the fast mode: switch/chat_template.jinja" in seen.out
-    assert "by default: draft hybrid, effort none, draft option spec False, top_k 3" in seen.out
-    assert "Every file is as it was bundled." in seen.out
+    assert "defaults: draft hybrid, effort none, draft option spec False, top_k 3" in seen.out
+    assert "All files match the manifest." in seen.out
     (found,) = map(json.loads, run("bundle", "inspect", bundle, "--json").out.splitlines())
     assert found["verifier"] == found["parts"]["draft"]["verifier"]
     assert found["provenance"]["argv"]
     assert "verified" not in found
-    # The same by its whole name, with options first.
+    # The same with the full command name, options first.
     made = run("bundle", "make", "-o", tmp_path / "b", parts.slow, "--json")
     other = run("bundle", "-o", tmp_path / "c", parts.slow, "--json")
     assert made.code == other.code == 0, other.err
@@ -62,13 +62,13 @@ def test_a_dry_run_writes_nothing(run: Run, parts: Parts, tmp_path: Path) -> Non
 def test_what_is_damaged_is_named(run: Run, bundle: Path) -> None:
     weights = bundle / "model.safetensors"
     damaged = weights.read_bytes()[:1000]
-    weights.unlink()  # a link: the model's own stay as they are
+    weights.unlink()  # a hard link: the model's own files are unchanged
     weights.write_bytes(damaged)
     (bundle / "switch" / "notes.txt").write_text("mine")
     seen = run("bundle", "inspect", bundle, "--verify")
     assert seen.code == 3
     assert "model.safetensors is changed" in seen.err
-    assert "not of the bundle: switch/notes.txt" in seen.err
+    assert "not part of the bundle: switch/notes.txt" in seen.err
     report, error = map(json.loads, run("bundle", "inspect", bundle, "--verify", "--json").out.splitlines())
     assert report["verified"] == {
         "missing": [],
@@ -127,7 +127,7 @@ def test_other_checkpoints_are_made_of_its_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["bundle", "SLOW"], 2, "give the directory to create"),
+        (["bundle", "SLOW"], 2, "there is no output directory"),
         (["bundle", "SLOW", "-o", "SLOW"], 2, "exists already"),
         (["bundle", "SLOW", "-o", "SLOW", "--dry-run"], 2, "exists already"),
         (["bundle", "SLOW", "-o", "SLOW/config.json/out", "--dry-run"], 2, "is a file; give another folder"),
@@ -138,7 +138,7 @@ def test_other_checkpoints_are_made_of_its_checkpoint(
         (["bundle", "SLOW", "-o", "OUT", "--default", "effort"], 2, "give KEY=VALUE"),
         (["bundle", "SLOW", "-o", "OUT", "--default", "mood=good"], 2, "there is no default 'mood'"),
         (["bundle", "./nowhere", "-o", "OUT"], 3, "no model './nowhere'"),
-        (["bundle", "inspect", "SLOW"], 2, "is no bundle"),
+        (["bundle", "inspect", "SLOW"], 2, "is not a bundle"),
     ],
 )
 def test_bad_input(
@@ -174,7 +174,7 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: 
     dry = run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run")
     assert dry.code == 0, dry.err
     assert [line.split()[0] for line in dry.out.splitlines()] == ["switch", "bundle", "in"]
-    assert "(decompositions, while it works)" in dry.out
+    assert "(decompositions, temporary)" in dry.out
     steps = json.loads(run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run", "--json").out)
     assert [step["stage"] for step in steps["stages"]] == ["switch", "bundle"]
     assert list(tmp_path.iterdir()) == [recipe]
@@ -200,7 +200,7 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: 
         "note: the pair is strange",
         "note: the parts are strange",
     ]
-    assert "by default: effort none" in made.out
+    assert "defaults: effort none" in made.out
     recipe.write_text("model: a\ncolour: red\n")
     wrong = run("bundle", "build", recipe)
     assert wrong.code == 2

@@ -60,7 +60,7 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
     seen = run("draft", "inspect", out, "--picture", tmp_path / "curve.png")
     assert seen.code == 0
     assert "LSTM drafter, width 32, 3 steps" in seen.out
-    assert "from [SPEC]" in seen.out
+    assert "without [SPEC]; " in seen.out
     assert (tmp_path / "curve.png").exists()
     plain = run("generate", model, "-p", "word1 word4", "--raw", "--max-tokens", "12", "--json")
     for name in ("lstm", "hybrid"):
@@ -78,20 +78,20 @@ def test_train_inspect_and_use(run: Run, model: str, texts: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["draft", "train", "MODEL"], "give the directory to create"),
+        (["draft", "train", "MODEL"], "there is no output directory"),
         (["draft", "train", "MODEL", "-o", "OUT", "--temperature", "0"], "temperature is 0.0"),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "gru"], "cell is 'gru'"),
         (["draft", "train", "MODEL", "-o", "OUT", "--rate", "0"], "rate is 0.0"),
         (["draft", "train", "MODEL", "-o", "OUT", "--texts", "nowhere"], "no calibration texts 'nowhere'"),
         (
             ["draft", "train", "MODEL", "-o", "OUT", "--no-spec", "--spec-steps", "9"],
-            "no meaning without [SPEC]",
+            "no effect without [SPEC]",
         ),
-        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "leave width"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--width", "9"], "omit width"),
         (["draft", "train", "MODEL", "-o", "OUT", "--cell", "attention", "--spec"], "has no [SPEC]"),
-        (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed are auto and cpu"),
-        (["draft", "inspect", "./nowhere"], "no such directory"),
-        (["draft", "inspect", "MODEL"], "is not that of a drafter"),
+        (["draft", "train", "MODEL", "-o", "OUT", "--device", "tpu"], "allowed: auto, cpu"),
+        (["draft", "inspect", "./nowhere"], "neither a directory nor a hub id"),
+        (["draft", "inspect", "MODEL"], "allowed for a drafter"),
         (["generate", "MODEL", "-p", "a", "--draft", "lstm"], "justright draft train"),
         (["bench", "longspec", "MODEL", "--draft", "nobody"], "no contender is called 'nobody'"),
         (["bench", "longspec", "MODEL", "--draft", "lstm:path"], "give KEY=VALUE"),

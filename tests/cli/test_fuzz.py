@@ -1,4 +1,4 @@
-"""Files and paths of others' making: whatever they hold, the answer is a result or an error that says what to do."""
+"""Fuzzing of foreign files and paths: each gives a result, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from justright.errors import JustrightError
 from justright.model.summary import inspect
 from justright.prune.pipeline import Pruning
 from justright.prune.settings import Settings
-from justright.speculative.lstm_network import read_config
-from justright.speculative.store import read_about
+from justright.speculative.lstm_network import LstmConfig
+from justright.speculative.store import read_about, read_config
 from tiny import save_pair, save_tiny, tiny_model
 
-MUTATIONS = 120  # of each kind of file: some 600 in all
+MUTATIONS = 120  # per kind of file; about 600 in total
 STRANGE: tuple[Any, ...] = (
     *(
         None,
@@ -52,7 +52,7 @@ STRANGE: tuple[Any, ...] = (
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where a JSON value can be changed."""
+    """All paths in a JSON value at which it can be changed."""
     yield at
     children = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -62,7 +62,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def mutated(text: str, rng: random.Random) -> bytes:
-    """The text of a JSON file, with one thing wrong in it."""
+    """The text of a JSON file with one defect."""
     if rng.random() < 0.15:  # not JSON any more, or not UTF-8
         data = bytearray(text.encode())
         for _ in range(rng.randrange(1, 4)):
@@ -95,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def about(folder: Path) -> None:
     read_about(folder)
-    read_config(folder)
+    read_config(folder, "lstm", LstmConfig)
 
 
 def plan_of(path: Path) -> None:

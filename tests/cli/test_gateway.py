@@ -1,4 +1,4 @@
-"""``justright gateway``, as a process: what it says, what it refuses, how it ends."""
+"""``justright gateway`` as a process: its output, the input it rejects, and its exit."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_full_disk_costs_lines_and_no_answer() -> None:
 
 @contextmanager
 def started(upstream: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """A gateway in a process of its own, and the line that says where it is."""
+    """A gateway in its own process, and the line with its address."""
     command = [sys.executable, "-m", "justright", "gateway", "--upstream", upstream, "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""The program as a whole: quick help, one place for errors, the version, Ctrl-C and broken pipes."""
+"""The whole program: fast help, error handling, the version, Ctrl-C and broken pipes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_known_errors_stay_and_unknown_ones_are_none() -> None:
 
 
 def test_interrupt_prints_what_came_and_ends_with_130(tiny_llama: Path) -> None:
-    # A tiny model would be done before the signal comes: a step is made slow.
+    # A tiny model would finish before the signal arrives, so steps are slowed down.
     program = (
         "import time\n"
         "from justright.engine.model_runner import Verifier\n"

@@ -1,4 +1,4 @@
-"""How far long work is, where nobody watches a bar."""
+"""Progress of long work without a terminal."""
 
 from __future__ import annotations
 

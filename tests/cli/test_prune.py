@@ -1,4 +1,4 @@
-"""``justright prune``: a dry run that writes nothing, a run, its JSON, and what it refuses before any work."""
+"""``justright prune``: a dry run that writes nothing, a run, its JSON, and input that it rejects before work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cli_helpers import Run
-from justright.architectures.spec import num_experts
 from justright.checkpoint.reader import Checkpoint
 from tiny import save_tiny
 
@@ -38,7 +37,7 @@ def test_a_dry_run_tells_and_writes_nothing(run: Run, moe: Path, texts: Path, tm
     assert found["passes"] == 3
     assert found["seconds"] > 0
     text = run("prune", moe, "--dry-run", "--calibration", texts, *SMALL).out
-    assert "8 experts a layer become 6" in text
+    assert "experts per layer: 8 -> 6" in text
     assert not list(tmp_path.iterdir())
 
 
@@ -49,7 +48,7 @@ def test_it_prunes(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
     found = json.loads(result.out)
     assert found == json.loads((out / "prune.json").read_text())
     assert 0.47 < found["sparsity"] <= 0.5
-    assert num_experts(Checkpoint.open(out).config) == 6
+    assert Checkpoint.open(out).spec.num_experts == 6
     for name in ("plan.json", "provenance.json", "tokenizer.json", "chat_template.jinja"):
         assert (out / name).is_file(), name
     shown = run("generate", out, "-p", "the quick", "--max-tokens", 2, "--json")
@@ -82,7 +81,7 @@ def test_evaluated_sparse_uneven_and_unpacked(run: Run, moe: Path, texts: Path, 
     assert texts_of[0] == texts_of[1]
     again = run("unpack", back, "-o", tmp_path / "more")
     assert again.code == 2
-    assert "stored plainly already" in again.err
+    assert "already an ordinary checkpoint" in again.err
 
 
 def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
@@ -100,17 +99,17 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
         (
             ("-o", "OUT", "--criterion", "router", "--weights", "magnitude", "--calibration", "zoo:c"),
             2,
-            "needs no calibration texts",
+            "need no calibration texts",
         ),
-        (("-o", "OUT", "--store", "zip"), 2, "there are dense and sparse"),
+        (("-o", "OUT", "--store", "zip"), 2, "allowed: dense, sparse"),
         (("-o", "OUT", "--eval", "no_such_task"), 3, "no evaluation task"),
-        (("-o", "OUT", "--eval-limit", "3"), 2, "name tasks"),
+        (("-o", "OUT", "--eval-limit", "3"), 2, "no effect without --eval TASKS"),
         (
             ("-o", "OUT", "--weights", "none", "--sparsity", "0.4", "--expert-sparsity", "0.25"),
             2,
-            "only experts go",
+            "removes only experts",
         ),
-        (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "makes no clusters"),
+        (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "needs a criterion that clusters experts"),
         (("-o", "OUT", "--device", "cpu,abacus"), 2, "cannot be used"),
         (("-o", "OUT", "--sparsity", "1"), 2, "allowed is 0 to below 1"),
         (("-o", "OUT", "--criterion", "best"), 2, "stun"),
@@ -139,7 +138,7 @@ def test_bad_input(
 def test_a_limit_of_file_sizes_is_an_error_that_says_how_to_go_on(
     run: Run, moe: Path, texts: Path, tmp_path: Path
 ) -> None:
-    """``ulimit -f``: the kernel itself refuses the first statistics that are larger, as it would a full disk."""
+    """``ulimit -f``: the kernel rejects the first larger file, as with a full disk."""
     words = ("prune", moe, "-o", tmp_path / "out", "--calibration", texts, *SMALL)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

@@ -1,4 +1,4 @@
-"""Ctrl-C ends requests at a step's border, and a second one ends the program."""
+"""Ctrl-C ends requests after the current step, and a second Ctrl-C ends the program."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_stats_line() -> None:
     )
     request = Request([1], stats=stats, finish_reason="stop")
     assert stats_line(request) == (
-        "prompt 100 tokens, 200/s | answer 41 tokens, 10.0/s | 2.00 tokens a step (20 of 30 guesses accepted) | "
-        "2 near ties | ended by stop"
+        "prompt 100 tokens, 200/s | answer 41 tokens, 10.0/s | 2.00 tokens per step "
+        "(20 of 30 drafted tokens accepted) | 2 near ties | ended by stop"
     )
     stats.drafted = stats.accepted = 0
-    assert "plainly" in stats_line(request, drafts=True)
-    assert "plainly" not in stats_line(request)
+    assert "plain decoding" in stats_line(request, drafts=True)
+    assert "plain decoding" not in stats_line(request)
     assert [as_object(request, drafts=drafts)["decoded_plainly"] for drafts in (True, False)] == [True, False]

@@ -1,4 +1,4 @@
-"""``justright serve``: what it refuses before any weight is read, and its life as a process of its own."""
+"""``justright serve``: input that it rejects before reading weights, and its life as a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cli_helpers import Run
 
 @contextmanager
 def process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """A server in a process of its own, and the line that says where it is."""
+    """A server in its own process, and the line with its address."""
     command = [sys.executable, "-m", "justright", "serve", *map(str, arguments), "--json", "--port", "0"]
     found = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
@@ -47,7 +47,7 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     result = run("serve", "zoo:moe")
     assert result.code == 6
-    assert f"{module}: pip install 'justright[serve]'" in result.err
+    assert f"{module}; in the checkout of justright: pip install '.[serve]'" in result.err
 
 
 @pytest.mark.usefixtures("no_weights_loaded")
@@ -62,7 +62,7 @@ def test_a_missing_package_is_named_with_the_extra(
         (("--temperature", "-1"), "temperature is -1"),
         (("--effort", "escalate"), "switch"),
         (("--effort", "enormous"), "allowed"),
-        (("--thinking-budget", "5"), "marks no thoughts"),
+        (("--thinking-budget", "5"), "has no reasoning tags"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", "nowhere"), "cannot be read"),
         (("--allowed-host", "http://box"), "without scheme and port"),
@@ -101,7 +101,7 @@ def test_a_missing_extra_is_named(run: Run, tiny_llama: Path, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", without)
     result = run("serve", tiny_llama)
     assert result.code == 6
-    assert "serving needs llguidance: pip install 'justright[serve]'" in result.err
+    assert "serving needs llguidance; in the checkout of justright: pip install '.[serve]'" in result.err
 
 
 def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_second_signal_does_not_wait(tiny_llama: Path) -> None:
         }
         url = f"{ready['address']}/v1/chat/completions"
         with httpx.stream("POST", url, json=body | {"stream": True, "n": 16}, timeout=60) as answer:
-            lines = answer.iter_lines()  # kept: one that is let go closes the connection
+            lines = answer.iter_lines()  # keep a reference: a collected response closes the connection
             next(lines)
             server.send_signal(signal.SIGINT)
             with httpx.Client(base_url=ready["address"]) as client:
@@ -195,7 +195,7 @@ def test_a_second_signal_does_not_wait(tiny_llama: Path) -> None:
 
 
 def test_a_dead_engine_ends_the_process(tiny_llama: Path) -> None:
-    """So that systemd starts it again; what was asked is told."""
+    """The exit code makes systemd restart it; waiting requests get an error."""
     code = """if True:
         from justright.cli import main
         from justright.serve.scheduler import Scheduler
@@ -229,4 +229,4 @@ def test_a_dead_engine_ends_the_process(tiny_llama: Path) -> None:
     finally:
         server.kill()
     assert server.returncode == 1
-    assert "error: the engine died (MemoryError: no more of it): start the server again" in err
+    assert "error: the engine died (MemoryError: no more of it): restart the server" in err

@@ -1,4 +1,4 @@
-"""A bundle's drafter on vLLM: its options, the user's before them, what vLLM has no place for; needs no vLLM."""
+"""A bundle's drafter on vLLM: its options, the user's overrides, options that vLLM lacks; needs no vLLM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bundle(parts: Parts, tmp_path: Path) -> Path:
 
 
 def asked(run: Run, bundle: Path, *words: str) -> tuple[dict[str, Any] | None, str]:
-    """What the plugin is told, and what the user is."""
+    """The plugin's settings, and the messages for the user."""
     done = run("serve", bundle, "--engine", "vllm", "--dry-run", "--json", *words)
     assert done.code == 0, done.err
     variables = json.loads(done.out)["environment"]
@@ -81,11 +81,11 @@ def test_a_drafter_that_is_not_there_is_told(run: Run, bundle: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(launch, "check_drafter", missing)
         told, notes = asked(run, bundle)
-        assert (told, "hybrid is not on vLLM here" in notes) == (None, True)
+        assert (told, "hybrid is not available on vLLM here" in notes) == (None, True)
     data = json.loads((bundle / MANIFEST).read_text())
     data["defaults"] = {"draft": "magic"}
     (bundle / MANIFEST).write_text(json.dumps(data))
-    assert "drafter magic is not on vLLM here" in asked(run, bundle)[1]
+    assert "drafter magic is not available on vLLM here" in asked(run, bundle)[1]
     assert asked(run, bundle, "--draft", "lstm")[0] is not None
 
 

@@ -1,4 +1,4 @@
-"""``justright switch`` and the options of thinking: what they write, show and refuse before any work."""
+"""``justright switch`` and the reasoning options: output, files, and input that they reject before work."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--rule", "luck"), 2, "energy, entropy"),
         (("--value", "2"), 2, "allowed is above 0 to 1"),
         (("--form", "zip"), 2, "compact, portable"),
-        (("--factor", "0.5"), 2, "merged checkpoint only"),
+        (("--factor", "0.5"), 2, "--form merged only"),
         (("--budget", "10"), 2, "too small"),
         (("--dtype", "int8"), 2, "int8"),
-        (("--rule", "entropy", "--value", "0.5"), 2, "--value has no meaning"),
-        (("--budget", "5000", "--value", "0.5"), 2, "--value has no meaning"),
-        (("--rule", "fixed", "--value", "2", "--power", "1"), 2, "--power has no meaning"),
-        (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no meaning"),
-        (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no meaning"),
-        (("--rule", "entropy", "--budget", "5000"), 2, "looks at no energy"),
-        (("--form", "merged", "--factor", "7"), 2, "allowed: 0 (the slow model) to 1"),
-        (("--svd", "randomized", "--max-rank", "2", "--value", "0.999"), 2, "more than the 2 directions"),
+        (("--rule", "entropy", "--value", "0.5"), 2, "--value has no effect"),
+        (("--budget", "5000", "--value", "0.5"), 2, "--value has no effect"),
+        (("--rule", "fixed", "--value", "2", "--power", "1"), 2, "--power has no effect"),
+        (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no effect"),
+        (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no effect"),
+        (("--rule", "entropy", "--budget", "5000"), 2, "works with --rule energy only"),
+        (("--form", "merged", "--factor", "7"), 2, "allowed is 0 (the slow model) to 1"),
+        (("--svd", "randomized", "--max-rank", "2", "--value", "0.999"), 2, "the spectra keep 2 directions"),
         (("--svd", "magic"), 2, "exact, randomized"),
         (("--svd", "randomized", "--rule", "entropy"), 2, "all singular values"),
         (("--device", "moon"), 2, "moon"),
@@ -74,7 +74,7 @@ def test_bad_input(
 
 @pytest.fixture(scope="module")
 def adapter(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pair's switch; its models mark no thoughts."""
+    """The pair's switch; its models mark no reasoning."""
     from justright.adapter.extract import extract
     from justright.adapter.pair import Pair
     from justright.adapter.ranks import RankRule
@@ -100,13 +100,13 @@ def test_a_folder_of_other_files_is_never_emptied(run: Run, pair: tuple[Path, Pa
     (mine / "thesis.txt").write_text("years of work")
     result = run("switch", "extract", *pair, "-o", tmp_path / "out", "--spectra", mine)
     assert result.code == 2
-    assert "holds no spectra" in result.err
+    assert "files that are not spectra" in result.err
     assert (mine / "thesis.txt").read_text() == "years of work"
     kept = tmp_path / "kept"
     assert run("switch", "extract", *pair, "-o", tmp_path / "one", "--spectra", kept).code == 0
     result = run("switch", "extract", *pair, "-o", tmp_path / "two", "--spectra", kept, "--max-rank", "7")
     assert result.code == 2
-    assert "max_rank differ" in result.err
+    assert "different max_rank" in result.err
     assert (kept / "layer-00000.safetensors").exists()
 
 
@@ -116,7 +116,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("switch", "inspect", adapter, "-o", tmp_path / "picture.png")
     assert result.code == 6
-    assert "pip install 'justright[plots]'" in result.err
+    assert "in the checkout of justright: pip install '.[plots]'" in result.err
 
 
 def test_it_inspects(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -196,18 +196,18 @@ def test_effort_none_is_already_true_of_a_model_without_reasoning(run: Run, pair
         (("--effort", "maximum"), "allowed: none, minimal, low"),
         (("--effort", "escalate"), "needs a switch"),
         (("--effort", "auto"), "needs a switch"),
-        (("--factor", "0.5"), "needs one: give --switch"),
-        (("--thinking-budget", "5"), "marks no thoughts"),
-        (("--closing", "now"), "for thoughts with a budget"),
+        (("--factor", "0.5"), "needs a switch: give --switch"),
+        (("--thinking-budget", "5"), "has no reasoning tags"),
+        (("--closing", "now"), "needs a reasoning budget"),
         (("--switch", "ADAPTER", "--effort", "auto"), "run `justright switch calibrate`"),
         (("--switch", "ADAPTER", "--effort", "none", "--factor", "0.5"), "not both"),
-        (("--switch", "ADAPTER", "--threshold", "0.5"), "is for the efforts auto and escalate"),
+        (("--switch", "ADAPTER", "--threshold", "0.5"), "works with efforts auto and escalate only"),
         (("--switch", "ADAPTER", "--effort", "auto", "--scorer", "luck"), "allowed: probe, heuristic"),
         (
             ("--switch", "ADAPTER", "--effort", "none", "--scorer", "heuristic"),
-            "a scorer is for the effort auto",
+            "a scorer works with effort auto only",
         ),
-        (("--switch", "ADAPTER", "--effort", "none", "--thinking-budget", "9"), "does not think"),
+        (("--switch", "ADAPTER", "--effort", "none", "--thinking-budget", "9"), "does not reason"),
         (("--switch", "SLOW"), "a checkpoint, not an adapter"),
         (("--switch", "nowhere"), "no adapter 'nowhere'"),
         (("--switch", "ADAPTER", "--effort", "none", "--raw"), "leave --raw out"),
@@ -239,7 +239,7 @@ def test_effort_in_chat(run: Run, adapter: Path, pair: tuple[Path, Path]) -> Non
 
 
 def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """On problems that the fast mode gets right by construction: its own answers."""
+    """The problems' answers are the fast mode's own, so that it is right by construction."""
     prompts = [f"the {word} {number}" for word in ("fox", "dog", "quick") for number in range(16)]
     asked = [word for prompt in prompts for word in ("-p", prompt)]
     answers = run("generate", pair[1], *asked, "--max-tokens", 3, "--json", "--batch", 16).out.splitlines()
@@ -254,7 +254,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
     found = json.loads(result.out)
     assert found["auto"]["accuracy"] >= 0.5
     assert not list(adapter.parent.glob("*.calibration"))
-    assert "48 problems leave wide intervals" in result.err
+    assert "with 48 problems intervals are wide" in result.err
     answer = run("generate", pair[0], "-p", prompts[0], "--switch", adapter, "--effort", "auto", "--json")
     assert answer.code == 0, answer.err
     stats = json.loads(answer.out)["stats"]
@@ -282,7 +282,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
 
 @pytest.fixture
 def answering(adapter: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
-    """A copy of the switch, problems for it, and a command that calibrates on them."""
+    """A copy of the switch, problems for it, and the command that calibrates on them."""
     mine = shutil.copytree(adapter, tmp_path / "switch")
     file = tmp_path / "problems.jsonl"
     problems = [{"question": f"the {word} {n}", "answer": n} for word in ("fox", "dog") for n in range(20)]
@@ -338,7 +338,7 @@ def test_another_jobs_interrupted_answers_stay(
 
     with monkeypatch.context() as patched:
         patched.setattr("justright.engine.llm.LLM.generate_requests", once)
-        assert "is kept in" in run(*command, pair[0], "--floor", 0.01).err
+        assert "are kept in" in run(*command, pair[0], "--floor", 0.01).err
     work = mine.parent / "switch.calibration"
     held = {kept.name: kept.read_bytes() for kept in work.iterdir()}
     assert len(held) == 2
@@ -348,7 +348,7 @@ def test_another_jobs_interrupted_answers_stay(
     assert {kept.name: kept.read_bytes() for kept in work.iterdir()} == held
     (work / "job.json").unlink()
     (work / "thesis.txt").write_text("years of work")
-    assert "holds no interrupted calibration" in run(*command, pair[0]).err
+    assert "is not an interrupted calibration" in run(*command, pair[0]).err
     assert (work / "thesis.txt").exists()
 
 

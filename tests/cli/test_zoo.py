@@ -1,4 +1,4 @@
-"""``justright zoo``, ``justright eval``, ``justright bench longset``: what they print and what they refuse."""
+"""``justright zoo``, ``justright eval`` and ``justright bench longset``: their output and errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_work(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("zoo", "measure", "moe", "--picture", tmp_path / "routing.png")
     assert result.code == 6
-    assert "pip install 'justright[plots]'" in result.err
+    assert "in the checkout of justright: pip install '.[plots]'" in result.err
 
 
 @pytest.mark.usefixtures("lm_eval_index")

@@ -1,4 +1,4 @@
-"""Who sees whom, against the definition; the fast attention against the plain one; static steps keep their shapes."""
+"""Attention masks against their definition, fast attention against plain, and constant shapes of static steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine_helpers import prompt_of, verifier_of
-from justright.architectures.spec import Window
+from justright.architectures.schema import Window
 from justright.engine import attention as attention_module
 from justright.engine.attention import SequenceInput, StepPlan, attend, attend_reference, visible
 from justright.engine.kv_cache import KVCache
@@ -28,7 +28,7 @@ def trees(draw: st.DrawFn, most: int = 10) -> list[int]:
 
 
 def ancestors(parents: list[int], node: int) -> list[int]:
-    """The node and all above it."""
+    """The node and its ancestors."""
     line = [node]
     while line[-1] > 0:
         line.append(parents[line[-1] - 1])
@@ -112,7 +112,7 @@ def test_attend_equals_the_reference(
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_the_reference_by_definition(softcap: float | None, sinks: bool) -> None:
-    """In float64, one query head at a time, as the papers write it."""
+    """The papers' formula in float64, one query head at a time."""
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (torch.randn(n, m, 8, generator=generator) for n, m in ((4, 3), (2, 9), (2, 9)))
     mask = torch.rand(3, 9, generator=generator) < 0.6
@@ -157,7 +157,7 @@ def test_static_steps_equal_ragged_ones(family: str) -> None:
 def test_static_steps_have_the_same_shapes_whatever_the_lengths(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every tensor that goes into the product, by shape and address of the storage."""
+    """Shape and storage address of every tensor in the product."""
     seen: list[tuple[object, ...]] = []
 
     def recording(name: str, original: object):
@@ -187,7 +187,7 @@ def test_static_steps_have_the_same_shapes_whatever_the_lengths(
 
 @pytest.mark.parametrize("cache", ["grow", "static"])
 def test_tokens_of_other_sequences_are_not_seen(cache: str) -> None:
-    """The same sequence beside another one: nothing changes but the last bits."""
+    """A sequence gives the same result, up to the last bits, beside another sequence."""
     alone = verifier_of("llama", slots=2, cache=cache, max_tokens=100)
     list(alone.prefill(0, prompt_of(20)))
     [wanted] = alone.step([StepInput(0, prompt_of(4, 1))])
@@ -202,7 +202,7 @@ def test_tokens_of_other_sequences_are_not_seen(cache: str) -> None:
 def _by_hand(
     query: Tensor, keys: Tensor, values: Tensor, seen: list[int], softcap: float | None, sink: float | None
 ) -> Tensor:
-    """One query ``[head_dim]`` against the keys and values that it sees, by the formula, in float64."""
+    """Attention of one query ``[head_dim]`` over its visible keys and values, by the formula in float64."""
     scores = (keys[seen].double() * query.double()).sum(-1) / query.shape[-1] ** 0.5
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -233,7 +233,7 @@ def test_no_number_of_a_hidden_row_reaches_another(
     number: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Leaves 2, 4 and 5 of a tree have keys or values that are not finite; every path but theirs is as by hand."""
+    """Leaves 2, 4 and 5 of a tree have non-finite keys or values; all other paths equal hand-computed results."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # 3 key heads: long keys are cut into parts
     parents, odd = [0, 0, 1, 1, 3, *([1] * (nodes - 6))], {2: "key", 4: "value", 5: "both"}
     generator = torch.Generator().manual_seed(past + nodes)

@@ -1,4 +1,4 @@
-"""From an effort to a request: which template, which plan, what is refused."""
+"""From an effort to a request: the template, the plan, and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FAST_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A slow model whose template opens a thought, and the switch to a fast one with a template of its own."""
+    """A slow model whose template opens the reasoning, and the switch to a fast model with its own template."""
     return thinking_pair(tmp_path_factory.mktemp("modes"), SLOW_TEMPLATE, FAST_TEMPLATE, family="llama")
 
 
@@ -59,7 +59,7 @@ CLOSED = "{{ '<think></think>' if enable_thinking is defined and not enable_thin
 TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}{% endfor %}"
 GENERATION = "{% if add_generation_prompt %}[assistant]TAIL{% endif %}"
 TEMPLATES = {
-    # What the template writes behind the last message, by hand.
+    # The template's text after the last message, by hand.
     "opens": (f"{TURNS}{GENERATION.replace('TAIL', CLOSED)}", True),
     "opens nothing": (f"{TURNS}{GENERATION.replace('TAIL', '')}", False),
     "closes": (f"{TURNS}{GENERATION.replace('TAIL', '<think></think>')}", False),
@@ -79,7 +79,7 @@ TEMPLATES = {
     "said", ["Hi!", "What is <think>?", "a </think> b <think>", "<think>!", "end-of-message <think>"]
 )
 def test_only_the_template_opens_reasoning(name: str, said: str) -> None:
-    """Whatever the user writes, in whatever turn."""
+    """This holds for any text of the user in any turn."""
     template, opens = TEMPLATES[name]
     opens = said.endswith("!") if opens is None else opens
     tokenizer = tokenizer_with(template)
@@ -91,7 +91,7 @@ def test_only_the_template_opens_reasoning(name: str, said: str) -> None:
 
 
 def test_a_users_tag_changes_no_answer(tmp_path: Path) -> None:
-    """The whole way: all is content, and a budget forces nothing in."""
+    """End to end: all output is content, and a budget injects nothing."""
     save_tiny("llama", tmp_path)
     tokenizer_with(FAST_TEMPLATE + "{# </think> #}").save_pretrained(tmp_path)
     engine = LLM(str(tmp_path))

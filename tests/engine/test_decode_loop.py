@@ -1,4 +1,4 @@
-"""The loop: where requests end, that nothing is left behind, and that the figures add up."""
+"""The decode loop: ends of requests, no leftover state, and consistent statistics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def truth() -> dict[tuple[int, ...], list[int]]:
 
 @pytest.fixture(scope="module")
 def verifier() -> Verifier:
-    """Shared: every test must leave it empty."""
+    """Shared; every test must leave its cache empty."""
     return verifier_of("llama", slots=3, prefill_chunk=8)
 
 
@@ -48,7 +48,7 @@ def nothing_is_left(verifier: Verifier) -> Any:
 
 
 class Perfect(ScriptedDrafter):
-    """Drafts chains of the truth itself, so that everything is accepted."""
+    """Drafts chains of the true continuation, so that all tokens are accepted."""
 
     length = 12
 
@@ -63,7 +63,7 @@ def collect(loop: DecodeLoop, *requests: Request) -> list[Emission]:
 
 
 def adds_up(request: Request, emissions: Sequence[Emission]) -> None:
-    """Everything that the figures promise of each other."""
+    """All relations between the statistics."""
     mine = [e for e in emissions if e.request is request]
     stats = request.stats
     assert [t for e in mine for t in e.token_ids] == request.token_ids
@@ -76,7 +76,7 @@ def adds_up(request: Request, emissions: Sequence[Emission]) -> None:
     assert stats.plain_steps == sum(drafted == 0 for _, drafted, _ in stats.steps)
     assert stats.accepted == sum(e.drafted for e in mine)
     assert stats.accepted <= stats.drafted
-    # Every verification gives its accepted guesses and one token more, the last one perhaps cut off.
+    # Every verification gives its accepted tokens and one more; the last one may be cut off.
     cut = stats.accepted + stats.verifications - max(stats.output_tokens - 1, 0)
     assert cut in ((0, 1) if request.finish_reason == "stop" else (0,))
     assert stats.draft_s + stats.verify_s == pytest.approx(stats.decode_s)
@@ -132,7 +132,7 @@ def text_of(tokens: Sequence[int]) -> str:
 def test_stop_strings_across_tokens_and_drafts(
     drafter: Any, verifier: Verifier, truth: dict[tuple[int, ...], list[int]]
 ) -> None:
-    """Every stop string that is a piece of the text, wherever tokens and drafts begin and end."""
+    """Any piece of the text as a stop string, wherever tokens and drafts begin and end."""
     tokens = truth[tuple(PROMPT)]
     whole = text_of(tokens)
     loop = DecodeLoop(verifier, LETTERS, drafter=drafter and drafter(truth))
@@ -164,7 +164,7 @@ def test_text_held_back_comes_out_at_the_end(
 def test_cancelling_at_any_time(
     data: st.DataObject, verifier: Verifier, truth: dict[tuple[int, ...], list[int]]
 ) -> None:
-    """Some requests are cancelled before or while they run; the others do not notice."""
+    """Cancelling requests before or while they run does not affect the others."""
     drafter = Perfect(truth)
     drafter.length = data.draw(st.integers(0, 6))
     requests = [Request(p, max_tokens=TOKENS) for p in PROMPTS]
@@ -281,7 +281,7 @@ def test_a_failure_leaves_nothing_behind(
 
 
 def test_drafts_end_with_the_context(truth: dict[tuple[int, ...], list[int]]) -> None:
-    """The cache holds prompt and output but for the last token; drafts shrink as the end comes near."""
+    """The cache holds prompt and output except the last token; drafts shrink near the end."""
     small = verifier_of("llama", max_tokens=30)
     request = Request(PROMPT, max_tokens=9)
     emissions = collect(DecodeLoop(small, drafter=Perfect(truth), max_draft=5), request)
@@ -333,7 +333,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_with_one_seed_drafts_change_no_token(name: str, verifier: Verifier) -> None:
-    """Chains and trees, alone and in a batch: what plain decoding samples with the same seed."""
+    """Chains and trees, alone and in a batch, give plain decoding's samples for the same seed."""
 
     def run(drafter: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
         requests = [Request(p, OPTIONS[name], max_tokens=18) for p in prompts]
@@ -373,7 +373,7 @@ def test_more_requests_than_slots_wait_their_turn(
 
 
 def model_with_a_broken_token(token: int) -> PreTrainedModel:
-    """The tiny model, but for the input embedding of one token, which is NaN."""
+    """The tiny model with a NaN input embedding for one token."""
     model = tiny_model("llama")
     weight = model.get_input_embeddings().weight.detach().clone()
     weight[token] = float("nan")
@@ -386,7 +386,7 @@ def model_with_a_broken_token(token: int) -> PreTrainedModel:
 def test_a_request_whose_logits_are_not_finite_ends_alone(
     cache: str, truth: dict[tuple[int, ...], list[int]]
 ) -> None:
-    """Token 99 has an embedding of NaN, so a prompt with it has no answer; the others have theirs, before and after."""
+    """Token 99 has a NaN embedding, so a prompt with it fails; other requests before and after it succeed."""
     model = model_with_a_broken_token(99)
     clean = [prompt for prompt in PROMPTS if 99 not in [*prompt, *truth[tuple(prompt)]]]
     assert len(clean) > 1
@@ -410,7 +410,7 @@ def test_a_request_whose_logits_are_not_finite_ends_alone(
 
 
 def test_a_guess_that_is_not_finite_changes_no_other_token(truth: dict[tuple[int, ...], list[int]]) -> None:
-    """Drafts name token 99, whose embedding is NaN: the model never says it, and says what it says without drafts."""
+    """Drafts contain token 99, whose embedding is NaN; the output never has it, and equals that without drafts."""
     model = model_with_a_broken_token(99)
     [prompt] = [prompt for prompt in PROMPTS if 99 not in [*prompt, *truth[tuple(prompt)]]][:1]
 

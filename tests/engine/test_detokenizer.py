@@ -1,4 +1,4 @@
-"""Text comes out as it becomes certain, and never a character of a stop string or behind it."""
+"""Text is emitted as soon as it is certain, and never a character of or after a stop string."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def push_all(stream: TextStream, tokens: list[int] | bytes) -> list[str]:
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """By definition: character by character, until a stop string is complete; the longest if several are."""
+    """The definition: character by character until a stop string is complete; the longest if several are."""
     for end in range(len(text) + 1):
         for stop in sorted(stops, key=len, reverse=True):
             if stop and text[:end].endswith(stop):
@@ -84,7 +84,7 @@ def test_pieces_concatenate_to_the_text_and_whole_characters_come_at_once(text: 
     st.data(),
 )
 def test_stop_strings_whatever_the_tokens(text: str, stops: list[str], data: st.DataObject) -> None:
-    """Any split of the text into tokens gives the same text, and each step shows all that is certain."""
+    """Any split of the text into tokens gives the same text, and each step emits all that is certain."""
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(text) - 1, 1)), max_size=len(text))))
     bounds = [0, *(c for c in cuts if c < len(text)), len(text)]
     pieces = [text[a:b] for a, b in pairwise(bounds) if a < b]
@@ -130,7 +130,7 @@ def test_stop_strings_end_content(
 ) -> None:
     whole = ("a</think>" if opened else "") + before + text
     tokenizer = tiny_tokenizer()
-    # Where the content begins: behind all blocks at the beginning, and the white space behind them.
+    # The content begins after all leading blocks and the white space after them.
     head = r"(?s:.*?</think>)" if opened else ""
     blocks = re.match(rf"{head}(\s*<think>(?s:.*?)</think>)*", whole)
     assert blocks is not None
@@ -172,7 +172,7 @@ def test_a_character_cut_off_by_the_end_is_left_out() -> None:
 def test_bytes_that_are_no_text_never_fail(
     tokenizer: PreTrainedTokenizerFast, x: int, data: st.DataObject
 ) -> None:
-    """A model may emit any bytes; what is text among them comes out."""
+    """A model may emit any bytes; the valid text among them is emitted."""
     token = st.sampled_from([x, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xFF])
     tokens = [*data.draw(st.lists(token, max_size=12)), x]
     stream = TextStream(tokenizer)
@@ -196,7 +196,7 @@ def test_special_tokens_are_no_text() -> None:
 
 
 def test_special_tokens_that_mark_thoughts_are_shown() -> None:
-    """Otherwise nobody could tell where a thought ends; ordinary tokens come as they are in any case."""
+    """Otherwise the end of the reasoning would be invisible; ordinary tokens are always shown."""
     for special in (True, False):
         tags = (AddedToken(tag, special=special) for tag in ("<think>", "</think>"))
         tokenizer = tokenizer_with(None, *tags)

@@ -1,4 +1,4 @@
-"""Speculate as far as it pays, learn when drafts are bad, notice when they are good again."""
+"""Draft selection: speculate as far as it pays, stop for bad drafts, resume for good ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from justright.speculative.base import EMPTY_DRAFT, Draft
 from tiny import tiny_model
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-FREE = StepCost(SIZES, (1.0,) * 7, (0.0, 0.0))  # a step costs the same whatever its size
+FREE = StepCost(SIZES, (1.0,) * 7, (0.0, 0.0))  # a step costs the same for all sizes
 STEEP = StepCost(SIZES, tuple(map(float, SIZES)), (0.0, 0.0))  # as many steps as tokens
 HALF = StepCost(SIZES, tuple(1 + 0.5 * (n - 1) for n in SIZES), (0.0, 0.0))
 
@@ -75,7 +75,7 @@ def drafts_and_costs(draw: st.DrawFn) -> tuple[list[Draft], list[DraftRecord], S
 
 @given(drafts_and_costs())
 def test_the_best_cut_by_trying_all(case: tuple[list[Draft], list[DraftRecord], StepCost]) -> None:
-    """Chains, whose nodes grow less likely: the choice is the best of all combinations of prefixes."""
+    """For chains with falling probabilities, the choice is the best of all combinations of prefixes."""
     drafts, records, cost = case
     batch = len(drafts)
 
@@ -98,7 +98,7 @@ def test_the_best_cut_by_trying_all(case: tuple[list[Draft], list[DraftRecord], 
 
 
 def test_of_two_drafts_the_one_that_pays_more() -> None:
-    """A wide tree that has more accepted, or one likely node: it depends on what rows cost."""
+    """The choice between a wide tree with more accepted tokens and one likely node depends on the cost of rows."""
     tree = Draft(range(10, 20), [-1] * 10, [0.3, *[0.1] * 9], source="tree")
     likely = replace(chain(0.9), source="chain")
     both = replace(tree, instead=likely)
@@ -133,7 +133,7 @@ def test_a_batch_gives_its_places_to_the_likeliest() -> None:
 
 
 def test_a_likely_node_behind_an_unlikely_one_does_not_count_as_the_first() -> None:
-    """Cutting keeps the first nodes, so that the one behind comes only with those before it."""
+    """Cutting keeps the first nodes, so a node is kept only with all nodes before it."""
     siblings = Draft([10, 11], [-1, -1], [0.2, 0.9])
     one_more = StepCost((1, 2, 3, 4), (1.0, 1.0, 1.0, 9.0), (0.0, 0.0))
     assert [len(d) for d in choose([siblings, chain(0.5)], [sure()] * 2, [0, 0], one_more)] == [0, 1]
@@ -141,7 +141,7 @@ def test_a_likely_node_behind_an_unlikely_one_does_not_count_as_the_first() -> N
 
 
 def test_sampled_drafts_are_never_cut_by_what_was_drawn() -> None:
-    """A guess dropped because it is unlikely would not come out as often as its probability says."""
+    """Dropping a sampled guess because it is unlikely would change the output distribution."""
     proposal = torch.full((3, 4), 0.25)
     sampled = Draft([1, 2], [-1, 0], [0.01, 0.001], proposal)
     chosen = choose([sampled, chain(0.9)], [sure(), sure(0.1)], [5, 5], STEEP)
@@ -240,7 +240,7 @@ def test_the_loop_takes_the_draft_that_pays(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class WrongDrafter(ScriptedDrafter):
-    """Sure of itself and wrong, until ``right`` is set."""
+    """Proposes confident, wrong drafts until ``right`` is set."""
 
     right = False
 
@@ -253,12 +253,14 @@ class WrongDrafter(ScriptedDrafter):
 
 
 def test_a_request_switches_itself_off_and_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the loop: after some bad drafts, each cut short, it decodes plainly; good ones bring it back."""
+    """In the loop: after some bad drafts, each shorter, it decodes plainly; good drafts resume speculation."""
     prompt = prompt_of(9)
     truth = {tuple(prompt): reference(tiny_model("llama"), prompt, 120)}
     drafter = WrongDrafter(truth)
     cost = StepCost(SIZES, tuple(1 + 0.3 * (n - 1) for n in SIZES), (0.0, 0.0))
-    monkeypatch.setattr(StepCost, "observe", lambda *_: None)  # the machine's times are not the test's matter
+    monkeypatch.setattr(
+        StepCost, "observe", lambda *_: None
+    )  # the test does not depend on the machine's speed
     loop = DecodeLoop(verifier_of("llama"), drafter=drafter, cost=cost, max_draft=12)
     request = Request(prompt, max_tokens=120)
     for _ in loop.run([request]):
@@ -274,7 +276,7 @@ def test_a_request_switches_itself_off_and_on_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_one_interrupted_proposal_does_not_make_a_drafter_dear() -> None:
-    """The median of the last proposals: at most three of seven can be wrong, wherever they stand."""
+    """The median of the last seven proposals tolerates three outliers at any position."""
     for at in range(7):
         record = DraftRecord()
         for number in range(7):
@@ -288,7 +290,7 @@ def test_one_interrupted_proposal_does_not_make_a_drafter_dear() -> None:
 
 
 class Clock:
-    """Time that passes only when somebody says so."""
+    """A clock that advances only on request."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -298,7 +300,7 @@ class Clock:
 
 
 class RightDrafter(ScriptedDrafter):
-    """Always right, at once, except that its first proposal takes a second and reading a prompt takes an hour."""
+    """Always right and instant, except that the first proposal takes a second and a prompt takes an hour."""
 
     def __init__(self, truth: dict[tuple[int, ...], Sequence[int]], clock: Clock) -> None:
         super().__init__(truth)
@@ -317,7 +319,7 @@ class RightDrafter(ScriptedDrafter):
 
 
 def test_a_slow_first_proposal_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is faked: a step takes 1 ms a row and 10 ms in all, so eight right tokens a step always pay."""
+    """With a fake clock, a step takes 1 ms per row plus 10 ms, so eight right tokens per step always pay."""
     clock, prompt, tokens = Clock(), prompt_of(12), 120
     monkeypatch.setattr("justright.engine.decode_loop.time", clock)
     truth = {tuple(prompt): reference(tiny_model("llama"), prompt, tokens)}

@@ -1,4 +1,4 @@
-"""Every drafter, in the engine: greedy output is the model's own, sampled output has the model's distribution."""
+"""Every drafter in the engine: greedy output equals the model's, sampled output has the model's distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from scipy.stats import chisquare
 from draft_helpers import saved_attention_drafter, saved_drafter
 from engine_helpers import greedy, prompt_of, reference, verifier_of
 from justright.engine.attention import ATTENTION_NAME
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Request
@@ -35,7 +34,7 @@ def drafter_for(name: str, verifier: Verifier, folder: Path, **options: object) 
         options |= {"path": str(path), "min_prob": 0.0}
     drafter = create_drafter(name, **options)
     assert drafter is not None
-    bind(drafter, verifier, None)
+    drafter.bind(verifier.model, None)
     return drafter
 
 
@@ -79,7 +78,7 @@ def test_a_batch_with_a_drafter_equals_each_request_alone(tmp_path: Path) -> Non
 
 
 def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
-    """Where there is no more room for [SPEC], drafts go on without it."""
+    """If the context has no more space for [SPEC], drafts continue without it."""
     length = len(REPEATING) + TOKENS
     verifier = verifier_of("llama", max_tokens=length)
     request = Request(REPEATING, max_tokens=TOKENS)
@@ -166,7 +165,7 @@ def exact() -> dict[tuple[int, ...], float]:
 
 
 def test_drafts_that_never_pay_are_no_longer_asked_for(tmp_path: Path) -> None:
-    """With a cost that says so, an untrained drafter is left alone after a few tries."""
+    """If its cost exceeds its gain, an untrained drafter is not used after a few tries."""
     verifier = verifier_of("llama")
     drafter = drafter_for("lstm", verifier, tmp_path)
     calls = []

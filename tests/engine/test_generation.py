@@ -1,4 +1,4 @@
-"""The sampling settings of ``generation_config.json`` are the defaults of requests that sample, each mode's its own."""
+"""``generation_config.json`` sets the defaults of sampling requests, separately for each mode."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_option_is_checked() -> None:
 
 
 def test_a_sampled_token_has_the_files_distribution(tmp_path: Path) -> None:
-    """top_k 1 of the file leaves one token whatever the temperature: transformers' own likeliest, at every step."""
+    """top_k 1 in the file leaves transformers' most likely token at every step, at any temperature."""
     model = write(save_tiny("llama", tmp_path / "model"), top_k=1, temperature=5)
     engine, prompt = LLM(str(model)), prompt_of(9)
     sampled = engine.generate_request(prompt, engine.sampling(temperature=2.0), max_tokens=6, ignore_eos=True)
@@ -154,7 +154,7 @@ def test_a_bundles_defaults_go_before_the_file(pair: tuple[Path, Path], tmp_path
         [
             ({"temperature": 0.8}, SamplingParams(0.8, 7)),
             ({"temperature": 0.8, "top_k": 5}, SamplingParams(0.8, 5)),
-            ({"top_k": 5}, SamplingParams(top_k=5)),  # greedy all the same
+            ({"top_k": 5}, SamplingParams(top_k=5)),  # still greedy
         ]
     ):
         out = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""The cache holds what a plain list would, through any sequence of writes, cuts, moves and growth."""
+"""The KV cache equals a plain list after any sequence of writes, cuts, moves and growth."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KV_HEADS = (2, 1)
 
 
 def entries(values: list[int], layer: int, dims: tuple[int, ...]) -> Tensor:
-    """One token's entry is its value, in every head and dimension: ``[kv_heads, tokens, dim]``."""
+    """Entries ``[kv_heads, tokens, dim]`` that repeat each token's value in all heads and dimensions."""
     flat = torch.tensor(values, dtype=torch.float32)
     return flat[None, :, None].expand(KV_HEADS[layer], len(values), dims[layer]).contiguous()
 
 
 @torch.inference_mode()
 def write(cache: KVCache, slot: int, values: list[int], *, static: bool = False) -> None:
-    """What a forward does: reserve, then each layer writes."""
+    """Write as a forward pass does: reserve, then write each layer."""
     cache.reserve(slot, len(values))
     for layer in range(LAYERS):
         key, value = entries(values, layer, KEY_DIMS), entries(values, layer, VALUE_DIMS)
@@ -33,14 +33,14 @@ def write(cache: KVCache, slot: int, values: list[int], *, static: bool = False)
             cache.write(layer, slot, key, value)
             continue
         at = torch.zeros(slot + 1, len(values), dtype=torch.int64)
-        for row in range(slot + 1):  # the rows before it are written too, behind their lengths
+        for row in range(slot + 1):  # earlier rows are also written, after their lengths
             at[row] = cache.lengths[row] + torch.arange(len(values))
         rows = (slot + 1, *[-1] * key.ndim)
         cache.write_static(layer, at, key.expand(rows), value.expand(rows))
 
 
 def content(cache: KVCache, slot: int) -> list[list[int]]:
-    """The sequence, as each layer's keys and values have it."""
+    """The sequence in each layer's keys and values."""
     found = []
     for layer in range(LAYERS):
         key, value = entries([0], layer, KEY_DIMS), entries([0], layer, VALUE_DIMS)
@@ -180,14 +180,14 @@ def test_no_memory_is_an_error_that_leaves_the_cache_usable(monkeypatch: pytest.
     with pytest.raises(ResourceError, match="no memory for"):
         cache.reserve(0, 5)
     assert content(cache, 0) == [[1, 2, 3]] * (2 * LAYERS)
-    write(cache, 0, [4, 5, 6, 7, 8])  # this time there is room
+    write(cache, 0, [4, 5, 6, 7, 8])  # this time the capacity suffices
     cache.keep(0, [1, 3])
     assert content(cache, 0) == [[1, 2, 3, 5, 7]] * (2 * LAYERS)
 
 
 @torch.inference_mode()
 def test_a_row_takes_only_what_it_needs() -> None:
-    """Long and short sequences side by side: memory goes by the tokens of each, and comes back."""
+    """With long and short sequences side by side, memory follows each one's tokens, and is freed."""
     cache = KVCache(LAYERS, SLOTS, 100_000)
     per_token = 4 * sum(h * (k + v) for h, k, v in zip(KV_HEADS, KEY_DIMS, VALUE_DIMS, strict=True))
     for slot, count in ((0, 5000), (1, 10)):
@@ -228,7 +228,7 @@ def test_only_a_lack_of_memory_is_called_one(
 
 
 def test_memory_that_no_machine_has() -> None:
-    """torch's own allocator refuses 2**50 tokens."""
+    """torch's own allocator fails for 2**50 tokens."""
     cache = KVCache(1, 1, 2**50)
     cache.layer(0, torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
     with pytest.raises(ResourceError, match="no memory for"):

@@ -1,4 +1,4 @@
-"""`LLM`: a checkpoint in, text out; what makes no sense is refused before anything expensive."""
+"""`LLM`: from a checkpoint to text; bad input fails before expensive work."""
 
 from __future__ import annotations
 
@@ -155,9 +155,9 @@ def test_another_drafter_on_the_same_model(engine: LLM) -> None:
     assert got.stats.drafted > 0 == wanted.stats.drafted
     assert engine.with_draft("suffix").cost is not None
     assert engine.with_draft("none").drafter is None
-    with pytest.raises(UsageError, match="no drafter is called"):
+    with pytest.raises(UsageError, match="unknown drafter"):
         engine.with_draft("oracle")
-    with pytest.raises(UsageError, match="nodes is 64; a step verifies at most 32"):
+    with pytest.raises(UsageError, match="nodes is 64; allowed: at most max_draft"):
         engine.with_draft("recycling", nodes=64)
 
 
@@ -178,7 +178,7 @@ def test_the_smallest_contexts_work(context: int, checkpoint: Path) -> None:
         ({"max_draft": 0}, "max_draft is 0"),
         ({"prefill_chunk": -1}, "prefill_chunk is -1"),
         ({"max_context": 1}, "max_context is 1; allowed: 2 or more"),
-        ({"draft_options": {"nodes": 33}}, "nodes is 33; a step verifies at most 32"),
+        ({"draft_options": {"nodes": 33}}, "nodes is 33; allowed: at most max_draft"),
     ],
 )
 def test_options_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
@@ -195,7 +195,7 @@ def test_refusals_come_before_the_weights(
     monkeypatch.setattr(Verifier, "load", unread)
     with pytest.raises(UsageError, match="cannot be used"):
         LLM(str(checkpoint), device="warp")
-    with pytest.raises(UsageError, match="no drafter is called"):
+    with pytest.raises(UsageError, match="unknown drafter"):
         LLM(str(checkpoint), draft="oracle")
     with pytest.raises(UsageError, match="not both"):
         LLM(str(checkpoint), EngineOptions(), slots=2)

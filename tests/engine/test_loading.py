@@ -1,4 +1,4 @@
-"""A checkpoint that does not fill its model is refused, with names and shapes; whatever may be absent may be."""
+"""An incomplete checkpoint raises an error with names and shapes; optional tensors may be missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first promise: what the engine emits is what the model alone would have, token for token."""
+"""Losslessness: the engine's output equals the model's own, token for token."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_speculation_changes_no_token(family: str, cache: str, chain: bool) -> N
     "family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text"]
 )
 def test_batch_of_different_lengths(family: str, cache: str) -> None:
-    """Sequences join and leave between steps; each gets what it gets alone."""
+    """Sequences join and leave between steps, and each gets the same tokens as alone."""
     prompts = [prompt_of(length, seed=length) for length in (3, 40, 17, 25, 9)]
     truth = {tuple(p): greedy(family, p, TOKENS) for p in prompts}
     verifier = verifier_of(family, slots=3, prefill_chunk=16, cache=cache)
@@ -92,7 +92,7 @@ def test_repetition_penalty_equals_generate() -> None:
 
 
 def test_reused_prefix_changes_no_token() -> None:
-    """A second turn runs only what is new, and answers as if it had run all."""
+    """A second turn runs only the new tokens, and gives the answer of a full run."""
     verifier = verifier_of("gemma3_text", prefill_chunk=16)
     loop = DecodeLoop(verifier, reuse_prefix=True)
     first = Request(PROMPT, max_tokens=12)

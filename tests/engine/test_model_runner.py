@@ -1,4 +1,4 @@
-"""One forward for chains and trees: the same logits as the model alone, whatever was tried before."""
+"""One forward for chains and trees gives the model's own logits, whatever drafts came before."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_not_kept_leaves_no_trace(family: str, cache: str) -> None:
         verifier.keep(0, [])
         step(verifier, prompt_of(9, 7), [0, 0, 1, 2, 2, 3, 3, 1])
         verifier.keep(0, path)
-        if path:  # kept nodes are the sequence from here on
+        if path:  # from here on, the kept nodes are part of the sequence
             prompt = [*prompt, *(prompt_of(9, 7)[i] for i in path)]
             verifier.clear(0)
             step_after = last(verifier, 0, [*prompt, tokens[0]])
@@ -114,7 +114,7 @@ def test_hidden_is_the_output_of_the_final_norm(family: str) -> None:
 
 @pytest.mark.parametrize("cache", ["grow", "static"])
 def test_longrope_is_right_up_to_its_last_token(cache: str) -> None:
-    """Positions of padding must not reach where the rotary frequencies of all tokens change."""
+    """Padding positions must not reach the length at which the rotary frequencies of all tokens change."""
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10_000.0,
@@ -143,7 +143,7 @@ def test_an_empty_prompt_is_refused() -> None:
 @pytest.mark.parametrize("cache", ["grow", "static"])
 def test_the_context_is_the_limit(cache: str) -> None:
     verifier = verifier_of("llama", cache=cache, max_tokens=30, prefill_chunk=8)
-    with pytest.raises(ResourceError, match="31 tokens and the context holds 30"):
+    with pytest.raises(ResourceError, match="31 tokens; the context holds 30"):
         list(verifier.prefill(0, prompt_of(31)))
     assert verifier.cache.lengths == [0], "refused before anything ran"
     last(verifier, 0, prompt_of(28))
@@ -208,7 +208,7 @@ def test_an_embedding_model_is_refused() -> None:
 
 
 def test_packed_kernels_only_where_there_are_some(tmp_path: object) -> None:
-    with pytest.raises(UsageError, match="packed CPU kernels work in float32"):
+    with pytest.raises(UsageError, match="packed CPU kernels need float32"):
         Verifier.load(tmp_path, dtype=torch.bfloat16, cpu_kernels="packed")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The same promise on a real model and real text: 135M parameters, thousands of tokens of context."""
+"""Losslessness on a real model and real text: 135M parameters, thousands of tokens of context."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENS = 32
 def reference() -> PreTrainedModel:
     path = resolve(MODEL).path
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    model.generation_config.eos_token_id = None  # go on behind the end, as `ignore_eos` does
+    model.generation_config.eos_token_id = None  # continue after the end token, as `ignore_eos` does
     return model
 
 
@@ -66,7 +66,7 @@ def generate(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
 def assert_same_but_for_ties(
     model: PreTrainedModel, prompt: Sequence[int], ours: list[int], theirs: list[int], near_ties: int
 ) -> None:
-    """Equal token for token, up to a place where the model itself is undecided and we said so."""
+    """Equal token for token, up to a near tie that is reported."""
     if ours == theirs:
         return
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
@@ -78,7 +78,7 @@ def assert_same_but_for_ties(
 
 
 def test_greedy_equals_generate(engine: LLM, reference: PreTrainedModel, prompts: list[list[int]]) -> None:
-    """Plain, speculative and in one batch: all as transformers' ``generate``, packed kernels and all."""
+    """Plain, speculative and batched decoding equal transformers' ``generate``, also with packed kernels."""
     plain = engine.with_draft("none")
     ask = {"max_tokens": TOKENS, "ignore_eos": True}
     batch = engine.generate_requests([engine.request(p, **ask) for p in prompts])
@@ -99,7 +99,7 @@ def test_greedy_equals_generate(engine: LLM, reference: PreTrainedModel, prompts
 def test_noise_is_below_the_tie_rule(
     engine: LLM, reference: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
-    """The tie rule's tolerance covers what packing, batching and chunking really change, with little to spare."""
+    """The near-tie tolerance is a tight bound on the changes by packing, batching and chunking."""
     prompt = prompts[2][:600]  # two chunks
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0, -1]

@@ -1,4 +1,4 @@
-"""Speculative sampling leaves the model's distribution as it is; and these tests would notice if it did not."""
+"""Speculative sampling preserves the model's distribution, and the tests detect broken rules."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from justright.speculative.base import EMPTY_DRAFT, Draft
 VOCAB = 4
 HORIZON = 3  # tokens whose joint distribution is compared
 TRIALS = 1000
-# Seeds are fixed, so a right rule passes always; a broken one must be far off, not a little.
+# Seeds are fixed, so a correct rule always passes; a broken rule must deviate clearly.
 RIGHT, BROKEN = 1e-3, 1e-7
 
 Rule = Callable[[Tensor, Tensor, Sequence[int], torch.Generator], tuple[int | None, Tensor]]
 
 
-# One step, exactly: the uniform numbers are ours, so acceptance probabilities can be found by bisection.
+# One step, exactly: the test supplies the uniform numbers, and finds acceptance probabilities by bisection.
 
 
 class Scripted:
-    """Stands for ``torch.rand`` within sampling: gives the listed numbers."""
+    """Replaces ``torch.rand`` in sampling; returns the listed numbers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.numbers: list[float] = []
@@ -96,7 +96,7 @@ def test_guesses_that_the_proposal_could_not_draw_are_rejected() -> None:
     assert residual.tolist() == [1.0, 0.0]
 
 
-# Rules broken on purpose.
+# Deliberately broken rules.
 
 
 def rule(
@@ -110,7 +110,7 @@ def rule(
     reduce_p: bool = True,
     reduce_q: bool = True,
 ) -> tuple[int | None, Tensor]:
-    """`speculative_sample` written anew, with its parts to be switched off."""
+    """A second implementation of `speculative_sample` whose parts can be disabled."""
     p, q = target.double(), proposal.double()
     for index, token in enumerate(guesses):
         if float(torch.rand((), generator=generator, dtype=torch.float64)) < ratio(
@@ -155,7 +155,7 @@ def test_the_exact_test_notices(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @cache
 def table(path: tuple[int, ...], kind: str) -> Tensor:
-    """Logits ``[vocab]`` behind ``path``: the model's or the drafter's, made up from the path."""
+    """Logits ``[vocab]`` after ``path``, of the model or the drafter, generated from the path."""
     seed = hash((path, kind == "model")) % 2**31
     return torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed)) * 1.3
 
@@ -206,7 +206,7 @@ def exact(params: SamplingParams) -> Tensor:
 
 
 def p_value(params: SamplingParams, widths: Sequence[int], *, sampled: bool, trials: int = TRIALS) -> float:
-    """How likely outputs at least as far from the exact distribution as ours are, if ours have it (chi-square)."""
+    """The p-value of a chi-square test of our outputs against the exact distribution."""
     rng = torch.Generator().manual_seed(1)
     counts = torch.zeros(VOCAB**HORIZON, dtype=torch.float64)
     for trial in range(trials):
@@ -271,7 +271,7 @@ def test_the_statistical_test_notices_deterministic_drafts_taken_on_trust(
     assert p_value(SamplingParams(temperature=1.0), CHAIN, sampled=False) < BROKEN
 
 
-# Walks, options, and ties.
+# Tree walks, options, and ties.
 
 
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=3, max_size=3), min_size=4, max_size=4), st.data())
@@ -343,7 +343,7 @@ def test_near_ties_are_counted(dtype: torch.dtype, gap: float, tie: bool, penalt
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5], ids=["all at once", "node by node"])
 def test_of_equal_logits_the_first_is_taken_as_generate_does(penalty: float) -> None:
-    """bfloat16 logits are equal often, and ``topk`` may name either."""
+    """bfloat16 logits often tie, and ``topk`` may return either."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randint(-3, 3, (20, 5000), generator=generator).to(torch.bfloat16)
     for row in logits:
@@ -439,7 +439,7 @@ class Nothing:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_constraint_that_allows_nothing_stops_it(temperature: float) -> None:
     sampler = Sampler(SamplingParams(temperature=temperature), [0])
-    with pytest.raises(NoTokenError, match="the constraint allows no next token"):
+    with pytest.raises(NoTokenError, match="the constraint allows no token"):
         sampler.verify(EMPTY_DRAFT, bad_logits(0.2), constraint=Nothing())
 
 
@@ -453,7 +453,7 @@ def test_a_penalty_that_overflows_stops_it(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-300, math.nan, math.inf, -1.0])
 def test_a_temperature_that_no_logit_survives_is_refused(temperature: float) -> None:
-    with pytest.raises(UsageError, match=r"temperature is .*allowed: 0 \(greedy\), or 1e-30 and more"):
+    with pytest.raises(UsageError, match=r"temperature is .*allowed: 0 \(greedy\), or 1e-30 or more"):
         SamplingParams(temperature=temperature)
 
 
@@ -469,7 +469,7 @@ def test_a_temperature_that_no_logit_survives_is_refused(temperature: float) -> 
 def test_any_sampling_names_a_token_that_may_be_drawn(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
-    """One of the ``top_k`` most likely; the most likely one where the rest is cut away or a thousandth as likely."""
+    """One of the ``top_k`` most likely tokens; the most likely one if the others are cut or a thousandth as likely."""
     sampler = Sampler(SamplingParams(temperature, top_k, top_p, min_p, seed=seed), [])
     [token] = sampler.verify(EMPTY_DRAFT, torch.tensor([logits])).token_ids
     rank = sorted(logits, reverse=True).index(logits[token])

@@ -1,4 +1,4 @@
-"""A constraint that fails ends its own request, with an error and without the token that did not keep it."""
+"""A failing constraint ends only its own request, with an error and without the violating token."""
 
 from __future__ import annotations
 

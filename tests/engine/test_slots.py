@@ -1,4 +1,4 @@
-"""Requests that join and leave between steps: nobody's tokens change, memory is bounded, prefixes are found."""
+"""Requests join and leave between steps: tokens do not change, memory is bounded, prefixes are reused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LETTERS = letters_tokenizer()
 @given(data=st.data())
 @pytest.mark.parametrize("cache", ["grow", "static", "trimmed"])
 def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: st.DataObject) -> None:
-    """Any arrivals, lengths and cancellations; prompts in chunks of 4 beside those that decode."""
+    """Any arrivals, lengths and cancellations; prompts in chunks of 4 beside decoding requests."""
     verifier = verifier_of("llama", slots=3, prefill_chunk=4, cache=cache)
     loop = DecodeLoop(
         verifier,
@@ -59,7 +59,7 @@ def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: 
 
 
 def test_a_long_prompt_does_not_stop_the_others() -> None:
-    """Between two chunks of it, those that decode take a step."""
+    """Decoding requests take a step between two chunks of a prompt."""
     verifier = verifier_of("llama", slots=2, prefill_chunk=4)
     loop = DecodeLoop(verifier, prefill_share=4)
     short, long = Request(PROMPTS[0], max_tokens=24), Request(PROMPTS[4], max_tokens=4)
@@ -91,7 +91,7 @@ def test_a_prefix_is_found_in_whatever_slot_it_lies() -> None:
 @pytest.mark.parametrize("cache", ["grow", "static"])
 @pytest.mark.parametrize("limit", [None, 400])
 def test_a_prefix_of_one_that_still_runs_is_copied(cache: Any, limit: int | None) -> None:
-    """The choices of one request, and conversations behind one system prompt, run what is their own."""
+    """The choices of a request, and conversations with one system prompt, run only their own tokens."""
     verifier = verifier_of("llama", slots=3, cache=cache)
     loop = DecodeLoop(verifier, reuse_prefix=True, cache_tokens=limit)
     prompt = PROMPTS[3]
@@ -108,7 +108,7 @@ def test_a_prefix_of_one_that_still_runs_is_copied(cache: Any, limit: int | None
 
 
 def test_a_copy_leaves_finished_sequences_alone() -> None:
-    """What a running sequence has of a prompt as well is no reason to cut one that is finished."""
+    """A finished sequence is not cut for a prompt whose prefix a running sequence also has."""
     verifier = verifier_of("llama", slots=3)
     loop = DecodeLoop(verifier, reuse_prefix=True)
     begin = PROMPTS[3][:6]
@@ -151,12 +151,12 @@ def test_the_budget_is_kept_and_finished_sequences_make_room() -> None:
         most = max(most, len(loop.places.all))
     assert most >= 2
     assert [r.token_ids for r in requests] == [alone(r.prompt_ids, 24)[:8] for r in requests]
-    with pytest.raises(ResourceError, match=r"need room for \d+ in the cache, which holds"):
+    with pytest.raises(ResourceError, match=r"need \d+ tokens of the KV cache, which holds"):
         loop.check_room(Request(PROMPTS[0], max_tokens=limit))
 
 
 def test_one_slot_s_budget_is_its_context() -> None:
-    """Whatever fits the context fits the budget of a single slot, room for drafts included."""
+    """A request that fits the context also fits the budget of a single slot, drafts included."""
     verifier = verifier_of("llama", max_tokens=60)
     request = Request(PROMPTS[2], max_tokens=60 - len(PROMPTS[2]))
     list(DecodeLoop(verifier, cache_tokens=60).run([request]))
@@ -164,7 +164,7 @@ def test_one_slot_s_budget_is_its_context() -> None:
 
 
 def test_a_request_that_grew_beyond_the_budget_runs_alone() -> None:
-    """Escalation asks by a longer prompt than was checked; it must not stand at the head of the queue for ever."""
+    """Escalation uses a longer prompt than was checked; it must not block the head of the queue."""
     verifier = verifier_of("llama", slots=2)
     loop = DecodeLoop(verifier, cache_tokens=120)
     grown = Request(PROMPTS[4], max_tokens=24)
@@ -175,7 +175,7 @@ def test_a_request_that_grew_beyond_the_budget_runs_alone() -> None:
 
 
 class Only:
-    """A constraint: even tokens, and what it was told."""
+    """A constraint that allows even tokens, and records its calls."""
 
     failure = None
     complete = True
@@ -209,7 +209,7 @@ def test_a_constraint_holds_and_draws_as_it_would_without_drafts(params: Samplin
 
 @pytest.mark.parametrize("draft", [False, True])
 def test_logprobs_are_the_model_s_own(draft: bool) -> None:
-    """Whatever the temperature, and however the tokens came: log-softmax of a plain forward's logits."""
+    """Log-softmax of a plain forward's logits, at any temperature and with any drafts."""
     params = SamplingParams(temperature=0.5, seed=1)
     request = Request(PROMPTS[2], params, max_tokens=20, top_logprobs=3)
     verifier = verifier_of("llama")
@@ -230,7 +230,7 @@ def test_logprobs_are_the_model_s_own(draft: bool) -> None:
 
 
 class Wide(Drafter):
-    """Guesses chains of as many tokens as it may, right ones, and wants [SPEC] behind each."""
+    """Drafts right chains of the maximum length, and requests [SPEC] after each token."""
 
     name, needs_hidden = "wide", False
 
@@ -257,11 +257,11 @@ class Wide(Drafter):
 @pytest.mark.parametrize("spec", [True, False])
 @pytest.mark.parametrize("max_draft", [1, 32, 100])
 def test_no_sequence_outgrows_its_reservation(spec: bool, max_draft: int) -> None:
-    """The rows that every step reserves, counted at the cache, and what the reservation says they are at most."""
+    """The rows that each step reserves in the cache, against the stated maximum."""
     prompt, tokens = PROMPTS[1], 120
     right = alone(prompt, tokens)
     verifier = verifier_of("llama")
-    drafter = Wide(right, torch.zeros(verifier.config.hidden_size) if spec else None)
+    drafter = Wide(right, torch.zeros(verifier.spec.hidden_size) if spec else None)
     loop = DecodeLoop(verifier, drafter=drafter, max_draft=max_draft, cache_tokens=500)
     request = Request(prompt, max_tokens=tokens)
     most, reserve = 0, verifier.cache.reserve
@@ -280,5 +280,5 @@ def test_no_sequence_outgrows_its_reservation(spec: bool, max_draft: int) -> Non
     assert request.token_ids == right
     assert drafter.longest == max_draft
     assert most <= needed
-    # The last step ends with the last token but one; behind it and each guess may stand a [SPEC], and nothing more.
+    # The last step ends with the last token but one; at most a [SPEC] follows it and each guess.
     assert needed <= len(prompt) + tokens + (max_draft + 1 if spec else 0)

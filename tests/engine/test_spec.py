@@ -1,4 +1,4 @@
-"""[SPEC]: run behind any node, seen by nobody, kept nowhere; and training computes the states that drafting sees."""
+"""[SPEC] runs after any node, no token attends to it, no cache keeps it, and training computes drafting's states."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_ordinary_tokens_are_bit_identical_with_and_without_spec(family: str, ca
 
 @pytest.mark.parametrize("family", ALL)
 def test_spec_is_never_kept(family: str) -> None:
-    """After keeping a path, what follows is as if no [SPEC] had been there, in prefill and in steps."""
+    """After a path is kept, later tokens are the same as without [SPEC], in prefill and in steps."""
     verifier, _ = prefilled(family, spec=True)
     plain, _ = prefilled(family)
     assert verifier.cache.lengths == plain.cache.lengths == [len(PROMPT)]
@@ -80,7 +80,7 @@ def test_spec_is_never_kept(family: str) -> None:
 @given(st.lists(st.integers(0, 100), min_size=0, max_size=7))
 @settings(max_examples=25, deadline=None)
 def test_spec_sees_its_path_and_itself(numbers: list[int]) -> None:
-    """In any tree the state behind a node is that of a [SPEC] behind the same path as a chain."""
+    """In any tree, the [SPEC] state after a node equals that after the same path as a chain."""
     parents = [number % (index + 1) for index, number in enumerate(numbers)]
     tokens = [30 + index for index in range(len(parents) + 1)]
     verifier, _ = prefilled("qwen3")
@@ -99,7 +99,7 @@ def test_spec_sees_its_path_and_itself(numbers: list[int]) -> None:
 
 @pytest.mark.parametrize("family", ALL)
 def test_training_sees_the_states_that_drafting_sees(family: str) -> None:
-    """`spec_states` with its two passes equals the engine's [SPEC] in prefill, behind every prefix."""
+    """`spec_states` with its two passes equals the engine's [SPEC] in prefill, after every prefix."""
     verifier, _ = prefilled(family)
     embedding = embedding_of(verifier)
     model = tiny_model(family)
@@ -136,7 +136,7 @@ def test_no_room_for_spec_at_the_end_of_the_context() -> None:
 @pytest.mark.parametrize("cache", ["grow", "static"])
 @pytest.mark.parametrize("family", ALL)
 def test_a_spec_that_is_not_finite_reaches_no_other_row(family: str, cache: str) -> None:
-    """Every ordinary row is that of a step with a finite [SPEC], in the prompt and in a tree, and so it stays."""
+    """Ordinary rows equal those of a step with a finite [SPEC], in the prompt and in a tree, and in later steps."""
     found = []
     for value in (1.0, float("nan")):
         verifier = verifier_of(family, prefill_chunk=16, cache=cache)

@@ -1,4 +1,4 @@
-"""The cost of a step: measured, followed, kept."""
+"""The cost model of a step: measurement, updates, persistence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from justright.engine.step_cost import StepCost
 
 
 def linear(tokens: int, past: int) -> float:
-    """A machine: 10 ms, 1 ms a token, and 1 us per cached token for one, 0.1 us for each further."""
+    """A simulated machine: 10 ms, 1 ms per token, and per cached token 1 us for the first token, 0.1 us for others."""
     return 0.01 + 0.001 * (tokens - 1) + past * (1e-6 + 1e-7 * (tokens - 1))
 
 
@@ -26,7 +26,7 @@ def test_a_linear_machine_is_measured_right() -> None:
 
 
 def test_windows_cost_no_more_once_they_are_full() -> None:
-    """Two layers of three look back 512 tokens: what they add up to there says nothing about the way behind it."""
+    """Two of three layers have a window of 512 tokens, so costs below it do not predict longer contexts."""
     windows = (512, None, 512)
 
     def sliding(tokens: int, past: int) -> float:
@@ -47,7 +47,7 @@ def test_beyond_the_largest_size_it_costs_in_proportion() -> None:
 
 @given(st.lists(st.floats(1e-4, 1), min_size=8, max_size=8))
 def test_noise_never_makes_more_tokens_cheaper(noise: list[float]) -> None:
-    """A larger step never seems to cost less; else every draft would pay."""
+    """The estimate never falls with a step's size; otherwise every draft would pay."""
     cost = StepCost.measure(lambda n, past: noise[(n + past) % 8], context=4096)
     for past in (0, 64, 3000):
         assert np.all(np.diff(cost.curve(past, 80)) >= 0)
@@ -89,7 +89,7 @@ def test_a_slow_machine_measures_few_sizes() -> None:
 
 
 def test_a_busy_while_makes_no_size_dearer_than_the_others() -> None:
-    """It falls on all of them, and each has quiet turns."""
+    """The load affects all sizes, and each also has quiet rounds."""
     calls = iter(range(10_000))
 
     def time_step(tokens: int, past: int) -> float:
@@ -100,7 +100,7 @@ def test_a_busy_while_makes_no_size_dearer_than_the_others() -> None:
 
 
 def test_a_slow_beginning_does_not_count() -> None:
-    """A library that is loaded, weights that are read: at the first steps, and never again."""
+    """Loading a library or reading weights slows only the first steps."""
     calls = iter(range(10_000))
     cost = StepCost.measure(lambda n, past: linear(n, past) + 10.0 * (next(calls) < 4), context=4096)
     assert cost.complete
@@ -112,7 +112,7 @@ def test_a_further_token_never_adds_more_than_the_first() -> None:
 
 
 def test_a_slower_machine_moves_the_whole_curve() -> None:
-    """Sizes that were not run lately do not keep the cost of another time."""
+    """Sizes that did not run recently do not keep an outdated cost."""
     cost = StepCost.measure(linear, context=4096)
     for _ in range(120):
         cost.observe(1, 500, 3 * linear(1, 500))

@@ -1,4 +1,4 @@
-"""Thoughts in the loop: budgets, one mode a request, and who decides; against a loop by hand, drafts or none."""
+"""Reasoning in the decode loop: budgets, modes and routing, with and without drafts, against a simple loop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPENED = [*prompt_of(9), *TOKENIZER("<think>\n")["input_ids"]]
 
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
-    """A tiny model with the switch to another one, three slots."""
+    """A tiny model with the switch to another one, with three slots."""
     folder = tmp_path_factory.mktemp("pair")
     slow, fast = save_pair(folder)
     adapter = extract(Pair(slow, fast), folder / "adapter", RankRule("energy", 1.0)).path
@@ -91,7 +91,7 @@ def _by_hand(
 
 
 def in_reasoning(text: str, tags: ThinkingTags, *, opened: bool) -> bool:
-    """Whether a whole output ends in reasoning: blocks of it stand at the beginning, behind white space only."""
+    """Whether a whole output ends in reasoning; reasoning blocks come first, after white space only."""
     block = f"(?s:.*?){re.escape(tags.close)}"
     begin = f"{block}" if opened else ""
     rest = re.match(f"{begin}(?:\\s*{re.escape(tags.open)}{block})*", text)
@@ -117,7 +117,7 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_is_what_it_says(switched: Verifier, name: str) -> None:
-    """By hand, alone, in a batch with other plans, and with drafts of every shape: the same tokens."""
+    """The reference loop, a single request, a mixed batch and drafts of every shape give the same tokens."""
     plan = PLANS[name]
     expected = by_hand(switched, plan, TAGS, OPENED, TOKENS)
     others = [ModePlan(), ModePlan(1.0, budget=3)]
@@ -145,10 +145,10 @@ def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifie
         data.draw(st.sampled_from([0.0, 0.5, 1.0])), data.draw(st.none() | st.integers(1, TOKENS))
     )
     plain = by_hand(switched, plan, TAGS, OPENED, TOKENS)
-    # The model's own words as the closing tag: thoughts then end by themselves, in the middle of drafts too.
+    # The closing tag is text that the model emits itself, so reasoning also ends in the middle of drafts.
     at = data.draw(st.integers(0, 10))
     word = TOKENIZER.decode(plain[at : at + 2])
-    # A tag is text, or one special token: what is a special token in part is left out of the text, and found by nobody.
+    # A tag is text or one special token; special tokens inside a tag are missing from the text, so it is never found.
     no_tag = "\ufffd" in word or not word.strip() or any(special in word for special in SPECIAL)
     tags = TAGS if no_tag else ThinkingTags(close=word, closing=word)
     expected = by_hand(switched, plan, tags, OPENED, TOKENS)
@@ -159,7 +159,7 @@ def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifie
 
 
 def test_a_sampled_thought_is_the_same_with_drafts(switched: Verifier) -> None:
-    """The generator moves on as in plain decoding, though a budget cuts drafts short."""
+    """The random generator advances as in plain decoding, although a budget shortens drafts."""
     params = SamplingParams(temperature=1.0, seed=7, repetition_penalty=1.2)
     plan = ModePlan(0.5, budget=6)
     plain = Request(OPENED, params, max_tokens=TOKENS, plan=plan, tags=TAGS, opened=True)
@@ -170,7 +170,7 @@ def test_a_sampled_thought_is_the_same_with_drafts(switched: Verifier) -> None:
 
 
 def turns(verifier: Verifier) -> tuple[Turn, list[int], list[int]]:
-    """The slow turn, what it answers, and what the fast mode answers."""
+    """The slow prompt, its answer, and the fast mode's answer."""
     slow = Turn(prompt_of(14, seed=5), ModePlan())
     answer = by_hand(verifier, slow.plan, TAGS, slow.prompt_ids, TOKENS, opened=False)
     return slow, answer, by_hand(verifier, ModePlan(1.0), TAGS, OPENED, TOKENS)
@@ -208,7 +208,7 @@ def test_auto_takes_one_mode_and_says_why(switched: Verifier) -> None:
 
 
 def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
-    """Cut or unsure: the slow answer, whole, and nothing of the fast one is shown; sure: the fast one."""
+    """A cut or unsure fast attempt gives the whole slow answer and hides the attempt; a sure one is the answer."""
     slow, slow_answer, fast_answer = turns(switched)
     stop = frozenset({fast_answer[10]})
     cut = fast_answer[: fast_answer.index(fast_answer[10]) + 1]
@@ -243,7 +243,7 @@ def test_escalate_thinks_only_when_it_must(switched: Verifier) -> None:
 
 
 class Anything:
-    """A constraint that allows all, and notes what it was told."""
+    """A constraint that allows all tokens, and records its calls."""
 
     failure = None
     complete = True
@@ -322,7 +322,7 @@ def test_a_cancelled_fast_attempt_shows_what_it_has(switched: Verifier) -> None:
 
 @pytest.mark.parametrize("left", [1, 2, 3, 4])
 def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
-    """However few tokens are left behind the budget, they are the closing's."""
+    """The closing text takes the tokens after the budget, however few are left."""
     closing = closing_ids(TAGS, TOKENIZER)
     for drafter in (
         None,
@@ -342,7 +342,7 @@ def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Pa
 
 
 class Scripted:
-    """A constraint that leaves one token at a time, so that the output is known."""
+    """A constraint that allows one token at a time, so that the output is known."""
 
     failure: str | None = None
     complete = True
@@ -366,7 +366,7 @@ class Scripted:
 
 @pytest.mark.parametrize("text", ['{"a":"</think>"}', "<think>{}</think>{}", " <think>"])
 def test_a_constraint_is_never_lifted_by_what_it_writes(switched: Verifier, text: str) -> None:
-    """Tags in constrained output are content: nothing is forced in, and no token is free."""
+    """Tags in constrained output are content: nothing is injected, and no token is unconstrained."""
     for drafter in (None, SuffixDrafter()):
         constraint = Scripted(text)
         count = len(constraint.left)
@@ -403,7 +403,7 @@ def test_a_constraint_holds_from_the_templates_own_reasoning_on(switched: Verifi
 
 @pytest.mark.parametrize("budget", [0, 1, 3])
 def test_a_budget_holds_however_reasoning_is_opened(switched: Verifier, budget: int) -> None:
-    """By the template, by the model, and again by the model behind a forced close: never more than the budget."""
+    """Reasoning by the template, by the model, and by the model after an injected close never exceeds the budget."""
     plan, close = ModePlan(budget=budget), "</x>"
     closing = list(TOKENIZER(close)["input_ids"])
     # The model's own first word as the opening tag.
@@ -416,7 +416,7 @@ def test_a_budget_holds_however_reasoning_is_opened(switched: Verifier, budget: 
         request = Request(prompt, max_tokens=TOKENS, plan=plan, tags=tags)
         run(switched, [request], drafter)
         assert request.token_ids == expected
-    # What it says behind the forced close as the opening tag: it opens again, and is closed at once.
+    # The opening tag is the model's text after the injected close: it reopens, and is closed at once.
     prompt, again = spoken(switched, closing, budget)
     tags = ThinkingTags(open=again, close=close, closing=close)
     expected = by_hand(switched, plan, tags, prompt, TOKENS)
@@ -429,7 +429,7 @@ def test_a_budget_holds_however_reasoning_is_opened(switched: Verifier, budget: 
 
 
 def spoken(verifier: Verifier, closing: list[int], budget: int = 0) -> tuple[list[int], str]:
-    """A prompt behind which the model says a word of letters: at once, or behind ``budget`` tokens and a closing."""
+    """A prompt after which the model emits a word of letters: at once, or after ``budget`` tokens and a closing."""
     for seed in range(100):
         prompt = prompt_of(9, seed)
         said = by_hand(verifier, ModePlan(), TAGS, prompt, budget, opened=False) if budget else []
@@ -462,7 +462,7 @@ def test_a_stop_string_counts_in_content(switched: Verifier) -> None:
 
 
 class Certain(ScriptedDrafter):
-    """Drafts the whole of what is known to come, the end and what lies behind it included."""
+    """Drafts the whole known continuation, including the end token and text after it."""
 
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
         truth, done = self.state[request_id]
@@ -472,7 +472,7 @@ class Certain(ScriptedDrafter):
 
 @pytest.mark.parametrize("end", ["token", "string", "length"])
 def test_nothing_is_counted_of_what_lies_behind_the_end(tmp_path: Path, end: str) -> None:
-    """The confidence that `escalate` judges by: of transformers' own probabilities, and of emitted tokens alone."""
+    """The confidence of `escalate`, from transformers' own probabilities of the emitted tokens only."""
     path = save_tiny("llama", tmp_path / "model")
     verifier, model = Verifier.load(path, slots=1), AutoModelForCausalLM.from_pretrained(path)
     for seed in range(30):
@@ -480,7 +480,7 @@ def test_nothing_is_counted_of_what_lies_behind_the_end(tmp_path: Path, end: str
         truth = reference(model, prompt, TOKENS)
         logits = model(torch.tensor([[*prompt, *truth]])).logits[0, len(prompt) - 1 : -1]
         chances = logits.detach().softmax(-1)[range(len(truth)), truth]
-        # The end comes right before a token that is less likely than all before it.
+        # The end comes right before the least likely token.
         ends = [
             n
             for n in range(4, TOKENS)
@@ -511,13 +511,13 @@ def test_nothing_is_counted_of_what_lies_behind_the_end(tmp_path: Path, end: str
         assert watch.seen == pytest.approx(wanted, rel=1e-4)
         found.append((request.stats.near_ties, request.finish_reason))
     assert found[0] == found[1]
-    # Of a draft as long as the answer the last token is the model's own; else all but the first are guesses.
+    # With a draft as long as the answer, the last token is the model's; otherwise all but the first are guesses.
     assert request.stats.accepted == count - 1 - (end == "length")
 
 
 @dataclass
 class Watch:
-    """A route that notes the confidence."""
+    """A route that records the confidence."""
 
     seen: float = 0.0
     holds_output: bool = True
@@ -531,7 +531,7 @@ class Watch:
 
 
 def test_steps_are_each_attempts_own(switched: Verifier) -> None:
-    """The entry of the fast attempt's last step stands, whatever the slow one does."""
+    """The result of the fast attempt's last step is kept during the slow attempt."""
     slow, slow_answer, fast_answer = turns(switched)
     truth = {tuple(OPENED): fast_answer, tuple(slow.prompt_ids): slow_answer}
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True)
@@ -553,7 +553,7 @@ def test_steps_are_each_attempts_own(switched: Verifier) -> None:
 
 
 def test_a_settled_route_is_let_go(switched: Verifier) -> None:
-    """`auto` that stays fast: nothing is computed for a confidence that nobody asks for."""
+    """If `auto` stays fast, no confidence is computed."""
     slow, _, fast_answer = turns(switched)
     route = Auto(Callback(lambda *_: 0.0, 0.5), "how?", slow)
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(1.0), tags=TAGS, opened=True, route=route)
@@ -568,7 +568,7 @@ def test_a_settled_route_is_let_go(switched: Verifier) -> None:
 
 
 def test_forced_tokens_are_not_counted_as_accepted(switched: Verifier) -> None:
-    """Plain decoding chooses one token a verification, whatever a budget forces between."""
+    """Plain decoding chooses one token per verification, whatever a budget injects."""
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=3), tags=TAGS, opened=True)
     list(DecodeLoop(switched, TOKENIZER).run([request]))
     stats = request.stats

@@ -1,4 +1,4 @@
-"""Final answers: what a reader would call right; lm-eval's own filters where these are asked for."""
+"""Grading of final answers as a reader would, and lm-eval's filters on request."""
 
 from __future__ import annotations
 
@@ -147,9 +147,9 @@ def test_lm_evals_filters_take_the_answer_out() -> None:
         ("magic", "no filter 'magic'; there are"),
         ('{"function": "regex", "pattern": "x"}', "filter regex: .*pattern"),
         ('{"function": "regex", "regex_pattern": "("}', "filter regex"),
-        ("{", "give a name, or JSON"),
-        ("{}", "give a name, or JSON"),
-        ("multi_choice_regex", "do not fit problems.*choices"),
+        ("{", "allowed: a name, or JSON"),
+        ("{}", "allowed: a name, or JSON"),
+        ("multi_choice_regex", "do not work on problems.*choices"),
     ],
 )
 def test_filters_that_cannot_be(text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Our engine behind lm-eval's interface against lm-eval's own ``hf`` backend, run here on the same models."""
+"""Our engine in lm-eval's interface against lm-eval's own ``hf`` backend on the same models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXT = "the quick brown fox and the lazy dog, over and over again; what is 3 + 4
 
 
 def with_bos(tokenizer: PreTrainedTokenizerFast) -> None:
-    """As it is: it has a begin token, and does not add it."""
+    """The unchanged tokenizer, which has a begin token and does not add it."""
 
 
 def without_bos(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -61,7 +61,7 @@ def instances(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
 
 
 def test_log_likelihoods(both: tuple[EngineLM, Any]) -> None:
-    """With a context, with none, with begin and end tokens written out, with spaces between, and cut to what fits."""
+    """With and without context, with literal begin and end tokens, with spaces between, and cut to the context."""
     asked = instances(
         "loglikelihood",
         ("", "the quick"),
@@ -92,7 +92,7 @@ def test_greedy_continuations_are_seen_by_both(both: tuple[EngineLM, Any]) -> No
 
 
 def test_rolling_log_likelihoods(both: tuple[EngineLM, Any]) -> None:
-    """Of texts of less than a window, of exactly one, and of several."""
+    """For texts of less than one window, of exactly one, and of several."""
     ours, theirs = both
     ids = tiny_tokenizer()(TEXT * 3)["input_ids"]
     exact = [
@@ -115,7 +115,7 @@ def test_rolling_log_likelihoods(both: tuple[EngineLM, Any]) -> None:
     ],
 )
 def test_answers(both: tuple[EngineLM, Any], options: dict[str, Any]) -> None:
-    """Contexts that fit, begin with a begin or end token, and are cut from the left."""
+    """Contexts that fit, that begin with a begin or end token, and that are cut from the left."""
     contexts = ("the quick", "<s>the quick", "</s>the quick", TEXT * 2, "what is 3", "a", "fox;")
     asked = instances("generate_until", *((context, dict(options)) for context in contexts))
     ours, theirs = both
@@ -124,7 +124,7 @@ def test_answers(both: tuple[EngineLM, Any], options: dict[str, Any]) -> None:
 
 
 def test_answers_that_the_context_has_no_room_for(both: tuple[EngineLM, Any]) -> None:
-    """``hf`` stops with an error; we keep the prompt, and give the answer what is left."""
+    """``hf`` raises; justright keeps the prompt, and limits the answer to the rest of the context."""
     ours, theirs = both
     long = instances("generate_until", ("the quick", {"max_gen_toks": CONTEXT}))
     with pytest.raises(AssertionError):

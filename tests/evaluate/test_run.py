@@ -1,4 +1,4 @@
-"""lm-eval on our engine: scores against transformers' own logits, answers, tokens, intervals, clear errors."""
+"""lm-eval on our engine: scores against transformers' logits, answers, token counts, intervals and errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def by_transformers(context: list[int], continuation: list[int]) -> tuple[float,
 )
 def test_scores_equal_transformers(engine: LLM, context: list[int], continuation: list[int]) -> None:
     model = EngineLM(engine)
-    for _ in range(2):  # the second time the context is in the cache
+    for _ in range(2):  # the second run finds the context in the cache
         score, greedy = model._score(context, continuation)
         expected, expected_greedy = by_transformers(context, continuation)
         assert score == pytest.approx(expected, abs=1e-3)
@@ -56,7 +56,7 @@ def test_greedy_is_seen(engine: LLM) -> None:
 
 
 def tasks(folder: Path, kind: str) -> None:
-    """A task over a local file, as the zoo's are made."""
+    """A task over a local file, like the zoo's tasks."""
     (folder / "load.py").write_text(
         "from pathlib import Path\nfrom datasets import Dataset\n"
         "def rows(**_):\n    return {'test': Dataset.from_json(str(Path(__file__).parent / 'rows.jsonl'))}\n"

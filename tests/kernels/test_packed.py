@@ -1,4 +1,4 @@
-"""Packed and fused products against the plain modules, and what becomes of the plain weights."""
+"""Packed and fused products against plain modules, and the release of the plain weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine_helpers import prompt_of
-from justright.architectures.spec import fused_groups, linear_modules
+from justright.architectures.spec import ModelSpec
 from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput
 from justright.kernels import packed as kernels
@@ -59,10 +59,10 @@ def test_fused_equals_plain_whatever_the_order_of_calls(biases: tuple[bool, ...]
     members = FusedProjections(plain).members
     x, y = inputs(3, 24, 1), inputs(5, 24, 2)
     calls = [
-        *[(0, x), (1, x), (2, x)],  # as a model does
+        *[(0, x), (1, x), (2, x)],  # the order of a model
         *[(2, y), (0, y), (1, y)],
-        *[(0, x), (0, y), (1, x), (1, y)],  # inputs in turn, the third never asked
-        *[(1, y), (1, y)],  # twice the same
+        *[(0, x), (0, y), (1, x), (1, y)],  # alternating inputs, the third module unused
+        *[(1, y), (1, y)],  # the same call twice
         *[(2, x), (0, x), (1, x), (0, x)],
     ]
     for index, value in calls:
@@ -97,10 +97,10 @@ def left_plain(model: PreTrainedModel) -> set[str]:
 def test_pack_covers_the_decoder_and_changes_only_last_bits(family: str) -> None:
     plain, packed = tiny_model(family), tiny_model(family)
     pack(packed)
-    for module in linear_modules(packed.config):
+    for module in ModelSpec.of(packed.config).linears:
         kind = type(packed.get_submodule(module.name))
         assert kind in (PackedLinear, FusedMember), f"{module.name} is {kind}"
-    for group in fused_groups(packed.config):
+    for group in ModelSpec.of(packed.config).fused_groups:
         owners = {packed.get_submodule(name).group for name in group}  # type: ignore[union-attr]
         assert len(owners) == 1
     assert isinstance(packed.get_output_embeddings(), PackedLinear)
@@ -130,10 +130,10 @@ def logits(verifier: Verifier) -> torch.Tensor:
 def test_weights_in_a_file_are_given_back_without_a_change(
     family: str, linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pages are dropped, and a tied embedding reads its rows from the file again."""
+    """The pages are released, and a tied embedding reads its rows from the file again."""
     path = save_tiny(family, tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64)
     file = path / "model.safetensors"
-    if linked:  # as the hub's cache has it: a name that is a link to a hash
+    if linked:  # like the hub's cache: a link to a file named by its hash
         file.rename(tmp_path / "0a1b2c")
         file.symlink_to(tmp_path / "0a1b2c")
     released: list[int] = []
@@ -155,7 +155,7 @@ def test_weights_in_a_file_are_given_back_without_a_change(
 
 
 def released_size(verifier: Verifier) -> list[int]:
-    """Bytes of the packed matrices, fused ones once."""
+    """Bytes of the packed matrices; fused ones count once."""
     modules = {m.group.linear if isinstance(m, FusedMember) else m for m in verifier.model.modules()}
     return [4 * m.in_features * m.out_features for m in modules if isinstance(m, PackedLinear)]
 

@@ -1,4 +1,4 @@
-"""Attention with the keys in parts equals attention in one."""
+"""Attention over split keys equals attention over all keys at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_parts_equal_the_whole(
     tokens = len(parents) + 1
     length = past + tokens
     query = torch.randn(kv_heads * groups, tokens, 16, generator=generator)
-    room = torch.full((2, kv_heads, length + 3, 16), float("nan"))  # what lies behind the keys must not count
+    room = torch.full(
+        (2, kv_heads, length + 3, 16), float("nan")
+    )  # values after the keys must have no effect
     room[:, :, :length] = torch.randn(2, kv_heads, length, 16, generator=generator)
     keys, values = room[0, :, :length], room[1, :, :length]
     mask = torch.ones(tokens, length, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints and texts to calibrate on; to be left as they are."""
+"""Tiny checkpoints and calibration texts; tests must not change them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets: met exactly, split as the formula says, more outliers more density."""
+"""Sparsity targets: exact, split by the formula, denser for layers with more outliers."""
 
 from __future__ import annotations
 

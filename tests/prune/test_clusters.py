@@ -1,4 +1,4 @@
-"""Clusters: exact counts, no group left, complete linkage as SciPy's and as the definition says."""
+"""Clusters: exact counts, no cluster across groups, complete linkage equal to SciPy's and to the definition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def similarity(experts: int, seed: int, ties: bool = False) -> torch.Tensor:
 
 
 def by_definition(values: torch.Tensor, count: int) -> set[frozenset[int]]:
-    """Merge, again and again, the two clusters whose least alike members are the most alike."""
+    """Repeatedly merge the two clusters whose least similar members are the most similar."""
     clusters = [frozenset([i]) for i in range(len(values))]
     while len(clusters) > count:
         pairs = [(a, b) for i, a in enumerate(clusters) for b in clusters[i + 1 :]]

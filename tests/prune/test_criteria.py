@@ -1,4 +1,4 @@
-"""Criteria: scores by hand, what each needs, and one that follows the six steps of docs/prune.md."""
+"""Criteria: hand-computed scores, required statistics, and a criterion that follows the six steps of docs/prune.md."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_random_scores_differ_by_seed_and_layer(checkpoint: Callable[[str], Path
 def test_a_run_collects_what_its_criterion_needs(
     checkpoint: Callable[[str], Path], texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Nothing else is collected, and the plan is that of a run which collects everything."""
+    """Only the required statistics are collected, and the plan equals that of a run with all of them."""
     collected: list[set[str]] = []
     collect = pipeline.collect
 
@@ -92,7 +92,7 @@ def test_a_run_collects_what_its_criterion_needs(
 
 @pytest.fixture
 def unregister(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
+    """Remove what a test registers."""
     for registry in (EXPERTS, WEIGHTS):
         registry.known()
         monkeypatch.setattr(registry, "_found", dict(registry._found))
@@ -126,11 +126,11 @@ def test_bad_criteria_are_refused(checkpoint: Callable[[str], Path]) -> None:
 
     EXPERTS.register(Bad)
     layers = LayerFormat(Checkpoint.open(checkpoint("olmoe")))
-    with pytest.raises(UsageError, match="bad gave"):
+    with pytest.raises(UsageError, match="criterion bad returned"):
         choose_experts(layers, 0, 4, Settings(criterion="bad"), LayerStatistics())
     with pytest.raises(UsageError, match=r"'best'.*stun"):
         Settings(criterion="best")
-    with pytest.raises(UsageError, match="needs 'luck'"):
+    with pytest.raises(UsageError, match="needs the unknown statistic 'luck'"):
         EXPERTS.register(type("Lucky", (Ranking,), {"name": "lucky", "help": "", "needs": ("luck",)}))
     with pytest.raises(UsageError, match="exists already"):
         EXPERTS.register(type("Reap", (Ranking,), {"name": "reap", "help": ""}))

@@ -1,4 +1,4 @@
-"""Who stays: the representative of each cluster, or the highest scores, as many in each routing group."""
+"""Kept experts: each cluster's representative, or the highest scores, equally many in each routing group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning on GPUs: the choices of the CPU, up to ties that rounding decides; several GPUs, the bytes of one."""
+"""Pruning on GPUs makes the CPU's choices up to rounding ties; several GPUs give the bytes of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kurtosis summed up piece by piece against SciPy's on the whole."""
+"""Kurtosis from blocks against SciPy's on all values."""
 
 from __future__ import annotations
 

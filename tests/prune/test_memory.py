@@ -1,4 +1,4 @@
-"""How much memory a run takes: measured by the system in a process of its own, against the layer and the dry run."""
+"""Peak memory of a run in its own process, as the system measures it, against a layer's size and the dry run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def dense(hidden: int, _: int) -> tuple[PretrainedConfig, Shapes]:
 
 
 def made(out: Path, config: PretrainedConfig, shapes: Shapes, dtype: torch.dtype) -> int:
-    """A checkpoint of random weights; returns the bytes of a layer in float32."""
+    """Write a checkpoint of random weights; return the bytes of a layer in float32."""
     hidden = config.hidden_size
     shapes |= {f"self_attn.{n}_proj.weight": (hidden, hidden) for n in "qkvo"}
     shapes |= {f"{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}

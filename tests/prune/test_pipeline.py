@@ -1,4 +1,4 @@
-"""Whole runs on tiny models of every family, against plain transformers models pruned by hand."""
+"""Whole runs on tiny models of every family, against transformers models pruned by simple code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
-from justright.architectures.spec import architecture_of, expert_groups, moe_layers, num_experts
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.engine.loading import load_model
 from justright.errors import CheckpointError, ResourceError, UnsupportedModelError, UsageError
@@ -55,11 +55,11 @@ def digest(path: Path) -> dict[str, str]:
 
 
 class WithoutExperts(TorchFunctionMode):
-    """The readable reference: routers whose logits are -inf for the experts that went."""
+    """The simple reference: routers with logits of -inf for removed experts."""
 
     def __init__(self, model: Any, plan: Plan) -> None:
         super().__init__()
-        row = architecture_of(model.config)
+        row = ModelSpec.of(model.config).architecture
         assert row.moe is not None
         self.gone = {}
         for layer, choice in plan.experts.items():
@@ -67,7 +67,7 @@ class WithoutExperts(TorchFunctionMode):
             weight = model.get_parameter(prefix + row.moe.router.weight)
             gone = [e for e in range(len(weight)) if e not in choice.kept]
             self.gone[weight.data_ptr()] = gone
-            if row.moe.router.correction_bias:  # added behind a sigmoid: -inf logits alone would not do
+            if row.moe.router.correction_bias:  # added after a sigmoid: -inf logits alone do not suffice
                 state = model.state_dict(keep_vars=True)
                 state[prefix + row.moe.router.correction_bias].data[..., gone] = float("-inf")
 
@@ -86,7 +86,7 @@ def test_fewer_experts_are_the_model_without_them(
 ) -> None:
     model = checkpoint(family)
     chosen = settings(texts, sparsity=0.6, expert_sparsity=0.25, criterion=criterion, parts=("experts",))
-    count = num_experts(Checkpoint.open(model).config)
+    count = Checkpoint.open(model).spec.num_experts
     if family in ("deepseek_v2", "deepseek_v3"):  # 4 groups of 2, of which a token may use 2
         with pytest.raises(UsageError, match="groups"):
             Pruning(model, chosen)
@@ -110,7 +110,7 @@ def test_fewer_experts_are_the_model_without_them(
 def test_weights_none_keeps_as_many_experts_in_each_routing_group(
     checkpoint: Get, texts: str, sparsity: float
 ) -> None:
-    """Of 8 experts in 4 groups 4 or 8 may stay: 0.3, 0.4 and 0.6 of 8 are nearer to 4 than to 0 or 8."""
+    """Of 8 experts in 4 groups, 4 or 8 can be kept: removing 0.3, 0.4 or 0.6 is nearer to 4 than to 0 or 8."""
     chosen = settings(texts, weights="none", sparsity=sparsity, parts=("experts",))
     assert kept_experts(LayerFormat(Checkpoint.open(checkpoint("deepseek_v2"))), chosen) == 4
 
@@ -120,7 +120,7 @@ def test_uneven_layers_are_the_model_without_those_experts(
     checkpoint: Get, texts: str, tmp_path: Path, family: str
 ) -> None:
     model = checkpoint(family)
-    least = least_count(Checkpoint.open(model).config)
+    least = least_count(Checkpoint.open(model).spec)
     share = 0.0 if least == 8 else 0.25
     chosen = settings(
         texts, sparsity=0.6, expert_sparsity=share, uneven=True, parts=("experts",), criterion="router"
@@ -130,9 +130,9 @@ def test_uneven_layers_are_the_model_without_those_experts(
     if not share:
         assert plan.counts == {}, "groups of two, of which each needs two"
         return
-    layers = moe_layers(Checkpoint.open(model).config)
-    groups = expert_groups(Checkpoint.open(model).config)[0]
-    count = num_experts(Checkpoint.open(model).config)
+    layers = Checkpoint.open(model).spec.moe_layers
+    groups = Checkpoint.open(model).spec.expert_groups[0]
+    count = Checkpoint.open(model).spec.num_experts
     gone = round(0.25 * count * len(layers) / groups) * groups
     assert sum(plan.counts.values()) == count * len(layers) - gone
     whole, fewer = load(model), load_model(tmp_path / "out", dtype=torch.float32, device=torch.device("cpu"))
@@ -142,12 +142,12 @@ def test_uneven_layers_are_the_model_without_those_experts(
         with WithoutExperts(whole, plan):
             expected = whole(IDS).logits
     if any(choice.averaged for choice in plan.experts.values()):
-        return  # those are new experts: the reference does not hold
+        return  # averaged experts are new, so the reference does not apply
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_uneven_and_sparse_both_at_once(checkpoint: Get, texts: str, tmp_path: Path) -> None:
-    """Stage 2 runs on the uneven model; stock loaders refuse the result; no more experts can go from it."""
+    """Stage 2 runs on the uneven model; stock loaders reject the result; no more experts can be removed from it."""
     model = checkpoint("qwen3_moe")
     chosen = settings(texts, sparsity=0.6, expert_sparsity=0.3, uneven=True, ratios="outlier_weighed")
     done = prune(model, tmp_path / "out", chosen)
@@ -161,7 +161,7 @@ def test_uneven_and_sparse_both_at_once(checkpoint: Get, texts: str, tmp_path: P
     again = Plan.read(tmp_path / "out" / "plan.json")
     same = prune(model, tmp_path / "again", settings(texts), plan=again)
     assert same.plan.counts == done.plan.counts
-    with pytest.raises(UsageError, match="different numbers of experts by layer already"):
+    with pytest.raises(UsageError, match="already have different numbers of experts"):
         Pruning(tmp_path / "out", settings(texts))
     more = prune(tmp_path / "out", tmp_path / "more", settings(texts, sparsity=0.5, expert_sparsity=0.0))
     assert more.sparsity > 0.45
@@ -181,7 +181,7 @@ def test_with_everything_kept_not_a_bit_changes(
 
 
 def reference_masks(model: Any, ids: Tensor, sparsity: float) -> dict[str, Tensor]:
-    """Wanda on a dense model, layer after layer, each seeing the pruned layers before it; whole model in memory."""
+    """Reference Wanda with the whole dense model in memory, layer by layer on the outputs of pruned layers."""
     masks = {}
 
     def count(squares: dict[Any, Tensor], module: Any, args: Any) -> None:
@@ -226,17 +226,17 @@ def test_weights_go_as_in_the_reference(checkpoint: Get, texts: str, tmp_path: P
 def test_both_stages_reach_the_target(checkpoint: Get, texts: str, tmp_path: Path, family: str) -> None:
     model = checkpoint(family)
     done = prune(model, tmp_path / "out", settings(texts, sparsity=0.6, ratios="outlier_weighed"))
-    # int(in * s) of a row goes: with rows of 32 to 96 that loses up to 3% of a matrix.
+    # Each row loses int(in * s) weights; for rows of 32 to 96, rounding is up to 3% of a matrix.
     assert 0.57 <= done.sparsity <= 0.6
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    row = architecture_of(config)
+    spec = ModelSpec.of(config)
+    row = spec.architecture
     assert row.moe is not None
     assert {config[key] for key in row.moe.count_keys if key in config} == {done.plan.kept}
     again = load(tmp_path / "out")
     with torch.no_grad():
         assert torch.isfinite(again(IDS).logits).all()
-    layers = moe_layers(config)
-    down = again.get_parameter(f"{row.memory.layer(layers[0])}.{row.moe.memory.down}")
+    down = again.get_parameter(f"{row.memory.layer(spec.moe_layers[0])}.{row.moe.memory.down}")
     assert len(down) == done.plan.kept
     rows = down.transpose(-1, -2) if row.moe.memory.transposed else down
     zeros = (rows == 0).sum(-1)
@@ -266,7 +266,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
         assert ("weights", 0) not in seen, "finished layers are not done again"
     whole, again = digest(tmp_path / "whole"), digest(tmp_path / "cut")
     for found in (whole, again):
-        found.pop("prune.json"), found.pop("report.html")  # they name the folder
+        found.pop("prune.json"), found.pop("report.html")  # both contain the folder's name
     assert whole == again
     assert not (tmp_path / "cut.partial").exists()
 
@@ -276,7 +276,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 def test_layers_in_flight_give_the_same_bytes(
     checkpoint: Get, texts: str, tmp_path: Path, family: str, devices: str
 ) -> None:
-    """Several devices (here threads of one): other layers run at the same time, and nothing changes."""
+    """Several devices (here threads on one) run layers at the same time, with the same result."""
     model, chosen = checkpoint(family), settings(texts, sparsity=0.6, ratios="outlier_weighed", sequences=7)
     one = prune(model, tmp_path / "one", chosen, rows=2)
     more = prune(model, tmp_path / "more", chosen, rows=2, device=devices)
@@ -314,7 +314,7 @@ def test_statistics_serve_another_sparsity(
         tmp_path / "two", lambda what, done, _: seen.append((what, done))
     )
     assert ("calibrating", 0) not in seen
-    with pytest.raises(UsageError, match="another model, other texts"):
+    with pytest.raises(UsageError, match="holds statistics of another run"):
         prune(checkpoint("mixtral"), tmp_path / "three", settings(texts), statistics=kept)
 
 
@@ -326,7 +326,7 @@ def test_a_plan_is_applied_to_another_checkpoint_without_texts(
     done = prune(checkpoint("qwen3_moe"), tmp_path / "one", settings(texts, sparsity=0.5))
     other = save_tiny("qwen3_moe", tmp_path / "other", seed=1)
     plan = Plan.read(tmp_path / "one" / "plan.json")
-    assert "of 8 experts a layer" in (tmp_path / "one" / "README.md").read_text()
+    assert "of 8 experts per layer are kept" in (tmp_path / "one" / "README.md").read_text()
     assert plan == done.plan
     again = prune(other, tmp_path / "two", Settings(sparsity=0.0), plan=plan)
     assert again.plan.experts == plan.experts
@@ -336,7 +336,7 @@ def test_a_plan_is_applied_to_another_checkpoint_without_texts(
 def test_a_plan_and_settings_that_contradict_are_refused(checkpoint: Get, texts: str, tmp_path: Path) -> None:
     model = checkpoint("olmoe")
     plan = prune(model, tmp_path / "one", settings(texts, sparsity=0.5)).plan
-    with pytest.raises(UsageError, match="--parts leaves them out"):
+    with pytest.raises(UsageError, match="--parts excludes them"):
         Pruning(model, Settings(parts=("attention",)), plan=plan)
     with pytest.raises(UsageError, match="weights none keeps all"):
         Pruning(model, Settings(weights="none"), plan=plan)
@@ -344,23 +344,21 @@ def test_a_plan_and_settings_that_contradict_are_refused(checkpoint: Get, texts:
     assert estimate.second_stage_sparsity == pytest.approx(plan.sparsity[0])
 
 
-def test_what_is_no_folder_of_statistics_is_refused_before_work(
-    checkpoint: Get, texts: str, tmp_path: Path
-) -> None:
+def test_a_folder_without_statistics_raises_before_work(checkpoint: Get, texts: str, tmp_path: Path) -> None:
     model, chosen = checkpoint("olmoe"), settings(texts, sparsity=0.4)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     for wrong in (tmp_path / "notes", tmp_path / "notes" / "a.txt"):
-        with pytest.raises(UsageError, match="is no folder of statistics"):
+        with pytest.raises(UsageError, match="files that are not statistics"):
             Pruning(model, chosen, statistics=wrong)
     prune(model, tmp_path / "out", chosen, statistics=tmp_path / "statistics")
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match=r"another run \(different calibration\)"):
         Pruning(model, replace(chosen, seed=5), rows=4, statistics=tmp_path / "statistics")
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 
 def test_averaged_experts_and_routers(checkpoint: Get, texts: str, tmp_path: Path) -> None:
-    """Fewer than three clusters: the kept expert is its cluster's mean, its router row too."""
+    """With fewer than three clusters, the kept expert and its router row are the cluster's mean."""
     model = checkpoint("mixtral")
     chosen = settings(texts, sparsity=0.5, expert_sparsity=0.5, parts=("experts",))
     plan = prune(model, tmp_path / "out", chosen).plan
@@ -405,19 +403,19 @@ def test_masks_are_packed_without_loss() -> None:
     ("family", "changes", "message"),
     [
         ("llama", {"expert_sparsity": 0.5}, "dense model"),
-        ("mixtral", {"expert_sparsity": 0.75, "sparsity": 0.9}, r"1 experts would stay.*at least 2"),
+        ("mixtral", {"expert_sparsity": 0.75, "sparsity": 0.9}, r"1 experts would be kept.*at least 2"),
         ("mixtral", {"expert_sparsity": 0.5, "sparsity": 0.1}, "more than the overall sparsity"),
-        ("mixtral", {"expert_sparsity": 0.5, "parts": ("attention",)}, "leaves them out"),
+        ("mixtral", {"expert_sparsity": 0.5, "parts": ("attention",)}, "excludes them"),
         ("deepseek_v3", {"expert_sparsity": 0.5}, "groups"),
-        ("llama", {"calibration": ()}, "calibration texts are needed"),
+        ("llama", {"calibration": ()}, "need calibration texts"),
         ("llama", {"sequences": 4000}, r"words.txt have .* tokens"),
-        ("llama", {"length": 600, "sequences": 2}, "context of 512"),
-        ("llama", {"parts": ("experts",)}, "nothing to prune"),
-        ("llama", {"uneven": True}, "no experts to choose"),
-        ("llama", {"criterion": "reap"}, "no experts to choose"),
+        ("llama", {"length": 600, "sequences": 2}, "the context holds 512"),
+        ("llama", {"parts": ("experts",)}, "has none of the parts experts"),
+        ("llama", {"uneven": True}, "without experts: leave --uneven and --criterion out"),
+        ("llama", {"criterion": "reap"}, "without experts: leave --uneven and --criterion out"),
         ("mixtral", {"pattern": "2:7"}, "multiple of 7"),
         ("gpt_oss", {"pattern": "2:7"}, "multiple of 7"),
-        ("olmoe", {"weights": "none", "sparsity": 0.01}, "nothing would go"),
+        ("olmoe", {"weights": "none", "sparsity": 0.01}, "nothing would be removed"),
         ("deepseek_v2", {"weights": "none", "sparsity": 0.2, "parts": ("experts",)}, "each of the 4 routing"),
     ],
 )
@@ -436,7 +434,7 @@ def test_a_disk_without_room_is_noticed_before_work(
 
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ResourceError, match=r"to work with are needed, 97\.7 KiB are free"):
+    with pytest.raises(ResourceError, match=r"has 97\.7 KiB free, but pruning needs .* for work files"):
         prune(checkpoint("olmoe"), tmp_path / "deep" / "out", settings(texts))
     assert not list(tmp_path.iterdir())
 
@@ -455,11 +453,13 @@ def test_nan_is_found_before_any_layer_runs(checkpoint: Get, texts: str, tmp_pat
 
 
 def save_arctic(path: Path) -> Path:
-    """A checkpoint in Snowflake Arctic's layout, 2 layers, experts in the second one."""
+    """A checkpoint in Snowflake Arctic's layout: 2 layers, experts in the second."""
     generator = torch.Generator().manual_seed(0)
     config = {
         "model_type": "arctic",
         "hidden_size": 16,
+        "vocab_size": 32,
+        "num_attention_heads": 2,
         "num_hidden_layers": 2,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
@@ -524,22 +524,22 @@ def changed(source: Path, target: Path, **tensors: Tensor) -> Path:
 def test_calibration_that_overflows_is_refused(
     family: str, ratios: str, checkpoint: Get, texts: str, tmp_path: Path
 ) -> None:
-    """Numbers that float16 cannot hold in layer 2: an order of NaN would prune by the column's number."""
+    """Layer 2 overflows float16; sorting NaN scores would prune by column index."""
     source = checkpoint(family)
     name = "model.layers.2.self_attn.v_proj.weight"
     weight = load_file(source / "model.safetensors")[name]
     model = changed(source, tmp_path / "model", **{name.replace(".", "__"): weight * 3e4})
     chosen = settings(texts, sparsity=0.5, ratios=ratios)
-    with pytest.raises(ResourceError, match=r"layer 2 gave squares/.*NaN or infinite.*--dtype float32"):
+    with pytest.raises(ResourceError, match=r"squares/.* of layer 2 are NaN or infinite.*--dtype float32"):
         prune(model, tmp_path / "out", chosen, dtype=torch.float16)
     assert not (tmp_path / "out").exists()
     assert prune(model, tmp_path / "out32", chosen).sparsity == pytest.approx(0.5, abs=0.05)
 
 
 def test_scores_that_overflow_are_refused_by_name() -> None:
-    """Finite weights and finite statistics whose product is not."""
+    """Finite weights and finite statistics whose product is infinite."""
     weight, norms = torch.full((2, 4), 1e30), torch.full((4,), 1e30)
-    with pytest.raises(ResourceError, match=r"scores of mlp\.up_proj\.weight hold NaN or infinity"):
+    with pytest.raises(ResourceError, match=r"scores of mlp\.up_proj\.weight are NaN or infinite"):
         passes.matrix_mask(
             weight, norms, Settings(sparsity=0.5), 0.5, "mlp.up_proj.weight", out=torch.empty(2, 4).bool()
         )
@@ -562,7 +562,7 @@ def test_a_tensor_without_dimensions_is_carried(checkpoint: Get, texts: str, tmp
 def test_experts_of_multi_token_prediction_are_not_left_behind(
     name: str, checkpoint: Get, texts: str, tmp_path: Path
 ) -> None:
-    """config.json counts experts once: with fewer in the decoder, those of the layer behind it would not fit."""
+    """config.json has one expert count: with fewer experts in the decoder, the layer after it would not match."""
     model = changed(checkpoint("qwen3_moe"), tmp_path / "model", **{name: torch.ones(2, 2)})
     with pytest.raises(UnsupportedModelError, match="multi-token prediction"):
         Pruning(model, settings(texts, sparsity=0.4))

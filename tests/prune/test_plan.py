@@ -1,4 +1,4 @@
-"""The plan as a file: read back as written, refused where it does not fit, and the settings' own refusals."""
+"""The plan as a file: round trips, errors for a plan that does not fit, and errors of the settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from justright.architectures.spec import ModelSpec
 from justright.errors import CheckpointError, UsageError
 from justright.prune.experts import KeptExperts
 from justright.prune.plan import Plan, check_count
@@ -15,7 +16,7 @@ from justright.prune.settings import Settings
 from tiny import tiny_config
 
 CHOICE = KeptExperts((1, 3, 5), ((0, 1), (2, 3, 7), (4, 5, 6)))
-CONFIG = tiny_config("olmoe").to_dict()
+SPEC = ModelSpec.of(tiny_config("olmoe"))
 PLAN = Plan(
     "olmoe",
     4,
@@ -30,10 +31,10 @@ PLAN = Plan(
 def test_it_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(PLAN.to_json())
     assert Plan.read(tmp_path / "plan.json") == PLAN
-    PLAN.check(CONFIG)
+    PLAN.check(SPEC)
     (tmp_path / "plan.json").write_text(
         "\ufeff" + PLAN.to_json(), encoding="utf-8"
-    )  # as some editors save it
+    )  # some editors save it with a byte order mark
     assert Plan.read(tmp_path / "plan.json") == PLAN
 
 
@@ -54,41 +55,41 @@ def test_it_is_read_back(tmp_path: Path) -> None:
         {"experts": dict.fromkeys(range(4), KeptExperts((1,), ((1,),)))},
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused(changes: dict[str, object]) -> None:
+def test_a_plan_that_does_not_fit_the_model_raises(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        replace(PLAN, **changes).check(CONFIG)  # type: ignore[arg-type]
+        replace(PLAN, **changes).check(SPEC)  # type: ignore[arg-type]
 
 
-def test_each_routing_group_keeps_as_many() -> None:
-    config = tiny_config("deepseek_v2").to_dict()
+def test_each_routing_group_keeps_equally_many_experts() -> None:
+    spec = ModelSpec.of(tiny_config("deepseek_v2"))
     uneven = KeptExperts((0, 1, 2, 4), ((0,), (1,), (2, 3), (4, 5)))
     layers = dict.fromkeys((1, 2, 3), uneven)
-    with pytest.raises(UsageError, match="as many in each of the 4 routing groups"):
-        Plan("deepseek_v2", 4, 8, layers).check(config)
+    with pytest.raises(UsageError, match="equally many experts of each of the 4 routing groups"):
+        Plan("deepseek_v2", 4, 8, layers).check(spec)
 
 
-def test_whoever_swaps_experts_may_leave_the_clusters_out(tmp_path: Path) -> None:
+def test_a_plan_may_leave_the_clusters_out(tmp_path: Path) -> None:
     data = json.loads(PLAN.to_json())
     data["experts"]["2"] = {"kept": [0, 4, 6]}
     (tmp_path / "plan.json").write_text(json.dumps(data))
     found = Plan.read(tmp_path / "plan.json")
-    found.check(CONFIG)
+    found.check(SPEC)
     assert found.experts[2] == KeptExperts((0, 4, 6), ((0,), (4,), (6,)))
     data["experts"]["2"] = {"keep": [0, 4, 6]}
     (tmp_path / "plan.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="unknown keep; known are kept"):
+    with pytest.raises(CheckpointError, match="unknown keys keep; allowed: kept"):
         Plan.read(tmp_path / "plan.json")
 
 
-def test_uneven_plans_say_so() -> None:
+def test_an_uneven_plan_must_set_uneven() -> None:
     experts = dict.fromkeys(range(3), CHOICE) | {3: KeptExperts((1, 3), ((1,), (3,)))}
-    with pytest.raises(UsageError, match='say "uneven": true'):
-        replace(PLAN, experts=experts).check(CONFIG)
-    replace(PLAN, experts=experts, uneven=True).check(CONFIG)
+    with pytest.raises(UsageError, match='set "uneven": true'):
+        replace(PLAN, experts=experts).check(SPEC)
+    replace(PLAN, experts=experts, uneven=True).check(SPEC)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1}'])
-def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_plan_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(CheckpointError, match="not a pruning plan"):
         Plan.read(tmp_path / "plan.json")
@@ -97,14 +98,14 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_routing_sets_the_least_number() -> None:
-    check_count(CONFIG, 2)
+    check_count(SPEC, 2)
     with pytest.raises(UsageError, match="at least 2"):
-        check_count(CONFIG, 1)
-    grouped = tiny_config("deepseek_v3").to_dict()
+        check_count(SPEC, 1)
+    grouped = ModelSpec.of(tiny_config("deepseek_v3"))
     with pytest.raises(UsageError, match="multiple of 4"):
         check_count(grouped, 6)
     with pytest.raises(UsageError, match="at least 8"):
-        check_count(grouped, 4)  # a group is scored by its two best
+        check_count(grouped, 4)  # a group is scored by its two best experts
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The page: whole, with everything in it; pictures that are pictures; figures of an evaluation in their place."""
+"""The report: valid and complete HTML, valid pictures, and the evaluation's figures in their place."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_expert_stands_under_the_tree(groups: int, size: int, data: st.Dat
     order = leaf_order(found)
     assert sorted(order) == list(range(groups * size))
     place = {expert: i for i, expert in enumerate(order)}
-    for members in found.members:  # no tree crosses another: a cluster is one run of neighbours
+    for members in found.members:  # trees do not cross: a cluster is a run of neighbours
         at = sorted(place[e] for e in members)
         assert at == list(range(at[0], at[-1] + 1))
     picture = dendrogram(found, [members[0] for members in found.members])
@@ -123,7 +123,7 @@ def test_the_page_has_everything(
     assert "<b>out" not in page
     assert "http" not in page, "nothing is fetched"
     assert found.seen.count("img") == trees
-    assert len(re.findall(r"of the prunable parameters gone", page)) == 1
+    assert len(re.findall(r"of the prunable parameters removed", page)) == 1
     for number, layer in enumerate(done.layers):
         assert f"{100 * layer.zeros:.1f}%" in page
         if layer.experts:
@@ -139,7 +139,7 @@ def test_experts_alone_come_nearest_to_the_target(checkpoint: Get, texts: str, t
     one = done.sizes.removed / done.sizes.prunable / (8 - done.plan.kept)
     assert abs(done.sparsity - 0.4) <= one / 2 + 1e-9
     assert all(layer.zeros == 0 for layer in done.layers)
-    with pytest.raises(UsageError, match="leaves only experts to remove"):
+    with pytest.raises(UsageError, match="with --weights none nothing can be removed"):
         Pruning(checkpoint("llama"), chosen(texts, weights="none"))
 
 

@@ -1,4 +1,4 @@
-"""Behavioural similarity against the formula written out, and its invariances."""
+"""Behavioural similarity against the explicit formula, and its invariances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: exact in every row, the lowest scores go; n of m in every group."""
+"""Masks: exact in every row, without the lowest scores; n of m in every group."""
 
 from __future__ import annotations
 

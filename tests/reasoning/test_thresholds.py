@@ -1,4 +1,4 @@
-"""Thresholds: the floor is held at the fewest tokens that any threshold allows; a probe finds what can be found."""
+"""Thresholds keep the accuracy floor with the fewest tokens; a probe learns a learnable signal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from justright.reasoning.thresholds import Outcomes, always, cheapest, curve, fi
 
 
 def outcomes(count: int, seed: int, *, noise: float = 0.3) -> Outcomes:
-    """Problems whose first hidden dimension tells (but for noise) whether the fast answer is wrong."""
+    """Problems whose first hidden dimension shows, with noise, whether the fast answer is wrong."""
     generator = torch.Generator().manual_seed(seed)
     hard = torch.rand(count, generator=generator) < 0.5
     hidden = torch.randn(count, 8, generator=generator) * noise
@@ -34,7 +34,7 @@ def outcomes(count: int, seed: int, *, noise: float = 0.3) -> Outcomes:
 @given(st.integers(0, 99), st.floats(0.05, 1.0), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_the_cheapest_threshold_that_holds_the_floor(seed: int, floor: float, both: bool) -> None:
-    """Compared with every threshold, by the definition."""
+    """Compared with an exhaustive search over thresholds."""
     found = outcomes(40, seed)
     scores = torch.rand(40, generator=torch.Generator().manual_seed(seed)).double()
     best = None
@@ -69,12 +69,12 @@ def test_a_probe_finds_what_is_hard(tmp_path: Path) -> None:
     probe.save(tmp_path)
     again = Probe.read(tmp_path, 8)
     torch.testing.assert_close(again.scores(new.hidden), probe.scores(new.hidden), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UsageError, match="hidden dimensions"):
+    with pytest.raises(UsageError, match="fitted for hidden size"):
         Probe.read(tmp_path, 9)
 
 
 def test_nothing_to_tell_apart_is_fitted_too() -> None:
-    """Fast always right: never think. Slow only: always."""
+    """If fast is always right, never reason; if only slow is right, always."""
     found = outcomes(60, 3)
     easy = Outcomes(found.hidden, found.confidence, torch.ones(60, dtype=torch.bool), *_rest(found))
     assert fit_probe(easy, 0.9).about["auto"]["slow"] == 0

@@ -1,4 +1,4 @@
-"""Servers with tiny models, one a session."""
+"""Servers with tiny models, one per session."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model whose template opens a thought, and the switch to another."""
+    """A model whose template opens the reasoning, and the switch to another model."""
     return thinking_pair(tmp_path_factory.mktemp("pair"), SLOW_TEMPLATE, FAST_TEMPLATE)
 
 
 @pytest.fixture(scope="session")
 def plain(tiny_path: Path) -> Iterator[Running]:
-    """A server that no test changes: a model without thoughts, suffix drafts at every chance."""
+    """A shared server: a model without reasoning, suffix drafts whenever possible."""
     engine = LLM(str(tiny_path), slots=4, draft="suffix", adaptive=False, reuse_prefix=True)
     with running(engine, reference=LLM(str(tiny_path))) as found:
         yield found
@@ -41,7 +41,7 @@ def plain(tiny_path: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def thinking(pair: tuple[Path, Path]) -> Iterator[Running]:
-    """A server that no test changes: a model that thinks, with its switch."""
+    """A shared server: a reasoning model with its switch."""
     engine = LLM(str(pair[0]), slots=3, switch=str(pair[1]))
     reference = LLM(str(pair[0]), switch=str(pair[1]))
     with running(engine, ServeSettings(MODEL, max_tokens=40), reference=reference) as found:

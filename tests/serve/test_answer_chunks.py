@@ -1,4 +1,4 @@
-"""Pure parts: thoughts apart from answers, token texts, what is told of errors, what is thought."""
+"""Pure functions: the split of reasoning and answer, token texts, error messages, reasoning fields."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_any_text_is_split_as_by_hand(pieces: list[str], thinking: bool) -> None
 @given(st.lists(st.sampled_from(["<", "think>", "</think>", "<think>", " ", "a"]), max_size=9), st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_content_that_may_not_open_reasoning_is_whole(pieces: list[str], opened: bool) -> None:
-    """A constrained output: JSON whose strings hold tags stays as it is, behind the template's own reasoning."""
+    """Constrained JSON whose strings contain tags is unchanged after the template's own reasoning."""
     found = ThoughtText(TAGS, thinking=opened, may_open=False)
     parts = [part for piece in pieces for part in found.push(piece)] + found.finish()
     content = "".join(part.text for part in parts if not part.thought)
@@ -222,7 +222,7 @@ def refusal(body: bytes, kind: type[ChatRequest]) -> ApiError | None:
     ],
 )
 def test_a_body_of_too_many_values_is_refused_before_it_is_looked_at(fields: Any, others: int) -> None:
-    """Empty objects in a list add one each, texts and numbers nothing."""
+    """Each empty object in a list adds one level; texts and numbers add none."""
 
     def code(count: int) -> str | None:
         body = {"model": "m", **fields, "messages": fields["messages"] + [{}] * count + ["text", 5] * 20_000}

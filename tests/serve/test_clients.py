@@ -1,4 +1,4 @@
-"""The official client against a real server: every parameter that is taken does something."""
+"""The official client against a real server: every accepted parameter has an effect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def said(answer: Any) -> str:
 
 
 def alone(server: Running, messages: list[Any], max_tokens: int = 12, **options: Any) -> Any:
-    """What the model says by itself, without drafts."""
+    """The model's own output, without drafts."""
     assert server.reference is not None
     request = server.reference.conversation(messages, GREEDY, max_tokens=max_tokens, **options)
     server.reference.generate_requests([request])
@@ -239,9 +239,11 @@ def test_models(plain: Running, thinking: Running) -> None:
     client = plain.openai()
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "justright"
-    assert client.models.retrieve(MODEL).justright == {"context_length": 512, "efforts": []}  # type: ignore[attr-defined]
-    efforts = thinking.openai().models.retrieve(MODEL).justright["efforts"]  # type: ignore[attr-defined]
-    assert efforts == ["none", "minimal", "low", "medium", "high", "escalate", "xhigh"]
+    never = {"context_length": 512, "efforts": [], "reasoning": "never"}
+    assert client.models.retrieve(MODEL).justright == never  # type: ignore[attr-defined]
+    about = thinking.openai().models.retrieve(MODEL).justright  # type: ignore[attr-defined]
+    assert about["efforts"] == ["none", "minimal", "low", "medium", "high", "escalate", "xhigh"]
+    assert about["reasoning"] == "switchable"
 
 
 def test_thoughts_are_apart(thinking: Running) -> None:
@@ -282,7 +284,7 @@ def test_a_stop_text_ends_content_and_reasoning_only_when_told(thinking: Running
 
 
 def test_a_users_tag_does_not_free_the_json(thinking: Running) -> None:
-    """In fast mode the template opens nothing: all of the answer is JSON, whatever stands in message and schema."""
+    """In fast mode the template opens no reasoning: the whole answer is JSON, whatever message and schema contain."""
     schema = {"type": "object", "properties": {"a": {"const": "x</think>y"}}, "required": ["a"]}
     form = {
         "type": "json_schema",
@@ -345,7 +347,7 @@ def test_a_thought_is_free_and_the_answer_is_json(thinking: Running) -> None:
 
 
 def test_interleaved_prompts_are_never_mixed(plain: Running, thinking: Running) -> None:
-    """More clients than slots, all lengths and modes at once; each answer is what the engine says to it alone."""
+    """More clients than slots, all lengths and modes at once; each answer equals the engine's for a single request."""
     jobs: list[tuple[Running, list[Any], int, dict[str, Any]]] = []
     for n in range(15):
         messages = [{"role": "user", "content": f"number {n} " * (1 + n % 5)}]
@@ -372,10 +374,10 @@ def test_interleaved_prompts_are_never_mixed(plain: Running, thinking: Running) 
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_logprobs_leave_out_a_stop_string_s_tokens(plain: Running, chat: bool) -> None:
-    """By the bytes of the tokens of the answer without a stop: those that the content needs, and no more."""
+    """Of the tokens without a stop string, exactly those whose bytes the content needs."""
 
     def answer(stop: str | None = None, *, stream: bool = False) -> tuple[str, list[str]]:
-        """The text and the texts of the tokens."""
+        """The text, and the texts of its tokens."""
         options: dict[str, Any] = {"model": MODEL, "temperature": 0, "stop": stop, "stream": stream}
         if chat:
             found = plain.openai().chat.completions.create(
@@ -396,7 +398,7 @@ def test_logprobs_leave_out_a_stop_string_s_tokens(plain: Running, chat: bool) -
         for begin in range(length, len(text) - length, 5):
             stop = text[begin : begin + length]
             if "\ufffd" in stop:
-                continue  # bytes that are no text fall into tokens as they like
+                continue  # invalid bytes may be split into any tokens
             content, told = answer(stop)
             assert answer(stop, stream=True) == (content, told)
             count = next(n for n in range(25) if data(tokens[:n]).startswith(content))
@@ -406,7 +408,7 @@ def test_logprobs_leave_out_a_stop_string_s_tokens(plain: Running, chat: bool) -
 
 
 def data(tokens: list[str]) -> str:
-    """The text of tokens, whose labels may be bytes."""
+    """The text of tokens; their labels may be bytes."""
     raw = [
         bytes(int(code, 16) for code in re.findall(r"\\x(..)", one))
         if one.startswith("bytes:")
@@ -417,13 +419,17 @@ def data(tokens: list[str]) -> str:
 
 
 def test_a_vocabulary_with_tags_is_no_reasoning(tmp_path: Path) -> None:
-    """A model may share its vocabulary with one that reasons; its chat template says that it does not."""
+    """A model may share the vocabulary of a reasoning model; its chat template shows that it does not reason."""
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
     tokenizer = tokenizer_with(template, "<think>", "</think>")
     path = save_tiny("llama", tmp_path / "model", vocab_size=len(tokenizer))
     tokenizer.save_pretrained(path)
     with running(LLM(str(path))) as server:
         [model] = server.openai().models.list().data
-        assert model.justright["efforts"] == []  # type: ignore[attr-defined]
+        known = {"efforts": [], "reasoning": "unknown"}
+        assert known.items() <= model.justright.items()  # type: ignore[attr-defined]
+        answer = ask(server, reasoning_effort="low", extra_body={"thinking_budget": 3})
+        details = answer.usage.completion_tokens_details
+        assert details.reasoning_tokens == 0, "it is accepted, and the answer says that it did nothing"
         for effort in ("none", "minimal"):
             assert said(ask(server, reasoning_effort=effort)) == said(ask(server))

@@ -1,4 +1,4 @@
-"""Schemas that cannot be kept: refused where it can be known, else an error; and what compiling them may cost."""
+"""Schemas that cannot be satisfied: rejected up front if possible, else an error; and limits of compilation."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_limit_cuts(plain: Running) -> None:
 
 
 def test_strict_closes_objects(plain: Running) -> None:
-    """Open, a random model goes on to the limit."""
+    """With an open schema, a random model continues to the limit."""
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     for seed in range(3):
         answer = plain.client.post(CHAT, json=body(schema, strict=True, seed=seed)).json()
@@ -118,7 +118,7 @@ def test_strict_closes_objects(plain: Running) -> None:
 
 
 def test_strict_false_is_as_without(plain: Running) -> None:
-    """OpenAI's default is false; such objects stay open, and what cannot be closed is taken."""
+    """OpenAI's default is false; such objects stay open, and schemas that cannot be closed are accepted."""
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     for wanted in (schema, {"allOf": [schema, schema]}):
         answers = [plain.client.post(CHAT, json=body(wanted, strict=s, seed=0)) for s in (False, None)]
@@ -140,7 +140,7 @@ def test_a_constant_may_hold_marks_as_text(thinking: Running, value: str) -> Non
 def grammars(plain: Running) -> Iterator[Grammars]:
     engine = plain.engine
     assert engine.tokenizer is not None
-    found = Grammars(engine.tokenizer, engine.verifier.config.vocab_size, engine.stop_token_ids)
+    found = Grammars(engine.tokenizer, engine.verifier.spec.vocab_size, engine.stop_token_ids)
     yield found
     found.close()
 
@@ -210,7 +210,7 @@ def test_a_schema_that_takes_too_long_or_crashes_ends_its_process_only() -> None
 
 
 def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
-    """The process is killed while it compiles, and the next schema gets another one."""
+    """The process is killed while it compiles, and the next schema gets a new process."""
     started = threading.Event()
     answers: list[str | None] = []
 
@@ -219,7 +219,7 @@ def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
             process = self._process = self._start()
             started.set()
             assert process.stdout is not None
-            answers.append(process.stdout.readline() or None)  # nothing was asked: it waits for ever
+            answers.append(process.stdout.readline() or None)  # no work was sent, so it waits forever
             self._discard()
             return "it was killed"
 
@@ -240,7 +240,7 @@ def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
 def test_nobody_else_waits_for_schemas_and_long_prompts(
     plain: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While both queues are held up, plain chats are answered; clients that leave take their work with them."""
+    """While both queues are blocked, plain chats are answered; work of disconnected clients is cancelled."""
     service, held = plain.service, threading.Event()
     began, stopped = threading.Event(), threading.Event()
     written: list[Any] = []
@@ -279,7 +279,7 @@ def test_nobody_else_waits_for_schemas_and_long_prompts(
 
 
 def sent(server: Running, what: dict[str, Any]) -> socket.socket:
-    """A connection on which a request was sent."""
+    """A connection with one sent request."""
     host, port = server.address.removeprefix("http://").split(":")
     client = socket.create_connection((host, int(port)), timeout=60)
     content = json.dumps(what).encode()

@@ -1,4 +1,4 @@
-"""The page, in a real browser: figures that move, a chat with its guesses in colour, keys, labels, light and dark."""
+"""The dashboard in a real browser: live figures, a chat with coloured drafts, API keys, labels, light and dark."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_it_works_by_keyboard_and_everything_has_a_name(page: Any, plain: Runnin
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_can_be_read(page: Any, plain: Running, scheme: str) -> None:
-    """Contrast of text and ground at least 4.5 (WCAG AA)."""
+    """The contrast of text and background is at least 4.5 (WCAG AA)."""
     page.emulate_media(color_scheme=scheme)
     page.goto(plain.address)
     for selector in ("h2", "dt", "#modes-text", "#send", ".token.guessed"):

@@ -1,4 +1,4 @@
-"""The gateway before servers that echo, hang, break off or are not there; and before the embedded server."""
+"""The gateway with upstreams that echo, hang, disconnect or are absent, and with the embedded server."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ EASY = [{"role": "user", "content": "Hi"}]
 
 @dataclass
 class Fake:
-    """A server that answers with what it got; ``x-do`` in a request's headers makes it behave worse.
+    """A server that echoes the request; the header ``x-do`` makes it misbehave.
 
     Attributes:
-        owner: as which it presents itself.
-        seen: requests: path, headers, body.
-        gone: how many clients left before their answer's end.
+        owner: The ``owned_by`` of its models.
+        seen: Requests: path, headers, body.
+        gone: Number of clients that disconnected before the end of their answer.
     """
 
     owner: str = "vllm"
@@ -102,7 +102,7 @@ class Fake:
 
 @dataclass
 class Before:
-    """A gateway before a fake."""
+    """A gateway with a fake upstream."""
 
     fake: Fake
     gateway: Gateway
@@ -141,7 +141,7 @@ def ours() -> Iterator[Before]:
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Before]:
-    """Only for upstreams that hang: anything else may take longer than this."""
+    """Short timeouts, only for upstreams that hang; other requests may take longer."""
     with before(Fake(), timeout_s=0.5) as found:
         yield found
 
@@ -228,7 +228,7 @@ def test_bad_efforts_are_refused_here(ours: Before, content: bytes, code: str) -
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[]", b"[" * 100_000])
 def test_what_is_no_object_passes_as_it_is(content: bytes) -> None:
-    """The upstream says what is wrong with it."""
+    """The upstream returns the error itself."""
     seen: list[bytes] = []
 
     async def upstream(scope: Any, receive: Any, send: Any) -> None:
@@ -317,7 +317,7 @@ def test_keys() -> None:
     with before(Fake()) as found:
         _ask(found, "mine")
         assert seen(found) == "Bearer mine"
-    with before(Fake()) as found, pytest.raises(AuthenticationError, match="wants an API key"):
+    with before(Fake()) as found, pytest.raises(AuthenticationError, match="needs an API key"):
         _ask(found, "wrong")
     with before(Fake(), api_keys=("mine",), upstream_key="theirs") as found:
         _ask(found, "mine")
@@ -325,7 +325,7 @@ def test_keys() -> None:
         assert found.post(messages=EASY).status_code == 401
     with before(Fake(), api_keys=("mine",)) as found:
         _ask(found, "mine")
-        assert seen(found) is None  # the gateway's key is the gateway's
+        assert seen(found) is None  # the gateway's key is not forwarded
 
 
 def test_large_bodies_are_refused() -> None:
@@ -405,7 +405,7 @@ def _ask(found: Before, key: str) -> None:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    """Wait for what happens elsewhere, some seconds at most."""
+    """Wait for a condition for at most some seconds."""
     for _ in range(500):
         if true():
             return

@@ -1,4 +1,4 @@
-"""The gateway before a real llama.cpp with an adapter: what one mode computed is never gone on from in the other."""
+"""The gateway with a real llama.cpp and an adapter: no mode reuses the other mode's KV cache."""
 
 from __future__ import annotations
 

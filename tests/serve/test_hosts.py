@@ -1,4 +1,4 @@
-"""Other hosts' names are refused on loopback without a key, and nothing redirects to a name of the client's."""
+"""On loopback without a key, other host names are rejected, and no redirect uses a host name of the client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from justright.serve.upstream import Upstream
 from justright.serve.vllm.effort_middleware import (
     VARIABLE,
     EffortMiddleware,
-    Policy,
     ServedModels,
     from_variable,
     to_variable,
@@ -105,7 +104,7 @@ def test_vllm_checks_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"vllm"})
 
-    told = ServedModels(Upstream("vllm", "base"), Policy(), hosts=Hosts(("box",), "mine"))
+    told = ServedModels(Upstream("vllm", "base"), hosts=Hosts(("box",), "mine"))
     assert from_variable(to_variable(told)) == told
     monkeypatch.setenv(VARIABLE, to_variable(told))
     with served(EffortMiddleware(vllm)) as there:

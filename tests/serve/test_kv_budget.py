@@ -1,4 +1,4 @@
-"""The budget of the cache is what the machine has, and never more than the slots can use."""
+"""The cache budget follows the machine's memory, and never exceeds what the slots can use."""
 
 from __future__ import annotations
 

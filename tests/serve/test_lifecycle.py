@@ -1,4 +1,4 @@
-"""A server's life: clients that leave or do not read, queues that are full, keys, limits, draining, signals."""
+"""A server's life: clients that disconnect or do not read, full queues, keys, limits, draining, signals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def engine(tiny_path: Path) -> LLM:
 
 @contextlib.contextmanager
 def slowly(server: Running, seconds: float = 0.05) -> Iterator[None]:
-    """Every step takes its time."""
+    """Make every step slow."""
     step = server.engine.verifier.step
 
     def slow_step(*arguments: Any) -> Any:
@@ -94,7 +94,7 @@ def test_a_client_that_leaves_frees_its_slot(engine: LLM, stream: bool) -> None:
 
 
 def test_a_slow_reader_makes_nobody_wait(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One client reads nothing at all; another gets its answer, and the first is given up in the end.
+    """If one client never reads, another still gets its answer, and the first is dropped in the end.
 
     The system buffers little, so that the server soon has nowhere to write to.
     """
@@ -253,7 +253,7 @@ def test_an_engine_that_fails_says_so_and_goes_on(engine: LLM) -> None:
             raise RuntimeError("out of order")
 
         server.engine.verifier.step = broken  # type: ignore[method-assign]
-        server.engine.verifier.time_step = lambda *_: 0.0  # type: ignore[method-assign]  # the device is well
+        server.engine.verifier.time_step = lambda *_: 0.0  # type: ignore[method-assign]  # the device works
         answer = server.client.post(CHAT, json=body(max_tokens=5))
         assert answer.status_code == 500
         assert ErrorBody.model_validate_json(answer.content).error.code == "engine_error"
@@ -300,7 +300,7 @@ def test_metrics(thinking: Running) -> None:
     counted = 'justright_request_duration_seconds_count{path="/v1/chat/completions"}'
     until(
         lambda: figures(thinking)[counted] == before.get(counted, 0.0) + 2
-    )  # a stream's end is counted behind it
+    )  # a stream's end is counted after it is sent
     now = figures(thinking)
 
     def more(name: str) -> float:

@@ -1,4 +1,4 @@
-"""What a server bears: too many connections, heads that never come, a full disk, an engine that dies."""
+"""Server robustness: too many connections, incomplete headers, a full disk, a dead engine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def connect(address: str) -> socket.socket:
 
 
 def all_of(found: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """Read until the other side closes."""
     return b"".join(iter(lambda: found.recv(4096), b""))
 
 
@@ -115,7 +115,7 @@ def all_gone(server: Running) -> None:
 
 
 def until_ok(found: socket.socket) -> bool:
-    """Read one answer, which may come in pieces."""
+    """Read one answer, which may arrive in pieces."""
     read = b""
     while not read.endswith(b"ok"):
         piece = found.recv(4096)
@@ -125,13 +125,15 @@ def until_ok(found: socket.socket) -> bool:
 
 
 def trickle(found: socket.socket) -> bytes:
-    """Send a head that never ends, a byte at a time; what is answered."""
+    """Send endless headers, one byte at a time; return the answer."""
     found.settimeout(0.05)
     for letter in b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 1000:
         with contextlib.suppress(TimeoutError):
             if piece := found.recv(4096):
                 found.settimeout(20)
-                with contextlib.suppress(ConnectionResetError):  # a byte may cross the end of the connection
+                with contextlib.suppress(
+                    ConnectionResetError
+                ):  # a byte may arrive after the connection's end
                     piece += all_of(found)
                 return piece
         found.sendall(bytes([letter]))
@@ -171,7 +173,7 @@ def test_a_full_disk_costs_the_measured_costs(tiny_path: Path, monkeypatch: pyte
 
 
 def deadly(server_or_scheduler: Any) -> None:
-    """Between two steps, where no request is to blame, something breaks."""
+    """An error occurs between two steps, outside of any request."""
 
     def broken() -> None:
         raise MemoryError("no more of it")
@@ -181,7 +183,7 @@ def deadly(server_or_scheduler: Any) -> None:
 
 def test_the_death_of_the_engine_is_told(engine: LLM) -> None:
     with running(engine) as server:
-        server.scheduler.on_death = lambda: None  # the server stays, for us to look at
+        server.scheduler.on_death = lambda: None  # keep the server, so that the test can inspect it
         step = engine.verifier.step
 
         def slow_step(*arguments: Any) -> Any:
@@ -251,7 +253,7 @@ def test_a_scrape_is_one_look(thinking: Running) -> None:
 
 
 def test_what_is_held_back_tells_of_no_pace(pair: tuple[Path, Path]) -> None:
-    """A fast answer that stands comes at once, in the end."""
+    """An accepted fast answer arrives in one chunk at the end."""
     name = "justright_time_per_output_token_seconds_count"
     settings = ServeSettings(MODEL, thinking=Reasoning("escalate", threshold=0.0))
     with running(LLM(str(pair[0]), switch=str(pair[1])), settings) as server:
@@ -282,7 +284,7 @@ def half_closed(address: str, *lines: str, body: bytes = b"") -> bytes:
 
 
 def final(answer: bytes) -> tuple[bytes, bytes]:
-    """Head and body of a final answer, behind interim ones."""
+    """Head and body of a final answer, after interim ones."""
     head, _, rest = answer.partition(b"\r\n\r\n")
     return final(rest) if head.startswith(b"HTTP/1.1 100 ") else (head, rest)
 
@@ -344,7 +346,7 @@ def test_a_trial_on_a_dead_device_is_its_death(engine: LLM, error: Exception) ->
 
 
 def trial_of(engine: LLM, error: Exception) -> BaseException | None:
-    """Why the scheduler ends, whose engine's allocations all fail so."""
+    """The error with which the scheduler ends if all allocations fail with ``error``."""
     verifier = engine.verifier
     kept, scheduler = verifier.cache, Scheduler(engine)
     verifier.resize(engine.verifier.slots)

@@ -1,4 +1,4 @@
-"""Every event of a stream is one line, for clients too that split lines as Python's str.splitlines does."""
+"""Every event of a stream is one line, also for clients that split lines like Python's str.splitlines."""
 
 from __future__ import annotations
 

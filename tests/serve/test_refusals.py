@@ -1,4 +1,4 @@
-"""What is no good request: an OpenAI-style error that names the parameter, and never a 500."""
+"""Invalid requests get an OpenAI-style error that names the parameter, and never a 500."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 3}, None),
     ({"logprobs": 3}, "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ({"max_completion_tokens": 3}, None),
+    ({"max_completion_tokens": 3}, "max_tokens"),
     ({"reasoning_effort": "enormous"}, "reasoning_effort"),
     ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"reasoning": {"effort": "xhigh"}}, "reasoning_effort"),
@@ -162,7 +162,7 @@ def test_contradictions(thinking: Running) -> None:
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
         ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"thinking_budget": 3, "reasoning": {"max_tokens": 4}}, "reasoning.max_tokens"),
-        ({"reasoning_effort": "none", "thinking_budget": 3}, "does not think"),
+        ({"reasoning_effort": "none", "thinking_budget": 3}, "does not reason"),
         ({"stream_options": {"include_usage": True}}, "stream: true"),
         ({"top_logprobs": 2}, "logprobs: true"),
         ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "allowed: true, false"),
@@ -196,7 +196,7 @@ def test_malformed_bodies(plain: Running, content: bytes) -> None:
 
 
 def test_only_json_is_read(plain: Running) -> None:
-    """A web page may send forms and plain text to any address, and nothing else without being asked first."""
+    """A web page may send forms and plain text to any address; all else needs a preflight request."""
     content = json.dumps(body(CHAT))
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = plain.client.post(CHAT, content=content, headers={"content-type": kind})
@@ -248,7 +248,7 @@ def test_a_compressed_body_is_named(plain: Running, coding: str) -> None:
 
 
 def test_names_and_notes_of_clients_are_taken(plain: Running) -> None:
-    """This template reads no names: they change nothing, as in transformers."""
+    """This template ignores names, so they have no effect, as in transformers."""
     told = []
     for more in ({}, {"name": "Bob", "provider_specific_fields": {"refusal": None, "x": [1]}}):
         first = {"role": "user", "content": "a"} | more

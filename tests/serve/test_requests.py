@@ -1,14 +1,16 @@
-"""Several choices of one prompt: it is written and encoded once, its grammar compiled once, and each is its own."""
+"""Several choices of one prompt: one rendering, encoding and grammar, and independent outputs."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from justright.engine.chat_modes import RequestBuilder
 from justright.engine.generation import GenerationDefaults
 from justright.engine.llm import LLM
 from justright.engine.request import Request
@@ -36,7 +38,7 @@ SCHEMA = {
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch, plain: Running) -> list[str]:
-    """What takes long, as often as it was done."""
+    """Count the expensive operations."""
     found: list[str] = []
 
     def count(owner: Any, name: str) -> None:
@@ -126,7 +128,7 @@ def test_names_are_given_to_the_template_as_transformers_does(
 
 
 def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
-    """A request's own field goes before the server's, that before the file's, that before OpenAI's."""
+    """A request's field overrides the server's default, which overrides the file's, which overrides OpenAI's."""
     model = save_tiny("llama", tmp_path / MODEL)
     (model / "generation_config.json").write_text(
         '{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "eos_token_id": 2}'
@@ -150,3 +152,34 @@ def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
     assert used(said, top_p=1.0, seed=2) == SamplingParams(0.7, 20, 1.0, seed=2)
     engine.generation = GenerationDefaults()
     assert used(said) == SamplingParams(1.0)
+
+
+@pytest.mark.parametrize(
+    ("template", "known"),
+    [
+        ("{{ messages }}<think>", "always"),
+        ("{{ messages }}<think></think>", "unknown"),
+        ("{{ messages | replace('</think>', '') }}", "unknown"),
+        ("{{ messages }}{% if enable_thinking is false %}<think></think>{% endif %}", "switchable"),
+        ("{{ reasoning_effort }}{{ messages }}", "unknown"),
+        ("{{ messages }}{% if enable_thinking is false %}.{% endif %}", "switchable"),
+        ("{{ messages }}", "never"),
+        ("{{ raise_exception('no <think></think>') }}", "unknown"),
+        (None, "never"),
+    ],
+)
+def test_what_is_known_about_reasoning(
+    plain: Running, monkeypatch: pytest.MonkeyPatch, template: str | None, known: str
+) -> None:
+    tokenizer = copy.deepcopy(plain.engine.tokenizer)
+    assert tokenizer is not None
+    tokenizer.chat_template = template
+    monkeypatch.setattr(plain.engine, "tokenizer", tokenizer)
+    monkeypatch.setattr(plain.engine, "modes", RequestBuilder(tokenizer, None))
+    asking = RequestReader(plain.engine, plain.service.settings)
+    assert asking.reasoning == known
+    for effort in asking.efforts if "raise" not in str(template) else ():  # what is listed is accepted
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "reasoning_effort": effort}
+        [[request]] = asking.chat(ChatRequest.model_validate(chat))
+        assert request.prompt_ids
+    asking.grammars.close()

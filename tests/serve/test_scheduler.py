@@ -1,4 +1,4 @@
-"""The engine's thread: many callers, nobody waits for ever, nothing is left behind."""
+"""The engine's thread: many callers, no endless waiting, no leftover state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPTS = [prompt_of(length, seed=length) for length in (3, 9, 17, 30, 41)]
 
 
 class Caller:
-    """Collects what a request emits."""
+    """Collects a request's output chunks."""
 
     def __init__(self) -> None:
         self.emissions: queue.Queue[Emission] = queue.Queue()
@@ -76,7 +76,7 @@ def test_many_threads_each_get_their_own(scheduler: Scheduler) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:
-    scheduler = Scheduler(engine_of(slots=1), max_waiting=2)  # not started: nothing moves
+    scheduler = Scheduler(engine_of(slots=1), max_waiting=2)  # not started: no request makes progress
     for _ in range(3):
         scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
     with pytest.raises(QueueFull) as caught:
@@ -135,7 +135,7 @@ def test_several_are_taken_all_or_none() -> None:
         scheduler.submit_all(pair)
     assert len(scheduler._entries) == 1
     scheduler.submit_all(pair[:2])
-    with pytest.raises(UsageError, match="4 sequences at once, and this server takes 3"):
+    with pytest.raises(UsageError, match="the request has 4 sequences; allowed: 3 at most"):
         scheduler.submit_all([*pair, *pair[:1]])
 
 
@@ -183,7 +183,7 @@ def test_what_breaks_in_the_engine_ends_its_requests_and_nothing_else(
     caller, request = Caller(), Request(PROMPTS[0], max_tokens=400)
     with monkeypatch.context() as patch:
         patch.setattr(scheduler.engine.verifier, "step", failing)
-        patch.setattr(scheduler.engine.verifier, "time_step", lambda *_: 0.0)  # the device is well
+        patch.setattr(scheduler.engine.verifier, "time_step", lambda *_: 0.0)  # the device works
         scheduler.submit(request, caller)
         caller.tokens()
         assert request.error is broken
@@ -193,7 +193,7 @@ def test_what_breaks_in_the_engine_ends_its_requests_and_nothing_else(
 
 
 def test_a_device_that_is_gone_for_good_ends_the_thread() -> None:
-    """Else every request would fail for ever, at a server that calls itself ready."""
+    """Otherwise a server that reports ready would fail every request."""
     scheduler = Scheduler(engine_of(slots=1))
     broken, told = RuntimeError("the device is gone"), threading.Event()
 
@@ -265,7 +265,7 @@ def test_a_listener_that_fails_harms_nobody_else(scheduler: Scheduler) -> None:
 
 
 def test_many_requests_leave_no_memory_behind(scheduler: Scheduler) -> None:
-    """Cache, entries and queues are what they were after the first few."""
+    """Cache, entries and queues have the same size as after the first few requests."""
     sizes = []
     for turn in range(12):
         callers = [Caller() for _ in range(20)]

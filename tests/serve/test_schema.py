@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: whatever it allows is answered as it says, and whatever it forbids is refused."""
+"""The OpenAPI document is correct: requests that it allows succeed as described, others are rejected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
-_DEPEND = (  # on other parameters, on the model, on a schema that can be kept
+_DEPEND = (  # depends on other parameters, the model, or whether the schema can be satisfied
     *("stream_options", "top_logprobs", "response_format", "chat_template_kwargs"),
     *("reasoning", "reasoning_effort", "thinking_budget"),
 )
@@ -69,7 +69,7 @@ def test_answers_are_as_the_document_says(
     )
     def check(case: Any) -> None:
         if isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:
-            # A made-up name would never get past the first check.
+            # A random model name would always fail the first check.
             case.body |= {"model": MODEL, "max_tokens": rng.randrange(1, 4)}
             for name in ("max_completion_tokens", *(_DEPEND if rng.random() < 0.7 else ())):
                 case.body.pop(name, None)

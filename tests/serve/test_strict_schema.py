@@ -1,4 +1,4 @@
-"""Schemas under ``strict: true``, beside what jsonschema_rs says of answers."""
+"""Schemas under ``strict: true``, with answers checked by jsonschema_rs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What a client asks, in another server's words: nothing it sent is lost, and who says what first holds."""
+"""Translation of requests for other servers: no field is lost, and precedence is kept."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_another_model_goes_through_as_it_was() -> None:
     found = chat(body, VLLM, Policy("auto"))
     assert (found.body, found.decision) == (body, None)
     assert completion({"model": "other", "prompt": "a"}, VLLM).body == {"model": "other", "prompt": "a"}
-    assert chat(body, LLAMA, Policy()).decision is not None  # a server of one model has no other
+    assert chat(body, LLAMA, Policy()).decision is not None  # a server of one model has no other model
     with pytest.raises(ApiError, match="has one mode"):
         chat(body | {"reasoning_effort": "auto"}, VLLM, Policy())
 
@@ -149,12 +150,12 @@ def test_a_request_that_names_the_fast_model_is_fast() -> None:
     assert found.body == {
         "model": "quick", "messages": EASY, "chat_template_kwargs": {"enable_thinking": False}
     }  # fmt: skip
-    assert found.headers["X-Justright-Mode"] == "fast"
-    assert (
-        chat({"model": "base:quick", "messages": EASY}, SGLANG, Policy()).headers["X-Justright-Mode"]
-        == "fast"
+    by_name = (
+        found,
+        chat({"model": "base:quick", "messages": EASY}, SGLANG, Policy()),
+        completion({"model": "quick", "prompt": "a"}, VLLM),
     )
-    assert completion({"model": "quick", "prompt": "a"}, VLLM).headers["X-Justright-Mode"] == "fast"
+    assert [one.decision.mode for one in by_name if one.decision] == ["fast"] * 3
     for more in ({"reasoning_effort": "high"}, {"chat_template_kwargs": {"enable_thinking": True}}):
         with pytest.raises(ApiError, match="has one mode"):
             chat({"model": "quick", "messages": EASY, **more}, VLLM, Policy())
@@ -174,8 +175,8 @@ def test_fast_requests_end_at_the_fast_models_end_tokens() -> None:
     assert ends("none", stop_token_ids=[9, 3]) == [9, 3, 7]
     assert ends("high") is None
     assert ends("high", stop_token_ids=[3]) == [3]
-    assert ends("none", ignore_eos=True) is None  # it is to end nowhere
-    assert ends("none", stop_token_ids="all") == "all"  # vLLM says what is wrong with it
+    assert ends("none", ignore_eos=True) is None  # requests without any end
+    assert ends("none", stop_token_ids="all") == "all"  # vLLM returns the error
     assert completion({"model": "quick", "prompt": "a"}, ending).body["stop_token_ids"] == [7, 9]
     assert "stop_token_ids" not in completion({"prompt": "a"}, ending).body
 
@@ -204,7 +205,7 @@ def test_budgets_where_the_server_knows_them() -> None:
     ready = Upstream("vllm", "base", "quick", budgets=True)
     assert sent(VLLM, thinking_budget=7) == 7
     assert sent(VLLM, reasoning={"max_tokens": 8}) == 8
-    assert sent(VLLM, reasoning_effort="high", max_tokens=100) is None  # nobody says that it can
+    assert sent(VLLM, reasoning_effort="high", max_tokens=100) is None  # no sign that it can
     assert sent(ready, reasoning_effort="high", max_tokens=100) == 80
     assert sent(ready, reasoning_effort="low", max_completion_tokens=1) == 1
     assert sent(ready, reasoning_effort="high") is None
@@ -238,6 +239,12 @@ def test_what_makes_no_sense_is_refused_by_name(asked: dict[str, Any], param: st
     assert (refused.value.status, refused.value.param) == (400, param)
 
 
+def test_an_error_about_text_without_a_utf8_form_can_be_sent() -> None:
+    answer = ApiError(400, "the model is \ud800", "model").to_response()
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
+    assert json.loads(answer.body)["error"]["message"] == "the model is \ud800"
+
+
 @given(
     body=st.dictionaries(st.sampled_from(sorted(DECIDING)), values, max_size=5),
     upstream=st.sampled_from(UPSTREAMS),
@@ -263,13 +270,21 @@ def test_servers_tell_what_they_are() -> None:
     assert upstream_of(llama, adapters, UpstreamOptions(fast="1.gguf")) == LLAMA
     assert upstream_of(llama, [], UpstreamOptions()) == Upstream("llama.cpp", "base")
     assert upstream_of(llama, [], UpstreamOptions(), "{% if enable_thinking %}").has_fast
-    one = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}")
-    assert not one.has_fast
+    one = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}</think>")
+    assert (one.has_fast, one.reasons) == (False, True)
     for effort in ("none", "auto"):
         with pytest.raises(ApiError, match="has one mode"):
             chat({"messages": [], "reasoning_effort": effort}, one, Policy())
     assert chat({"messages": [], "reasoning_effort": "high"}, one, Policy()).decision.mode == "slow"
     assert "slow only" in one.summary()
+    assert upstream_of(llama, [], UpstreamOptions(), "{{ reasoning_effort }}").reasons
+    plain = upstream_of(llama, [], UpstreamOptions(), "{{ messages }}")
+    assert (plain.has_fast, plain.reasons) == (False, False)
+    none = {"messages": [], "reasoning_effort": "none"}
+    assert chat(none, plain, Policy()).body == none | {"lora": []}
+    with pytest.raises(ApiError, match="has one mode"):
+        chat({"messages": [], "reasoning_effort": "auto"}, plain, Policy())
+    assert "never reasons" in plain.summary()
     unknown = {"data": [card("base", "me")]}
     assert upstream_of(unknown, None, UpstreamOptions(kind="vllm")) == BARE
 
@@ -278,17 +293,17 @@ def test_servers_tell_what_they_are() -> None:
     ("models", "wanted", "match"),
     [
         ({"data": [card("base", "me")]}, UpstreamOptions(), "say what it is"),
-        ({"data": [card("base", "justright")]}, UpstreamOptions(), "chooses slow or fast by itself"),
+        ({"data": [card("base", "justright")]}, UpstreamOptions(), "needs no gateway"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(model="other"), "no model 'other'; it has: base"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(fast="q"), "no adapter 'q'; it has: none"),
         (
             {"data": [card("base", "vllm"), *(card(name, "vllm", parent="base") for name in "ab")]},
             UpstreamOptions(),
-            "several adapters.*a, b",
+            "the adapters a, b: say which",
         ),
-        ({"data": []}, UpstreamOptions(), "lists no model"),
-        ([], UpstreamOptions(), "is no list"),
-        ({"data": [1]}, UpstreamOptions(), "is no list"),
+        ({"data": []}, UpstreamOptions(), "/v1/models is not that.*data: List should have at least 1 item"),
+        ([], UpstreamOptions(), "/v1/models is not that.*the response"),
+        ({"data": [1]}, UpstreamOptions(), "/v1/models is not that.*data.0"),
     ],
 )
 def test_servers_that_are_not_understood(models: Any, wanted: UpstreamOptions, match: str) -> None:
@@ -301,5 +316,6 @@ def test_kinds_and_efforts_are_checked() -> None:
         UpstreamOptions(kind="tgi")
     with pytest.raises(UsageError, match="allowed: none, minimal"):
         Policy("escalate")
-    with pytest.raises(UsageError, match="no adapter 9"):
-        Upstream("llama.cpp", "base", 9, (0,))
+    listed = {"data": [card("base", "llamacpp")]}
+    with pytest.raises(UsageError, match="no adapter '9'"):
+        upstream_of(listed, [{"id": 0, "path": "0.gguf"}], UpstreamOptions(fast="9"))

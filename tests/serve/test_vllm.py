@@ -51,7 +51,7 @@ def post(served: Subject, **body: Any) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model that marks thoughts by tokens of their own, and its switch."""
+    """A model with special tokens for reasoning, and its switch."""
     folder = tmp_path_factory.mktemp("vllm")
     shape: dict[str, Any] = {"vocab_size": VOCAB_SIZE + 2, "head_dim": 32}
     shape |= {"use_sliding_window": False, "sliding_window": None}
@@ -66,7 +66,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def vllm(parts: tuple[Path, Path | None], folder: Path, *options: str) -> Iterator[Subject]:
-    """vLLM as the command line starts it; all its processes end with it."""
+    """vLLM as the command line starts it; all its processes end with the fixture."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "justright", "serve", str(parts[0]), "--engine", "vllm", "--name", MODEL]

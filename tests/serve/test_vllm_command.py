@@ -1,4 +1,4 @@
-"""What vLLM is started with, and its middleware; no vLLM is needed."""
+"""The arguments that vLLM is started with, and its middleware; needs no vLLM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from justright.cli import main
 from justright.engine.chat_modes import chat_tokens
 from justright.engine.sampler import SamplingParams
 from justright.errors import UsageError
-from justright.serve.upstream import Policy, Upstream
+from justright.serve.api_errors import ApiError
+from justright.serve.upstream import Policy, Upstream, chat
 from justright.serve.vllm.effort_middleware import (
     VARIABLE,
     EffortMiddleware,
@@ -50,7 +51,7 @@ def test_the_command_has_the_model_as_it_is_and_the_switch_padded(
     assert words[-1] == "--x"
     assert after["--model"] == str(pair[0])
     assert after["--lora-modules"] == f"tiny-fast={tmp_path / 'switch'}"
-    assert after["--max-loras"] == "2"  # one more than there are
+    assert after["--max-loras"] == "2"  # one more than the adapters
     assert (after["--max-model-len"], after["--max-num-seqs"], after["--data-parallel-size"]) == (
         "64",
         "3",
@@ -83,9 +84,31 @@ def test_a_plain_model_needs_no_files(tiny_path: Path, tmp_path: Path) -> None:
 def test_a_model_of_one_mode_is_not_fast_by_default(tiny_path: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_path)
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny"), tmp_path)
-    assert not from_variable(found.environment[VARIABLE]).upstream.has_fast
-    with pytest.raises(UsageError, match="needs a switch"):
-        command(tiny_path, None, tokenizer, VllmSettings("tiny", policy=Policy("none")), tmp_path)
+    upstream = from_variable(found.environment[VARIABLE]).upstream
+    assert (upstream.has_fast, upstream.reasons) == (False, False)
+    with pytest.raises(UsageError, match="has one mode: give --switch"):
+        command(tiny_path, None, tokenizer, VllmSettings("tiny", policy=Policy("auto")), tmp_path)
+    reasoning = copy.deepcopy(tokenizer)
+    reasoning.chat_template = "{{ '<think>' }}"
+    for effort in ("none", "minimal", "auto"):
+        with pytest.raises(UsageError, match=f"effort is {effort}, and the model has one mode"):
+            command(tiny_path, None, reasoning, VllmSettings("tiny", policy=Policy(effort)), tmp_path)
+
+
+@pytest.mark.parametrize("effort", ["none", "minimal"])
+def test_effort_none_of_a_model_that_never_reasons_is_true(
+    tiny_path: Path, tmp_path: Path, effort: str
+) -> None:
+    """As a default and in a request; vLLM gets the request without any change to it."""
+    settings = VllmSettings("tiny", policy=Policy(effort))
+    found = command(tiny_path, None, load_tokenizer(tiny_path), settings, tmp_path)
+    served = from_variable(found.environment[VARIABLE])
+    assert served.policy == Policy(effort)
+    for asked in ({}, {"reasoning_effort": effort}):
+        body = {"model": "tiny", "messages": HELLO, **asked}
+        assert chat(body, served.upstream, served.policy).body == body
+    with pytest.raises(ApiError, match="has one mode"):
+        chat({"messages": HELLO, "reasoning_effort": "auto"}, served.upstream, served.policy)
 
 
 def test_our_drafter_goes_by_the_plugin(tiny_path: Path, tmp_path: Path) -> None:
@@ -148,7 +171,7 @@ def test_each_template_has_its_own_special_tokens() -> None:
 def test_fast_requests_have_the_fast_models_template_and_end_tokens(
     pair: tuple[Path, Path], tmp_path: Path, place: str
 ) -> None:
-    """Wherever the slow model's template lies, and however the adapter's folder has the fast model's."""
+    """For every place of the slow model's template, and every form of the fast model's in the adapter's folder."""
     model, adapter = tmp_path / "model", tmp_path / "adapter"
     shutil.copytree(pair[0], model)
     shutil.copytree(pair[1], adapter)
@@ -191,9 +214,12 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"draft": "recycling"}, "a drafter of ours, and vLLM drafts by none, suffix, lstm, hybrid"),
-        ({"draft_options": {"path": "x"}}, "none has none here"),
-        ({"draft": "magic"}, "no drafter"),
+        (
+            {"draft": "recycling"},
+            "a drafter of the embedded engine; allowed with vLLM: none, suffix, lstm, hybrid",
+        ),
+        ({"draft_options": {"path": "x"}}, "none takes none with vLLM"),
+        ({"draft": "magic"}, "not a drafter"),
         ({"data_parallel": 0}, "1 or more"),
         ({"api_keys": ("a", "b")}, "takes one"),
         ({"more": ("--port=3",)}, "set by justright"),
@@ -207,11 +233,11 @@ def test_settings_are_checked(settings: dict[str, Any], match: str) -> None:
 
 def test_versions() -> None:
     assert version_note("0.32.0") is None
-    assert "0.33.1 was not tried" in str(version_note("0.33.1"))
+    assert "0.33.1 is not tested" in str(version_note("0.33.1"))
 
 
 async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the application behind the middleware got, and what the client got."""
+    """The request that the application received, and the answer that the client received."""
     got: dict[str, Any] = {}
     sent: list[dict[str, Any]] = []
     coming = [{"type": "http.request", "body": one, "more_body": True} for one in pieces[:-1]]
@@ -241,9 +267,7 @@ async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[s
 
 @pytest.fixture
 def _modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        VARIABLE, to_variable(ServedModels(replace(UPSTREAM, end_tokens=(7, 8)), Policy("none")))
-    )
+    monkeypatch.setenv(VARIABLE, to_variable(ServedModels(replace(UPSTREAM, end_tokens=(7, 8)), "none")))
 
 
 @pytest.mark.usefixtures("_modes")
@@ -343,9 +367,9 @@ def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> Non
         (("--engine", "vllm", "--queue", "3"), "vLLM queues without a limit"),
         (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "vLLM keeps"),
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
-        (("--engine", "vllm", "--draft", "recycling"), "a drafter of ours"),
+        (("--engine", "vllm", "--draft", "recycling"), "a drafter of the embedded engine"),
         (("--engine", "sglang"), "allowed: embedded, vllm"),
-        ((), "for --engine vllm"),
+        ((), "need --engine vllm"),
     ],
 )
 def test_options_that_would_do_nothing(

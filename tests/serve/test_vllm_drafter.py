@@ -1,4 +1,4 @@
-"""The plugin for vLLM without a vLLM: which states it hands over, and that its chains are our drafters'."""
+"""The vLLM plugin without vLLM: the states that it passes, and its chains, which equal our drafters'."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LENGTH = 4
 
 
 class Model(nn.Module):
-    """Named as vLLM names a model with LoRA, its matrices padded as vLLM pads them."""
+    """Names and padded matrices of a model with LoRA in vLLM."""
 
     def __init__(self, embedding: Tensor, head: Tensor) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def batch(*names: str) -> Any:
 
 
 def tokens_of(*rows: list[int]) -> tuple[Any, Any]:
-    """``lengths, tokens`` as vLLM has them."""
+    """``lengths, tokens`` in vLLM's form."""
     tokens = np.zeros((len(rows), 64), dtype=np.int32)
     for at, row in enumerate(rows):
         tokens[at, : len(row)] = row
@@ -87,9 +87,9 @@ def test_each_request_gets_the_state_that_predicted_its_last_token(
     found = made(parts, monkeypatch)
     states = torch.arange(8.0)[:, None].expand(8, 64)
     # drafts of 3, 0 and 2 tokens: of the first 1 was accepted, the second only reads its prompt, of the third all were
-    found.tell(batch("a", "b", "c"), [[5, 6], [], [7, 8, 9]], states, [3, 0, 2])
+    found.take_states(batch("a", "b", "c"), [[5, 6], [], [7, 8, 9]], states, [3, 0, 2])
     assert [None if one is None else int(one[0]) for one in found._states] == [1, None, 7]
-    found.tell(batch("a", "b"), [[5], [6]], states[:2], None)
+    found.take_states(batch("a", "b"), [[5], [6]], states[:2], None)
     assert [int(one[0]) for one in found._states if one is not None] == [0, 1]
 
 
@@ -105,7 +105,7 @@ def test_its_chains_are_the_drafters_own(
     for new in ([6], [7, 5], [6], [9], [5, 6, 7]):
         states = torch.randn(max(len(before) + 1, len(new)), 64, generator=generator)
         row += new
-        found.tell(batch("a"), [new], states, [len(states) - 1])
+        found.take_states(batch("a"), [new], states, [len(states) - 1])
         chain = found.propose([new], *tokens_of(row))[0]
         if len(before) and isinstance(alone, HybridDrafter):
             alone.verified("a", before, len(new) - 1)
@@ -118,12 +118,12 @@ def test_its_chains_are_the_drafters_own(
 def test_requests_leave_and_come_back(parts: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = made(parts, monkeypatch)
     state = torch.ones(1, 64)
-    found.tell(batch("a"), [[3]], state, None)
+    found.take_states(batch("a"), [[3]], state, None)
     found.propose([[3]], *tokens_of([1, 2, 3]))
-    found.tell(batch("b"), [[3]], state, None)
+    found.take_states(batch("b"), [[3]], state, None)
     assert not found._drafts
     found.propose([[3]], *tokens_of([1, 2, 3]))
-    found.tell(batch("b", "a"), [[4], [5]], torch.ones(2, 64), [0, 0])
+    found.take_states(batch("b", "a"), [[4], [5]], torch.ones(2, 64), [0, 0])
     assert len(found.propose([[4], [5]], *tokens_of([1, 2, 3, 4], [1, 2, 3, 4, 5]))) == 2
     assert found._drafts.keys() == {"a", "b"}
 
@@ -134,23 +134,23 @@ def test_no_draft_reaches_beyond_the_context(
     found = made(parts, monkeypatch)
     for length, most in ((61, 2), (62, 1), (63, 0), (64, 0)):
         row = [1, 2] * 32
-        found.tell(batch(str(length)), [[row[length - 1]]], torch.ones(1, 64), None)
+        found.take_states(batch(str(length)), [[row[length - 1]]], torch.ones(1, 64), None)
         assert len(found.propose([[row[length - 1]]], *tokens_of(row[:length]))[0]) <= most
 
 
 def test_what_it_cannot_do_is_said(parts: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugin.VARIABLE, raising=False)
-    with pytest.raises(UsageError, match="cannot run in this vLLM: vLLM has not loaded its plugins"):
+    with pytest.raises(UsageError, match="cannot run in this vLLM: vLLM did not load the plugin"):
         plugin.ChainDrafter(config())
     monkeypatch.setattr(plugin, "problem", lambda: None)
-    with pytest.raises(UsageError, match="in one piece"):
+    with pytest.raises(UsageError, match="does not support tensor"):
         plugin.ChainDrafter(config(tensor_parallel_size=2))
-    with pytest.raises(UsageError, match="does not say which drafter"):
+    with pytest.raises(UsageError, match="sets no drafter"):
         plugin.ChainDrafter(config())
     for draft, options, told in (
         ("suffix", {}, "allowed: lstm, hybrid"),
-        ("lstm", {"spec": True}, r"leave spec out"),
-        ("hybrid", {"size": 3}, "do not have these options"),
+        ("lstm", {"spec": True}, "omit spec"),
+        ("hybrid", {"size": 3}, "options of hybrid drafts are not valid"),
     ):
         with pytest.raises(UsageError, match=told):
             plugin.chain_drafter(draft, options, LENGTH)
@@ -172,10 +172,10 @@ def test_only_our_drafter_is_told() -> None:
     class Ours:
         wants_states = True
 
-        def tell(self, *told: Any) -> None:
+        def take_states(self, *told: Any) -> None:
             seen.append(told)
 
-    wrapped = justright_vllm.told(propose)
+    wrapped = justright_vllm.with_states(propose)
     rest = ("sampling", "hidden", "states", None, SimpleNamespace(num_draft_tokens=[2]), "meta")
     for drafter in (object(), Ours()):
         runner = SimpleNamespace(drafter=drafter, input_batch="batch")

@@ -1,4 +1,4 @@
-"""The attention baseline drafts what its own training forward says, however its context came."""
+"""The attention baseline drafts the predictions of its training forward, however its context arrived."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engine_helpers import prompt_of
 from justright.errors import UsageError
 from justright.speculative.attention_drafter import (
     AttentionDrafter,
-    AttentionOptions,
     Context,
     draft_seconds,
 )
 from justright.speculative.attention_network import AttentionModel
 from justright.speculative.store import verifier_matrices
+from justright.speculative.trained import TrainedOptions
 from justright.speculative.tree import TreeShape
 from justright.speculative.tuning import DEPTH, NODES, TreeTable
 from tiny import tiny_model
@@ -60,8 +60,8 @@ def test_context_in_any_pieces_is_the_training_forward(
 
 
 def test_the_prompt_is_read_when_its_first_output_token_is_known(network: AttentionModel) -> None:
-    """That is part of the prefill: the first proposal finds nothing left to read."""
-    drafter = AttentionDrafter(AttentionOptions(min_prob=0.0))
+    """Reading is part of the prefill: the first proposal has nothing left to read."""
+    drafter = AttentionDrafter(TrainedOptions(min_prob=0.0))
     drafter._model = network
     prompt = prompt_of(ROWS)
     drafter.start("a", prompt)
@@ -74,7 +74,7 @@ def test_the_prompt_is_read_when_its_first_output_token_is_known(network: Attent
 
 
 def test_its_trees_fit_the_machine(network: AttentionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table in which only the first guess is ever right leaves one node; one in which all are right, many."""
+    """If only first guesses are ever right, the tree has one node; if all are right, it has many."""
     monkeypatch.setattr(
         "justright.speculative.attention_drafter.draft_seconds", lambda model: lambda w, d: 0.0
     )
@@ -94,11 +94,11 @@ def test_its_trees_fit_the_machine(network: AttentionModel, monkeypatch: pytest.
 
 
 def test_given_options_stand_whatever_the_table_says(network: AttentionModel) -> None:
-    drafter = AttentionDrafter(AttentionOptions(nodes=5, depth=3, top_k=2, min_prob=0.5))
+    drafter = AttentionDrafter(TrainedOptions(nodes=5, depth=3, top_k=2, min_prob=0.5))
     assert drafter.shape == TreeShape(5, 3, 2, 0.5)
     for bad in ({"nodes": 0}, {"depth": 65}, {"top_k": True}):
         with pytest.raises(UsageError, match="a whole number"):
-            AttentionOptions(**bad)
+            TrainedOptions(**bad)
 
 
 def test_drafting_is_timed_for_every_shape(network: AttentionModel) -> None:

@@ -1,4 +1,4 @@
-"""Drafting with the LSTM, alone and with suffix drafts: fast path against reference, and its manners."""
+"""Drafting with the LSTM, alone and with suffix drafts: the fast path against the reference, and its life cycle."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_guesses_are_tokens_of_the_draft_vocabulary(tmp_path: Path) -> None:
 
 
 def test_the_cost_does_not_depend_on_the_context(tmp_path: Path) -> None:
-    """A request's whole memory is one state and one token, however much was observed."""
+    """A request's whole state is one vector and one token, however much was observed."""
     drafter = bound(saved_drafter(tiny_model("llama"), tmp_path / "d"))
     size = tiny_model("llama").config.hidden_size
     drafter.start("r", list(range(100)) * 50)
@@ -97,7 +97,7 @@ def test_no_drafter_at_hand(tmp_path: Path) -> None:
     checkpoint = save_tiny("llama", tmp_path / "model")
     with pytest.raises(SourceError, match="justright draft train"):
         LstmDrafter().bind(tiny_model("llama"), checkpoint)
-    with pytest.raises(UsageError, match="no such directory"):
+    with pytest.raises(UsageError, match="neither a directory nor a hub id"):
         LstmDrafter(LstmOptions(path="./nowhere")).bind(tiny_model("llama"), checkpoint)
 
 
@@ -160,7 +160,7 @@ def test_the_threshold_follows_what_was_accepted(tmp_path: Path) -> None:
         hybrid.verified("r", hybrid.propose("r", 8), 0)
         hybrid.observe("r", [token], state)
     assert hybrid.recent["r"] < 0.1
-    # What was set aside, and what others drafted, says nothing of the LSTM.
+    # Unused drafts and other drafters' drafts do not count for the LSTM.
     hybrid.propose("r", 8)
     hybrid.observe("r", [5, 6, 7], state)
     hybrid.verified("r", replace(draft, source="suffix"), 5)

@@ -1,4 +1,4 @@
-"""The LSTM's equations, its file format, and what it refuses."""
+"""The LSTM's equations, its file format, and its errors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 from draft_helpers import network_for, saved_drafter
 from justright.errors import CheckpointError, UsageError
-from justright.speculative.lstm_network import LstmConfig, LstmModel, read_config
+from justright.speculative.lstm_network import LstmConfig, LstmModel
+from justright.speculative.store import read_config
 from tiny import VOCAB_SIZE, tiny_model
 
 
 def test_the_equations_of_the_paper() -> None:
-    """arXiv:2510.07535: gates, cell and state written out, with an embedding and a head of its own."""
+    """arXiv:2510.07535: explicit gates, cell and state, with its own embedding and head."""
     network = network_for(tiny_model("llama"), embedding="own", head="own", draft_vocab=0)
     config, d = network.config, network.config.width
     hidden = torch.randn(1, config.hidden_size)
@@ -67,7 +68,7 @@ def test_saved_then_loaded_equals_in_memory(cell: str, part: str, tmp_path: Path
 def test_a_drafter_of_another_shape_is_refused(tmp_path: Path) -> None:
     folder = saved_drafter(tiny_model("llama"), tmp_path / "d")
     other = torch.zeros(VOCAB_SIZE, 999)
-    with pytest.raises(UsageError, match="works with the model that it was trained for"):
+    with pytest.raises(UsageError, match="use the model that the drafter was trained for"):
         LstmModel.load(folder, other, other)
 
 
@@ -75,21 +76,21 @@ def test_damaged_drafters_are_refused(tmp_path: Path) -> None:
     model = tiny_model("llama")
     matrices = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        read_config(tmp_path)
+        read_config(tmp_path, "lstm", LstmConfig)
     folder = saved_drafter(model, tmp_path / "d")
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {"width": 32}))
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="does not match its"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text(json.dumps(about | {"draft_vocab": 7}))
     with pytest.raises(CheckpointError, match="draft vocabulary"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text(json.dumps(about | {"format": "other"}))
-    with pytest.raises(CheckpointError, match="not that of a drafter"):
+    with pytest.raises(CheckpointError, match="allowed for a drafter"):
         LstmModel.load(folder, *matrices)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="no drafter's config"):
-        read_config(folder)
+    with pytest.raises(CheckpointError, match="not a drafter's config"):
+        read_config(folder, "lstm", LstmConfig)
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""A drafter of somebody else's: the one of the documentation, and one of a single method."""
+"""Third-party drafters: the one in the documentation, and one with a single method."""
 
 from __future__ import annotations
 

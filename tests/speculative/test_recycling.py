@@ -58,7 +58,7 @@ def test_its_life_cycle() -> None:
 
 
 def test_ranks_are_judged_by_the_table_as_it_was() -> None:
-    """The logits that chose a token always rank it first; they must not vouch for themselves."""
+    """The logits that chose a token always rank it first, so they must not count as evidence."""
     drafter = RecyclingDrafter(RecyclingOptions(candidates=2))
     drafter.start("r", [1])
     for token in range(2, 60):

@@ -1,4 +1,4 @@
-"""The suffix drafter: its life cycle, its options, and what it does without the extra."""
+"""The suffix drafter: its life cycle, its options, and its fallback without the extra."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_drafts_a_copy(backend: str) -> None:
     draft = drafter.propose("r", 6)
     assert list(draft.token_ids) == prompt[8:14]
     assert list(draft.parents) == [-1, 0, 1, 2, 3, 4]
-    # Half of the two occurrences of the ending are followed by this: the ending itself is the other one.
+    # One of the two occurrences of the ending is followed by this; the other is the ending itself.
     assert draft.probs == pytest.approx([0.5] * 6)
     assert draft.score == pytest.approx(3.0)
     assert draft.proposal is None
@@ -73,7 +73,7 @@ def test_life_cycle(backend: str) -> None:
     drafter.stop(1)
     drafter.start(1, [1, 2])
     for bad in ([-1], [2**31], [0.5], [[1, 2]]):
-        with pytest.raises(UsageError, match="token ids must be"):
+        with pytest.raises(UsageError, match="invalid token ids"):
             drafter.observe(1, bad)  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"justright\[suffix\]") as caught:
         SuffixDrafter(SuffixOptions(backend="arctic"))
     assert "C++ compiler" in str(caught.value)
-    assert "'python': it drafts as well" in str(caught.value)
+    assert "backend 'python'" in str(caught.value)
 
 
 @needs_arctic

@@ -1,4 +1,4 @@
-"""Where suffix drafts come from: both backends have as many accepted, and count as counting by hand does."""
+"""The suffix index: both backends have equal acceptance, and their counts equal counting by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_index(backend: str, max_depth: int, remember: int = 0) -> SuffixIndex:
     return index
 
 
-# --- the two backends have as many tokens accepted -----------------------------
+# --- the two backends have equally many accepted tokens ------------------------
 
 
 def words(text: str, count: int) -> list[int]:
@@ -50,7 +50,7 @@ REAL_TEXTS = {
 
 
 def accepted(index: SuffixIndex, prompt: list[int], output: list[int], *, tree: bool) -> int:
-    """How many tokens of ``output`` are accepted where a verifier writes exactly that after ``prompt``."""
+    """Number of accepted tokens if a verifier emits exactly ``output`` after ``prompt``."""
     index.start(0, np.array(prompt, np.int32))
     found = place = 0
     while place < len(output):
@@ -90,7 +90,7 @@ def test_a_copy_is_accepted_whole(backend: str, tree: bool) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_path_of_a_draft_continues_the_text(backend: str) -> None:
-    """The last token and any path of the draft stand in a row somewhere in what is indexed."""
+    """The last token and any path of the draft occur consecutively in the indexed text."""
 
     @settings(deadline=None, max_examples=100)
     @given(
@@ -173,7 +173,7 @@ def test_drafts_are_counts(backend: str) -> None:
         max_depth=st.sampled_from([2, 4, 7]),
         tree=st.booleans(),
         remember=st.booleans(),
-        # No share of counts equals these thresholds: rounding cannot decide.
+        # No share of counts equals these thresholds, so rounding cannot decide.
         min_token_prob=st.sampled_from([0.0, 0.1234, 0.3456]),
     )
     def check(
@@ -212,7 +212,7 @@ def test_drafts_are_counts(backend: str) -> None:
 
 
 def shares_match(texts: list[list[int]], context: list[int], guess: SuffixMatch) -> bool:
-    """Whether each probability is the share of the node's path among the occurrences of the ending."""
+    """Each probability is the share of the node's path among the occurrences of the ending."""
     ending = context[len(context) - guess.match_len :]
     paths: list[list[int]] = []
     for token, parent, prob in zip(guess.token_ids, guess.parents, guess.probs, strict=True):
@@ -232,5 +232,5 @@ def test_nodes_behind_a_match() -> None:
     assert Limits(2, factor=1.0).nodes(3) == 2
     assert [Limits(8, factor=0.5, offset=-1.0).nodes(length) for length in range(1, 5)] == [0, 0, 0, 1]
     assert Limits(8, factor=100.0).nodes(1) == 8
-    # 100 * 0.29 is a little less than 29 in double precision, and is meant to be 29.
+    # 100 * 0.29 is slightly less than 29 in double precision, but must count as 29.
     assert Limits(64, factor=0.29).nodes(100) == 29

@@ -1,4 +1,4 @@
-"""The shape of trees follows what they had accepted and what they cost."""
+"""The shape of trees adapts to acceptance and cost."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _WORDS = [
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny verifier; to be left as it is."""
+    """A tiny verifier; tests must not change it."""
     return save_tiny("llama", tmp_path_factory.mktemp("verifier") / "model")
 
 

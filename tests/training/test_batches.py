@@ -1,4 +1,4 @@
-"""Every sequence is drawn once an epoch, whatever the numbers of sequences, of shards, of rows and of processes."""
+"""Every sequence is drawn once per epoch, for any numbers of sequences, shards, rows and processes."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_each_sequence_once_an_epoch(
 ) -> None:
     data = numbered(tmp_path / "data", sequences, batch)
     readers = [Batches(data, seed=3) for _ in range(processes)]
-    epochs = rows * processes  # after so many, a step ends where an epoch does
+    epochs = rows * processes  # after this many, a step ends at an epoch's end
     drawn: list[int] = []
     for step in range(sequences):
         for process, reader in enumerate(readers):
             shard = reader.take((step * processes + process) * rows, rows)
             ids = shard.tokens[:, 0].tolist()
             assert len(ids) == rows
-            for i, number in enumerate(ids):  # every part of a sequence came along
+            for i, number in enumerate(ids):  # all parts of a sequence are drawn together
                 length = int(shard.prompt_lengths[i])
                 assert length == 1 + number % 5
                 assert shard.prompts[i, :length].tolist() == [number] * length
@@ -73,6 +73,6 @@ def test_each_sequence_once_an_epoch(
         assert Counter(part) == dict.fromkeys(range(sequences), 1)
     if epochs > 1 and sequences > 5:
         assert parts[0] != parts[1], "each epoch has an order of its own"
-    # Someone who begins in the middle, as a run that goes on, draws the same.
+    # A run that resumes in the middle draws the same.
     again = Batches(data, seed=3).take(sequences + 1, rows)
     assert again.tokens[:, 0].tolist() == drawn[sequences + 1 : sequences + 1 + rows]

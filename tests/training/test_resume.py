@@ -1,4 +1,4 @@
-"""What a training says of its weights, how it goes on after a kill or a full disk, and texts that end at once."""
+"""Training: best weights, resumption after a kill or a full disk, and texts that end at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
 def test_after_early_stopping_the_config_tells_of_the_weights_that_are_kept(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first evaluation is the best; two worse ones end the phase, and the first weights come back."""
+    """The first evaluation is the best; two worse ones end the phase, and the first weights are restored."""
     marks = iter([3.0, 2.0, 1.0])
     known: dict[bytes, float] = {}
 
@@ -62,7 +62,7 @@ def test_after_early_stopping_the_config_tells_of_the_weights_that_are_kept(
 def test_a_kill_in_the_last_stage_changes_no_byte(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The phase ends early, with another evaluation than the kept weights'; then comes the kill."""
+    """The phase ends early, after an evaluation that is not the kept weights'; then the process is killed."""
     marks = iter(range(1000, 0, -1))
     known: dict[bytes, float] = {}
 
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_named(
 def test_steps_whose_sequences_end_at_once_are_passed_over(
     shape: dict[str, Any], model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine tokens in ten end a text, and steps take one text each: most have nothing to guess."""
+    """Nine of ten tokens end a text, and each step takes one text, so most steps have nothing to predict."""
     monkeypatch.setattr(pipeline, "end_tokens", lambda *_: frozenset(range(VOCAB_SIZE * 9 // 10)))
     seen: list[int] = []
     step = run_module.Training.take_step
@@ -169,7 +169,7 @@ def test_a_model_that_always_ends_at_once_gets_no_drafter(
     job = replace(
         job, shape=replace(job.shape, spec=spec), training=replace(job.training, spec_steps=2 * spec)
     )
-    with pytest.raises(UsageError, match="the model ended each of its training texts with the first token"):
+    with pytest.raises(UsageError, match="the model ended each training text with its first token"):
         TrainingJob(job).run()
     assert not job.out.exists()
 
@@ -183,19 +183,19 @@ def test_what_a_full_disk_leaves_is_no_reason_to_refuse(model: Path, texts: Path
     (job.partial / "training.partial" / "state.json.partial").write_text("{")
     work = TrainingJob(job)
     work.data.begin()
-    (folder / "shard-00000.safetensors").write_bytes(b"")  # of a power cut
+    (folder / "shard-00000.safetensors").write_bytes(b"")  # after a power cut
     work.run()
     assert job.out.is_dir()
     assert not job.partial.exists()
     other = replace(job, out=tmp_path / "e", data_folder=tmp_path / "own")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "letter.txt").write_text("dear")
-    with pytest.raises(UsageError, match="holds other things than training data"):
+    with pytest.raises(UsageError, match="holds files that are not training data"):
         TrainingJob(other)
 
 
 def test_a_file_that_cannot_be_written_is_no_bug(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"cannot be written .* make room"):
+    with pytest.raises(ResourceError, match=r"cannot be written .* free disk space"):
         save_tensors({"a": torch.zeros(1000)}, tmp_path / "no" / "folder.safetensors")
 
 
@@ -215,7 +215,7 @@ def test_texts_that_changed_are_noticed(
         TrainingJob(job).run()
     before = texts.read_text()
     texts.write_text("the the the " + before)
-    changed = "texts, tokenizer or chat template have changed since"
+    changed = "their texts, the tokenizer or the chat template have changed"
     for again in (job, replace(job, out=tmp_path / "e")):  # a resume; another drafter of the same data
         with pytest.raises(UsageError, match=changed):
             TrainingJob(again)
@@ -224,7 +224,7 @@ def test_texts_that_changed_are_noticed(
     kept = json.loads(record.read_text())
     del kept["fingerprint"]
     record.write_text(json.dumps(kept))
-    TrainingJob(replace(job, out=tmp_path / "older"))  # data of an older version tells nothing
+    TrainingJob(replace(job, out=tmp_path / "older"))  # data of an older version lacks the record
     record.unlink()
     record.write_text("{")
     with pytest.raises(UsageError, match=r"data\.json is damaged"):
@@ -244,5 +244,5 @@ def test_a_verifier_whose_logits_are_not_finite_writes_no_data(
         if spoiled:
             verifier.model.get_output_embeddings().weight.data[5] = math.nan
         setting = replace(work.setting, temperature=temperature)
-        with pytest.raises(ResourceError, match=rf"divided by the temperature {temperature}, are not finite"):
+        with pytest.raises(ResourceError, match=rf"divided by the temperature {temperature} are not finite"):
             sample(verifier, [[9, 10, 11]], [0.0], setting, frozenset(), torch.Generator().manual_seed(0))

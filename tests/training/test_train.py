@@ -1,4 +1,4 @@
-"""Training a drafter on a tiny verifier: it learns, it goes on after a kill, and it refuses what cannot work."""
+"""Training a drafter on a tiny verifier: it learns, it resumes after a kill, and it rejects bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from draft_helpers import SMALL_TRAINING
 from justright.engine.llm import LLM
 from justright.engine.loading import decoder_of
 from justright.errors import ResourceError, UsageError
-from justright.speculative.lstm_network import LstmModel, read_config
+from justright.speculative.lstm_network import LstmConfig, LstmModel
+from justright.speculative.store import read_config
 from justright.training import trainer as run_module
 from justright.training.frozen_model import embedded, load_frozen
 from justright.training.loss import DraftLoss, prefixes
@@ -53,7 +54,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
     assert {stage for stage, *_ in told} == {"data", "training", "training with [SPEC]"}
     assert not job.partial.exists()
     assert trained.accuracy.spec_length is not None
-    config = read_config(job.out)
+    config = read_config(job.out, "lstm", LstmConfig)
     assert config.spec
     assert config.draft_vocab == 100
     assert json.loads((job.out / "provenance.json").read_text())
@@ -64,7 +65,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
     assert drafted.stats.drafted > 0
     with pytest.raises(UsageError, match="exists already"):
         TrainingJob(job)
-    # The data stays where it was asked to stay, and serves another drafter.
+    # The data stays in the requested folder, and another drafter uses it.
     before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
     other = job_for(
         model,
@@ -83,7 +84,7 @@ def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: Path, tmp_pat
     kept = larger.partial / "data"
     before = {file.name: file.read_bytes() for file in kept.glob("*.safetensors")}
     quick = TrainSetting(epochs=1, rows=4, spec_steps=0)
-    for sequences in (16, 20):  # whole shards less, and a part of the last
+    for sequences in (16, 20):  # without whole shards, and a part of the last
         fewer = replace(larger, data=replace(larger.data, sequences=sequences), training=quick)
         trained = TrainingJob(fewer).run()
         assert trained.left == kept
@@ -153,11 +154,11 @@ def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: 
 def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(UsageError, match=r"d cannot be made: .*file is a file"):
+    with pytest.raises(UsageError, match=r"d cannot be created: .*file is a file"):
         TrainingJob(job_for(model, texts, file / "d"))
     with pytest.raises(UsageError, match="is a file"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=file))
-    with pytest.raises(UsageError, match="holds other things than training data"):
+    with pytest.raises(UsageError, match="holds files that are not training data"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
     whole = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
     TrainingJob(whole).run()
@@ -243,7 +244,7 @@ def test_held_out_prompts_are_of_other_text(texts: Path) -> None:
 
 
 def test_prefixes_line_up_with_the_verifiers_states() -> None:
-    """Row j: state that predicted token j, then tokens j, j+1, ...; the teacher of step m speaks behind token j+m."""
+    """Row j: the state that predicted token j, then tokens j, j+1, ...; step m's teacher state follows token j+m."""
     tokens = torch.arange(10, 22).reshape(2, 6)
     shard = Shard(
         torch.zeros(2, 3, dtype=torch.long),
@@ -275,7 +276,7 @@ def test_what_the_head_cannot_say_costs_nothing() -> None:
 
 
 def test_the_vector_learns_at_a_rate_of_its_own(model: Path, texts: Path, tmp_path: Path) -> None:
-    """AdamW moves every number by about its rate a step: [SPEC]'s is told in sizes of a token's embedding."""
+    """AdamW moves each value by about its rate per step; [SPEC]'s rate is relative to the size of a token embedding."""
     moved = []
     for vector_rate in (0.2, 0.4):
         setting = TrainSetting(epochs=0.1, rows=4, spec_steps=1, vector_rate=vector_rate, evaluate_every=99)
@@ -290,7 +291,7 @@ def test_the_vector_learns_at_a_rate_of_its_own(model: Path, texts: Path, tmp_pa
         assert drafter.spec is not None
         size = float(tokens.square().mean().sqrt())
         moved.append(float((drafter.spec - tokens.mean(0)).abs().mean()) / size)
-    # One step at a twentieth of the rate (the first of twenty that warm up); what is saved is bfloat16.
+    # One step at a twentieth of the rate (the first of twenty warm-up steps); the file has bfloat16.
     assert moved == pytest.approx([0.2 / 20, 0.4 / 20], rel=0.1)
 
 
@@ -370,7 +371,7 @@ def test_several_processes_share_the_work(model: Path, texts: Path, tmp_path: Pa
 
 
 def test_a_shard_is_drawn_from_a_stated_seed() -> None:
-    """The first 63 bits of a SHA-256, computed with sha256sum, whatever this Python hashes tuples to."""
+    """The first 63 bits of a SHA-256, computed with sha256sum, independent of Python's tuple hash."""
     assert _seed(0, 0, held_out=False) == 0x9B350F5E8EA29236 >> 1
     assert _seed(0, 0, held_out=True) == 0x5DAAC0142EC0536B >> 1
     assert _seed(-7, 12, held_out=False) == 0x688988802C31124A >> 1

@@ -1,4 +1,4 @@
-"""Cards: tables and summaries say what was measured."""
+"""Model cards: tables and summaries show the measured figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drafters that the package carries: each is for its model, guesses better than nothing, and changes no token."""
+"""The packaged drafters: each matches its model, has accepted guesses, and changes no token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from justright.bench.longtexts import zoo_texts
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import resolve
 from justright.engine.llm import LLM
-from justright.speculative.lstm_network import read_config
+from justright.speculative.lstm_network import LstmConfig
+from justright.speculative.store import read_config
 from justright_zoo import DRAFTERS, drafters
 from justright_zoo.recipes.drafters import DRAFTER_RECIPES, DrafterRecipe
 
@@ -57,7 +58,7 @@ def of_its_kind(engine: LLM, recipe: DrafterRecipe) -> list[list[int]]:
 def test_what_is_shipped_beside_it(folder: Path) -> None:
     about = json.loads((folder / "config.json").read_text())
     recipe = DRAFTER_RECIPES[folder.name]
-    assert read_config(folder).spec
+    assert read_config(folder, "lstm", LstmConfig).spec
     assert set(about["trees"]) == {"plain", "spec"}
     assert about["texts"] == list(recipe.texts)
     assert about["data"]["sequences"] == recipe.data.sequences

@@ -1,4 +1,4 @@
-"""Problems: right answers, the split by operations, levels, and what the written solutions say."""
+"""Problems: right answers, the split by operations, levels, and the written solutions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_training_and_evaluation_share_no_problem(kind: Kind, level: int) -> Non
 
 
 def test_other_words_do_not_change_the_side() -> None:
-    """Two tellings of one chain of operations have one key, and so one side."""
+    """Two wordings of one chain of operations have the same key, and so the same side of the split."""
     by_key: dict[str, set[str]] = {}
     rng = random.Random(1)
     for _ in range(4000):

@@ -1,4 +1,4 @@
-"""Routing: counted one token at a time; what specialisation says at its ends."""
+"""Routing: counted one token at a time; extreme values of specialisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package ships: found by name, checked by hash, loaded by plain transformers, able to do sums."""
+"""The packaged models: found by name, checked by hash, loaded by plain transformers, able to do sums."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_model_is_found_by_name(fake: Path) -> None:
 
 def test_a_wrong_weight_file_is_noticed(fake: Path) -> None:
     (fake / "model.safetensors").write_bytes(b"weightz")
-    with pytest.raises(CheckpointError, match="not the file that was shipped"):
+    with pytest.raises(CheckpointError, match="not the shipped file"):
         ZooProvider().path("one")
 
 
@@ -138,7 +138,7 @@ def test_long_texts_fill_64k_tokens() -> None:
 
 
 def test_problems_to_calibrate_on_are_none_to_evaluate_on() -> None:
-    """By their operations, not by their words, and as the recipe makes them."""
+    """By their operations, not by their words, as the recipe generates them."""
     lines = (DATA / "calibration" / "problems.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line)["messages"] for line in lines]
     assert found == [one["messages"] for one in _conversations()]

@@ -1,4 +1,4 @@
-"""Texts: archives are checked, nothing in them runs, blocks are whole and on one side of the split only."""
+"""Texts: archives are checked and never executed; blocks are whole, and on one side of the split only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: resumed equals uninterrupted, schedules, batches by step, what is learned and what is not."""
+"""Training: resumed equals uninterrupted, schedules, batches by step, trained and frozen parts."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_facts_are_no_held_out_problem_and_only_results_are_learned(corpus: Corp
 
 
 def test_the_prompt_is_what_the_templates_write(corpus: Corpus) -> None:
-    """A slow template opens the thought that a fast one leaves closed; the training row is the same text."""
+    """The slow template opens the reasoning that the fast one closes; the training row is the same text."""
     for recipe in SHIPPED.values():
         corpus.tokenizer.chat_template = recipe.template
         text = corpus.tokenizer.apply_chat_template(
@@ -209,7 +209,7 @@ def test_the_loss_is_transformers_own(
 
 
 def test_experts_are_balanced_in_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pooled over layers, two that each starve other experts would look balanced together."""
+    """Pooled over layers, two layers that each starve different experts would look balanced."""
     model = tiny_moe()
     model.config.output_router_logits = True
     model.config.router_aux_loss_coef = 0.5

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from justright.checkpoint.fingerprint import weights_identity
-from justright.checkpoint.finite import check_finite
+from justright.checkpoint.finite import load_tensors
 from justright.checkpoint.mode_files import TEMPLATE as TEMPLATE
 from justright.checkpoint.mode_files import read_end_tokens, read_special_tokens, read_template
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -89,16 +88,20 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         """Bytes of the factors and exact deltas."""
-        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
-        return sum(tensor.nbytes for tensor in (*pairs, *self.exact.values()))
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     @property
     def parameters(self) -> int:
         """Number of parameters in the factors and exact deltas."""
-        pairs = [tensor for one in self.low_rank.values() for tensor in (one.a, one.b)]
-        return sum(tensor.numel() for tensor in (*pairs, *self.exact.values()))
+        return sum(tensor.numel() for tensor in self._tensors())
 
-    def check_base(self, model: Path) -> None:
+    def _tensors(self) -> list[Tensor]:
+        return [
+            *(tensor for one in self.low_rank.values() for tensor in (one.a, one.b)),
+            *self.exact.values(),
+        ]
+
+    def check_base(self, model: Checkpoint) -> None:
         """Validate that the adapter was made for ``model``.
 
         Raises:
@@ -110,8 +113,8 @@ class Adapter:
         if found != self.base:
             made = self.settings.get("slow", "another model")
             raise UsageError(
-                f"{self.path} was made for {made} (weights {self.base}), and {model} has the weights {found}: give "
-                "the slow model of its pair, or extract a switch for this one"
+                f"{self.path} was made for {made} (weights {self.base}), but {model.path} has weights {found}: "
+                "give the slow model of its pair, or extract a switch for this model"
             )
 
 
@@ -126,17 +129,21 @@ def read_adapter(path: Path) -> Adapter:
     config = _read_json(path / CONFIG)
     _check_kind(path, config)
     _check_values(path, config)
-    tensors = _load(path / WEIGHTS)
+    tensors = load_tensors(path / WEIGHTS)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise UnsupportedModelError(f"{path} has {key}, which is no factor of a linear module")
+            raise UnsupportedModelError(
+                f"{path} has the tensor {key}; allowed: LoRA factors of linear modules"
+            )
         pairs.setdefault(match["module"], {})[match["which"]] = tensor
     low_rank = {}
     for module, found in pairs.items():
         if set(found) != {"A", "B"}:
-            raise CheckpointError(f"{path} has only lora_{next(iter(found))} of {module}: it is not whole")
+            raise CheckpointError(
+                f"{path} has only lora_{next(iter(found))} of {module}: fetch the adapter again"
+            )
         name = _full_name(path, module, list(pairs), config)
         stacked = name != module and not name.endswith(".weight")
         change = _low_rank(path, name, found["A"], found["B"], config, stacked=stacked)
@@ -145,7 +152,7 @@ def read_adapter(path: Path) -> Adapter:
     return Adapter(
         path,
         low_rank,
-        _load(path / EXACT) if (path / EXACT).is_file() else {},
+        load_tensors(path / EXACT) if (path / EXACT).is_file() else {},
         settings.get("base"),
         read_template(path),
         settings,
@@ -166,7 +173,7 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
     for key in _UNSUPPORTED:
         if config.get(key):
             raise UnsupportedModelError(
-                f"{path} has {key} = {config[key]!r}, which is more than factors of linear modules"
+                f"{path} has {key} = {config[key]!r}, which is not supported; allowed: plain LoRA of linear modules"
             )
     if config.get("bias", "none") != "none":
         raise UnsupportedModelError(f"{path} has biases ({config['bias']!r}); allowed: 'none'")
@@ -218,7 +225,8 @@ def _low_rank(
     """Build one matrix's factors; PEFT stores a stack flat: ``[experts * rank, in]``, ``[out, rank * experts]``."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise CheckpointError(
-            f"{path}: the factors of {name} have shapes {list(a.shape)} and {list(b.shape)}, which do not multiply"
+            f"{path} is damaged: the factors of {name} have shapes {list(a.shape)} and {list(b.shape)}, which do not "
+            "multiply. Fetch the adapter again"
         )
     rank = int(_pattern(config, "rank_pattern", name, config["r"]))
     alpha = _pattern(config, "alpha_pattern", name, config["lora_alpha"])
@@ -260,8 +268,8 @@ def _full_name(path: Path, module: str, modules: Sequence[str], config: Mapping[
         return module
     if len(own) != len(wraps):
         raise UnsupportedModelError(
-            f"{path} changes {len(wraps)} parameters of {owner}, and its target_parameters name {len(own)} "
-            f"({', '.join(sorted(own))}): name in adapter_config.json only the parameters that it changes"
+            f"{path} changes {len(wraps)} parameters of {owner}, but its target_parameters name {len(own)} "
+            f"({', '.join(sorted(own))}): list in adapter_config.json only the parameters that it changes"
         )
     # In every expert module down follows gate and up, and a bias its weight.
     ordered = sorted(own, key=lambda name: ("down" in name.rpartition(".")[2], name.endswith("bias"), name))
@@ -274,18 +282,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {error}. Fetch the file again") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is damaged: an object is expected")
+        raise CheckpointError(f"{path} is damaged: it must hold a JSON object. Fetch the file again")
     return found
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    check_finite(tensors, path)
-    return tensors

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from justright.adapter.adapter import Adapter, LowRank
+from justright.architectures.schema import Moe
 from justright.architectures.spec import architecture_of
 from justright.errors import UsageError
 
@@ -87,7 +88,8 @@ class AppliedSwitch:
         self._handles: list[Any] = []
         self._hooks: list[tuple[nn.Module, Hook]] = []
         self._experts: list[_Experts] = []
-        experts = self._expert_changes(model, adapter)
+        moe = architecture_of(model.config).moe
+        experts = {} if moe is None else self._expert_changes(moe, adapter)
         own = {name for found in experts.values() for name in found}
         for name, change in adapter.low_rank.items():
             if name not in own:
@@ -102,7 +104,7 @@ class AppliedSwitch:
             linear = hasattr(module, "in_features") and set(deltas) == {"bias"}
             hook = self._bias_hook(deltas["bias"]) if linear else self._exact_hook(module, deltas)
             self._hooks.append((module, hook))
-        transposed = self._transposed(model)
+        transposed = moe is not None and moe.memory.transposed
         for path, found in experts.items():
             self._experts.append(_Experts(_module(model, path, adapter), found, self, transposed))
 
@@ -190,29 +192,21 @@ class AppliedSwitch:
         asked = change.a.shape[-1], change.b.shape[-2]
         if found != asked:
             raise UsageError(
-                f"{self.adapter.path} changes {name} from {asked[0]} to {asked[1]} features, and the model has "
-                f"{found[0]} to {found[1]} there: it was made for another model"
+                f"{self.adapter.path} was made for another model: it expects {asked[0]} to {asked[1]} features in "
+                f"{name}, and this model has {found[0]} to {found[1]}"
             )
         return module
 
     @staticmethod
-    def _expert_changes(model: PreTrainedModel, adapter: Adapter) -> dict[str, dict[str, LowRank | Tensor]]:
+    def _expert_changes(moe: Moe, adapter: Adapter) -> dict[str, dict[str, LowRank | Tensor]]:
         """Group the changes of stacked experts by module path: full parameter path -> change."""
-        moe = architecture_of(model.config).moe
         found: dict[str, dict[str, LowRank | Tensor]] = {}
-        if moe is None:
-            return found
         leaves = {f".{name}" for name in (*moe.memory.matrices, *moe.memory.biases)}
         changes: dict[str, LowRank | Tensor] = {**adapter.low_rank, **adapter.exact}
         for name, change in changes.items():
             if any(name.endswith(leaf) for leaf in leaves):
                 found.setdefault(name.rpartition(".")[0], {})[name] = change
         return found
-
-    @staticmethod
-    def _transposed(model: PreTrainedModel) -> bool:
-        moe = architecture_of(model.config).moe
-        return moe is not None and moe.memory.transposed
 
 
 class _Experts:
@@ -316,7 +310,7 @@ class ChangedWeight:
         """Implement products of activations with the changed weight, the only use in expert modules."""
         x, other = args[0], args[1]
         if func not in _PRODUCTS or not isinstance(other, cls):
-            raise NotImplementedError(f"{func} of a weight that is changed by rows")
+            raise NotImplementedError(f"{func} on a weight that differs by row")
         plain: Tensor = func(x, other.weight, *args[2:], **(kwargs or {}))
         changed: Tensor = plain + other.factor * ((x @ other.a.mT) @ other.b.mT)
         return changed
@@ -331,8 +325,8 @@ def _module(model: PreTrainedModel, path: str, adapter: Adapter) -> nn.Module:
         return found
     except AttributeError:
         raise UsageError(
-            f"{adapter.path} changes {path}, which this {model.config.model_type} model does not have: it was made "
-            "for another model"
+            f"{adapter.path} was made for another model: it changes {path}, which this {model.config.model_type} "
+            "model does not have"
         ) from None
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from justright.adapter.adapter import CONFIG, EXACT, WEIGHTS
 from justright.adapter.pair import Pair
 from justright.adapter.spectra import SpectraFolder
-from justright.architectures.spec import architecture_of
 from justright.checkpoint.mode_files import (
     GENERATION,
     PROCESSOR,
@@ -33,6 +32,7 @@ from justright.checkpoint.mode_files import (
     read_special_tokens,
     read_template,
 )
+from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.checkpoint.writer import CheckpointWriter
 from justright.errors import UsageError
@@ -97,7 +97,7 @@ def factors_of(pair: Pair, spectra: SpectraFolder, ranks: Ranks, dtype: torch.dt
         a, b = (root[:, None] * vt).to(dtype), (-u * root).to(dtype)
         if not (a.isfinite().all() and b.isfinite().all()):
             raise UsageError(
-                f"the factors of {name} in layer {index} overflow {dtype}: choose bfloat16 or float32"
+                f"the factors of {name} in layer {index} overflow {dtype}: choose --dtype bfloat16 or float32"
             )
         stem, _, expert = name.partition("#")
         target = module_of(pair, index, stem)
@@ -105,7 +105,7 @@ def factors_of(pair: Pair, spectra: SpectraFolder, ranks: Ranks, dtype: torch.dt
             stacks.setdefault(target, {})[int(expert)] = a, b
         elif rank:
             found.append(Factors(target, rank, a.contiguous(), b.contiguous()))
-    swapped = bool(stacks) and _exchanges(pair.config)
+    swapped = bool(stacks) and _exchanges(pair.slow.checkpoint)
     order = () if pair.slow.architecture.moe is None else pair.slow.architecture.moe.memory.matrices
     # Follow the order of a module's parameters: PEFT nests them in it.
     for target, by_expert in sorted(stacks.items(), key=lambda one: _place(one[0], order)):
@@ -132,12 +132,12 @@ def _stack(target: str, rank: int, a: Tensor, b: Tensor) -> Factors:
     return Factors(target, rank, flat_a, flat_b, stacked=True)
 
 
-def _exchanges(config: dict[str, Any]) -> bool:
+def _exchanges(slow: Checkpoint) -> bool:
     """Whether PEFT swaps in and out of the stacks: ``[in, out]`` tensors in a module not marked as transposed."""
-    moe = architecture_of(config).moe
+    moe = slow.spec.architecture.moe
     if moe is None or not moe.memory.transposed:
         return False
-    model = skeleton(config, torch.float32)
+    model = skeleton(slow.config, slow.spec, torch.float32)
     name = next(n for n, _ in model.named_modules() if n.endswith(f".{moe.memory.module}"))
     return not getattr(model.get_submodule(name), "is_transposed", False)
 
@@ -171,7 +171,7 @@ def save_adapter(
 
     found = factors_of(pair, spectra, ranks, dtype)
     if not found:
-        raise UsageError("no matrix has a rank above 0: ask for more energy, or a higher rank")
+        raise UsageError("every matrix has rank 0, so the adapter would be empty: raise --value")
     moe = pair.slow.architecture.moe is not None
     most = max(one.rank for one in found)
     patterns: dict[str, int] = {}
@@ -179,8 +179,8 @@ def save_adapter(
         most = next((rank for rank in PADDED_RANKS if rank >= most), 0)
         if not most:
             raise UsageError(
-                f"the largest rank is {max(one.rank for one in found)}, and engines that need one rank for all take "
-                f"at most {PADDED_RANKS[-1]}: ask for less energy, or for a compact adapter"
+                f"the largest rank is {max(one.rank for one in found)}, but engines that need one rank for all modules "
+                f"take at most {PADDED_RANKS[-1]}: lower --value, or choose --form compact"
             )
         found = [
             Factors(one.target, most, zero_padded(one.a, most, 0), zero_padded(one.b, most, 1))
@@ -206,7 +206,6 @@ def save_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = one.a
         tensors[f"base_model.model.{module}.lora_B.weight"] = one.b
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only by its owner
     _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -225,7 +224,6 @@ def save_exact(pair: Pair, names: Sequence[str], folder: Path) -> None:
         slow, fast = pair.tensors(name)
         deltas[exact_name(pair, name) or name] = (fast.double() - slow.double()).float().contiguous()
     save_tensors(deltas, folder / EXACT, {"format": "pt"})
-    (folder / EXACT).chmod(0o644)
 
 
 def exact_name(pair: Pair, name: str) -> str | None:
@@ -272,7 +270,7 @@ def save_merged(
             state = pair.slow.read(index)
             for name in [n for n in state if f"layers.{index}.{n}" in between]:
                 state[name] = _between(*pair.tensors(f"layers.{index}.{name}"), factor)
-            for matrix in expand(matrices(pair.config, index), state):
+            for matrix in expand(matrices(pair.slow.spec, index), state):
                 weight = state[matrix.name] = state[matrix.name].clone()
                 rows = matrix.rows(weight)
                 parts = [(f"{matrix.name}#{e}", rows[e]) for e in range(len(rows))] if matrix.stacked else []
@@ -283,11 +281,11 @@ def save_merged(
                         part.copy_((part.float() - factor * (u * s) @ vt).to(part.dtype))
                         if not part.isfinite().all():
                             raise UsageError(
-                                f"{name} of layer {index} overflows {part.dtype}: choose another factor"
+                                f"{name} of layer {index} overflows {part.dtype}: choose another --factor"
                             )
             for name, tensor in pair.slow.write(index, state).items():
                 writer.add(name, tensor)
-        return writer.finish(pair.config, provenance=provenance)
+        return writer.finish(pair.slow.checkpoint.config, provenance=provenance)
 
 
 def _between(slow: Tensor, fast: Tensor, factor: float) -> Tensor:
@@ -303,10 +301,10 @@ def refuse_stacked(pair: Pair) -> None:
     Raises:
         UsageError: The pair has stacked experts.
     """
-    if any(matrix.stacked for index in range(pair.layers) for matrix in matrices(pair.config, index)):
+    if any(matrix.stacked for index in range(pair.layers) for matrix in matrices(pair.slow.spec, index)):
         raise UsageError(
-            "the pair has stacked experts, and engines that need one rank for all name experts each in their own way: "
-            "choose a compact adapter (PEFT, our engine) or a merged checkpoint"
+            "the pair has stacked experts, and engines that need one rank for all modules disagree on their names: "
+            "choose --form compact (PEFT, justright) or --form merged (any engine)"
         )
 
 

@@ -35,11 +35,10 @@ from justright.adapter.spectra import (
     decompose,
     make_spectra,
 )
-from justright.calibration.stream import job_folder
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import resolve
 from justright.errors import JustrightError, UsageError
-from justright.files import check_new
+from justright.files import check_job_folder, check_new, job_folder
 from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
 
@@ -77,12 +76,7 @@ class Extracted:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {
-            "path": str(self.path),
-            "ranks": dict(self.ranks),
-            "residuals": dict(self.residuals),
-            "exact": dict(self.exact),
-        }
+        return asdict(self) | {"path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +98,6 @@ class ExtractEstimate:
     spectra_bytes: int
     memory_bytes: int
     residuals: Mapping[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"residuals": dict(self.residuals)}
 
 
 def estimate(
@@ -138,7 +128,7 @@ def estimate(
         sum(n * taken[shape] for shape, n in shapes.items()),
         kept,
         5 * 4 * largest,
-        {one.name: one.distance for one in pair.residuals() if not (exact and exact_name(pair, one.name))},
+        {n: far for n, far in pair.residuals().items() if not (exact and exact_name(pair, n))},
     )
 
 
@@ -183,9 +173,9 @@ def extract(
     """
     check_new(out)
     if form not in FORMS:
-        raise UsageError(f"form {form!r}: there are {', '.join(FORMS)}")
+        raise UsageError(f"form {form!r}: allowed are {', '.join(FORMS)}")
     if not 0 <= factor <= 1:
-        raise UsageError(f"factor {factor}; allowed: 0 (the slow model) to 1 (the fast one)")
+        raise UsageError(f"factor {factor}: allowed is 0 (the slow model) to 1 (the fast model)")
     if form == "portable":
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
@@ -195,7 +185,7 @@ def extract(
     identities = [weights_identity(path) for path in pair.paths]
     job = {"slow": identities[0], "fast": identities[1], "max_rank": max_rank, "svd": svd}
     if spectra is not None:
-        _check_spectra(spectra, job)
+        check_job_folder(spectra, job, "spectra")
     kept = job_folder(spectra or work.with_suffix(".spectra"), job)
     try:
         found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
@@ -243,7 +233,7 @@ def _plan(
     """Describe the output for the chosen ranks."""
     ranks, rule = chosen
     known = found.spectra()
-    left = {one.name: one.distance for one in pair.residuals()}
+    left = pair.residuals()
     carried = {n: left.pop(n) for n in list(left) if exact and left[n] > 0 and exact_name(pair, n)}
     size = factor_bytes(ranks, {n: s.shape for n, s in known.items()}, dtype.itemsize)
     return Extracted(
@@ -273,30 +263,15 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
         UsageError: The rule cannot use the method, the method is unknown, or there are no workers.
     """
     if svd not in METHODS:
-        raise UsageError(f"svd {svd!r}: there are {', '.join(METHODS)}")
+        raise UsageError(f"svd {svd!r}: allowed are {', '.join(METHODS)}")
     if workers < 1:
-        raise UsageError(f"workers {workers}: allowed are 1 and more")
+        raise UsageError(f"workers {workers}: allowed are whole numbers from 1")
     chosen = RULES.get(rule.rule)
     if svd == "randomized" and chosen.needs_all(rule):
         power = f" of power {rule.power}" if "power" in chosen.takes else ""
         raise UsageError(
-            f"rule {rule.rule}{power} needs all singular values, and a randomized decomposition finds the largest "
-            "only: choose svd exact, or another rule"
-        )
-
-
-def _check_spectra(folder: Path, job: dict[str, Any]) -> None:
-    """Validate that the user's folder holds nothing else, because it would be emptied."""
-    file = folder / "job.json"
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not file.is_file():
-        raise UsageError(f"{folder} holds no spectra, and other files: give a new folder")
-    held = json.loads(file.read_text(encoding="utf-8"))
-    if held != json.loads(json.dumps(job)):
-        differs = ", ".join(key for key in job if held.get(key) != json.loads(json.dumps(job[key])))
-        raise UsageError(
-            f"{folder} holds spectra of another run ({differs} differ): give a new folder, or remove it"
+            f"rule {rule.rule}{power} needs all singular values, but a randomized decomposition finds only the "
+            "largest: choose svd exact, or another rule"
         )
 
 

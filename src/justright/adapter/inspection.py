@@ -83,7 +83,6 @@ def save_spectrum(spectra: Mapping[str, Spectrum], folder: Path) -> None:
         tensors[f"{name}.shape"] = torch.tensor(one.shape)
         tensors[f"{name}.energy"] = torch.tensor(one.energy, dtype=torch.float64)
     save_tensors(tensors, folder / SPECTRUM)
-    (folder / SPECTRUM).chmod(0o644)
 
 
 def inspect_switch(folder: Path) -> Inspected:
@@ -94,7 +93,7 @@ def inspect_switch(folder: Path) -> Inspected:
     """
     file = folder / SPECTRUM
     if not file.is_file():
-        raise UsageError(f"{folder} has no {SPECTRUM}: give an adapter that `justright switch extract` made")
+        raise UsageError(f"{folder} has no {SPECTRUM}: give an adapter from `justright switch extract`")
     tensors = load_file(file)
     names = [key.removesuffix(".s") for key in sorted(tensors, key=by_number) if key.endswith(".s")]
     spectra = {}
@@ -187,11 +186,11 @@ def draw(found: Inspected, file: Path) -> None:
         ranks = [choose_ranks({"": median}, RankRule("energy", tau))[""] for tau in TAUS]
         right.plot(TAUS, [rank / length for rank in ranks], color=color, marker="o", markersize=3, label=kind)
     left.set_yscale("log")
-    left.set_title("Singular values of slow - fast (median over layers); dotted: where noise ends")
+    left.set_title("Singular values of slow - fast (median over layers); dotted: noise floor")
     left.set_xlabel("direction")
     left.set_ylabel("singular value")
     left.legend(fontsize=7)
-    right.set_title("Rank that a share of the energy needs")
+    right.set_title("Rank needed for a share of the energy")
     right.set_xlabel("share of the energy, tau")
     right.set_ylabel("share of the full rank")
     figure.savefig(file, dpi=110)

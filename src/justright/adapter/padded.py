@@ -29,14 +29,14 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
     """
     if stacked := next((name for name, one in adapter.low_rank.items() if one.a.ndim != 2), None):
         raise UsageError(
-            f"the switch changes stacked experts ({stacked}), which engines that need one rank for all name each in "
-            "their own way: serve it on the embedded engine, or a merged checkpoint (switch extract --form merged)"
+            f"the switch changes stacked experts ({stacked}), and engines that need one rank for all modules disagree "
+            "on their names: use the embedded engine, or a merged checkpoint (switch extract --form merged)"
         )
     most = max(one.a.shape[0] for one in adapter.low_rank.values())
     rank = next((rank for rank in PADDED_RANKS if rank >= most), None)
     if rank is None:
         raise UsageError(
-            f"the switch has rank {most}, and engines take at most {PADDED_RANKS[-1]}: extract one of less energy"
+            f"the switch has rank {most}, but engines take at most {PADDED_RANKS[-1]}: extract one with a lower --value"
         )
     tensors = {}
     for name, one in adapter.low_rank.items():
@@ -49,7 +49,6 @@ def save_portable(adapter: Adapter, folder: Path, base: Path) -> int:
     }  # fmt: skip
     write_durably(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)
     return rank
 
 

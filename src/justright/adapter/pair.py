@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from justright.adapter.pair_settings import function_differences
-from justright.architectures.spec import text_config
-from justright.architectures.uneven_experts import is_uneven
 from justright.checkpoint.finite import check_finite
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.tokenizer import load_tokenizer
@@ -26,14 +22,6 @@ _COMPUTED = ".rotary_emb.inv_freq"
 """Name suffix of a buffer in old checkpoints; transformers computes it and never loads it."""
 FAR = 0.9
 """Largest relative distance between the matrices of a pair (unrelated models have about 1.4)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """A tensor outside the low-rank adapter, and its distance ``||slow - fast|| / ||fast||``."""
-
-    name: str
-    distance: float
 
 
 class Pair:
@@ -55,21 +43,20 @@ class Pair:
     def __init__(self, slow: Path, fast: Path) -> None:
         self.paths = (slow, fast)
         self.slow, self.fast = (LayerFormat(Checkpoint.open(path)) for path in self.paths)
-        self.config = self.slow.config
         self._check_shapes()
         self._check_function()
         self._check_tokenizers()
         distance = self.distance(0)
         if distance > FAR:
             raise UsageError(
-                f"{slow} and {fast} differ by {distance:.2f} of their weights' norm in the first layer (two unrelated "
-                "models differ by about 1.4): they are no pair; give the model that the slow one was trained from"
+                f"{slow} and {fast} are not a pair: they differ by {distance:.2f} of their weights' norm in the first "
+                "layer (unrelated models: about 1.4). Give the model that the slow model was trained from"
             )
 
     @property
     def layers(self) -> int:
         """Number of decoder layers."""
-        return self.slow.layers
+        return self.slow.spec.num_layers
 
     def notes(self) -> list[str]:
         """Warnings before extraction, such as changed embeddings or chat templates that do not switch."""
@@ -79,20 +66,20 @@ class Pair:
         self.release()
         if moved > 0:
             found.append(
-                f"the embeddings or the head differ by {moved:.0%} of their norm and stay the slow model's: where they "
-                "were trained along (most of all if the head is tied to them), no adapter gives the fast model back"
+                f"the embeddings or the head differ by {moved:.0%} of their norm, and fast mode keeps the slow ones. "
+                "The switch cannot fully restore the fast model, least of all if the head is tied to the embeddings"
             )
         slow, fast = (load_tokenizer(path).chat_template for path in self.paths)
         if fast is None:
-            found.append("the fast model has no chat template: in fast mode the slow model's is used")
+            found.append("the fast model has no chat template: fast mode uses the slow model's")
         elif slow == fast:
-            found.append("both models have the same chat template: only weights switch")
+            found.append("both models have the same chat template: fast mode changes only the weights")
         return found
 
     def matrices(self, index: int) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
         """Yield each covered matrix of layer ``index`` with both models' ``[..., out, in]`` tensors as stored."""
         slow, fast = self.slow.read(index), self.fast.read(index)
-        for matrix in expand(matrices(self.config, index), slow):
+        for matrix in expand(matrices(self.slow.spec, index), slow):
             yield matrix, matrix.rows(slow[matrix.name]), matrix.rows(fast[matrix.name])
 
     def distance(self, index: int) -> float:
@@ -119,24 +106,20 @@ class Pair:
         _, index, leaf = name.split(".", 2)
         return self.slow.read(int(index))[leaf], self.fast.read(int(index))[leaf]
 
-    def residuals(self) -> list[Residual]:
+    def residuals(self) -> dict[str, float]:
         """List the tensors outside the adapter (norms, biases, routers, embeddings, head), the most distant first."""
-        covered = set()
-        found = []
+        found: dict[str, float] = {}
         for index in range(self.layers):
             slow, fast = self.slow.read(index), self.fast.read(index)
-            covered = {matrix.name for matrix in expand(matrices(self.config, index), slow)}
-            found += [
-                Residual(f"layers.{index}.{name}", _distance(tensor, fast[name]))
-                for name, tensor in slow.items()
-                if name not in covered and not name.endswith(_COMPUTED)
-            ]
+            covered = {matrix.name for matrix in expand(matrices(self.slow.spec, index), slow)}
+            for name in [n for n in slow if n not in covered and not n.endswith(_COMPUTED)]:
+                found[f"layers.{index}.{name}"] = _distance(slow[name], fast[name])
             self.release()
         names = [name for name in self.slow.other_names() if not name.endswith(_COMPUTED)]
         for name in dict.fromkeys((*names, *self._vocabulary)):
-            found.append(Residual(name, _distance(*self.tensors(name))))
+            found[name] = _distance(*self.tensors(name))
         self.release()
-        return sorted(found, key=lambda one: -one.distance)
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
 
     def check_finite(self) -> None:
         """Read every tensor of both models once and validate it.
@@ -161,13 +144,14 @@ class Pair:
         slow, fast = self.slow, self.fast
         if slow.architecture.family != fast.architecture.family:
             raise UsageError(
-                f"{self.paths[0]} is {slow.architecture.family}, {self.paths[1]} is {fast.architecture.family}: a pair "
-                "is one architecture"
+                f"{self.paths[0]} is {slow.architecture.family} and {self.paths[1]} is {fast.architecture.family}: "
+                "give two models of one architecture"
             )
         for path, layers in zip(self.paths, (slow, fast), strict=True):
-            if is_uneven(layers.config):
+            if layers.spec.is_uneven:
                 raise UsageError(
-                    f"{path} has different numbers of experts by layer, which switch does not cover"
+                    f"the layers of {path} have different numbers of experts, which a switch does not support: give a "
+                    "model with equal layers"
                 )
         ours, theirs = (
             {
@@ -183,26 +167,28 @@ class Pair:
         if only:
             where = self.paths[0] if only[0] in ours else self.paths[1]
             raise UsageError(
-                f"{len(only)} tensors are in one model only, {only[0]} (in {where}) first: no pair"
+                f"{len(only)} tensors are in one model only, such as {only[0]} in {where}: give two models with the "
+                "same tensors"
             )
         wrong = next((n for n in ours if ours[n] != theirs[n]), None)
         if wrong:
             raise UsageError(
-                f"{wrong} has shape {list(ours[wrong])} in {self.paths[0]} and {list(theirs[wrong])} in {self.paths[1]}"
+                f"{wrong} has shape {list(ours[wrong])} in {self.paths[0]} and {list(theirs[wrong])} in "
+                f"{self.paths[1]}: give two models with the same shapes"
             )
 
     def _check_function(self) -> None:
         """Validate that all settings that affect the function agree, since an adapter changes only weights."""
-        differ = function_differences(self.slow.config, self.fast.config)
+        differ = function_differences(self.slow.checkpoint, self.fast.checkpoint)
         if differ:
             told = "; ".join(
                 f"{key}: {ours} and {theirs}" for key, (ours, theirs) in list(differ.items())[:4]
             )
             told += f"; {len(differ) - 4} more" if len(differ) > 4 else ""
             raise UsageError(
-                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch does not carry ({told}): no "
-                "pair. Give the model that the slow one was trained from; where the difference changes nothing, write "
-                "the same value in both config.json"
+                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch cannot change ({told}). Give "
+                "the model that the slow model was trained from; if the difference has no effect, write the same value "
+                "in both config.json"
             )
 
     def _check_tokenizers(self) -> None:
@@ -213,29 +199,23 @@ class Pair:
         beyond = next((token for token, number in fast.items() if rows <= number < theirs), None)
         if beyond is not None:
             raise UsageError(
-                f"the vocabularies differ: {beyond!r} is token {fast[beyond]} in {self.paths[1]}, and {self.paths[0]} "
-                f"has embeddings for {rows} tokens"
+                f"the vocabularies differ: {beyond!r} is token {fast[beyond]} in {self.paths[1]}, but {self.paths[0]} "
+                f"has embeddings for {rows} tokens. Give two models with the same vocabulary"
             )
         moved = [token for token, number in slow.items() if fast.get(token, number) != number]
         if moved:
             raise UsageError(
                 f"the vocabularies differ: {moved[0]!r} is token {slow[moved[0]]} in {self.paths[0]} and "
-                f"{fast[moved[0]]} in {self.paths[1]} ({len(moved)} differ)"
+                f"{fast[moved[0]]} in {self.paths[1]} ({len(moved)} differ). Give two models with the same vocabulary"
             )
 
 
 def _stored(layers: LayerFormat, name: str) -> str:
     """Return the stored tensor of the embedding or the head; a tied head uses the embedding, even if it is stored."""
     disk = layers.architecture.disk
-    if name == disk.head and (name not in layers.checkpoint or _is_tied(layers.config)):
+    if name == disk.head and (name not in layers.checkpoint or layers.spec.tied):
         return disk.embedding
     return name
-
-
-def _is_tied(config: dict[str, Any]) -> bool:
-    if "tie_word_embeddings" in config:
-        return bool(config["tie_word_embeddings"])
-    return bool(getattr(text_config(config), "tie_word_embeddings", False))
 
 
 def _distance(slow: Tensor, fast: Tensor) -> float:

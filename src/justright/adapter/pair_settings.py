@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from justright.architectures.spec import attention_windows, text_config
+from justright.architectures.spec import decoder_settings
+from justright.checkpoint.reader import Checkpoint
 
 _MISSING = "(missing)"
 _READ_IF_THERE = ("head_dim", "partial_rotary_factor")
@@ -27,19 +28,19 @@ HARMLESS = frozenset(
         "seq_aux", "ep_size", "num_nextn_predict_layers",
         # shapes, which are compared tensor by tensor
         "vocab_size", "tie_word_embeddings",
-        # windows: `attention_windows` replaces them
+        # windows: `ModelSpec.windows` replaces them
         "sliding_window", "use_sliding_window", "max_window_layers",
     }
 )  # fmt: skip
 """Keys of config.json that may differ in a pair; any other key of the family may change the function."""
 
 
-def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def function_differences(slow: Checkpoint, fast: Checkpoint) -> dict[str, tuple[Any, Any]]:
     """Settings that make two configs of one family compute differently: key -> both values, slow first.
 
     Args:
-        slow: Content of the slow model's ``config.json``.
-        fast: The same for the fast model. The family's defaults are filled in on both sides.
+        slow: The slow model.
+        fast: The fast model. The family's defaults are filled in on both sides.
     """
     ours, theirs = _function(slow), _function(fast)
     keys = dict.fromkeys((*ours, *theirs))
@@ -50,12 +51,12 @@ def function_differences(slow: dict[str, Any], fast: dict[str, Any]) -> dict[str
     }
 
 
-def _function(config: dict[str, Any]) -> dict[str, Any]:
+def _function(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return every setting that may change the forward.
 
     Keys unknown to a family's config class (names left by tools, old keys) are excluded: its model does not read them.
     """
-    decoder = text_config(config)
+    decoder = decoder_settings(checkpoint.config)
     if isinstance(decoder, SimpleNamespace):  # a family without a config class
         found = dict(vars(decoder))
     else:
@@ -69,6 +70,6 @@ def _function(config: dict[str, Any]) -> dict[str, Any]:
     ]  # one for each kind of layer, or one
     if all(one.get("rope_type", "default") == "default" for one in kinds):
         found.pop("max_position_embeddings", None)  # only a limit if positions are not scaled
-    for index, window in enumerate(attention_windows(config)):
+    for index, window in enumerate(checkpoint.spec.windows):
         found[f"sliding_window of layer {index}"] = None if window is None else f"{window.kind} {window.size}"
     return found

@@ -45,10 +45,10 @@ class RankRule:
     def __post_init__(self) -> None:
         rule = RULES.get(self.rule)
         if self.scope not in SCOPES:
-            raise UsageError(f"scope {self.scope!r}: there are {', '.join(SCOPES)}")
+            raise UsageError(f"scope {self.scope!r}: allowed are {', '.join(SCOPES)}")
         if self.scope != "matrix" and "scope" not in rule.takes:
             raise UsageError(
-                f"scope {self.scope} has no meaning here: {self.rule} looks at one matrix at a time"
+                f"rule {self.rule} treats each matrix alone, so scope {self.scope} does not apply: use {SCOPES[0]}"
             )
         if self.power not in (1, 2):
             raise UsageError(f"power {self.power}: allowed are 1 and 2")
@@ -107,7 +107,7 @@ def rule_for_budget(
     """
     if rule.rule != "energy":
         raise UsageError(
-            f"a budget takes the most energy that fits, and {rule.rule} looks at no energy: leave one out"
+            f"a budget needs a rule that uses energy, and {rule.rule} does not: leave out the budget or the rule"
         )
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -122,7 +122,7 @@ def rule_for_budget(
     smallest = replace(rule, value=1e-12)
     least = factor_bytes(choose_ranks(spectra, smallest, layer_of), shapes, width)
     raise UsageError(
-        f"a budget of {budget:,} bytes is too small: the least that switches anything has {least:,}"
+        f"a budget of {budget:,} bytes is too small: the smallest adapter of this pair needs {least:,}"
     )
 
 

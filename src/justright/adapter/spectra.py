@@ -151,8 +151,8 @@ class SpectraFolder:
             u, s, vt = (file.get_tensor(f"{name}.{part}") for part in ("u", "s", "vt"))
         if rank > u.shape[1]:
             raise UsageError(
-                f"{name} of layer {index} needs more than the {u.shape[1]} directions that the spectra keep: decompose "
-                "again with a larger --max-rank, or ask for less"
+                f"{name} of layer {index} needs rank {rank}, but the spectra keep {u.shape[1]} directions: decompose "
+                "again with a larger --max-rank, or lower --value"
             )
         return u[:, :rank], s[:rank], vt[:rank]
 
@@ -192,7 +192,8 @@ def make_spectra(
         tick("decomposing", done, pair.layers)
     if all(one.energy == 0 for one in found.spectra().values()):
         raise UsageError(
-            f"{pair.paths[0]} and {pair.paths[1]} have the same matrices: there is nothing to switch"
+            f"{pair.paths[0]} and {pair.paths[1]} have the same matrices, so there is nothing to extract: give two "
+            "different models"
         )
     return found
 
@@ -224,9 +225,7 @@ def _decompose_layer(
         _refuse_overflow(s, "spectrum", name, index)
         tensors |= {f"{name}.u": u.cpu(), f"{name}.s": s.cpu(), f"{name}.vt": vt.cpu()}
         tensors[f"{name}.energy"] = delta.square().sum(dtype=torch.float64).cpu()
-    partial = file.with_suffix(".partial")
-    save_tensors(tensors, partial)
-    partial.replace(file)
+    save_tensors(tensors, file)
     pair.release()
 
 
@@ -234,8 +233,8 @@ def _refuse_overflow(tensor: Tensor, what: str, name: str, index: int) -> None:
     """Raise `CheckpointError` for values that overflow float32."""
     if not bool(tensor.isfinite().all()):
         raise CheckpointError(
-            f"the {what} of {name} in layer {index} is not finite in float32: the models' weights there are NaN, "
-            "infinite, or far too large; fetch both models again"
+            f"the {what} of {name} in layer {index} is not finite in float32, because a model's weights are NaN, "
+            "infinite or far too large: fetch both models again"
         )
 
 

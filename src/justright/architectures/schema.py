@@ -1,11 +1,12 @@
 """Row types of the architecture table: the facts that justright needs about a model family.
 
-:mod:`justright.architectures.table` defines the rows, :mod:`justright.architectures.spec` reads them.
+:mod:`justright.architectures.table` defines the rows, :mod:`justright.architectures.spec` applies them to a config.
 Names are relative to a decoder layer (``self_attn.q_proj``) unless they say otherwise.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,8 @@ Part = Literal[
 ]
 LayerKind = Literal["all", "dense", "moe"]
 Reach = Literal["full", "every_layer", "layer_types"]
+
+_NORM = re.compile(r"norm\d*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,32 @@ class Linear:
     layers: LayerKind = "all"
     when: str | None = None
     unless: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearModule:
+    """One linear matrix of a model: its module path in memory, its layer and its part."""
+
+    name: str
+    layer: int
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Attention window of one layer.
+
+    Attributes:
+        kind: "sliding": the query at position q sees the keys k with ``q - size < k <= q``, so that
+            ``size`` counts the query's own token. "chunked": it sees the keys of its own chunk,
+            ``k // size == q // size`` and ``k <= q``.
+        size: In tokens.
+
+    Source: ``sliding_window_overlay`` and ``chunked_overlay`` of transformers' ``masking_utils.py``.
+    """
+
+    kind: Literal["sliding", "chunked"]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +244,46 @@ class Architecture:
     def is_moe(self) -> bool:
         """Whether the family has routed experts."""
         return self.moe is not None
+
+    def part(self, name: str, layers: int | None = None) -> Part:
+        """Part of a parameter or buffer, by its name in memory or on disk.
+
+        Args:
+            name: Full name, such as ``model.layers.3.mlp.experts.7.up_proj.weight``; quantisation companions
+                (``..._blocks``, ``....weight_scale_inv``) count as their weight.
+            layers: The number of decoder layers. Layers beyond it on disk (multi-token prediction) are "other".
+
+        Returns:
+            The part; "other" for tensors outside the text decoder, such as a vision tower.
+        """
+        for names in (self.memory, self.disk):
+            if name == names.embedding:
+                return "embedding"
+            if name.startswith(names.final_norm + "."):
+                return "norm"
+            if name.startswith(names.head.removesuffix("weight")):
+                return "head"
+        for names in (self.memory, self.disk):
+            match = re.match(re.escape(names.stem) + r"\.layers\.(\d+)\.(.+)$", name)
+            if match:
+                beyond = layers is not None and int(match[1]) >= layers
+                return "other" if beyond else self._layer_part(match[2])
+        return "other"
+
+    def _layer_part(self, name: str) -> Part:
+        """The part of a parameter by its name within a decoder layer."""
+        if any(_NORM.search(piece) for piece in name.split(".")):
+            return "norm"
+        moe = self.moe
+        if moe is not None:
+            for layout, router in ((moe.memory, moe.router), (moe.disk, moe.router_disk)):
+                if name.startswith(layout.module + "."):
+                    return "experts"
+                if name.startswith(router.module + ".") or name in router.names:
+                    return "router"
+            if moe.shared and name.startswith(moe.shared + "."):
+                return "shared_experts"
+        if name.startswith("self_attn."):
+            return "attention"
+        mlps = {linear.name.rsplit(".", 1)[0] for linear in self.linears if linear.part == "mlp"}
+        return "mlp" if any(name.startswith(module + ".") for module in mlps) else "other"

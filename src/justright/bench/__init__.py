@@ -1,1 +1,1 @@
-"""Measuring decoding: tasks made from real texts, contenders side by side, reports with pictures."""
+"""Benchmarks of decoding: tasks from real texts, contenders, and reports with pictures."""

@@ -1,22 +1,22 @@
-"""Whether two greedy outputs agree, and whether a difference is a tie or a mistake.
+"""Compare two greedy outputs: identical, different after a tie, or wrong.
 
-Contenders sum in different orders, so where the two best logits lie within floating-point noise of each other,
-either token is right, and everything behind it may differ. So a differing output is checked as a whole: the model
-runs once over prompt and output, and each token must be the best one there, or be behind it by noise only.
+Contenders sum in different orders. If the two best logits differ by no more than floating-point noise, either token is
+right, and everything after it may differ. So a differing output is checked as a whole: the model runs once over prompt
+and output, and every token must have the best logit, within noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from justright.engine.sampler import is_near_tie
 
 Logits = Callable[[Sequence[int], Sequence[int]], Tensor]
-"""``(prompt_ids, output_ids) -> [output, vocab]``: the model's logits before each output token."""
+"""``(prompt_ids, output_ids) -> [output, vocab]``: the logits that predict each output token."""
 
 Verdict = Literal["identical", "tie", "mismatch"]
 
@@ -26,11 +26,11 @@ class Agreement:
     """How an output compares with the reference.
 
     Attributes:
-        verdict: identical; different from a tie on, and greedy throughout; or wrong.
-        position: the first differing output token; None if there is none.
-        gap: of the two best logits there, as recomputed.
-        wrong_at: the first token that is not the best one by more than noise; None if there is none.
-        shortfall: how far behind the best logit it is.
+        verdict: identical; tie: different after a tie, but greedy throughout; mismatch: wrong.
+        position: index of the first different token; None if there is none.
+        gap: difference of the two best logits at that token, recomputed.
+        wrong_at: index of the first token whose logit is lower than the best by more than noise; None if there is none.
+        shortfall: difference of that token's logit from the best.
     """
 
     verdict: Verdict
@@ -48,20 +48,16 @@ class Agreement:
             return f"MISMATCH at token {self.position}"
         return f"MISMATCH at token {self.wrong_at} (logit {self.shortfall:.1e} too low)"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def compare(
     prompt_ids: Sequence[int], reference: Sequence[int], output: Sequence[int], logits: Logits
 ) -> Agreement:
-    """Compare ``output`` with ``reference``, running the model only if they differ.
+    """Compare ``output`` with ``reference``; the model runs only if they differ.
 
     Args:
-        prompt_ids: what both go on from.
-        reference: an output that is taken as greedy.
-        output: the one in question.
+        prompt_ids: prompt of both.
+        reference: an output assumed to be greedy.
+        output: the output to check.
         logits: recomputes the model's logits.
     """
     if len(reference) != len(output):

@@ -1,6 +1,6 @@
-"""Who is measured: our loop with and without drafts, transformers' ``generate`` with and without prompt lookup.
+"""Contenders: the engine with and without drafts, transformers' ``generate`` with and without prompt lookup.
 
-Every contender decodes greedily, goes on behind end tokens, and emits the same number of tokens.
+Every contender decodes greedily, ignores end tokens, and generates the same number of tokens.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,9 +31,9 @@ PLAIN = "plain"
 TRANSFORMERS = "transformers"
 LOOKUP = "transformers-lookup"
 LOOKUP_TOKENS = 10
-"""Prompt lookup's ``prompt_lookup_num_tokens``: what transformers' documentation uses."""
+"""Prompt lookup's ``prompt_lookup_num_tokens``, as in transformers' documentation."""
 CHUNK = 1024
-"""Tokens of a prompt that transformers reads at once where a model has sliding windows; see `read_in_chunks`."""
+"""Prompt tokens per forward in transformers for models with sliding windows; see `read_in_chunks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class Generation:
     """One generation.
 
     Attributes:
-        token_ids: what was emitted.
-        prefill_s: until the first tokens were there; None if the prompt was in the cache already.
-        first_tokens: how many they were (prompt lookup drafts already then).
-        decode_s: from then on to the end.
-        verifications: forwards after the first.
-        near_ties: tokens chosen within floating-point noise; None where the contender cannot tell.
-        draft_s: of ``decode_s``, drafting; ours only.
-        verify_s: of ``decode_s``, verifying; ours only.
-        steps: per verification: output position, tokens drafted, tokens accepted; ours only.
+        token_ids: generated tokens.
+        prefill_s: time to the first tokens; None if the prompt was already in the cache.
+        first_tokens: number of first tokens (prompt lookup drafts from the start).
+        decode_s: time after the first tokens.
+        verifications: forwards after the first tokens.
+        near_ties: tokens chosen within floating-point noise; None if the contender does not report it.
+        draft_s: part of ``decode_s`` spent on drafting; justright only.
+        verify_s: part of ``decode_s`` spent on verification; justright only.
+        steps: per verification: output position, tokens drafted, tokens accepted; justright only.
     """
 
     token_ids: list[int]
@@ -64,17 +64,13 @@ class Generation:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens behind the first ones, per second of decoding."""
+        """Tokens after the first ones, per second of decoding."""
         return (len(self.token_ids) - self.first_tokens) / max(self.decode_s, 1e-9)
 
     @property
     def acceptance_length(self) -> float:
         """Tokens per verification: accepted + 1."""
         return (len(self.token_ids) - self.first_tokens) / max(self.verifications, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the derived figures."""
-        return asdict(self)
 
 
 class Contender(Protocol):
@@ -83,16 +79,16 @@ class Contender(Protocol):
     name: str
 
     def run(self, prompt_ids: Sequence[int], tokens: int, *, again: bool = False) -> Generation:
-        """Emit exactly ``tokens`` tokens behind a prompt, greedily.
+        """Generate exactly ``tokens`` tokens after a prompt, greedily.
 
-        ``again`` takes the prompt from the cache of an earlier run where it is there, so that repeats measure
-        decoding alone; without it the prompt is run anew.
+        With ``again`` the prompt is taken from the cache of an earlier run if it is there, so that repeats measure
+        decoding only; otherwise the prompt is computed again.
         """
         ...
 
 
 class EngineContender:
-    """Our engine; ``name`` is the drafter's, or ``plain``."""
+    """justright's engine; ``name`` is the drafter's, or ``plain``."""
 
     def __init__(self, name: str, engine: LLM) -> None:
         self.name = name
@@ -169,10 +165,10 @@ class TransformersContender:
         )
 
     def _cache(self, prompt_ids: Sequence[int]) -> Any:
-        """The last run's cache cut back to this prompt but for its last token, if it was the same prompt.
+        """The last run's cache, cropped to all but the last token of the prompt, if the prompt is the same.
 
-        Never for prompt lookup: given a filled cache, assisted ``generate`` (5.23) runs the whole prompt
-        behind it once more, and its output is wrong. Never with sliding windows either: what has left them is gone.
+        None for prompt lookup: with a filled cache, assisted ``generate`` (5.23) appends the whole prompt again, and
+        its output is wrong. None with sliding windows, whose older keys and values are lost.
         """
         if self.name == LOOKUP or self._kept is None or self._kept[0] != tuple(prompt_ids):
             return None
@@ -186,7 +182,7 @@ class TransformersContender:
 
 
 class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped here
-    """Notes when the first tokens come, how many they are, and how many forwards came behind them."""
+    """Records when the first tokens come, how many they are, and how many forwards follow."""
 
     def __init__(self) -> None:
         self.verifications = 0
@@ -195,11 +191,11 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
         self._prompt = True
 
     def on_forward(self, *_: Any) -> None:
-        """A forward hook of the model. What runs before the first tokens is the prompt, in however many forwards."""
+        """A forward hook of the model. Forwards before the first tokens belong to the prompt."""
         self.verifications += self.first_tokens > 0
 
     def put(self, value: Tensor) -> None:
-        """New tokens; the first call has the prompt."""
+        """Receive new tokens; the first call has the prompt."""
         if self._prompt:
             self._prompt = False
         elif not self.first_tokens:
@@ -207,15 +203,15 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped her
             self.first_tokens = value.numel()
 
     def end(self) -> None:
-        """No more come."""
+        """Do nothing: `BaseStreamer` requires it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContenderName:
-    """A contender as users name it: ``[LABEL=]NAME[:OPTION=VALUE;...]``.
+    """A contender in the form ``[LABEL=]NAME[:OPTION=VALUE;...]``.
 
     Attributes:
-        label: what tables call it.
+        label: name in tables.
         name: ``plain``, a drafter, or one of transformers'.
         options: of the drafter.
     """
@@ -226,41 +222,39 @@ class ContenderName:
 
     @classmethod
     def parse(cls, text: str) -> ContenderName:
-        """Raises `UsageError` for what is none."""
+        """Parse a name; raises `UsageError` for malformed options."""
         name, _, listed = text.partition(":")
         alias, equals, rest = name.partition("=")
         options = key_values(listed.split(";"), f"contender {name}:") if listed else {}
         return cls(alias if equals else text, rest if equals else name, options)
 
     def meaning(self) -> dict[str, Any]:
-        """What tells it from others of the same label: name, options, and which drafter lies at a path."""
+        """What the label stands for: name, options, and the hash of the drafter at a path."""
         found: dict[str, Any] = {"name": self.name, **self.options}
         weights = Path(str(self.options.get("path", ""))) / WEIGHTS
         return found | ({"sha256": file_sha256(weights)} if weights.is_file() else {})
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse unknown contenders.
+    """Validate the names of contenders.
 
     Raises:
-        UsageError: none at all, one twice, or an unknown one.
+        UsageError: no name, a name given twice, or an unknown one.
     """
     known = [PLAIN, *(name for name in drafter_names() if name != "none"), TRANSFORMERS, LOOKUP]
     choices = [ContenderName.parse(name) for name in names]
     for choice in choices:
         if choice.name not in known:
-            raise UsageError(f"no contender is called {choice.name!r}; there are: {', '.join(known)}")
+            raise UsageError(f"no contender is called {choice.name!r}; allowed: {', '.join(known)}")
         fixed = choice.name in (PLAIN, TRANSFORMERS, LOOKUP)
         if fixed and (choice.options or choice.label != choice.name):
-            raise UsageError(
-                f"{choice.name} has no options and no label of its own: others are measured against it"
-            )
+            raise UsageError(f"{choice.name} has an option or a label, but is a baseline; give its name only")
     if not names or len({choice.label for choice in choices}) != len(names):
         raise UsageError("name each contender once, and at least one")
 
 
 def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model as transformers runs it by default, but for `read_in_chunks`, and with end tokens that end nothing."""
+    """The model as transformers runs it by default, except for `read_in_chunks` and ignored end tokens."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
     ).to(device)
@@ -272,10 +266,11 @@ def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> P
 def read_in_chunks(
     model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A forward pre-hook: a long prompt goes into a cache with sliding windows `CHUNK` tokens at a time.
+    """A forward pre-hook that computes a long prompt `CHUNK` tokens at a time if the cache has sliding windows.
 
-    In one forward every window is a mask over the whole prompt: minutes and gigabytes at 32K tokens. ``generate``'s own
-    ``prefill_chunk_size`` does the same, but not for prompt lookup. Only the prefill is another, which is told apart.
+    In a single forward, every window is a mask over the whole prompt: minutes and gigabytes at 32K tokens.
+    ``generate``'s own ``prefill_chunk_size`` does the same, but not for prompt lookup. Only the prefill changes, whose
+    time is reported separately.
     """
     ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
     last = max(CHUNK, kwargs.get("logits_to_keep") or 0)
@@ -297,7 +292,7 @@ def read_in_chunks(
 
 
 def bundled_choice(path: Path) -> str | None:
-    """The drafter that a bundle runs by default, as users name it; None where it has none."""
+    """The default drafter of a bundle in the form of `ContenderName`; None if it has none."""
     defaults = Defaults.read(path)
     if defaults.draft is None or not defaults.draft_options:
         return defaults.draft
@@ -306,7 +301,7 @@ def bundled_choice(path: Path) -> str | None:
 
 
 def engine_contender(choice: ContenderName, engine: LLM) -> EngineContender:
-    """A contender of ours on a loaded engine."""
+    """A contender of justright on a loaded engine."""
     if choice.name == PLAIN:
         return EngineContender(choice.label, engine.with_draft("none"))
     return EngineContender(choice.label, engine.with_draft(choice.name, **choice.options))
@@ -316,7 +311,7 @@ def engine_contender(choice: ContenderName, engine: LLM) -> EngineContender:
 def transformers_logits(
     model: PreTrainedModel, prompt_ids: Sequence[int], output_ids: Sequence[int]
 ) -> Tensor:
-    """What the model says before each output token, by transformers, all tokens given: ``[output, vocab]``."""
+    """The logits that predict each output token, by transformers: ``[output, vocab]``."""
     ids = torch.tensor([[*prompt_ids, *output_ids]], device=model.device)
     cache = DynamicCache(config=model.config)
     keep = len(output_ids) + 1
@@ -326,7 +321,7 @@ def transformers_logits(
 
 @torch.inference_mode()
 def engine_logits(engine: LLM, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Tensor:
-    """The same by our verifier: a prefill, then the output in one step."""
+    """`transformers_logits` by justright's verifier: a prefill, then the output in one step."""
     verifier = engine.verifier
     verifier.clear(0)
     *_, prefilled = verifier.prefill(0, prompt_ids)

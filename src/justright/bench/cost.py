@@ -1,4 +1,4 @@
-"""The cost of verifying n tokens, measured: what decides whether speculation can pay at all."""
+"""The measured cost of verifying n tokens, which decides whether speculative decoding can pay."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 def verify_cost(
     verifier: Verifier, contexts: Sequence[int], sizes: Sequence[int] = SIZES, repeats: int = 7
 ) -> dict[str, Any]:
-    """Median milliseconds of a step of each size behind each number of cached tokens.
+    """Median milliseconds of a step of each size after each number of cached tokens.
 
     Rounds are interleaved over the sizes, after one warm-up each.
 
     Args:
-        verifier: what slot 0 holds is forgotten.
-        contexts: cached tokens.
+        verifier: its slot 0 is cleared.
+        contexts: numbers of cached tokens.
         sizes: tokens of the step.
         repeats: timings per figure.
 
     Returns:
-        ``{"sizes": [...], "contexts": [...], "ms": [[...], ...]}``, one row a context.
+        ``{"sizes": [...], "contexts": [...], "ms": [[...], ...]}``, one row per context.
     """
     verifier.clear(0)
     rows = []

@@ -1,4 +1,4 @@
-"""The main job, shown: long-context tasks decoded plainly and with drafts, the same tokens, in less time."""
+"""The demonstration: long-context tasks decoded plainly and with drafts; the same tokens in less time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from justright.bench.decode import (
     DecodeSetting,
     Progress,
     Results,
-    check_room,
+    check_context,
     measure,
     open_contenders,
 )
@@ -30,13 +30,13 @@ RESULTS, PICTURE = "results.json", "acceptance.png"
 
 @dataclass(frozen=True, slots=True)
 class DemoSetting:
-    """What the demonstration runs; the defaults take some three minutes on two cores.
+    """Settings of the demonstration; the defaults take some three minutes on two cores.
 
     Attributes:
         model: any model.
         context: prompt tokens.
-        tokens: emitted per task and contender.
-        repeats: of each; the tables have medians.
+        tokens: generated per task and contender.
+        repeats: runs per task and contender; the tables show medians.
         draft: the drafter's name.
         engine: further options of `EngineOptions`.
     """
@@ -51,13 +51,13 @@ class DemoSetting:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What came of it.
+    """Result of the demonstration.
 
     Attributes:
         results: every run.
         speed_ratio: drafted over plain, median over the tasks.
         acceptance_length: of the drafted runs, median over the tasks.
-        files: what was written.
+        files: written files.
     """
 
     results: Results
@@ -76,17 +76,17 @@ def run_demo(
     """Run the tasks, compare the outputs, write ``results.json`` and the picture into ``out``.
 
     Args:
-        setting: what to run.
-        out: directory, made if need be.
-        picture: draw it (needs matplotlib).
-        progress: told before each run.
+        setting: settings.
+        out: directory, created if missing.
+        picture: draw the picture (needs matplotlib).
+        progress: called before each run.
 
     Raises:
-        MissingExtraError: the picture is wanted and matplotlib is not there; checked before the work.
-        JustrightError: any of its kinds. (Outputs that differ do not raise: see `refuse_mismatches`.)
+        MissingExtraError: the picture is requested without matplotlib; checked before the work.
+        JustrightError: the model cannot be run. Differing outputs do not raise, see `refuse_mismatches`.
     """
     if setting.draft in ("none", PLAIN):
-        raise UsageError("the demonstration compares plain decoding with a drafter: give one, such as suffix")
+        raise UsageError(f"the drafter is {setting.draft!r}; the demonstration needs one, such as suffix")
     if picture:
         need_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def run_demo(
     decode = DecodeSetting((PLAIN, setting.draft), setting.tokens, setting.repeats, setting.engine)
     opened = open_contenders(path, decode)
     assert opened.engine is not None
-    check_room(tasks, setting.tokens, opened.engine.verifier.max_tokens)
+    check_context(tasks, setting.tokens, opened.engine.verifier.max_tokens)
     results = Results({"demo": asdict(setting)})
     measure(opened, tasks, decode, results, progress)
     results.file = out / RESULTS
@@ -111,12 +111,12 @@ def run_demo(
 
 
 def refuse_mismatches(results: Results) -> None:
-    """Fail if an output is wrong.
+    """Raise if an output is wrong.
 
     Raises:
-        JustrightError: an output differs from the reference, and not by a tie.
+        JustrightError: an output differs from the reference by more than a tie.
     """
     if results.mismatches:
         raise JustrightError(
-            f"outputs differ beyond noise: {'; '.join(results.mismatches)}; please report this"
+            f"outputs differ by more than noise: {'; '.join(results.mismatches)}. Please report this"
         )

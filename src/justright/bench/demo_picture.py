@@ -1,4 +1,4 @@
-"""The demonstration's picture: accepted tokens along each output, and both speeds. Needs matplotlib."""
+"""The demonstration's picture: accepted tokens along each output, and both throughputs. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 from justright.bench.contenders import PLAIN, Generation
 from justright.bench.tables import machine_line, steadiness_line
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 from justright.files import check_output
 
 if TYPE_CHECKING:
     from justright.bench.decode import Cell, Results
 
-# Okabe and Ito's colours, told apart by colour-blind people too.
+# Okabe and Ito's colours, which colour-blind people can distinguish.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#595959"
 
 
 def need_matplotlib() -> None:
-    """Check that pictures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
-        MissingExtraError: matplotlib does not import.
+        MissingExtraError: it cannot be imported.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "the picture needs matplotlib: pip install 'justright[plots]', or `justright demo --no-picture`"
+            f"the picture needs matplotlib (or leave it out: `justright demo --no-picture`); {install_command('plots')}"
         ) from error
 
 
 def check_picture(file: Path) -> None:
-    """Refuse a picture that cannot be drawn or written, before the work that it shows.
+    """Check before the work that a picture can be drawn and written.
 
     Raises:
-        UsageError: the folder is not there, or matplotlib knows no such format.
-        MissingExtraError: no matplotlib.
+        UsageError: the folder does not exist, or matplotlib does not support the format.
+        MissingExtraError: matplotlib is not installed.
     """
     check_output(file)
     need_matplotlib()
@@ -45,12 +45,12 @@ def check_picture(file: Path) -> None:
     known = FigureCanvasAgg.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
         raise UsageError(
-            f"the picture {file} is of no format that can be drawn: end it in .png, .svg or .pdf"
+            f"the picture {file} has no supported format; allowed endings: .png, .svg, .pdf and others"
         )
 
 
 def save_picture(results: Results, draft: str, file: Path) -> Path:
-    """Draw the tasks that ``plain`` and ``draft`` have both run, one row each, and write a PNG."""
+    """Draw the tasks that both ``plain`` and ``draft`` have run, one row each."""
     need_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def _steps(run: Generation) -> list[tuple[int, int, int]]:
 
 
 def _acceptance(axes: Any, task: str, cell: Cell, top: int) -> None:
-    """A bar per verification, as wide and as high as the tokens that it gave."""
+    """Draw a bar per verification; width and height are the number of tokens that it yields."""
     run = cell.runs[0]
     steps = _steps(run)
     end = len(run.token_ids)
@@ -103,7 +103,7 @@ def _acceptance(axes: Any, task: str, cell: Cell, top: int) -> None:
     axes.axhline(mean, color=_BLUE, linewidth=1.4, linestyle="--")
     kind, _, context = task.partition("@")
     axes.set_title(f"{kind}, {context} tokens of context", loc="left", fontsize=10, weight="bold")
-    axes.set_title(f"mean {mean:.2f} tokens a verification (dashed)", loc="right", fontsize=9, color=_BLUE)
+    axes.set_title(f"mean {mean:.2f} tokens per verification (dashed)", loc="right", fontsize=9, color=_BLUE)
     axes.set_ylim(0, top + 1)
     axes.set_xlim(0, end)
     axes.set_ylabel("tokens per\nverification", fontsize=9)

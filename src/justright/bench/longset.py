@@ -1,8 +1,8 @@
-"""Long prompts in length buckets, by kind of task, from any texts: what speculative decoding is measured on.
+"""Long prompts by length bucket and kind of task, built from any texts, for benchmarks of speculative decoding.
 
 After LongSpecBench (arXiv:2510.07535: 200 prompts of 4K to 64K tokens from WildChat): a file of JSON lines, a builder
-for texts at hand, and one for WildChat's conversations where they can be had. Prompts are conversations, not tokens,
-so one file serves every model; a bucket is measured with the tokenizer that the file was built with.
+for local texts, and one for WildChat's conversations. Prompts are conversations, not tokens, so one file serves every
+model; buckets count the tokens of the tokenizer that the file was built with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from justright.bench.tasks import Frame, user
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.files import write_whole
 from justright.records import conversation, files_below, read_rows, read_text, skipped_note
@@ -32,11 +33,11 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class SourceText:
-    """A text to make prompts of.
+    """A text to build prompts from.
 
     Attributes:
         name: for the prompts' ``source``.
-        text: as long as the largest bucket at least, or it serves smaller ones only.
+        text: serves the buckets that are not longer than it.
         licence: of the text.
         code: whether it is a program.
     """
@@ -54,10 +55,10 @@ class Prompt:
     Attributes:
         id: unique in its file.
         kind: one of `KINDS`.
-        bucket: the most tokens it has; at least nine tenths of them, or more than half in a conversation of WildChat.
-        messages: the conversation, the last turn the user's; role ``text`` for a plain text to go on from.
-        steering: words with which the assistant's turn already begins; "" for none.
-        source: where the text is from.
+        bucket: maximum number of tokens; the prompt has at least nine tenths of it, from WildChat more than half.
+        messages: the conversation, which ends with a user turn; role ``text`` for a plain text to continue.
+        steering: first words of the assistant's turn; "" for none.
+        source: of the text.
         licence: of the text.
     """
 
@@ -70,22 +71,12 @@ class Prompt:
     licence: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    messages: list[dict[str, str]]
-    steering: str = ""
+def _summarise(text: str, _: random.Random) -> Frame:
+    return Frame([user(f"Here is a text.\n\n{text}\n\nSummarise it in one paragraph.")])
 
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def _summarise(text: str, _: random.Random) -> _Frame:
-    return _Frame([_user(f"Here is a text.\n\n{text}\n\nSummarise it in one paragraph.")])
-
-
-def _quote(text: str, rng: random.Random) -> _Frame | None:
-    """Asks for a passage in the middle, named by its first words, which occur only once."""
+def _quote(text: str, rng: random.Random) -> Frame | None:
+    """Request a passage in the middle by its first words, which occur only once."""
     sentences = re.split(r"(?<=[.!?])\s+", text)
     places = list(range(len(sentences) // 10, max(1, 9 * len(sentences) // 10)))
     rng.shuffle(places)
@@ -97,12 +88,12 @@ def _quote(text: str, rng: random.Random) -> _Frame | None:
                 f'Here is a text.\n\n{text}\n\nFind the passage that begins with "{start}". Quote it and the five '
                 "sentences behind it word for word, then say in one sentence what it is about."
             )
-            return _Frame([_user(ask)], start)
+            return Frame([user(ask)], start)
     return None
 
 
-def _edit(text: str, _: random.Random) -> _Frame | None:
-    """Asks for the whole program with its most frequent long name changed."""
+def _edit(text: str, _: random.Random) -> Frame | None:
+    """Request the whole program with its most frequent long name changed."""
     names = Counter(re.findall(r"\b[a-z_][a-z0-9_]{5,}\b", text))
     found = next(((name, count) for name, count in names.most_common(40) if "_" in name), None)
     if found is None or found[1] < 2:
@@ -112,30 +103,30 @@ def _edit(text: str, _: random.Random) -> _Frame | None:
         f"Here is a program.\n\n```\n{text}\n```\n\nWrite out the whole program again, with `{name}` renamed to "
         f"`{name}_2`."
     )
-    return _Frame([_user(ask)], "Here is the whole program:\n\n```\n" + " ".join(text.split(" ")[:4]))
+    return Frame([user(ask)], "Here is the whole program:\n\n```\n" + " ".join(text.split(" ")[:4]))
 
 
-def _multi_turn(text: str, _: random.Random) -> _Frame:
-    """A reader who gives a text piece by piece and asks about it; at last for everything said so far."""
+def _multi_turn(text: str, _: random.Random) -> Frame:
+    """A user gives a text piece by piece with a question about each, and finally requests all answers again."""
     pieces = _pieces(text, _TURNS)
     messages: list[dict[str, str]] = []
     first_sentences = []
     for number, piece in enumerate(pieces, start=1):
         sentence = re.split(r"(?<=[.!?])\s+", piece.strip())[0][:300]
         first_sentences.append(sentence)
-        messages.append(_user(f"Part {number} of my text:\n\n{piece}\n\nWhat is its first sentence?"))
+        messages.append(user(f"Part {number} of my text:\n\n{piece}\n\nWhat is its first sentence?"))
         messages.append(
             {"role": "assistant", "content": f"The first sentence of part {number} is: {sentence}"}
         )
-    messages.append(_user("List the first sentences of all parts again, one a line, word for word."))
-    return _Frame(messages, f"The first sentence of part 1 is: {first_sentences[0][:40]}")
+    messages.append(user("List the first sentences of all parts again, one a line, word for word."))
+    return Frame(messages, f"The first sentence of part 1 is: {first_sentences[0][:40]}")
 
 
-def _continue(text: str, _: random.Random) -> _Frame:
-    return _Frame([{"role": "text", "content": text}])
+def _continue(text: str, _: random.Random) -> Frame:
+    return Frame([{"role": "text", "content": text}])
 
 
-_KINDS: dict[str, Callable[[str, random.Random], _Frame | None]] = {
+_KINDS: dict[str, Callable[[str, random.Random], Frame | None]] = {
     "multi-turn": _multi_turn,
     "summarise": _summarise,
     "quote-and-answer": _quote,
@@ -154,23 +145,23 @@ def build(
     per_cell: int = 2,
     seed: int = 0,
 ) -> list[Prompt]:
-    """Prompts for every kind and bucket that the texts are long enough for.
+    """Build prompts for every kind and bucket that the texts are long enough for.
 
     Args:
         sources: the texts; programs serve ``edit-code``, others the rest, and ``continue`` takes both.
-        count: tokens of a text.
-        buckets: the most tokens of a prompt.
+        count: counts the tokens of a text.
+        buckets: maximum tokens of a prompt.
         kinds: of `KINDS`.
-        per_cell: prompts of each kind and bucket, from different places.
+        per_cell: prompts per kind and bucket, from different places.
         seed: of the places.
 
     Raises:
-        UsageError: an unknown kind, a bucket too small, or nothing that any text is long enough for.
+        UsageError: an unknown kind, a bucket that is too small, or no text that is long enough.
     """
     _check_buckets(buckets)
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
-        raise UsageError(f"no kind is called {', '.join(unknown)}; there are: {', '.join(KINDS)}")
+        raise UsageError(f"no kind is called {', '.join(unknown)}; allowed: {', '.join(KINDS)}")
     prompts = []
     for kind in dict.fromkeys(kinds):
         fitting = [s for s in sources if kind == "continue" or s.code == (kind == "edit-code")]
@@ -188,22 +179,20 @@ def build(
                         )
                     )
     if not prompts:
-        raise UsageError(
-            "none of the texts is long enough for any bucket: add texts, or ask for shorter buckets"
-        )
+        raise UsageError("no text is long enough for any bucket; add texts, or give shorter --buckets")
     return prompts
 
 
 def _check_buckets(buckets: Sequence[int]) -> None:
     if not buckets or min(buckets) < LEAST_BUCKET:
         given = ", ".join(map(str, buckets)) or "none"
-        raise UsageError(f"the buckets are {given}; allowed: one or more of {LEAST_BUCKET} tokens and up")
+        raise UsageError(f"the buckets are {given}; allowed: one or more, of at least {LEAST_BUCKET} tokens")
 
 
 def _one(
     kind: str, bucket: int, sources: Sequence[SourceText], count: CountTokens, rng: random.Random
-) -> tuple[_Frame, SourceText] | None:
-    """A prompt of a random source at a random place, at most ``bucket`` tokens and at least nine tenths of it."""
+) -> tuple[Frame, SourceText] | None:
+    """A prompt from a random place of a random source, with nine tenths of ``bucket`` to ``bucket`` tokens."""
     for source in rng.sample(list(sources), len(sources)):
         paragraphs = [m.end() for m in re.finditer(r"\n\s*\n", source.text)] or [0]
         for start in [rng.choice(paragraphs), 0]:
@@ -216,7 +205,7 @@ def _one(
                 if frame is None:
                     break
                 size = count("\n".join(m["content"] for m in frame.messages) + frame.steering)
-                size += 8 * len(frame.messages)  # what a chat template puts around a turn
+                size += 8 * len(frame.messages)  # tokens of the chat template per turn
                 if _LEAST_FILL * bucket <= size <= bucket:
                     return frame, source
                 characters = int(characters * 0.95 * bucket / size)
@@ -235,17 +224,17 @@ def from_conversations(
     buckets: Sequence[int] = BUCKETS,
     per_bucket: int = 20,
 ) -> list[Prompt]:
-    """Prompts out of WildChat's rows (allenai/WildChat-4.8M): English, not toxic, up to a user's turn.
+    """Build prompts from WildChat's rows (allenai/WildChat-4.8M): English, not toxic, up to a user turn.
 
     Args:
         rows: with ``conversation`` (a list of turns ``role``, ``content``), ``language``, ``toxic`` and
             ``conversation_hash``; read until every bucket is full.
-        count: tokens of a text.
-        buckets: the most tokens of a prompt; a prompt has more than half of them.
-        per_bucket: prompts a bucket.
+        count: counts the tokens of a text.
+        buckets: maximum tokens of a prompt; a prompt has more than half of it.
+        per_bucket: prompts per bucket.
 
     Raises:
-        UsageError: no bucket, or one too small.
+        UsageError: no bucket, or one that is too small.
     """
     _check_buckets(buckets)
     found: dict[int, list[Prompt]] = {bucket: [] for bucket in sorted(buckets)}
@@ -261,17 +250,8 @@ def from_conversations(
             bucket = next((b for b in found if size <= b), None)
             if bucket is not None and size > bucket // 2 and len(found[bucket]) < per_bucket:
                 name = str(row.get("conversation_hash", len(found[bucket])))
-                found[bucket].append(
-                    Prompt(
-                        f"wildchat-{bucket}-{name}",
-                        "multi-turn",
-                        bucket,
-                        tuple(turns[:end]),
-                        "",
-                        "WildChat",
-                        "ODC-BY",
-                    )
-                )
+                label, said = f"wildchat-{bucket}-{name}", tuple(turns[:end])
+                found[bucket].append(Prompt(label, "multi-turn", bucket, said, "", "WildChat", "ODC-BY"))
                 break
         if all(len(prompts) >= per_bucket for prompts in found.values()):
             break
@@ -279,13 +259,13 @@ def from_conversations(
 
 
 def read_folder(folder: Path) -> list[SourceText]:
-    """The texts below a folder: each long file by itself, and all programs and all other texts joined.
+    """The texts below a folder: each file alone, all programs joined, and all other texts joined.
 
     Raises:
         SourceError: no such folder, or no text in it.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder: give one with texts ({', '.join(TEXT_SUFFIXES)})")
+        raise SourceError(f"{folder} is no folder; give one with texts ({', '.join(TEXT_SUFFIXES)})")
     texts = [(file, read_text(file)) for file in files_below(folder, TEXT_SUFFIXES)[0]]
     found = [
         SourceText(str(f.relative_to(folder)), text, "unknown", f.suffix.lower() in CODE_SUFFIXES)
@@ -297,12 +277,12 @@ def read_folder(folder: Path) -> list[SourceText]:
             joined = "\n\n".join(source.text for source in same)
             found.append(SourceText(f"{folder.name} ({len(same)} files)", joined, "unknown", code))
     if not found:
-        raise SourceError(f"{folder} has no texts; looked for {', '.join(TEXT_SUFFIXES)}")
+        raise SourceError(f"{folder} has no texts; allowed endings: {', '.join(TEXT_SUFFIXES)}")
     return found
 
 
 def notes(folder: Path) -> list[str]:
-    """What of the folder `read_folder` does not read."""
+    """A note on files that `read_folder` does not read."""
     skipped = files_below(folder, TEXT_SUFFIXES)[1]
     return [skipped_note(folder, skipped, TEXT_SUFFIXES)] if skipped else []
 
@@ -313,14 +293,14 @@ def write(prompts: Iterable[Prompt], file: Path) -> None:
 
 
 def read(file: Path) -> Iterator[Prompt]:
-    """Read what `write` wrote.
+    """Read a file of `write`.
 
     Raises:
         SourceError: no such file.
-        CheckpointError: a line that is no prompt.
+        CheckpointError: a line is no prompt.
     """
     if not file.is_file():
-        raise SourceError(f"{file} does not exist: `justright bench longset` makes such files")
+        raise SourceError(f"{file} does not exist; make it with `justright bench longset`")
     for where, row in read_rows(file):
         try:
             messages = tuple({"role": m["role"], "content": m["content"]} for m in row["messages"])

@@ -1,9 +1,9 @@
-"""LongSpecBench: how speculative decoding does as contexts grow, by length and by kind of task.
+"""LongSpecBench: speculative decoding by context length and kind of task.
 
-After arXiv:2510.07535, section 5. The prompts are those of `justright.bench.longset`: made from texts at hand, from a
-file, or from WildChat. What is counted is fair: every contender emits the same tokens (checked against the first one,
-or against transformers), prefill is told apart, drafting and verification are told apart, the acceptance length is
-tokens a verification, and every figure is a median with its spread.
+After arXiv:2510.07535, section 5. The prompts are those of `justright.bench.longset`: from the zoo's texts, a file or
+WildChat. Every contender generates the same tokens (checked against transformers or the first contender).
+Prefill, drafting and verification are reported separately, acceptance length is tokens per verification, and times are
+medians.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from justright.bench.decode import (
     DecodeSetting,
     Progress,
     Results,
-    check_room,
+    check_context,
     measure,
     open_contenders,
 )
 from justright.bench.longset import KINDS, Prompt, build, read
 from justright.bench.longtexts import counter, zoo_texts
 from justright.bench.tables import speed_ratio
-from justright.bench.tasks import Task
+from justright.bench.tasks import Frame, Task, encode
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import ResourceError, UsageError
@@ -52,15 +52,15 @@ class LongTask(Task):
 
 @dataclass(frozen=True, slots=True)
 class LongPlan:
-    """A measurement.
+    """Settings of a measurement.
 
     Attributes:
         model: name, as users give it.
         decode: contenders, tokens, repeats, engine.
-        prompts: a file by `justright bench longset`; None: made from the zoo's texts.
-        buckets: lengths to measure; those beyond the model's context are left out, or cut to what fits.
+        prompts: a file from `justright bench longset`; None: built from the zoo's texts.
+        buckets: lengths to measure; those beyond the model's context are reduced to fit, or omitted.
         kinds: of tasks.
-        per_cell: prompts of each kind and length, where they are made.
+        per_cell: prompts built per kind and length.
         seed: of the places in the texts.
     """
 
@@ -76,26 +76,26 @@ class LongPlan:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or not self.buckets:
             raise UsageError(
-                f"kinds {', '.join(self.kinds) or 'none'}, lengths {', '.join(map(str, self.buckets)) or 'none'}: "
-                f"give at least one length, and kinds out of {', '.join(KINDS)}"
+                f"kinds {', '.join(self.kinds) or 'none'}, lengths {', '.join(map(str, self.buckets)) or 'none'}; "
+                f"allowed: at least one length, and kinds out of {', '.join(KINDS)}"
             )
 
 
 def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | None = None) -> Results:
-    """Measure all of it; with a file, what it holds already is not measured again.
+    """Run the measurement; results that the file already holds are not measured again.
 
     Raises:
-        JustrightError: any of its kinds; prompts, room and the file are checked before anything is timed.
+        JustrightError: prompts, context or the file do not fit; checked before anything is timed.
     """
     path = resolve(plan.model).path
     identity = asdict(plan)
-    for varying in ("kinds", "buckets"):  # more of these may join what was measured before
+    for varying in ("kinds", "buckets"):  # later runs may add more of these to the file
         del identity[varying]
     for varying in ("contenders", "repeats"):
         del identity["decode"][varying]
     prompts = None if plan.prompts is None else file_sha256(plan.prompts)
     results = Results({"longspec": {**identity, "prompts": prompts}}, file)
-    results.settle(plan.decode.contenders)
+    results.record_contenders(plan.decode.contenders)
     tokenizer = load_tokenizer(path)
     opened = open_contenders(path, plan.decode)
     context = (
@@ -103,20 +103,19 @@ def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | 
         if opened.engine is not None
         else opened.model.config.max_position_embeddings  # type: ignore[union-attr]
     )
-    room = context - plan.decode.tokens
-    tasks = _tasks(plan, tokenizer, room)
+    tasks = _tasks(plan, tokenizer, context - plan.decode.tokens)
     if not tasks:
         raise ResourceError(
-            f"no prompt fits: the model's context holds {context} tokens, {plan.decode.tokens} of them for the output; "
+            f"no prompt fits the model's context of {context} tokens with {plan.decode.tokens} output tokens; "
             "give shorter --buckets"
         )
-    check_room(tasks, plan.decode.tokens, context)
+    check_context(tasks, plan.decode.tokens, context)
     measure(opened, tasks, plan.decode, results, progress, share_prefill=True)
     return results
 
 
 def left_out(plan: LongPlan, results: Results) -> list[str]:
-    """What of a plan has no prompt, beyond the context or without a text for it: ``LENGTH``, or ``KIND@LENGTH``."""
+    """``LENGTH`` or ``KIND@LENGTH`` of a plan without prompts: beyond the context, or without a long enough text."""
     there = {name.partition("#")[0] for name in results.cells}
     found = []
     for bucket in plan.buckets:
@@ -125,13 +124,13 @@ def left_out(plan: LongPlan, results: Results) -> list[str]:
     return found
 
 
-def _tasks(plan: LongPlan, tokenizer: Any, room: int) -> list[Task]:
-    """Prompts as tokens, shortest first; of the lengths that fit, or nearly."""
+def _tasks(plan: LongPlan, tokenizer: Any, most: int) -> list[Task]:
+    """Prompts of at most ``most`` tokens, shortest first; buckets up to a ninth longer are reduced to ``most``."""
     if plan.prompts is not None:
         prompts: Iterable[Prompt] = read(plan.prompts)
     else:
         fitting = {
-            bucket if bucket <= room else room: bucket for bucket in plan.buckets if bucket * 0.9 <= room
+            bucket if bucket <= most else most: bucket for bucket in plan.buckets if bucket * 0.9 <= most
         }
         if not fitting:
             return []
@@ -147,52 +146,33 @@ def _tasks(plan: LongPlan, tokenizer: Any, room: int) -> list[Task]:
     found = []
     for prompt in prompts:
         if prompt.kind in plan.kinds and prompt.bucket in plan.buckets:
-            ids = encode(prompt, tokenizer)
-            if len(ids) <= room:
+            frame = Frame([dict(message) for message in prompt.messages], prompt.steering)
+            ids = encode(frame, tokenizer, special=True)
+            if len(ids) <= most:
                 found.append(
                     LongTask(prompt.kind, prompt.bucket, False, prompt.steering, tuple(ids), prompt.id)
                 )
     return sorted(found, key=lambda task: task.context)
 
 
-def encode(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """Tokens of a prompt by the model's chat template, the assistant's turn begun with its steering.
-
-    A text to go on from, and a model without a template, take it as it is.
-    """
-    messages = [dict(message) for message in prompt.messages]
-    if messages[-1]["role"] == "text":
-        return list(tokenizer(messages[-1]["content"], verbose=False)["input_ids"])
-    if tokenizer.chat_template is None:
-        turns = [f"### {message['role'].title()}:\n{message['content']}" for message in messages]
-        text = "\n\n".join([*turns, "### Assistant:\n"])
-    else:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(
-        tokenizer(text + prompt.steering, add_special_tokens=tokenizer.chat_template is None, verbose=False)[
-            "input_ids"
-        ]
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One contender at one length (or over one kind of task).
+    """Results of one contender at one length (or for one kind of task).
 
     Attributes:
         group: the length in tokens, or the kind.
         contender: its label.
-        prompts: how many.
-        acceptance_length: tokens a verification, over all prompts together.
-        x_plain: speed against our plain loop: median over the prompts; None without it.
-        x_plain_least: the least of them.
-        x_plain_all: over all prompts together: the time to decode as many tokens of each, plainly, over this one's.
-        x_transformers: against transformers' ``generate``: median.
-        draft_ms: a verification's drafting, in milliseconds.
-        verify_ms: its verifying.
+        prompts: number of prompts.
+        acceptance_length: tokens per verification, over all prompts together.
+        x_plain: throughput over plain decoding's, median over the prompts; None without it.
+        x_plain_least: the lowest of these ratios.
+        x_plain_all: plain decoding's total time for the same number of tokens of each prompt, over this contender's.
+        x_transformers: throughput over that of transformers' ``generate``, median over the prompts.
+        draft_ms: drafting time per verification, in milliseconds.
+        verify_ms: verification time, in milliseconds.
         tokens_per_s: median over the prompts.
         prefill_s: median over the prompts.
-        outputs: what the outputs were found to be.
+        outputs: verdicts on the outputs.
     """
 
     group: str
@@ -289,7 +269,7 @@ NARROW = (
 
 
 def narrow_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
-    """Rows for `NARROW`, which fit 80 columns: each group is a line of its own above its contenders."""
+    """Rows for `NARROW`, which fit 80 columns: each group has its own line above its contenders."""
     rows: list[tuple[str, ...]] = []
     for number, (one, row) in enumerate(zip(found, table_rows(found), strict=True)):
         if number == 0 or one.group != found[number - 1].group:
@@ -300,7 +280,7 @@ def narrow_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
 
 
 def draw(results: Results, file: Path) -> Path:
-    """Acceptance by length, speed-up by length, and what a verification costs: a PNG (needs matplotlib)."""
+    """Draw acceptance length and speed-up by context length, and time per verification (needs matplotlib)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -319,7 +299,7 @@ def draw(results: Results, file: Path) -> Path:
         left.plot(at, [one.acceptance_length for one in mine.values()], **style)
         if all(one.x_plain is not None for one in mine.values()):
             middle.plot(at, [one.x_plain for one in mine.values()], **style)
-    for axes, title in ((left, "tokens a verification"), (middle, "speed, times our plain loop")):
+    for axes, title in ((left, "tokens per verification"), (middle, "speed, times plain decoding")):
         axes.set_xticks(range(len(lengths)), lengths)
         axes.set(title=title, xlabel="context (tokens)")
         axes.spines[["top", "right"]].set_visible(False)
@@ -335,7 +315,7 @@ def draw(results: Results, file: Path) -> Path:
         color="#E69F00",
         label="draft",
     )
-    right.set(title=f"milliseconds a verification, {lengths[-1]} tokens", xlabel="ms")
+    right.set(title=f"milliseconds per verification, {lengths[-1]} tokens", xlabel="ms")
     right.invert_yaxis()
     right.legend(fontsize=8)
     figure.supxlabel(

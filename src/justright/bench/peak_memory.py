@@ -1,6 +1,6 @@
-"""The peak memory of one contender, measured in a process of its own (`peak_process`).
+"""The peak memory of one contender, measured in a separate process (`peak_process`).
 
-Loading counts: a contender that must hold the weights twice to pack them needs the memory too.
+Loading is included: a contender that holds the weights twice while it packs them needs that memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def peak_bytes(
         contender: its name.
         kind: the task.
         context: its length.
-        tokens: to emit.
+        tokens: to generate.
         options: of the engine.
 
     Raises:
@@ -42,9 +42,9 @@ def peak_bytes(
 
 
 def own_peak_bytes() -> int:
-    """The largest resident size that this process has had since its program started."""
+    """Peak resident size of this process since its program started."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count the parent's size at the fork
+    if status.exists():  # ru_maxrss would include the parent's size at the fork
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

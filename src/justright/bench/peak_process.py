@@ -1,4 +1,4 @@
-"""The process whose memory is measured: it loads one contender, generates once, and prints its peak.
+"""The measured process: loads one contender, generates once, and prints its peak memory.
 
 python -m justright.bench.peak_process '{"model": ..., "contender": ..., ...}'
 """

@@ -1,4 +1,4 @@
-"""What the command and the script share: one call for the whole decode measurement, from names to results."""
+"""One call for the whole decode benchmark, from names to results; the command and the script share it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from justright.bench.decode import (
     DecodeSetting,
     Progress,
     Results,
-    check_room,
+    check_context,
     measure,
     measure_memory,
     open_contenders,
@@ -24,15 +24,15 @@ from justright.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """A decode measurement.
+    """Settings of a decode benchmark.
 
     Attributes:
         model: name, as users give it.
-        kinds: tasks.
+        kinds: of tasks.
         contexts: prompt tokens.
         decode: contenders, tokens, repeats, engine.
         memory: measure each contender's peak memory, on the first task of each context.
-        cost: measure what verifying n tokens costs.
+        cost: measure the cost of verifying n tokens.
     """
 
     model: str
@@ -44,31 +44,31 @@ class DecodePlan:
 
     def __post_init__(self) -> None:
         if not self.kinds or not self.contexts:
-            raise UsageError("at least one task and one context length are needed")
+            raise UsageError("no task or no context length is given; give at least one of each")
         if any(context < 1 for context in self.contexts):
-            raise UsageError("context lengths are 1 token or more")
+            raise UsageError(f"a context length is {min(self.contexts)}; allowed: 1 token or more")
 
 
 def run_plan(plan: DecodePlan, file: Path | None = None, progress: Progress | None = None) -> Results:
-    """Measure all of it; with a file, what it holds already is not measured again.
+    """Run the benchmark; results that the file already holds are not measured again.
 
     Raises:
-        JustrightError: any of its kinds; prompts, room and the file are checked before anything is timed.
+        JustrightError: prompts, context or the file do not fit; checked before anything is timed.
     """
     path = resolve(plan.model).path
     identity = asdict(plan)
-    # More contexts, tasks, repeats or contenders may join what was measured before; these may not differ.
+    # Later runs may add tasks, contexts, repeats and contenders to the file; all other settings must be the same.
     for varying in ("kinds", "contexts", "memory", "cost"):
         del identity[varying]
     for varying in ("contenders", "repeats"):
         del identity["decode"][varying]
     results = Results(identity, file)
-    results.settle(plan.decode.contenders)
+    results.record_contenders(plan.decode.contenders)
     tokenizer = load_tokenizer(path)
     tasks = [build(kind, tokenizer, context) for context in plan.contexts for kind in plan.kinds]
     opened = open_contenders(path, plan.decode)
     if opened.engine is not None:
-        check_room(tasks, plan.decode.tokens, opened.engine.verifier.max_tokens)
+        check_context(tasks, plan.decode.tokens, opened.engine.verifier.max_tokens)
     measure(opened, tasks, plan.decode, results, progress)
     if plan.cost and opened.engine is not None and results.cost is None:
         results.cost = verify_cost(opened.engine.verifier, plan.contexts)
@@ -82,17 +82,17 @@ def run_plan(plan: DecodePlan, file: Path | None = None, progress: Progress | No
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """``"1024,4096"`` to its numbers.
+    """Parse ``"1024,4096"``.
 
     Raises:
-        UsageError: something else.
+        UsageError: the text is no list of whole numbers.
     """
     try:
         return tuple(int(part) for part in words(text))
     except ValueError as error:
-        raise UsageError(f"{text!r} is no list of whole numbers, such as 1024,4096") from error
+        raise UsageError(f"{text!r} is no list of whole numbers; give one such as 1024,4096") from error
 
 
 def words(text: str) -> Sequence[str]:
-    """``"a, b"`` to its parts."""
+    """Parse ``"a, b"``."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""Measurements as tables: for the terminal (rich) and for documents (Markdown)."""
+"""Tables of results, for the terminal (rich) and for documents (Markdown)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from justright.bench.decode import Cell, Results
 
 STEADY = 1.25
-"""Above this `unsteadiness`, ratios say little."""
+"""Limit of `unsteadiness`; above it, ratios are not reliable."""
 
 HEADER = (
     "task", "contender", "tokens/s", "min-max", "x transformers", "x plain", "tokens/step", "prefill s", "output",
@@ -22,27 +22,13 @@ HEADER = (
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """One row a task and contender; ratios are of medians within the run."""
+    """One row per task and contender; ratios are those of medians."""
     found = []
     for task, row in results.cells.items():
         for name, cell in row.items():
             if cell.runs:
                 found.append(_row(task, name, cell, row))
     return found
-
-
-def wide_rows(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and one row a task: everyone's tokens/s, the ratios to transformers, and whether all outputs agree."""
-    names = list(dict.fromkeys(name for row in results.cells.values() for name in row))
-    against = [name for name in names if name not in (TRANSFORMERS, LOOKUP)]
-    header = ("task", *names, *(f"{name} / transformers" for name in against), "outputs")
-    found = []
-    for task, row in results.cells.items():
-        speeds = [f"{row[name].median('tokens_per_s'):.1f}" if name in row else "" for name in names]
-        ratios = [ratio(row[name], row.get(TRANSFORMERS)) if name in row else "" for name in against]
-        verdicts = sorted({str(cell.agreement or "-") for cell in row.values()})
-        found.append((task, *speeds, *ratios, "; ".join(verdicts)))
-    return header, found
 
 
 def _row(task: str, name: str, cell: Cell, others: dict[str, Cell]) -> tuple[str, ...]:
@@ -64,7 +50,7 @@ def _row(task: str, name: str, cell: Cell, others: dict[str, Cell]) -> tuple[str
 
 
 def speed_ratio(cell: Cell, other: Cell | None) -> float | None:
-    """How many times as fast as another cell, by medians; None if there is none."""
+    """Ratio of the median throughputs of two cells; None without results."""
     if other is None or not other.runs or not cell.runs:
         return None
     return cell.median("tokens_per_s") / other.median("tokens_per_s")
@@ -84,9 +70,9 @@ def median_ratio(results: Results, name: str, other: str) -> float | None:
 
 
 def unsteadiness(results: Results) -> float:
-    """How much the speed of the very same work varied within the measurement: largest over smallest; 1 is perfect.
+    """Largest ratio of times that the same work took within the measurement; 1 is best.
 
-    The same work: a cell's repeats, and the prefills of one task by our own contenders.
+    The same work: a cell's repeats, and the prefills of one task by justright's contenders.
     """
     worst = 1.0
     for row in results.cells.values():
@@ -99,18 +85,18 @@ def unsteadiness(results: Results) -> float:
 
 
 def steadiness_line(results: Results) -> str:
-    """How far to trust the ratios."""
+    """A sentence on the reliability of the ratios."""
     worst = unsteadiness(results)
     repeats = max((len(cell.runs) for row in results.cells.values() for cell in row.values()), default=0)
     if worst < STEADY and repeats < 2:
-        return "One repeat: whether the machine was steady while decoding is not known."
+        return "One repeat: whether the machine was steady is not known."
     if worst < STEADY:
         return f"The machine was steady: the same work took the same time within {worst:.2f}x."
-    return f"THE MACHINE WAS BUSY: the same work differed by up to {worst:.1f}x in time. Measure again alone."
+    return f"THE MACHINE WAS BUSY: the same work differed by up to {worst:.1f}x in time. Stop other work and repeat."
 
 
 def cost_rows(cost: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the verification cost: milliseconds, and times the cost of one token."""
+    """Header and rows of the verification cost: milliseconds, and the ratio of 8 tokens to 1."""
     sizes = cost["sizes"]
     header = ("context", *(f"{size} token{'s' if size > 1 else ''}" for size in sizes), "cost(8) / cost(1)")
     found = []
@@ -123,7 +109,7 @@ def cost_rows(cost: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
 def fitted(
     header: Sequence[str], body: Sequence[Sequence[str]], width: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for a terminal: no empty columns, each task's name once, the least needed left out if narrow."""
+    """Header and rows for a terminal: no empty columns, each task's name once, fewer columns if it is narrow."""
     dropped = ("min-max", "prefill s") if width < 120 else ()
     used = [i for i, name in enumerate(header) if name not in dropped and any(row[i] for row in body)]
     kept = [[row[i] for i in used] for row in body]
@@ -134,7 +120,7 @@ def fitted(
 
 
 def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> Table:
-    """A terminal table whose first ``left`` columns and last one are text and the others numbers."""
+    """A terminal table; the first ``left`` columns, and the last one if ``left > 1``, are text, the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -151,20 +137,17 @@ def rich_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]],
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table for documents."""
+    """A Markdown table."""
     lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in body)]
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """One line for under a table."""
+    """One line on machine and versions, for below a table."""
     versions = machine["versions"]
-    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {_threads(machine)}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    place = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores, {threads}"
     return (
         f"{place}; {machine['created'][:10]}; justright {machine['justright']}, torch {versions.get('torch')}, "
         f"transformers {versions.get('transformers')}, Python {versions.get('python')}"
     )
-
-
-def _threads(machine: dict[str, Any]) -> str:
-    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"

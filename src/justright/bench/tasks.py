@@ -1,8 +1,8 @@
-"""What is decoded in benchmarks: prompts of an exact length, made from the texts that travel with the package.
+"""The benchmarks' tasks: prompts of an exact length, built from texts in the package.
 
-Copying is what long contexts are often for, and what suffix drafts are good at. A small model copies only when it is
-led to: where a task says so, the assistant's turn already begins with a few words (its *steering*), and the model
-goes on from there. The same prompt goes to every contender, so this decides what is measured, never who wins.
+Long contexts are often used for copying, where suffix drafts are strong. A small model copies only with guidance: in
+some tasks the assistant's turn already begins with a few words (the *steering*), which the model continues. Every
+contender gets the same prompt, so the steering favours none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from justright.data import read_text
 from justright.errors import UsageError
@@ -22,11 +22,11 @@ _QUOTE_START_WORDS = 8
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
+    """The part of transformers' tokenizers that tasks need."""
 
     chat_template: Any
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         """Encode; ``["input_ids"]`` are the tokens."""
         ...
 
@@ -41,13 +41,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt to go on from.
+    """One prompt to continue.
 
     Attributes:
         kind: one of `KINDS`.
-        context: the length asked for.
+        context: the requested length.
         copy_heavy: whether the right answer is mostly text of the prompt.
-        steering: the words with which the assistant's turn already begins; "" for none.
+        steering: first words of the assistant's turn; "" for none.
         prompt_ids: the prompt.
     """
 
@@ -64,8 +64,8 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """What stands around a body of text: conversation and steering; whether the text has what is asked for."""
+class Frame:
+    """Conversation and steering around a text; ``complete``: whether the text contains the requested passage."""
 
     messages: list[dict[str, str]]
     steering: str = ""
@@ -76,22 +76,22 @@ class _Frame:
 class _Kind:
     source: str
     copy_heavy: bool
-    frame: Callable[[str], _Frame]
+    frame: Callable[[str], Frame]
 
 
 def build(kind: str, tokenizer: Tokenizer, context: int) -> Task:
-    """A prompt of ``kind`` with ``context`` tokens, or a few less: the source text is cut to fit.
+    """Build a prompt of ``kind`` with ``context`` tokens, or a few less; the source text is truncated to fit.
 
     Args:
         kind: one of `KINDS`.
-        tokenizer: the model's. Without a chat template, turns are laid out as plain text.
+        tokenizer: the model's. Without a chat template, turns are plain text with headings.
         context: tokens of the prompt.
 
     Raises:
-        UsageError: an unknown kind; a length that the instructions alone exceed or that the text does not fill.
+        UsageError: an unknown kind, or a length that is too small for the instructions or too large for the text.
     """
     if kind not in _KINDS:
-        raise UsageError(f"no task is called {kind!r}; there are: {', '.join(_KINDS)}")
+        raise UsageError(f"no task is called {kind!r}; allowed: {', '.join(_KINDS)}")
     made = _KINDS[kind]
     source = list(tokenizer(read_text(made.source), add_special_tokens=False)["input_ids"])
     take, best = context, None
@@ -100,7 +100,7 @@ def build(kind: str, tokenizer: Tokenizer, context: int) -> Task:
         if take < 1:
             break
         frame = made.frame(str(tokenizer.decode(source[:take])))
-        ids = _encode(frame, tokenizer)
+        ids = encode(frame, tokenizer)
         if frame.complete and len(ids) <= context and (best is None or len(ids) > len(best[0])):
             best = ids, frame.steering
         if len(ids) == context:
@@ -115,55 +115,63 @@ def build(kind: str, tokenizer: Tokenizer, context: int) -> Task:
     return Task(kind, context, made.copy_heavy, best[1], tuple(best[0]))
 
 
-def _encode(frame: _Frame, tokenizer: Tokenizer) -> list[int]:
-    if len(frame.messages) == 1 and frame.messages[0]["role"] == "text":
-        return list(tokenizer(frame.messages[0]["content"])["input_ids"])
+def encode(frame: Frame, tokenizer: Tokenizer, *, special: bool = False) -> list[int]:
+    """Tokens of a prompt by the model's chat template, the assistant's turn begun with its steering.
+
+    A text to go on from, and a model without a template, take it as it is; ``special``: with the tokens that the
+    tokenizer adds where there is no template.
+    """
+    if frame.messages[-1]["role"] == "text":
+        return list(tokenizer(frame.messages[-1]["content"], verbose=False)["input_ids"])
     if tokenizer.chat_template is None:
         turns = [f"### {message['role'].title()}:\n{message['content']}" for message in frame.messages]
         text = "\n\n".join([*turns, "### Assistant:\n"])
     else:
-        text = cast(
-            str,
-            tokenizer.apply_chat_template(frame.messages, tokenize=False, add_generation_prompt=True),
-        )
-    return list(tokenizer(text + frame.steering, add_special_tokens=False)["input_ids"])
+        text = tokenizer.apply_chat_template(frame.messages, tokenize=False, add_generation_prompt=True)
+    special = special and tokenizer.chat_template is None
+    return list(tokenizer(text + frame.steering, add_special_tokens=special, verbose=False)["input_ids"])
 
 
-def _summarise(text: str) -> _Frame:
+def user(content: str) -> dict[str, str]:
+    """A user's turn."""
+    return {"role": "user", "content": content}
+
+
+def _summarise(text: str) -> Frame:
     ask = f"Here is the beginning of a novel.\n\n{text}\n\nSummarise it in one paragraph: who is who, and what happens."
-    return _Frame([{"role": "user", "content": ask}])
+    return Frame([user(ask)])
 
 
-def _quote(text: str) -> _Frame:
+def _quote(text: str) -> Frame:
     ask = (
         f"Here is the beginning of a novel.\n\n{text}\n\nQuote what it says about the heroine when she "
         "grew older, word for word. Then say in one sentence how she changed."
     )
     if _PASSAGE not in text:
-        return _Frame([{"role": "user", "content": ask}], complete=False)
+        return Frame([user(ask)], complete=False)
     before, _, passage = text.partition(_PASSAGE)
     start = " ".join((_PASSAGE + passage).split()[:_QUOTE_START_WORDS])
     sentences = before.rstrip().rsplit(". ", _QUOTE_SENTENCES)[1:]
-    return _Frame([{"role": "user", "content": ask}], f"{'. '.join(sentences)}\n\n{start}")
+    return Frame([user(ask)], f"{'. '.join(sentences)}\n\n{start}")
 
 
-def _rewrite(text: str) -> _Frame:
+def _rewrite(text: str) -> Frame:
     ask = (
         f"Here is a Python file.\n\n```python\n{text}\n```\n\n"
         "Write out the whole file again, with `_import_module` renamed to `_load_module`."
     )
     start = " ".join(text.split(" ")[:4])
-    return _Frame([{"role": "user", "content": ask}], f"Here is the whole file:\n\n```python\n{start}")
+    return Frame([user(ask)], f"Here is the whole file:\n\n```python\n{start}")
 
 
-def _multi_turn(text: str) -> _Frame:
+def _multi_turn(text: str) -> Frame:
     turns = json.loads(read_text("conversation.json"))
     messages = [{**turn, "content": turn["content"].replace("{text}", text)} for turn in turns]
-    return _Frame(messages, "Here is the list again:\n\n1. **Emma Woodhouse**")
+    return Frame(messages, "Here is the list again:\n\n1. **Emma Woodhouse**")
 
 
-def _continue(text: str) -> _Frame:
-    return _Frame([{"role": "text", "content": text}])
+def _continue(text: str) -> Frame:
+    return Frame([{"role": "text", "content": text}])
 
 
 _KINDS = {

@@ -1,1 +1,1 @@
-"""A bundle out of a pair of checkpoints: both pruned alike, the switch extracted, the drafter trained for both."""
+"""Build a bundle from a pair of models: prune both alike, extract the switch, train the drafter."""

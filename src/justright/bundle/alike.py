@@ -1,7 +1,7 @@
-"""A pair pruned alike: the same experts, and zeros in the same places.
+"""Prune the two models of a pair alike: the same experts, and zeros in the same places.
 
-A switch is the difference of two models. Pruned each by its own scores, they would differ by every weight that one of
-them has lost and the other has not, which no low rank describes.
+A switch is the difference of two models. If each were pruned by its own scores, they would differ in every weight that
+only one of them lost, and no low-rank matrix describes such a difference.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from justright.architectures.spec import parameter_part
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.writer import CheckpointWriter
 from justright.model.decoder_layer import LayerFormat
@@ -23,14 +22,14 @@ from justright.prune.settings import Settings
 
 
 def prune_alike(model: Path, like: Path, out: Path, settings: Settings, tick: ProgressCallback) -> None:
-    """Remove from ``model`` what was removed from its twin; interrupted, the same call goes on.
+    """Remove from ``model`` what was removed from its twin; the same call resumes an interrupted run.
 
     Args:
         model: a checkpoint directory.
-        like: the twin, pruned.
+        like: the pruned twin.
         out: the directory to create.
-        settings: how the twin was pruned.
-        tick: told of progress.
+        settings: of the twin's pruning.
+        tick: called with progress.
 
     Raises:
         JustrightError: see `Pruning` and `CheckpointWriter`.
@@ -47,14 +46,14 @@ def prune_alike(model: Path, like: Path, out: Path, settings: Settings, tick: Pr
 
 
 def same_zeros(model: Path, like: Path, out: Path, parts: tuple[str, ...], tick: ProgressCallback) -> None:
-    """Write ``model`` with zeros where the prunable matrices of ``like``, a checkpoint of its shape, have them."""
+    """Write ``model`` with the zeros of the prunable matrices of ``like``, a checkpoint of the same shape."""
     with Checkpoint.open(model) as ours, Checkpoint.open(like) as theirs:
         layers = LayerFormat(theirs)
         masked = {
             name
-            for index in range(layers.layers)
+            for index in range(layers.spec.num_layers)
             for name in layers.disk_names(index)
-            if parameter_part(layers.architecture, name, layers.layers) in parts and is_matrix(layers, name)
+            if layers.spec.part(name) in parts and is_matrix(layers, name)
         }
         fingerprint: dict[str, Any] = {"zeros_of": str(like), "parts": list(parts)}
         with CheckpointWriter(

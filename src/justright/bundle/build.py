@@ -1,9 +1,9 @@
-"""From a recipe to a bundle: prune both alike, extract the switch, train the drafter, bundle; each step resumable.
+"""From a recipe to a bundle: prune both models, extract the switch, train the drafter, bundle; each stage resumable.
 
-OUT.partial/stages/        while it works; may be deleted to start over
+OUT.partial/stages/        exists during the build; delete it to start again
     slow/ fast/ switch/ draft/
-        stage.json         what it is made with
-        out/               complete, once it is there
+        stage.json         the settings of the stage
+        out/               its result; complete if it exists
 OUT.partial/bundle/        becomes OUT
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from justright.adapter.adapter import CONFIG, REPORT, Adapter
+from justright.adapter.adapter import Adapter
 from justright.adapter.extract import check_svd, extract
 from justright.adapter.extract import estimate as estimate_switch
 from justright.adapter.pair import Pair
-from justright.architectures.spec import context_length
+from justright.architectures.spec import ModelSpec
 from justright.bundle.alike import prune_alike
 from justright.bundle.contents import KIND_OF, check_contents, check_defaults, check_verifier
 from justright.bundle.recipe import DraftRecipe, Recipe
@@ -40,10 +40,12 @@ from justright.engine.chat_modes import RequestBuilder
 from justright.engine.options import EngineOptions
 from justright.errors import UsageError
 from justright.files import check_new, local_path, write_whole
+from justright.progress import ProgressCallback
+from justright.provenance import shown_path
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
-from justright.training.pipeline import Job, Tell, TrainingJob
+from justright.training.pipeline import DetailedProgress, Job, TrainingJob
 from justright.training.prompts import Prompts
 
 _ABOUT = "stage.json"
@@ -51,15 +53,15 @@ _ABOUT = "stage.json"
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """What a stage will take.
+    """Estimated time and disk space of a stage.
 
     Attributes:
         stage: slow, fast, switch, draft or bundle.
-        done: made already, with these settings.
-        seconds: about, measured on the models as they are, unpruned; None: little more than reading and writing.
+        done: whether it is complete, with these settings.
+        seconds: estimate, measured on the unpruned models; None: little more than reading and writing.
         size_bytes: of ``held``.
-        held: what the size is of.
-        changed: settings in which the recipe differs from what it was made with: it needs ``redo``.
+        held: what takes this space.
+        changed: settings that differ from those of the existing stage, which then needs ``redo``.
     """
 
     stage: str
@@ -71,14 +73,14 @@ class StageEstimate:
 
 
 class BundleBuild:
-    """A checked recipe: everything cheap is done, nothing is written yet.
+    """A validated recipe: all cheap work is done, nothing is written yet.
 
     Args:
-        recipe: what is to be made.
+        recipe: of the bundle.
         out: the directory to create.
 
     Raises:
-        JustrightError: any of its kinds: ``out`` exists; models that are no pair; texts that are too short; ...
+        JustrightError: ``out`` exists, the models are no pair, the texts are too short, and others.
     """
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
@@ -88,14 +90,14 @@ class BundleBuild:
         self.device = EngineOptions(device=recipe.device).torch_device
         self.model = resolve(recipe.model).path
         self.fast = None if recipe.fast is None else resolve(recipe.fast).path
-        config, tokenizer = check_verifier(self.model)
-        self.context = context_length(config)
-        self._check_defaults(config, tokenizer)
+        spec, tokenizer = check_verifier(self.model)
+        self.context = spec.context
+        self._check_defaults(spec, tokenizer)
         if recipe.switch is not None:
             check_svd(recipe.switch.svd, recipe.switch.ranks, recipe.switch.workers)
         self.pair = None if self.fast is None else Pair(self.model, self.fast)
         self.notes = [] if self.pair is None else self.pair.notes()
-        """What whoever builds should know; `run` adds to it."""
+        """Notes for the user; `run` adds to them."""
         self.pruning = None if recipe.prune is None else self._pruning(recipe.prune)
         self.prompts: list[Prompts] = []
         self.training = None if recipe.draft is None else self._training(recipe.draft)
@@ -106,20 +108,20 @@ class BundleBuild:
         texts |= set(recipe.draft.texts if recipe.draft is not None else ())
         self.notes += notes(sorted(texts))
         self.keys = self._keys()
-        """Stage -> what it is made with: settings, the models' identities, the stages before it."""
+        """Stage -> what its result depends on: settings, identities of the models, earlier stages."""
 
     def estimate(self) -> list[StageEstimate]:
-        """What every stage will take, measured where it depends on the machine."""
+        """Estimate every stage; what depends on the machine is measured."""
         size = sum(bundled_files(self.model, {}).values())
         steps: list[StageEstimate] = []
         for stage in self.keys:
             steps.append(self._estimated(stage, size))
             size = steps[-1].size_bytes if stage == "slow" else size
-        return [*steps, StageEstimate("bundle", False, None, size, "the model in it, its parts not counted")]
+        return [*steps, StageEstimate("bundle", False, None, size, "the model, without its parts")]
 
     def _estimated(self, stage: str, model_bytes: int) -> StageEstimate:
         if self._is_made(stage):
-            return StageEstimate(stage, True, None, _size(self._out(stage)), "what it left")
+            return StageEstimate(stage, True, None, _size(self._out(stage)), "the result")
         seconds: float | None = None
         size, held = model_bytes, "the pruned model"
         if stage == "slow" and self.pruning is not None:
@@ -127,22 +129,22 @@ class BundleBuild:
         elif stage == "switch" and self.pair is not None and self.recipe.switch is not None:
             how = self.recipe.switch
             found = estimate_switch(self.pair, how.max_rank, how.svd, self.device)
-            seconds, size, held = found.seconds, found.spectra_bytes, "decompositions, while it works"
+            seconds, size, held = found.seconds, found.spectra_bytes, "decompositions, temporary"
         elif stage == "draft" and self.training is not None:
             about = self.training.estimate()
             seconds = about["data"]["seconds"] + about["train_seconds"] + about["spec_seconds"]
-            size, held = about["data"]["bytes"], "texts and states, while it works"
+            size, held = about["data"]["bytes"], "training data, temporary"
         return StageEstimate(stage, False, seconds, size, held, tuple(self._changed(stage)))
 
-    def run(self, tell: Tell = lambda *_: None, *, redo: bool = False) -> Bundle:
-        """Do it; interrupted at any time, the same call goes on.
+    def run(self, progress: DetailedProgress = lambda *_: None, *, redo: bool = False) -> Bundle:
+        """Build the bundle; the same call resumes an interrupted build.
 
         Args:
-            tell: told of progress.
-            redo: make stages anew whose settings have changed, and what follows them.
+            progress: called with progress.
+            redo: repeat stages whose settings have changed, and the stages that depend on them.
 
         Raises:
-            UsageError: a stage was made with other settings, and ``redo`` is not given; or another process is at it.
+            UsageError: a stage has other settings and ``redo`` is False; or another process builds the same bundle.
             JustrightError: see the stages.
         """
         self.work.mkdir(parents=True, exist_ok=True)
@@ -152,12 +154,12 @@ class BundleBuild:
             model, fast = self.model, self.fast
             if self.pruning is not None:
                 pruning, source = self.pruning, self.fast
-                model = self._stage("slow", lambda out: pruning.run(out, _named("slow", tell)))
+                model = self._stage("slow", lambda out: pruning.run(out, _named("slow", progress)))
                 if source is not None:
-                    ticks, how = _named("fast", tell), pruning.settings
-                    fast = self._stage("fast", lambda out: prune_alike(source, model, out, how, ticks))
-            switch = None if fast is None else self._extracted(model, fast, tell)
-            draft = None if self.recipe.draft is None else self._trained(model, switch, tell)
+                    tick, how = _named("fast", progress), pruning.settings
+                    fast = self._stage("fast", lambda out: prune_alike(source, model, out, how, tick))
+            switch = None if fast is None else self._extracted(model, fast, progress)
+            draft = None if self.recipe.draft is None else self._trained(model, switch, progress)
             defaults = self.recipe.defaults
             contents = check_contents(
                 str(model),
@@ -167,18 +169,20 @@ class BundleBuild:
                 defaults=defaults.named(),
             )
             self.notes += contents.notes
-            bundle = contents.write(self.out, tick=_named("bundle", tell), recipe=dict(self.recipe.said))
+            sources = {"model": self.model} | ({} if self.fast is None else {"fast": self.fast})
+            content = dict(self.recipe.content)
+            bundle = contents.write(self.out, tick=_named("bundle", progress), inputs=sources, recipe=content)
             for stage in self.keys:
                 _remove(self.work / stage)
             shutil.rmtree(self.work, ignore_errors=True)
             return bundle
         finally:
             lock.release()
-            with contextlib.suppress(OSError):  # others may keep something there
+            with contextlib.suppress(OSError):  # other files may be there
                 self.work.parent.rmdir()
 
-    def _check_defaults(self, config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-        """Refuse now what bundling would refuse after hours.
+    def _check_defaults(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Validate now what bundling would only find after hours.
 
         Raises:
             UsageError: an effort without a switch or a probe, a drafter without a training, too much context.
@@ -186,24 +190,24 @@ class BundleBuild:
         recipe, defaults, kind = self.recipe, self.recipe.defaults, None
         if defaults.effort == "auto":
             raise UsageError(
-                "defaults.effort auto needs a probe, which `justright switch calibrate` fits to a switch that is there:"
-                " leave it out, and bundle again with the calibrated one"
+                "defaults.effort is auto, which needs a calibrated switch. Omit it, run `justright switch calibrate` "
+                "on the new switch, and bundle again"
             )
         if recipe.draft is not None:
             kind = "attention" if recipe.draft.shape.cell == "attention" else "lstm"
         elif defaults.draft in KIND_OF:
-            raise UsageError(f"defaults.draft {defaults.draft} needs a trained drafter: add a section draft")
-        switch = None  # as it will be
+            raise UsageError(f"defaults.draft {defaults.draft} needs a trained drafter; add a section draft")
+        switch = None  # stands for the switch that will be extracted
         if self.fast is not None:
             switch = Adapter(self.work / "switch", {}, {}, None, load_tokenizer(self.fast).chat_template, {})
         try:
-            check_defaults(defaults, config, RequestBuilder(tokenizer, switch), kind)
+            check_defaults(defaults, spec, RequestBuilder(tokenizer, switch), kind)
         except UsageError as error:
-            made = "" if self.fast else " (a recipe that names fast makes a switch)"
+            made = "" if self.fast else " (the key fast in the recipe makes a switch)"
             raise UsageError(f"defaults: {error}{made * (defaults.effort is not None)}") from error
 
     def _pruning(self, settings: Settings) -> Pruning:
-        given = (self.recipe.said.get("prune") or {}).get("length")
+        given = (self.recipe.content.get("prune") or {}).get("length")
         settled = settings if given else replace(settings, length=min(settings.length, self.context))
         device = str(self.device)
         if self.recipe.device == "auto":
@@ -211,13 +215,13 @@ class BundleBuild:
         return Pruning(self.model, settled, device=device)
 
     def _training(self, how: DraftRecipe) -> TrainingJob:
-        """The training as far as it can be checked without the switch; the fast mode's prompts are."""
+        """The training, validated as far as possible without the switch; fast mode's prompts are included."""
         work = TrainingJob(self._job(self.model, None, self.work / "unwritten"))
         self.prompts = list(work.prompts)
         if self.fast is not None and (template := load_tokenizer(self.fast).chat_template) is not None:
-            said = {"chat_template": template, **read_special_tokens(self.fast)}
+            options = {"chat_template": template, **read_special_tokens(self.fast)}
             length, chat = how.data.prompt_tokens, how.data.chat
-            self.prompts += [Prompts(work.tokenizer, how.texts, length=length, chat=chat, template=said)]
+            self.prompts += [Prompts(work.tokenizer, how.texts, length=length, chat=chat, template=options)]
         return work
 
     def _job(self, model: Path, switch: Path | None, out: Path) -> Job:
@@ -228,24 +232,22 @@ class BundleBuild:
         adapter = None if switch is None else str(switch)
         return Job(model, out, how.texts, how.shape, how.data, training, adapter, device=device)
 
-    def _extracted(self, model: Path, fast: Path, tell: Tell) -> Path:
+    def _extracted(self, model: Path, fast: Path, progress: DetailedProgress) -> Path:
         how = self.recipe.switch
         assert how is not None
 
         def make(out: Path) -> None:
             extract(
                 Pair(model, fast), out, how.ranks, budget=how.budget, max_rank=how.max_rank, exact=how.exact,
-                svd=how.svd, workers=how.workers, device=self.device, tick=_named("switch", tell),
+                svd=how.svd, workers=how.workers, device=self.device, tick=_named("switch", progress),
             )  # fmt: skip
-            if self.pruning is not None:  # the pruned models' own folders go when the bundle is there
-                _rename_models(out, slow=str(self.out), fast=str(self.fast))
 
         return self._stage("switch", make)
 
-    def _trained(self, model: Path, switch: Path | None, tell: Tell) -> Path:
+    def _trained(self, model: Path, switch: Path | None, progress: DetailedProgress) -> Path:
         def make(out: Path) -> None:
             TrainingJob(self._job(model, switch, out)).run(
-                lambda stage, done, total, word: tell(f"draft: {stage}", done, total, word)
+                lambda stage, done, total, detail: progress(f"draft: {stage}", done, total, detail)
             )
 
         return self._stage("draft", make)
@@ -265,7 +267,7 @@ class BundleBuild:
                 fast = _digest(keys["fast"])
         if recipe.switch is not None:
             keys["switch"] = {"model": model, "fast": fast, **asdict(recipe.switch)}
-            del keys["switch"]["workers"]  # changes nothing but the time
+            del keys["switch"]["workers"]  # changes only the time
         if recipe.draft is not None:
             switch = _digest(keys["switch"]) if "switch" in keys else None
             prompts = [one.fingerprint for one in self.prompts]
@@ -281,7 +283,7 @@ class BundleBuild:
         return self.work / stage / "out"
 
     def _changed(self, stage: str) -> list[str]:
-        """Settings in which a stage that is there differs from the recipe."""
+        """Settings in which an existing stage differs from the recipe."""
         held, key = _read(self.work / stage / _ABOUT), self.keys[stage]
         return [] if held is None else [n for n in {**held, **key} if held.get(n) != key.get(n)]
 
@@ -289,38 +291,47 @@ class BundleBuild:
         return self._out(stage).exists() and _read(self.work / stage / _ABOUT) == self.keys[stage]
 
     def _settle(self, *, redo: bool) -> None:
-        """Refuse, or remove, stages that were made with other settings; note the settings of the others.
+        """Remove stages with other settings; create the folders of missing stages, with their settings.
 
         Raises:
-            UsageError: there is one, and ``redo`` is False.
+            UsageError: a stage has other settings, and ``redo`` is False.
         """
         for stage, key in self.keys.items():
             folder = self.work / stage
-            if (old := _old(folder)).exists():  # killed while it was removed
+            if (old := _old(folder)).exists():  # a killed run was removing it
                 shutil.rmtree(old)
             if _read(folder / _ABOUT) == key:
                 continue
             if (changed := self._changed(stage)) and not redo:
                 raise UsageError(
-                    f"{folder} was made with other settings ({', '.join(changed)}): --redo makes this stage and what "
-                    "follows it anew; or put the recipe back as it was, or give another output"
+                    f"{folder} was made with other settings ({', '.join(changed)}). Give --redo to repeat this stage "
+                    "and those that depend on it, restore the recipe, or give another output"
                 )
-            if folder.exists():  # without settings, too: nobody knows what it was made with
+            if folder.exists():  # also one without settings, whose origin is unknown
                 _remove(folder)
             folder.mkdir()
             write_whole(folder / _ABOUT, json.dumps(key, indent=1) + "\n")
 
     def _stage(self, stage: str, make: Callable[[Path], object]) -> Path:
-        """What a stage leaves, made if it is not there."""
+        """The result of a stage; runs it if the result is missing."""
         out = self._out(stage)
         if not out.exists():
             make(out)
+        _rename_folders(out, self._lasting_folders())
         return out
 
+    def _lasting_folders(self) -> dict[str, str]:
+        """Map each stage's folder, which is temporary, to the folder that has its content afterwards."""
+        places = {"slow": self.out, "fast": self.fast or self.out}
+        places |= {part: self.out / part for part in ("switch", "draft")}
+        outs = {self._out(stage): place for stage, place in places.items()}
+        shown = {shown_path(out): shown_path(place) for out, place in outs.items()}
+        return shown | {str(out): str(place) for out, place in outs.items()}
 
-def _named(stage: str, tell: Tell) -> Callable[[str, int, int], None]:
-    """What a stage tells, under its name."""
-    return lambda what, done, total: tell(f"{stage}: {what}", done, total, "")
+
+def _named(stage: str, progress: DetailedProgress) -> ProgressCallback:
+    """A callback that prefixes progress with the name of its stage."""
+    return lambda what, done, total: progress(f"{stage}: {what}", done, total, "")
 
 
 def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,13 +348,13 @@ def _old(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Take away its name first: half removed, nobody takes it for whole."""
+    """Rename the folder before deleting it, so that a half-deleted one is never taken for complete."""
     folder.rename(_old(folder))
     shutil.rmtree(_old(folder))
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """None where there is none, or a damaged one."""
+    """A JSON object, or None if the file is missing or damaged."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -358,11 +369,13 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _rename_models(switch: Path, *, slow: str, fast: str) -> None:
-    """Let an adapter's folder name models that stay: the bundle for the slow one, and the fast one's source."""
-    for name, changes in (
-        (CONFIG, {"base_model_name_or_path": slow}),
-        (REPORT, {"slow": slow, "fast": fast}),
-    ):
-        found = json.loads((switch / name).read_text(encoding="utf-8"))
-        write_whole(switch / name, json.dumps(found | changes, indent=1) + "\n")
+def _rename_folders(folder: Path, names: Mapping[str, str]) -> None:
+    """Replace folder names in the JSON files of ``folder``."""
+    for file in folder.glob("*.json"):
+        text = renamed = file.read_text(encoding="utf-8")
+        for old, new in names.items():
+            for ascii_only in (True, False):
+                was, now = (json.dumps(name, ensure_ascii=ascii_only)[1:-1] for name in (old, new))
+                renamed = renamed.replace(was, now)
+        if renamed != text:
+            write_whole(file, renamed)

@@ -1,4 +1,4 @@
-"""A bundle's parts, checked against its model before anything is written."""
+"""The parts of a bundle, validated against its model before anything is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from justright.adapter.adapter import Adapter
-from justright.architectures.spec import context_length, text_config
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.bundle_manifest import Bundle, bundled_files, write_bundle
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.finite import check_finite_files
@@ -27,21 +27,21 @@ from justright.speculative.registry import drafter_names
 from justright.speculative.store import find_drafter, read_about, read_for, read_tensors
 
 KIND_OF = {"lstm": "lstm", "hybrid": "lstm", "attention": "attention"}
-"""Drafters that need a trained one, and its kind."""
+"""Drafters that need trained weights -> the kind of the trained drafter."""
 _BEST = {"lstm": "hybrid", "attention": "attention"}
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What belongs together.
+    """Validated contents of a bundle.
 
     Attributes:
         model: the checkpoint directory.
-        verifier: `weights_identity` of it.
-        parts: of `justright.checkpoint.bundle_manifest.PARTS`, the folder of each.
-        about: of each part, what it is.
-        defaults: how it will be run.
-        notes: what whoever bundles should know.
+        verifier: its `weights_identity`.
+        parts: names of `justright.checkpoint.bundle_manifest.PARTS` -> their folders.
+        about: description of each part.
+        defaults: of the bundle.
+        notes: for the user.
     """
 
     model: Path
@@ -53,14 +53,20 @@ class Contents:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """Size of all files."""
         return sum(bundled_files(self.model, self.parts).values())
 
     def write(
-        self, out: Path, *, copy: bool = False, tick: ProgressCallback = lambda *_: None, **extra: Any
+        self,
+        out: Path,
+        *,
+        copy: bool = False,
+        tick: ProgressCallback = lambda *_: None,
+        inputs: Mapping[str, Path] | None = None,
+        **extra: Any,
     ) -> Bundle:
-        """See `write_bundle`; ``extra`` is for the provenance."""
-        record = collect(inputs={"model": self.model, **self.parts}, hash_inputs=False, **extra)
+        """See `write_bundle`; ``inputs`` (by default model and parts) and ``extra`` are for the provenance."""
+        record = collect(inputs=inputs or {"model": self.model, **self.parts}, hash_inputs=False, **extra)
         return write_bundle(
             out, self.model, self.parts, verifier=self.verifier, about=self.about,
             defaults=self.defaults.to_dict(), provenance=record, copy=copy, tick=tick,
@@ -75,22 +81,21 @@ def check_contents(
     draft_options: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Contents:
-    """Find all parts and check that they are for this model; reads its weights once, to find what is not finite.
+    """Find all parts and validate that they fit this model; reads its weights once to check that they are finite.
 
     Args:
-        model: as `resolve` takes it; of a bundle, its checkpoint.
-        switch: an adapter's directory or hub id.
-        draft: a drafter's directory or hub id, or the name of one: then the trained one that a package carries for this
-            model, if it needs one.
-        draft_options: of the drafter, by default.
-        defaults: names of `justright.engine.defaults.DEFAULTS` and their values.
+        model: as `resolve` takes it; a bundle gives its checkpoint.
+        switch: directory or hub id of an adapter.
+        draft: directory or hub id of a drafter; or a drafter's name, which finds trained weights for this model in
+            the installed packages if it needs any.
+        draft_options: default options of the drafter.
+        defaults: names of `justright.engine.defaults.DEFAULTS` -> values.
 
     Raises:
-        JustrightError: any of its kinds: a part that is not there, is damaged, or was made for another model; defaults
-            that cannot be.
+        JustrightError: a part is missing, damaged or made for another model; defaults that are not possible.
     """
     path = resolve(model).path
-    config, tokenizer = check_verifier(path)
+    spec, tokenizer = check_verifier(path)
     identity = weights_identity(path)
     values = dict(defaults or {})
     parts: dict[str, Path] = {}
@@ -101,55 +106,53 @@ def check_contents(
         parts["switch"], about["switch"] = adapter.path, _about_switch(adapter)
         notes += _check_switch(adapter, tokenizer)
     if draft is not None:
-        name, folder = _drafter(draft, path, identity, text_config(config).vocab_size)
+        name, folder = _drafter(draft, path, identity, spec.vocab_size)
         values.setdefault("draft", name)
         if folder is not None:
             parts["draft"], about["draft"] = folder, _about_drafter(folder)
             if adapter is not None and 1.0 not in about["draft"]["factors"]:
-                notes.append("the drafter was trained in slow mode only: in fast mode it will guess less")
+                notes.append("the drafter was trained in slow mode only: fast mode will accept fewer tokens")
     settled = Defaults.of(values, draft_options or {})
-    check_defaults(settled, config, RequestBuilder(tokenizer, adapter), about.get("draft", {}).get("kind"))
+    check_defaults(settled, spec, RequestBuilder(tokenizer, adapter), about.get("draft", {}).get("kind"))
     with Checkpoint.open(path) as checkpoint:
         check_finite_files(checkpoint.files())
     return Contents(path, identity, parts, about, settled, tuple(notes))
 
 
-def check_verifier(path: Path) -> tuple[dict[str, Any], PreTrainedTokenizerFast]:
-    """The config and the tokenizer of a model that can be bundled.
+def check_verifier(path: Path) -> tuple[ModelSpec, PreTrainedTokenizerFast]:
+    """Validate a model for bundling; returns its spec and tokenizer.
 
     Raises:
-        JustrightError: it cannot be run here, is damaged, or has no tokenizer.
+        JustrightError: the model is not supported, is damaged, or has no tokenizer.
     """
-    check_model(path)
+    spec = check_model(path)
     check_tokenizer_files(path)
-    with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
-    return config, load_tokenizer(path)
+    return spec, load_tokenizer(path)
 
 
 def _check_switch(adapter: Adapter, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Refuse an adapter for other tokens; tell what it does not tell."""
+    """Validate that an adapter has the model's tokens; returns notes on what it does not record."""
     if (adapter.path / "tokenizer.json").is_file():
         ours, theirs = tokenizer.get_vocab(), load_tokenizer(adapter.path).get_vocab()
         if ours != theirs:
             moved = sorted(set(ours.items()) ^ set(theirs.items()))
             raise UsageError(
-                f"{adapter.path} was made for a model with other tokens ({moved[0][0]!r} first): extract a switch for "
-                "this one"
+                f"{adapter.path} was made for a model with other tokens (the first that differs is {moved[0][0]!r}); "
+                "extract a switch for this model"
             )
     notes = []
     if adapter.base is None:
         notes.append(
-            f"{adapter.path} does not say which model it was made for: nobody can check that it is this one"
+            f"{adapter.path} does not record its model, so whether it fits this one cannot be checked"
         )
     if adapter.template is None:
-        notes.append("the switch has no chat template: in fast mode the slow model's is used")
+        notes.append("the switch has no chat template: fast mode uses the slow model's")
     return notes
 
 
 def _about_switch(adapter: Adapter) -> dict[str, Any]:
     kept = {name: adapter.settings[name] for name in ("form", "energy", "slow") if name in adapter.settings}
-    return {"base": adapter.base, "parameters": adapter.parameters, "taken_from": str(adapter.path), **kept}
+    return {"base": adapter.base, "parameters": adapter.parameters, **kept}
 
 
 def _about_drafter(folder: Path) -> dict[str, Any]:
@@ -158,41 +161,40 @@ def _about_drafter(folder: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {name: found[name] for name in shape if name in found}
     length = found.get("accuracy", {}).get("length")
     factors = found.get("data", {}).get("factors", [0.0])
-    return {**kept, "acceptance_length": length, "factors": factors, "taken_from": str(folder)}
+    return {**kept, "acceptance_length": length, "factors": factors}
 
 
 def _drafter(draft: str, model: Path, identity: str, vocab_size: int) -> tuple[str, Path | None]:
-    """The drafter's name, and the folder of the trained one if it needs one."""
+    """The drafter's name, and the folder of its trained weights if it needs any."""
     named = draft in drafter_names()
     if named and draft not in KIND_OF:
         return draft, None
     folder = find_drafter(None, identity, KIND_OF[draft], model) if named else resolve_drafter(draft)
-    about = read_for(folder, identity, read_about(folder)["kind"])  # of these weights, so of their vocabulary
-    read_tensors(folder, about.get("draft_vocab") or 0, vocab_size)  # a damaged one is refused here
+    about = read_for(folder, identity, read_about(folder)["kind"])  # so the vocabulary fits too
+    read_tensors(folder, about.get("draft_vocab") or 0, vocab_size)  # raises for damaged weights
     return draft if named else _BEST[about["kind"]], folder
 
 
-def check_defaults(
-    defaults: Defaults, config: Mapping[str, Any], modes: RequestBuilder, kind: str | None
-) -> None:
-    """Refuse what a model, with these parts, cannot do.
+def check_defaults(defaults: Defaults, spec: ModelSpec, modes: RequestBuilder, kind: str | None) -> None:
+    """Validate that the model and its parts support these defaults.
 
     Args:
         defaults: of the bundle.
-        config: of the model.
+        spec: of the model.
         modes: of the model, with its switch.
-        kind: of the trained drafter; None: there is none.
+        kind: of the trained drafter; None without one.
 
     Raises:
-        UsageError: a drafter that needs a trained one, an effort that needs a switch, more context than there is.
+        UsageError: a drafter without its trained weights, an effort without a switch, or too much context.
     """
     needed = KIND_OF.get(defaults.draft or "")
     if needed not in (None, kind):
         has = "none" if kind is None else f"one of the kind {kind}"
         raise UsageError(
-            f"{defaults.draft} drafts need a trained drafter of the kind {needed}, and the bundle has {has}: give one"
+            f"{defaults.draft} drafts need a trained drafter of the kind {needed}, but the bundle has {has}; give one"
         )
-    modes.check(defaults.thinking, text_config(dict(config)).hidden_size)
-    most = context_length(dict(config))
-    if defaults.max_context is not None and defaults.max_context > most:
-        raise UsageError(f"max_context is {defaults.max_context}, and the model's context is {most}")
+    modes.check(defaults.thinking, spec.hidden_size)
+    if defaults.max_context is not None and defaults.max_context > spec.context:
+        raise UsageError(
+            f"max_context is {defaults.max_context}; the model's context is {spec.context}: give less"
+        )

@@ -1,16 +1,16 @@
-"""A recipe: what a YAML file says of a bundle, checked before anything is read.
+"""A recipe: the YAML file that describes a bundle, validated before any model is read.
 
-model: org/reasoning-model        # who thinks
-fast: org/its-base-model          # what it was trained from; without it there is no switch
+model: org/reasoning-model        # the slow mode
+fast: org/its-base-model          # the model that it was trained from; without it there is no switch
 out: bundle                       # or -o
 device: auto                      # or cpu
 prune: {sparsity: 0.4}            # fields of `justright.prune.settings.Settings`
 switch: {value: 0.9}              # fields of `SwitchRecipe`
 draft: {sequences: 4096}          # texts, and fields of `DrafterShape`, `DataSetting`, `TrainSetting`
-draft_options: {nodes: 12}        # of the drafter, by default
+draft_options: {nodes: 12}        # default options of the drafter
 defaults: {effort: none}          # of `justright.engine.defaults.DEFAULTS`
 
-A section that is left out is a step that is left out; one that is empty (``draft: {}``) takes its defaults.
+A missing section skips its step; an empty one (``draft: {}``) uses the defaults.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SwitchRecipe:
 
     @property
     def ranks(self) -> RankRule:
-        """How ranks are chosen; checked."""
+        """The validated rank rule."""
         return RankRule(self.rule, self.value, self.power, self.scope)
 
 
@@ -70,18 +70,18 @@ class DraftRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is to be made.
+    """A validated recipe.
 
     Attributes:
         model: the reasoning model, as `justright.checkpoint.sources.resolve` takes it.
         fast: the model that it was trained from; None: no switch.
         out: the directory to create.
-        device: of `DEVICES`.
-        prune: how both are pruned; None: not.
-        switch: how the switch is extracted; None: it is not.
-        draft: how the drafter is trained; None: it is not.
+        device: one of `DEVICES`.
+        prune: settings of the pruning; None skips it.
+        switch: settings of the extraction; None skips it.
+        draft: settings of the drafter's training; None skips it.
         defaults: of the bundle.
-        said: the file's content, for the record.
+        content: of the file, for the record.
     """
 
     model: str
@@ -92,60 +92,60 @@ class Recipe:
     switch: SwitchRecipe | None = None
     draft: DraftRecipe | None = None
     defaults: Defaults = field(default_factory=Defaults)
-    said: Mapping[str, Any] = field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> Recipe:
-        """Read and check a YAML file.
+        """Read and validate a YAML file.
 
         Raises:
             UsageError: no such file, no YAML, an unknown key, or a value that is not allowed.
         """
         try:
-            said = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"the recipe {file} cannot be read: {error.strerror or error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"the recipe {file} is not YAML: {' '.join(str(error).split())}") from error
         try:
-            return cls.of(said)
+            return cls.of(content)
         except UsageError as error:
             raise UsageError(f"the recipe {file}: {error}") from error
 
     @classmethod
-    def of(cls, said: Any) -> Recipe:
-        """Check what a file says.
+    def of(cls, content: Any) -> Recipe:
+        """Validate the content of a file.
 
         Raises:
             UsageError: an unknown key, or a value that is not allowed.
         """
-        if not isinstance(said, dict):
-            raise UsageError(f"a mapping with the keys {', '.join(_KEYS)} is expected, not {said!r}")
-        _only(said, _KEYS, "")
+        if not isinstance(content, dict):
+            raise UsageError(f"a mapping with the keys {', '.join(_KEYS)} is expected, not {content!r}")
+        _only(content, _KEYS, "")
         for name in ("model", "fast", "out", "device"):
-            if not isinstance(said.get(name, ""), str):
-                raise UsageError(f"{name} is {said[name]!r}; allowed: text")
-        if not said.get("model"):
-            raise UsageError("model is missing: name the model that is to be bundled")
-        if said.get("device", "auto") not in DEVICES:
-            raise UsageError(f"device is {said['device']!r}; allowed: {', '.join(DEVICES)}")
-        fast = said.get("fast")
-        if fast is None and "switch" in said:
-            raise UsageError("a switch is extracted from two models: name fast too, or leave switch out")
+            if not isinstance(content.get(name, ""), str):
+                raise UsageError(f"{name} is {content[name]!r}; allowed: text")
+        if not content.get("model"):
+            raise UsageError("the key model is missing; give the model to bundle")
+        if content.get("device", "auto") not in DEVICES:
+            raise UsageError(f"device is {content['device']!r}; allowed: {', '.join(DEVICES)}")
+        fast = content.get("fast")
+        if fast is None and "switch" in content:
+            raise UsageError("a switch needs two models; give fast too, or omit switch")
         switch = None
         if fast is not None:
-            switch = _section(SwitchRecipe, said.get("switch") or {}, "switch")
+            switch = _section(SwitchRecipe, content.get("switch") or {}, "switch")
             _ = switch.ranks
         return cls(
-            said["model"],
+            content["model"],
             fast,
-            Path(said["out"]) if "out" in said else None,
-            said.get("device", "auto"),
-            _prune(said["prune"] or {}, paired=fast is not None) if "prune" in said else None,
+            Path(content["out"]) if "out" in content else None,
+            content.get("device", "auto"),
+            _prune(content["prune"] or {}, paired=fast is not None) if "prune" in content else None,
             switch,
-            _draft(said["draft"] or {}) if "draft" in said else None,
-            _defaults(said),
-            said,
+            _draft(content["draft"] or {}) if "draft" in content else None,
+            _defaults(content),
+            content,
         )
 
 
@@ -154,39 +154,39 @@ def _prune(section: Any, *, paired: bool) -> Settings:
     settings = _section(Settings, {"calibration": ["zoo"]} | section, "prune")
     if paired and settings.uneven:
         raise UsageError(
-            "prune.uneven is true, and switches do not cover uneven models: leave it or fast out"
+            "prune.uneven is true, but uneven models cannot have a switch; omit it, or omit fast"
         )
     return settings
 
 
 def _draft(section: Any) -> DraftRecipe:
-    """Keys of three classes in one section; a key of two of them (seed) is for both."""
+    """Split the section into the fields of three classes; a field of two of them (seed) goes to both."""
     kinds: tuple[type[Any], ...] = (DrafterShape, DataSetting, TrainSetting)
     names = {kind: [one.name for one in fields(kind) if one.name != "factors"] for kind in kinds}
     _mapping(section, "draft")
     _only(section, ("texts", *dict.fromkeys(name for listed in names.values() for name in listed)), "draft.")
     texts = section.get("texts", ["zoo"])
     if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"draft.texts is {texts!r}; allowed: a list of names, as [zoo, notes.txt]")
+        raise UsageError(f"draft.texts is {texts!r}; allowed: a list of names, such as [zoo, notes.txt]")
     shape, data, training = (
         _section(kind, {n: section[n] for n in names[kind] if n in section}, "draft") for kind in kinds
     )
     return DraftRecipe(tuple(texts), shape, data, training)
 
 
-def _defaults(said: Mapping[str, Any]) -> Defaults:
-    """Options name the drafter that they are for; else its name is settled when it is there."""
-    values, options = said.get("defaults") or {}, said.get("draft_options") or {}
+def _defaults(content: Mapping[str, Any]) -> Defaults:
+    """The defaults; with ``draft_options``, the drafter's name is set now, otherwise after its training."""
+    values, options = content.get("defaults") or {}, content.get("draft_options") or {}
     _mapping(values, "defaults")
     _mapping(options, "draft_options")
     if options and "draft" not in values:
-        cell = (said.get("draft") or {}).get("cell")
+        cell = (content.get("draft") or {}).get("cell")
         values = {"draft": "attention" if cell == "attention" else "hybrid", **values}
     return Defaults.of(values, options)
 
 
 def _section(kind: type[T], section: Any, name: str) -> T:
-    """A section as the class that it is for.
+    """Validate a section as an instance of ``kind``.
 
     Raises:
         UsageError: an unknown key, or a value of the wrong type or out of range.

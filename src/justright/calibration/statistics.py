@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from justright.architectures.schema import Moe
-from justright.architectures.spec import architecture_of, experts_per_token, linear_modules, moe_layers
 from justright.calibration.stream import LayerStream
 from justright.calibration.watch import Routing, Watch, Watched
 from justright.errors import ResourceError
@@ -52,10 +51,9 @@ class LayerStatistics:
         for name, tensor in self.to_tensors().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ResourceError(
-                    f"calibration of layer {layer} gave {name} with "
-                    f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values that are NaN or infinite, so "
-                    "nothing can be scored by it: the layer's numbers are too large for the dtype it runs in. Use "
-                    "--dtype float32 (or bfloat16)"
+                    f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of the calibration statistic "
+                    f"{name} of layer {layer} are NaN or infinite, because the layer overflows its dtype. Use --dtype "
+                    "float32 or bfloat16"
                 )
         return self
 
@@ -82,7 +80,6 @@ class Collector:
     """Collects statistics of a running layer; use it in a ``with`` block around `LayerStream.measure` or `advance`.
 
     Args:
-        config: Content of the ``config.json`` of the running model.
         stream: The stream that runs the layer.
         index: Index of the layer.
         layer: The result of `LayerStream.materialise`.
@@ -90,21 +87,18 @@ class Collector:
     """
 
     def __init__(
-        self, config: dict[str, Any], stream: LayerStream, index: int, layer: nn.Module,
-        needs: Collection[str] = ALL,
-    ) -> None:  # fmt: skip
-        row = architecture_of(config)
+        self, stream: LayerStream, index: int, layer: nn.Module, needs: Collection[str] = ALL
+    ) -> None:
+        spec = stream.spec
         self.statistics = LayerStatistics(tokens=stream.ids.numel())
         self._layer, self._needs = layer, needs
         self._norms = "output_norms" in needs or "gated_norms" in needs
-        self._moe: Moe | None = row.moe if index in moe_layers(config) else None
-        prefix = row.memory.layer(index) + "."
+        self._moe: Moe | None = spec.architecture.moe if spec.experts[index] else None
+        prefix = spec.architecture.memory.layer(index) + "."
         parameters = dict(layer.named_parameters())
         weights: list[Watched] = []
         if "squares" in needs:
-            names = [
-                m.name.removeprefix(prefix) + ".weight" for m in linear_modules(config) if m.layer == index
-            ]
+            names = [m.name.removeprefix(prefix) + ".weight" for m in spec.linears if m.layer == index]
             weights = [Watched(name, parameters[name], stacked=False) for name in names]
         self._routing: Routing | None = None
         if self._moe is not None:
@@ -114,7 +108,7 @@ class Collector:
             count = len(parameters[memory.down])
             self._zero(count)
             self._routing = Routing(
-                layer, memory.module, self._moe.router.module, experts_per_token(config), self._routed
+                layer, memory.module, self._moe.router.module, spec.experts_per_token, self._routed
             )
         self._watch = Watch(weights, self._seen)
 

@@ -8,7 +8,6 @@ system's page cache keeps them in free memory), and an interrupted run resumes f
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from justright.architectures.spec import architecture_of
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.shard_writer import MAX_HEADER_ROOM, ShardFile
 from justright.errors import UnsupportedModelError, UsageError
@@ -72,10 +71,10 @@ class LayerStream:
         dtype: torch.dtype = torch.float32,
         rows: int = 1,
     ) -> None:
-        self.architecture = architecture_of(config)
-        check_runs(config)
+        self.spec = ModelSpec.of(config)
+        check_runs(self.spec)
         if ids.ndim != 2 or ids.numel() == 0:
-            raise UsageError("no calibration sequence: give texts")
+            raise UsageError("there are no calibration sequences: give calibration texts")
         self.ids, self.rows = ids, rows
         self.devices = [torch.device(name) for name in device.split(",")]
         self.dtype = dtype
@@ -83,9 +82,6 @@ class LayerStream:
         folder.mkdir(parents=True, exist_ok=True)
         self._layers, self._calls = self._skeleton(checkpoint, config)
         self.position = self._resume(checkpoint)
-
-    def __len__(self) -> int:
-        return len(self._layers)
 
     def device(self, index: int) -> torch.device:
         """Device of layer ``index``."""
@@ -116,17 +112,6 @@ class LayerStream:
         """
         for hidden in self._inputs(index if at is None else at):
             self._call(index, hidden)
-
-    @torch.inference_mode()
-    def advance(self, index: int, before: Callable[[], None] = lambda: None) -> None:
-        """Run layer ``index`` over all sequences; its outputs become the next layer's inputs.
-
-        Args:
-            index: Index of the layer, which must be `position`.
-            before: Called after the run and before the layer counts as done, so that whatever it saves exists
-                when a resumed stream continues after this layer.
-        """
-        self.fly([Stage(index)], 0, before)
 
     def fly(self, stages: Sequence[Stage], kept: int, before: Callable[[], None] = lambda: None) -> None:
         """Run consecutive layers over all sequences as a pipeline: each layer is one batch after the layer before it.
@@ -207,15 +192,16 @@ class LayerStream:
         self, checkpoint: Checkpoint, config: dict[str, Any]
     ) -> tuple[list[nn.Module], dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
         """Return the layers without weights, and their call arguments for each batch size."""
+        row = self.spec.architecture
         # One product per expert, which `Watch` can observe.
-        options = {"experts_implementation": "eager"} if self.architecture.is_moe else {}
-        model = skeleton(config, self.dtype, **options)
-        decoder = model.get_submodule(self.architecture.memory.stem)
+        options = {"experts_implementation": "eager"} if row.is_moe else {}
+        model = skeleton(config, self.spec, self.dtype, **options)
+        decoder = model.get_submodule(row.memory.stem)
         layers = list(decoder.layers)
         recorders = [_Recorder(layer) for layer in layers]
         decoder.layers = nn.ModuleList(recorders)
         decoder.norm = nn.Identity()
-        embedding = checkpoint.tensor(self.architecture.disk.embedding, copy=True)
+        embedding = checkpoint.tensor(row.disk.embedding, copy=True)
         place(decoder.embed_tokens, "weight", embedding.to(self.devices[0], self.dtype))
         del embedding  # the original dtype is no longer needed
         for name, buffer in decoder.named_buffers():
@@ -236,17 +222,16 @@ class LayerStream:
         return layers, calls
 
 
-def check_runs(config: dict[str, Any]) -> None:
+def check_runs(spec: ModelSpec) -> None:
     """Validate that the family's layers can run.
 
     Raises:
         UnsupportedModelError: transformers has no class for it.
     """
-    architecture = architecture_of(config)
-    if not architecture.stock:
+    if not spec.architecture.stock:
         raise UnsupportedModelError(
-            f"transformers has no class for {architecture.family}, so it cannot be calibrated: use a criterion "
-            "that needs no calibration (--criterion router, --weights magnitude)"
+            f"transformers has no class for {spec.architecture.family}, so it cannot be calibrated: use criteria that "
+            "need no calibration (--criterion router, --weights magnitude)"
         )
 
 
@@ -264,14 +249,3 @@ class _Recorder(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.call = (args, kwargs)
         return hidden
-
-
-def job_folder(folder: Path, job: dict[str, Any]) -> Path:
-    """Return ``folder``, emptied if its content belongs to another job."""
-    text = json.dumps(job, sort_keys=True)
-    file = folder / "job.json"
-    if folder.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != text):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return folder

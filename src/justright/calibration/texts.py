@@ -21,7 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
+from justright.errors import (
+    CheckpointError,
+    JustrightError,
+    MissingExtraError,
+    SourceError,
+    UsageError,
+    install_command,
+)
 from justright.files import local_path
 from justright.records import (
     CONVERSATION,
@@ -83,7 +90,7 @@ def parse(names: Sequence[str]) -> list[TextSource]:
         except ValueError:
             value = -1.0
         if not (0 < value < float("inf")) or not name:
-            raise UsageError(f"calibration {text!r}: give NAME or NAME=SHARE, the share a positive number")
+            raise UsageError(f"calibration {text!r}: allowed is NAME or NAME=SHARE, with a share above 0")
         domains = (
             [f"{name}:{file.stem}" for file in _files(folder)[0]] if (folder := _carried(name)) else [name]
         )
@@ -106,7 +113,9 @@ def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int, see
         UsageError: A source has fewer tokens than its windows need.
     """
     if sequences < 1 or length < 2:
-        raise UsageError(f"{sequences} sequences of {length} tokens: give at least 1 of at least 2")
+        raise UsageError(
+            f"{sequences} sequences of {length} tokens: allowed are 1 or more of 2 or more tokens"
+        )
     sources = parse(names)
     counts = _divide([s.share for s in sources], sequences)
     windows = []
@@ -136,13 +145,13 @@ def read_texts(name: str) -> Iterator[Text]:
         path = folder / f"{domain}.jsonl" if domain else folder
         if not path.exists():
             raise SourceError(
-                f"{carrier} carries no calibration texts {domain!r}: there are "
+                f"{carrier} has no calibration texts {domain!r}; available: "
                 f"{', '.join(f.stem for f in _files(folder)[0])}"
             )
     if path.is_dir():
         files, _ = _files(path)
         if not files:
-            raise SourceError(f"{path} has no texts; looked for {', '.join(_SUFFIXES)}")
+            raise SourceError(f"{path} has no calibration texts; allowed: {', '.join(_SUFFIXES)}")
         for file in files:
             yield from _file_texts(file)
     elif path.is_file():
@@ -151,7 +160,7 @@ def read_texts(name: str) -> Iterator[Text]:
         carried = sorted(point.name for point in importlib.metadata.entry_points(group=CARRIED))
         raise SourceError(
             f"no calibration texts {name!r}: give a file, a folder, hub:OWNER/NAME, or one of "
-            f"{', '.join(carried) or '(no package carries any)'}"
+            f"{', '.join(carried) or '(no installed package has any)'}"
         )
 
 
@@ -177,8 +186,8 @@ def _windows(tokenizer: Any, name: str, count: int, length: int, seed: int) -> T
     available = len(ids) // length
     if available < count:
         raise UsageError(
-            f"the calibration texts {name} have {len(ids):,} tokens, enough for {available} sequences of {length}; "
-            f"{count} are wanted: give more text, or fewer or shorter sequences"
+            f"the calibration texts {name} have {len(ids):,} tokens, enough for {available} sequences of {length}, but "
+            f"{count} are requested: give more text, or lower --sequences or --length"
         )
     rng = random.Random(f"{seed} {Path(name).name}")  # independent of the folder of the file
     bounds = [i * available // count for i in range(count + 1)]
@@ -237,7 +246,9 @@ def _file_texts(file: Path) -> Iterator[Text]:
     for where, row in read_rows(file):
         found = _text(row)
         if found is None:
-            raise CheckpointError(f'{where} is neither {{"text": "..."}} nor {{"messages": {CONVERSATION}}}')
+            raise CheckpointError(
+                f'{where} is not a text; allowed: {{"text": "..."}} or {{"messages": {CONVERSATION}}}'
+            )
         yield found
 
 
@@ -255,7 +266,7 @@ def _hub(name: str) -> Iterable[Text]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise MissingExtraError("datasets from the hub need: pip install 'justright[train]'") from error
+        raise MissingExtraError(f"texts from the hub need datasets; {install_command('train')}") from error
     dataset, split, column = (*name.split(":"), "", "")[:3]
     try:
         for row in load_dataset(dataset, split=split or "train", streaming=True):
@@ -263,7 +274,7 @@ def _hub(name: str) -> Iterable[Text]:
             text = found if isinstance(found, str) else conversation(found)
             if text is None:
                 raise CheckpointError(
-                    f"hub:{name} has a row whose {column or 'text'} is neither a text nor {CONVERSATION}"
+                    f"hub:{name} has a row without a usable {column or 'text'}; allowed: a text or {CONVERSATION}"
                 )
             yield text
     except JustrightError:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from justright.checkpoint.finite import check_finite_files
+from justright.checkpoint.format import damaged
 from justright.checkpoint.mode_files import TEMPLATE_FILES
 from justright.checkpoint.reader import Checkpoint, read_json
 from justright.checkpoint.writer import DISK_MARGIN_BYTES, leave, take_lock
@@ -89,25 +90,25 @@ class Bundle:
         file = path / MANIFEST
         if not file.is_file():
             raise UsageError(
-                f"{path} is no bundle: it has no {MANIFEST}. `justright bundle MODEL -o DIR` makes bundles"
+                f"{path} is not a bundle: it has no {MANIFEST}. Make one with `justright bundle MODEL -o DIR`"
             )
         data = read_json(file)
         if data.get("format") != FORMAT:
             raise CheckpointError(
-                f"{file} has the format {data.get('format')!r}, known is {FORMAT!r}: update justright, or make the "
-                "bundle again"
+                f"{file} has format {data.get('format')!r}, but this version reads {FORMAT!r}: update justright, or "
+                "make the bundle again"
             )
         names = ("parts", "templates", "defaults", "files", "provenance")
         for name in ("verifier", *names):
             if not isinstance(data.get(name), str if name == "verifier" else dict):
-                raise CheckpointError(f"{file} is damaged: {name} is {data.get(name)!r}")
+                raise damaged(file, f"its {name} is {data.get(name)!r}")
         for name in [*data["files"], *data["templates"].values()]:
             if not _inside(name):
-                raise CheckpointError(f"{file} names {name!r}: only files in the bundle are allowed")
+                raise CheckpointError(f"{file} names {name!r}; allowed: files inside the bundle")
         for name, entry in data["files"].items():
             known = entry if isinstance(entry, dict) else {}
             if type(known.get("size_bytes")) is not int or not isinstance(known.get("sha256"), str):
-                raise CheckpointError(f"{file} is damaged: of {name} it says {entry!r}")
+                raise damaged(file, f"its entry of {name} is {entry!r}")
         return cls(path, data["verifier"], **{name: data[name] for name in names})
 
     def part(self, name: str) -> Path | None:
@@ -120,7 +121,7 @@ class Bundle:
             return None
         folder = self.path / name
         if not folder.is_dir():
-            raise CheckpointError(f"{self.path} lacks its {name}: fetch or copy the whole bundle again")
+            raise CheckpointError(f"{self.path} has no {name} folder: fetch or copy the whole bundle again")
         return folder
 
     def size_bytes(self, part: str | None = None) -> int:
@@ -167,15 +168,14 @@ def bundled_part(path: Path | None, name: str) -> Path | None:
     return Bundle.open(path).part(name) if path is not None and is_bundle(path) else None
 
 
-def check_bundled_weights(path: Path) -> None:
-    """Read the model weights of a bundle once and validate them; skip any other directory.
+def check_bundled_weights(checkpoint: Checkpoint) -> None:
+    """Read the model weights of a bundle once and validate them; skip any other checkpoint.
 
     Raises:
         CheckpointError: A weight is NaN or infinite.
     """
-    if is_bundle(path):
-        with Checkpoint.open(path) as checkpoint:
-            check_finite_files(checkpoint.files())
+    if is_bundle(checkpoint.path):
+        check_finite_files(checkpoint.files())
 
 
 def part_of_file(name: str) -> str:
@@ -282,8 +282,8 @@ def _place(sources: Mapping[str, Path], staging: Path, *, copy: bool, tick: Prog
     needed, free = sum(sizes.values()) + DISK_MARGIN_BYTES, shutil.disk_usage(staging).free
     if free < needed:
         raise ResourceError(
-            f"not enough room on the disk of {staging.parent}: {readable_bytes(needed)} are to be copied, "
-            f"{readable_bytes(free)} are free. Free some, or write to the disk of the model, where files are linked"
+            f"the disk of {staging.parent} has {readable_bytes(free)} free, but {readable_bytes(needed)} are needed. "
+            "Free some space, or write to the disk of the model, where files are linked"
         )
     done = 0
     for name, file in waiting.items():

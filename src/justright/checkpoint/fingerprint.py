@@ -11,7 +11,7 @@ _SAMPLE = 256
 _known: dict[tuple[tuple[Path, int, int], ...], str] = {}
 
 
-def weights_identity(path: Path) -> str:
+def weights_identity(path: Path | Checkpoint) -> str:
     """Sixteen hexadecimal digits: names, shapes, dtypes, and the first and last 256 bytes of every tensor's values.
 
     Two trainings of one model differ in every matrix, so a part of each is enough. A copy, another sharding, and a

@@ -30,9 +30,28 @@ def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
         for number in map(float, wide.aminmax()):  # a NaN anywhere makes both NaN
             if not math.isfinite(number):
                 raise CheckpointError(
-                    f"{where}: the tensor {name} holds {number}, and only finite numbers are allowed: fetch or make it "
-                    "again"
+                    f"{where}: the tensor {name} holds {number}; only finite numbers are allowed. Fetch or make the "
+                    "file again"
                 )
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or a number in it is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing: fetch or copy its whole folder again") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    check_finite(tensors, file)
+    return tensors
 
 
 def check_finite_files(files: Iterable[Path]) -> None:

@@ -62,10 +62,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """One safetensors file's header: its tensors in byte order, its metadata, and the offset of the data."""
+    """One safetensors file's header: its tensors in byte order, and the offset of the data."""
 
     tensors: tuple[TensorInfo, ...]
-    metadata: dict[str, str]
     begin: int
 
 
@@ -85,20 +84,20 @@ def read_header(file: Path) -> Header:
                     f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
                 )
             if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
-                raise damaged(file, f"{size} bytes are too few for its header, or it is no safetensors file")
+                raise damaged(file, f"its {size} bytes do not begin with a safetensors header")
             raw = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     try:
         entries = json.loads(raw, object_pairs_hook=_no_duplicates)
-        metadata = entries.pop("__metadata__", {})
+        entries.pop("__metadata__", None)
         tensors = sorted(
             (_tensor_info(file, *item) for item in entries.items()), key=lambda t: (t.start, t.end)
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(file, f"its header is corrupt ({error})") from error
     _check_extent(file, tensors, data_bytes=size - 8 - length)
-    return Header(tuple(tensors), metadata, 8 + length)
+    return Header(tuple(tensors), 8 + length)
 
 
 def damaged(file: Path, what: str) -> CheckpointError:
@@ -137,7 +136,7 @@ def _check_extent(file: Path, tensors: list[TensorInfo], *, data_bytes: int) -> 
         end = info.end
     if end > data_bytes:
         raise CheckpointError(
-            f"{file} is truncated: its header promises {end} bytes of tensors and {data_bytes} are there. "
+            f"{file} is truncated: its header lists {end} bytes of tensors, but the file holds {data_bytes}. "
             "Fetch or copy the file again"
         )
     if end < data_bytes:

@@ -40,13 +40,17 @@ def read_template(folder: Path) -> str | None:
     return None
 
 
-def read_end_tokens(folder: Path) -> frozenset[int]:
+def read_end_tokens(folder: Path, config: Mapping[str, Any] | None = None) -> frozenset[int]:
     """The folder's end tokens; empty if no config names one (the tokenizer's then applies).
+
+    Args:
+        folder: A model's or an adapter's.
+        config: Its ``config.json``, if it is read already.
 
     Raises:
         CheckpointError: A file cannot be read, or names a value that is not a token id.
     """
-    config = read_object(folder / "config.json")
+    config = read_object(folder / "config.json") if config is None else config
     nested = config.get("text_config")
     for one in (read_object(folder / GENERATION), config, nested if isinstance(nested, Mapping) else {}):
         found = one.get("eos_token_id")

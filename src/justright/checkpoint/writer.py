@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from justright.checkpoint import sparse
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 Store = Literal["dense", "sparse"]
+_METADATA = {"format": "pt"}  # transformers requires it
 DISK_MARGIN_BYTES = 16 * 1024 * 1024
 
 
@@ -66,8 +66,6 @@ class CheckpointWriter:
         source: Checkpoint directory from which the tokenizer, templates, licence and similar files are copied.
         max_shard_bytes: Maximum size of a shard; one larger tensor becomes a shard of its own.
         expected_bytes: Size of all tensors; if given, the free disk space is validated first.
-        metadata: Header metadata of the shards; transformers requires ``{"format": "pt"}``.
-        resume: False: discard interrupted work, of whatever job.
         store: "sparse": a container of `justright.checkpoint.sparse`.
 
     Raises:
@@ -83,18 +81,15 @@ class CheckpointWriter:
         source: Path | None = None,
         max_shard_bytes: int = 5_000_000_000,
         expected_bytes: int | None = None,
-        metadata: Mapping[str, str] | None = None,
-        resume: bool = True,
         store: Store = "dense",
     ) -> None:
         if max_shard_bytes <= 0:
-            raise UsageError(f"max_shard_bytes is {max_shard_bytes}: give a positive number of bytes")
+            raise UsageError(f"max_shard_bytes {max_shard_bytes}: allowed are whole numbers from 1")
         self.out = Path(os.path.abspath(local_path(out)))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source
         self.store = store
         self._max_shard_bytes = max_shard_bytes
-        self._metadata = dict(metadata or {"format": "pt"})
         self._room = header_room(min(max_shard_bytes, expected_bytes or max_shard_bytes))
         if store == "sparse":  # three header entries per tensor
             self._room = min(4 * self._room, MAX_HEADER_ROOM)
@@ -102,7 +97,7 @@ class CheckpointWriter:
             "format": FORMAT,
             "max_shard_bytes": max_shard_bytes,
             "header_room": self._room,
-            "metadata": self._metadata,
+            "metadata": _METADATA,
             "store": store,
             "fingerprint": json.loads(json.dumps(dict(fingerprint or {}), default=str)),
         }
@@ -116,7 +111,7 @@ class CheckpointWriter:
         try:
             with self._disk():
                 check_new(self.out)
-                self._shards = self._take_up(resume)
+                self._shards = self._take_up()
                 self._check_room(expected_bytes)
         except BaseException:
             self._lock.release()
@@ -126,9 +121,7 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -149,9 +142,9 @@ class CheckpointWriter:
             ResourceError: The disk is full; complete shards are kept, and the same job resumes after them.
         """
         if self._finished:
-            raise UsageError(f"{self.out} is finished: {name} cannot be added")
+            raise UsageError(f"{name} cannot be added: {self.out} is already finished")
         if name in self._added or name == "__metadata__":
-            raise UsageError(f"{name} cannot be added: the name is taken")
+            raise UsageError(f"{name} cannot be added: the name is already used")
         dtype_name(name, tensor)
         self._added.add(name)
         for part, stored in (sparse.pack(name, tensor) if self.store == "sparse" else {name: tensor}).items():
@@ -225,10 +218,10 @@ class CheckpointWriter:
             self._complete_shard()
         if self._current is None:
             path = self._shard_path(len(self._shards) + 1)
-            self._current = ShardFile(path, room=self._room, metadata=self._metadata)
+            self._current = ShardFile(path, room=self._room, metadata=_METADATA)
             if not self._current.fits(name, tensor, max_bytes=self._max_shard_bytes):
                 raise UsageError(
-                    f"the name {name[:40]}... of {len(name)} characters is too long for a header"
+                    f"the tensor name {name[:40]}... has {len(name)} characters, too many for a header: shorten it"
                 )
         return self._current
 
@@ -267,13 +260,13 @@ class CheckpointWriter:
     def _journal(self) -> Path:
         return self.partial / "journal.jsonl"
 
-    def _take_up(self, resume: bool) -> list[_Shard]:
+    def _take_up(self) -> list[_Shard]:
         """Resume: keep the complete shards of an interrupted run of this job, and remove its other files."""
-        lines = _read_lines(self._journal) if resume and self._folder.exists() else []
+        lines = _read_lines(self._journal) if self._folder.exists() else []
         if lines and lines[0] != self._job:
             raise UsageError(
-                f"{self.partial} holds interrupted work of another job ({_difference(lines[0], self._job)}): "
-                f"repeat that job's command to finish it, choose another output, or delete {self.partial}"
+                f"{self.partial} holds an interrupted run with other settings ({_difference(lines[0], self._job)}). "
+                f"Repeat that run's command to finish it, choose another output, or delete {self.partial}"
             )
         self._folder.mkdir(exist_ok=True)
         recorded = [_Shard(**line) for line in lines[1:]]
@@ -302,8 +295,8 @@ class CheckpointWriter:
         free = shutil.disk_usage(self.partial).free
         if free < needed:
             raise ResourceError(
-                f"not enough room on the disk of {self.out.parent}: {needed:,} bytes are needed, "
-                f"{free:,} are free. Free some, or write elsewhere"
+                f"the disk of {self.out.parent} has {free:,} bytes free, but {needed:,} are needed. Free some space, "
+                "or choose another disk"
             )
 
     @contextlib.contextmanager
@@ -375,7 +368,7 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     flat = [{**job, **dict(job.get("fingerprint", {}))} for job in (theirs, ours)]
     keys = [key for key in {**flat[0], **flat[1]} if key != "fingerprint"]
     changed = [key for key in keys if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} here" for key in changed[:4])
+    return "; ".join(f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} now" for key in changed[:4])
 
 
 def _json(data: Any) -> str:

@@ -66,7 +66,7 @@ def _left_by_typer(ended: SystemExit, output: Terminal, *, as_json: bool) -> NoR
         sys.exit(CLOSED_PIPE)
     explain = getattr(cause, "format_message", None)
     if as_json and ended.code and explain is not None:
-        message = explain() or "arguments are missing: see --help"
+        message = explain() or "an argument is missing: see --help"
         output.object({"error": {"type": "UsageError", "message": message, "exit_code": ended.code}})
     raise ended
 
@@ -112,14 +112,14 @@ def as_known(error: Exception) -> JustrightError | None:
     if (fault := _network_fault(error)) is not None:
         line = next(iter(str(fault).splitlines()), type(fault).__name__)
         return SourceError(
-            f"something that this needs could not be fetched ({line}). Check the network (HF_ENDPOINT and HTTPS_PROXY "
-            "are honoured) and repeat the command, or fetch it once online into the hub's cache"
+            f"a download failed ({line}). Check the network, HF_ENDPOINT and HTTPS_PROXY and repeat the command, or "
+            "download the files into the hub's cache on a machine with network access"
         )
     if isinstance(error, OSError) and error.filename:
         return UsageError(f"{error.filename} cannot be used: {error.strerror}")
     if is_out_of_memory(error):
         return ResourceError(
             "not enough memory: use a smaller --max-context, fewer prompts at once (--batch), a smaller "
-            "--dtype or a smaller model (`justright inspect` says what a model needs)"
+            "--dtype or a smaller model (`justright inspect` shows what a model needs)"
         )
     return None

@@ -28,8 +28,8 @@ app = typer.Typer(
     name="justright",
     help="Open-weight language models, made just right: not too big, not too slow, not lost in thought.",
     epilog="MODEL is a checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME. Exit codes: 0 done, "
-    "1 a bug, 2 usage, 3 model not found or damaged, 4 model not supported, 5 no room (disk, memory, "
-    "context), 6 a package is missing, 130 interrupted, 141 the reader of its output has gone.",
+    "1 a bug, 2 usage, 3 model not found or damaged, 4 model not supported, 5 not enough disk, memory or "
+    "context, 6 a package is missing, 130 interrupted, 141 the output pipe was closed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,7 +46,7 @@ def _version(value: bool) -> None:
 def _root(
     ctx: typer.Context,
     debug: Annotated[
-        bool, typer.Option("--debug", envvar="JUSTRIGHT_DEBUG", help="Show the traceback of an error.")
+        bool, typer.Option("--debug", envvar="JUSTRIGHT_DEBUG", help="Show the traceback of errors.")
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_words
 from justright.errors import UsageError
@@ -20,53 +20,62 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(name="bench", help="Measure the engine, beside transformers' own.", no_args_is_help=True)
+app = typer.Typer(name="bench", help="Measure the engine, compared with transformers.", no_args_is_help=True)
 
 _WIDE = 140
 """Width of the output of `bench longspec`, in terminal columns."""
 _DEMO_MODEL = "packaged:smollm2-135m-instruct"
 _QUICK_CONTEXT = 1024
+_BUCKETS = "1024,2048,4096,8192,16384,32768,65536"
+_Kinds = Annotated[
+    str, typer.Option(help="Kinds of tasks, separated by commas.  (default: all)", show_default=False)
+]
+_Tokens = Annotated[int, typer.Option(min=2, help="Output tokens of each run.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the choice of texts.")]
+_Results = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file for results, written after each run; an interrupted benchmark continues from it."
+    ),
+]
 
 
 @app.command("decode")
 def decode(
     ctx: typer.Context,
     model: Model,
-    context: Annotated[str, typer.Option(help="Prompt tokens, one or several.")] = "1024,4096",
-    tasks: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    context: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens, separated by commas.")
+    ] = "1024,4096",
+    tasks: _Kinds = "",
     contenders: Annotated[
         str,
         typer.Option(
-            help="plain, a drafter's name, transformers, transformers-lookup.  (default: all, with --draft)",
+            help="Contenders, separated by commas: plain, a drafter's name, transformers, transformers-lookup.  "
+            "(default: all, with the drafter of --draft)",
             show_default=False,
         ),
     ] = "",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
+    tokens: _Tokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and contender, interleaved.")] = 3,
     draft: Annotated[
         str | None,
-        typer.Option(
-            help="The drafter among the default contenders.  (default: a bundle's own, else suffix)",
-            show_default=False,
-        ),
+        typer.Option(help="Drafter of the default contenders.  (default: the bundle's, else suffix)"),
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Peak memory too, each contender in its own process.")
+        bool, typer.Option("--memory", help="Peak memory too; each contender runs in its own process.")
     ] = False,
     quick: Annotated[
         bool,
         typer.Option(
             "--quick",
-            help="Other defaults: 1,024 tokens of context (or what fits), 32 of output, one repeat.",
+            help="Smaller defaults: a context of 1,024 tokens (or what fits), 32 output tokens, one repeat.",
         ),
     ] = False,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Keep results in this JSON file as they come; go on from it.", show_default=False),
-    ] = None,
+    out: _Results = None,
     as_json: Json = False,
 ) -> None:
     """Decode the same prompts in several ways, and report speeds, ratios, and whether the outputs agree.
@@ -91,7 +100,7 @@ def decode(
     setting = DecodeSetting(tuple(words(names)), tokens, repeats, engine)
     kinds = tuple(words(tasks)) or KINDS
     lengths = numbers(context)
-    if quick and not chosen(ctx, "context", context, ""):
+    if quick and not is_given(ctx, "context"):
         lengths = (fitting_length(resolve(model).path, kinds, _QUICK_CONTEXT, tokens),)
     plan = DecodePlan(model, kinds, lengths, setting, memory)
     results = _measured(output, lambda progress: run_plan(plan, out, progress))
@@ -110,38 +119,31 @@ def longspec(
         list[str] | None,
         typer.Option(
             metavar="[LABEL=]NAME[:OPTION=VALUE;...]",
-            help="A contender: plain, a drafter (yours too), transformers, transformers-lookup; repeatable.  (default: "
-            "plain, suffix, recycling, and lstm and hybrid where there is a trained drafter)",
-            show_default=False,
+            help="A contender: plain, a drafter (your own too), transformers, transformers-lookup; repeatable.  "
+            "(default: plain, suffix, recycling; with a trained drafter also lstm, hybrid)",
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="A file by `justright bench longset`.  (default: made from the zoo's texts)",
-            show_default=False,
+            help="File of prompts from `justright bench longset`.  (default: prompts from the zoo's texts)"
         ),
     ] = None,
     buckets: Annotated[
-        str, typer.Option(help="Lengths of the prompts, as far as the model's context goes.")
-    ] = "1024,2048,4096,8192,16384,32768,65536",
-    kinds: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+        str, typer.Option(help="Prompt lengths in tokens; those beyond the model's context are left out.")
+    ] = _BUCKETS,
+    kinds: _Kinds = "",
     per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and length.")] = 1,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 128,
+    tokens: _Tokens = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per prompt and contender, interleaved.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
+    seed: _Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Keep results in this JSON file as they come; go on from it.", show_default=False),
-    ] = None,
+    out: _Results = None,
     picture: Annotated[
         Path | None,
-        typer.Option(
-            help="Draw acceptance, speed and cost by length (needs matplotlib).", show_default=False
-        ),
+        typer.Option(help="File for a picture of acceptance, speed and cost by length (needs matplotlib)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -180,7 +182,7 @@ def longspec(
     else:
         _show_longspec(output, results)
         if missing := left_out(plan, results):
-            output.text(f"Left out, beyond the context or no text for it: {', '.join(missing)}")
+            output.text(f"Left out (beyond the context, or no text): {', '.join(missing)}")
     refuse_mismatches(results)
 
 
@@ -204,21 +206,18 @@ def longset(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="The file of prompts (JSON lines).")],
     tokenizer: Annotated[
-        str, typer.Option(metavar="MODEL", help="Whose tokens the buckets are measured in.")
+        str, typer.Option(metavar="MODEL", help="Model whose tokenizer counts the tokens.")
     ] = _DEMO_MODEL,
     texts: Annotated[
-        Path | None,
-        typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)", show_default=False),
+        Path | None, typer.Option(help="A folder of texts and programs.  (default: the zoo's texts)")
     ] = None,
     wildchat: Annotated[
-        bool, typer.Option("--wildchat", help="Conversations of WildChat, from the hub, instead.")
+        bool, typer.Option("--wildchat", help="Conversations of WildChat from the hub, instead of --texts.")
     ] = False,
-    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, one or several.")] = (
-        "1024,2048,4096,8192,16384,32768,65536"
-    ),
-    kinds: Annotated[str, typer.Option(help="Kinds of tasks.  (default: all)", show_default=False)] = "",
+    buckets: Annotated[str, typer.Option(help="Most tokens of a prompt, separated by commas.")] = _BUCKETS,
+    kinds: _Kinds = "",
     per_cell: Annotated[int, typer.Option(min=1, help="Prompts of each kind and bucket.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the places in the texts.")] = 0,
+    seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Generate a set of long prompts: multi-turn, summarise, quote-and-answer, edit-code, continue.
@@ -228,7 +227,7 @@ def longset(
     output = output_of(ctx)
     check_output(out)
     if wildchat and texts:
-        raise UsageError("--wildchat and --texts name two sources: give one of them")
+        raise UsageError("--wildchat and --texts are two sources: give one of them")
     from justright.bench.longset import KINDS, build, from_conversations, notes, read_folder, write
     from justright.bench.running import numbers, words
 
@@ -271,16 +270,16 @@ def longset(
 def demo(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="Any model with a chat template.")
+        str, typer.Argument(metavar="[MODEL]", help="A model with a chat template.")
     ] = _DEMO_MODEL,
-    out: Annotated[Path, typer.Option(help="Where the results and the picture go.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="Directory for the results and the picture.")] = Path("demo-out"),
     context: Annotated[
-        int, typer.Option(min=1, help="Prompt tokens.  (default: 2048, or what fits the model)")
+        int, typer.Option(min=1, help="Prompt tokens.  (default: 2048, or what fits in the model's context)")
     ] = 2048,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens that every run emits.")] = 96,
+    tokens: _Tokens = 96,
     repeats: Annotated[int, typer.Option(min=1, help="Runs per task and decoder, interleaved.")] = 2,
-    draft: Annotated[str, typer.Option(help="The drafter.")] = "suffix",
-    picture: Annotated[bool, typer.Option(help="Draw the picture (needs matplotlib).")] = True,
+    draft: Annotated[str, typer.Option(help="Drafter.")] = "suffix",
+    picture: Annotated[bool, typer.Option(help="A picture of the results (needs matplotlib).")] = True,
     as_json: Json = False,
 ) -> None:
     """Decode four long-context tasks without and with drafts: the same tokens in less time.
@@ -297,7 +296,7 @@ def demo(
         from justright.bench.demo import TASKS, DemoSetting, refuse_mismatches, run_demo
         from justright.checkpoint.sources import resolve
 
-    if not chosen(ctx, "context", context, 0):
+    if not is_given(ctx, "context"):
         context = fitting_length(resolve(model).path, TASKS, context, tokens)
     setting = DemoSetting(model, context, tokens, repeats, draft)
     done = _measured(output, lambda progress: run_demo(setting, out, picture=picture, progress=progress))
@@ -337,7 +336,7 @@ def _conclude(output: Terminal, done: Demo) -> None:
     verdicts = [str(cell.agreement) for row in done.results.cells.values() for cell in row.values()]
     same = "identical on every task" if set(verdicts) == {"identical"} else "compared as above"
     output.text(
-        f"Outputs: {same}. Medians over the tasks: {done.acceptance_length:.2f} tokens a verification, "
+        f"Outputs: {same}. Medians over the tasks: acceptance length {done.acceptance_length:.2f}, "
         f"{done.speed_ratio:.2f}x the speed of plain decoding."
     )
     output.text(f"Written: {', '.join(str(file) for file in done.files)}")
@@ -346,8 +345,8 @@ def _conclude(output: Terminal, done: Demo) -> None:
 def _measured(output: Terminal, run: Callable[[Progress], T]) -> T:
     """Call ``run`` with a function ``(what, done, total)`` that shows its progress."""
 
-    def told(tell: Callable[[str, int, int, str], None]) -> T:
-        tell("measuring", 0, 0, "loading")
-        return run(lambda what, done, total: tell("measuring", done, total, what))
+    def reported(report: Callable[[str, int, int, str], None]) -> T:
+        report("measuring", 0, 0, "loading")
+        return run(lambda what, done, total: report("measuring", done, total, what))
 
-    return with_words(output, told)
+    return with_words(output, reported)

@@ -43,24 +43,20 @@ app = typer.Typer(
 def make(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     switch: Annotated[
         str | None,
         typer.Option(
             metavar="ADAPTER",
-            help="Its switch, from `justright switch extract`: a directory or a hub id.",
-            show_default=False,
+            help="Switch, from `justright switch extract`: a directory or a hub id.  (default: none)",
         ),
     ] = None,
     draft: Annotated[
         str | None,
         typer.Option(
             metavar="DRAFTER",
-            help="Its drafter, from `justright draft train`: a directory or a hub id; or a name: lstm, hybrid (the one "
-            "that a package carries for this model), suffix, recycling, none.",
-            show_default=False,
+            help="Drafter, from `justright draft train`: a directory or a hub id; or a name: lstm, hybrid (with the "
+            "drafter of an installed package), suffix, recycling, none.",
         ),
     ] = None,
     draft_option: DraftOption = None,
@@ -68,16 +64,15 @@ def make(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="What holds where nobody says otherwise: draft, effort, max_context, temperature, top_k, top_p, "
-            "min_p, repetition_penalty; repeatable.",
-            show_default=False,
+            help="A default of the bundle: draft, effort, max_context, temperature, top_k, top_p, min_p or "
+            "repetition_penalty; repeatable.",
         ),
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy weights, instead of linking them where that is possible.")
+        bool, typer.Option("--copy", help="Copies of the weights, even where hard links are possible.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what it would hold; write nothing.")
+        bool, typer.Option("--dry-run", help="Only checks, and a list of the contents; writes nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +82,7 @@ def make(
     """
     output = output_of(ctx)
     if out is None and not dry_run:
-        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+        raise UsageError("there is no output directory: give -o DIR, or --dry-run")
     options = key_values(draft_option or [], "--draft-option")
     values = key_values(default or [], "--default")
     with output.status("checking the parts"):
@@ -122,8 +117,8 @@ def make(
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.", show_default=False)],
-    verify: Annotated[bool, typer.Option("--verify", help="Hash every file, too.")] = False,
+    bundle: Annotated[str, typer.Argument(help="A bundle's directory or hub id.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check of every file's hash.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a bundle contains, for which model, and how it runs by default.
@@ -141,27 +136,27 @@ def inspect(
         listed = [f"{name} is missing" for name in verified.missing]
         listed += [f"{name} is changed" for name in verified.changed]
         raise CheckpointError(
-            f"{found.path} is not as it was bundled: {', '.join(listed)}. Fetch or copy these again, or make the "
-            "bundle again"
+            f"{found.path} differs from its manifest: {', '.join(listed)}. Download or copy these files again, or make "
+            "the bundle again"
         )
 
 
 @app.command("build")
 def build(
     ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A YAML file.", metavar="RECIPE", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML file).", metavar="RECIPE")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="The directory to create.  (default: the recipe's out)", show_default=False
-        ),
+        Path | None, typer.Option("--out", "-o", help="The directory to create.  (default: the recipe's out)")
     ] = None,
     redo: Annotated[
         bool,
-        typer.Option("--redo", help="Make stages anew whose settings have changed, and what follows them."),
+        typer.Option("--redo", help="Rerun of stages whose settings changed, and of the stages after them."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything; tell stages, sizes and time; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only checks, and estimates of stages, sizes and time; writes nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -177,7 +172,7 @@ def build(
         wanted = Recipe.read(recipe)
         target = out or wanted.out
         if target is None:
-            raise UsageError("give the directory to create: -o DIR, or out in the recipe")
+            raise UsageError("there is no output directory: give -o DIR, or out in the recipe")
         work = BundleBuild(wanted, target)
     for note in (known := list(work.notes)):
         output.note(f"note: {note}")
@@ -187,7 +182,7 @@ def build(
         _show_steps(output, steps, redo=redo)
         return
     with kept_work(output, target):
-        bundle = with_words(output, lambda tell: work.run(tell, redo=redo))
+        bundle = with_words(output, lambda report: work.run(report, redo=redo))
     for note in work.notes[len(known) :]:
         output.note(f"note: {note}")
     show(output, bundle)
@@ -201,14 +196,14 @@ def _show_steps(output: Terminal, steps: list[StageEstimate], *, redo: bool) -> 
         return
     for step in steps:
         took = "" if step.seconds is None else f"about {readable_seconds(step.seconds)}, "
-        how = "made already, " if step.done else took
+        how = "done, " if step.done else took
         output.text(f"{step.stage:7} {how}{readable_bytes(step.size_bytes)} ({step.held})")
         if step.changed and not redo:
             output.note(
-                f"note: {step.stage} was made with other settings ({', '.join(step.changed)}): give --redo"
+                f"note: {step.stage} was made with other settings ({', '.join(step.changed)}): give --redo to rerun it"
             )
     known = sum(step.seconds or 0.0 for step in steps)
-    output.text(f"in all  about {readable_seconds(known)}, measured on the models as they are")
+    output.text(f"total   about {readable_seconds(known)}, measured on the unpruned models")
 
 
 def show(output: Terminal, bundle: Bundle, verified: BundleCheck | None = None) -> None:
@@ -227,13 +222,13 @@ def show(output: Terminal, bundle: Bundle, verified: BundleCheck | None = None) 
         output.text(f"  {name:7} {_files(bundle, name)}; {_about(about)}")
     for mode, file in bundle.templates.items():
         output.text(f"  chat template{' of the fast mode' * (mode == 'fast')}: {file}")
-    output.text(f"  by default: {_words(bundle.defaults)}")
+    output.text(f"  defaults: {_words(bundle.defaults)}")
     if verified is not None:
         output.text(
-            "Every file is as it was bundled." if verified.whole else "Not every file is as it was bundled."
+            "All files match the manifest." if verified.whole else "Some files differ from the manifest."
         )
         if verified.added:
-            output.note(f"note: not of the bundle: {', '.join(verified.added)}")
+            output.note(f"note: files that are not part of the bundle: {', '.join(verified.added)}")
 
 
 def _files(bundle: Bundle, part: str) -> str:
@@ -263,4 +258,4 @@ def _words(defaults: Any) -> str:
     flat = {name: value for name, value in defaults.items() if name not in ("draft_options", "sampling")}
     flat |= {f"draft option {name}": value for name, value in defaults.get("draft_options", {}).items()}
     flat |= defaults.get("sampling", {})
-    return ", ".join(f"{name} {value}" for name, value in flat.items()) or "as any model"
+    return ", ".join(f"{name} {value}" for name, value in flat.items()) or "none"

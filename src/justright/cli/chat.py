@@ -13,23 +13,23 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Terminal, output_of
 from justright.errors import JustrightError, ResourceError, UsageError
-from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Message, Prepared
+    from justright.cli.prepare import Message
     from justright.engine.chat_modes import Reasoning
     from justright.engine.generation import ModeParams
     from justright.engine.llm import LLM
+    from justright.engine.prepared import PreparedModel
     from justright.engine.request import Request
 
 _HELP = """\
-/help         this list
-/reset        forget the conversation (the system message stays)
+/help         show this list
+/reset        delete the conversation except the system message
 /system TEXT  set the system message; without TEXT, remove it
-/effort NAME  how much to think: none, minimal, low, medium, high, auto, escalate; without NAME as at the start
-/stats        speed and acceptance of the last answer
-/exit         leave, as Ctrl-D does
-Ctrl-C stops an answer. Anything else is said to the model."""
+/effort NAME  set the reasoning effort: none, minimal, low, medium, high, auto, escalate; without NAME, as at the start
+/stats        show speed and acceptance of the last answer
+/exit         leave, like Ctrl-D
+Ctrl-C stops an answer. Any other text is sent to the model."""
 
 
 def chat(
@@ -60,6 +60,7 @@ def chat(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
@@ -69,40 +70,20 @@ def chat(
 
     When the conversation no longer fits into the context, its oldest turns are dropped, and a line reports it.
     """
-    from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.prepare import load, prepare, sampling_of
+    from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "cache": cache,
-        "generation_config": generation_config,
-    }
-    ready = prepare(
-        model,
-        output,
-        engine_options
-        | {
-            "max_context": max_context,
-            "draft": draft,
-            "draft_options": key_values(draft_option or [], "--draft-option"),
-            "reuse_prefix": True,
-            "switch": switch,
-        },
-    )
-
+    ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
     params = sampling_of(ctx, ready)
     if not ready.has_template:
         raise UsageError(f"{model} has no chat template, so it cannot chat: use `justright generate`")
-    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
-    thinking = settled_thinking(said, ready.defaults)
-    check_thinking(ready, thinking)
+    thinking = settled_thinking(thinking_of(ctx), ready.defaults)
+    ready.check_reasoning(thinking)
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # fails now if the template rejects the system message
     limits = {"max_tokens": max_tokens, "stop": tuple(stop or ()), "stop_in_reasoning": stop_in_reasoning}
-    session = _Session(ready.load(), conversation, params, limits, output, thinking, thinking)
+    session = _Session(load(ready, output, model), conversation, params, limits, output, thinking, thinking)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
     if interactive:
         output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
@@ -122,7 +103,7 @@ class Conversation:
         turns: messages, alternately the user's and the assistant's.
     """
 
-    ready: Prepared
+    ready: PreparedModel
     max_tokens: int
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
@@ -210,7 +191,8 @@ class _Session:
                 # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
-                self._error(error)
+                said = f"error: {error}"
+                self.output.console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         from justright.cli.running import stats_line
@@ -221,7 +203,7 @@ class _Session:
             say(_HELP, markup=False)
         elif name == "/reset":
             self.conversation.reset()
-            say("the conversation is forgotten")
+            say("the conversation is deleted")
         elif name == "/system":
             self._set_system(argument.strip() or None)
             say("the system message is set" if argument.strip() else "the system message is removed")
@@ -233,15 +215,15 @@ class _Session:
             line = stats_line(self.last, drafts=drafts) if self.last else "no answer yet"
             say(line, markup=False, soft_wrap=True)
         else:
-            raise UsageError(f"no command {name}; there are /help, /reset, /system, /effort, /stats, /exit")
+            raise UsageError(
+                f"unknown command {name}; allowed: /help, /reset, /system, /effort, /stats, /exit"
+            )
 
     def _set_effort(self, effort: str | None) -> None:
         from dataclasses import replace
 
-        from justright.cli.thinking import check_thinking
-
         thinking = replace(self.started, effort=effort, factor=None) if effort else self.started
-        check_thinking(self.conversation.ready, thinking)
+        self.conversation.ready.check_reasoning(thinking)
         self.thinking = thinking
 
     def _set_system(self, system: str | None) -> None:
@@ -259,8 +241,8 @@ class _Session:
         _, forgotten = self.conversation.fit(text)
         if forgotten:
             self.output.note(
-                f"(the conversation is longer than the context of {self.conversation.ready.context:,} "
-                f"tokens: the oldest {forgotten} turn{'s' if forgotten > 1 else ''} forgotten)"
+                f"(the conversation exceeds the context of {self.conversation.ready.context:,} tokens: the oldest "
+                f"{forgotten} turn{'s' if forgotten > 1 else ''} dropped)"
             )
         request = self.engine.conversation(
             self.conversation.messages,
@@ -286,9 +268,6 @@ class _Session:
             self.output.text("" if request.text.endswith("\n") else "\n", end="")
         if interrupt.seen and not sys.stdin.isatty():
             raise typer.Exit(130)
-
-    def _error(self, error: Exception) -> None:
-        self.output.console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
 def _lines(*, interactive: bool) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Json, Model, chosen
+from justright.cli.options import Json, Model, is_given, named
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_words
 from justright.errors import UsageError
@@ -18,111 +20,82 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Drafters for speculative decoding at any length of context: an LSTM fed by the model's last state, and a "
+    help="Drafters for speculative decoding at any context length: an LSTM on the model's last hidden state, and a "
     "[SPEC] token (OWL, arXiv:2510.07535).",
 )
 
-_DATA = "Data"
-_SHAPE = "Drafter"
-_WORK = "Training"
+_data = partial(typer.Option, rich_help_panel="Data")
+_shape = partial(typer.Option, rich_help_panel="Drafter")
+_work = partial(typer.Option, rich_help_panel="Training")
 
 
 @app.command("train")
 def train(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     texts: Annotated[
         list[str] | None,
-        typer.Option(
+        _data(
             metavar="NAME[=SHARE]",
-            help="Where prompts are from: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
+            help="Texts for the prompts: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: "
             "zoo)",
-            rich_help_panel=_DATA,
-            show_default=False,
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Texts the model writes.", rich_help_panel=_DATA)] = 4096,
-    held_out: Annotated[int, typer.Option(help="Further ones, to evaluate on.", rich_help_panel=_DATA)] = 128,
-    prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.", rich_help_panel=_DATA)] = 64,
-    output_tokens: Annotated[int, typer.Option(help="Sampled behind each.", rich_help_panel=_DATA)] = 256,
-    batch: Annotated[int, typer.Option(help="Texts written side by side.", rich_help_panel=_DATA)] = 128,
-    temperature: Annotated[float, typer.Option(help="Of sampling.", rich_help_panel=_DATA)] = 0.7,
-    chat: Annotated[
-        float, typer.Option(help="Share of the prompts in the chat template.", rich_help_panel=_DATA)
-    ] = 0.5,
+    sequences: Annotated[int, _data(help="Texts to generate.")] = 4096,
+    held_out: Annotated[int, _data(help="Held-out texts, in addition.")] = 128,
+    prompt_tokens: Annotated[int, _data(help="Most tokens of a prompt.")] = 64,
+    output_tokens: Annotated[int, _data(help="Tokens sampled after each prompt.")] = 256,
+    batch: Annotated[int, _data(help="Texts generated at once.")] = 128,
+    temperature: Annotated[float, _data(help="Sampling temperature.")] = 0.7,
+    chat: Annotated[float, _data(help="Share of the prompts in the chat template.")] = 0.5,
     switch: Annotated[
         str | None,
-        typer.Option(
+        _data(
             metavar="ADAPTER",
-            help="Half of the texts in the fast mode of this adapter: one drafter for both modes.",
-            rich_help_panel=_DATA,
-            show_default=False,
+            help="Switch whose fast mode generates half of the texts: one drafter for both modes.  (default: none)",
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
+        _data(
             metavar="DIR",
-            help="Keep the texts and states here, for other drafters of this model.  (default: deleted at the end)",
-            rich_help_panel=_DATA,
-            show_default=False,
+            help="Directory for texts and hidden states, kept for other drafters of this model.  (default: deleted at "
+            "the end)",
         ),
     ] = None,
     width: Annotated[
-        int | None,
-        typer.Option(
-            help="Of its state.  (default: the model's, at most 2048)",
-            rich_help_panel=_SHAPE,
-            show_default=False,
-        ),
+        int | None, _shape(help="Width of the drafter's state.  (default: the model's, at most 2048)")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Tokens ahead it learns.", rich_help_panel=_SHAPE)] = 5,
-    cell: Annotated[
-        str, typer.Option(help="lstm; rnn and attention: baselines.", rich_help_panel=_SHAPE)
-    ] = "lstm",
-    embedding: Annotated[
-        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
-    ] = "shared",
-    head: Annotated[
-        str, typer.Option(help="shared (the model's) or own.", rich_help_panel=_SHAPE)
-    ] = "shared",
+    steps: Annotated[int, _shape(help="Tokens to predict ahead.")] = 5,
+    cell: Annotated[str, _shape(help="Network: lstm; or a baseline: rnn, attention.")] = "lstm",
+    embedding: Annotated[str, _shape(help="Token embedding: shared (the model's) or own.")] = "shared",
+    head: Annotated[str, _shape(help="Output head: shared (the model's) or own.")] = "shared",
     draft_vocab: Annotated[
         int | None,
-        typer.Option(
-            help="Most frequent tokens that its head knows; 0: all.  (default: 8192 of a vocabulary above 16384, else "
-            "all)",
-            rich_help_panel=_SHAPE,
-            show_default=False,
+        _shape(
+            help="Number of the most frequent tokens in its head; 0: all.  (default: 8192 of a vocabulary above 16384, "
+            "else all)"
         ),
     ] = None,
-    spec: Annotated[
-        bool, typer.Option("--spec/--no-spec", help="Train a [SPEC] token with it.", rich_help_panel=_SHAPE)
-    ] = True,
-    epochs: Annotated[float, typer.Option(help="Passes over the texts.", rich_help_panel=_WORK)] = 2.5,
-    rows: Annotated[int, typer.Option(help="Texts a step.", rich_help_panel=_WORK)] = 8,
-    rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_WORK)] = 0.012,
-    spec_steps: Annotated[int, typer.Option(help="Steps with [SPEC].", rich_help_panel=_WORK)] = 700,
-    spec_rows: Annotated[int, typer.Option(help="Texts a step of these.", rich_help_panel=_WORK)] = 4,
-    spec_rate: Annotated[float, typer.Option(help="Learning rate of these.", rich_help_panel=_WORK)] = 0.004,
+    spec: Annotated[bool, _shape("--spec/--no-spec", help="With or without a [SPEC] token.")] = True,
+    epochs: Annotated[float, _work(help="Passes over the texts.")] = 2.5,
+    rows: Annotated[int, _work(help="Texts per step.")] = 8,
+    rate: Annotated[float, _work(help="Learning rate.")] = 0.012,
+    spec_steps: Annotated[int, _work(help="Training steps of [SPEC].")] = 700,
+    spec_rows: Annotated[int, _work(help="Texts per step with [SPEC].")] = 4,
+    spec_rate: Annotated[float, _work(help="Learning rate with [SPEC].")] = 0.004,
     vector_rate: Annotated[
-        float, typer.Option(help="Of [SPEC]'s embedding, in sizes of a token's.", rich_help_panel=_WORK)
+        float, _work(help="Learning rate of [SPEC]'s embedding, relative to the size of a token's.")
     ] = 0.2,
-    evaluate_every: Annotated[
-        int, typer.Option(help="Steps between evaluations.", rich_help_panel=_WORK)
-    ] = 100,
+    evaluate_every: Annotated[int, _work(help="Steps between evaluations.")] = 100,
     patience: Annotated[
-        int,
-        typer.Option(help="Evaluations without a better one that end it; 0: never.", rich_help_panel=_WORK),
+        int, _work(help="Evaluations without improvement after which training ends; 0: no limit.")
     ] = 5,
-    seed: Annotated[int, typer.Option(help="Of prompts, sampling and weights.", rich_help_panel=_WORK)] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, or cpu: even where there is a GPU.", rich_help_panel=_WORK)
-    ] = "auto",
+    seed: Annotated[int, _work(help="Seed of prompts, sampling and weights.")] = 0,
+    device: Annotated[str, _work(help="auto (a GPU if available) or cpu.")] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what it would take; write nothing.")
+        bool, typer.Option("--dry-run", help="Only checks, and estimates of size and time; writes nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -133,14 +106,14 @@ def train(
     """
     output = output_of(ctx)
     if out is None and not dry_run:
-        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+        raise UsageError("there is no output directory: give -o DIR, or --dry-run")
     if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device}: allowed are auto and cpu; choose a GPU by CUDA_VISIBLE_DEVICES")
+        raise UsageError(f"device {device!r}; allowed: auto, cpu. Select a GPU with CUDA_VISIBLE_DEVICES")
     if not spec or cell == "attention":
         for name in ("spec_steps", "spec_rows", "spec_rate", "vector_rate"):
-            if chosen(ctx, name, True, False):
-                raise UsageError(f"--{name.replace('_', '-')} has no meaning without [SPEC]: leave it out")
-    if cell == "attention" and chosen(ctx, "spec", spec, False):
+            if is_given(ctx, name):
+                raise UsageError(f"--{name.replace('_', '-')} has no effect without [SPEC]: leave it out")
+    if cell == "attention" and is_given(ctx, "spec") and spec:
         raise UsageError("an attention drafter has no [SPEC]: leave --spec out")
     with output.status("reading the model"):
         from justright.calibration.texts import notes
@@ -149,26 +122,15 @@ def train(
         from justright.training.self_generated import DataSetting
         from justright.training.trainer import TrainSetting
 
+        kinds = (DrafterShape, DataSetting, TrainSetting)
+        given = {kind: named(ctx, (field.name for field in fields(kind))) for kind in kinds}
         job = Job(
             resolve(model).path,
             out or Path("drafter.dry-run"),
             tuple(texts or ["zoo"]),
-            DrafterShape(width, steps, cell, embedding, head, draft_vocab, spec),
-            DataSetting(
-                sequences, held_out, prompt_tokens, output_tokens, batch, temperature, chat, seed=seed
-            ),
-            TrainSetting(
-                epochs=epochs,
-                rows=rows,
-                rate=rate,
-                spec_steps=spec_steps if spec else 0,
-                spec_rows=spec_rows,
-                spec_rate=spec_rate,
-                vector_rate=vector_rate,
-                evaluate_every=evaluate_every,
-                patience=patience,
-                seed=seed,
-            ),
+            DrafterShape(**given[DrafterShape]),
+            DataSetting(**given[DataSetting]),
+            TrainSetting(**given[TrainSetting] | {"spec_steps": spec_steps if spec else 0}),
             switch,
             data,
             None if device == "auto" else device,
@@ -197,20 +159,18 @@ def inspect(
     drafter: Annotated[
         str,
         typer.Argument(
-            help="A drafter's directory or hub id; or a model that has one: a bundle, packaged:NAME, zoo:NAME.",
-            show_default=False,
+            help="A drafter: a directory or a hub id; or a model that has one: a bundle, packaged:NAME or zoo:NAME."
         ),
     ],
     picture: Annotated[
-        Path | None,
-        typer.Option(help="Draw its training curve into this file (needs matplotlib).", show_default=False),
+        Path | None, typer.Option(help="File for a picture of the training curve (needs matplotlib).")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a drafter is, for which model, and its accuracy on held-out prompts."""
     output = output_of(ctx)
-    from justright.speculative.lstm_network import read_config
-    from justright.speculative.store import WEIGHTS, named_drafter, read_about
+    from justright.speculative.lstm_network import LstmConfig
+    from justright.speculative.store import WEIGHTS, named_drafter, read_about, read_config
 
     folder = named_drafter(drafter)
     about = read_about(folder)
@@ -224,23 +184,21 @@ def inspect(
     if output.json:
         output.object(about | {"size_bytes": size})
         return
-    what = _describe_attention(about)
+    known = about.get("draft_vocab") or about.get("vocab_size")
+    what = f"Attention drafter of one layer (a baseline); {known:,} tokens in its head"
     if about["kind"] == "lstm":
-        config = read_config(folder)
+        config = read_config(folder, "lstm", LstmConfig)
         what = (
             f"{config.cell.upper()} drafter, width {config.width}, {config.steps} steps; {config.head_size:,} of "
             f"{config.vocab_size:,} tokens in its head; embedding {config.embedding}, head {config.head}; "
             f"{'with' if config.spec else 'without'} [SPEC]"
         )
     output.text(f"{what}; {readable_bytes(size)}")
-    output.text(f"For the model with the identity {about['verifier']}, states of {about['hidden_size']}.")
+    output.text(
+        f"Trained for the model with identity {about['verifier']}, hidden size {about['hidden_size']}."
+    )
     if "accuracy" in about:
         _show_accuracy(output, about["accuracy"], about.get("coverage", 0.0))
-
-
-def _describe_attention(about: dict[str, Any]) -> str:
-    known = about.get("draft_vocab") or about.get("vocab_size")
-    return f"Attention drafter of one layer (a baseline); {known:,} tokens in its head"
 
 
 def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:
@@ -258,7 +216,7 @@ def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:
             f"; with [SPEC]: {found['spec_steps']:,} steps, about {readable_seconds(found['spec_seconds'])}"
         )
     output.text(
-        f"{text}. By the size of the products: evaluation comes on top, and small models take longer."
+        f"{text}. Estimated from the matrix products: evaluation comes on top, and small models take longer."
     )
 
 
@@ -272,18 +230,18 @@ def _show_trained(output: Terminal, trained: Trained) -> None:
     name = "lstm" if isinstance(trained.config, LstmConfig) else "attention"
     if trained.left is not None:
         output.note(
-            f"note: {trained.left} holds more texts than were asked for, from a larger run: another training may take "
-            f"them (--data {trained.left}); else delete it"
+            f"note: {trained.left} holds more texts than requested, from a larger run: use them in another training "
+            f"(--data {trained.left}), or delete it"
         )
-    output.text(f"Use it: justright generate MODEL --draft {name} --draft-option path={trained.out}")
+    output.text(f"Usage: justright generate MODEL --draft {name} --draft-option path={trained.out}")
 
 
 def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) -> None:
     from rich.table import Table
 
-    table = Table(title="On held-out prompts")
+    table = Table(title="Accuracy on held-out prompts")
     table.add_column("tokens ahead")
-    names = {"steps": "most likely guess", "top": "among four", "spec_steps": "from [SPEC]"}
+    names = {"steps": "top 1", "top": "top 4", "spec_steps": "top 1 with [SPEC]"}
     shown = [name for name in names if accuracy.get(name)]
     for name in shown:
         table.add_column(names[name], justify="right")
@@ -291,8 +249,8 @@ def _show_accuracy(output: Terminal, accuracy: dict[str, Any], coverage: float) 
         table.add_row(str(step + 1), *(f"{accuracy[name][step]:.1%}" for name in shown))
     output.table(table)
     spec = accuracy.get("spec_length")
-    more = "" if spec is None else f"; from [SPEC]'s {spec:.2f}"
+    with_spec = "" if spec is None else f"; {spec:.2f} with [SPEC]"
     output.text(
-        f"A chain of its likeliest guesses against sampled text emits {accuracy['length']:.2f} tokens a verification "
-        f"from plain states{more}. Its head knows {coverage:.1%} of the tokens."
+        f"Acceptance length of greedy chains against sampled text: {accuracy['length']:.2f} without [SPEC]{with_spec}. "
+        f"The head contains {coverage:.1%} of the tokens."
     )

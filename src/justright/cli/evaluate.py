@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import CpuKernels, Device, Draft, Dtype, Effort, Json, Switch, ThinkingBudget
+from justright.cli.options import (
+    CpuKernels,
+    Device,
+    Draft,
+    Dtype,
+    Effort,
+    Json,
+    Switch,
+    ThinkingBudget,
+    Weights,
+    engine_options,
+)
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 from justright.files import check_output, write_whole
@@ -26,42 +37,33 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL",
-            help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME.",
-            show_default=False,
+            metavar="MODEL", help="A checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME."
         ),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Tasks, groups or patterns such as zoo_chain_*; several with commas.")
+        str, typer.Option(help="Tasks, groups or patterns such as zoo_chain_*, separated by commas.")
     ] = "",
     list_tasks: Annotated[
         bool,
         typer.Option(
-            "--list", help="The tasks of installed packages and of --include-path, which need no network."
+            "--list", help="List of the tasks that need no network (installed packages and --include-path)."
         ),
     ] = False,
-    include_path: Annotated[
-        Path | None, typer.Option(help="A folder of further lm-eval tasks.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents a task.  (default: all)", show_default=False)
-    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Directory of further lm-eval tasks.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.  (default: all)")] = None,
     few_shot: Annotated[
-        int | None,
-        typer.Option(min=0, help="Examples before a question.  (default: the task's)", show_default=False),
+        int | None, typer.Option(min=0, help="Examples before a question.  (default: the task's)")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Put questions into the model's chat template.")
+        bool, typer.Option("--chat/--no-chat", help="Questions in the model's chat template.")
     ] = False,
     template: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="An argument of the chat template, in JSON; repeatable.",
-            show_default=False,
-        ),
+        typer.Option(metavar="KEY=VALUE", help="An argument of the chat template, in JSON; repeatable."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where the task does not say.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer, unless the task sets it.")
+    ] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     draft: Draft = None,
     switch: Switch = None,
@@ -70,9 +72,8 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the figures here too (JSON).", show_default=False)
-    ] = None,
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on lm-eval tasks: results with 95% intervals, and the tokens that the answers took.
@@ -82,7 +83,7 @@ def evaluate(
     output = output_of(ctx)
     arguments = key_values(template or [], "--template")
     if not list_tasks and (model is None or not tasks):
-        raise UsageError("give a model and --tasks, or --list")
+        raise UsageError("there is no model or no task: give MODEL and --tasks, or --list")
     if out is not None:
         check_output(out)
     with output.status("starting lm-eval"):
@@ -102,28 +103,19 @@ def evaluate(
     assert model is not None
     names = check_tasks([name.strip() for name in tasks.split(",") if name.strip()], manager)
     with output.status(f"loading {model}"):
-        from justright.checkpoint.sources import resolve
         from justright.cli.thinking import settled_thinking, thinking_of
-        from justright.engine.defaults import settle
+        from justright.engine.chat_modes import Reasoning
         from justright.engine.llm import LLM
         from justright.engine.options import EngineOptions
+        from justright.engine.prepared import prepare_model
 
-        options = EngineOptions(
-            generation_config="none",
-            dtype=dtype,
-            device=device,
-            cpu_kernels=cpu_kernels,  # type: ignore[arg-type]
-            slots=batch,
-            draft=draft,
-            switch=switch,
-        )
-        options, defaults = settle(options, resolve(model).path)
-        said = thinking_of(effort, thinking_budget)
-        thinking = settled_thinking(said, defaults, None if chat else "put questions into it (--chat)")
+        options = EngineOptions(**engine_options(ctx, slots=batch, generation_config="none"))
+        ready = prepare_model(model, options)
+        options = ready.options
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults, None if chat else "give --chat")
         effort = thinking.effort
-        engine = LLM(model, options)
-        if engine.modes is not None:
-            engine.modes.check(thinking, engine.verifier.config.hidden_size)
+        ready.check_reasoning(thinking)
+        engine = LLM(ready)
     asked: dict[str, Any] = {
         "limit": limit,
         "few_shot": few_shot,
@@ -131,7 +123,7 @@ def evaluate(
         "max_tokens": max_tokens,
         "template": arguments,
     }
-    asks = thinking != thinking_of()
+    asks = thinking != Reasoning()
     found = run(
         engine, names, manager, **asked, thinking=thinking if asks else None, progress=output.progress
     )
@@ -150,7 +142,7 @@ def evaluate(
 def _show(output: Terminal, model: str, found: list[TaskMetric]) -> None:
     from justright.bench.tables import rich_table
 
-    header = ("task", "metric", "value", "95% interval", "documents", "tokens an answer")
+    header = ("task", "metric", "value", "95% interval", "documents", "tokens per answer")
     rows = [
         (
             one.task,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,88 +12,67 @@ import typer
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 
 if TYPE_CHECKING:
     from justright.serve.gateway import Gateway
 
-_UPSTREAM = "Upstream"
+_upstream = partial(typer.Option, rich_help_panel="Upstream")
 
 
 def gateway(
     ctx: typer.Context,
     upstream: Annotated[
         str,
-        typer.Option(
-            metavar="URL",
-            help="The server behind it: http://HOST:PORT, with or without /v1.",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
+        _upstream(
+            metavar="URL", help="Server to forward requests to: http://HOST:PORT, with or without /v1."
         ),
     ],
     kind: Annotated[
         str | None,
-        typer.Option(
-            help="vllm, sglang or llama.cpp.  (default: as its list of models says)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        _upstream(help="Kind of server: vllm, sglang or llama.cpp.  (default: detected from its model list)"),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Its model, which clients ask for.  (default: the first of its list)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
-        ),
+        str | None, _upstream(metavar="NAME", help="Model to serve.  (default: the first in its model list)")
     ] = None,
     fast: Annotated[
         str | None,
-        typer.Option(
+        _upstream(
             metavar="NAME",
-            help="Its adapter for the fast mode, by name; of llama.cpp by id or path.  (default: the only one; with "
-            "none the chat template's enable_thinking)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
+            help="Adapter for the fast mode, by name; for llama.cpp by id or path.  (default: the only adapter; if "
+            "there is none, the chat template's enable_thinking)",
         ),
     ] = None,
     upstream_key: Annotated[
         str | None,
-        typer.Option(
+        _upstream(
             metavar="KEY",
             envvar="JUSTRIGHT_UPSTREAM_KEY",
-            help="The API key that it wants.  (default: what the client sends)",
-            rich_help_panel=_UPSTREAM,
-            show_default=False,
+            help="API key for the upstream.  (default: the client's)",
         ),
     ] = None,
     timeout: Annotated[
         float,
-        typer.Option(
+        _upstream(
             min=0.001,
             metavar="SECONDS",
-            help="Give a request up (504) when it has said nothing for so long.",
-            rich_help_panel=_UPSTREAM,
+            help="Longest time without data from the upstream before a request fails (504).",
         ),
     ] = 600.0,
     effort: Annotated[
         str | None,
         typer.Option(
             metavar="EFFORT",
-            help="Where a request does not say it: none, minimal: fast. low, medium, high: slow. auto: by what the "
-            "prompt has (numbers, words of reasoning): the calibrated probe needs hidden states, which only "
-            "`justright serve` has.  (default: as the model does by itself)",
-            rich_help_panel="Thinking",
-            show_default=False,
+            help="Effort of requests that set none. none, minimal: fast mode. low, medium, high: slow mode. auto: by "
+            "the prompt's numbers and reasoning words (only `justright serve` has the calibrated probe).  (default: "
+            "the model's own behaviour)",
+            rich_help_panel="Reasoning",
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="auto: think above this score.  (default: 0.5)",
-            rich_help_panel="Thinking",
-            show_default=False,
+            help="Score above which auto chooses slow mode.  (default: 0.5)", rich_help_panel="Reasoning"
         ),
     ] = None,
     host: srv.Host = "127.0.0.1",
@@ -118,7 +98,7 @@ def gateway(
         from justright.serve.lifecycle import bind
         from justright.serve.upstream import Policy
     except ImportError as error:
-        raise MissingExtraError(f"the gateway needs {error.name}: pip install 'justright[serve]'") from error
+        raise MissingExtraError(f"the gateway needs {error.name}; {install_command('serve')}") from error
 
     output = output_of(ctx)
     settings = GatewaySettings(
@@ -151,19 +131,19 @@ async def _run(
                 output.object({"event": "request"} | about)
 
     try:
-        told = (await running.upstream()).summary()
+        summary = (await running.upstream()).summary()
     except ApiError as error:
         if error.code == "upstream_unknown":
             raise UsageError(error.message) from error
-        told = f"{error.message} It is asked again with each request"
+        summary = f"{error.message} Each request tries again"
 
     def on_ready() -> None:
         address = address_of(bound)
         with output.lines_may_fail():
             if output.json:
-                output.object({"event": "ready", "address": address, "upstream": told})
+                output.object({"event": "ready", "address": address, "upstream": summary})
             else:
-                output.text(f"{address}/v1 stands before {running.origin}; {told}")
+                output.text(f"{address}/v1 forwards to {running.origin}; {summary}")
 
     app = create_gateway(running, log)
     server = HttpServer(app, bound, close_s=drain_s, max_connections=max_connections, on_ready=on_ready)

@@ -13,37 +13,29 @@ import typer
 from justright.cli import options as opt
 from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
-from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Message, Prepared
+    from justright.cli.prepare import Message
     from justright.engine.llm import LLM
+    from justright.engine.prepared import PreparedModel
     from justright.engine.request import Request
 
 _MAX_BATCH = 4
 
 _Prompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-p", "--prompt", help="A prompt; - reads stdin. Repeat it for several prompts.", show_default=False
-    ),
+    list[str] | None, typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.")
 ]
 _Files = Annotated[
-    list[Path] | None,
-    typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.", show_default=False),
+    list[Path] | None, typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.")
 ]
-_Raw = Annotated[bool, typer.Option("--raw", help="Prompts as they are, without the model's chat template.")]
+_Raw = Annotated[bool, typer.Option("--raw", help="Plain prompts, without the model's chat template.")]
 _Stream = Annotated[
-    bool, typer.Option("--stream/--no-stream", help="Show text as it comes (one prompt) or only when whole.")
+    bool,
+    typer.Option("--stream/--no-stream", help="Text as it is generated (one prompt), or only when complete."),
 ]
 _Batch = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})",
-        show_default=False,
-    ),
+    typer.Option(min=1, metavar="N", help=f"Prompts run at once.  (default: all, up to {_MAX_BATCH})"),
 ]
 
 
@@ -80,6 +72,7 @@ def generate(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
     cache: opt.Cache = "grow",
 ) -> None:
@@ -91,33 +84,21 @@ def generate(
 
     Ctrl-C prints the text so far and exits with code 130.
     """
-    from justright.cli.prepare import prepare, sampling_of
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.prepare import load, prepare, sampling_of
+    from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "cache": cache,
-        "generation_config": generation_config,
-    }
-    engine_options |= {
-        "max_context": max_context,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-    }
-    ready = prepare(model, output, engine_options | {"slots": batch or min(len(texts), _MAX_BATCH)})
+    slots = batch or min(len(texts), _MAX_BATCH)
+    ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(effort, thinking_budget, factor, closing, scorer, threshold)
+    said = thinking_of(ctx)
     templated = ready.has_template and not raw
     thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
-    check_thinking(ready, thinking)
-    prompts = _prompts(ready, texts, system, raw=raw)
-    engine = ready.load()
+    ready.check_reasoning(thinking)
+    prompts = _prompts(ready, texts, system, output, raw=raw)
+    engine = load(ready, output, model)
     settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop or (),
@@ -140,9 +121,9 @@ def generate(
 def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -> list[str]:
     """Return the texts of all prompts: ``-p`` first, then ``-f``."""
     if not prompts and not files:
-        raise UsageError("no prompt: give -p TEXT, -p - (stdin) or -f FILE")
+        raise UsageError("there is no prompt: give -p TEXT, -p - (stdin) or -f FILE")
     if prompts.count("-") > 1:
-        raise UsageError("-p - was given twice, and stdin can be read once")
+        raise UsageError("-p - is given twice, but stdin can be read only once: give it once")
     texts = [sys.stdin.read().removeprefix("\ufeff") if text == "-" else text for text in prompts]
     for file in files:
         try:
@@ -159,14 +140,14 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
 
 
 def _prompts(
-    ready: Prepared, texts: Sequence[str], system: str | None, *, raw: bool
+    ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
-        ready.output.note("note: the model has no chat template; the prompt is taken as plain text")
+        output.note("note: the model has no chat template; prompts are plain text")
     if system is not None and not templated:
-        raise UsageError("--system needs a model with a chat template, and no --raw")
+        raise UsageError("--system needs a model with a chat template: leave out --system or --raw")
     start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     result: list[str | list[Message]] = []
     for number, text in enumerate(texts, start=1):

@@ -65,7 +65,7 @@ def _facts(model: str, found: Inspection) -> Table:
         disk += f", quantised: {found.quantization}"
     context = f"{found.context:,} tokens"
     if found.usable_context < found.context:
-        context += f"; {found.usable_context:,} are used, rotary frequencies change beyond"
+        context += f"; {found.usable_context:,} usable, as the rotary frequencies change beyond"
     rows = [
         ("family", found.family),
         ("parameters", f"{readable_count(found.total)}{_active(found)}"),
@@ -92,7 +92,7 @@ def _experts(found: Inspection) -> str:
     text = f"{least}{experts.count} in each of {experts.layers} layers, {experts.top_k} per token"
     if experts.groups != (1, 1):
         text += f", from {experts.groups[1]} of {experts.groups[0]} groups"
-    return text + (", beside shared ones" if experts.shared else "")
+    return text + (", and shared experts" if experts.shared else "")
 
 
 def _parameters(found: Inspection) -> Table:
@@ -117,7 +117,7 @@ def _memory(found: Inspection) -> Table:
 
 def _capabilities(found: Inspection) -> Table:
     rows = [(one.name, one.status, one.reason) for one in found.capabilities]
-    return _table("What justright can do with it", ("", "", "why"), rows)
+    return _table("Supported features", ("feature", "status", "reason"), rows)
 
 
 def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from collections.abc import Iterable
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from justright.cli.output import output_of
+from justright.readable import key_values
 
 T = TypeVar("T")
 
@@ -21,15 +24,41 @@ def _set_quiet(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Return whether the user gave option ``name``."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def chosen(ctx: typer.Context, name: str, value: T, default: T) -> T:
     """Return the user's value of option ``name``, or ``default`` if the user did not give it."""
-    source = ctx.get_parameter_source(name)
-    return default if source is None or source.name == "DEFAULT" else value
+    return value if is_given(ctx, name) else default
 
 
-_LOADING = "Loading and running"
-_SAMPLING = "Sampling"
-_THINKING = "Thinking"
+def named(ctx: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of those options among ``names`` that the command has."""
+    return {name: ctx.params[name] for name in names if name in ctx.params}
+
+
+def engine_options(ctx: typer.Context, **others: Any) -> dict[str, Any]:
+    """Return the fields of `EngineOptions` that the command's options give, and ``others``.
+
+    Raises:
+        UsageError: a --draft-option is no KEY=VALUE.
+    """
+    found = named(ctx, _OF_ENGINE)
+    if "draft_option" in ctx.params:
+        found["draft_options"] = key_values(ctx.params["draft_option"] or [], "--draft-option")
+    return found | others
+
+
+_OF_ENGINE = (
+    "dtype", "device", "cpu_kernels", "weights", "max_context", "cache", "slots", "draft", "switch",
+    "generation_config",
+)  # fmt: skip
+_loading = partial(typer.Option, rich_help_panel="Loading and running")
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_reasoning = partial(typer.Option, rich_help_panel="Reasoning")
 
 Model = Annotated[
     str,
@@ -46,7 +75,7 @@ Json = Annotated[
         callback=_set_json,
         is_eager=True,
         expose_value=True,
-        help="Results as JSON on stdout, one object a line; an error as {'error': {...}}.",
+        help="Results as JSON on stdout, one object per line; errors as {'error': {...}}.",
     ),
 ]
 Stats = Annotated[
@@ -55,170 +84,119 @@ Stats = Annotated[
         "--stats/--quiet",
         callback=_set_quiet,
         is_eager=True,
-        help="Speed and acceptance on stderr; --quiet: neither that nor progress.",
+        help="Speed and acceptance on stderr; --quiet: no statistics and no progress.",
     ),
 ]
 
 Draft = Annotated[
     str | None,
-    typer.Option(
-        help="Who guesses ahead: suffix, lstm, hybrid, recycling, attention, none. Never changes greedy output; stops "
-        "by itself where it does not pay.  (default: a bundle's own, else suffix; in eval none)",
-        rich_help_panel=_LOADING,
-        show_default=False,
+    _loading(
+        help="Drafter of speculative decoding: suffix, lstm, hybrid, recycling, attention or none. Greedy output stays "
+        "the same; drafting pauses where it saves no time.  (default: the bundle's, else suffix; in eval none)"
     ),
 ]
 DraftOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--draft-option",
-        metavar="KEY=VALUE",
-        help="An option of the drafter, such as tree=true; repeatable.",
-        rich_help_panel=_LOADING,
-        show_default=False,
+    _loading(
+        "--draft-option", metavar="KEY=VALUE", help="An option of the drafter, such as tree=true; repeatable."
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_LOADING)]
-Device = Annotated[
-    str, typer.Option(help="A torch device; auto: CUDA if there is one.", rich_help_panel=_LOADING)
-]
+Dtype = Annotated[str, _loading(help="Data type: float32, bfloat16 or float16.")]
+Device = Annotated[str, _loading(help="A torch device; auto: CUDA if available, else cpu.")]
 CpuKernels = Annotated[
-    str | None,
-    typer.Option(
-        help="packed or plain.  (default: packed on a CPU in float32)",
-        rich_help_panel=_LOADING,
-        show_default=False,
-    ),
+    str | None, _loading(help="CPU kernels: packed or plain.  (default: packed on a CPU in float32)")
+]
+Weights = Annotated[
+    str | None, _loading(help="Quantise while loading: int8 or int4, float32 on a CPU.  (default: as stored)")
 ]
 MaxContext = Annotated[
-    int | None,
-    typer.Option(
-        help="Most tokens of a sequence.  (default: the model's context)",
-        rich_help_panel=_LOADING,
-        show_default=False,
-    ),
+    int | None, _loading(help="Most tokens of a sequence, prompt and output.  (default: the model's context)")
 ]
 Cache = Annotated[
-    str, typer.Option(help="grow, or static (whole context allocated at once).", rich_help_panel=_LOADING)
+    str, _loading(help="Allocation of the KV cache: grow, or static (the whole context at once).")
 ]
 
 GenerationConfig = Annotated[
     str,
-    typer.Option(
+    _sampling(
         metavar="auto|none",
-        help="auto: where tokens are sampled, what is not said is as in the model's generation_config.json; each mode "
-        "of a switch has its own. none: that file's sampling settings are not read.",
-        rich_help_panel=_SAMPLING,
+        help="Source of the sampling options that are not given. auto: when sampling, the model's "
+        "generation_config.json (each mode of a switch has its own); none: the defaults shown here.",
     ),
 ]
-MaxTokens = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.", rich_help_panel=_SAMPLING)
-]
-Temperature = Annotated[
-    float, typer.Option(help="0: always the most likely token.", rich_help_panel=_SAMPLING)
-]
-TopK = Annotated[int, typer.Option(help="Keep the K most likely tokens; 0: all.", rich_help_panel=_SAMPLING)]
-TopP = Annotated[
-    float,
-    typer.Option(help="Keep the fewest tokens with this probability together.", rich_help_panel=_SAMPLING),
-]
+MaxTokens = Annotated[int, _sampling(min=1, metavar="N", help="Most tokens of an answer.")]
+Temperature = Annotated[float, _sampling(help="Sampling temperature; 0: greedy.")]
+TopK = Annotated[int, _sampling(help="Most likely tokens to sample from; 0: all.")]
+TopP = Annotated[float, _sampling(help="Total probability of the most likely tokens to sample from; 1: all.")]
 MinP = Annotated[
     float,
-    typer.Option(
-        help="Keep tokens at least this share as likely as the likeliest.", rich_help_panel=_SAMPLING
-    ),
+    _sampling(help="Least probability of a token to sample, as a share of the most likely token's; 0: all."),
 ]
-RepetitionPenalty = Annotated[
-    float,
-    typer.Option(help="Above 1: tokens seen before become less likely.", rich_help_panel=_SAMPLING),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="Of the sampling.  (default: random)", rich_help_panel=_SAMPLING, show_default=False),
-]
+RepetitionPenalty = Annotated[float, _sampling(help="Penalty on tokens that occurred before; 1: none.")]
+Seed = Annotated[int | None, _sampling(help="Seed of the sampling.  (default: random)")]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(
-        help="End before this text, where it stands in the content and not in reasoning; repeatable.",
-        rich_help_panel=_SAMPLING,
-        show_default=False,
+    _sampling(
+        help="Stop text: the output ends before it, in the content only, not in reasoning; repeatable."
     ),
 ]
 StopInReasoning = Annotated[
     bool,
-    typer.Option(
-        "--stop-in-reasoning", help="--stop ends reasoning too, and all with it.", rich_help_panel=_SAMPLING
-    ),
+    _sampling("--stop-in-reasoning", help="Search reasoning for --stop too; a match ends the whole output."),
 ]
-System = Annotated[
-    str | None,
-    typer.Option(help="The system message; needs a chat template.", show_default=False),
-]
+System = Annotated[str | None, typer.Option(help="The system message; needs a chat template.")]
 
 Switch = Annotated[
     str | None,
-    typer.Option(
+    _reasoning(
         metavar="ADAPTER",
-        help="The switch to the model's fast twin, from `justright switch extract`: a directory or a hub id; none: not "
-        "even a bundle's own.",
-        rich_help_panel=_THINKING,
-        show_default=False,
+        help="Switch to the fast mode, from `justright switch extract`: a directory or a hub id; none: not even the "
+        "bundle's.  (default: the bundle's)",
     ),
 ]
 Effort = Annotated[
     str | None,
-    typer.Option(
+    _reasoning(
         metavar="EFFORT",
-        help="none, minimal: fast mode. low, medium, high: think for up to 20, 50, 80% of --max-tokens. auto: a score "
-        "of the prompt decides. escalate: fast first, slow if unsure or cut.  (default: a bundle's own, else as the "
-        "model does by itself)",
-        rich_help_panel=_THINKING,
-        show_default=False,
+        help="Reasoning effort. none, minimal: fast mode. low, medium, high: at most 20, 50, 80% of --max-tokens for "
+        "reasoning. auto: by a score of the prompt. escalate: fast first, then slow if the answer is uncertain or "
+        "truncated.  (default: the bundle's, else the model's own behaviour)",
     ),
 ]
 ThinkingBudget = Annotated[
     int | None,
-    typer.Option(
+    _reasoning(
         min=0,
         metavar="N",
-        help="Most tokens of thought; then its end is forced, and the answer comes.",
-        rich_help_panel=_THINKING,
-        show_default=False,
+        help="Most reasoning tokens; then the closing tag is injected and the answer follows.  (default: no limit)",
     ),
 ]
 Factor = Annotated[
     float | None,
-    typer.Option(
+    _reasoning(
         min=0.0,
         max=1.0,
-        help="Of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
-        rich_help_panel=_THINKING,
-        show_default=False,
+        help="Adapter scale of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
     ),
 ]
 Closing = Annotated[
     str | None,
-    typer.Option(
+    _reasoning(
         metavar="TEXT",
-        help=r"What ends a thought that its budget cuts, the closing tag in it; \n is a line break. It may begin the "
-        r"answer: '\n</think>\nThe answer is'.",
-        rich_help_panel=_THINKING,
-        show_default=False,
+        help=r"Text injected when the reasoning budget is spent, with the closing tag; \n is a line break. It may "
+        r"begin the answer: '\n</think>\nThe answer is'.  (default: '\n</think>\n')",
     ),
 ]
 ScorerName = Annotated[
     str,
-    typer.Option(
-        metavar="NAME",
-        help="Who scores for auto: probe (`justright switch calibrate` fits it) or heuristic.",
-        rich_help_panel=_THINKING,
+    _reasoning(
+        metavar="NAME", help="Scorer of auto: probe (fitted by `justright switch calibrate`) or heuristic."
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        help="auto: think above this score; escalate: below this probability.  (default: as calibrated)",
-        rich_help_panel=_THINKING,
-        show_default=False,
+    _reasoning(
+        help="Threshold of slow mode. auto: above this score; escalate: below this probability.  (default: as "
+        "calibrated)"
     ),
 ]

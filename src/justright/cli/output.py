@@ -52,7 +52,7 @@ class Terminal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.note(
-                    f"note: a line could not be written: {error.strerror}; requests are answered all the same"
+                    f"note: a line of output could not be written ({error.strerror}); requests are still answered"
                 )
 
     def note(self, text: str) -> None:

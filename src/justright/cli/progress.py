@@ -17,22 +17,22 @@ _LINE_S = 30.0
 
 @contextmanager
 def kept_work(output: Terminal, out: Path) -> Iterator[None]:
-    """On Ctrl-C, say what is kept of the work."""
+    """On Ctrl-C, report what is kept of the work."""
     try:
         yield
     except KeyboardInterrupt:
         where = (
-            f"{out} is complete but for its figures"
+            f"{out} is complete except for its evaluation"
             if out.exists()
-            else f"what is done is kept in {out}.partial"
+            else f"the finished work is kept in {out}.partial"
         )
-        output.note(f"interrupted: {where}; the same command goes on from there")
+        output.note(f"interrupted: {where}; the same command continues from there")
         raise
 
 
 def with_progress(output: Terminal, run: Callable[[Callable[[str, int, int], None]], T]) -> T:
     """Call ``run`` with a function ``(stage, done, total)`` that draws a bar for every stage, if bars are shown."""
-    return with_words(output, lambda tell: run(lambda stage, done, total: tell(stage, done, total, "")))
+    return with_words(output, lambda report: run(lambda stage, done, total: report(stage, done, total, "")))
 
 
 def with_words(output: Terminal, run: Callable[[Callable[[str, int, int, str], None]], T]) -> T:
@@ -50,7 +50,7 @@ def with_words(output: Terminal, run: Callable[[Callable[[str, int, int, str], N
     with Progress(*columns, console=output.console(stderr=True), transient=True) as bar:
         rows: dict[str, Any] = {}
 
-        def tell(stage: str, done: int, total: int, word: str) -> None:
+        def report(stage: str, done: int, total: int, word: str) -> None:
             if stage not in rows:
                 rows[stage] = bar.add_task(stage, total=total or None)
             if "acceptance" in word:
@@ -62,14 +62,14 @@ def with_words(output: Terminal, run: Callable[[Callable[[str, int, int, str], N
                 description=f"{stage}: {word}" if word else stage,
             )
 
-        return run(tell)
+        return run(report)
 
 
 def _lines(output: Terminal) -> Callable[[str, int, int, str], None]:
     """Return a function that prints progress lines to a log."""
     last = time.monotonic()
 
-    def tell(stage: str, done: int, total: int, word: str) -> None:
+    def report(stage: str, done: int, total: int, word: str) -> None:
         nonlocal last
         if "acceptance" in word or time.monotonic() - last >= _LINE_S:
             last = time.monotonic()
@@ -77,4 +77,4 @@ def _lines(output: Terminal) -> Callable[[str, int, int, str], None]:
                 ", ".join([f"{stage}: {done}/{total}" if total else stage, *([word] if word else [])])
             )
 
-    return tell
+    return report

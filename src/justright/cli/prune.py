@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from justright.cli.options import Json, Model
+from justright.cli.options import Json, Model, is_given, named
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import kept_work, with_progress
 from justright.files import check_new
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from justright.prune.outcome import Pruned
     from justright.prune.pipeline import PruneEstimate
 
-_EXPERTS = "Stage 1: experts"
-_WEIGHTS = "Stage 2: single weights"
-_TEXTS = "Calibration"
-_RESULT = "Result"
+_experts = partial(typer.Option, rich_help_panel="Stage 1: experts")
+_weights = partial(typer.Option, rich_help_panel="Stage 2: single weights")
+_texts = partial(typer.Option, rich_help_panel="Calibration")
+_result = partial(typer.Option, rich_help_panel="Result")
 _SLOTS = 16
 """Sequences at once in an evaluation."""
 
@@ -32,147 +33,113 @@ _SLOTS = 16
 def prune(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     sparsity: Annotated[
-        float, typer.Option(help="Fraction of the prunable parameters that goes in all.")
+        float, typer.Option(help="Fraction of the prunable parameters to remove in total.")
     ] = 0.4,
     expert_sparsity: Annotated[
         float | None,
-        typer.Option(
-            help="Fraction of each layer's experts that goes.  (default: half of --sparsity; 0: none)",
-            rich_help_panel=_EXPERTS,
-            show_default=False,
-        ),
+        _experts(help="Fraction of each layer's experts to remove; 0: none.  (default: half of --sparsity)"),
     ] = None,
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help=f"{EXPERTS.help()}.",
-            rich_help_panel=_EXPERTS,
-        ),
-    ] = "stun",
+    criterion: Annotated[str, _experts(help=f"Criterion for experts. {EXPERTS.help()}.")] = "stun",
     uneven: Annotated[
         bool,
-        typer.Option(
+        _experts(
             "--uneven",
-            help="Layers keep different numbers of experts, by one threshold for all; only justright loads the result.",
-            rich_help_panel=_EXPERTS,
+            help="Different numbers of experts per layer, by one threshold for all layers; only justright loads the "
+            "result.",
         ),
     ] = False,
     router_weight: Annotated[
-        float, typer.Option(help="Weight of the routers' distance in stun.", rich_help_panel=_EXPERTS)
+        float, _experts(help="Weight of the distance between router rows in stun.")
     ] = 1.0,
-    coactivation_weight: Annotated[
-        float, typer.Option(help="Weight of coactivation in stun.", rich_help_panel=_EXPERTS)
-    ] = 1.0,
+    coactivation_weight: Annotated[float, _experts(help="Weight of coactivation in stun.")] = 1.0,
     weights: Annotated[
-        str,
-        typer.Option(help=f"{WEIGHTS.help()}; {NO_WEIGHTS}: experts only.", rich_help_panel=_WEIGHTS),
+        str, _weights(help=f"Criterion for single weights. {WEIGHTS.help()}; {NO_WEIGHTS}: experts only.")
     ] = "wanda",
     ratios: Annotated[
         str,
-        typer.Option(
-            help="uniform, or outlier_weighed: less in layers with more outliers.", rich_help_panel=_WEIGHTS
-        ),
+        _weights(help="Sparsity by layer: uniform, or outlier_weighed (lower in layers with more outliers)."),
     ] = "uniform",
     pattern: Annotated[
         str | None,
-        typer.Option(
+        _weights(
             metavar="N:M",
-            help="Keep N of every M consecutive weights, as 2:4, whatever --sparsity says.",
-            rich_help_panel=_WEIGHTS,
-            show_default=False,
+            help="N weights kept of every M consecutive ones, such as 2:4; replaces --sparsity in this stage.  "
+            "(default: none)",
         ),
     ] = None,
     parts: Annotated[
-        str, typer.Option(help="What may be pruned, with commas.", rich_help_panel=_WEIGHTS)
+        str, _weights(help="Parts to prune, separated by commas.")
     ] = "experts,shared_experts,attention,mlp",
     min_tokens: Annotated[
         int,
-        typer.Option(min=0, help="Experts that saw fewer are pruned by magnitude.", rich_help_panel=_WEIGHTS),
+        _weights(min=0, help="Least calibration tokens of an expert; with fewer it is pruned by magnitude."),
     ] = 32,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(
+        _texts(
             metavar="NAME[=SHARE]",
-            help="A file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: zoo)",
-            rich_help_panel=_TEXTS,
-            show_default=False,
+            help="Calibration texts: a file, a folder, zoo, zoo:DOMAIN or hub:OWNER/NAME; repeatable.  (default: zoo)",
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences in all.", rich_help_panel=_TEXTS)] = 128,
+    sequences: Annotated[int, _texts(min=1, help="Calibration sequences.")] = 128,
     length: Annotated[
         int | None,
-        typer.Option(
-            min=2,
-            help="Tokens of each.  (default: 1024, or the model's context)",
-            rich_help_panel=_TEXTS,
-            show_default=False,
-        ),
+        _texts(min=2, help="Tokens of each sequence.  (default: 1024, or the model's context if shorter)"),
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(
+        _texts(
             metavar="DIR",
-            help="Keep the first pass's statistics here, or take them from here: another sparsity or criterion "
-            "then needs no second first pass.",
-            rich_help_panel=_TEXTS,
-            show_default=False,
+            help="Directory for the statistics of the first pass, written or reused: another sparsity or criterion "
+            "then skips that pass.",
         ),
     ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Do what a plan.json says (another run's, edited or not) instead of deciding; without "
-            "--calibration, single weights then go by magnitude.",
-            show_default=False,
+            help="A plan.json to follow, of another run or edited; without --calibration, single weights are then "
+            "removed by magnitude.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the calibration windows and the random criterion.")] = 0,
-    dtype: Annotated[str, typer.Option(help="In which layers run while calibrating.")] = "float32",
+    seed: Annotated[
+        int, typer.Option(help="Seed of the calibration windows and of the random criterion.")
+    ] = 0,
+    dtype: Annotated[str, typer.Option(help="Data type in which layers run during calibration.")] = "float32",
     device: Annotated[
         str,
         typer.Option(
-            help="auto (all GPUs, or the CPU), cpu, cuda, ...; several with commas run several layers at a time."
+            help="Devices for the layers: auto (all GPUs, or the CPU), cpu, cuda, ...; several, separated by commas, "
+            "run several layers at once."
         ),
     ] = "auto",
-    rows: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 4,
     store: Annotated[
         str,
-        typer.Option(
-            help="dense: an ordinary checkpoint; sparse: a smaller one on disk, which only justright loads "
-            "(`justright unpack` makes it ordinary).",
-            rich_help_panel=_RESULT,
+        _result(
+            help="Format of the result: dense, an ordinary checkpoint, or sparse, a smaller one that only justright "
+            "loads (`justright unpack` converts it)."
         ),
     ] = "dense",
     evaluate: Annotated[
         str,
-        typer.Option(
+        _result(
             "--eval",
             metavar="TASKS",
-            help="Measure these lm-eval tasks before and after, as `justright eval` does; several with commas.",
-            rich_help_panel=_RESULT,
+            help="lm-eval tasks to evaluate before and after, as `justright eval` does; separated by commas.",
         ),
     ] = "",
-    eval_limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Documents a task.  (default: all)", rich_help_panel=_RESULT, show_default=False
-        ),
-    ] = None,
+    eval_limit: Annotated[int | None, _result(min=1, help="Documents per task.  (default: all)")] = None,
     eval_chat: Annotated[
-        bool,
-        typer.Option(
-            "--eval-chat/--no-eval-chat",
-            help="Put questions into the chat template.",
-            rich_help_panel=_RESULT,
-        ),
+        bool, _result("--eval-chat/--no-eval-chat", help="Questions in the chat template.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything; tell sizes, memory and time; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only checks, and estimates of sizes, memory and time; writes nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -188,7 +155,6 @@ def prune(
     _check_options(ctx)
     source = resolve(model, progress=not (output.quiet or output.json))
     with output.status("starting torch"):
-        from justright.architectures.spec import context_length
         from justright.calibration.texts import notes
         from justright.checkpoint.reader import Checkpoint
         from justright.engine.options import EngineOptions
@@ -200,25 +166,11 @@ def prune(
         dtype=dtype, device=devices[0], draft="none", switch="none", generation_config="none"
     )
     with Checkpoint.open(source.path) as checkpoint:
-        context = context_length(checkpoint.config)
+        context = checkpoint.spec.context
     texts = tuple(calibration or (() if plan else ("zoo",)))
-    settings = Settings(
-        sparsity=sparsity,
-        expert_sparsity=expert_sparsity,
-        criterion=criterion,
-        uneven=uneven,
-        router_weight=router_weight,
-        coactivation_weight=coactivation_weight,
-        weights=weights,
-        ratios=ratios,  # type: ignore[arg-type]  # validated there
-        pattern=pattern,
-        parts=tuple(part for part in parts.split(",") if part),
-        calibration=texts,
-        sequences=sequences,
-        length=length or min(1024, context),
-        min_tokens=min_tokens,
-        seed=seed,
-    )
+    given = named(ctx, (field.name for field in fields(Settings)))
+    given |= {"parts": tuple(part for part in parts.split(",") if part), "calibration": texts}
+    settings = Settings(**given | {"length": length or min(1024, context)})
     check_tokenizer_files(source.path)
     with output.status("reading the texts"):
         pruning = Pruning(
@@ -232,7 +184,7 @@ def prune(
         )
     if calibration and pruning.calibration is None:
         raise UsageError(
-            "this run needs no calibration texts: leave --calibration out, or choose other criteria"
+            "these criteria need no calibration texts: leave --calibration out, or choose other criteria"
         )
     for note in notes(texts if pruning.calibration is not None else ()):
         output.note(f"note: {note}")
@@ -243,7 +195,7 @@ def prune(
     if dry_run:
         with output.status("timing one layer"):
             seconds = pruning.seconds()
-        _tell(output, estimate, seconds)
+        _show_estimate(output, estimate, seconds)
         return
     assert out is not None
     with kept_work(output, out):
@@ -268,42 +220,36 @@ def _check_options(ctx: typer.Context) -> None:
     given, dry_run = ctx.params, ctx.params["dry_run"]
     out, plan, weights, store = (given[name] for name in ("out", "plan", "weights", "store"))
     if out is None and not dry_run:
-        raise UsageError("give --out DIR, or --dry-run")
+        raise UsageError("there is no output directory: give --out DIR, or --dry-run")
     if store not in ("dense", "sparse"):
-        raise UsageError(f"store {store!r}: there are dense and sparse")
+        raise UsageError(f"store {store!r}; allowed: dense, sparse")
     if not given["evaluate"] and (given["eval_limit"] is not None or given["eval_chat"]):
         raise UsageError(
-            "--eval-limit and --eval-chat say how to run --eval TASKS: name tasks, or leave them out"
+            "--eval-limit and --eval-chat have no effect without --eval TASKS: give tasks, or leave them out"
         )
     if out is not None and not given["evaluate"] and not dry_run:
         check_new(out)
     decided = (
-        "sparsity",
-        "expert_sparsity",
-        "criterion",
-        "uneven",
-        "router_weight",
-        "coactivation_weight",
-        "ratios",
-        "pattern",
+        *("sparsity", "expert_sparsity", "criterion", "uneven"),
+        *("router_weight", "coactivation_weight", "ratios", "pattern"),
     )
-    if plan is not None and (unused := [name for name in decided if _is_given(ctx, name)]):
-        raise UsageError(f"--plan decides that already: leave out --{', --'.join(unused).replace('_', '-')}")
-    if plan is not None and not given["calibration"]:
-        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if _is_given(ctx, name)]
-        unused += (
-            ["weights"]
-            if _is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs
-            else []
+    if plan is not None and (unused := [name for name in decided if is_given(ctx, name)]):
+        raise UsageError(
+            f"--plan replaces these options: leave out --{', --'.join(unused).replace('_', '-')}"
         )
+    if plan is not None and not given["calibration"]:
+        unused = [name for name in ("sequences", "length", "seed", "min_tokens") if is_given(ctx, name)]
+        if is_given(ctx, "weights") and weights != NO_WEIGHTS and WEIGHTS.get(weights).needs_inputs:
+            unused.append("weights")
         if unused:
             raise UsageError(
-                "--plan without --calibration removes single weights by magnitude: give texts too, or leave out --"
+                "--plan without --calibration removes single weights by magnitude: give --calibration, or leave out --"
                 + ", --".join(unused).replace("_", "-")
             )
-    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and _is_given(ctx, "sparsity"):
+    if weights == NO_WEIGHTS and given["expert_sparsity"] is not None and is_given(ctx, "sparsity"):
         raise UsageError(
-            "with --weights none only experts go: give --sparsity (of all prunable parameters) or --expert-sparsity"
+            "--weights none removes only experts: give --sparsity (of all prunable parameters) or --expert-sparsity, "
+            "not both"
         )
 
 
@@ -340,28 +286,22 @@ def _evaluation(
     return measure, asked
 
 
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether the user gave an option, whatever its value."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _tell(output: Terminal, estimate: PruneEstimate, seconds: float) -> None:
+def _show_estimate(output: Terminal, estimate: PruneEstimate, seconds: float) -> None:
     from dataclasses import asdict
 
     if output.json:
         output.object(asdict(estimate) | {"seconds": seconds})
         return
     experts = (
-        f"{estimate.experts_before} experts a layer become {estimate.experts_after:.4g}; "
+        f"experts per layer: {estimate.experts_before} -> {estimate.experts_after:.4g}; "
         if estimate.experts_before
         else ""
     )
     output.text(
         f"{readable_count(estimate.parameters)} parameters, {readable_count(estimate.prunable)} of them prunable\n"
-        f"{experts}{estimate.second_stage_sparsity:.1%} of the weights that stay become zero\n"
+        f"{experts}zeros among the remaining weights: {estimate.second_stage_sparsity:.1%}\n"
         f"{estimate.passes} passes over the calibration texts: about {seconds / 60:.1f} minutes here\n"
-        f"memory {readable_bytes(estimate.memory_bytes)} beside Python's own, work files "
+        f"memory {readable_bytes(estimate.memory_bytes)} in addition to Python's own, work files "
         f"{readable_bytes(estimate.work_bytes)}, result {readable_bytes(estimate.size_bytes)}"
     )
 
@@ -369,8 +309,8 @@ def _tell(output: Terminal, estimate: PruneEstimate, seconds: float) -> None:
 def _show(output: Terminal, found: Pruned, estimate: PruneEstimate) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{found.path}: {found.sparsity:.1%} of the prunable parameters are gone")
-    for name in ("layer", "experts", "zeros among the rest"):
+    table = Table(title=f"{found.path}: {found.sparsity:.1%} of the prunable parameters removed")
+    for name in ("layer", "experts", "zeros among the remaining weights"):
         table.add_column(name, justify="right")
     for number, layer in enumerate(found.layers):
         experts = f"{layer.kept} of {layer.experts}" if layer.experts else "none"
@@ -382,7 +322,7 @@ def _show(output: Terminal, found: Pruned, estimate: PruneEstimate) -> None:
     )
     output.text(", ".join(sizes))
     before, middle, after = ("none" if value is None else f"{value:.2f}" for value in found.kurtosis)
-    output.text(f"kurtosis of the weights: {before}, after the experts {middle}, after both {after}")
+    output.text(f"kurtosis of the weights: {before}, after stage 1 {middle}, after stage 2 {after}")
     if found.evaluation:
         from justright.bench.tables import rich_table
         from justright.prune.report import rows
@@ -391,8 +331,8 @@ def _show(output: Terminal, found: Pruned, estimate: PruneEstimate) -> None:
         output.table(rich_table("evaluation (95% intervals)", header, rows(found.evaluation), left=2))
     output.text(f"pictures: {found.path / 'report.html'}")
     if found.unrouted:
-        output.note(
-            f"note: {found.unrouted} experts got no token of the calibration texts: give more, or others"
-        )
+        output.note(f"note: {found.unrouted} experts received no calibration token: give more or other texts")
     if found.uncalibrated:
-        output.note(f"note: {found.uncalibrated} experts saw too few tokens and were pruned by magnitude")
+        output.note(
+            f"note: {found.uncalibrated} experts received too few tokens and were pruned by magnitude"
+        )

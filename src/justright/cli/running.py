@@ -59,14 +59,14 @@ def stats_line(request: Request, *, drafts: bool = False) -> str:
         f"answer {stats.output_tokens} tokens, {stats.decode_tokens_per_s:.1f}/s",
     ]
     if stats.drafted:
-        guesses = f"{stats.accepted} of {stats.drafted} guesses accepted"
-        parts.append(f"{stats.acceptance_length:.2f} tokens a step ({guesses})")
+        drafted = f"{stats.accepted} of {stats.drafted} drafted tokens accepted"
+        parts.append(f"{stats.acceptance_length:.2f} tokens per step ({drafted})")
     elif _decoded_plainly(stats, drafts=drafts):
-        parts.append("no draft was worth its step: decoded plainly")
+        parts.append("plain decoding: drafts would have saved no time")
     if stats.reasoning_tokens or stats.fast_tokens:
-        parts[1] += f" ({stats.reasoning_tokens} thought, {stats.answer_tokens} said)"
+        parts[1] += f" ({stats.reasoning_tokens} reasoning, {stats.answer_tokens} content)"
     if stats.discarded_tokens:
-        parts.append(f"{stats.discarded_tokens} given up")
+        parts.append(f"{stats.discarded_tokens} discarded")
     if stats.decision is not None:
         parts.append(f"{stats.decision.mode}: {stats.decision.reason}")
     if stats.near_ties:
@@ -81,14 +81,14 @@ def totals_line(stats: Sequence[RequestStats]) -> str:
 
     all_of = totals(stats)
     parts = [
-        f"{all_of['requests']} answers, {all_of['output_tokens']} tokens ({all_of['reasoning_tokens']} thought, "
-        f"{all_of['answer_tokens']} said, {all_of['fast_share']:.0%} in fast mode)",
+        f"{all_of['requests']} answers, {all_of['output_tokens']} tokens ({all_of['reasoning_tokens']} reasoning, "
+        f"{all_of['answer_tokens']} content, {all_of['fast_share']:.0%} in fast mode)",
         ", ".join(f"{count} {name}" for name, count in all_of["decisions"].items()),
     ]
     if all_of["discarded_tokens"]:
-        parts.append(f"{all_of['discarded_tokens']} given up")
+        parts.append(f"{all_of['discarded_tokens']} discarded")
     if all_of["tokens_saved"] is not None:
-        parts.append(f"{all_of['tokens_saved']:.0f} saved against thinking always")
+        parts.append(f"{all_of['tokens_saved']:.0f} saved compared with always reasoning")
     return " | ".join(parts)
 
 

@@ -9,13 +9,12 @@ import typer
 from justright.cli import options as opt
 from justright.cli import serve_options as srv
 from justright.cli.output import Terminal, output_of
-from justright.errors import MissingExtraError, ResourceError, UsageError
-from justright.readable import key_values
+from justright.errors import MissingExtraError, ResourceError, UsageError, install_command
 
 if TYPE_CHECKING:
     import socket
 
-    from justright.cli.prepare import Prepared
+    from justright.engine.prepared import PreparedModel
     from justright.serve.server_settings import ServeSettings
 
 
@@ -59,6 +58,7 @@ def serve(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "auto",
     cpu_kernels: opt.CpuKernels = None,
+    weights: opt.Weights = None,
     max_context: opt.MaxContext = None,
 ) -> None:
     """Serve a model or a bundle through an OpenAI-compatible API; the page at / shows the server's state.
@@ -75,7 +75,7 @@ def serve(
         return
     _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import given_sampling, prepare
-    from justright.cli.thinking import check_thinking, settled_thinking, thinking_of
+    from justright.cli.thinking import settled_thinking, thinking_of
     from justright.serve.hosts import Hosts, is_loopback
     from justright.serve.lifecycle import bind
     from justright.serve.server_settings import ServeSettings, served_name
@@ -83,23 +83,10 @@ def serve(
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
     keys = srv.read_keys(api_key or [], api_key_file)
-    engine_options: dict[str, Any] = {
-        "dtype": dtype,
-        "device": device,
-        "cpu_kernels": cpu_kernels,
-        "max_context": max_context,
-        "slots": slots,
-        "draft": draft,
-        "draft_options": key_values(draft_option or [], "--draft-option"),
-        "switch": switch,
-        "reuse_prefix": True,
-        "generation_config": generation_config,
-    }
     with bind(host, port) as bound:  # fails before any slow work
-        ready = prepare(model, output, engine_options)
-        said = thinking_of(effort, thinking_budget, closing=closing, scorer=scorer, threshold=threshold)
-        thinking = settled_thinking(said, ready.defaults)
-        check_thinking(ready, thinking)
+        ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
+        thinking = settled_thinking(thinking_of(ctx), ready.defaults)
+        ready.check_reasoning(thinking)
         settings = ServeSettings(
             name or served_name(model),
             given_sampling(ctx, ready),
@@ -113,12 +100,12 @@ def serve(
         for line in ready.generation.lines(settings.sampling, sampling=True):
             output.note(f"note: {line}")
         if not keys and not is_loopback(host):
-            output.note(f"note: anybody who reaches {host} can use this server: think of --api-key")
+            output.note(f"note: anybody who reaches {host} can use this server: consider --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 
 def _run(
-    ready: Prepared,
+    ready: PreparedModel,
     settings: ServeSettings,
     bound: socket.socket,
     output: Terminal,
@@ -128,21 +115,23 @@ def _run(
     max_connections: int,
 ) -> None:
     """Load the weights and serve."""
+    from justright.cli.prepare import load
     from justright.serve.kv_budget import LEAST_TOKENS, affordable_tokens
     from justright.serve.lifecycle import address_of
     from justright.serve.scheduler import Scheduler
     from justright.serve.server import serve as run
 
-    engine = ready.load()
+    engine = load(ready, output, settings.model)
     if cache_tokens is None:
         cache_tokens = affordable_tokens(engine.verifier)
     if cache_tokens < LEAST_TOKENS:
         raise ResourceError(
-            f"memory is left for {cache_tokens} tokens; serving needs room for {LEAST_TOKENS}"
+            f"the free memory holds a KV cache of {cache_tokens} tokens; serving needs {LEAST_TOKENS} at least: free "
+            "memory, or use a smaller model"
         )
     if cache_tokens < (context := engine.verifier.max_tokens):
         engine.verifier.shorten(cache_tokens)
-        output.note(f"note: the cache has room for {cache_tokens} of the context's {context} tokens")
+        output.note(f"note: the KV cache holds {cache_tokens} of the context's {context} tokens")
     scheduler = Scheduler(engine, max_waiting=queue, cache_tokens=cache_tokens)
 
     address = address_of(bound)
@@ -154,7 +143,7 @@ def _run(
                 output.object({"event": "ready"} | about)
             else:
                 output.text(
-                    f"{settings.model} is served at {address}/v1; a page at {address}/ shows what goes on"
+                    f"{settings.model} is served at {address}/v1; the page at {address}/ shows the server's state"
                 )
 
     def on_request(values: dict[str, Any]) -> None:
@@ -182,9 +171,9 @@ def _check_embedded(engine: str, engine_arg: list[str] | None, copies: int, dry_
         UsageError: such an option was given.
     """
     if engine != "embedded":
-        raise UsageError(f"engine {engine!r}; allowed: embedded, vllm")
+        raise UsageError(f"the engine is {engine!r}; allowed: embedded, vllm")
     if engine_arg or copies > 1 or dry_run:
-        raise UsageError("--engine-arg, --copies and --dry-run are for --engine vllm: leave them out")
+        raise UsageError("--engine-arg, --copies and --dry-run need --engine vllm: leave them out")
 
 
 def _need_extra() -> None:
@@ -201,5 +190,5 @@ def _need_extra() -> None:
         import psutil
         import uvicorn
     except ImportError as error:
-        raise MissingExtraError(f"serving needs {error.name}: pip install 'justright[serve]'") from error
+        raise MissingExtraError(f"serving needs {error.name}; {install_command('serve')}") from error
     _ = fastapi, h11, llguidance, prometheus_client, psutil, uvicorn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,143 +10,94 @@ import typer
 
 from justright.errors import UsageError
 
-SERVING = "Serving"
+_serving = partial(typer.Option, rich_help_panel="Serving")
 MIB = 2**20
 
 Host = Annotated[
-    str,
-    typer.Option(
-        help="Address to listen on; 0.0.0.0: all of this machine's, which needs an --api-key.",
-        rich_help_panel=SERVING,
-    ),
+    str, _serving(help="Address to listen on; 0.0.0.0: all addresses of this machine (set an --api-key).")
 ]
-Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.", rich_help_panel=SERVING)
-]
+Port = Annotated[int, _serving(min=0, max=65535, help="Port to listen on; 0: any.")]
 AllowedHosts = Annotated[
     list[str] | None,
-    typer.Option(
+    _serving(
         "--allowed-host",
         metavar="NAME",
-        help="A further name that clients may call this server by in their Host header; repeatable. Without an API "
-        "key, requests to a loopback address are refused unless they name localhost, that address or --host; with "
-        "this option every request is checked.",
-        rich_help_panel=SERVING,
-        show_default=False,
+        help="A further allowed name in the Host header of requests; repeatable. Without an API key, requests to a "
+        "loopback address must name localhost, that address or --host; with this option every request is checked.",
     ),
 ]
 Name = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The model's name for clients.  (default: MODEL; of a path, its last part)",
-        rich_help_panel=SERVING,
-        show_default=False,
-    ),
+    _serving(metavar="NAME", help="Model name for clients.  (default: MODEL; of a path, its last part)"),
 ]
-Slots = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Requests run at once.", rich_help_panel=SERVING)
-]
+Slots = Annotated[int, _serving(min=1, metavar="N", help="Requests run at once.")]
 CacheTokens = Annotated[
     int | None,
-    typer.Option(
+    _serving(
         min=256,
         metavar="N",
-        help="Most tokens whose keys and values are kept, of all requests together; if less than the model's context, "
-        "also the longest request.  (default: as memory allows)",
-        rich_help_panel=SERVING,
-        show_default=False,
+        help="Capacity of the KV cache in tokens, for all requests together; if less than the model's context, also "
+        "the longest request.  (default: as memory allows)",
     ),
 ]
 Queue = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Most waiting requests; further ones get status 429.",
-        rich_help_panel=SERVING,
-    ),
+    int, _serving(min=0, metavar="N", help="Most waiting requests; further ones get status 429.")
 ]
 Deadline = Annotated[
     float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="Cut a request off after so long.  (default: never)",
-        rich_help_panel=SERVING,
-        show_default=False,
+    _serving(
+        metavar="SECONDS", help="Longest time of a request, after which its output ends.  (default: no limit)"
     ),
 ]
 Drain = Annotated[
     float,
-    typer.Option(
+    _serving(
         min=0.0,
         metavar="SECONDS",
-        help="Let requests come to their end for so long after SIGTERM or Ctrl-C; a second signal does not wait.",
-        rich_help_panel=SERVING,
+        help="Longest time for running requests to finish after SIGTERM or Ctrl-C; a second signal ends them.",
     ),
 ]
 Connections = Annotated[
     int,
-    typer.Option(
+    _serving(
         min=1,
         metavar="N",
-        help="Most open connections; requests on further ones get an error that says to retry.",
-        rich_help_panel=SERVING,
+        help="Most open connections; requests on further ones get an error that asks to retry.",
     ),
 ]
 Keys = Annotated[
     list[str] | None,
-    typer.Option(
+    _serving(
         "--api-key",
         metavar="KEY",
         envvar="JUSTRIGHT_API_KEY",
-        help="Refuse requests without this key (Authorization: Bearer KEY); repeatable. Others of this machine can "
-        "read a command line: rather use the variable (several with spaces between) or the file.",
-        rich_help_panel=SERVING,
-        show_default=False,
+        help="API key that requests must have (Authorization: Bearer KEY); repeatable. Other users of this machine can "
+        "read a command line: prefer the variable (several keys separated by spaces) or --api-key-file.",
         show_envvar=True,
     ),
 ]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="API keys, one a line.", rich_help_panel=SERVING, show_default=False),
-]
-MaxBody = Annotated[
-    float, typer.Option(min=0.001, metavar="MIB", help="Largest body of a request.", rich_help_panel=SERVING)
-]
+KeyFile = Annotated[Path | None, _serving(metavar="FILE", help="File of API keys, one per line.")]
+MaxBody = Annotated[float, _serving(min=0.001, metavar="MIB", help="Largest body of a request.")]
 Engine = Annotated[
     str,
-    typer.Option(
-        help="embedded: in this process. vllm: write vLLM's arguments and become it: the checkpoint as it is, the "
-        "switch as a LoRA module, effort and auto by a middleware (docs/scale.md).",
-        rich_help_panel=SERVING,
+    _serving(
+        help="Engine: embedded, or vllm: vLLM replaces this process, with the switch as a LoRA module, and effort and "
+        "auto by a middleware (docs/scale.md)."
     ),
 ]
 EngineArg = Annotated[
     list[str] | None,
-    typer.Option(
+    _serving(
         metavar="ARGUMENT",
-        help="With --engine vllm: a further argument of vLLM's, as it is, such as --enforce-eager; repeatable.",
-        rich_help_panel=SERVING,
-        show_default=False,
+        help="With --engine vllm: a further argument for vLLM, such as --enforce-eager; repeatable.",
     ),
 ]
 Copies = Annotated[
     int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="With --engine vllm: copies of the model, each in a process of its own.",
-        rich_help_panel=SERVING,
-    ),
+    _serving(min=1, metavar="N", help="With --engine vllm: copies of the model, each in its own process."),
 ]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="With --engine vllm: write its files and print its command.",
-        rich_help_panel=SERVING,
-    ),
+    bool, _serving("--dry-run", help="With --engine vllm: only its files and its command, printed.")
 ]
 
 
@@ -159,6 +111,6 @@ def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
             raise UsageError(f"the file of API keys {file} cannot be read: {error}") from error
         more = [line.strip() for line in lines if line.strip()]
         if not more:
-            raise UsageError(f"the file of API keys {file} has none: write one a line")
+            raise UsageError(f"the file of API keys {file} is empty: write one key per line")
         found += more
     return tuple(found)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from justright.cli.options import chosen
+from justright.cli.options import chosen, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.serve_options import read_keys
 from justright.errors import MissingExtraError, UsageError
 from justright.readable import key_values
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Prepared
     from justright.engine.defaults import Defaults
+    from justright.engine.prepared import PreparedModel
     from justright.serve.vllm.launch import Command, VllmSettings
 
 _NOT_HERE = {
@@ -29,10 +29,11 @@ _NOT_HERE = {
     "drain": "vLLM has --shutdown-timeout",
     "max_body": "vLLM has no such limit",
     "max_connections": "vLLM has no such limit",
-    "max_tokens": "vLLM answers up to the end of the context where a request does not say it",
+    "max_tokens": "without max_tokens in a request, vLLM generates up to the end of the context",
     "thinking_budget": "give it with a request",
-    "device": "vLLM takes what there is",
-    "cpu_kernels": "vLLM has its own",
+    "device": "vLLM uses the available device",
+    "cpu_kernels": "vLLM has kernels of its own",
+    "weights": "vLLM has --quantization",
 }
 """Options of `serve` that would have no effect, and what to do instead."""
 
@@ -44,13 +45,12 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
         UsageError: vLLM has no equivalent of an option.
         MissingExtraError: vLLM, or a package that a drafter needs there, is not installed.
     """
-    from justright.checkpoint.packaged import cache_folder
     from justright.cli.prepare import prepare
-    from justright.engine.checks import switch_of
+    from justright.files import cache_folder
     from justright.serve.vllm.launch import check_drafter, check_installed, command, version_note
 
     output, given = output_of(ctx), ctx.params
-    _refuse(ctx)
+    _check_options(ctx)
     if not dry_run and (note := version_note(check_installed())):
         output.note(f"note: {note}")
     settings = _settings(ctx, model, engine_args, copies)
@@ -59,10 +59,10 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     options["generation_config"] = given["generation_config"]
     ready = prepare(model, output, options)
     settings, notes = _with_defaults(ctx, settings, ready)
-    adapter = switch_of(ready.options, ready.source.path)
-    folder = cache_folder() / "vllm" / _digest(ready.source.path, None if adapter is None else adapter.path)
+    adapter = ready.adapter
+    folder = cache_folder() / "vllm" / _digest(ready.path, None if adapter is None else adapter.path)
     folder.mkdir(parents=True, exist_ok=True)
-    found = command(ready.source.path, adapter, ready.tokenizer, settings, folder)
+    found = command(ready.path, adapter, ready.tokenizer, settings, folder)
     for note in [*found.notes, *notes]:
         output.note(f"note: {note}")
     if dry_run:
@@ -107,7 +107,7 @@ def _draft_options(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _with_defaults(
-    ctx: typer.Context, settings: VllmSettings, ready: Prepared
+    ctx: typer.Context, settings: VllmSettings, ready: PreparedModel
 ) -> tuple[VllmSettings, list[str]]:
     """Fill in a bundle's defaults, and return notes on them; raise an error for a drafter of another model."""
     from justright.cli.prepare import sampling_of
@@ -126,7 +126,7 @@ def _with_defaults(
     )
     drafter = create_drafter(draft, **options)
     if drafter is not None:
-        drafter.check(ready.source.path)
+        drafter.check(ready.path)
     return settled, notes
 
 
@@ -139,24 +139,24 @@ def _drafting(
     own = defaults.draft
     draft = asked or _bundled(own)
     if own is None or draft != own:
-        told = f"the bundle's drafter {own} is not on vLLM here: it runs without drafts"
-        return draft, given, [told] if asked is None and own is not None else []
+        note = f"the bundle's drafter {own} is not available on vLLM here: no drafts are used"
+        return draft, given, [note] if asked is None and own is not None else []
     theirs = {name: value for name, value in defaults.draft_options.items() if name not in given}
     left = sorted(theirs if draft == "suffix" else FIXED & set(theirs))
-    told = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM settles them itself"
+    note = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM sets them itself"
     kept = {name: value for name, value in theirs.items() if name not in left}
-    return draft, {**kept, **given}, [told] if left else []
+    return draft, {**kept, **given}, [note] if left else []
 
 
-def _refuse(ctx: typer.Context) -> None:
+def _check_options(ctx: typer.Context) -> None:
     """Raise an error for options that would have no effect."""
     for name, instead in _NOT_HERE.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
-            raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine: {instead}")
-    if ctx.params["scorer"] != "heuristic" and chosen(ctx, "scorer", True, False):
+        if is_given(ctx, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine only: {instead}")
+    if ctx.params["scorer"] != "heuristic" and is_given(ctx, "scorer"):
         raise UsageError(
-            "the scorer of auto on vLLM is heuristic: a probe needs hidden states, which vLLM keeps"
+            f"scorer {ctx.params['scorer']!r}; allowed on vLLM: heuristic, as vLLM does not return the hidden states "
+            "that a probe needs"
         )
 
 

@@ -1,15 +1,17 @@
-"""``justright switch``: slow and fast thinking in one model."""
+"""``justright switch``: slow and fast mode in one model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from justright.adapter.rank_rules.base import RULES
-from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, chosen
+from justright.cli.options import CpuKernels, Device, Dtype, Json, Model, engine_options, is_given
 from justright.cli.output import Terminal, output_of
 from justright.cli.progress import with_progress
 from justright.errors import UsageError
@@ -23,95 +25,72 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Slow and fast thinking in one model: the difference between a reasoning model and the model that it was "
+    help="Slow and fast mode in one model: the difference between a reasoning model and the model that it was "
     "trained from, as a low-rank adapter (Gold-Switch, arXiv:2510.06750).",
 )
 
-_RANK = "Rank"
-_WORK = "Work"
+_rank = partial(typer.Option, rich_help_panel="Rank")
+_work = partial(typer.Option, rich_help_panel="Work")
 
 
 @app.command("extract")
 def extract(
     ctx: typer.Context,
-    slow: Annotated[str, typer.Argument(help="The reasoning model.", show_default=False)],
-    fast: Annotated[str, typer.Argument(help="The model that it was trained from.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The directory to create.", show_default=False)
-    ] = None,
+    slow: Annotated[str, typer.Argument(help="The reasoning model.")],
+    fast: Annotated[str, typer.Argument(help="The model that it was trained from.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory to create.")] = None,
     form: Annotated[
         str,
         typer.Option(
-            help="compact: a PEFT adapter, each matrix with its own rank; portable: padded to one rank, for vLLM, "
-            "SGLang and llama.cpp; merged: a checkpoint with the adapter baked in."
+            help="Format of the result. compact: a PEFT adapter with a rank for each matrix; portable: padded to one "
+            "rank, for vLLM, SGLang and llama.cpp; merged: a checkpoint with the adapter added to its weights."
         ),
     ] = "compact",
-    rule: Annotated[str, typer.Option(help=f"{RULES.help()}.", rich_help_panel=_RANK)] = "energy",
-    value: Annotated[
-        float,
-        typer.Option(
-            help="Share or rank that the rule keeps.",
-            rich_help_panel=_RANK,
-        ),
-    ] = 0.9,
-    power: Annotated[int, typer.Option(help="Of the singular values: 1 or 2.", rich_help_panel=_RANK)] = 2,
-    scope: Annotated[
-        str,
-        typer.Option(help="The share is of every matrix, layer, or of all (global).", rich_help_panel=_RANK),
-    ] = "matrix",
+    rule: Annotated[str, _rank(help=f"Rank rule. {RULES.help()}.")] = "energy",
+    value: Annotated[float, _rank(help="Share or rank for the rank rule.")] = 0.9,
+    power: Annotated[int, _rank(help="Power of the singular values: 1 or 2.")] = 2,
+    scope: Annotated[str, _rank(help="What the share refers to: matrix, layer or global.")] = "matrix",
     budget: Annotated[
         int | None,
-        typer.Option(
+        _rank(
             min=1,
             metavar="BYTES",
-            help="The most energy whose factors fit, instead of --value (the files have small tensors beside them).",
-            rich_help_panel=_RANK,
-            show_default=False,
+            help="Most bytes of the low-rank factors, instead of --value; other small tensors come on top.  "
+            "(default: none)",
         ),
     ] = None,
     max_rank: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Directions of each matrix that are decomposed for; a rule that needs more is refused.",
-            rich_help_panel=_RANK,
-        ),
+        int, _rank(min=1, help="Directions computed for each matrix; a rule that needs more is an error.")
     ] = 512,
     factor: Annotated[
-        float, typer.Option(help="Of a merged checkpoint: 0 is the slow model, 1 the fast one.")
+        float, typer.Option(help="Adapter scale of a merged checkpoint: 0 is the slow model, 1 the fast one.")
     ] = 1.0,
     exact: Annotated[
         bool | None,
         typer.Option(
             "--exact/--no-exact",
-            help="Carry the changes of norms, biases and routers as they are; only our engine reads them.  (default: "
-            "yes, but not in a portable adapter)",
-            show_default=False,
+            help="Exact changes of norms, biases and routers in the adapter; only justright reads them.  (default: "
+            "--exact, for a portable adapter --no-exact)",
         ),
     ] = None,
     spectra: Annotated[
         Path | None,
-        typer.Option(
+        _work(
             metavar="DIR",
-            help="Keep the decompositions here, or take them from here: another rule then needs none.",
-            rich_help_panel=_WORK,
-            show_default=False,
+            help="Directory for the decompositions, written or reused: another rule then computes none.",
         ),
     ] = None,
     svd: Annotated[
         str,
-        typer.Option(
-            help="exact, or randomized: much faster where --max-rank is far below the matrices' size.",
-            rich_help_panel=_WORK,
+        _work(
+            help="Decomposition: exact, or randomized (much faster where --max-rank is far below the matrices' size)."
         ),
     ] = "exact",
-    workers: Annotated[int, typer.Option(min=1, help="Layers at once.", rich_help_panel=_WORK)] = 1,
-    device: Annotated[
-        str, typer.Option(help="A torch device to decompose on.", rich_help_panel=_WORK)
-    ] = "cpu",
+    workers: Annotated[int, _work(min=1, help="Layers decomposed at once.")] = 1,
+    device: Annotated[str, _work(help="Torch device for the decomposition.")] = "cpu",
     dtype: Dtype = "float32",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the pair and say what it would take; write nothing.")
+        bool, typer.Option("--dry-run", help="Only checks, and estimates of time and memory; writes nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -121,12 +100,13 @@ def extract(
     """
     output = output_of(ctx)
     if out is None and not dry_run:
-        raise UsageError("give the directory to create (-o DIR), or --dry-run")
+        raise UsageError("there is no output directory: give -o DIR, or --dry-run")
     if out is not None:
         check_new(out)
     if factor != 1 and form != "merged":
         raise UsageError(
-            "--factor is baked into a merged checkpoint only; an adapter is scaled where it is used"
+            f"--factor applies to --form merged only, not to {form}: leave it out, and set the scale of an adapter "
+            "when you use it"
         )
     takes = RULES.get(rule).takes
     unused = [
@@ -135,11 +115,11 @@ def extract(
         ("dtype", form == "merged"),
     ]
     for name, ignored in unused:
-        if ignored and chosen(ctx, name, True, False):
-            raise UsageError(f"--{name} has no meaning beside the other options: leave it out")
+        if ignored and is_given(ctx, name):
+            raise UsageError(f"--{name} has no effect with the other options given: leave it out")
     if budget is not None and rule != "energy":
         raise UsageError(
-            f"--budget finds the most energy that fits, and {rule} looks at no energy: leave one out"
+            f"--budget works with --rule energy only, not with {rule}: leave out --budget or --rule"
         )
     with output.status("reading both models"):
         from justright.adapter.extract import estimate
@@ -187,12 +167,12 @@ def extract(
 
 def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
     if output.json:
-        output.object(found.to_dict())
+        output.object(asdict(found))
         return
     output.text(
-        f"{found.matrices} matrices, {found.numbers:,} numbers: about {readable_seconds(found.seconds)} to decompose, "
-        f"{readable_bytes(found.spectra_bytes)} of spectra at most, {readable_bytes(found.memory_bytes)} of memory for "
-        "the largest matrix"
+        f"{found.matrices} matrices, {found.numbers:,} parameters: about {readable_seconds(found.seconds)} to "
+        f"decompose, at most {readable_bytes(found.spectra_bytes)} of spectra, "
+        f"{readable_bytes(found.memory_bytes)} of memory for the largest matrix"
     )
     _show_residuals(output, found.residuals)
 
@@ -200,10 +180,10 @@ def _show_estimate(output: Terminal, found: ExtractEstimate) -> None:
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.", show_default=False)],
+    adapter: Annotated[str, typer.Argument(help="A switch: its directory or hub id.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE.png", help="Draw spectra and ranks.", show_default=False),
+        typer.Option("--out", "-o", metavar="FILE.png", help="Picture of spectra and ranks (PNG)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -215,7 +195,7 @@ def inspect(
     if out is not None:
         check_output(out)
         if out.suffix != ".png":
-            raise UsageError(f"{out}: the picture is a PNG; give a name that ends in .png")
+            raise UsageError(f"the picture {out} is not a PNG file: give a name that ends in .png")
         from justright.bench.demo_picture import need_matplotlib
 
         need_matplotlib()
@@ -233,7 +213,7 @@ def inspect(
         return
     _show_inspected(output, adapter, found)
     if out is not None:
-        output.note(f"drawn: {out}")
+        output.note(f"written: {out}")
 
 
 def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
@@ -251,13 +231,19 @@ def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
         else (f"{one.tau:g}", *["unknown"] * 4)
         for one in found.taus
     ]
-    header = ("energy", "median rank", "largest", "size in bfloat16", "of the matrices, and of their work")
+    header = (
+        "energy",
+        "median rank",
+        "largest rank",
+        "size in bfloat16",
+        "share of the matrices' size and compute",
+    )
     output.table(rich_table(adapter, header, rows, left=1))
     kinds = [
         (kind, str(one["matrices"]), str(one["full_rank"]), str(one["median_signal"] or "unknown"))
         for kind, one in found.to_dict()["kinds"].items()
     ]  # fmt: skip
-    columns = ("matrix", "how many", "full rank", "median signal rank")
+    columns = ("matrix", "number", "full rank", "median signal rank")
     output.table(rich_table("Above the noise", columns, kinds, left=1))
     _show_residuals(output, dict(found.report.get("residuals", {})))
 
@@ -266,34 +252,35 @@ def _show_inspected(output: Terminal, adapter: str, found: Inspected) -> None:
 def calibrate(
     ctx: typer.Context,
     model: Model,
-    switch: Annotated[
-        str, typer.Option(help="The adapter's directory; auto.json is written into it.", show_default=False)
-    ],
+    switch: Annotated[str, typer.Option(help="Directory of the adapter; auto.json is written there.")],
     problems: Annotated[
         list[str],
         typer.Option(
-            help='JSON lines {"question": ..., "answer": ...}, or a set that a package carries (zoo, zoo:chain-3); '
-            "repeatable. Some hundreds, like those that will be asked.",
-            show_default=False,
+            help='Problems: JSON lines {"question": ..., "answer": ...}, or a set of an installed package (zoo, '
+            "zoo:chain-3); repeatable. Some hundreds, similar to the intended use."
         ),
     ],
     floor: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Accuracy to hold, at the fewest tokens.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least accuracy; the threshold with the fewest tokens that reaches it is chosen.",
+        ),
     ] = 0.9,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer, thought included.")
+        int, typer.Option(min=1, help="Most tokens of an answer, reasoning included.")
     ] = 1024,
     judge: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
-            help="Take the final answer out of a text by this filter of lm-eval: its name, or JSON such as "
-            '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: our own '
-            "rules)",
-            show_default=False,
+            help="Filter of lm-eval that extracts the final answer from a text: its name, or JSON such as "
+            '{"function": "regex", "regex_pattern": "#### ([0-9]+)"}; repeatable, applied in order.  (default: '
+            "built-in rules)",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Answers at once.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Problems answered at once.")] = 16,
     dtype: Dtype = "float32",
     device: Device = "auto",
     cpu_kernels: CpuKernels = None,
@@ -325,18 +312,10 @@ def calibrate(
     judged = filtered(judge) if judge else is_right
     if len(questions) < ADVISED:
         output.note(
-            f"note: {len(questions)} problems leave wide intervals, and thresholds that chance may have chosen: "
-            f"give {ADVISED} or more"
+            f"note: with {len(questions)} problems intervals are wide and thresholds uncertain: give {ADVISED} or more"
         )
-    options = EngineOptions(
-        generation_config="none",
-        dtype=dtype,
-        device=device,
-        cpu_kernels=cpu_kernels,  # type: ignore[arg-type]  # validated there
-        slots=batch,
-        draft="none",
-        switch=str(folder),
-    )
+    own = {"slots": batch, "draft": "none", "switch": str(folder), "generation_config": "none"}
+    options = EngineOptions(**engine_options(ctx, **own))
     with output.status(f"loading {model}"):
         engine = LLM(model, options)
     try:
@@ -355,7 +334,7 @@ def calibrate(
         )
     except KeyboardInterrupt:
         output.note(
-            f"interrupted: what is answered is kept in {folder}.calibration; the same command goes on from there"
+            f"interrupted: the answers so far are kept in {folder}.calibration; the same command continues from there"
         )
         raise
     if output.json:
@@ -382,10 +361,8 @@ def _show_calibrated(output: Terminal, folder: Path, probe: Probe) -> None:
         )
         for name, one in points.items()
     ]
-    title = f"{about['problems']} problems, floor {about['floor']:.0%}, in brackets 95% intervals"
-    output.table(
-        rich_table(title, ("who decides", "right", "tokens", "thought about", "threshold"), rows, left=1)
-    )
+    title = f"{about['problems']} problems, accuracy floor {about['floor']:.0%} (95% intervals)"
+    output.table(rich_table(title, ("mode", "accuracy", "tokens", "slow mode", "threshold"), rows, left=1))
     output.note(f"written: {folder / 'auto.json'}")
 
 
@@ -400,15 +377,17 @@ def _show(output: Terminal, found: Extracted) -> None:
     ranks = sorted(found.ranks.values())
     output.text(
         f"{found.path}: {found.form}, {len(ranks)} matrices of rank {ranks[0]} to {ranks[-1]} "
-        f"(median {ranks[len(ranks) // 2]}), {readable_bytes(found.bytes)} of factors, {found.energy:.1%} of the energy"
+        f"(median {ranks[len(ranks) // 2]}), {readable_bytes(found.bytes)}, {found.energy:.1%} of the energy"
     )
     _show_residuals(output, found.residuals)
 
 
 def _show_residuals(output: Terminal, residuals: Mapping[str, float]) -> None:
-    far = sorted(
+    largest = sorted(
         ((name, distance) for name, distance in residuals.items() if distance > 0), key=lambda one: -one[1]
     )
-    if far:
-        shown = ", ".join(f"{name} {distance:.3f}" for name, distance in far[:3])
-        output.note(f"note: {len(far)} tensors differ and stay the slow model's; farthest: {shown}")
+    if largest:
+        shown = ", ".join(f"{name} {distance:.3f}" for name, distance in largest[:3])
+        output.note(
+            f"note: {len(largest)} tensors that differ keep the slow model's values; largest: {shown}"
+        )

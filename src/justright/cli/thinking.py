@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
+from justright.cli.options import named
 from justright.errors import UsageError
 
 if TYPE_CHECKING:
-    from justright.cli.prepare import Prepared
     from justright.engine.chat_modes import Reasoning
     from justright.engine.defaults import Defaults
 
+_OPTIONS = ("effort", "thinking_budget", "factor", "closing", "scorer", "threshold")
 
-def thinking_of(
-    effort: str | None = None,
-    budget: int | None = None,
-    factor: float | None = None,
-    closing: str | None = None,
-    scorer: str = "probe",
-    threshold: float | None = None,
-) -> Reasoning:
+
+def thinking_of(ctx: typer.Context) -> Reasoning:
     """Return the reasoning settings that the user gave.
 
     Raises:
@@ -27,14 +24,10 @@ def thinking_of(
     """
     from justright.engine.chat_modes import Reasoning
 
-    return Reasoning(
-        effort,
-        budget,
-        factor,
-        None if closing is None else closing.replace("\\n", "\n"),
-        scorer,
-        threshold,
-    )
+    given = named(ctx, _OPTIONS)
+    if given.get("closing") is not None:
+        given["closing"] = given["closing"].replace("\\n", "\n")
+    return Reasoning(budget=given.pop("thinking_budget"), **given)
 
 
 def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | None = None) -> Reasoning:
@@ -48,21 +41,10 @@ def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | Non
     Raises:
         UsageError: ``untemplated`` is set and the user gave settings.
     """
-    if said == thinking_of():
+    from justright.engine.chat_modes import Reasoning
+
+    if said == Reasoning():
         return said if untemplated else defaults.thinking
     if untemplated:
-        raise UsageError(f"the options of thinking need the model's chat template: {untemplated}")
+        raise UsageError(f"the reasoning options need the model's chat template: {untemplated}")
     return said
-
-
-def check_thinking(ready: Prepared, thinking: Reasoning) -> None:
-    """Check that the model and its switch support the settings; reads the adapter, but no weights of the model.
-
-    Raises:
-        JustrightError: there is no fast mode or no reasoning, or the adapter is invalid or belongs to another model.
-    """
-    from justright.engine.chat_modes import RequestBuilder
-    from justright.engine.checks import switch_of
-
-    adapter = switch_of(ready.options, ready.source.path)
-    RequestBuilder(ready.tokenizer, adapter).check(thinking, ready.hidden_size)

@@ -17,14 +17,13 @@ from justright.readable import readable_bytes
 def unpack(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.")],
     as_json: Json = False,
 ) -> None:
     """Convert the output of `justright prune --store sparse` to an ordinary checkpoint for other engines, bit for bit.
 
     If interrupted, the same command continues.
     """
-    from justright.architectures.uneven_experts import is_uneven
     from justright.checkpoint.reader import Checkpoint
     from justright.checkpoint.sources import resolve
     from justright.checkpoint.unpacking import unpack_checkpoint
@@ -40,6 +39,6 @@ def unpack(
     if output.json:
         output.object({"path": str(path), "bytes": after.nbytes, "packed_bytes": before.nbytes})
         return
-    output.text(f"{path}: {readable_bytes(before.nbytes)} became {readable_bytes(after.nbytes)}")
-    if is_uneven(after.config):
-        output.note("note: its layers have different numbers of experts, so it still loads in justright only")
+    output.text(f"{path}: {readable_bytes(before.nbytes)} -> {readable_bytes(after.nbytes)}")
+    if after.spec.is_uneven:
+        output.note("note: its layers have different numbers of experts, so only justright loads it")

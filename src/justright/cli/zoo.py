@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from justright.cli.options import Json
 from justright.cli.output import output_of
 from justright.cli.progress import with_words
-from justright.errors import MissingExtraError
+from justright.errors import MissingExtraError, install_command
 from justright.readable import readable_bytes, readable_count
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer(
-    name="zoo", help="Small real models that behave like the big ones.", invoke_without_command=True
+    name="zoo", help="Small trained models that behave like large ones.", invoke_without_command=True
 )
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A model of the zoo, without `zoo:`.", show_default=False)
+    str, typer.Argument(metavar="NAME", help="Name of a zoo model, without `zoo:`.", show_default=False)
 ]
 
 
@@ -41,12 +38,12 @@ def show(ctx: typer.Context, as_json: Json = False) -> None:
             output.object(card.to_dict())
         return
     if not found:
-        output.text("This copy of justright-zoo ships no model yet; `justright zoo build NAME` trains one.")
+        output.text("This copy of justright-zoo contains no model; `justright zoo build NAME` trains one.")
         return
     from rich.table import Table
 
     table = Table(title="The zoo", show_lines=True)
-    for title in ("model", "what it is", "made from", "size", "measures"):
+    for title in ("model", "description", "made from", "size", "results"):
         table.add_column(title)
     for card in found:
         table.add_row(
@@ -54,7 +51,7 @@ def show(ctx: typer.Context, as_json: Json = False) -> None:
         )
     output.table(table)
     output.text(
-        "justright zoo measure NAME   measures a model anew; justright zoo build NAME   reruns its recipe"
+        "justright zoo measure NAME: measure a model again; justright zoo build NAME: rerun its recipe"
     )
 
 
@@ -62,15 +59,13 @@ def show(ctx: typer.Context, as_json: Json = False) -> None:
 def measure(
     ctx: typer.Context,
     name: Name,
-    problems: Annotated[int, typer.Option(min=1, max=200, help="Of each kind and level.")] = 50,
+    problems: Annotated[int, typer.Option(min=1, max=200, help="Problems of each kind and level.")] = 50,
     model: Annotated[
         Path | None,
-        typer.Option(
-            help="The checkpoint, if it is not the shipped one (your own build).", show_default=False
-        ),
+        typer.Option(help="Checkpoint to measure, such as your own build.  (default: the packaged one)"),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the expert routing here (PNG).", show_default=False)
+        Path | None, typer.Option(help="File for a picture of the expert routing (PNG).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,12 +96,9 @@ def measure(
 def build(
     ctx: typer.Context,
     name: Name,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Where the checkpoint appears.  (default: zoo-NAME)", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The directory to create.  (default: zoo-NAME)")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Two steps only: what it will take on this machine.")
+        bool, typer.Option("--dry-run", help="Two steps only, and an estimate for this machine.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -127,21 +119,23 @@ def build(
         else:
             output.text(
                 f"{readable_count(found.parameters)} parameters, {readable_count(found.tokens)} tokens: about "
-                f"{found.seconds / 60:.0f} minutes here; {readable_bytes(found.size_bytes)} in the end"
+                f"{found.seconds / 60:.0f} minutes here; result {readable_bytes(found.size_bytes)}"
             )
         return
 
-    def told(tell: Callable[[str, int, int, str], None]) -> Path:
-        tell(name, 0, 0, "preparing")
+    def reported(report: Callable[[str, int, int, str], None]) -> Path:
+        report(name, 0, 0, "preparing")
         made: Path = run(
             name,
             work,
             out or Path(f"zoo-{name}"),
-            lambda step, steps, loss, rate: tell(name, step, steps, f"loss {loss:.3f}, {rate:.0f} tokens/s"),
+            lambda step, steps, loss, rate: report(
+                name, step, steps, f"loss {loss:.3f}, {rate:.0f} tokens/s"
+            ),
         )
         return made
 
-    path = with_words(output, told)
+    path = with_words(output, reported)
     if output.json:
         output.object({"path": str(path)})
     else:
@@ -169,6 +163,5 @@ def _need_zoo() -> None:
         import justright_zoo  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "the zoo is a package of its own: pip install justright-zoo (in a checkout: pip install "
-            "packages/justright-zoo)"
+            f"the zoo is a package of its own; {install_command(folder='packages/justright-zoo')}"
         ) from error

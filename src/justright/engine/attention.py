@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from justright.architectures.spec import Window
+from justright.architectures.schema import Window
 from justright.engine.kv_cache import KVCache
 from justright.kernels.split_attention import attend_split, count_parts, split_bias
 

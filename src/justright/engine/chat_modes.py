@@ -52,13 +52,15 @@ class Reasoning:
         if self.effort is not None:
             check_effort(self.effort)
         if self.factor is not None and self.effort is not None:
-            raise UsageError("give an effort or a factor of the switch, not both: the effort sets the factor")
+            raise UsageError(
+                "give an effort or an adapter scale (factor), not both: the effort sets the scale"
+            )
         if self.budget is not None and self.effort in FAST_EFFORTS:
-            raise UsageError(f"effort {self.effort} does not think: leave the budget out", about="budget")
+            raise UsageError(f"effort {self.effort} does not reason: leave out the budget", about="budget")
         if self.scorer != "probe" and self.effort != "auto":
-            raise UsageError("a scorer is for the effort auto: leave it out")
+            raise UsageError("a scorer works with effort auto only: leave it out")
         if self.threshold is not None and self.effort not in DECIDING:
-            raise UsageError("a threshold is for the efforts auto and escalate: leave it out")
+            raise UsageError("a threshold works with efforts auto and escalate only: leave it out")
         if isinstance(self.scorer, str) and self.scorer not in ("probe", "heuristic"):
             raise UsageError(
                 f"scorer {self.scorer!r}; allowed: probe, heuristic, or an object with a score method"
@@ -169,23 +171,25 @@ class RequestBuilder:
         wants_fast = thinking.effort in FAST_EFFORTS
         if self.adapter is None and thinking.effort in DECIDING:
             raise UsageError(
-                f"effort {thinking.effort} needs a switch (--switch ADAPTER): this model has one mode",
+                f"effort {thinking.effort} needs a switch, and this model has none: give --switch ADAPTER",
                 about="effort",
             )
         if self.adapter is None and wants_fast and self.reasons and not self._has_off_switch:
             raise UsageError(
-                f"effort {thinking.effort} needs a switch (--switch ADAPTER), or a chat template that takes "
-                f"{_SWITCH}; this model has neither",
+                f"effort {thinking.effort} needs a switch or a chat template with {_SWITCH}, and this model has "
+                "neither: give --switch ADAPTER",
                 about="effort",
             )
         if self.adapter is None and thinking.factor:
-            raise UsageError("a factor of the switch needs one: give --switch ADAPTER", about="factor")
+            raise UsageError(
+                "an adapter scale (factor) needs a switch: give --switch ADAPTER", about="factor"
+            )
         if thinking.closing is not None and thinking.plan(1).budget is None:
-            raise UsageError("a closing text is for thoughts with a budget: give one, or leave it out")
+            raise UsageError("a closing text needs a reasoning budget: give a budget, or leave it out")
         if self.tags is not None:
             self._tags(thinking)  # raises for a closing text without the tag
         if self.tags is None and thinking.budget is not None:
-            message = "this model marks no thoughts (<think>), so they cannot be limited"
+            message = "this model has no reasoning tags (<think>), so reasoning cannot be limited: leave out the budget"
             raise UsageError(message, about="budget")
         if thinking.effort == "auto":
             self._scorer(thinking, hidden_size)
@@ -198,13 +202,13 @@ class RequestBuilder:
 
     @property
     def reasons(self) -> bool:
-        """Whether the model reasons: it has an adapter, or its template uses the tags or can disable reasoning.
+        """Whether the model reasons: it has an adapter, or its template has the tags, an effort or a switch.
 
         Tags in the vocabulary prove nothing: a model without reasoning may share its vocabulary with one that
         reasons.
         """
         tags = self.tags or ThinkingTags()
-        marks = (tags.open, tags.close, _SWITCH)
+        marks = (tags.open, tags.close, _SWITCH, "reasoning_effort")
         known = any(mark in template for template in self.templates for mark in marks)
         return self.adapter is not None or known
 
@@ -245,13 +249,13 @@ class RequestBuilder:
             request.tags = self._tags(thinking)
         if self.adapter is not None:
             request.stats.expected_slow_tokens = self._slow_tokens
-        limit = "" if plan.budget is None else f", at most {plan.budget} tokens of thought"
+        limit = "" if plan.budget is None else f", at most {plan.budget} reasoning tokens"
         if effort is not None:
             mode = "fast" if effort in FAST_EFFORTS else "slow"
             alone = mode == "fast" and self.adapter is None
             how = limit
             if alone:
-                by_template = " by the chat template alone, without a switch"
+                by_template = " by the chat template only, without a switch"
                 how = by_template if self.reasons else ", and this model never reasons"
             request.stats.decision = RoutingDecision(mode, "effort", None, None, f"effort {effort}{how}")
         elif thinking.budget is not None:
@@ -321,16 +325,17 @@ def chat_tokens(
     """
     if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
         raise UsageError(
-            'a conversation is a list of {"role": ..., "content": ...}; for a plain prompt give its text to generate()'
+            'a conversation is a list of {"role": ..., "content": ...}: give such a list, or a plain prompt to '
+            "generate()"
         )
     if tokenizer.chat_template is None:
-        raise UsageError("this model has no chat template; give a plain prompt (--raw)")
+        raise UsageError("this model has no chat template: give a plain prompt (--raw)")
     try:
         text = tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **template
         )
     except TemplateError as error:
-        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+        raise UsageError(f"the model's chat template rejects this conversation: {error}") from error
     return tokens_within(tokenizer, text, limit, add_special_tokens=False)
 
 

@@ -67,7 +67,7 @@ class DecodeLoop:
         self._joining: Iterator[Emission | int] | None = None
 
     def run(self, requests: Iterable[Request]) -> Iterator[Emission]:
-        """Run ``requests`` and yield output as it comes; closing the iterator early cancels the rest.
+        """Run ``requests`` and yield output as it is generated; closing the iterator early cancels the rest.
 
         A request that fails ends alone, with its `error` set.
 
@@ -379,14 +379,14 @@ class DecodeLoop:
         total = len(request.prompt_ids) + request.max_tokens
         if total > self.verifier.max_tokens + 1:
             raise ResourceError(
-                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones do not fit "
-                f"the {self.verifier.max_tokens} tokens of context: shorten the prompt or lower max_tokens"
+                f"a prompt of {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} exceed the context "
+                f"of {self.verifier.max_tokens} tokens: shorten the prompt or lower max_tokens"
             )
         limit, needed = self.places.cache_tokens, self.places.needed(request)
         if limit is not None and needed > limit:
             raise ResourceError(
-                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_tokens} new ones need room for "
-                f"{needed} in the cache, which holds {limit}: shorten the prompt or lower max_tokens"
+                f"a prompt of {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} need {needed} "
+                f"tokens of the KV cache, which holds {limit}: shorten the prompt or lower max_tokens"
             )
 
     def _finish(self, active: Active, reason: FinishReason) -> str:

@@ -43,13 +43,13 @@ class Defaults:
 
     def __post_init__(self) -> None:
         if not isinstance(self.draft, str | None) or not isinstance(self.draft_options, Mapping):
-            raise UsageError(f"a drafter's name and options are {self.draft!r} and {self.draft_options!r}")
+            raise UsageError(f"draft {self.draft!r}, options {self.draft_options!r}; allowed: name, mapping")
         if self.draft_options and self.draft is None:
-            raise UsageError("options of a drafter, and no drafter by default: name one (draft)")
+            raise UsageError("there are draft options but no default drafter: set draft")
         if "path" in self.draft_options:
-            raise UsageError("a bundle's drafter is in the bundle: leave its path out")
+            raise UsageError("a bundle contains its drafter: leave out the path")
         if unknown := sorted(set(self.sampling) - set(SAMPLING)):
-            raise UsageError(f"sampling by default has no {unknown[0]}; allowed: {', '.join(SAMPLING)}")
+            raise UsageError(f"unknown sampling default {unknown[0]!r}; allowed: {', '.join(SAMPLING)}")
         for name, value in {"max_context": self.max_context, **self.sampling}.items():
             whole = name in ("max_context", "top_k")
             number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
@@ -76,7 +76,7 @@ class Defaults:
             UsageError: an unknown name, an invalid value, or an unknown drafter.
         """
         if unknown := sorted(set(values) - set(DEFAULTS)):
-            raise UsageError(f"there is no default {unknown[0]!r}; allowed: {', '.join(DEFAULTS)}")
+            raise UsageError(f"unknown default {unknown[0]!r}; allowed: {', '.join(DEFAULTS)}")
         for name in ("draft", "effort"):
             if not isinstance(values.get(name, ""), str | None):
                 raise UsageError(f"{name} is {values[name]!r}; allowed: a name")
@@ -103,7 +103,7 @@ class Defaults:
         try:
             return cls(**found)
         except (TypeError, UsageError) as error:
-            raise CheckpointError(f"the defaults in {path / MANIFEST} cannot be used: {error}") from error
+            raise CheckpointError(f"the defaults in {path / MANIFEST} are invalid: {error}") from error
 
     def named(self) -> dict[str, Any]:
         """The defaults that are set, in the form that `of` takes, without the drafter's options."""

@@ -150,8 +150,8 @@ def tokens_within(
         found = len(tokenizer(text[:size], **options)["input_ids"]) - _AT_THE_CUT
         if limit is not None and found > limit:
             raise ResourceError(
-                f"the prompt has {len(text)} characters, the first {size} of them more than {found - 1} tokens; the "
-                f"context holds {limit}: shorten the prompt"
+                f"the prompt has {len(text)} characters, and its first {size} are at least {found} tokens; the context "
+                f"holds {limit}: shorten the prompt"
             )
         size *= 4
     return list(tokenizer(text, **options)["input_ids"])

@@ -85,7 +85,7 @@ class FileSampling:
         taken = {name: value for name, value in self.values.items() if name not in given}
         if not taken and not self.lacking:
             return None
-        lacking = f"; ignored, as the engine lacks them: {_words(self.lacking)}" if self.lacking else ""
+        lacking = f"; not supported and ignored: {_words(self.lacking)}" if self.lacking else ""
         return f"sampling defaults{mode} from {self.file}: {_words(taken) or 'none'}{lacking}"
 
 
@@ -155,7 +155,9 @@ class GenerationDefaults:
             if not self.slow.values and not self.fast.values:
                 return []
             file = self.slow.file if self.slow.values else self.fast.file
-            return [f"greedy: the sampling settings in {file} do not apply (--temperature samples)"]
+            return [
+                f"greedy decoding: the sampling settings in {file} do not apply (give --temperature to sample)"
+            ]
         if self.slow == self.fast:
             found = [self.slow.line(given)]
         else:
@@ -174,7 +176,7 @@ def _number(file: Path, name: str, value: Any) -> float:
         SamplingParams(**field_of)
     except (OverflowError, UsageError) as error:
         raise CheckpointError(
-            f"{file} cannot be used: {error}. Correct the file, or leave its sampling settings out "
+            f"{file} is invalid: {error}. Correct the file, or ignore its sampling settings "
             "(--generation-config none)"
         ) from error
     return number

@@ -63,8 +63,8 @@ class KVCache:
         needed = self.lengths[slot] + count
         if needed > self.max_tokens:
             raise ResourceError(
-                f"the cache holds at most {self.max_tokens} tokens a sequence; {needed} are needed: "
-                "shorten the prompt, ask for fewer tokens, or use a smaller draft tree"
+                f"the KV cache holds at most {self.max_tokens} tokens per sequence, and {needed} are needed: "
+                "shorten the prompt, lower max_tokens, or use a smaller draft tree"
             )
         old = self.capacities[slot]
         if needed <= old:
@@ -229,5 +229,5 @@ def _allocate(make: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor)
             raise
         size = torch.Size(shape).numel() * like.element_size() / 2**20
         raise ResourceError(
-            f"no memory for {size:.0f} MiB of key/value cache a layer: use a smaller batch or context"
+            f"not enough memory for {size:.0f} MiB of KV cache in a layer: use a smaller batch or context"
         ) from error

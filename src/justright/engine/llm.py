@@ -13,23 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from justright.checkpoint.bundle_manifest import check_bundled_weights
-from justright.checkpoint.sources import check_tokenizer_files, resolve
-from justright.checkpoint.tokenizer import load_tokenizer
 from justright.engine.chat_modes import Reasoning
-from justright.engine.checks import bind, check_model, end_tokens, switch_of
-from justright.engine.defaults import settle
-from justright.engine.generation import GenerationDefaults
+from justright.engine.checks import end_tokens
 from justright.engine.loaded_model import LoadedModel
 from justright.engine.model_runner import Verifier
 from justright.engine.options import EngineOptions
 from justright.engine.output import Output, OutputBuilder, OutputChunk
+from justright.engine.prepared import PreparedModel, prepare_model
 from justright.engine.request import Request
 from justright.engine.sampler import SamplingParams
 from justright.errors import UsageError
-from justright.speculative.registry import check_drafter, create_drafter
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
@@ -42,9 +37,8 @@ class LLM(LoadedModel):
     """A loaded model, ready to generate. Not thread-safe; one generation at a time (of many sequences).
 
     Args:
-        model: see `justright.checkpoint.sources.resolve`.
+        model: see `justright.checkpoint.sources.resolve`; or what `prepare_model` gives.
         options: defaults to ``EngineOptions(**changes)``; a bundle fills in what they leave open.
-        tokenizer: the model's, if it is loaded already.
         changes: fields of `EngineOptions`, instead of ``options``.
 
     Raises:
@@ -52,56 +46,42 @@ class LLM(LoadedModel):
     """
 
     def __init__(
-        self,
-        model: str,
-        options: EngineOptions | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerFast | None = None,
-        **changes: Any,
+        self, model: str | PreparedModel, options: EngineOptions | None = None, **changes: Any
     ) -> None:
-        if options is None:
-            options = EngineOptions(**changes)
-        elif changes:
-            raise UsageError(f"give options or {', '.join(changes)}, not both")
-        device = options.torch_device
-        if options.draft is not None:
-            check_drafter(options.draft, **options.draft_options)  # refused before anything is fetched
-        path = resolve(model).path
-        options, defaults = settle(options, path)
-        generation = GenerationDefaults.read(options, path)
-        drafter = create_drafter(options.draft or "none", **options.draft_options)
-        adapter = switch_of(options, path)
-        check_model(path)
-        check_bundled_weights(path)
-        if drafter is not None:
-            drafter.check(path)
-        if tokenizer is None:
-            check_tokenizer_files(path)
-            tokenizer = load_tokenizer(path)
+        if not isinstance(model, PreparedModel):
+            if options is not None and changes:
+                raise UsageError(f"give options or {', '.join(changes)}, not both")
+            model = prepare_model(model, options or EngineOptions(**changes))
+        elif options is not None or changes:
+            raise UsageError("the options of a prepared model are settled: give them to prepare_model")
+        options, drafter = model.options, model.drafter
+        check_bundled_weights(model.checkpoint)
         verifier = Verifier.load(
-            path,
+            model.checkpoint,
             dtype=options.torch_dtype,
-            device=device,
+            device=options.torch_device,
             cpu_kernels=options.cpu_kernels,
+            weights=options.weights,
             slots=options.slots,
             cache=options.cache,
             max_tokens=options.max_context,
             prefill_chunk=options.prefill_chunk,
         )
-        bind(drafter, verifier, path)
+        if drafter is not None:
+            drafter.bind(verifier.model, model.path)
         self._assemble(
             verifier,
-            tokenizer,
+            model.tokenizer,
             options=options,
             drafter=drafter,
-            stop_token_ids=end_tokens(path, tokenizer),
-            adapter=adapter,
-            path=path,
-            defaults=defaults,
-            generation=generation,
+            stop_token_ids=end_tokens(model.path, model.tokenizer, model.checkpoint.config),
+            adapter=model.adapter,
+            path=model.path,
+            defaults=model.defaults,
+            generation=model.generation,
         )
         if drafter is not None and options.adaptive:
-            self._speculate(path)
+            self._speculate(model.path)
 
     def generate(
         self,
@@ -165,7 +145,7 @@ class LLM(LoadedModel):
         """
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         if not is_chat and reasoning is not None:
-            raise UsageError("reasoning is for conversations: give a list of messages, or leave it out")
+            raise UsageError("reasoning needs a conversation: give a list of messages, or leave it out")
         if is_chat:
             reasoning = reasoning or self.defaults.thinking
         request = self._checked(prompt, params, reasoning)
@@ -232,6 +212,6 @@ def _paired(
         return [(one, params) for one in asked]
     if len(params) != len(asked):
         raise UsageError(
-            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or as many"
+            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or one per prompt"
         )
     return list(zip(asked, params, strict=True))

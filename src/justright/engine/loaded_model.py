@@ -17,9 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from justright import __version__
 from justright.adapter.adapter import Adapter
 from justright.adapter.apply import AppliedSwitch
-from justright.checkpoint.packaged import cache_folder
 from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
-from justright.engine.checks import bind
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults
 from justright.engine.detokenizer import tokens_within
@@ -30,12 +28,13 @@ from justright.engine.request import Emission, Request
 from justright.engine.sampler import SamplingParams
 from justright.engine.step_cost import METHOD, StepCost
 from justright.errors import ResourceError, UsageError
+from justright.files import cache_folder
 from justright.kernels.cpu import processor_name
 from justright.speculative.base import Drafter
 from justright.speculative.registry import create_drafter
 
 _TUNED_AT = 2048
-"""Cached tokens for which the shape of trees is chosen; a step of many rows costs little more behind more of them."""
+"""Cached tokens for which the shape of trees is chosen; a step of many rows costs little more after more of them."""
 _MOST_ROWS = 256
 
 
@@ -143,7 +142,7 @@ class LoadedModel:
             max_tokens: instead of that of ``params``; never more than the context has room for.
             stop: a stop string or several, instead of those of ``params``.
             stop_in_reasoning: whether they count in the reasoning of a `conversation` too, and not in content alone.
-            ignore_eos: go on behind end tokens (benchmarks).
+            ignore_eos: continue after end tokens (benchmarks).
 
         Raises:
             UsageError: an empty prompt, a bad ``max_tokens``, an unknown token, stop strings without a
@@ -154,7 +153,7 @@ class LoadedModel:
         params = params or self.sampling()
         if isinstance(params, ModeParams):
             params = params.of(fast=fast)
-        longest, vocab = self.verifier.max_tokens, self.verifier.config.vocab_size
+        longest, vocab = self.verifier.max_tokens, self.verifier.spec.vocab_size
         ids = (
             tokens_within(self._need_tokenizer(), prompt, longest)
             if isinstance(prompt, str)
@@ -204,19 +203,19 @@ class LoadedModel:
             options: as in `request`.
 
         Raises:
-            UsageError: what `request` and `chat_tokens` refuse; an effort that this model cannot have.
+            UsageError: invalid arguments of `request` or `chat_tokens`; an effort that this model does not support.
             ResourceError: a mode's prompt leaves no room in the context.
         """
         self._need_tokenizer()
         assert self.modes is not None
         settled = partial(self.request, params=params, **options)
-        hidden_size = self.verifier.config.hidden_size
+        hidden_size = self.verifier.spec.hidden_size
         thinking = thinking or self.defaults.thinking
         limit = self.verifier.max_tokens
         return self.modes.request(messages, thinking, template or {}, settled, hidden_size, limit)
 
     def stream_requests(self, requests: Sequence[Request]) -> Iterator[Emission]:
-        """Run requests, yielding output as it comes; closing the iterator cancels what is left.
+        """Run requests, yielding output as it is generated; closing the iterator cancels what is left.
 
         Raises:
             JustrightError: a request failed; raised when all of them have ended.
@@ -246,7 +245,8 @@ class LoadedModel:
         """The same loaded model with another drafter (and its options); run one of the engines at a time."""
         check_nodes(options, self.options.max_draft)
         drafter = create_drafter(draft, **options)
-        bind(drafter, self.verifier, self.path)
+        if drafter is not None:
+            drafter.bind(self.verifier.model, self.path)
         engine = type(self).from_parts(
             self.verifier,
             self.tokenizer,
@@ -269,7 +269,7 @@ class LoadedModel:
         """The step costs of this model on this machine: read from the cache folder, or measured and kept there."""
         kept = None if path is None else self._cost_file(path)
         verifier = self.verifier
-        windows = tuple(None if window is None else window.size for window in verifier.windows)
+        windows = tuple(None if window is None else window.size for window in verifier.spec.windows)
         cost = None if kept is None else StepCost.read(kept, windows)
         if cost is None:
             context = verifier.max_tokens
@@ -286,7 +286,8 @@ class LoadedModel:
         cpu = f"{processor_name()} x {os.cpu_count()}"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
         identity = [
-            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.cache),
+            *(str(path), stat, name, self.verifier.dtype, self.options.cpu_kernels, self.options.weights),
+            self.options.cache,
             *(torch.get_num_threads(), torch.__version__, __version__, METHOD, self.options.max_draft),
         ]
         digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
@@ -306,7 +307,7 @@ class LoadedModel:
 
     def _need_tokenizer(self) -> PreTrainedTokenizerFast:
         if self.tokenizer is None:
-            raise UsageError("this engine has no tokenizer: give token ids, and no stop strings")
+            raise UsageError("this engine has no tokenizer: give token ids, and leave out stop strings")
         return self.tokenizer
 
     def _check_open(self) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from justright.architectures.uneven_experts import is_uneven
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, ResourceError, is_out_of_memory
 from justright.model.skeleton import assemble
@@ -19,7 +18,9 @@ from justright.model.skeleton import assemble
 _NAMED = 3
 
 
-def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **options: Any) -> PreTrainedModel:
+def load_model(
+    path: Path | Checkpoint, *, dtype: torch.dtype, device: torch.device, **options: Any
+) -> PreTrainedModel:
     """Load a checkpoint's causal language model; ``options`` go to transformers.
 
     `assemble` builds sparse containers, and models with different numbers of experts per layer.
@@ -29,8 +30,9 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
         ResourceError: the weights do not fit the device.
     """
     with Checkpoint.open(path) as checkpoint:
-        if checkpoint.packed or is_uneven(checkpoint.config):
+        if checkpoint.packed or checkpoint.spec.is_uneven:
             return assemble(checkpoint, dtype=dtype, device=device, **options)
+        path = checkpoint.path
     before = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # missing or mismatched tensors raise our own errors
@@ -63,7 +65,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
 
 def _refuse_no_memory(error: Exception, path: Path, dtype: torch.dtype, device: torch.device) -> None:
     if is_out_of_memory(error):
-        raise ResourceError(f"no memory on {device} for the weights of {path} in {dtype}") from error
+        raise ResourceError(f"not enough memory on {device} for the weights of {path} in {dtype}") from error
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

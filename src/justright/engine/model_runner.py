@@ -10,22 +10,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import (
-    architecture_of,
-    attention_windows,
-    context_length,
-    rope_switch_length,
-    text_config,
-)
+from justright.architectures.spec import ModelSpec
+from justright.checkpoint.reader import Checkpoint
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_model
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
 from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
+from justright.kernels.quantised import Weights
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static", "trimmed"]
@@ -66,17 +62,12 @@ class Verifier:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
         self.model = model.eval()
-        self.architecture = architecture_of(model.config)
-        self.config: PretrainedConfig = text_config(model.config)
-        self.context = context_length(model.config)
-        self.windows = attention_windows(model.config)
+        self.spec = ModelSpec.of(model.config)
         self.prefill_chunk = prefill_chunk
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.cache_kind = cache
-        # Beyond this length some rotary embeddings (LongRoPE, dynamic NTK) change every key computed before.
-        reach = rope_switch_length(model.config) or self.context
-        self.max_tokens = min(max_tokens or self.context, self.context, reach)
+        self.max_tokens = min(max_tokens or self.spec.context, self.spec.usable_context)
         self.cache = self._new_cache(slots)
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
@@ -88,23 +79,25 @@ class Verifier:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         cpu_kernels: CpuKernels | None = None,
+        weights: Weights | None = None,
         **options: Any,
     ) -> Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
 
         Args:
-            path: a checkpoint directory.
+            path: a checkpoint, or its directory.
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.
+            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head.
 
         Raises:
-            UsageError: packed kernels are requested but not available.
+            UsageError: packed kernels or quantised weights are requested but not available.
             UnsupportedModelError: see the class.
             CheckpointError: see `load_model`.
             ResourceError: see `load_model`.
@@ -113,12 +106,17 @@ class Verifier:
         packable = kernels.supported(device, dtype)
         if cpu_kernels == "packed" and not packable:
             raise UsageError(
-                f"packed CPU kernels work in float32 on a CPU, not in {dtype} on {device}: "
+                f"packed CPU kernels need float32 on a CPU, not {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
+            )
+        if weights is not None and (not packable or cpu_kernels == "plain"):
+            raise UsageError(
+                f"weights {weights!r} need packed CPU kernels in float32, but dtype is {dtype}, device {device} and "
+                f"cpu_kernels {cpu_kernels or 'packed'}. Use --dtype float32 --device cpu --cpu-kernels packed"
             )
         model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
         if packable and cpu_kernels != "plain":
-            kernels.pack(model)
+            kernels.pack(model, weights)
         return cls(model, **options)
 
     @property
@@ -139,7 +137,7 @@ class Verifier:
             UsageError: the cache is already allocated.
         """
         if self.cache.static:
-            raise UsageError("a static cache is allocated whole: give max_tokens when the verifier is made")
+            raise UsageError("a static KV cache needs its size: give max_tokens when you create the verifier")
         self.max_tokens = self.cache.max_tokens = min(self.max_tokens, max_tokens)
 
     def reuse(self, slot: int, token_ids: Sequence[int], factor: float = 0.0) -> int:
@@ -192,13 +190,13 @@ class Verifier:
         total = self.cache.lengths[slot] + len(token_ids)
         if total > self.max_tokens:
             raise ResourceError(
-                f"the prompt has {total} tokens and the context holds {self.max_tokens}: shorten the prompt"
+                f"the prompt has {total} tokens; the context holds {self.max_tokens}: shorten the prompt"
             )
         for begin in range(0, len(token_ids), self.prefill_chunk):
             chunk = token_ids[begin : begin + self.prefill_chunk]
             last = begin + len(chunk) == len(token_ids)
-            behind = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=behind)
+            spec_tokens = int(spec and last and total < self.max_tokens)
+            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
             if states is None:
                 [output] = self._forward([one], only_last=True)
             else:
@@ -226,7 +224,9 @@ class Verifier:
         """Accept the nodes ``path`` (ascending, from the root 0) of the last step and discard the others."""
         self.cache.keep(slot, path)
         last = self._last.pop(slot)
-        assert not self._held[slot] or self._factors[slot] == last.factor, "one sequence, one factor"
+        assert not self._held[slot] or self._factors[slot] == last.factor, (
+            "give one adapter scale per sequence"
+        )
         self._factors[slot] = last.factor
         self._held[slot] += [last.token_ids[node] for node in path]
 
@@ -271,7 +271,7 @@ class Verifier:
             self.clear(slot)
 
     def _new_cache(self, slots: int) -> KVCache:
-        layers = self.config.num_hidden_layers
+        layers = self.spec.num_layers
         static, trimmed = self.cache_kind != "grow", self.cache_kind == "trimmed"
         return KVCache(layers, slots, self.max_tokens, static=static, trimmed=trimmed)
 
@@ -303,8 +303,8 @@ class Verifier:
         outputs, begin = [], 0
         for own, spec in zip(tokens, specs, strict=True):
             span = slice(begin, begin + len(own))
-            behind = states[0][spec] if spec else None
-            outputs.append(StepOutput(logits[span], hidden[span], behind))
+            spec_states = states[0][spec] if spec else None
+            outputs.append(StepOutput(logits[span], hidden[span], spec_states))
             begin = span.stop
         return outputs
 
@@ -328,7 +328,7 @@ class Verifier:
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
-            self.cache, runs, self.windows, positions, self.architecture.index_scaled, static=static
+            self.cache, runs, self.spec.windows, positions, self.spec.architecture.index_scaled, static=static
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:
@@ -346,7 +346,7 @@ class Verifier:
         if not rows:
             yield states
             return
-        assert self.spec_embedding is not None, "no drafter brought a [SPEC] embedding"
+        assert self.spec_embedding is not None, "no drafter has set a [SPEC] embedding"
         embedding, index = self.spec_embedding, torch.tensor(rows, device=self.device)
 
         def replace(_: Any, args: Any, output: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from justright.engine.model_runner import CacheKind, CpuKernels
 from justright.errors import UsageError
+from justright.kernels.quantised import FORMATS, Weights
 
 _DTYPES = {
     "float32": torch.float32,
@@ -31,6 +32,7 @@ class EngineOptions:
         dtype: "float32" (fp32), "bfloat16" (bf16), "float16" (fp16).
         device: any torch device, or "auto": the first CUDA device, else the CPU.
         cpu_kernels: "packed" or "plain"; None uses packed where available (float32 on a CPU).
+        weights: "int8" or "int4": quantise the decoder's matrices and the head while loading (float32 on a CPU).
         slots: number of sequences decoded concurrently.
         cache: "grow", or "static" (the whole context allocated, shapes constant).
         max_context: cap on the tokens of a sequence; the model's context by default.
@@ -49,6 +51,7 @@ class EngineOptions:
     dtype: str = "float32"
     device: str = "auto"
     cpu_kernels: CpuKernels | None = None
+    weights: Weights | None = None
     slots: int = 1
     cache: CacheKind = "grow"
     max_context: int | None = None
@@ -67,6 +70,8 @@ class EngineOptions:
         _one_of("generation_config", self.generation_config, ("auto", "none"))
         if self.cpu_kernels is not None:
             _one_of("cpu_kernels", self.cpu_kernels, ("packed", "plain"))
+        if self.weights is not None:
+            _one_of("weights", self.weights, FORMATS)
         for name in ("slots", "max_draft", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
@@ -93,7 +98,7 @@ class EngineOptions:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"device {self.device!r} cannot be used ({reason}); try cpu or auto") from error
+            raise UsageError(f"device {self.device!r} cannot be used ({reason}): try cpu or auto") from error
         return device
 
 
@@ -110,4 +115,6 @@ def check_nodes(draft_options: Mapping[str, Any], max_draft: int) -> None:
     """
     nodes = draft_options.get("nodes")
     if isinstance(nodes, int) and nodes > max_draft:
-        raise UsageError(f"nodes is {nodes}; a step verifies at most {max_draft} drafted tokens (max_draft)")
+        raise UsageError(
+            f"nodes is {nodes}; allowed: at most max_draft ({max_draft}), the drafted tokens of a step"
+        )

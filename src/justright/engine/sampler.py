@@ -85,7 +85,7 @@ class SamplingParams:
         checks = {
             "temperature": (
                 self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < float("inf"),
-                f"0 (greedy), or {_LEAST_TEMPERATURE:g} and more",
+                f"0 (greedy), or {_LEAST_TEMPERATURE:g} or more",
             ),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -383,7 +383,7 @@ def draw(probabilities: Tensor, uniform: float, dtype: torch.dtype = torch.float
     cdf = probabilities.double().cumsum(0)
     total = float(cdf[-1])
     if not 0 < total < math.inf:
-        raise NoTokenError(f"the probabilities to draw a token from add up to {total}")
+        raise NoTokenError(f"the sum of the token probabilities is {total}")
     point = uniform * total
     token = min(int(torch.searchsorted(cdf, point, right=True)), len(cdf) - 1)
     upper = float(cdf[token])
@@ -401,16 +401,16 @@ def _no_choice(largest: float, params: SamplingParams, constraint: Constraint | 
     """The error that names the cause: the model's ``largest`` logit, or else the processing of the logits."""
     if not math.isfinite(largest):
         return NoTokenError(
-            f"the model's largest logit is {largest}, so no next token can be chosen: its weights are damaged, or its "
-            "numbers are too large for this dtype. Fetch the model again, or try --dtype float32"
+            f"the model's largest logit is {largest}, so no token can be chosen: its weights are damaged, or they "
+            "overflow this dtype. Download the model again, or try --dtype float32"
         )
     if constraint is not None:
         return NoTokenError(
-            "the constraint allows no next token that the model knows: loosen the grammar or the JSON schema"
+            "the constraint allows no token of the vocabulary: relax the grammar or the JSON schema"
         )
     return NoTokenError(
         f"the model's largest logit is {largest}, and with temperature {params.temperature} and repetition_penalty "
-        f"{params.repetition_penalty} no probability is finite: give values nearer to 1"
+        f"{params.repetition_penalty} no probability is finite: use values closer to 1"
     )
 
 

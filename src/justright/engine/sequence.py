@@ -98,8 +98,8 @@ class Active:
         forced = request.stats.forced_tokens - forced_before
         if request.top_logprobs is not None:
             rows = output.logits[verified.path].float().log_softmax(-1)
-            told = token_logprobs(rows, verified.token_ids, request.top_logprobs)
-            self.logprobs = [replace(one, thought=self._is_thought(n)) for n, one in enumerate(told)]
+            found = token_logprobs(rows, verified.token_ids, request.top_logprobs)
+            self.logprobs = [replace(one, thought=self._is_thought(n)) for n, one in enumerate(found)]
         if request.route is not None and forced < len(verified.token_ids):
             chances = output.logits[verified.path[forced:]].float().softmax(-1)
             chosen = torch.tensor(verified.token_ids[forced:], device=chances.device)[:, None]
@@ -169,10 +169,10 @@ class Active:
             return reason
         failure = constraint.failure
         if by_end_token:
-            failure = None if constraint.complete else "the model ended its answer before that"
+            failure = None if constraint.complete else "the model ended its answer before it was complete"
         if failure is None:
             return reason
-        request.error = ConstraintError(f"no whole answer that keeps the JSON schema came: {failure}")
+        request.error = ConstraintError(f"the answer does not satisfy the JSON schema: {failure}")
         return "cancelled"
 
 

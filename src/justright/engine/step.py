@@ -87,7 +87,7 @@ def tree_shape(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
     visible = torch.eye(count, dtype=torch.bool)
     depths = [0] * count
     for node, parent in enumerate(parents, start=1):
-        assert 0 <= parent < node, "a node's parent comes before it"
+        assert 0 <= parent < node, "a node's parent must come before it"
         visible[node] |= visible[parent]
         depths[node] = depths[parent] + 1
     return torch.tensor(depths), visible

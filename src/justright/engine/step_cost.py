@@ -73,7 +73,7 @@ class StepCost:
             and all(isfinite(s) and s >= 0 for s in self.slope_s)
         )
         if not good:
-            raise ValueError(f"no costs of steps: {self.sizes}, {self.near_s}, {self.slope_s}")
+            raise ValueError(f"invalid step costs: {self.sizes}, {self.near_s}, {self.slope_s}")
         self._factors = np.ones(len(self.sizes))
 
     @classmethod

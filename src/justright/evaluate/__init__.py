@@ -1,4 +1,4 @@
-"""Evaluation: lm-eval's tasks on our engine."""
+"""Evaluation with lm-eval's tasks on justright's engine."""
 
 from justright.callable_package import make_callable
 

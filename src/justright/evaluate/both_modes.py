@@ -1,7 +1,7 @@
-"""Run problems with known answers in both modes, chunk by chunk, so that a cut run goes on where it stood.
+"""Answer problems in both modes, chunk by chunk, so that an interrupted run can resume.
 
-The answers are kept with the calibration (``calibration/`` in the adapter's folder): another floor or another judge
-needs no new ones.
+The answers are kept with the calibration (``calibration/`` in the adapter's folder), so that another floor or another
+judge needs no new ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from justright.reasoning.thresholds import Outcomes, check_asked, fit_probe
 from justright.records import read_rows
 
 CARRIED = "justright.questions"
-"""Entry-point group: a package's problems, a function to ``{name: [{"question": ..., "answer": ...}, ...]}``."""
+"""Entry-point group for problems: functions that return ``{name: [{"question": ..., "answer": ...}, ...]}``."""
 
 _CHUNK = 32
 _KEPT = "calibration"
@@ -54,29 +54,29 @@ class Question:
 
 @dataclass(slots=True)
 class FastObserver:
-    """A route that takes the fast mode and remembers what a decision could have been based on."""
+    """A route that chooses fast mode and records what a decision would be based on."""
 
     hidden: Tensor | None = None
     confidence: float = 0.0
     holds_output: bool = True
 
     def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, Turn | None]:
-        """Fast."""
+        """Choose fast mode."""
         self.hidden = hidden.float().cpu().clone()
         return RoutingDecision("fast", "calibration", None, None, "measured"), None
 
     def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, Turn | None]:
-        """Fast it stays; a cut answer has no confidence."""
+        """Stay in fast mode; a truncated answer has confidence 0."""
         self.confidence = 0.0 if finish_reason == "length" else confidence
         return RoutingDecision("fast", "calibration", confidence, None, "measured"), None
 
 
 def read_questions(names: Sequence[str]) -> list[Question]:
-    """Problems of JSON lines ``{"question", "answer"}``, or of a set that a package carries (``zoo``, ``zoo:chain-3``).
+    """Read problems from JSON lines ``{"question", "answer"}``, or from a package (``zoo``, ``zoo:chain-3``).
 
     Raises:
-        SourceError: nothing of that name.
-        CheckpointError: a line that is no problem.
+        SourceError: no file and no problems of that name.
+        CheckpointError: a line is not a problem.
     """
     found = []
     for name in names:
@@ -88,7 +88,7 @@ def read_questions(names: Sequence[str]) -> list[Question]:
         points = {point.name: point for point in importlib.metadata.entry_points(group=CARRIED)}
         sets: dict[str, list[dict[str, str]]] = points[carrier].load()() if carrier in points else {}
         if not sets or (one and one not in sets):
-            known = ", ".join(sets) or ", ".join(points) or "(no package carries any)"
+            known = ", ".join(sets) or ", ".join(points) or "(no package has any)"
             raise SourceError(f"no problems {name!r}: give a file of JSON lines, or one of {known}")
         rows = sets[one] if one else [row for rows in sets.values() for row in rows]
         found += [Question(row["question"], row["answer"]) for row in rows]
@@ -98,11 +98,11 @@ def read_questions(names: Sequence[str]) -> list[Question]:
 def is_right(
     text: str, answer: str, tags: ThinkingTags | None = None, judge: Judge = judging.is_right
 ) -> bool:
-    """Whether what is said after the reasoning is right, as `justright.evaluate.judge` or another judge finds it."""
-    return judge(_said(text, tags), answer)
+    """Whether the text after the reasoning is right, by `justright.evaluate.judge` or another judge."""
+    return judge(_content(text, tags), answer)
 
 
-def _said(text: str, tags: ThinkingTags | None) -> str:
+def _content(text: str, tags: ThinkingTags | None) -> str:
     if tags is not None and tags.close in text:
         return text.rpartition(tags.close)[2]
     return text
@@ -122,10 +122,10 @@ def collect(
     Args:
         engine: with a switch.
         questions: at least one.
-        work: folder for finished chunks; an interrupted run goes on behind the last.
-        max_tokens: of an answer, thought included.
-        judge: says whether an answer, without its reasoning, is right.
-        tick: told stage, problems done, problems in all.
+        work: folder of finished chunks; an interrupted run resumes after the last.
+        max_tokens: of an answer, with its reasoning.
+        judge: decides whether an answer, without its reasoning, is right.
+        tick: called with progress in problems.
 
     Raises:
         CheckpointError: a chunk in ``work`` is damaged.
@@ -134,16 +134,14 @@ def collect(
     chunks = []
     for begin in range(0, len(questions), _CHUNK):
         file = work / f"chunk-{begin:06d}.safetensors"
-        asked = questions[begin : begin + _CHUNK]
+        chunk = questions[begin : begin + _CHUNK]
         tick("answering", begin, len(questions))
         if not file.exists():
-            partial = file.with_suffix(".partial")
-            tensors, texts = _answer(engine, asked, max_tokens)
-            save_tensors(tensors, partial, {mode: json.dumps(said) for mode, said in texts.items()})
-            partial.replace(file)
-        chunks.append(_judged(file, asked, judge))
+            tensors, texts = _answer(engine, chunk, max_tokens)
+            save_tensors(tensors, file, {mode: json.dumps(answers) for mode, answers in texts.items()})
+        chunks.append(_judged(file, chunk, judge))
     tick("answering", len(questions), len(questions))
-    joined = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    joined = {name: torch.cat([one[name] for one in chunks]) for name in chunks[0]}
     return Outcomes(**joined)
 
 
@@ -162,20 +160,20 @@ def calibrate(
 
     Args:
         engine: with the switch ``adapter``.
-        questions: problems like those that will be asked, with answers; some hundreds.
+        questions: some hundred problems with answers, like those of later use.
         adapter: the switch's folder.
-        floor: accuracy to hold.
-        max_tokens: of an answer, thought included.
-        judge: says whether an answer, without its reasoning, is right.
-        identity: what else tells this run from another, for resuming.
-        tick: told of progress.
+        floor: lowest accuracy allowed.
+        max_tokens: of an answer, with its reasoning.
+        judge: decides whether an answer, without its reasoning, is right.
+        identity: further facts that identify the run, for resuming.
+        tick: called with progress in problems.
 
     Raises:
-        UsageError: too few problems, an engine without a switch, a floor out of reach, or another job's interrupted
-            answers in the way.
+        UsageError: too few problems, an engine without a switch, a floor that cannot be reached, or a folder with
+            another job's answers.
     """
     if engine.modes is None or engine.modes.adapter is None:
-        raise UsageError("calibration compares two modes: load the engine with a switch")
+        raise UsageError("calibration compares two modes, but the engine has no switch; load it with one")
     check_asked(len(questions), floor)
     kept = adapter / _KEPT
     work = _work_folder(
@@ -185,9 +183,7 @@ def calibrate(
     try:
         probe = fit_probe(outcomes, floor, {"max_tokens": max_tokens})
     except UsageError as error:
-        raise UsageError(
-            f"{error} (the answers are kept in {work}: the next try needs no new ones)"
-        ) from error
+        raise UsageError(f"{error} (the answers are kept in {work} for the next run)") from error
     if work != kept:
         shutil.rmtree(kept, ignore_errors=True)
         shutil.move(work, kept)
@@ -196,7 +192,7 @@ def calibrate(
 
 
 def _job(engine: LLM, questions: Sequence[Question], adapter: Path, more: dict[str, Any]) -> dict[str, Any]:
-    """What the answers depend on; which answer is right does not count."""
+    """What the models' answers depend on; the right answers are not part of it."""
     files = [adapter / name for name in (WEIGHTS, EXACT) if (adapter / name).is_file()]
     return {
         "questions": [one.question for one in questions],
@@ -207,10 +203,10 @@ def _job(engine: LLM, questions: Sequence[Question], adapter: Path, more: dict[s
 
 
 def _work_folder(adapter: Path, job: dict[str, Any]) -> Path:
-    """Where the answers of a job are: with the calibration, if they are complete; else beside the adapter.
+    """The folder of a job's answers: with the calibration if they are complete, otherwise beside the adapter.
 
     Raises:
-        UsageError: other work lies there.
+        UsageError: the folder holds other work.
     """
     kept, work = adapter / _KEPT, adapter.with_name(f"{adapter.name}.{_KEPT}")
     if _held_job(kept) == job:
@@ -218,11 +214,11 @@ def _work_folder(adapter: Path, job: dict[str, Any]) -> Path:
     if work.exists() and (not work.is_dir() or any(work.iterdir())):
         held = _held_job(work)
         if held is None:
-            raise UsageError(f"{work} holds no interrupted calibration: move it away, or remove it")
+            raise UsageError(f"{work} exists and is not an interrupted calibration; move or delete it")
         if differing := [key for key in {**held, **job} if held.get(key) != job.get(key)]:
             raise UsageError(
-                f"{work} holds interrupted work of another job ({', '.join(differing)} differ): repeat that job's "
-                f"command to finish it, or delete {work}"
+                f"{work} holds interrupted work of another job ({', '.join(differing)} differ); repeat that job's "
+                "command to finish it, or delete the folder"
             )
     work.mkdir(exist_ok=True)
     write_whole(work / _JOB, json.dumps(job))
@@ -240,22 +236,23 @@ def _held_job(folder: Path) -> dict[str, Any] | None:
 def _answer(
     engine: LLM, questions: Sequence[Question], max_tokens: int
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Both modes on one chunk, in one batch: measurements, and what each said."""
+    """Answer one chunk in both modes, in one batch; returns measurements, and the answers of each mode."""
     assert engine.modes is not None
-    watches = [FastObserver() for _ in questions]
+    observers = [FastObserver() for _ in questions]
     fast, slow = ([_request(engine, q, effort, max_tokens) for q in questions] for effort in ("none", None))
-    for request, watch in zip(fast, watches, strict=True):
-        request.route = watch
+    for request, observer in zip(fast, observers, strict=True):
+        request.route = observer
     engine.generate_requests([*slow, *fast])
-    states = [watch.hidden for watch in watches]
+    states = [observer.hidden for observer in observers]
     tags = engine.modes.tags
     tensors = {
         "hidden": torch.stack([state for state in states if state is not None]),
-        "confidence": torch.tensor([watch.confidence for watch in watches]),
+        "confidence": torch.tensor([observer.confidence for observer in observers]),
         "fast_tokens": torch.tensor([len(r.token_ids) for r in fast]),
         "slow_tokens": torch.tensor([len(r.token_ids) for r in slow]),
     }
-    return tensors, {"fast": [_said(r.text, tags) for r in fast], "slow": [_said(r.text, tags) for r in slow]}
+    answers = {"fast": [_content(r.text, tags) for r in fast], "slow": [_content(r.text, tags) for r in slow]}
+    return tensors, answers
 
 
 def _judged(file: Path, questions: Sequence[Question], judge: Judge) -> dict[str, Tensor]:
@@ -265,16 +262,16 @@ def _judged(file: Path, questions: Sequence[Question], judge: Judge) -> dict[str
             found = {name: chunk.get_tensor(name) for name in chunk.keys()}  # noqa: SIM118  # no mapping
             texts = {mode: json.loads(chunk.metadata()[mode]) for mode in ("fast", "slow")}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: delete it, and its problems are answered again") from error
-    for mode, said in texts.items():
-        rights = [judge(text, one.answer) for text, one in zip(said, questions, strict=True)]
+        raise CheckpointError(f"{file} is damaged; delete it to answer its problems again") from error
+    for mode, answers in texts.items():
+        rights = [judge(text, one.answer) for text, one in zip(answers, questions, strict=True)]
         found[f"{mode}_right"] = torch.tensor(rights, dtype=torch.bool)
     return found
 
 
 def _request(engine: LLM, question: Question, effort: str | None, max_tokens: int) -> Request:
     messages = [{"role": "user", "content": question.question}]
-    greedy = SamplingParams()  # whatever a bundle says
+    greedy = SamplingParams()  # overrides a bundle's defaults
     return engine.conversation(messages, greedy, thinking=Reasoning(effort), max_tokens=max_tokens)
 
 
@@ -285,7 +282,7 @@ def _read(path: Path) -> list[Question]:
         number = isinstance(answer, int | float) and not isinstance(answer, bool)
         if not isinstance(question, str) or not (isinstance(answer, str) or number):
             raise CheckpointError(
-                f'{where} is no problem: {{"question": "...", "answer": "..."}} is expected, or a number as answer'
+                f'{where} is no problem; expected {{"question": "...", "answer": "..."}}, or a number as answer'
             )
         found.append(Question(question, str(answer)))
     return found

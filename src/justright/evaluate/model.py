@@ -1,6 +1,6 @@
-"""Our engine as lm-eval's model: what it generates and scores is what users of the engine get.
+"""justright's engine as a model of lm-eval.
 
-Prompts, windows and answers are made as lm-eval's own ``hf`` backend makes them, so that figures can be compared.
+Prompts, windows and answers are those of lm-eval's own ``hf`` backend, so that results can be compared.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from justright.engine.step import StepInput
 from justright.errors import UsageError
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""What tasks call the most tokens of an answer; the first that is given counts."""
+"""Names in tasks for the maximum tokens of an answer; the first one given counts."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
-    """An `LLM` behind lm-eval's interface.
+    """An `LLM` with lm-eval's interface.
 
     Args:
         engine: with a tokenizer.
-        max_tokens: the most tokens of an answer where the task does not say.
+        max_tokens: of an answer, unless the task sets it.
         template: further arguments of the chat template.
-        thinking: how much of it; conversations only, but its mode (slow or fast) scores texts too.
-        progress: show bars on stderr.
+        thinking: how conversations reason; its mode (slow or fast) also scores texts.
+        progress: show progress bars on stderr.
 
     Attributes:
-        tokens: task -> tokens of each answer, thoughts included.
+        tokens: task -> tokens of each answer, with its reasoning.
     """
 
     def __init__(
@@ -71,22 +71,22 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """The end token."""
         found = self.tokenizer.eos_token_id
         if found is None:
-            raise UsageError("the tokenizer has no end token, and this task needs one")
+            raise UsageError("the tokenizer has no end token, but this task needs one; choose another")
         return int(found)
 
     @property
     def prefix_token_id(self) -> int:
-        """What scoring without a context begins with: the begin token, or else the end token."""
+        """First token for scoring without a context: the begin token, else the end token."""
         found = self.tokenizer.bos_token_id
         return self.eot_token_id if found is None else int(found)
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval's request cache is keyed by."""
+        """Key of lm-eval's request cache."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; a text that brings its own prefix token gets no second one."""
+        """Tokens of a text; a text that starts with the begin token gets no second one."""
         if add_special_tokens is None:
             begin = self.tokenizer.bos_token or self.tokenizer.eos_token
             add_special_tokens = not (begin and string.startswith(begin))
@@ -97,7 +97,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> str:
         """The text of a conversation."""
         if add_generation_prompt:
-            chat_tokens(self.tokenizer, chat_history, **self.template)  # for its clear errors
+            chat_tokens(self.tokenizer, chat_history, **self.template)  # raises clear errors
         text = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -110,11 +110,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return str(text)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers, as many at once as the engine has slots."""
+        """Generate answers, as many in parallel as the engine has slots."""
         ours = [self._request(*one.args) for one in requests]
         with tqdm(total=len(ours), desc="answers", disable=disable_tqdm or not self.progress) as bar:
-            for emission in self.engine.stream_requests(ours):
-                if emission.finish_reason is not None:
+            for chunk in self.engine.stream_requests(ours):
+                if chunk.finish_reason is not None:
                     bar.update()
         texts = [self._text(*pair) for pair in zip(requests, ours, strict=True)]
         for one, request, text in zip(requests, ours, texts, strict=True):
@@ -123,7 +123,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return texts
 
     def _text(self, one: Instance, request: Request) -> str:
-        """The answer up to the first stop string; a last character that is cut stays, as transformers decodes it."""
+        """The answer up to the first stop string; an incomplete last character stays, as in transformers."""
         if self.thinking is not None:
             return request.text
         text = str(self.tokenizer.decode(request.token_ids, skip_special_tokens=True))
@@ -132,7 +132,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return text
 
     def _stop(self, options: dict[str, Any]) -> tuple[str, ...]:
-        """Where an answer ends: the task's texts, and the end token's; special tokens with such a text end it too."""
+        """Stop strings: the task's, and the end token's text; special tokens with such a text also stop."""
         until = options.get("until") or ()
         texts = (until,) if isinstance(until, str) else tuple(until)
         return tuple(text for text in (*texts, self.tokenizer.eos_token) if text)
@@ -148,7 +148,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         chosen = {name: options.pop(name) for name in _SAMPLING if name in options}
         if options:
             raise UsageError(
-                f"the task asks for {', '.join(options)}; allowed: until, do_sample, {', '.join(_LIMITS)}, "
+                f"the task sets {', '.join(options)}; allowed: until, do_sample, {', '.join(_LIMITS)}, "
                 f"{', '.join(_SAMPLING)}"
             )
         if not sampled:
@@ -157,10 +157,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             return self._conversation(context, SamplingParams(**chosen), most, stop)
         begins = bool(self.tokenizer.bos_token) and context.startswith(self.tokenizer.bos_token)
         ids = self.tok_encode(context, add_special_tokens=not begins)
-        room = self.engine.verifier.max_tokens - most
-        if room < 1:  # `hf` refuses; here the prompt stays, and the answer has the room after it
-            room = self.engine.verifier.max_tokens - 1
-        ids = ids[-room:]
+        capacity = self.engine.verifier.max_tokens - most
+        if capacity < 1:  # `hf` raises; here the prompt stays, and the answer is shorter
+            capacity = self.engine.verifier.max_tokens - 1
+        ids = ids[-capacity:]
         request = self.engine.request(ids, SamplingParams(**chosen), max_tokens=most, stop=stop)
         special = self.tokenizer.added_tokens_decoder.items()
         request.stop_token_ids |= {
@@ -171,16 +171,16 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     def _conversation(
         self, context: str, params: SamplingParams, max_tokens: int, stop: tuple[str, ...]
     ) -> Request:
-        """The request of a question that a chat template has written, by the template of its mode."""
+        """The request for a question in lm-eval's chat template, rewritten in the template of its mode."""
         turns = self._conversations.get(context)
         if turns is None:
-            raise UsageError("an effort is for conversations: put questions into the chat template (--chat)")
+            raise UsageError("an effort needs conversations; put questions into the chat template (--chat)")
         return self.engine.conversation(
             turns, params, thinking=self.thinking, template=self.template, max_tokens=max_tokens, stop=stop
         )
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in disjoint windows with the most context each."""
+        """Log-probability of whole texts, in disjoint windows, each with as much context as possible."""
         found = []
         for one in tqdm(requests, desc="texts", disable=disable_tqdm or not self.progress):
             (text,) = one.args
@@ -209,16 +209,18 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
         """Log-probability of a continuation, and whether greedy decoding gives it.
 
-        What the context shares with the one before it (the choices of one question) is not run again.
+        The prefix shared with the previous context (the choices of one question) is not computed again.
         """
         verifier = self.engine.verifier
         most = verifier.max_tokens
         if len(continuation) > most:
-            raise UsageError(f"a continuation of {len(continuation)} tokens does not fit a context of {most}")
+            raise UsageError(
+                f"a continuation of {len(continuation)} tokens does not fit the context of {most}; give a larger one"
+            )
         context = (list(context) or [self.prefix_token_id])[-(most + 1 - len(continuation)) :]
         shared = verifier.reuse(0, context, self.factor)
         ids = [*context[shared:], *continuation[:-1]]
-        first = len(context) - shared - 1  # the step's token behind which the continuation begins
+        first = len(context) - shared - 1  # index of the last token before the continuation
         score, greedy = 0.0, True
         for begin in range(0, len(ids), verifier.prefill_chunk):
             chunk = ids[begin : begin + verifier.prefill_chunk]

@@ -1,4 +1,4 @@
-"""Run lm-eval's tasks on a model: figures with confidence intervals, and the tokens that they took."""
+"""Run lm-eval's tasks on a model: metrics with confidence intervals, and the number of tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from justright.engine.chat_modes import Reasoning
 from justright.engine.llm import LLM
-from justright.errors import MissingExtraError, SourceError, UsageError
+from justright.errors import MissingExtraError, SourceError, UsageError, install_command
 from justright.intervals import interval
 
 _SLOTS = 16
 TASK_FOLDERS = "justright.lm_eval_tasks"
-"""Entry-point group: a package's folder of lm-eval tasks (a `pathlib.Path`)."""
+"""Entry-point group for folders of lm-eval tasks (`pathlib.Path`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class TaskMetric:
     """One metric of one task.
 
     Attributes:
-        task: its name.
-        metric: lm-eval's name, with the filter behind a comma where it is not ``none``.
-        value: the mean over the documents.
-        low: lower end of the 95% interval: Wilson's where every document scores 0 or 1, else normal; None for a
+        task: name of the task.
+        metric: lm-eval's name; a filter other than ``none`` follows after a comma.
+        value: mean over the documents.
+        low: lower end of the 95% interval: Wilson's if every document scores 0 or 1, else normal; None for a
             metric that is no mean over documents (perplexity).
         high: upper end.
-        documents: how many.
-        tokens: mean tokens of an answer; None where nothing is generated.
+        documents: number of documents.
+        tokens: mean tokens of an answer; None if nothing is generated.
     """
 
     task: str
@@ -48,38 +48,36 @@ class TaskMetric:
 
 
 def need_lm_eval() -> None:
-    """Check that lm-eval is there.
+    """Check that lm-eval is installed.
 
     Raises:
-        MissingExtraError: it does not import.
+        MissingExtraError: it cannot be imported.
     """
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("evaluation needs lm-eval: pip install 'justright[eval]'") from error
+        raise MissingExtraError(f"evaluation needs lm-eval; {install_command('eval')}") from error
 
 
 def quieten() -> None:
-    """Leave out lm-eval's and datasets' remarks and bars about loading tasks; errors stay."""
+    """Silence the log lines and progress bars of lm-eval and datasets; errors stay."""
     import datasets
     from lm_eval import evaluator
 
-    evaluator.get_git_commit_hash = lambda: (
-        None
-    )  # it asks git, which complains on stderr outside a repository
+    evaluator.get_git_commit_hash = lambda: None  # git prints an error outside a repository
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
 
 
 def local_tasks(folder: Path | None = None) -> list[str]:
-    """The tasks of installed packages (`TASK_FOLDERS`) and of a folder: those that lm-eval itself does not bring."""
+    """The tasks of installed packages (`TASK_FOLDERS`) and of a folder, without lm-eval's own."""
     from lm_eval.tasks import TaskManager
 
     return sorted(TaskManager(include_path=_folders(folder), include_defaults=False).all_tasks)
 
 
 def task_manager(folder: Path | None = None) -> Any:
-    """lm-eval's tasks, those of installed packages (`TASK_FOLDERS`), and those of a folder."""
+    """A manager of lm-eval's tasks, those of installed packages (`TASK_FOLDERS`), and those of a folder."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=_folders(folder) or None)
@@ -91,18 +89,18 @@ def _folders(folder: Path | None) -> list[str]:
 
 
 def check_tasks(names: Sequence[str], manager: Any) -> list[str]:
-    """The tasks that ``names`` (patterns allowed) stand for.
+    """The tasks that match ``names`` (patterns are allowed).
 
     Raises:
-        SourceError: a name that is no task, group or tag.
+        SourceError: a name matches no task, group or tag.
     """
     found = []
     for name in names:
         matches = manager.match_tasks([name])
         if not matches:
             raise SourceError(
-                f"no evaluation task {name!r}: `justright eval --list` shows those that need no network; "
-                "all others are listed by `lm-eval ls tasks`"
+                f"there is no evaluation task {name!r}; `justright eval --list` lists the tasks that need no network, "
+                "`lm-eval ls tasks` all others"
             )
         found += matches
     return list(dict.fromkeys(found))
@@ -124,21 +122,21 @@ def evaluate(
     """Run tasks.
 
     Args:
-        engine: the model; by name, it is loaded with 16 slots and freed at the end.
+        engine: the model; a name is loaded with 16 slots and freed at the end.
         tasks: names of tasks, groups or tags; patterns are allowed.
-        manager: by `task_manager`, which is also the default.
-        limit: documents a task; all by default.
+        manager: from `task_manager`, the default.
+        limit: documents per task; all by default.
         few_shot: examples before each question; the task's own number by default.
         chat: put questions into the model's chat template.
-        max_tokens: of an answer, where the task does not say.
+        max_tokens: of an answer, unless the task sets it.
         template: further arguments of the chat template.
-        thinking: how much of it; questions then need the chat template.
-        progress: show bars on stderr.
+        thinking: how the model reasons; questions then need the chat template.
+        progress: show progress bars on stderr.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
         SourceError: no such task or model.
-        UsageError: a task asks for what the engine has not, or the model has no chat template.
+        UsageError: a task sets an option that the engine does not support, or the model has no chat template.
     """
     need_lm_eval()
     if isinstance(engine, str):
@@ -154,7 +152,7 @@ def evaluate(
     from justright.evaluate.model import EngineLM
 
     if chat and (engine.tokenizer is None or engine.tokenizer.chat_template is None):
-        raise UsageError("this model has no chat template: leave --chat out")
+        raise UsageError("this model has no chat template; omit --chat")
     if manager is None:
         manager = task_manager()
         tasks = check_tasks(tasks, manager)
@@ -174,7 +172,7 @@ def evaluate(
 
 
 def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> list[TaskMetric]:
-    """The figures of every task in lm-eval's results, groups left out."""
+    """The metrics of every task in lm-eval's results, without groups."""
     found = []
     for task, samples in results["samples"].items():
         spent = tokens.get(task)
@@ -183,7 +181,7 @@ def figures(results: Mapping[str, Any], tokens: Mapping[str, Sequence[int]]) -> 
             metric, _, chosen = key.partition(",")
             if not isinstance(value, int | float) or metric.endswith("_stderr") or not chosen:
                 continue
-            # A task with several filters logs every document once for each.
+            # A task with several filters logs every document once per filter.
             of_filter = [s for s in samples if s.get("filter", chosen) == chosen]
             scores = [s[metric] for s in of_filter if isinstance(s.get(metric), int | float)]
             low, high = interval(scores, float(value))

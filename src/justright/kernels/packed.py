@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import fused_groups, linear_modules
+from justright.architectures.spec import ModelSpec
+from justright.kernels.build import missing
+from justright.kernels.quantised import QuantisedLinear, Weights, available, dequantise, fits, quantise
 
 _PACK_ROWS = 8
 _MADV_DONTNEED = 4
@@ -81,14 +83,14 @@ class FusedProjections:
     them. Members must be called with the identical tensor object, which the architecture table guarantees.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], weights: Weights | None = None) -> None:
         if len({linear.in_features for linear in linears}) != 1:
-            raise ValueError("fused projections share one input, so their input sizes are equal")
+            raise ValueError("fused projections share one input, so their input sizes must be equal")
         weight = torch.cat([linear.weight.detach() for linear in linears])
         bias = None
         if any(linear.bias is not None for linear in linears):
             bias = torch.cat([_bias_or_zero(linear) for linear in linears])
-        self.linear = PackedLinear(weight, bias)
+        self.linear = _fast(weight, bias, weights)
         for linear in linears:
             _release(linear.weight)
         self.sizes = [linear.out_features for linear in linears]
@@ -124,25 +126,45 @@ class FusedMember(nn.Module):
         return self.group.output(x, self.index)
 
 
-def pack(model: PreTrainedModel) -> None:
+def pack(model: PreTrainedModel, weights: Weights | None = None) -> None:
     """Replace the decoder's linear modules by packed and fused ones, in place, releasing each original.
 
     Covers the linear modules of the decoder layers and the head; stacked routed experts and the router keep
     their plain products. A head tied to the embedding is packed too: the embedding itself stays mapped from the
     checkpoint file, of which only the rows in use take memory.
+
+    Args:
+        model: float32, on the CPU.
+        weights: "int8" or "int4" quantises these matrices; those whose rows are no whole groups stay float32.
     """
-    for names in fused_groups(model.config):
+    if weights is not None:
+        available()
+    spec = ModelSpec.of(model.config)
+    for names in spec.fused_groups:
         linears = [module for name in names if (module := _plain_linear(model, name)) is not None]
         if len(linears) == len(names):
-            for name, member in zip(names, FusedProjections(linears).members, strict=True):
+            for name, member in zip(names, FusedProjections(linears, weights).members, strict=True):
                 _replace(model, name, member)
-    for linear in linear_modules(model.config):
+    for linear in spec.linears:
         module = _plain_linear(model, linear.name)
         if module is not None:
-            _replace(model, linear.name, PackedLinear(module.weight, module.bias))
+            _replace(model, linear.name, _fast(module.weight, module.bias, weights))
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
-        model.set_output_embeddings(PackedLinear(head.weight, head.bias))
+        model.set_output_embeddings(_fast(head.weight, head.bias, weights))
+
+
+def _fast(weight: Tensor, bias: Tensor | None, weights: Weights | None) -> PackedLinear | QuantisedLinear:
+    """Make the fast module of a matrix, and release the matrix."""
+    if weights is None or not fits(weight):
+        return PackedLinear(weight, bias)
+    if missing() is not None:
+        values = dequantise(quantise(weight.detach(), weights), weights)
+        module: PackedLinear | QuantisedLinear = PackedLinear(values, bias)
+    else:
+        module = QuantisedLinear(weight, bias, weights)
+    _release(weight)
+    return module
 
 
 def _plain_linear(model: nn.Module, name: str) -> nn.Linear | None:

@@ -6,12 +6,12 @@ describes both layouts. The conversion only moves data, so reading and writing b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from justright.architectures.schema import ExpertLayout
-from justright.architectures.spec import architecture_of, linear_modules, moe_layers, num_layers
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError, UnsupportedModelError
 
@@ -35,13 +35,11 @@ class LayerFormat:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.config = checkpoint.config
-        self.architecture = architecture_of(self.config)
-        self.layers = num_layers(self.config)
-        self.moe_layers = frozenset(moe_layers(self.config))
-        self._names: dict[int, list[str]] = {index: [] for index in range(self.layers)}
+        self.spec = checkpoint.spec
+        self.architecture = self.spec.architecture
+        self._names: dict[int, list[str]] = {index: [] for index in range(self.spec.num_layers)}
         refuse_quantised(checkpoint)
-        check_layers(checkpoint.path, self.config, checkpoint)
+        check_layers(checkpoint.path, self.spec, checkpoint)
         stem = f"{self.architecture.disk.stem}.layers."
         for name in checkpoint:
             if name.startswith(stem):
@@ -75,14 +73,16 @@ class LayerFormat:
         """
         prefix = self.architecture.disk.layer(index) + "."
         names = {name.removeprefix(prefix): name for name in self.disk_names(index)}
-        moe = self.architecture.moe if index in self.moe_layers else None
+        moe = self.architecture.moe if self.spec.experts[index] else None
         count, experts = 0, dict[str, None]()
         if moe is not None and moe.memory.stacked and not moe.disk.stacked:
             while moe.disk.down.format(e=count) in names:
                 count += 1
             experts = {name.format(e=expert): None for expert in range(count) for name in moe.disk.matrices}
         if missing := [name for name in experts if name not in names]:
-            raise CheckpointError(f"{self.checkpoint.path} has no {missing[0]} in a layer of {count} experts")
+            raise CheckpointError(
+                f"{self.checkpoint.path} lacks {missing[0]} in a layer of {count} experts: fetch the checkpoint again"
+            )
 
         def read(name: str) -> Tensor:
             return self.checkpoint.tensor(names[name], copy=True)
@@ -111,7 +111,7 @@ class LayerFormat:
         """Inverse of `read`: return tensors by full name on disk; the number of experts may have changed."""
         prefix = self.architecture.disk.layer(index)
         out = dict(state)
-        if index in self.moe_layers:
+        if self.spec.experts[index]:
             moe = self.architecture.moe
             assert moe is not None
             own = set(self.disk_names(index))
@@ -124,24 +124,24 @@ class LayerFormat:
         return {f"{prefix}.{name}": tensor for name, tensor in out.items()}
 
 
-def check_layers(path: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_layers(path: Path, spec: ModelSpec, names: Iterable[str]) -> None:
     """Validate that every layer's matrices exist; name prefixes before ``layers`` vary and are ignored.
 
     Args:
         path: Path for the message.
-        config: Content of ``config.json``.
+        spec: Of the model.
         names: Names of the tensors on disk.
 
     Raises:
         CheckpointError: A layer's matrices are missing.
     """
     found = {name.partition("layers.")[2] for name in names}
-    wanted = [f"{module.name}.weight" for module in linear_modules(config)]
+    wanted = [f"{module.name}.weight" for module in spec.linears]
     missing = [name for name in wanted if name.partition("layers.")[2] not in found]
     if missing:
         raise CheckpointError(
-            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json asks for, {missing[0]} "
-            "first: its config and its weights do not belong together, or it is not whole; fetch both again"
+            f"{path} lacks {len(missing)} of the {len(wanted)} matrices that its config.json requires, such as "
+            f"{missing[0]}: the weights are incomplete, or of another model. Fetch the checkpoint again"
         )
 
 
@@ -158,9 +158,9 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         return
     what = f"quantised ({method})" if method else f"quantised ({packed} is {checkpoint.dtype(packed or '')})"
     raise UnsupportedModelError(
-        f"the weights of {checkpoint.path} are {what}; allowed: float32, bfloat16, float16. Give the checkpoint "
-        "that it was quantised from, or dequantise it first (transformers: from_pretrained(DIR, "
-        "quantization_config=...(dequantize=True)).save_pretrained(NEW_DIR))"
+        f"the weights of {checkpoint.path} are {what}; allowed: float32, bfloat16, float16. Give the unquantised "
+        "checkpoint, or dequantise this one with transformers: from_pretrained(DIR, "
+        "quantization_config=...(dequantize=True)).save_pretrained(NEW_DIR)"
     )
 
 
@@ -178,8 +178,8 @@ def _stack(
                 state[name] = one.new_empty(count, *one.shape)
             if (one.shape, one.dtype) != (state[name].shape[1:], state[name].dtype):
                 raise CheckpointError(
-                    f"{parts[0].format(e=expert)} has another shape or dtype than that of expert 0: the "
-                    "checkpoint is damaged, fetch it again"
+                    f"the checkpoint is damaged: {parts[0].format(e=expert)} has another shape or dtype than the same "
+                    "matrix of expert 0. Fetch it again"
                 )
             state[name][expert] = one
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from justright.architectures.schema import Moe
@@ -12,23 +12,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def expert_count(state: State, moe: Moe) -> int:
-    """Number of experts in a layer's state."""
-    return int(state[moe.router.weight].shape[0])
-
-
-def expert_tensors(state: State, moe: Moe, expert: int) -> Iterator[Tensor]:
-    """Views of expert ``expert``'s weights and biases, in the layout of ``state``."""
-    layout = moe.memory
-    for name in (*layout.matrices, *layout.biases):
-        yield state[name][expert] if layout.stacked else state[name.format(e=expert)]
-
-
 def expert_vector(state: State, moe: Moe, expert: int) -> Tensor:
     """One expert's concatenated weights and biases, ``[parameters of an expert]`` float32."""
     import torch
 
-    return torch.cat([tensor.float().flatten() for tensor in expert_tensors(state, moe, expert)])
+    layout, names = moe.memory, (*moe.memory.matrices, *moe.memory.biases)
+    tensors = [state[n][expert] if layout.stacked else state[n.format(e=expert)] for n in names]
+    return torch.cat([tensor.float().flatten() for tensor in tensors])
 
 
 def keep_experts(state: State, moe: Moe, kept: Sequence[int]) -> None:
@@ -46,7 +36,7 @@ def keep_experts(state: State, moe: Moe, kept: Sequence[int]) -> None:
             state[name] = state[name].index_select(0, index)
     else:
         names = (*layout.matrices, *layout.biases)
-        count = expert_count(state, moe)
+        count = len(state[moe.router.weight])
         experts = [{name: state.pop(name.format(e=expert)) for name in names} for expert in range(count)]
         for new, old in enumerate(kept):
             state.update({name.format(e=new): experts[old][name] for name in names})

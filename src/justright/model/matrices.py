@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from justright.architectures.schema import Part
-from justright.architectures.spec import architecture_of, linear_modules, moe_layers
+from justright.architectures.spec import ModelSpec
 from justright.errors import UsageError
 from justright.model.decoder_layer import State
 
@@ -47,20 +46,22 @@ def check_parts(parts: Sequence[str]) -> None:
     """
     wrong = [part for part in parts if part not in PARTS]
     if wrong or not parts:
-        raise UsageError(f"parts {', '.join(wrong) or '(none)'}: give one or more of {', '.join(PARTS)}")
+        raise UsageError(
+            f"parts {', '.join(wrong) or '(none)'}: allowed are one or more of {', '.join(PARTS)}"
+        )
 
 
-def matrices(config: dict[str, Any], index: int, parts: Sequence[str] = PARTS) -> list[Matrix]:
+def matrices(spec: ModelSpec, index: int, parts: Sequence[str] = PARTS) -> list[Matrix]:
     """The matrices of decoder layer ``index``; separately stored experts share one entry per tensor name."""
-    row = architecture_of(config)
-    prefix = row.memory.layer(index) + "."
+    prefix = spec.architecture.memory.layer(index) + "."
     found = [
         Matrix(m.name.removeprefix(prefix) + ".weight", m.part)
-        for m in linear_modules(config)
+        for m in spec.linears
         if m.layer == index and m.part in parts
     ]
-    if row.moe is not None and "experts" in parts and index in moe_layers(config):
-        layout = row.moe.memory
+    moe = spec.architecture.moe
+    if moe is not None and "experts" in parts and spec.experts[index]:
+        layout = moe.memory
         found += [Matrix(n, "experts", layout.stacked, layout.transposed) for n in layout.matrices]
     return found
 

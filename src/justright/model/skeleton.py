@@ -14,28 +14,30 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from justright.architectures.schema import Architecture
-from justright.architectures.spec import architecture_of
-from justright.architectures.uneven_experts import experts_by_layer, with_experts
+from justright.architectures.spec import ModelSpec
+from justright.architectures.uneven_experts import with_experts
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import CheckpointError
 from justright.model.decoder_layer import LayerFormat, State
 
 
-def skeleton(config: dict[str, Any], dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def skeleton(config: dict[str, Any], spec: ModelSpec, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """Build the causal language model of a ``config.json``: parameters on the meta device, other buffers real.
 
     Args:
         config: Content of a ``config.json``, uneven or not.
+        spec: Its spec.
         dtype: Dtype of the parameters.
         options: Options for transformers' ``from_config``.
     """
-    counts = experts_by_layer(config)
-    most = max(counts.values(), default=0)
-    model = _empty(with_experts(config, dict.fromkeys(counts, most)), dtype, options)
-    for count in sorted(set(counts.values()) - {most}):
-        other = _empty(with_experts(config, dict.fromkeys(counts, count)), dtype, options)
-        mine, theirs = decoder_layers(model, config), decoder_layers(other, config)
-        for index in (i for i, n in counts.items() if n == count):
+
+    def evenly(count: int) -> PreTrainedModel:
+        return _empty(with_experts(config, spec, dict.fromkeys(spec.moe_layers, count)), dtype, options)
+
+    model = evenly(spec.num_experts)
+    for count in sorted(set(spec.experts) - {0, spec.num_experts}):
+        mine, theirs = decoder_layers(model, spec), decoder_layers(evenly(count), spec)
+        for index in (i for i, n in enumerate(spec.experts) if n == count):
             mine[index] = theirs[index]
     return model
 
@@ -50,8 +52,8 @@ def assemble(
     """
     layers = LayerFormat(checkpoint)
     names = layers.architecture
-    model = skeleton(checkpoint.config, dtype, **options)
-    for index, layer in enumerate(decoder_layers(model, checkpoint.config)):
+    model = skeleton(checkpoint.config, checkpoint.spec, dtype, **options)
+    for index, layer in enumerate(decoder_layers(model, checkpoint.spec)):
         fill(layer, layers.read(index), device, f"decoder layer {index}")
     expected = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.is_meta}
     for disk in layers.other_names():
@@ -61,16 +63,18 @@ def assemble(
     model.tie_weights()
     missing = sorted(name for name, tensor in model.named_parameters() if tensor.is_meta)
     if missing:
-        raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} tensors: {', '.join(missing[:3])}")
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} tensors ({', '.join(missing[:3])}): fetch it again"
+        )
     for name, buffer in model.named_buffers():
         if buffer.device != device:
             place(model, name, buffer.to(device))
     return model.eval()
 
 
-def decoder_layers(model: nn.Module, config: dict[str, Any]) -> nn.ModuleList:
+def decoder_layers(model: nn.Module, spec: ModelSpec) -> nn.ModuleList:
     """The model's decoder layers; items may be replaced."""
-    layers = model.get_submodule(f"{architecture_of(config).memory.stem}.layers")
+    layers = model.get_submodule(f"{spec.architecture.memory.stem}.layers")
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -85,7 +89,7 @@ def fill(layer: nn.Module, state: State, device: torch.device, what: str) -> Non
     names = parameters | {name for name in layer.state_dict() if name in state}
     for name in sorted(names):
         if name not in state:
-            raise CheckpointError(f"{what} lacks {name}")
+            raise CheckpointError(f"{what} lacks {name}: fetch the checkpoint again")
         old = layer.get_parameter(name) if name in parameters else layer.get_buffer(name)
         if old.device == device and old.shape == state[name].shape:
             old.detach().copy_(state[name])  # already filled: avoid a second copy
@@ -106,7 +110,9 @@ def place(module: nn.Module, name: str, tensor: Tensor) -> None:
     owner = module.get_submodule(path)
     old = getattr(owner, last)
     if old.shape != tensor.shape:
-        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, the model expects {list(old.shape)}")
+        raise CheckpointError(
+            f"{name} has shape {list(tensor.shape)}, but config.json requires {list(old.shape)}"
+        )
     if last in owner._parameters:
         owner._parameters[last] = nn.Parameter(tensor.to(old.dtype), requires_grad=False)
     else:

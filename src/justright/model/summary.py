@@ -12,23 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from justright.architectures.spec import (
-    Architecture,
-    Part,
-    architecture_of,
-    attention_windows,
-    context_length,
-    expert_groups,
-    experts_per_token,
-    linear_modules,
-    moe_layers,
-    num_experts,
-    num_layers,
-    parameter_part,
-    rope_switch_length,
-    text_config,
-)
-from justright.architectures.uneven_experts import experts_by_layer
+from justright.architectures.schema import Architecture, Part
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.format import TensorInfo
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import check_tokenizer_files
@@ -141,14 +126,12 @@ def inspect(path: Path) -> Inspection:
         UnsupportedModelError: Its family is unknown or not supported.
     """
     with Checkpoint.open(path) as checkpoint:
-        config = checkpoint.config
+        spec = checkpoint.spec
+        quantization = _quantization(checkpoint.config)
         infos = [checkpoint.info(name) for name in checkpoint]
         packed = bool(checkpoint.packed)
-    architecture = architecture_of(config)
-    settings = text_config(config)
-    experts = _experts(architecture, config)
-    tied = bool(getattr(settings, "tie_word_embeddings", False))
-    parameters = _parameters(architecture, infos, num_layers(config), tied)
+    experts = _mixture(spec)
+    parameters = _parameters(spec, infos)
     total = sum(count for part, count in parameters.items() if part != "other")
     idle = 0
     if experts:
@@ -157,93 +140,67 @@ def inspect(path: Path) -> Inspection:
     disk = Counter[str]()
     for info in infos:
         disk[info.dtype] += info.nbytes
-    context = context_length(config)
-    quantization = _quantization(config)
     if quantization is None:
-        check_layers(path, config, (info.name for info in infos))
-    cached = cached_values_per_token(config)
+        check_layers(path, spec, (info.name for info in infos))
+    windows = Counter("full" if w is None else f"{w.kind} {w.size}" for w in spec.windows)
     return Inspection(
         path=path,
-        family=architecture.family,
-        layers=num_layers(config),
-        vocabulary=int(settings.vocab_size),
-        context=context,
-        usable_context=min(context, rope_switch_length(config) or context),
-        windows=_windows(config),
+        family=spec.architecture.family,
+        layers=spec.num_layers,
+        vocabulary=spec.vocab_size,
+        context=spec.context,
+        usable_context=spec.usable_context,
+        windows=dict(windows.most_common()),
         experts=experts,
         parameters=parameters,
         total=total,
         active=total - idle,
-        tied_embeddings=tied,
+        tied_embeddings=spec.tied,
         disk_dtypes=dict(disk.most_common()),
         disk_bytes=disk.total(),
         store="sparse" if packed else "dense",
         quantization=quantization,
         weights_bytes={dtype: total * size for dtype, size in DTYPE_BYTES.items()},
-        cache_bytes_per_1k={dtype: 1024 * cached * size for dtype, size in DTYPE_BYTES.items()},
-        capabilities=_capabilities(path, architecture, config, experts, quantization or _packed(disk)),
+        cache_bytes_per_1k={dtype: 1024 * spec.cached_values * size for dtype, size in DTYPE_BYTES.items()},
+        capabilities=_capabilities(path, spec, experts, quantization or _packed(disk)),
     )
 
 
-def cached_values_per_token(config: Any) -> int:
-    """Elements per token in the engine's KV cache, over all layers.
-
-    Multi-head latent attention is cached expanded, as keys of every head and (narrower) values of every head.
-    """
-    settings = text_config(config)
-    heads = int(settings.num_attention_heads)
-    if any(module.name.endswith("kv_b_proj") for module in linear_modules(config)):
-        key = int(settings.qk_nope_head_dim) + int(settings.qk_rope_head_dim)
-        a_layer = heads * (key + int(settings.v_head_dim))
-    else:
-        size = getattr(settings, "head_dim", None) or int(settings.hidden_size) // heads
-        a_layer = 2 * int(getattr(settings, "num_key_value_heads", None) or heads) * int(size)
-    return num_layers(config) * a_layer
-
-
-def _parameters(
-    architecture: Architecture, infos: list[TensorInfo], layers: int, tied: bool
-) -> dict[Part, int]:
+def _parameters(spec: ModelSpec, infos: list[TensorInfo]) -> dict[Part, int]:
     """Count parameters by part on disk; a tied head counts as the embedding."""
     counts: dict[Part, int] = dict.fromkeys(get_args(Part), 0)
     for info in infos:
         if info.name.endswith(_COMPANIONS):
             continue
-        part = parameter_part(architecture, info.name, layers)
+        part = spec.part(info.name)
         packed = 2 if info.name.endswith("_blocks") else 1  # MXFP4: two values per byte
         counts[part] += math.prod(info.shape) * packed
-    if tied:
+    if spec.tied:
         if not counts["embedding"]:
             counts["embedding"] = counts["head"]
         counts["head"] = 0
     if not counts["embedding"]:
+        architecture = spec.architecture
         raise CheckpointError(
-            f"the checkpoint has no tensor {architecture.disk.embedding}, which every {architecture.family} "
-            "checkpoint has: its config and its weights do not belong together"
+            f"the checkpoint has no tensor {architecture.disk.embedding}, which every {architecture.family} checkpoint "
+            "has: config.json and weights are of different models. Fetch both again"
         )
     return counts
 
 
-def _experts(architecture: Architecture, config: Mapping[str, Any]) -> Experts | None:
-    layers = moe_layers(config)
-    if architecture.moe is None or not layers:
+def _mixture(spec: ModelSpec) -> Experts | None:
+    layers = spec.moe_layers
+    if not layers:
         return None
-    shared = any(module.part == "shared_experts" for module in linear_modules(config))
-    counts = experts_by_layer(dict(config)).values()
     return Experts(
-        num_experts(config),
-        min(counts),
-        sum(counts),
-        experts_per_token(config),
+        spec.num_experts,
+        min(spec.experts[layer] for layer in layers),
+        sum(spec.experts),
+        spec.experts_per_token,
         len(layers),
-        expert_groups(config),
-        shared,
+        spec.expert_groups,
+        any(module.part == "shared_experts" for module in spec.linears),
     )
-
-
-def _windows(config: Mapping[str, Any]) -> dict[str, int]:
-    windows = attention_windows(config)
-    return dict(Counter("full" if w is None else f"{w.kind} {w.size}" for w in windows).most_common())
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:
@@ -260,35 +217,31 @@ def _packed(disk: Mapping[str, int]) -> str | None:
 
 
 def _capabilities(
-    path: Path,
-    architecture: Architecture,
-    config: Mapping[str, Any],
-    experts: Experts | None,
-    quantization: str | None,
+    path: Path, spec: ModelSpec, experts: Experts | None, quantization: str | None
 ) -> tuple[Capability, ...]:
-    run, draft = _can_run(path, architecture, quantization)
-    blocked = f"its weights are quantised ({quantization}): start from the unquantised checkpoint"
-    matrices = len(linear_modules(config))
+    run, draft = _can_run(path, spec.architecture, quantization)
+    blocked = f"its weights are quantised ({quantization}): use the unquantised checkpoint"
+    matrices = len(spec.linears)
+    status: Status = "no"
     if experts is None:
-        prune_experts = Capability("prune experts", "no", "a dense model has no experts")
+        reason = "a dense model has no experts"
     elif quantization:
-        prune_experts = Capability("prune experts", "no", blocked)
+        reason = blocked
     elif experts.least < experts.count:
-        reason = f"layers have different numbers of experts already ({experts.least} to {experts.count})"
-        prune_experts = Capability("prune experts", "no", reason)
+        reason = f"its layers already have different numbers of experts ({experts.least} to {experts.count})"
     elif experts.count <= experts.top_k:
-        reason = f"every token uses all {experts.count} experts, so none can go"
-        prune_experts = Capability("prune experts", "no", reason)
+        reason = f"every token uses all {experts.count} experts, so none can be removed"
     else:
-        reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} a token"
-        prune_experts = Capability("prune experts", "yes", reason)
+        status = "yes"
+        reason = f"{experts.count} experts in {experts.layers} layers, {experts.top_k} per token"
+    prune_experts = Capability("prune experts", status, reason)
     if quantization:
         weights, switch = Capability("prune weights", "no", blocked), Capability("switch", "no", blocked)
     else:
-        also = " and the experts'" if experts is not None else ""
+        also = ", and those of the experts" if experts is not None else ""
         weights = Capability("prune weights", "yes", f"{matrices} plain linear matrices{also}")
         partner = "needs a reasoning model and the model that it was trained from"
-        switch = Capability("switch", "yes", f"low-rank over {matrices} matrices; {partner}")
+        switch = Capability("switch", "yes", f"low-rank factors of {matrices} matrices; {partner}")
     return run, draft, prune_experts, weights, switch
 
 
@@ -299,7 +252,7 @@ def _can_run(
     if not architecture.stock:
         reason = "transformers has no class for this family"
     elif quantization:
-        reason = f"its weights are quantised ({quantization}), which the engine is not tested with"
+        reason = f"its weights are quantised ({quantization}), and the engine is not tested with these"
     else:
         try:
             check_tokenizer_files(path)
@@ -308,8 +261,6 @@ def _can_run(
     if reason:
         return Capability("run", "no", reason), Capability("draft", "no", "it cannot be run")
     return (
-        Capability("run", "yes", "all layers use attention, so rejected drafts can be taken back"),
-        Capability(
-            "draft", "yes", "suffix drafts for any model that runs; an LSTM drafter can be trained for it"
-        ),
+        Capability("run", "yes", "all layers use attention, so rejected drafts can be rolled back"),
+        Capability("draft", "yes", "suffix drafts need no training; an LSTM drafter can be trained"),
     )

@@ -25,11 +25,11 @@ def second_stage_sparsity(target: float, total: int, removed: int) -> float:
         UsageError: The target is outside [0, 1), or the removed experts alone exceed it.
     """
     if not 0 <= target < 1:
-        raise UsageError(f"sparsity {target}: allowed is 0 to below 1, the fraction of parameters that goes")
+        raise UsageError(f"sparsity {target}: allowed is 0 to below 1, the fraction of parameters to remove")
     share = removed / total
     if removed > target * total + 1e-9 * total:
         raise UsageError(
-            f"the experts that go are {share:.1%} of the prunable parameters, more than the overall sparsity "
+            f"the removed experts hold {share:.1%} of the prunable parameters, more than the overall sparsity of "
             f"{target:.1%}: raise --sparsity or lower --expert-sparsity"
         )
     return max(0.0, (target * total - removed) / (total - removed))

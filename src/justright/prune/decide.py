@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from justright.architectures.spec import expert_groups, num_experts
 from justright.calibration.statistics import LayerStatistics
 from justright.errors import UsageError
 from justright.heap import trim
@@ -43,7 +42,7 @@ def choose(
     found = {index: statistics[index] if statistics else LayerStatistics() for index in sorted(counts)}
     if settings.uneven:
         similarity = {i: expert_similarity(layers, i, settings, one) for i, one in found.items()}
-        least, groups = least_count(layers.config), expert_groups(layers.config)[0]
+        least, groups = least_count(layers.spec), layers.spec.expert_groups[0]
         counts = counts_at_one_threshold(similarity, sum(counts.values()), least, groups)
     choices = {}
     for index, one in found.items():
@@ -62,7 +61,7 @@ def expert_similarity(
     """
     criterion = settings.expert_criterion
     assert isinstance(criterion, Clustering)
-    count = num_experts(layers.config)
+    count = layers.spec.num_experts
     found = criterion.similarity(ExpertLayer(layers, index, settings, statistics))
     return _checked(found, (count, count), settings.criterion)
 
@@ -79,11 +78,11 @@ def choose_experts(
         settings: Criterion and its weights.
         statistics: Statistics of the layer.
     """
-    groups = expert_groups(layers.config)[0]
+    groups = layers.spec.expert_groups[0]
     criterion = settings.expert_criterion
     if isinstance(criterion, Ranking):
         scores = criterion.scores(ExpertLayer(layers, index, settings, statistics))
-        return highest(_checked(scores, (num_experts(layers.config),), settings.criterion), kept, groups)
+        return highest(_checked(scores, (layers.spec.num_experts,), settings.criterion), kept, groups)
     moe = layers.architecture.moe
     assert moe is not None
     clusters = cluster(expert_similarity(layers, index, settings, statistics), kept, groups)
@@ -95,8 +94,8 @@ def _checked(found: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """Validate the shape and finiteness of a criterion's result."""
     if tuple(found.shape) != shape or not bool(torch.isfinite(found).all()):
         raise UsageError(
-            f"criterion {name} gave numbers of shape {list(found.shape)}, {int((~torch.isfinite(found)).sum())} of "
-            f"them NaN or infinite: needed are finite ones of shape {list(shape)}"
+            f"criterion {name} returned shape {list(found.shape)} with {int((~torch.isfinite(found)).sum())} NaN or "
+            f"infinite values; it must return finite values of shape {list(shape)}"
         )
     return found
 
@@ -110,9 +109,9 @@ def layer_sparsity(
 ) -> dict[int, float]:
     """The sparsity of each layer in stage 2."""
     if settings.ratios == "uniform":
-        return dict.fromkeys(range(layers.layers), sizes.second)
+        return dict.fromkeys(range(layers.spec.num_layers), sizes.second)
     shares = []
-    for index in range(layers.layers):
+    for index in range(layers.spec.num_layers):
         choice = choices.get(index)
         found = statistics[index] if statistics is not None else None
         if found is not None and choice is not None:
@@ -133,7 +132,7 @@ def _outlier_share(
     criterion = settings.weight_criterion
     assert criterion is not None
     state = prune_experts(layers, index, choice)
-    found = expand(matrices(layers.config, index, settings.parts), state)
+    found = expand(matrices(layers.spec, index, settings.parts), state)
 
     def scores() -> Iterator[Tensor]:
         for matrix in found:

@@ -23,11 +23,11 @@ def evaluate_source(
     """Evaluate the unpruned model, or reuse an interrupted run's figures from ``work``."""
     file = work / "before.json"
     if not file.exists():
-        tick("evaluating before", 0, 1)
+        tick("evaluating the source", 0, 1)
         found = evaluate(model)
         work.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(found))
-        tick("evaluating before", 1, 1)
+        tick("evaluating the source", 1, 1)
     before: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     return before
 
@@ -45,12 +45,12 @@ def lacks_evaluation(out: Path, settings: Settings, asked: Mapping[str, Any] | N
 
 def evaluate_result(out: Path, evaluate: Evaluate, tick: ProgressCallback) -> Pruned:
     """Evaluate the pruned model and add the figures to its report."""
-    tick("evaluating after", 0, 1)
+    tick("evaluating the result", 0, 1)
     after = evaluate(out)
     found = json.loads((out / JSON).read_text(encoding="utf-8"))
     found["evaluation"]["after"] = after
     page = (out / HTML).read_text(encoding="utf-8")
     write_whole(out / HTML, with_evaluation(page, found["evaluation"]))
     write_whole(out / JSON, json.dumps(found, indent=1) + "\n")
-    tick("evaluating after", 1, 1)
+    tick("evaluating the result", 1, 1)
     return read_pruned(out)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from justright.architectures.spec import num_experts
 from justright.calibration.statistics import LayerStatistics
 from justright.checkpoint.reader import read_json
 from justright.checkpoint.writer import CheckpointWriter
@@ -129,7 +128,9 @@ def read_pruned(path: Path) -> Pruned:
             found["evaluation"],
         )
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / JSON} is not what this version writes: {error!r}") from error
+        raise CheckpointError(
+            f"{path / JSON} was not written by this version ({error!r}): prune the model again"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -139,7 +140,6 @@ class PrunedWriter:
     Args:
         layers: The unpruned checkpoint.
         plan: The plan to apply.
-        config: ``config.json`` of the result.
         settings: The prunable parts.
         masks: Folder of the masks.
         uncalibrated: Number of uncalibrated experts of each layer.
@@ -148,7 +148,6 @@ class PrunedWriter:
 
     layers: LayerFormat
     plan: Plan
-    config: dict[str, Any]
     settings: Settings
     masks: Path
     uncalibrated: Sequence[int]
@@ -156,7 +155,7 @@ class PrunedWriter:
 
     def run(self, writer: CheckpointWriter, sizes: Sizes, tick: ProgressCallback) -> Pruned:
         """Add every tensor to ``writer``."""
-        checkpoint, total = self.layers.checkpoint, self.layers.layers
+        checkpoint, total = self.layers.checkpoint, self.layers.spec.num_layers
         whole = (Kurtosis(), Kurtosis(), Kurtosis())
         outcomes: list[LayerOutcome] = []
         parameters = memory = 0
@@ -190,7 +189,7 @@ class PrunedWriter:
     def _layer(self, index: int) -> tuple[State, LayerOutcome, tuple[Kurtosis, Kurtosis, Kurtosis]]:
         """Apply both stages to layer ``index`` in place; return its state and its result."""
         layers, choice = self.layers, self.plan.experts.get(index)
-        prunable = matrices(self.config, index, self.settings.parts)
+        prunable = matrices(layers.spec, index, self.settings.parts)
         kurtosis = (Kurtosis(), Kurtosis(), Kurtosis())
         state = layers.read(index)
         kurtosis[0].add_all(state[matrix.name] for matrix in expand(prunable, state))
@@ -203,7 +202,7 @@ class PrunedWriter:
         kurtosis[2].add_all(tensors)
         count = sum(tensor.numel() for tensor in tensors)
         zeros = count - sum(int(tensor.count_nonzero()) for tensor in tensors)
-        experts = num_experts(layers.config) if index in layers.moe_layers else 0
+        experts = layers.spec.experts[index]
         counts = self.found[index].counts if self.found else None
         tokens = counts.tolist() if counts is not None else None
         outcome = LayerOutcome(
@@ -221,23 +220,25 @@ class PrunedWriter:
 def card(done: Pruned, settings: Settings, source: str) -> str:
     """Build the model card; it replaces the source's figures, which no longer hold."""
     plan = done.plan
-    experts = f"{plan.kept_text} of {plan.num_experts} experts a layer, " if plan.experts else ""
+    experts = (
+        f"{plan.kept_text} of {plan.num_experts} experts per layer are kept, and " if plan.experts else ""
+    )
     how = [f"experts by {settings.criterion}"] if plan.experts else []
     how += [f"single weights by {settings.weights}"] if settings.weight_criterion else []
     only = ""
     if len(set(plan.counts.values())) > 1:
-        only = " Layers keep different numbers of experts, so only justright loads it."
+        only = " Layers have different numbers of experts, so only justright loads this model."
     if done.store == "sparse":
         only += (
-            " Where its weights are in `model.sparse*`, only justright loads it, and `justright unpack` makes an "
-            "ordinary checkpoint of it."
+            " Weights in `model.sparse*` files are packed: only justright loads them, and `justright unpack` converts "
+            "them to an ordinary checkpoint."
         )
     return (
         f"# {source}, pruned\n\n"
-        f"Made by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
-        f"parameters gone ({', '.join(how) or 'nothing'}).{only} What stays is "
-        f"in `{PLAN}`, what was reached in `{JSON}` and `{HTML}`, how in `provenance.json`. The licence is the "
-        "source's. Figures in the source's card do not hold for this model: measure it.\n"
+        f"Pruned by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
+        f"parameters are removed ({', '.join(how) or 'nothing'}).{only} `{PLAN}` lists what is kept, `{JSON}` and "
+        f"`{HTML}` hold the results, and `provenance.json` holds the settings. The source's licence applies. Figures "
+        "in the source's card do not hold for this model: measure it.\n"
     )
 
 

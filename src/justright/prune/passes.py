@@ -13,6 +13,7 @@ from torch import Tensor
 
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
 from justright.calibration.stream import LayerStream, Stage
+from justright.checkpoint.reader import Checkpoint
 from justright.errors import ResourceError
 from justright.files import save_tensors
 from justright.heap import trim
@@ -38,6 +39,11 @@ class CalibrationRun:
     dtype: torch.dtype = torch.float32
     rows: int = 1
 
+    def stream(self, checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> LayerStream:
+        """The sequences on their way through the layers of ``checkpoint``."""
+        options = {"device": self.device, "dtype": self.dtype, "rows": self.rows}
+        return LayerStream(checkpoint, config, self.ids, folder, **options)  # type: ignore[arg-type]
+
 
 def collect(
     layers: LayerFormat,
@@ -51,21 +57,23 @@ def collect(
     ``needs`` names the fields of `LayerStatistics` to collect.
     """
     hidden = folder / "hidden"
-    done = _finished(folder, layers.layers)
-    if done < layers.layers:
-        stream = LayerStream(layers.checkpoint, layers.config, run.ids, hidden, device=run.device,
-                             dtype=run.dtype, rows=run.rows)  # fmt: skip
-        while (first := stream.position) < layers.layers:
-            tick("calibrating", first, layers.layers)
-            flight = range(first, min(first + len(stream.devices), layers.layers))
-            watching = {i: _watch(layers.config, stream, i, layers.read(i), needs) for i in flight}
+    done = _finished(folder, layers.spec.num_layers)
+    if done < layers.spec.num_layers:
+        stream = run.stream(layers.checkpoint, layers.checkpoint.config, hidden)
+        while (first := stream.position) < layers.spec.num_layers:
+            tick("calibrating", first, layers.spec.num_layers)
+            flight = range(first, min(first + len(stream.devices), layers.spec.num_layers))
+            watching = {i: _watch(stream, i, layers.read(i), needs) for i in flight}
             stages = [Stage(index, collector) for index, collector in watching.items()]
             stream.fly(stages, len(stages) - 1, before=lambda: _save(watching, folder))  # noqa: B023
             for index in flight:
                 stream.release(index)
         stream.discard()
-    tick("calibrating", layers.layers, layers.layers)
-    return [LayerStatistics.from_tensors(load_file(_file(folder, i))).check(i) for i in range(layers.layers)]
+    tick("calibrating", layers.spec.num_layers, layers.spec.num_layers)
+    return [
+        LayerStatistics.from_tensors(load_file(_file(folder, i))).check(i)
+        for i in range(layers.spec.num_layers)
+    ]
 
 
 def prune_experts(layers: LayerFormat, index: int, choice: KeptExperts | None) -> State:
@@ -153,8 +161,8 @@ def matrix_mask(
     for scores in scores_by_rows(weight, norms, criterion):
         if not bool(torch.isfinite(scores).all()):
             raise ResourceError(
-                f"the scores of {name} hold NaN or infinity, so they have no order: its weights times their "
-                "inputs are too large for float32. Prune it by --weights magnitude, or leave it out with --parts"
+                f"the scores of {name} are NaN or infinite, because its weights times their inputs overflow float32. "
+                "Use --weights magnitude, or exclude this part with --parts"
             )
         if settings.pattern is None:
             out[at : at + len(scores)] = row_mask(scores, sparsity)
@@ -188,42 +196,41 @@ def prune_weights(
     Source: arXiv:2306.11695, section 3.
     """
     stream, ahead = None, None
-    done = _finished(folder, layers.layers)
-    if run is not None and done < layers.layers:
-        stream = LayerStream(layers.checkpoint, config, run.ids, folder / "hidden", device=run.device,
-                             dtype=run.dtype, rows=run.rows)  # fmt: skip
+    done = _finished(folder, layers.spec.num_layers)
+    if run is not None and done < layers.spec.num_layers:
+        stream = run.stream(layers.checkpoint, config, folder / "hidden")
         done = stream.position
-    for index in range(done, layers.layers):
-        tick("weights", index, layers.layers)
+    for index in range(done, layers.spec.num_layers):
+        tick("weights", index, layers.spec.num_layers)
         state = prune_experts(layers, index, plan.experts.get(index))
-        found = expand(matrices(config, index, settings.parts), state)
+        found = expand(matrices(layers.spec, index, settings.parts), state)
         if stream is not None and ahead is None:
-            ahead = _watch(config, stream, index, state)
+            ahead = _watch(stream, index, state)
             with ahead:
                 stream.measure(index)
         statistics = ahead.statistics.check(index) if ahead is not None else None
         packed, few = mask_layer(state, found, settings, plan.sparsity.get(index, 0.0), statistics)
         packed["uncalibrated"] = torch.tensor([few])
         if stream is None:
-            _write(packed, _file(folder, index))
+            save_tensors(packed, _file(folder, index))
             del state
             trim()
         else:
             stream.materialise(index, state)
             del state  # the layer runs with a copy
             stages, ahead = [Stage(index)], None
-            if len(stream.devices) > 1 and index + 1 < layers.layers:
+            if len(stream.devices) > 1 and index + 1 < layers.spec.num_layers:
                 # The same pipelined run also measures the next layer on the outputs of this one.
                 following = prune_experts(layers, index + 1, plan.experts.get(index + 1))
-                ahead = _watch(config, stream, index + 1, following)
+                ahead = _watch(stream, index + 1, following)
                 del following
                 stages.append(Stage(index + 1, ahead))
-            stream.fly(stages, 0, before=lambda: _write(packed, _file(folder, index)))  # noqa: B023
+            stream.fly(stages, 0, before=lambda: save_tensors(packed, _file(folder, index)))  # noqa: B023
             stream.release(index)
     if stream is not None:
         stream.discard()
-    tick("weights", layers.layers, layers.layers)
-    return [int(load_file(_file(folder, i))["uncalibrated"]) for i in range(layers.layers)]
+    tick("weights", layers.spec.num_layers, layers.spec.num_layers)
+    return [int(load_file(_file(folder, i))["uncalibrated"]) for i in range(layers.spec.num_layers)]
 
 
 def apply_masks(state: State, found: Sequence[Matrix], folder: Path, index: int) -> None:
@@ -264,19 +271,11 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"layer-{index:05d}.safetensors"
 
 
-def _watch(
-    config: dict[str, Any], stream: LayerStream, index: int, state: State, needs: Collection[str] = _WEIGHTS
-) -> Collector:
+def _watch(stream: LayerStream, index: int, state: State, needs: Collection[str] = _WEIGHTS) -> Collector:
     """Materialise layer ``index`` and return its statistics collector."""
-    return Collector(config, stream, index, stream.materialise(index, state), needs)
+    return Collector(stream, index, stream.materialise(index, state), needs)
 
 
 def _save(watching: Mapping[int, Collector], folder: Path) -> None:
     for index, collector in watching.items():
-        _write(collector.statistics.check(index).to_tensors(), _file(folder, index))
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    save_tensors(tensors, partial)
-    partial.replace(file)
+        save_tensors(collector.statistics.check(index).to_tensors(), _file(folder, index))

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from justright.architectures.spec import num_experts, num_layers, text_config
-from justright.architectures.uneven_experts import is_uneven, with_experts
+from justright.architectures.uneven_experts import with_experts
 from justright.calibration import texts
 from justright.calibration.statistics import ALL, Collector, LayerStatistics
-from justright.calibration.stream import LayerStream, check_runs, job_folder
+from justright.calibration.stream import check_runs
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.writer import CheckpointWriter, Store
 from justright.errors import CheckpointError, UnsupportedModelError, UsageError
+from justright.files import check_job_folder, job_folder
 from justright.model.decoder_layer import LayerFormat
 from justright.progress import ProgressCallback
 from justright.provenance import collect as collect_provenance
@@ -106,43 +106,45 @@ class Pruning:
         self.device, self.dtype, self.rows = device, dtype, rows
         self.checkpoint = Checkpoint.open(model)
         self.layers = LayerFormat(self.checkpoint)
-        self.config = self.layers.config
+        self.spec = self.layers.spec
         if plan is None:
             self.counts = expert_counts(self.layers, settings)
-            if is_uneven(self.config) and self._removes:
+            if self.spec.is_uneven and self._removes:
                 raise UsageError(
-                    f"{model} has different numbers of experts by layer already: only its single weights can be "
-                    "pruned further, with --expert-sparsity 0"
+                    f"the layers of {model} already have different numbers of experts, so no more experts can be "
+                    "removed. Prune only its single weights with --expert-sparsity 0"
                 )
         else:
-            plan.check(self.config)
+            plan.check(self.spec)
             self.counts = plan.counts
             if plan.experts and "experts" not in settings.parts:
-                raise UsageError("the plan removes experts, and --parts leaves them out: name experts there")
+                raise UsageError(
+                    "the plan removes experts, but --parts excludes them: add experts to --parts"
+                )
             if settings.weight_criterion is None and self._sparse:
                 raise UsageError(
-                    "the plan removes single weights, and weights none keeps all: leave one of them out"
+                    "the plan removes single weights, but weights none keeps all of them: use only one of the two"
                 )
         if self._removes and (beyond := self.layers.expert_names_beyond()):
             raise UnsupportedModelError(
-                f"{model} has experts outside of its {self.layers.layers} decoder layers ({len(beyond)} tensors, "
-                f"{beyond[0]} first: multi-token prediction), and config.json counts all experts by one number. Prune "
-                "a copy without these tensors (transformers' save_pretrained leaves them out), or keep all experts "
-                "(--expert-sparsity 0)"
+                f"{model} has {len(beyond)} expert tensors outside its {self.spec.num_layers} decoder layers, such as "
+                f"{beyond[0]} (multi-token prediction), and config.json has one expert count for all. Prune a copy "
+                "without these tensors (transformers' save_pretrained drops them), or keep all experts with "
+                "--expert-sparsity 0"
             )
         if statistics is not None and not self.takes_statistics:
             raise UsageError(
-                "this run makes no first pass, so it has no statistics to keep: leave --statistics out"
+                "this run makes no first calibration pass, so it has no statistics to save: leave --statistics out"
             )
         check_pattern(self.layers, settings)
         self.sizes = sizes(self.layers, settings, self.counts, planned=plan is not None)
         self.calibration: texts.CalibrationSet | None = None
         if self._first_pass or self._second_pass:
-            check_runs(self.config)
-            check_length(self.config, settings.length)
+            check_runs(self.spec)
+            check_length(self.spec, settings.length)
             self.calibration = self._texts()
-        if statistics is not None and statistics.exists():
-            _check_statistics(statistics, self._job())
+        if statistics is not None:
+            check_job_folder(statistics, self._job(), "statistics")
 
     @property
     def takes_statistics(self) -> bool:
@@ -167,7 +169,7 @@ class Pruning:
 
     @property
     def _removes(self) -> bool:
-        return any(kept < num_experts(self.config) for kept in self.counts.values())
+        return any(kept < self.spec.num_experts for kept in self.counts.values())
 
     @property
     def _sparse(self) -> bool:
@@ -190,10 +192,8 @@ class Pruning:
         plain = sum(self.checkpoint.plain_bytes(name) for name in self.checkpoint)
         gone = self.sizes.removed / self.sizes.total
         calibrated = self.calibration is not None
-        experts, experts_after = (
-            num_experts(self.config),
-            sum(self.counts.values()) / max(1, len(self.counts)),
-        )
+        experts = self.spec.num_experts
+        experts_after = sum(self.counts.values()) / max(1, len(self.counts))
         return PruneEstimate(
             parameters=self.sizes.total,
             prunable=self.sizes.prunable,
@@ -218,29 +218,21 @@ class Pruning:
         passes = self._first_pass + 2 * self._second_pass
         if not passes or self.calibration is None:
             return 0.0
-        kinds = {index in self.layers.moe_layers: index for index in range(self.layers.layers)}
+        kinds = {self.spec.experts[index] > 0: index for index in range(self.spec.num_layers)}
         batches = -(-self.settings.sequences // self.rows)
         total = 0.0
         with tempfile.TemporaryDirectory() as folder:
-            ids = self.calibration.ids[: self.rows]
-            stream = LayerStream(
-                self.checkpoint,
-                self.config,
-                ids,
-                Path(folder),
-                device=self.device,
-                dtype=self.dtype,
-                rows=self.rows,
-            )
+            run = replace(self._run(), ids=self.calibration.ids[: self.rows])
+            stream = run.stream(self.checkpoint, self.checkpoint.config, Path(folder))
             for has_experts, index in kinds.items():
                 layer = stream.materialise(index, self.layers.read(index))
                 begin = time.perf_counter()
-                with Collector(self.config, stream, index, layer):
+                with Collector(stream, index, layer):
                     stream.measure(index, at=0)
                 took = time.perf_counter() - begin
                 stream.release(index)
-                count = len(self.layers.moe_layers)
-                total += took * (count if has_experts else self.layers.layers - count)
+                count = len(self.spec.moe_layers)
+                total += took * (count if has_experts else self.spec.num_layers - count)
         return total * batches * passes
 
     def run(
@@ -284,12 +276,14 @@ class Pruning:
             job = {**fingerprint, **self._job(), "model": model, "plan": plan.to_json()}
             masks = job_folder(work / "masks", job)
             self.sizes = self._sizes_of(plan.counts)
-            config = with_experts(self.config, plan.counts) if self._removes else self.config
+            config = self.checkpoint.config
+            if self._removes:
+                config = with_experts(config, self.spec, plan.counts)
             few: list[int] = []
             if self._sparse:
                 run = self._run() if self._second_pass else None
                 few = prune_weights(self.layers, plan, config, self.settings, run, masks, tick)
-            done = PrunedWriter(self.layers, plan, config, self.settings, masks, few, found).run(
+            done = PrunedWriter(self.layers, plan, self.settings, masks, few, found).run(
                 writer, self.sizes, tick
             )
             if before is not None:
@@ -305,7 +299,7 @@ class Pruning:
                 JSON: json.dumps(done.to_dict(), indent=1) + "\n",
                 HTML: render(done, self.settings, pictures),
             })  # fmt: skip
-        tick("writing", self.layers.layers, self.layers.layers)
+        tick("writing", self.spec.num_layers, self.spec.num_layers)
         return evaluate_result(out, evaluate, tick) if evaluate else done
 
     def _texts(self) -> texts.CalibrationSet:
@@ -314,8 +308,8 @@ class Pruning:
         settings = self.settings
         if not settings.calibration:
             raise UsageError(
-                "calibration texts are needed: give a file, a folder, zoo, or hub:OWNER/NAME; or prune by "
-                f"criteria that need none ({without_calibration()})"
+                "these criteria need calibration texts: give a file, a folder, zoo, or hub:OWNER/NAME. Criteria that "
+                f"need none: {without_calibration()}"
             )
         tokenizer = load_tokenizer(self.model)
         found = texts.build(
@@ -324,8 +318,8 @@ class Pruning:
         known = self.checkpoint.shape(self.layers.architecture.disk.embedding)[0]
         if (largest := int(found.ids.max())) >= known:
             raise CheckpointError(
-                f"the tokenizer of {self.model} makes the token {largest}, and the model has {known}: it belongs to "
-                "another model; copy the right tokenizer's files from the original repository"
+                f"the tokenizer of {self.model} produces token id {largest}, but the model has {known} embeddings. The "
+                "tokenizer belongs to another model: copy its files from the original repository"
             )
         return found
 
@@ -351,7 +345,7 @@ class Pruning:
 
     def _hidden_bytes(self) -> int:
         width = torch.empty((), dtype=self.dtype).element_size()
-        hidden = int(text_config(self.config).hidden_size)
+        hidden = self.spec.hidden_size
         return self.settings.sequences * self.settings.length * hidden * width
 
     def _first(self, work: Path, model: str, tick: ProgressCallback) -> list[LayerStatistics] | None:
@@ -362,8 +356,7 @@ class Pruning:
         if folder is None:
             folder = job_folder(work / "statistics", {**job, "needs": sorted(self._needs)})
         else:
-            if folder.exists():
-                _check_statistics(folder, job)
+            check_job_folder(folder, job, "statistics")
             job_folder(folder, job)
         return collect(self.layers, self._run(), folder, tick, self._needs)
 
@@ -383,9 +376,9 @@ class Pruning:
         )
         made_from = {"settings": self.settings.to_dict(), "model": model, **self._job()}
         return Plan(
-            self.layers.architecture.family,
-            num_layers(self.config),
-            num_experts(self.config) if self.layers.moe_layers else 0,
+            self.spec.architecture.family,
+            self.spec.num_layers,
+            self.spec.num_experts,
             choices,
             self.settings.uneven,
             sparsity,
@@ -414,25 +407,5 @@ def prune(model: str | Path, out: str | Path, settings: Settings | None = None, 
     if settings is None:
         settings = Settings(**changes)
     elif changes:
-        raise UsageError(f"give settings or {', '.join(changes)}, not both")
+        raise UsageError(f"prune got both settings and {', '.join(changes)}: give only one of the two")
     return Pruning(resolve(str(model)).path, settings, **options).run(Path(out))
-
-
-def _check_statistics(folder: Path, job: Mapping[str, Any]) -> None:
-    """Validate that a folder is empty or holds statistics of this job.
-
-    Raises:
-        UsageError: The folder holds other files, or statistics of a job that differs from ``job``.
-    """
-    file = folder / "job.json"
-    if not folder.is_dir() or (any(folder.iterdir()) and not file.is_file()):
-        raise UsageError(
-            f"{folder} is no folder of statistics: choose an empty one, or one that --statistics filled"
-        )
-    if file.is_file():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        if any(theirs.get(key) != value for key, value in job.items()):
-            raise UsageError(
-                f"{folder} holds statistics of another model, other texts (or another seed, number or length of "
-                "sequences) or another device: choose another folder"
-            )

@@ -6,14 +6,13 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from justright.architectures.spec import context_length, expert_groups, num_experts, parameter_part
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.finite import check_finite
 from justright.checkpoint.reader import Checkpoint
 from justright.errors import ResourceError, UsageError
@@ -56,19 +55,20 @@ def expert_counts(layers: LayerFormat, settings: Settings) -> dict[int, int]:
     Raises:
         UsageError: See `kept_experts`.
     """
-    moe_layers = sorted(layers.moe_layers)
+    spec = layers.spec
+    moe_layers = spec.moe_layers
     kept = kept_experts(layers, settings)
     if not settings.uneven or not moe_layers:
         return dict.fromkeys(moe_layers, kept)
-    count, groups = num_experts(layers.config), expert_groups(layers.config)[0]
+    count, groups = spec.num_experts, spec.expert_groups[0]
     share = settings.sparsity / 2 if settings.expert_sparsity is None else settings.expert_sparsity
     if settings.weight_criterion is None and settings.expert_sparsity is None:
         share = 1 - kept / max(1, count)
     total = count * len(moe_layers) - round(share * count * len(moe_layers) / groups) * groups
-    if total < least_count(layers.config) * len(moe_layers):
+    if total < least_count(spec) * len(moe_layers):
         raise UsageError(
-            f"{total} experts would stay in {len(moe_layers)} layers, and each needs {least_count(layers.config)} at "
-            "least: ask for a lower --expert-sparsity"
+            f"{total} experts would be kept in {len(moe_layers)} layers, but each layer needs at least "
+            f"{least_count(spec)}: lower --expert-sparsity"
         )
     more, rest = divmod(total // groups, max(1, len(moe_layers)))
     return {layer: groups * (more + (i < rest)) for i, layer in enumerate(moe_layers)}
@@ -81,53 +81,56 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
         UsageError: Expert pruning is requested for a dense model or for parts without experts, or fewer experts
             stay than routing needs.
     """
-    config = layers.config
-    count = num_experts(config) if layers.moe_layers else 0
+    spec = layers.spec
+    count = spec.num_experts
     asked = settings.expert_sparsity
     if count == 0:
         if settings.weight_criterion is None:
             raise UsageError(
-                f"{layers.architecture.family} here is a dense model, and weights none leaves only experts to remove: "
-                f"choose {' or '.join(WEIGHTS.names())}"
+                f"this {layers.architecture.family} is a dense model without experts, so with --weights none nothing "
+                f"can be removed: choose --weights {' or '.join(WEIGHTS.names())}"
             )
         if settings.uneven or not isinstance(settings.expert_criterion, Clustering):
             raise UsageError(
-                f"{layers.architecture.family} here is a dense model, it has no experts to choose: leave --uneven and "
-                "--criterion out"
+                f"this {layers.architecture.family} is a dense model without experts: leave --uneven and --criterion "
+                "out"
             )
         if asked:
             raise UsageError(
-                f"{layers.architecture.family} here is a dense model, it has no experts to remove: leave "
-                "--expert-sparsity out; --sparsity prunes its single weights"
+                f"this {layers.architecture.family} is a dense model without experts: leave --expert-sparsity out, and "
+                "prune its single weights with --sparsity"
             )
         return 0
     if asked and "experts" not in settings.parts:
-        raise UsageError("--expert-sparsity removes experts, and --parts leaves them out: name experts there")
+        raise UsageError(
+            "--expert-sparsity removes experts, but --parts excludes them: add experts to --parts"
+        )
     if asked is not None:
         kept = round(count * (1 - asked))
         if not settings.uneven:
-            check_count(config, kept)
+            check_count(spec, kept)
         return kept
     if "experts" not in settings.parts:
         return count
     if settings.weight_criterion is None:
-        groups = expert_groups(config)[0]  # each loses as many
+        groups = spec.expert_groups[0]  # each loses as many
         share = settings.sparsity * _prunable(layers, settings) / (_of_one_expert(layers) * groups)
         kept = count - round(share) * groups
         if kept == count and settings.sparsity > 0:
             least = "one expert" if groups == 1 else f"one expert in each of the {groups} routing groups"
             raise UsageError(
-                f"{settings.sparsity:.1%} is less than half of {least} a layer, so nothing would go: ask for more"
+                f"sparsity {settings.sparsity:.1%} is less than half of {least} per layer, so nothing would be "
+                "removed: raise --sparsity"
             )
-        check_count(config, kept)
+        check_count(spec, kept)
         return kept
     for kept in range(round(count * (1 - settings.sparsity / 2)), count + 1):
         try:
-            check_count(config, kept)
+            check_count(spec, kept)
         except UsageError:
             continue
         return kept
-    raise AssertionError(f"all {count} experts do not fit their own routing")
+    raise AssertionError(f"the routing does not support its own {count} experts")
 
 
 def sizes(
@@ -144,12 +147,12 @@ def sizes(
     Raises:
         UsageError: The removed experts alone exceed the overall target, or no parameter may be pruned.
     """
-    checkpoint, count = layers.checkpoint, num_experts(layers.config) or 1
+    checkpoint, count = layers.checkpoint, layers.spec.num_experts or 1
     stay, removed, prunable = [], 0, 0
-    for index in range(layers.layers):
+    for index in range(layers.spec.num_layers):
         of_layer = gone = 0
         for name in layers.disk_names(index):
-            part = parameter_part(layers.architecture, name, layers.layers)
+            part = layers.spec.part(name)
             if part in settings.parts and is_matrix(layers, name):
                 numel = math.prod(checkpoint.shape(name))
                 of_layer += numel
@@ -159,7 +162,7 @@ def sizes(
         removed += gone
         stay.append(of_layer - gone)
     if prunable == 0:
-        raise UsageError(f"nothing to prune: the model has none of the parts {', '.join(settings.parts)}")
+        raise UsageError(f"the model has none of the parts {', '.join(settings.parts)}: name other --parts")
     if planned or settings.weight_criterion is None:
         second = 0.0
     elif settings.pattern is not None:
@@ -192,11 +195,11 @@ def memory_bytes(
     # One step cuts the gates and ups of the experts, two thirds of them.
     read = 1 + kept * 2 / 3 if kept < 1 else 1.0
     largest = 0.0
-    for index in range(layers.layers):
+    for index in range(layers.spec.num_layers):
         names = layers.disk_names(index)
         stored = sum(checkpoint.plain_bytes(name) for name in names)
         running = width * sum(math.prod(checkpoint.shape(name)) for name in names)
-        parts = {name: parameter_part(layers.architecture, name, layers.layers) for name in names}
+        parts = {name: layers.spec.part(name) for name in names}
         widest = max(max(checkpoint.shape(name), default=0) for name in names if parts[name] != "experts")
         through = _STATES * tokens * width * widest
         largest = max(largest, read * stored, runs * (stored + running) + through if runs else 0)
@@ -217,7 +220,7 @@ def _prunable(layers: LayerFormat, settings: Settings) -> int:
 def _of_one_expert(layers: LayerFormat) -> int:
     """Count the parameters that removing one expert from every layer removes."""
     only = Settings(weights=NO_WEIGHTS, parts=("experts",))
-    return _prunable(layers, only) // num_experts(layers.config)
+    return _prunable(layers, only) // layers.spec.num_experts
 
 
 def check_pattern(layers: LayerFormat, settings: Settings) -> None:
@@ -230,16 +233,16 @@ def check_pattern(layers: LayerFormat, settings: Settings) -> None:
         return
     _, m = settings.n_of_m()
     moe = layers.architecture.moe
-    for index in range(layers.layers):
+    for index in range(layers.spec.num_layers):
         for name in layers.disk_names(index):
-            part = parameter_part(layers.architecture, name, layers.layers)
+            part = layers.spec.part(name)
             if part in settings.parts and is_matrix(layers, name):
                 turned = part == "experts" and moe is not None and moe.disk.transposed
                 columns = layers.checkpoint.shape(name)[-2 if turned else -1]
                 if columns % m:
                     raise UsageError(
-                        f"the pattern {settings.pattern} needs rows of a multiple of {m}, and those of {name} have "
-                        f"{columns}"
+                        f"the pattern {settings.pattern} needs rows whose length is a multiple of {m}, but {name} has "
+                        f"rows of {columns}: choose another pattern"
                     )
 
 
@@ -261,9 +264,9 @@ def check_room(out: Path, result: int, work: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < result + work:
         raise ResourceError(
-            f"not enough room on the disk of {folder}: {readable_bytes(result)} for the result and "
-            f"{readable_bytes(work)} to work with are needed, {readable_bytes(free)} are free. Free some, write "
-            "elsewhere, or calibrate with fewer or shorter sequences"
+            f"the disk of {folder} has {readable_bytes(free)} free, but pruning needs {readable_bytes(result)} for "
+            f"the result and {readable_bytes(work)} for work files. Free some space, choose another disk, or "
+            "calibrate with fewer or shorter sequences"
         )
 
 
@@ -273,16 +276,15 @@ def every_device(single: str) -> str:
     return ",".join(f"cuda:{number}" for number in range(count)) if count > 1 else single
 
 
-def check_length(config: dict[str, Any], length: int) -> None:
+def check_length(spec: ModelSpec, length: int) -> None:
     """Validate that calibration sequences fit the context.
 
     Raises:
         UsageError: They are longer than the context.
     """
-    context = context_length(config)
-    if length > context:
+    if length > spec.context:
         raise UsageError(
-            f"calibration sequences of {length} tokens, and a context of {context}: shorten them"
+            f"calibration sequences have {length} tokens, but the context holds {spec.context}: lower --length"
         )
 
 
@@ -293,23 +295,16 @@ def is_matrix(layers: LayerFormat, name: str) -> bool:
     return len(layers.checkpoint.shape(name)) >= 2 and not name.endswith(biases or ("\0",))
 
 
-def check_weights(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None) -> str:
+def check_weights(checkpoint: Checkpoint) -> str:
     """Read every weight once and return a fingerprint of all weights.
-
-    Args:
-        checkpoint: An open checkpoint.
-        tick: Progress callback; receives the bytes of each tensor read.
 
     Raises:
         CheckpointError: A weight is NaN or infinite.
     """
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(checkpoint):
         tensor = checkpoint.tensor(name, copy=True)
         check_finite({name: tensor}, checkpoint.path)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
-        tick(tensor.nbytes)
     return digest.hexdigest()

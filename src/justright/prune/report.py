@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from justright.architectures.spec import expert_groups
 from justright.calibration.statistics import LayerStatistics
 from justright.model.decoder_layer import LayerFormat
 from justright.prune.clusters import Clusters, cluster
@@ -46,7 +45,7 @@ def draw(
     criterion = settings.expert_criterion
     if not isinstance(criterion, Clustering) or (criterion.needs and not found):
         return {}
-    groups = expert_groups(layers.config)[0]
+    groups = layers.spec.expert_groups[0]
     pictures = {}
     for index, choice in plan.experts.items():
         statistics = found[index] if found else LayerStatistics()

@@ -66,26 +66,28 @@ class Settings:
         for name in ("sparsity", "expert_sparsity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{name} {value}: allowed is 0 to below 1, the fraction that goes")
+                raise UsageError(f"{name} {value}: allowed is 0 to below 1, the fraction to remove")
         mix = (self.router_weight, self.coactivation_weight)
         if not all(0 <= value < float("inf") for value in mix) or not any(mix):
-            raise UsageError(f"weights {mix} of stun's two terms: allowed are numbers from 0, not both 0")
+            raise UsageError(
+                f"the weights of stun's two terms are {mix}: allowed are finite numbers from 0, not both 0"
+            )
         criterion, _ = self.expert_criterion, self.weight_criterion  # both checked
         check_parts(self.parts)
         clusters = [name for name, one in EXPERTS.known().items() if isinstance(one, Clustering)]
         if self.uneven and not isinstance(criterion, Clustering):
             raise UsageError(
-                f"uneven cuts all layers' clusters at one height, and {self.criterion} makes no clusters: choose "
+                f"uneven needs a criterion that clusters experts, and {self.criterion} does not: choose "
                 f"{' or '.join(clusters)}"
             )
         if self.ratios not in RATIOS:
-            raise UsageError(f"ratios {self.ratios!r}: there are {', '.join(RATIOS)}")
+            raise UsageError(f"ratios {self.ratios!r}: allowed are {', '.join(RATIOS)}")
         if self.weight_criterion is None and (self.pattern is not None or self.ratios != "uniform"):
-            raise UsageError("with weights none no single weight goes: leave out pattern and ratios")
+            raise UsageError("weights none removes no single weights: leave pattern and ratios out")
         if self.pattern is not None:
             self.n_of_m()
             if self.ratios != "uniform":
-                raise UsageError("a pattern has the same sparsity in every layer: leave the ratios uniform")
+                raise UsageError("a pattern gives every layer the same sparsity: set ratios to uniform")
 
     @property
     def expert_criterion(self) -> ExpertCriterion:
@@ -107,7 +109,7 @@ class Settings:
             return None
         if self.weights not in WEIGHTS.names():
             raise UsageError(
-                f"weights {self.weights!r}: there are {', '.join([*WEIGHTS.names(), NO_WEIGHTS])}"
+                f"weights {self.weights!r}: allowed are {', '.join([*WEIGHTS.names(), NO_WEIGHTS])}"
             )
         return WEIGHTS.get(self.weights)
 

@@ -67,8 +67,10 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
         UsageError: ``n`` is not below ``m``, or ``m`` does not divide the inputs.
     """
     if not 0 < n < m:
-        raise UsageError(f"the pattern {n}:{m} keeps {n} of {m}: allowed is 0 < n < m, as in 2:4")
+        raise UsageError(f"pattern {n}:{m}: allowed is N:M with 0 < N < M, as in 2:4")
     if scores.shape[-1] % m:
-        raise UsageError(f"the pattern {n}:{m} needs rows of a multiple of {m}, not {scores.shape[-1]}")
+        raise UsageError(
+            f"the pattern {n}:{m} needs rows whose length is a multiple of {m}, not {scores.shape[-1]}"
+        )
     grouped = scores.reshape(*scores.shape[:-1], -1, m)
     return keep_highest(grouped, n).flatten(-2)

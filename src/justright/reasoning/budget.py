@@ -31,8 +31,8 @@ class ThinkingTags:
     def __post_init__(self) -> None:
         if not (self.open and self.close) or self.close not in self.closing:
             raise UsageError(
-                f"thinking tags {self.open!r}, {self.close!r}, closing {self.closing!r}: the closing text ends a "
-                "thought, so it holds the closing tag"
+                f"reasoning tags {self.open!r}, {self.close!r}, closing text {self.closing!r}; allowed: tags that are "
+                "not empty, and a closing text that contains the closing tag"
             )
 
     @classmethod
@@ -61,7 +61,7 @@ class ModePlan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.factor <= 1:
-            raise UsageError(f"the switch's factor is {self.factor}; allowed: 0 (slow) to 1 (fast)")
+            raise UsageError(f"the adapter scale (factor) is {self.factor}; allowed: 0 (slow) to 1 (fast)")
         if self.budget is not None and self.budget < 0:
             raise UsageError(f"budget is {self.budget}; allowed: 0 or more tokens", about="budget")
 

@@ -26,7 +26,7 @@ def check_effort(effort: str) -> None:
     if effort not in EFFORTS:
         raise UsageError(
             f"reasoning effort {effort!r}; allowed: {', '.join(EFFORTS)}. none and minimal answer in fast mode; low, "
-            "medium and high think for up to 20, 50 and 80% of the answer's tokens; auto and escalate decide by "
-            "request. Without any it thinks without a limit",
+            "medium and high use at most 20, 50 and 80% of the answer's tokens for reasoning; auto and escalate decide "
+            "per request; without an effort, reasoning has no limit",
             about="effort",
         )

@@ -140,7 +140,7 @@ class Trimmer:
 
 
 class ThoughtText:
-    """Splits one streamed output into parts, which contain neither the tags nor the white space beside them.
+    """Splits one streamed output into parts, which contain neither the tags nor the white space next to them.
 
     `ReasoningSplitter` defines where reasoning may be. So all text after the first closing tag is content,
     even if the model goes on reasoning and closes it again (after its budget ended it): the second tag is

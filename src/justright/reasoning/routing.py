@@ -95,7 +95,7 @@ class Auto:
         score = float(self.scorer.score(self.prompt, hidden))
         threshold = self.scorer.threshold if self.threshold is None else self.threshold
         hard = score > threshold
-        reason = f"{self.scorer.name} says {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
+        reason = f"{self.scorer.name} score {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
         return RoutingDecision("slow" if hard else "fast", self.scorer.name, score, threshold, reason), (
             self.slow if hard else None
         )
@@ -120,14 +120,16 @@ class Escalate:
 
     def after_prefill(self, hidden: Tensor) -> tuple[RoutingDecision, Turn | None]:
         """Fast at first."""
-        return RoutingDecision("fast", "escalate", None, self.threshold, "fast first"), None
+        return RoutingDecision("fast", "escalate", None, self.threshold, "fast mode first"), None
 
     def after_answer(self, finish_reason: str, confidence: float) -> tuple[RoutingDecision, Turn | None]:
         """Slow if the answer was truncated or a token was unlikely."""
         cut = finish_reason == "length"
         low = confidence < self.threshold
         why = (
-            "the fast answer was cut" if cut else f"its least certain token had probability {confidence:.3f}"
+            "the fast answer was truncated"
+            if cut
+            else f"its least certain token had probability {confidence:.3f}"
         )
         mode = "slow" if cut or low else "fast"
         decision = RoutingDecision(mode, "escalate", confidence, self.threshold, why)

@@ -65,7 +65,7 @@ class Probe:
     def score(self, prompt: str, hidden: Tensor | None) -> float:
         """See `Scorer`."""
         if hidden is None:
-            raise UsageError("a probe scores hidden states, and here are none: choose the heuristic")
+            raise UsageError("a probe needs hidden states, and there are none here: choose the heuristic")
         return float(self.scores(hidden[None])[0])
 
     def scores(self, hidden: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ class Probe:
         file = folder / PROBE
         if not file.is_file():
             raise UsageError(
-                f"{folder} has no {PROBE}, so nobody knows which prompts are hard: run `justright switch calibrate`, "
-                "or choose another scorer (heuristic)",
+                f"{folder} has no {PROBE}, which the probe needs: run `justright switch calibrate`, or choose the "
+                "heuristic",
                 about="effort",
             )
         try:
@@ -126,7 +126,8 @@ class Probe:
         check_finite(dict(named), file)
         if any(len(vector) != hidden_size for vector in vectors):
             raise UsageError(
-                f"{file} was fitted on {len(vectors[0])} hidden dimensions, and the model has {hidden_size}"
+                f"{file} was fitted for hidden size {len(vectors[0])}, but the model's is {hidden_size}: run "
+                "`justright switch calibrate` with this model"
             )
         return probe
 

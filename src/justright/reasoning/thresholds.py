@@ -108,7 +108,7 @@ def check_asked(problems: int, floor: float) -> None:
         UsageError: too few problems, or an invalid floor.
     """
     if not 0 < floor <= 1:
-        raise UsageError(f"accuracy floor {floor}; allowed: above 0 to 1")
+        raise UsageError(f"the accuracy floor is {floor}; allowed: above 0 to 1")
     if problems < LEAST:
         raise UsageError(f"{problems} problems are too few to fit a probe: give at least {LEAST}")
 
@@ -159,8 +159,8 @@ def cheapest(points: list[ThresholdPoint], floor: float) -> ThresholdPoint:
     if not good:
         best = max(points, key=lambda point: point.accuracy)
         raise UsageError(
-            f"no threshold reaches an accuracy of {floor:.3f} on these problems: the most is {best.accuracy:.3f}, with "
-            f"{best.slow:.0%} of them thought about; ask for a floor of at most that"
+            f"no threshold reaches an accuracy of {floor:.3f} on these problems; the highest is {best.accuracy:.3f}, "
+            f"with {best.slow:.0%} of them in slow mode: give a floor of at most that"
         )
     return min(good, key=lambda point: (point.tokens, -point.accuracy))
 

@@ -63,16 +63,16 @@ class Answer:
     done: bool = False
     _offset: int = 0
     _split: ThoughtText | None = None
-    _behind_thought: bool = False
+    _after_reasoning: bool = False
     _decoder: TextStream | None = None
-    _held: list[tuple[int, TokenLogprob]] = field(default_factory=list)
+    _pending: list[tuple[int, TokenLogprob]] = field(default_factory=list)
     """Tokens whose text has not been output yet, each with the number of characters before it."""
     _length: int = 0
 
     def take(self, emission: Emission) -> Delta:
         """Add an output chunk, and return the difference."""
         if self._split is None:
-            self._begin()
+            self._set_up()
         assert self._split is not None
         parts = self._split.push(emission.text)
         if emission.finish_reason is not None:
@@ -80,7 +80,7 @@ class Answer:
             self.done = True
         reasoning = "".join(part.text for part in parts if part.thought)
         content = "".join(part.text for part in parts if not part.thought)
-        logprobs = [one for one in self._shown(emission) if self._counts(one)]
+        logprobs = [one for one in self._released(emission) if self._is_reported(one)]
         self.reasoning += reasoning
         self.content += content
         self.logprobs += logprobs
@@ -88,14 +88,14 @@ class Answer:
         self._offset += sum(len(self.texts.text(one.token_id)) for one in logprobs)
         return Delta(reasoning, content, emission.token_ids, emission.drafted, logprobs, offset)
 
-    def _begin(self) -> None:
+    def _set_up(self) -> None:
         """Set up the splitter with the first chunk: choosing the mode may change the prompt until then."""
         request = self.request
         tags = request.tags if self.apart else None
         may_open = request.constraint is None
         self._split = ThoughtText(tags, thinking=request.opened, may_open=may_open)
 
-    def _shown(self, emission: Emission) -> list[TokenLogprob]:
+    def _released(self, emission: Emission) -> list[TokenLogprob]:
         """Return the log-probabilities of tokens whose text has started to appear, never those of a stop string."""
         tokenizer = self.texts.tokenizer
         for one in emission.logprobs:
@@ -104,19 +104,19 @@ class Answer:
             begin, own = len(self._decoder.text), self.texts.text(one.token_id)
             if self._decoder.push(one.token_id).endswith(own):  # any text before it belongs to earlier tokens
                 begin = len(self._decoder.text) - len(own)
-            self._held.append((begin, one))
+            self._pending.append((begin, one))
         self._length += len(emission.text)
         ended = emission.finish_reason is not None and emission.request.stopped_by is None
-        count = sum(ended or begin < self._length for begin, _ in self._held)
-        shown, self._held = self._held[:count], self._held[count:]
-        return [one for _, one in shown]
+        count = sum(ended or begin < self._length for begin, _ in self._pending)
+        released, self._pending = self._pending[:count], self._pending[count:]
+        return [one for _, one in released]
 
-    def _counts(self, one: TokenLogprob) -> bool:
+    def _is_reported(self, one: TokenLogprob) -> bool:
         """Whether to report a token's log-probability: not in reasoning, white space after it, or end tokens."""
         if self.apart:
-            beside = one.thought or (self._behind_thought and not self.texts.text(one.token_id).strip())
-            self._behind_thought = beside
-            if beside:
+            outside = one.thought or (self._after_reasoning and not self.texts.text(one.token_id).strip())
+            self._after_reasoning = outside
+            if outside:
                 return False
         return one.token_id not in self.request.stop_token_ids
 
@@ -137,7 +137,7 @@ class Answer:
             return "stop"
         return "end" if request.finish_reason == "stop" else "length"
 
-    def told(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Return how the answer came about, as in `responses.ResponseDetails`."""
         request, stats = self.request, self.request.stats
         decision = stats.decision
@@ -189,10 +189,10 @@ class Writer:
         choices = [
             {
                 "index": index,
-                **self._said(one),
+                **self._content_fields(one),
                 "finish_reason": one.finish_reason,
                 "logprobs": self._all_logprobs(one),
-                "justright": one.told(),
+                "justright": one.details(),
             }
             for index, one in enumerate(answers)
         ]
@@ -212,7 +212,7 @@ class Writer:
             bodies[0] |= trace
         found = [self._chunk(index, body) for body in bodies]
         if answer.done:
-            end = {"finish_reason": answer.finish_reason, "justright": answer.told()}
+            end = {"finish_reason": answer.finish_reason, "justright": answer.details()}
             found.append(self._chunk(index, self._empty() | end))
         return found
 
@@ -222,7 +222,7 @@ class Writer:
             return []
         return [self._head(self.piece) | {"choices": [], "usage": usage_of(answers, self.choices)}]
 
-    def _said(self, answer: Answer) -> dict[str, Any]:
+    def _content_fields(self, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
@@ -278,7 +278,7 @@ class CompletionWriter(Writer):
         """Return no chunks."""
         return []
 
-    def _said(self, answer: Answer) -> dict[str, Any]:
+    def _content_fields(self, answer: Answer) -> dict[str, Any]:
         return {"text": answer.content}
 
     def _bodies(self, answer: Answer, delta: Delta) -> list[dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.responses import Response
 
 from justright.errors import JustrightError, ResourceError, UsageError
 
@@ -32,26 +34,26 @@ _CODES = {
     "union_tag_not_found": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
 }
-_ALONE = {
-    "audio": "answers are text",
-    "best_of": "choose among answers yourself: n gives several",
-    "echo": "the prompt is not repeated",
+_NEUTRAL_ONLY = {
+    "audio": "the answer is always text",
+    "best_of": "request several answers with n and choose one yourself",
+    "echo": "the answer never repeats the prompt",
     "frequency_penalty": "use repetition_penalty",
-    "function_call": "there is no calling of functions; response_format gives JSON",
-    "functions": "there is no calling of functions; response_format gives JSON",
+    "function_call": "the server calls no functions; response_format gives JSON",
+    "functions": "the server calls no functions; response_format gives JSON",
     "logit_bias": "response_format can restrict an answer",
-    "modalities": "answers are text",
-    "parallel_tool_calls": "there is no calling of tools",
-    "prediction": "drafts are made from the prompt by themselves: put the text into it",
+    "modalities": "the answer is always text",
+    "parallel_tool_calls": "the server calls no tools",
+    "prediction": "drafts come from the prompt: put the text there",
     "presence_penalty": "use repetition_penalty",
-    "service_tier": "there is one tier",
-    "store": "nothing is stored",
-    "suffix": "the model writes what follows a prompt, not what goes between two texts",
-    "tool_calls": "there is no calling of tools",
-    "tool_choice": "there is no calling of tools; response_format gives JSON",
-    "tools": "there is no calling of tools; response_format gives JSON",
-    "verbosity": "ask for a length in the prompt, or set max_completion_tokens",
-    "web_search_options": "nothing is searched",
+    "service_tier": "the server has one tier",
+    "store": "the server stores nothing",
+    "suffix": "the model continues a prompt and fills no gap between two texts",
+    "tool_calls": "the server calls no tools",
+    "tool_choice": "the server calls no tools; response_format gives JSON",
+    "tools": "the server calls no tools; response_format gives JSON",
+    "verbosity": "request a length in the prompt, or set max_completion_tokens",
+    "web_search_options": "the server does not search the web",
 }
 """OpenAI parameters of which only the neutral value is allowed, and what to do instead."""
 
@@ -79,6 +81,11 @@ class ApiError(Exception):
         about = {"message": self.message, "type": KINDS[self.status], "param": self.param, "code": self.code}
         return {"error": about}
 
+    def to_response(self) -> Response:
+        """Return the response; ASCII, since a client's text in it may have no UTF-8 form."""
+        body = json.dumps(self.to_dict())
+        return Response(body, self.status, dict(self.headers), media_type="application/json")
+
 
 def of_error(error: JustrightError, param: str | None = None) -> ApiError:
     """Convert an error that a client's request caused.
@@ -103,20 +110,22 @@ def of_validation(error: ValidationError, body: Any) -> ApiError:
     """
     found = error.errors(include_url=False)
     if any(one["type"] == "json_invalid" for one in found):
-        return ApiError(400, f"the body is no JSON: {found[0]['msg']}", None, "invalid_json")
+        return ApiError(400, f"the body is not valid JSON: {found[0]['msg']}", None, "invalid_json")
     worst = max(found, key=_depth)
     path = _path(worst["loc"], body, missing=worst["type"] == "missing")
     if worst["type"].startswith("union_tag"):
         path.append(worst["ctx"]["discriminator"].strip("'"))
     param = ".".join(map(str, path)) or None
     name = str(path[-1]) if path else ""
-    if name in _ALONE:
-        return ApiError(400, f"{param} is not supported: {_ALONE[name]}", param, "unsupported_parameter")
+    if name in _NEUTRAL_ONLY:
+        return ApiError(
+            400, f"{param} is not supported: {_NEUTRAL_ONLY[name]}", param, "unsupported_parameter"
+        )
     code = _CODES.get(worst["type"], "invalid_value")
     if code == "unknown_parameter":
         return ApiError(400, f"there is no parameter {param}: leave it out", param, code)
     if code == "missing_required_parameter":
-        return ApiError(400, f"the parameter {param} is missing", param, code)
+        return ApiError(400, f"the parameter {param} is missing: send it", param, code)
     message = worst["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, param, code)
 

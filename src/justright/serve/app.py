@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright import __version__
 from justright.engine.llm import LLM
@@ -22,9 +22,9 @@ from justright.engine.request import Request as EngineRequest
 from justright.serve import dashboard, metrics, responses
 from justright.serve.answer_chunks import CompletionWriter, Writer
 from justright.serve.api_errors import ApiError, of_validation
-from justright.serve.connection import HALF_CLOSED
-from justright.serve.front import HANDLERS, body_of, disconnected, unless_gone
-from justright.serve.generation import KEEP_ALIVE, Exchange, refused
+from justright.serve.connection import PROBE
+from justright.serve.front import HANDLERS, body_of, unless_gone
+from justright.serve.generation import KEEP_ALIVE, Exchange, rejection_of
 from justright.serve.middleware import Guard
 from justright.serve.openapi import describe, errors, json_body, streamed
 from justright.serve.protocol import ChatRequest, CommonFields, CompletionRequest
@@ -60,7 +60,7 @@ class Service:
     ) -> None:
         assert engine.tokenizer is not None
         self.engine, self.scheduler, self.settings, self.log = engine, scheduler, settings, log
-        self.asking = RequestReader(engine, settings)
+        self.reader = RequestReader(engine, settings)
         self.texts = TokenTexts(engine.tokenizer)
         self.metrics = metrics.Metrics(scheduler.snapshot)
         self.started = int(time.time())
@@ -69,12 +69,12 @@ class Service:
         self._encoding_long = ThreadPoolExecutor(1, "justright-encode-long")
         self._encoding_now = 0
 
-    async def generate(self, http: Request, asked: A, make: Make[A], size: int) -> Response:
+    async def generate(self, http: Request, parsed: A, make: Make[A], size: int) -> Response:
         """Answer one request, streamed or whole.
 
         Args:
             http: the HTTP request.
-            asked: its parsed body.
+            parsed: its parsed body.
             make: builds the engine's requests (see `Make`).
             size: size of the body in bytes.
 
@@ -82,19 +82,19 @@ class Service:
             ApiError: the request cannot be answered.
         """
         arrived = time.perf_counter()
-        requests = await unless_gone(http.receive, self._prepared(asked, make, size))
+        requests = await unless_gone(http.receive, self._prepared(parsed, make, size))
         if requests is None:
             return Response(status_code=499)
-        chat = isinstance(asked, ChatRequest)
+        chat = isinstance(parsed, ChatRequest)
         kind = Writer if chat else CompletionWriter
         writer = kind(
             ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
             int(time.time()),
-            asked.model,
+            parsed.model,
             self.texts,
-            asked.choices,
-            asked.wants_usage,
-            asked.wants_trace,
+            parsed.choices,
+            parsed.wants_usage,
+            parsed.wants_trace,
         )
         exchange = Exchange(
             requests,
@@ -105,30 +105,36 @@ class Service:
             deadline_s=self.settings.deadline_s,
             arrived=arrived,
         )
-        if asked.stream:
+        if parsed.stream:
             await exchange.__aenter__()  # it fails with an ordinary response; `EventStream` exits it
             return EventStream(exchange, writer, self.settings)
         return await self._whole(http, exchange, writer)
 
-    async def _prepared(self, asked: A, make: Make[A], size: int) -> list[EngineRequest]:
+    async def _prepared(self, parsed: A, make: Make[A], size: int) -> list[EngineRequest]:
         """Build the engine's requests on our own threads; at most as many at once as the queue can hold.
 
         Cancellation stops the work after the prompt that is being encoded, and a schema compilation at once.
         """
         now = self.scheduler.snapshot()
         if now.draining:
-            raise ApiError(503, "the server is shutting down", None, "shutting_down", {"Retry-After": "5"})
-        most = self.scheduler.max_waiting + now.slots
-        if self._encoding_now >= most:
-            raise refused(QueueFull(self._encoding_now - now.slots, 1.0))
+            raise ApiError(
+                503,
+                "the server is shutting down: send the request later",
+                None,
+                "shutting_down",
+                {"Retry-After": "5"},
+            )
+        limit = self.scheduler.max_waiting + now.slots
+        if self._encoding_now >= limit:
+            raise rejection_of(QueueFull(self._encoding_now - now.slots, 1.0))
         self._encoding_now += 1
         try:
             pool = self._encoding_long if size > LONG else self._encoding
-            loop, steps = asyncio.get_running_loop(), make(asked)
+            loop, steps = asyncio.get_running_loop(), make(parsed)
             requests: list[EngineRequest] = []
             while found := await loop.run_in_executor(pool, next, steps, None):
                 requests += found
-            await self.asking.constrain(requests, asked)
+            await self.reader.constrain(requests, parsed)
             return requests
         finally:
             self._encoding_now -= 1
@@ -150,51 +156,30 @@ class Service:
         """Shut down the threads and processes that prepare requests."""
         self._encoding.shutdown(wait=False, cancel_futures=True)
         self._encoding_long.shutdown(wait=False, cancel_futures=True)
-        self.asking.grammars.close()
+        self.reader.grammars.close()
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """Sends an exchange's events; ends it when the client disconnects or reads nothing for too long."""
 
     def __init__(self, exchange: Exchange, writer: Writer, settings: ServeSettings) -> None:
-        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        del self.headers["content-length"]
-        self._exchange, self._writer, self._settings = exchange, writer, settings
+        events = exchange.events(writer, settings.keep_alive_s)
+        super().__init__(events, headers={"Cache-Control": "no-cache"}, media_type="text/event-stream")
+        self._exchange, self._send_timeout_s = exchange, settings.send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events."""
-        sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(disconnected(receive))
-        asked: list[asyncio.Future[None]] = []
-        scope.setdefault("state", {})[HALF_CLOSED] = lambda: asked.append(
-            asyncio.ensure_future(self._ask(send, sending))
-        )
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
+        scope.setdefault("state", {})[PROBE] = KEEP_ALIVE
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                with contextlib.suppress(TimeoutError):  # the client reads nothing; the system closes it
-                    sending.result()
+            with contextlib.suppress(TimeoutError):  # the client reads nothing: uvicorn closes the connection
+                await unless_gone(receive, self.stream_response(send_in_time))
         finally:
-            for task in (sending, gone, *asked):
-                task.cancel()
-            await asyncio.gather(sending, gone, *asked, return_exceptions=True)
             await self._exchange.__aexit__(None, None, None)
-
-    async def _ask(self, send: Send, sending: asyncio.Future[None]) -> None:
-        """Write comments: they show whether a client that closed its sending side still reads."""
-        for pause_s in (0.05, 0.2, 1.0):
-            if not sending.done():
-                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
-                await asyncio.sleep(pause_s)
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        events = self._exchange.events(self._writer, self._settings.keep_alive_s)
-        async with contextlib.aclosing(events):
-            async for data in events:
-                async with asyncio.timeout(self._settings.send_timeout_s):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 _PATHS = frozenset(
@@ -207,14 +192,14 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(
         title="justright",
         version=__version__,
-        description="One model behind an OpenAI-compatible API.",
+        description="One model with an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would use an address built from the Host header
         exception_handlers=dict(HANDLERS),
     )
-    _generating(app, service)
-    _looking(app, service)
+    _add_generation_routes(app, service)
+    _add_read_routes(app, service)
     app.include_router(dashboard.router)
     describe(app, keys=bool(service.settings.api_keys))
     settings = service.settings
@@ -222,47 +207,54 @@ def create_app(service: Service) -> ASGIApp:
     return Guard(app, settings.api_keys, *limits, service.count, settings.hosts)
 
 
-def _generating(app: FastAPI, service: Service) -> None:
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
     """Add the routes that generate."""
-    asking = service.asking
+    reader = service.reader
 
     @app.post(
         "/v1/chat/completions",
-        summary="Go on with a conversation",
+        summary="Continue a conversation",
         openapi_extra=json_body(ChatRequest),
         responses=streamed(responses.ChatCompletion, responses.ChatChunk)
         | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def chat_completions(http: Request) -> Response:
         body = await body_of(http)
-        return await service.generate(http, parse(body, ChatRequest), asking.chat, len(body))
+        return await service.generate(http, parse(body, ChatRequest), reader.chat, len(body))
 
     @app.post(
         "/v1/completions",
-        summary="Go on with a text",
+        summary="Continue a text",
         openapi_extra=json_body(CompletionRequest),
         responses=streamed(responses.Completion, responses.CompletionChunk)
         | errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     )
     async def completions(http: Request) -> Response:
         body = await body_of(http)
-        return await service.generate(http, parse(body, CompletionRequest), asking.completion, len(body))
+        return await service.generate(http, parse(body, CompletionRequest), reader.completion, len(body))
 
 
-def _looking(app: FastAPI, service: Service) -> None:
+def _add_read_routes(app: FastAPI, service: Service) -> None:
     """Add the read-only routes."""
 
-    @app.get("/v1/models", summary="The models that are served", responses=errors(401, 403))
+    @app.get("/v1/models", summary="The served models", responses=errors(401, 403))
     async def models() -> responses.ModelList:
         return responses.ModelList(object="list", data=[card()])
 
     @app.get("/v1/models/{model:path}", summary="One model", responses=errors(401, 403, 404))
     async def model(model: str) -> responses.ModelCard:
         if model != service.settings.model:
-            raise ApiError(404, f"there is no model {model!r} here", "model", "model_not_found")
+            raise ApiError(
+                404,
+                f"there is no model {model!r}; allowed: {service.settings.model!r}",
+                "model",
+                "model_not_found",
+            )
         return card()
 
-    @app.get("/health", summary="Whether requests are taken", responses=_unhealthy() | errors(403))
+    @app.get(
+        "/health", summary="Whether the server accepts requests", responses=_health_responses() | errors(403)
+    )
     async def health() -> Response:
         now = service.scheduler.snapshot()
         ready = now.alive and not now.draining
@@ -272,7 +264,7 @@ def _looking(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/health/live",
-        summary="Whether the process answers",
+        summary="Whether the process responds",
         response_class=Response,
         status_code=204,
         responses=errors(403),
@@ -283,7 +275,7 @@ def _looking(app: FastAPI, service: Service) -> None:
     for path, endpoint in (("/health", health), ("/health/live", live)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Figures for Prometheus", responses=_text() | errors(401, 403))
+    @app.get("/metrics", summary="Metrics for Prometheus", responses=_text_response() | errors(401, 403))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
@@ -294,16 +286,18 @@ def _looking(app: FastAPI, service: Service) -> None:
             created=service.started,
             owned_by="justright",
             justright=responses.ModelDetails(
-                context_length=service.engine.verifier.max_tokens, efforts=service.asking.efforts
+                context_length=service.engine.verifier.max_tokens,
+                efforts=service.reader.efforts,
+                reasoning=service.reader.reasoning,
             ),
         )
 
 
-def _unhealthy() -> dict[int | str, dict[str, Any]]:
+def _health_responses() -> dict[int | str, dict[str, Any]]:
     return {code: {"model": responses.Health} for code in (200, 503)}
 
 
-def _text() -> dict[int | str, dict[str, Any]]:
+def _text_response() -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
@@ -318,7 +312,7 @@ def parse(body: bytes, kind: type[B]) -> B:
     except ValueError:
         raw = None
     if _has_more_values(raw, MAX_VALUES):  # pydantic needs 10 us or more for each, and 2 kB for each fault
-        message = f"the body has more than {MAX_VALUES} objects, arrays and members: shorten it"
+        message = f"the body has too many objects, arrays and members; allowed: {MAX_VALUES} at most"
         raise ApiError(400, message, None, "too_many_values")
     try:
         return kind.model_validate_json(body)
@@ -328,14 +322,14 @@ def parse(body: bytes, kind: type[B]) -> B:
 
 def _has_more_values(raw: Any, limit: int) -> bool:
     """Whether the JSON value ``raw`` has more than ``limit`` objects, arrays and object members."""
-    left, count = [raw], 0
-    while left and count <= limit:
-        one = left.pop()
+    pending, count = [raw], 0
+    while pending and count <= limit:
+        one = pending.pop()
         if isinstance(one, dict):
             count += len(one)
             one = one.values()
         elif not isinstance(one, list):
             continue
         count += 1
-        left += [inner for inner in one if isinstance(inner, dict | list)]
-    return count + len(left) > limit
+        pending += [inner for inner in one if isinstance(inner, dict | list)]
+    return count + len(pending) > limit

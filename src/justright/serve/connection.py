@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 from http import HTTPStatus
-from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,11 +13,11 @@ from justright.serve.api_errors import ApiError
 
 CROWDED = "crowded"
 """Key in the ``state`` of a request's scope: the request exceeds the connection limit and must be rejected."""
-HALF_CLOSED = "half_closed"
-"""Key in the ``state`` of a request's scope, set by an application: called when the client closes its sending side.
+PROBE = "probe"
+"""Key in the ``state`` of a request's scope, set by an application: bytes that its response may hold anywhere.
 
-The function must soon write something, which shows whether the client still reads. Without it, such a client counts as
-disconnected once its response has begun.
+They are written when the client closes its sending side, to find out whether it still reads. Without them, such a
+client counts as disconnected once its response has begun.
 """
 _LONGEST_PAUSE_S = 10.0
 
@@ -29,7 +27,7 @@ class Connection(H11Protocol):
 
     max_connections: int
     head_s: float
-    _waiting: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def limited(cls, max_connections: int, head_s: float) -> type[Connection]:
@@ -46,15 +44,15 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self.app_state = {**self.app_state, CROWDED: True}
-        self._wait()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         """Handle data from the client."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
-            self._wait()
+            self._start_timer()
         else:
-            self._wait_no_more()
+            self._stop_timer()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Handle the end of the client's data: it has gone, or it waits (``nc -N``); True keeps the connection.
@@ -64,17 +62,14 @@ class Connection(H11Protocol):
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_complete:
             return False
+        if cycle.response_started and PROBE not in cycle.scope["state"]:
+            return False
         cycle.keep_alive = False
-        if cycle.response_started:
-            wrote = cycle.scope["state"].get(HALF_CLOSED)
-            if wrote is None:
-                return False
-            wrote()
         self._probe(0.05)
         return True
 
     def _probe(self, pause_s: float) -> None:
-        """Close the connection if the client has gone; until its response begins, write repeatedly to find out."""
+        """Close the connection if the client has gone; write something repeatedly to find out."""
         cycle, error = self.cycle, 0
         if cycle.response_complete or self.transport.is_closing():
             return
@@ -87,11 +82,13 @@ class Connection(H11Protocol):
             # Clients skip an interim response.
             interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
             self.transport.write(self.conn.send(interim) or b"")
+        elif self.conn.our_state is h11.SEND_BODY and PROBE in cycle.scope["state"]:
+            self.transport.write(self.conn.send(h11.Data(data=cycle.scope["state"][PROBE])) or b"")
         self.loop.call_later(pause_s, self._probe, min(2 * pause_s, _LONGEST_PAUSE_S))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Handle the end of the connection."""
-        self._wait_no_more()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def _should_upgrade(self) -> bool:
@@ -100,43 +97,35 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Report invalid HTTP."""
-        self._refuse(ApiError(400, msg, None, "invalid_http"))
+        self._reject(ApiError(400, msg, None, "invalid_http"))
 
-    def _wait(self) -> None:
+    def _start_timer(self) -> None:
         """Start the time limit for a request's head; further pieces do not extend it."""
-        if self._waiting is None and not self.transport.is_closing():
-            self._waiting = self.loop.call_later(self.head_s, self._too_late)
+        if self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(self.head_s, self._on_timeout)
 
-    def _wait_no_more(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _too_late(self) -> None:
-        heard, _ = self.conn.trailing_data
-        if not heard:
+    def _on_timeout(self) -> None:
+        received, _ = self.conn.trailing_data
+        if not received:
             self.transport.close()  # no error: the client would take it for the response to a later request
             return
-        message = f"the head of the request did not come within {self.head_s:g} s"
-        self._refuse(ApiError(408, message, None, "head_timeout"))
+        message = f"the head of the request did not arrive within {self.head_s:g} s: send it at once"
+        self._reject(ApiError(408, message, None, "head_timeout"))
 
-    def _refuse(self, error: ApiError) -> None:
+    def _reject(self, error: ApiError) -> None:
         """Send an error and close the connection."""
-        self._wait_no_more()
+        self._stop_timer()
         if self.transport.is_closing():
             return
-        body = json.dumps(error.to_dict()).encode()
-        headers: list[tuple[Any, Any]] = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            pieces = (
-                h11.Response(
-                    status_code=error.status, headers=headers, reason=HTTPStatus(error.status).phrase
-                ),
-                h11.Data(data=body),
-            )
+            answer, phrase = error.to_response(), HTTPStatus(error.status).phrase
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            head = h11.Response(status_code=error.status, headers=headers, reason=phrase)
+            pieces = (head, h11.Data(data=bytes(answer.body)))
             self.transport.write(b"".join(self.conn.send(piece) or b"" for piece in pieces))
         self.transport.close()

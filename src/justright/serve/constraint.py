@@ -42,8 +42,8 @@ class Grammars:
     ) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._stop = sorted(stop_token_ids)
-        self._kept: OrderedDict[str, JsonConstraint | str] = OrderedDict()
-        self._one = asyncio.Lock()
+        self._cache: OrderedDict[str, JsonConstraint | str] = OrderedDict()
+        self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "justright-schema")
         self._trial = SchemaTrial()
 
@@ -64,15 +64,15 @@ class Grammars:
                 f"the JSON schema has {len(text)} characters; allowed: {MAX_SCHEMA}. Simplify it"
             )
         if not self._stop:
-            raise UsageError("this model has no end token, so no answer of it can be JSON: ask for text")
-        if text not in self._kept:
-            async with self._one:
-                if text not in self._kept:  # another request may have compiled it by now
-                    self._keep(text, await self._compile(text))
-        self._kept.move_to_end(text)
-        found = self._kept[text]
+            raise UsageError("this model has no end token, so its answers cannot be JSON: request text")
+        if text not in self._cache:
+            async with self._lock:
+                if text not in self._cache:  # another request may have compiled it by now
+                    self._store(text, await self._compile(text))
+        self._cache.move_to_end(text)
+        found = self._cache[text]
         if isinstance(found, str):
-            raise UsageError(f"the JSON schema cannot be kept: {found}")
+            raise UsageError(f"the JSON schema cannot be enforced: {found}")
         return found.copy()
 
     async def _compile(self, text: str) -> JsonConstraint | str:
@@ -93,10 +93,10 @@ class Grammars:
                 fault = str(error)
         return fault
 
-    def _keep(self, text: str, found: JsonConstraint | str) -> None:
-        self._kept[text] = found
-        while sum(map(len, self._kept)) > CACHED:
-            self._kept.popitem(last=False)
+    def _store(self, text: str, found: JsonConstraint | str) -> None:
+        self._cache[text] = found
+        while sum(map(len, self._cache)) > CACHED:
+            self._cache.popitem(last=False)
 
     def close(self) -> None:
         """Shut down the thread and the process."""

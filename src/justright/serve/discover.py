@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from justright.errors import UsageError
+from justright.reasoning.budget import ThinkingTags
 from justright.serve.upstream import KINDS, SWITCH, Kind, Upstream
 
 _OWNERS: Mapping[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 """Maps ``owned_by`` in a list of models to the server's kind."""
+T = TypeVar("T")
+
+
+class _Model(BaseModel):
+    id: str
+    owned_by: str | None = None
+    parent: str | None = None
+
+
+class _Models(BaseModel):
+    data: list[_Model] = Field(min_length=1)
+
+
+class _Adapter(BaseModel):
+    id: int
+    path: str = ""
+
+
+_MODELS, _ADAPTERS = TypeAdapter(_Models), TypeAdapter(list[_Adapter])
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +51,7 @@ class UpstreamOptions:
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:
-            raise UsageError(f"a server of the kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+            raise UsageError(f"the upstream's kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
 
 
 def kind_of(models: Any, wanted: UpstreamOptions) -> Kind:
@@ -44,17 +66,16 @@ def kind_of(models: Any, wanted: UpstreamOptions) -> Kind:
     """
     if wanted.kind is not None:
         return next(kind for kind in KINDS if kind == wanted.kind)
-    owners = [str(card.get("owned_by")) for card in _cards(models)]
-    for owner in owners:
-        if owner in _OWNERS:
-            return _OWNERS[owner]
+    owners = [str(model.owned_by) for model in _parsed(_MODELS, models, "/v1/models").data]
+    if kind := next((_OWNERS[owner] for owner in owners if owner in _OWNERS), None):
+        return kind
     if "justright" in owners:
         raise UsageError(
-            "the upstream is a justright server, which chooses slow or fast by itself: ask it directly"
+            "the upstream is a justright server, which needs no gateway: send requests to it directly"
         )
     raise UsageError(
-        f"the upstream's models are owned by {', '.join(owners)}, which tells of no server that is known: say what it "
-        f"is (--kind {', '.join(KINDS)})"
+        f"the upstream's models are owned by {', '.join(owners)}, which is no known server: say what it is (--kind "
+        f"{', '.join(KINDS)})"
     )
 
 
@@ -70,53 +91,45 @@ def upstream_of(models: Any, adapters: Any, wanted: UpstreamOptions, template: s
     Raises:
         UsageError: the upstream lacks what the user names, or several models or adapters match.
     """
-    kind = kind_of(models, wanted)
-    cards = _cards(models)
-    names = [str(card["id"]) for card in cards]
-    bases = [str(card["id"]) for card in cards if not card.get("parent")]
-    model = wanted.model or (bases or names)[0]
+    kind, listed = kind_of(models, wanted), _parsed(_MODELS, models, "/v1/models").data
+    names, loras = [model.id for model in listed], [model.id for model in listed if model.parent]
+    model = wanted.model or next((name for name in names if name not in loras), names[0])
     if model not in names:
         raise UsageError(f"the upstream has no model {model!r}; it has: {', '.join(names)}")
-    if kind == "llama.cpp":
-        entries = [entry for entry in _listed(adapters, "/lora-adapters") if isinstance(entry.get("id"), int)]
-        paths = {str(entry.get("path", "")): int(entry["id"]) for entry in entries}
-        ids = tuple(int(entry["id"]) for entry in entries)
-        fast = _adapter_id(paths, ids, wanted.fast)
-        has_fast = fast is not None or template is None or SWITCH in template
-        return Upstream(kind, model, fast, ids, has_fast=has_fast)
-    loras = [str(card["id"]) for card in cards if card.get("parent")]
-    return Upstream(kind, model, _one(loras, wanted.fast))
+    if kind != "llama.cpp":
+        return Upstream(kind, model, _one(loras, wanted.fast))
+    loaded = _parsed(_ADAPTERS, adapters, "/lora-adapters")
+    ids = tuple(one.id for one in loaded)
+    by_path = {one.path: one.id for one in loaded}
+    if wanted.fast is not None and wanted.fast in map(str, ids):
+        fast: int | None = int(str(wanted.fast))
+    else:
+        path = _one(list(by_path), wanted.fast)
+        fast = None if path is None else by_path[path]
+    tags = ThinkingTags()
+    known = (SWITCH, tags.open, tags.close, "reasoning_effort")
+    marks = [mark for mark in known if template is None or mark in template]
+    has_fast = fast is not None or SWITCH in marks
+    return Upstream(kind, model, fast, ids, has_fast=has_fast, reasons=has_fast or bool(marks))
 
 
-def _one(there: Sequence[str], wanted: str | None) -> str | None:
+def _one(known: Sequence[str], wanted: str | None) -> str | None:
     """Return the adapter to use; None if there is none."""
-    if wanted is not None and wanted not in there:
-        raise UsageError(f"the upstream has no adapter {wanted!r}; it has: {', '.join(there) or 'none'}")
-    if wanted is None and len(there) > 1:
+    if wanted is not None and wanted not in known:
+        raise UsageError(f"the upstream has no adapter {wanted!r}; it has: {', '.join(known) or 'none'}")
+    if wanted is None and len(known) > 1:
         raise UsageError(
-            f"the upstream has several adapters: say which is the fast mode (--fast): {', '.join(there)}"
+            f"the upstream has the adapters {', '.join(known)}: say which is the fast mode (--fast)"
         )
-    return wanted or (there[0] if there else None)
+    return wanted or (known[0] if known else None)
 
 
-def _adapter_id(paths: Mapping[str, int], ids: Sequence[int], wanted: str | None) -> int | None:
-    """Return llama.cpp's id of the adapter to use, given its id or path."""
-    if wanted is not None and wanted.isdecimal() and int(wanted) in ids:
-        return int(wanted)
-    found = _one(list(paths), wanted)
-    return None if found is None else paths[found]
-
-
-def _cards(models: Any) -> list[Mapping[str, Any]]:
-    """Return the models of a list; at least one."""
-    data = models.get("data") if isinstance(models, Mapping) else None
-    cards = [card for card in _listed(data, "/v1/models") if "id" in card]
-    if not cards:
-        raise UsageError("the upstream lists no model at /v1/models: is it an OpenAI-compatible server?")
-    return cards
-
-
-def _listed(found: Any, path: str) -> list[Mapping[str, Any]]:
-    if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
-        raise UsageError(f"the upstream's {path} is no list of objects: is it an OpenAI-compatible server?")
-    return found
+def _parsed(adapter: TypeAdapter[T], value: Any, path: str) -> T:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"])) or "the response"
+        raise UsageError(
+            f"the upstream's {path} is not that of an OpenAI-compatible server ({place}: {fault['msg']}): check its URL"
+        ) from error

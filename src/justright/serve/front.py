@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive
 
 from justright.errors import JustrightError
@@ -26,7 +26,9 @@ async def body_of(http: Request) -> bytes:
     check_plain(http.headers)
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
-        message = f"the body is sent as {media or 'nothing'}: send JSON, as application/json"
+        message = (
+            f"the Content-Type is {media or 'missing'}; allowed: application/json. Send the body as JSON"
+        )
         raise ApiError(400, message, None, "invalid_content_type")
     return await http.body()
 
@@ -39,20 +41,18 @@ def check_plain(headers: Mapping[str, str]) -> None:
     """
     coding = headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
-        message = f"the body has the Content-Encoding {coding!r}: send it as it is, without one"
+        message = f"the Content-Encoding is {coding!r}; allowed: identity. Send the body uncompressed"
         raise ApiError(415, message, None, "unsupported_content_encoding", {"Accept-Encoding": "identity"})
-
-
-async def disconnected(receive: Receive) -> None:
-    """Wait until the client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
     """Return the result of ``work``; if the client disconnects first, cancel it and return None."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(disconnected(receive))
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -62,30 +62,30 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | Non
         await asyncio.gather(working, gone, return_exceptions=True)
 
 
-async def _told(_: Request, error: ApiError) -> Response:
-    return JSONResponse(error.to_dict(), error.status, dict(error.headers))
+async def _from_api_error(_: Request, error: ApiError) -> Response:
+    return error.to_response()
 
 
-async def _known(http: Request, error: JustrightError) -> Response:
-    return await _told(http, of_error(error))
+async def _from_own_error(_: Request, error: JustrightError) -> Response:
+    return of_error(error).to_response()
 
 
-async def _of_http(http: Request, error: HTTPException) -> Response:
+async def _from_http_exception(http: Request, error: HTTPException) -> Response:
     what = "no such path" if error.status_code == 404 else str(error.detail)
     status = error.status_code if error.status_code in KINDS else 400
     message = f"{http.method} {http.url.path}: {what}"
-    return await _told(http, ApiError(status, message, None, None, error.headers or {}))
+    return ApiError(status, message, None, None, error.headers or {}).to_response()
 
 
-async def _bug(http: Request, error: Exception) -> Response:
-    message = f"this is a bug in justright: {type(error).__name__}"
-    return await _told(http, ApiError(500, message, None, "bug"))
+async def _from_bug(_: Request, error: Exception) -> Response:
+    message = f"a bug in justright raised {type(error).__name__}: report it with the server's log"
+    return ApiError(500, message, None, "bug").to_response()
 
 
 HANDLERS: Mapping[Any, Any] = {
-    ApiError: _told,
-    JustrightError: _known,
-    HTTPException: _of_http,
-    Exception: _bug,
+    ApiError: _from_api_error,
+    JustrightError: _from_own_error,
+    HTTPException: _from_http_exception,
+    Exception: _from_bug,
 }
 """Handlers for Starlette and FastAPI that return every error in OpenAI's format."""

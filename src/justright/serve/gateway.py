@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +28,7 @@ from justright.serve.proxy import HOP_BY_HOP, fault_of, origin, passed_headers
 from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 _CONNECT_S, _BODY_S = 5.0, 30.0
-_LOOK_S = 10.0
+_STATUS_S = 10.0
 """Seconds in which the upstream must report what it is and whether it is healthy."""
 
 
@@ -60,7 +60,9 @@ class GatewaySettings:
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise UsageError(f"the upstream {self.url!r} is no URL: {error}") from error
+            raise UsageError(
+                f"the upstream {self.url!r} is no URL ({error}): give http://HOST:PORT"
+            ) from error
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise UsageError(f"the upstream is {self.url!r}; allowed: http://HOST:PORT, or https://")
         for name in ("timeout_s", "max_body_bytes"):
@@ -116,15 +118,20 @@ class Gateway:
     async def _json(self, path: str, key: Mapping[str, str]) -> Any:
         """Return the upstream's response at ``path``."""
         try:
-            answer = await self.client.send(self._request("GET", path, key, timeout_s=_LOOK_S))
+            answer = await self.client.send(self._request("GET", path, key, timeout_s=_STATUS_S))
             if answer.status_code in (401, 403):
-                raise ApiError(401, f"the upstream {self.origin} wants an API key", None, "invalid_api_key")
+                message = (
+                    f"the upstream {self.origin} needs an API key: send it as `Authorization: Bearer KEY`"
+                )
+                raise ApiError(401, message, None, "invalid_api_key")
             return answer.raise_for_status().json()
         except (httpx.HTTPStatusError, ValueError) as error:
-            message = f"the upstream {self.origin} answers {path} with no JSON or an error: {error}"
+            message = (
+                f"the upstream {self.origin} answers {path} with an error or no JSON ({error}): check its URL"
+            )
             raise ApiError(502, message, None, "upstream_unknown") from error
         except httpx.HTTPError as error:
-            raise fault_of(error, self.origin, _LOOK_S) from error
+            raise fault_of(error, self.origin, _STATUS_S) from error
 
     def _request(
         self,
@@ -139,8 +146,6 @@ class Gateway:
             passed = [(name, value) for name, value in passed if name.lower() != "authorization"]
         if settings.upstream_key is not None:
             passed.append(("authorization", f"Bearer {settings.upstream_key}"))
-        if content is not None:
-            passed.append(("content-type", "application/json"))
         passed.append(("accept-encoding", headers.get("accept-encoding", "identity")))
         timeout = httpx.Timeout(timeout_s or settings.timeout_s, connect=_CONNECT_S)
         url = re.sub(r"(/v1)?/*$", "", settings.url) + path
@@ -167,25 +172,13 @@ class Gateway:
             raise self._fault(error) from error
         if answer is None:
             return Response(status_code=499)
-        found = _Relayed(self._pieces(answer), answer.status_code, background=BackgroundTask(answer.aclose))
+        found = _Relayed(answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose))
+        found.fault_of = self._fault
         dropped = HOP_BY_HOP | {"date"}  # this server sets its own date
         kept = [(name.lower(), value) for name, value in answer.headers.raw]
         found.raw_headers = [(name, value) for name, value in kept if name.decode("latin-1") not in dropped]
         found.headers.update(headers or {})
         return found
-
-    async def _pieces(self, answer: httpx.Response) -> AsyncGenerator[bytes]:
-        """Yield the body; if it breaks off, an event stream ends with the error, any other body stays incomplete."""
-        try:
-            async for piece in answer.aiter_raw():
-                yield piece
-        except httpx.HTTPError as error:
-            fault = self._fault(error)
-            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-                raise _UpstreamCutError from error
-            yield b"data: " + json.dumps(fault.to_dict()).encode() + b"\n\n"
-        finally:
-            await answer.aclose()
 
     def _fault(self, error: httpx.HTTPError) -> ApiError:
         fault = fault_of(error, self.origin, self.settings.timeout_s)
@@ -196,29 +189,31 @@ class Gateway:
     async def health(self, _: Request) -> Response:
         """Report whether the upstream accepts requests."""
         try:
-            answer = await self.client.send(self._request("GET", "/health", {}, timeout_s=_LOOK_S))
+            answer = await self.client.send(self._request("GET", "/health", {}, timeout_s=_STATUS_S))
             ready, found = answer.status_code < 400, f"{self.origin} answers with status {answer.status_code}"
         except httpx.HTTPError as error:
-            ready, found = False, fault_of(error, self.origin, _LOOK_S).message
+            ready, found = False, fault_of(error, self.origin, _STATUS_S).message
         status = "ready" if ready else "failed"
         return JSONResponse({"status": status, "upstream": found}, 200 if ready else 503)
 
 
-class _UpstreamCutError(Exception):
-    """The upstream's response broke off within its body."""
-
-
 class _Relayed(StreamingResponse):
+    fault_of: Callable[[httpx.HTTPError], ApiError]
+
     async def stream_response(self, send: Send) -> None:
-        """Send the body; leave one that broke off unfinished, so that the server closes the connection."""
-        with contextlib.suppress(_UpstreamCutError):
+        """Send the body; if it breaks off, an event stream ends with the error, any other body stays incomplete."""
+        try:
             await super().stream_response(send)
+        except httpx.HTTPError as error:
+            data = json.dumps(self.fault_of(error).to_dict()).encode()
+            if self.headers.get("content-type", "").startswith("text/event-stream"):
+                await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n"})
 
 
 def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
     """Create the application, wrapped in a `Guard`."""
 
-    async def look(http: Request) -> Response:
+    async def read(http: Request) -> Response:
         if {".", "..", ""} & set(http.path_params.get("model", "x").split("/")):
             raise ApiError(404, "there is no such model", "model", "model_not_found")
         return await gateway.relay(http)
@@ -233,7 +228,7 @@ def create_gateway(gateway: Gateway, log: Log = lambda *_: None) -> ASGIApp:
 
     routes = [Route(path, gateway.generate, methods=["POST"]) for path in (CHAT, COMPLETION)]
     routes += [
-        Route(path, look, methods=["GET"]) for path in ("/v1/models", "/v1/models/{model:path}", "/metrics")
+        Route(path, read, methods=["GET"]) for path in ("/v1/models", "/v1/models/{model:path}", "/metrics")
     ]
     routes += [
         Route("/health", gateway.health, methods=["GET"]),

@@ -62,7 +62,7 @@ class Exchange:
         try:
             self._scheduler.submit_all(pairs, deadline_s=self._deadline_s)
         except JustrightError as error:
-            raise refused(error) from error
+            raise rejection_of(error) from error
         return self
 
     async def __aexit__(
@@ -77,8 +77,8 @@ class Exchange:
             ApiError: the requests failed.
         """
         while not all(answer.done for answer in self.answers):
-            for letter in await self._letters(timeout_s=10.0):
-                self._take(letter)
+            for item in await self._next_items(timeout_s=10.0):
+                self._take(item)
         return writer.answer(self.answers)
 
     async def events(self, writer: Writer, keep_alive_s: float) -> AsyncGenerator[bytes]:
@@ -90,54 +90,58 @@ class Exchange:
         while not all(answer.done for answer in self.answers):
             pieces: list[bytes] = []
             try:
-                letters = await self._letters(keep_alive_s)
-                for letter in letters:
-                    delta = self._take(letter)
-                    answer = self.answers[letter.index]
-                    pieces += [event(chunk) for chunk in writer.chunks(letter.index, answer, delta)]
+                items = await self._next_items(keep_alive_s)
+                for item in items:
+                    delta = self._take(item)
+                    answer = self.answers[item.index]
+                    pieces += [event(chunk) for chunk in writer.chunks(item.index, answer, delta)]
             except ApiError as error:
                 yield b"".join([*pieces, event(error.to_dict())])
                 return
-            if pieces or not letters:
+            if pieces or not items:
                 yield b"".join(pieces) or KEEP_ALIVE
         yield b"".join([*map(event, writer.last(self.answers)), DONE])
 
-    async def _letters(self, timeout_s: float) -> list[InboxItem]:
+    async def _next_items(self, timeout_s: float) -> list[InboxItem]:
         """Return the new output chunks; fail if the engine is dead, since none will come."""
-        letters = await self._inbox.get(timeout_s)
-        if not letters and not self._scheduler.snapshot().alive:
-            raise ApiError(500, "the engine is dead: start the server again", None, "engine_error")
-        return letters
+        items = await self._inbox.get(timeout_s)
+        if not items and not self._scheduler.snapshot().alive:
+            raise ApiError(
+                500, "the engine has stopped after an error: restart the server", None, "engine_error"
+            )
+        return items
 
-    def _take(self, letter: InboxItem) -> Delta:
+    def _take(self, item: InboxItem) -> Delta:
         """Add an output chunk to its answer; raise the client's error if it ends the answer too early."""
-        answer, emission = self.answers[letter.index], letter.emission
+        answer, emission = self.answers[item.index], item.emission
         request = emission.request
         self._metrics.emitted_tokens.inc(len(emission.token_ids))
-        if emission.token_ids and letter.index not in self._first:
-            self._first[letter.index] = letter.at
-            self._metrics.first_token.observe(letter.at - self._arrived)
+        if emission.token_ids and item.index not in self._first:
+            self._first[item.index] = item.at
+            self._metrics.first_token.observe(item.at - self._arrived)
         delta = answer.take(emission)
         if answer.done:
-            self._count(letter)
+            self._count(item)
         if emission.finish_reason == "cancelled":
             if isinstance(request.error, ConstraintError):
                 raise ApiError(400, str(request.error), "response_format", "constraint_failed")
             if request.error is not None:
                 raise ApiError(500, f"the engine failed: {request.error}", None, "engine_error")
             if not request.timed_out:
-                raise ApiError(503, "the server shuts down: send the request again", None, "shutting_down")
+                raise ApiError(
+                    503, "the server is shutting down: send the request again", None, "shutting_down"
+                )
             if not request.token_ids:
-                message = f"nothing was answered within {self._deadline_s:g} s: send the request again later"
+                message = f"no token was generated within {self._deadline_s:g} s, the deadline: send the request later"
                 raise ApiError(504, message, None, "deadline_exceeded")
         return delta
 
-    def _count(self, letter: InboxItem) -> None:
-        request = letter.emission.request
-        ended_by = "error" if request.error is not None else self.answers[letter.index].ended_by
+    def _count(self, item: InboxItem) -> None:
+        request = item.emission.request
+        ended_by = "error" if request.error is not None else self.answers[item.index].ended_by
         self._metrics.answered(request, ended_by)
         tokens = request.stats.output_tokens
-        seconds = letter.at - self._first.get(letter.index, letter.at)
+        seconds = item.at - self._first.get(item.index, item.at)
         if tokens > 1 and seconds > 0:  # a held-back answer arrives at once and says nothing about latency
             self._metrics.each_token.observe(seconds / (tokens - 1))
 
@@ -150,7 +154,7 @@ class Exchange:
                 self._metrics.answered(answer.request, "abandoned")
 
 
-def refused(error: JustrightError) -> ApiError:
+def rejection_of(error: JustrightError) -> ApiError:
     """Return the client's error for a request that was not accepted."""
     if isinstance(error, QueueFull):
         seconds = max(1, round(error.retry_after_s))

@@ -40,8 +40,8 @@ class Hosts:
         for name in self.allowed:
             if not (_NAME.fullmatch(name.lower()) or _address(name.strip("[]"))):
                 raise UsageError(
-                    f"the allowed host {name!r} is no host name or address: give one without scheme and port, such as "
-                    "gpu-box.local"
+                    f"the allowed host {name!r} is not a host name or address: give one without scheme and port, such "
+                    "as gpu-box.local"
                 )
 
     def check(self, scope: Scope, *, keys: bool) -> None:
@@ -58,7 +58,7 @@ class Hosts:
         local = str((scope.get("server") or ("",))[0])
         if header is None or not (self.allowed or (not keys and is_loopback(local))):
             return
-        names = {_plain(name) for name in (*_LOOPBACK, local, self.bound, *self.allowed)} - {""}
+        names = {_normalized(name) for name in (*_LOOPBACK, local, self.bound, *self.allowed)} - {""}
         found = _without_port(header)
         if found not in names:
             shown = repr(found if len(found) <= 60 else f"{found[:57]}...")
@@ -78,15 +78,15 @@ def is_loopback(host: str) -> bool:
 def _without_port(header: str) -> str:
     """Return the name in a ``Host`` header: ``[::1]:80`` -> ``::1``."""
     header = header.strip()
-    return _plain(header.partition("]")[0] if header.startswith("[") else header.partition(":")[0])
+    return _normalized(header.partition("]")[0] if header.startswith("[") else header.partition(":")[0])
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.strip("[]").lower().removesuffix(".")
 
 
 def _listed(names: Collection[str]) -> str:
-    return f"{', '.join(sorted(names))}, and what the server's --allowed-host names"
+    return f"{', '.join(sorted(names))}, and the names given by --allowed-host"
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

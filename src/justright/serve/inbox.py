@@ -35,18 +35,18 @@ class Inbox:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._letters: deque[InboxItem] = deque()
+        self._items: deque[InboxItem] = deque()
         self._arrived = asyncio.Event()
-        self._rung = False
+        self._notified = False
 
     def listener(self, index: int) -> Callable[[Emission], None]:
         """Return the listener to pass to `Scheduler.submit` for answer ``index``."""
 
         def listen(emission: Emission) -> None:
-            self._letters.append(InboxItem(index, emission, time.perf_counter()))
-            if not self._rung:
-                self._rung = True
-                self._ring()
+            self._items.append(InboxItem(index, emission, time.perf_counter()))
+            if not self._notified:
+                self._notified = True
+                self._notify()
 
         return listen
 
@@ -54,17 +54,17 @@ class Inbox:
         """Return all chunks since the last call; wait up to ``timeout_s`` for one, else return an empty list."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._letters:  # the event may be set for letters that were taken already
+                while not self._items:  # the event may be set for items that were taken already
                     await self._arrived.wait()
                     self._arrived.clear()
-                    self._rung = False  # before taking the letters, so that later ones set the event again
+                    self._notified = False  # before taking the items, so that later ones set the event again
         except TimeoutError:
             return []
         found = []
-        while self._letters:
-            found.append(self._letters.popleft())
+        while self._items:
+            found.append(self._items.popleft())
         return found
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed; nobody reads any more
             self._loop.call_soon_threadsafe(self._arrived.set)

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from justright.engine.model_runner import Verifier
-from justright.model.summary import cached_values_per_token
 
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_TOKENS = 256
@@ -18,7 +17,7 @@ SHARE = 0.8
 
 def affordable_tokens(verifier: Verifier) -> int:
     """Return the most tokens to keep at once: what fits into memory, and no more than all slots can use."""
-    each = cached_values_per_token(verifier.config) * verifier.dtype.itemsize
+    each = verifier.spec.cached_values * verifier.dtype.itemsize
     return min(int(SHARE * free_bytes(verifier.device)) // each, verifier.slots * verifier.max_tokens)
 
 
@@ -28,17 +27,17 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return min([int(psutil.virtual_memory().available), *_left_of_limits()])
+    return min([int(psutil.virtual_memory().available), *_cgroup_headroom()])
 
 
-def _left_of_limits() -> list[int]:
+def _cgroup_headroom() -> list[int]:
     """Return what the limits of a container or service leave, in bytes, if there are any (cgroup v2)."""
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
+        group = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
     except OSError:
         return []
     found = []
-    folder = CGROUPS / own
+    folder = CGROUPS / group
     for one in (folder, *folder.parents):
         try:
             most, now = ((one / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))

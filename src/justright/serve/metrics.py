@@ -59,7 +59,7 @@ class Metrics:
         )
         self.each_token = Histogram(
             "justright_time_per_output_token_seconds",
-            "Mean time of an answer's tokens behind the first.",
+            "Mean time of an answer's tokens after the first.",
             buckets=_TOKEN_SECONDS,
             registry=registry,
         )
@@ -68,26 +68,26 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"justright_{name}", text, labels, registry=registry)
 
-        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
-        self.cached_tokens = counter(
-            "prompt_tokens_cached", "Tokens of prompts that were in the cache already."
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens.")
+        self.cached_tokens = counter("prompt_tokens_cached", "Prompt tokens found in the KV cache.")
+        self.emitted_tokens = counter("emitted_tokens", "Output tokens, counted when they are emitted.")
+        self.output_tokens = counter(
+            "output_tokens", "Output tokens of finished answers, reasoning included."
         )
-        self.emitted_tokens = counter("emitted_tokens", "Tokens of answers, counted as they come.")
-        self.output_tokens = counter("output_tokens", "Tokens of answers, thoughts included.")
-        self.reasoning_tokens = counter("reasoning_tokens", "Tokens of thoughts.")
-        self.mode_tokens = counter("mode_tokens", "Tokens of answers by mode.", ("mode",))
-        self.discarded_tokens = counter("discarded_tokens", "Tokens of answers given up for slower ones.")
+        self.reasoning_tokens = counter("reasoning_tokens", "Reasoning tokens.")
+        self.mode_tokens = counter("mode_tokens", "Output tokens by mode.", ("mode",))
+        self.discarded_tokens = counter("discarded_tokens", "Tokens of answers discarded for slower ones.")
         self.saved_tokens = Gauge(
             "justright_saved_tokens",
-            "Tokens saved against thinking always, by calibration; may be negative.",
+            "Tokens saved compared with always reasoning, by calibration; may be negative.",
             registry=registry,
         )
-        self.drafted_tokens = counter("drafted_tokens", "Guessed tokens that were verified.")
-        self.accepted_tokens = counter("accepted_tokens", "Guessed tokens that stood.")
-        self.decisions = counter("decisions", "Answers by mode, and by who decided it.", ("mode", "by"))
+        self.drafted_tokens = counter("drafted_tokens", "Draft tokens verified.")
+        self.accepted_tokens = counter("accepted_tokens", "Draft tokens accepted.")
+        self.decisions = counter("decisions", "Answers by mode, and by what decided it.", ("mode", "by"))
         self.acceptance = Histogram(
             "justright_acceptance_length_tokens",
-            "Tokens that a verification gave, by the longest context of its class.",
+            "Tokens per verification, by the upper bound of the context's length class.",
             ("context",),
             buckets=_STEP_TOKENS,
             registry=registry,
@@ -132,15 +132,15 @@ class _SnapshotCollector(Collector):
         now = self._snapshot()
         limit = float("nan") if now.cache_tokens is None else now.cache_tokens
         for name, text, value in (
-            ("requests_waiting", "Requests that wait for a slot.", now.waiting),
-            ("requests_running", "Requests that hold a slot.", now.running),
-            ("slots", "The most requests that run at once.", now.slots),
-            ("cache_tokens", "Tokens whose keys and values are kept.", now.cached_tokens),
-            ("cache_reserved_tokens", "Tokens that what runs may need.", now.reserved_tokens),
-            ("cache_limit_tokens", "The limit on these; NaN: none.", limit),
-            ("cache_bytes", "Memory of keys and values.", now.cache_bytes),
+            ("requests_waiting", "Requests without a slot.", now.waiting),
+            ("requests_running", "Requests with a slot.", now.running),
+            ("slots", "Most requests that run at once.", now.slots),
+            ("cache_tokens", "Tokens in the KV cache.", now.cached_tokens),
+            ("cache_reserved_tokens", "Tokens that the running requests may need.", now.reserved_tokens),
+            ("cache_limit_tokens", "Limit on both; NaN: no limit.", limit),
+            ("cache_bytes", "Bytes of the KV cache.", now.cache_bytes),
             ("engine_up", "Whether the engine's thread runs.", now.alive),
-            ("draining", "Whether new requests are refused.", now.draining),
+            ("draining", "Whether new requests are rejected.", now.draining),
         ):
             yield GaugeMetricFamily(f"justright_{name}", text, value=float(value))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright.readable import readable_bytes
@@ -60,7 +60,7 @@ class Guard:
             return
         began, status = time.perf_counter(), 499  # nginx's status for a client that disconnected
 
-        async def watched(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -68,15 +68,15 @@ class Guard:
 
         try:
             if scope.get("state", {}).get(CROWDED) and scope["path"] not in _HEALTH:
-                raise _crowded()
+                raise _too_many_connections()
             self._hosts.check(scope, keys=bool(self._keys))
-            headers = Headers(scope=scope)
-            self._check_key(scope["path"], headers)
-            body = await self._body(headers, receive)
-            await self.app(scope, replayed(body, receive), watched)
+            http = Request(scope, receive)
+            self._check_key(scope["path"], http.headers)
+            body = await self._body(http)
+            await self.app(scope, replayed(body, receive), send_noting_status)
         except ApiError as error:
-            await respond(error, watched)
-        except _DisconnectedError:
+            await error.to_response()(scope, receive, send_noting_status)
+        except ClientDisconnect:
             pass
         finally:
             self._log(scope["method"], scope["path"], status, time.perf_counter() - began)
@@ -92,51 +92,32 @@ class Guard:
             message = "this server needs an API key: send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, http: Request) -> bytes:
         """Read the whole body."""
-        announced = headers.get("content-length", "0")
+        announced = http.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self._max:
             raise self._too_large()
-        pieces: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             async with asyncio.timeout(self._timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _DisconnectedError
-                    pieces.append(message.get("body", b""))
-                    size += len(pieces[-1])
-                    if size > self._max:
+                async for piece in http.stream():
+                    body += piece
+                    if len(body) > self._max:
                         raise self._too_large()
-                    if not message.get("more_body", False):
-                        return b"".join(pieces)
         except TimeoutError:
-            message_ = f"the body did not come within {self._timeout_s:g} s"
-            raise ApiError(408, message_, None, "body_timeout", {"Connection": "close"}) from None
+            message = f"the body did not arrive within {self._timeout_s:g} s: send it at once"
+            raise ApiError(408, message, None, "body_timeout", {"Connection": "close"}) from None
+        return bytes(body)
 
     def _too_large(self) -> ApiError:
-        message = f"the body is larger than the {readable_bytes(self._max)} that this server takes"
+        message = f"the body is too large; allowed: {readable_bytes(self._max)} at most"
         return ApiError(413, message, None, "body_too_large", {"Connection": "close"})
 
 
-def _crowded() -> ApiError:
+def _too_many_connections() -> ApiError:
     message = "too many connections are open: send the request again later"
     headers = {"Retry-After": "5", "Connection": "close"}
     return ApiError(503, message, None, "too_many_connections", headers)
-
-
-class _DisconnectedError(Exception):
-    """The client disconnected before its request was complete."""
-
-
-async def respond(error: ApiError, send: Send) -> None:
-    """Send an error."""
-    body = json.dumps(error.to_dict()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

@@ -15,17 +15,17 @@ from justright.serve.protocol import ChatRequest, CompletionRequest
 Responses = dict[int | str, dict[str, Any]]
 _REF = "#/components/schemas/{model}"
 _MEANINGS = {
-    400: "The request cannot be done; `param` says which parameter is at fault",
-    401: "An API key is needed",
-    403: "The `Host` header names no host that is allowed",
+    400: "The request is invalid; `param` names the parameter at fault",
+    401: "The API key is missing or wrong",
+    403: "The `Host` header names a host that is not allowed",
     404: "There is no such model",
-    408: "The head or the body came too slowly",
+    408: "The head or the body arrived too slowly",
     413: "The body is too large",
     415: "The body is compressed",
-    429: "Too many requests wait; `Retry-After` says when to come again",
+    429: "Too many requests are waiting; `Retry-After` is the time to wait",
     500: "The engine failed",
-    503: "The server shuts down, or too many connections are open",
-    504: "Nothing was answered within the server's deadline",
+    503: "The server is shutting down, or too many connections are open",
+    504: "No token was generated within the server's deadline",
 }
 
 
@@ -44,7 +44,7 @@ def streamed(whole: type[BaseModel], piece: type[BaseModel]) -> Responses:
     """Return the responses of a route that answers whole or, with ``stream``, as events."""
     return {
         200: {
-            "description": f"The answer; with `stream`, as events: each a {piece.__name__}, at last `[DONE]`",
+            "description": f"The answer; with `stream`, as events: each is a {piece.__name__}, the last is `[DONE]`",
             "model": whole,
             # No schema: OpenAPI versions differ on whether it describes the whole stream or each event.
             "content": {"text/event-stream": {}},
@@ -71,9 +71,12 @@ def describe(app: FastAPI, *, keys: bool) -> None:
 def _document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = found["components"]["schemas"]
-    asked: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
-    told: list[Any] = [(responses.ChatChunk, "serialization"), (responses.CompletionChunk, "serialization")]
-    _, extra = models_json_schema([*asked, *told], ref_template=_REF)
+    inputs: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+    outputs: list[Any] = [
+        (responses.ChatChunk, "serialization"),
+        (responses.CompletionChunk, "serialization"),
+    ]
+    _, extra = models_json_schema([*inputs, *outputs], ref_template=_REF)
     for name, schema in extra["$defs"].items():
         schemas.setdefault(name, schema)
     for name in ("HTTPValidationError", "ValidationError"):

@@ -5,11 +5,13 @@ Models are strict: no string for a number, no unknown names, no NaN.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from justright.reasoning.effort import AskedEffort
+from justright.serve.api_errors import ApiError
 
 MAX_CHOICES = 16
 MAX_STOPS = 4
@@ -32,6 +34,21 @@ TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1, fa
 Prompt = Annotated[str, Field(min_length=1)]
 _SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
 Prompts = Annotated[list[Prompt], _SEVERAL]
+V = TypeVar("V")
+
+
+def agreed(values: Mapping[str, V | None]) -> V | None:
+    """Return the value of a parameter that has several names.
+
+    Raises:
+        ApiError: two names have different values.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    if len(set(given.values())) > 1:
+        words = " and ".join(f"{name} is {value}" for name, value in given.items())
+        message = f"{words}: they mean the same, so send one of them"
+        raise ApiError(400, message, next(iter(given)), "invalid_value")
+    return next(iter(given.values()), None)
 
 
 class Strict(BaseModel):
@@ -152,7 +169,7 @@ class CommonFields(Strict):
     stop: Stop | Stops | None = None
     response_format: ResponseFormat | None = None
     justright: Extras | None = None
-    user: str | None = Field(None, description="Without meaning here: nothing is kept about users.")
+    user: str | None = Field(None, description="Ignored: the server stores nothing about users.")
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -160,7 +177,7 @@ class CommonFields(Strict):
     @model_validator(mode="after")
     def _streams(self) -> CommonFields:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options are for stream: true")
+            raise ValueError("stream_options need stream: true")
         return self
 
     @property
@@ -194,15 +211,17 @@ class ChatRequest(CommonFields):
     reasoning_effort: AskedEffort | None = None
     reasoning: ReasoningFields | None = None
     thinking_budget: Whole | None = Field(
-        None, ge=0, description="Most tokens of thought; then its end is forced, and the answer comes."
+        None,
+        ge=0,
+        description="Most reasoning tokens; then the end of reasoning is injected, and the answer begins.",
     )
     stop_in_reasoning: bool = Field(
-        False, description="Whether `stop` ends the answer in reasoning too, and not in content alone."
+        False, description="Whether `stop` also ends an answer within its reasoning."
     )
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    metadata: dict[str, str] | None = Field(None, description="Without meaning here: nothing is stored.")
-    safety_identifier: str | None = Field(None, description="Without meaning here.")
-    prompt_cache_key: str | None = Field(None, description="Without meaning here: prefixes are found anyway.")
+    metadata: dict[str, str] | None = Field(None, description="Ignored: the server stores nothing.")
+    safety_identifier: str | None = Field(None, description="Ignored.")
+    prompt_cache_key: str | None = Field(None, description="Ignored: shared prefixes are always reused.")
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     verbosity: Literal["medium"] | None = None
@@ -218,46 +237,27 @@ class ChatRequest(CommonFields):
 
     @model_validator(mode="after")
     def _agrees(self) -> ChatRequest:
-        twice = (
-            ("max_tokens", self.max_tokens, "max_completion_tokens", self.max_completion_tokens),
-            (
-                "reasoning_effort",
-                self.reasoning_effort,
-                "reasoning.effort",
-                self.reasoning and self.reasoning.effort,
-            ),
-            (
-                "thinking_budget",
-                self.thinking_budget,
-                "reasoning.max_tokens",
-                self.reasoning and self.reasoning.max_tokens,
-            ),
-        )
-        for one, value, other, another in twice:
-            if value is not None and another is not None and value != another:
-                raise ValueError(
-                    f"{one} is {value} and {other} is {another}: they mean the same, give one of them"
-                )
+        _ = self.limit, self.effort, self.budget  # these check that the names of one parameter agree
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs is for logprobs: true")
+            raise ValueError("top_logprobs needs logprobs: true")
         return self
 
     @property
     def limit(self) -> int | None:
         """Most tokens in the answer."""
-        return self.max_completion_tokens or self.max_tokens
+        return agreed({"max_tokens": self.max_tokens, "max_completion_tokens": self.max_completion_tokens})
 
     @property
     def effort(self) -> str | None:
         """The reasoning effort, by name."""
-        return self.reasoning_effort or (self.reasoning.effort if self.reasoning else None)
+        nested = None if self.reasoning is None else self.reasoning.effort
+        return agreed({"reasoning_effort": self.reasoning_effort, "reasoning.effort": nested})
 
     @property
     def budget(self) -> int | None:
         """The reasoning budget, in tokens."""
-        if self.thinking_budget is None and self.reasoning is not None:
-            return self.reasoning.max_tokens
-        return self.thinking_budget
+        nested = None if self.reasoning is None else self.reasoning.max_tokens
+        return agreed({"thinking_budget": self.thinking_budget, "reasoning.max_tokens": nested})
 
     @property
     def likeliest(self) -> int | None:

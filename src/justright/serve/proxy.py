@@ -8,29 +8,22 @@ import httpx
 
 from justright.serve.api_errors import ApiError
 
-HOP_BY_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-    )
-) | {"transfer-encoding", "upgrade"}
-_REQUEST_OWN = HOP_BY_HOP | {"host", "content-length", "content-type", "expect", "accept-encoding"}
+_PROXY = {f"proxy-{name}" for name in ("authenticate", "authorization", "connection")}
+HOP_BY_HOP = _PROXY | {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+_REQUEST_OWN = HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding"}
 
 
 def fault_of(error: httpx.HTTPError, url: str, timeout_s: float) -> ApiError:
     """Return the client's error for an upstream failure: 502 if it is down, 504 if it does not respond in time."""
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-        message = f"the upstream {url} said nothing for {timeout_s:g} s: send the request again later"
+        message = f"the upstream {url} sent nothing for {timeout_s:g} s: send the request again later"
         return ApiError(504, message, None, "upstream_timeout")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        message = f"the upstream {url} cannot be reached: is it running?"
+        message = f"the upstream {url} cannot be reached: check that it runs"
         return ApiError(502, message, None, "upstream_unreachable")
-    message = f"the upstream {url} broke the connection: {error or type(error).__name__}"
+    message = (
+        f"the upstream {url} broke the connection ({error or type(error).__name__}): send the request again"
+    )
     return ApiError(502, message, None, "upstream_failed")
 
 

@@ -12,25 +12,27 @@ from typing import Any, get_args
 from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 
-from justright.engine.chat_modes import Reasoning
+from justright.engine.chat_modes import Reasoning, opens_reasoning
 from justright.engine.generation import ModeParams
 from justright.engine.llm import LLM
 from justright.engine.request import Request
 from justright.engine.sampler import TOKEN_CHOICE
 from justright.errors import JustrightError, UsageError
+from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.effort import DECIDING, FAST_EFFORTS, AskedEffort
 from justright.serve.api_errors import ApiError, of_error
 from justright.serve.constraint import Grammars
 from justright.serve.protocol import AsJson, AsSchema, ChatRequest, CommonFields, CompletionRequest, Message
+from justright.serve.responses import ModelReasoning
 from justright.serve.server_settings import OPENAI, ServeSettings
 from justright.serve.strict_schema import closed
+from justright.serve.upstream import SWITCH
 
 _OPENAI_COMPLETION = 16
 """Default ``max_tokens`` of a completion, as in OpenAI's API."""
-_SWITCH = "enable_thinking"
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """transformers' mark around the assistant's text; it changes no text."""
-_OURS = frozenset(
+_RESERVED = frozenset(
     {"messages", "conversation", "self", "raise_exception", "strftime_now", "tools", "documents"}
 )
 
@@ -50,107 +52,124 @@ class RequestReader:
         self._tokenizer: PreTrainedTokenizerFast = engine.tokenizer
         self._modes = engine.modes
         adapter = engine.modes.adapter
-        self._ends = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
-        vocab_size = engine.verifier.config.vocab_size
-        self.grammars = Grammars(engine.tokenizer, vocab_size, self._ends)
+        self._end_tokens = engine.stop_token_ids | (frozenset() if adapter is None else adapter.end_tokens)
+        vocab_size = engine.verifier.spec.vocab_size
+        self.grammars = Grammars(engine.tokenizer, vocab_size, self._end_tokens)
 
-    def chat(self, asked: ChatRequest) -> Iterator[list[Request]]:
+    def chat(self, body: ChatRequest) -> Iterator[list[Request]]:
         """Yield one list: the requests of a chat, one for each choice.
 
         Raises:
             ApiError: a parameter cannot be honoured; it names the parameter.
         """
-        self._check_model(asked)
-        template = self._template_arguments(asked.chat_template_kwargs or {})
-        thinking = thinking_of(asked, self.settings.thinking)
-        if asked.effort is not None and not self._thinks and asked.effort not in FAST_EFFORTS | DECIDING:
-            message = f"effort {asked.effort}: this model marks no thoughts, and has no switch: leave it out"
+        self._check_model(body)
+        template = self._template_arguments(body.chat_template_kwargs or {})
+        thinking = thinking_of(body, self.settings.thinking)
+        if body.effort is not None and not self._has_marks and body.effort not in FAST_EFFORTS | DECIDING:
+            message = (
+                f"effort {body.effort} changes nothing, as this model has no reasoning tags: leave it out"
+            )
             raise ApiError(400, message, "reasoning_effort", "invalid_value")
-        messages = [self._message(message) for message in asked.messages]
-        params = self._params(asked)
+        messages = [self._message(message) for message in body.messages]
+        params = self._params(body)
         try:
             request = self.engine.conversation(
                 messages,
                 params,
                 thinking=thinking,
                 template=template,
-                max_tokens=asked.limit or self.settings.max_tokens,
-                stop=asked.stops,
-                stop_in_reasoning=asked.stop_in_reasoning,
+                max_tokens=body.limit or self.settings.max_tokens,
+                stop=body.stops,
+                stop_in_reasoning=body.stop_in_reasoning,
             )
         except JustrightError as error:
-            raise of_error(error, _at_fault(asked, error)) from error
+            raise of_error(error, _parameter_of(body, error)) from error
         except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            message = f"the model's chat template cannot write this conversation: {error}"
+            message = f"the model's chat template cannot render this conversation: {error}"
             raise ApiError(400, message, "messages", "invalid_value") from error
-        name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-        self._check_limit(request, asked.limit, name)
-        request.top_logprobs = asked.likeliest
-        yield self._choices(request, asked)
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        self._check_limit(request, body.limit, name)
+        request.top_logprobs = body.likeliest
+        yield self._choices(request, body)
 
-    def completion(self, asked: CompletionRequest) -> Iterator[list[Request]]:
+    def completion(self, body: CompletionRequest) -> Iterator[list[Request]]:
         """Yield the requests of a completion prompt by prompt: for each, a list with one request per choice.
 
         Raises:
             ApiError: a parameter cannot be honoured; it names the parameter.
         """
-        self._check_model(asked)
-        params = self._params(asked)
-        for prompt in asked.prompts:
+        self._check_model(body)
+        params = self._params(body)
+        for prompt in body.prompts:
             try:
                 request = self.engine.request(
-                    prompt, params, max_tokens=asked.max_tokens or _OPENAI_COMPLETION, stop=asked.stops
+                    prompt, params, max_tokens=body.max_tokens or _OPENAI_COMPLETION, stop=body.stops
                 )
             except JustrightError as error:
                 raise of_error(error, "prompt") from error
-            self._check_limit(request, asked.max_tokens, "max_tokens")
-            request.top_logprobs = asked.logprobs
-            yield self._choices(request, asked)
+            self._check_limit(request, body.max_tokens, "max_tokens")
+            request.top_logprobs = body.logprobs
+            yield self._choices(request, body)
 
     @cached_property
     def efforts(self) -> list[str]:
         """The efforts that this model supports."""
-        return [effort for effort in get_args(AskedEffort) if self._can(effort)]
+        return [effort for effort in get_args(AskedEffort) if self._supports(effort)]
 
-    def _can(self, effort: str) -> bool:
+    @cached_property
+    def reasoning(self) -> ModelReasoning:
+        """What is known about the model's reasoning, see `ModelDetails`."""
+        if "none" in self.efforts:
+            return "switchable"
+        if not (self._has_marks or self._modes.reasons):
+            return "never"
+        try:
+            message = {"role": "user", "content": "Hello"}
+            opens = opens_reasoning(self._tokenizer, self._modes.tags or ThinkingTags(), [message])
+        except (TemplateError, TypeError, ValueError):  # no template, or one that wants other messages
+            return "unknown"
+        return "always" if opens else "unknown"
+
+    def _supports(self, effort: str) -> bool:
         scorer = self.settings.thinking.scorer if effort == "auto" else "probe"
         try:
-            hidden_size = self.engine.verifier.config.hidden_size
+            hidden_size = self.engine.verifier.spec.hidden_size
             self._modes.check(Reasoning(None if effort == "xhigh" else effort, scorer=scorer), hidden_size)
         except UsageError:
             return False
-        return self._modes.reasons
+        return self._modes.reasons and (self._has_marks or effort in FAST_EFFORTS)
 
     @property
-    def _thinks(self) -> bool:
+    def _has_marks(self) -> bool:
+        """Whether the model can mark reasoning; whether it does is known from its answers alone."""
         return self._modes.tags is not None or self._modes.adapter is not None
 
-    def _check_model(self, asked: CommonFields) -> None:
-        if asked.model != self.settings.model:
-            message = f"there is no model {asked.model!r} here; there is {self.settings.model!r}"
+    def _check_model(self, body: CommonFields) -> None:
+        if body.model != self.settings.model:
+            message = f"there is no model {body.model!r}; allowed: {self.settings.model!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
-    def _params(self, asked: CommonFields) -> ModeParams:
+    def _params(self, body: CommonFields) -> ModeParams:
         """Return each mode's sampling parameters: from the request, the server, the model's file or OpenAI."""
-        given = {name: value for name in TOKEN_CHOICE if (value := getattr(asked, name)) is not None}
+        given = {name: value for name in TOKEN_CHOICE if (value := getattr(body, name)) is not None}
         try:
             return self.engine.generation.params({**self.settings.sampling, **given}, OPENAI)
         except UsageError as error:
             raise of_error(error, error.about) from error
 
-    def _choices(self, request: Request, asked: CommonFields) -> list[Request]:
+    def _choices(self, request: Request, body: CommonFields) -> list[Request]:
         """Copy the request for each choice; with a seed, each choice gets the next seed."""
         params = request.params
-        seeds = [None if params.seed is None else params.seed + number for number in range(asked.choices)]
+        seeds = [None if params.seed is None else params.seed + number for number in range(body.choices)]
         return [request.again(replace(params, seed=seed), None) for seed in seeds]
 
-    async def constrain(self, requests: Sequence[Request], asked: CommonFields) -> None:
+    async def constrain(self, requests: Sequence[Request], body: CommonFields) -> None:
         """Attach to each request the constraint on its answer.
 
         Raises:
             ApiError: the schema cannot be enforced.
         """
-        wanted = asked.response_format
+        wanted = body.response_format
         if not isinstance(wanted, AsJson | AsSchema):
             return
         try:
@@ -165,7 +184,7 @@ class RequestReader:
         for request in requests:
             request.constraint = constraint.copy()
             if request.stop_token_ids:  # a grammar may end with the end token of any mode
-                request.stop_token_ids |= self._ends
+                request.stop_token_ids |= self._end_tokens
 
     def _check_limit(self, request: Request, limit: int | None, name: str) -> None:
         """Raise an error if the answer's limit exceeds what the prompt leaves, rather than cut the answer."""
@@ -173,8 +192,8 @@ class RequestReader:
             context = self.engine.verifier.max_tokens
             raise ApiError(
                 400,
-                f"{name} is {limit}, and of the context's {context} tokens the prompt leaves {request.max_tokens}: "
-                "ask for less, or shorten the prompt",
+                f"{name} is {limit}; allowed: at most {request.max_tokens}, which the prompt leaves of the context's "
+                f"{context} tokens. Request fewer, or shorten the prompt",
                 name,
                 "context_length_exceeded",
             )
@@ -187,14 +206,14 @@ class RequestReader:
         role = message.role
         if role == "developer" and "developer" not in str(self._tokenizer.chat_template):
             role = "system"
-        if getattr(message, "tool_call_id", None) is not None and not self._reads("tool_call_id"):
-            fault = "messages: this model's chat template has no place for tool_call_id: leave it out"
+        if getattr(message, "tool_call_id", None) is not None and not self._template_reads("tool_call_id"):
+            fault = "messages: this model's chat template does not read tool_call_id: leave it out"
             raise ApiError(400, fault, "messages", "unsupported_parameter")
         names = ("name", "tool_call_id", "reasoning_content")
         more = {name: getattr(message, name, None) for name in names}
         return {"role": role, "content": content} | {k: v for k, v in more.items() if v is not None}
 
-    def _reads(self, name: str) -> bool:
+    def _template_reads(self, name: str) -> bool:
         """Whether a chat template reads the message field ``name``."""
         return any(re.search(rf"""\.{name}\b|['"]{name}['"]""", one) for one in self._templates)
 
@@ -203,12 +222,14 @@ class RequestReader:
         for name, value in arguments.items():
             param = f"chat_template_kwargs.{name}"
             if name in _reserved():
-                raise ApiError(400, f"{param} is not the client's to say", param, "unsupported_parameter")
-            if name == _SWITCH and not isinstance(value, bool):
+                raise ApiError(
+                    400, f"{param} is reserved for the server: leave it out", param, "unsupported_parameter"
+                )
+            if name == SWITCH and not isinstance(value, bool):
                 raise ApiError(400, f"{param} is {value!r}; allowed: true, false", param, "invalid_value")
-            if name not in self._variables and not (name == _SWITCH and self._modes.adapter is not None):
+            if name not in self._variables and not (name == SWITCH and self._modes.adapter is not None):
                 takes = ", ".join(sorted(self._variables - _reserved())) or "none"
-                message = f"this model's chat template takes no {name}; it takes: {takes}"
+                message = f"this model's chat template does not read {name}; allowed: {takes}"
                 raise ApiError(400, message, param, "unknown_parameter")
         return arguments
 
@@ -222,30 +243,30 @@ class RequestReader:
         return self._modes.templates
 
 
-def thinking_of(asked: ChatRequest, default: Reasoning) -> Reasoning:
+def thinking_of(body: ChatRequest, default: Reasoning) -> Reasoning:
     """Choose how much to reason; a template argument overrides the request's effort, which overrides the default.
 
     Args:
-        asked: the client's request.
+        body: the client's request.
         default: used where the request says nothing.
 
     Raises:
         ApiError: the request contradicts itself.
     """
-    wanted = (asked.chat_template_kwargs or {}).get(_SWITCH)
-    if wanted is None and asked.effort is None and asked.budget is None:
+    wanted = (body.chat_template_kwargs or {}).get(SWITCH)
+    if wanted is None and body.effort is None and body.budget is None:
         return default
-    effort = default.effort if asked.effort is None else asked.effort
+    effort = default.effort if body.effort is None else body.effort
     if wanted is False:
         effort = "none"
     elif effort == "xhigh":
         effort = None
     if (wanted is True and (effort in FAST_EFFORTS or effort in DECIDING)) or (
-        asked.effort is None and asked.budget is not None and effort in FAST_EFFORTS
+        body.effort is None and body.budget is not None and effort in FAST_EFFORTS
     ):
         effort = None
-    budget = asked.budget
-    if budget is None and effort is None and asked.effort is None:
+    budget = body.budget
+    if budget is None and effort is None and body.effort is None:
         budget = default.budget
     try:
         return Reasoning(
@@ -256,7 +277,7 @@ def thinking_of(asked: ChatRequest, default: Reasoning) -> Reasoning:
             threshold=default.threshold if effort == default.effort else None,
         )
     except UsageError as error:
-        raise of_error(error, _at_fault(asked, error)) from error
+        raise of_error(error, _parameter_of(body, error)) from error
 
 
 def template_variables(template: str) -> set[str]:
@@ -266,21 +287,21 @@ def template_variables(template: str) -> set[str]:
     try:
         return set(meta.find_undeclared_variables(environment.parse(source)))
     except TemplateError:
-        return {_SWITCH} if _SWITCH in template else set()
+        return {SWITCH} if SWITCH in template else set()
 
 
 def _reserved() -> frozenset[str]:
     """Return the names that the code around a template sets, or that would change how it runs."""
     options = set(signature(PreTrainedTokenizerFast.apply_chat_template).parameters)
-    return _OURS | options | set(PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
+    return _RESERVED | options | set(PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
 
 
-def _at_fault(asked: ChatRequest, error: JustrightError) -> str:
+def _parameter_of(body: ChatRequest, error: JustrightError) -> str:
     """Return the parameter, as the client named it, that an error of `LLM.conversation` is about."""
     about = error.about if isinstance(error, UsageError) else None
     if about == "budget":
         return "thinking_budget"
     if about == "effort":
-        by_template = asked.effort is None and _SWITCH in (asked.chat_template_kwargs or {})
-        return f"chat_template_kwargs.{_SWITCH}" if by_template else "reasoning_effort"
+        by_template = body.effort is None and SWITCH in (body.chat_template_kwargs or {})
+        return f"chat_template_kwargs.{SWITCH}" if by_template else "reasoning_effort"
     return "messages"

@@ -227,11 +227,20 @@ class CompletionChunk(ResponseModel):
     usage: Usage | None = None
 
 
+ModelReasoning = Literal["switchable", "always", "never", "unknown"]
+
+
 class ModelDetails(ResponseModel):
-    """A model's limits: most tokens of prompt and answer, and supported efforts; an extension of justright."""
+    """What a model can do; an extension of justright.
+
+    ``context_length``: most tokens of prompt and answer; ``efforts``: the efforts that change an answer; ``reasoning``:
+    ``switchable``, each request chooses; ``always``, the chat template opens it; ``never``, the model has no marks for
+    it; ``unknown``, the model has marks for it, and only its answers show whether it uses them.
+    """
 
     context_length: int
     efforts: list[str]
+    reasoning: ModelReasoning
 
 
 class ModelCard(ResponseModel):

@@ -30,7 +30,9 @@ class QueueFull(JustrightError):
     """
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests wait already: try again in {retry_after_s:.0f} s")
+        super().__init__(
+            f"the queue is full with {waiting} requests: send the request again in {retry_after_s:.0f} s"
+        )
         self.retry_after_s = retry_after_s
 
 
@@ -134,7 +136,9 @@ class Scheduler:
             self._loop.check_room(request)
         places = self.max_waiting + self.engine.verifier.slots
         if len(pairs) > places:
-            raise UsageError(f"{len(pairs)} sequences at once, and this server takes {places}: ask for fewer")
+            raise UsageError(
+                f"the request has {len(pairs)} sequences; allowed: {places} at most. Request fewer"
+            )
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
         with self._changed:
@@ -142,7 +146,7 @@ class Scheduler:
                 raise ShuttingDown("the server is shutting down: send the request to another one")
             if len(self._entries) + len(pairs) > places:
                 waiting = max(len(self._entries) - self.engine.verifier.slots, 0)
-                raise QueueFull(waiting, self._patience(waiting))
+                raise QueueFull(waiting, self._expected_wait_s(waiting))
             for request, listener in pairs:
                 entry = _Entry(request, listener, deadline, now)
                 self._entries[request.id] = entry
@@ -185,7 +189,7 @@ class Scheduler:
             draining=self._draining,
         )
 
-    def _patience(self, waiting: int) -> float:
+    def _expected_wait_s(self, waiting: int) -> float:
         """Estimate the seconds until a new request gets a slot."""
         each = sum(self._recent) / len(self._recent) if self._recent else 1.0
         return max(1.0, each * (waiting + 1) / self.engine.verifier.slots)
@@ -200,7 +204,7 @@ class Scheduler:
             with self._changed:
                 self._stopped = True
             for entry in list(self._entries.values()):
-                self._give_up(entry, error)
+                self._abort(entry, error)
             self.on_death()
 
     def _serve(self) -> None:
@@ -214,9 +218,9 @@ class Scheduler:
             self._enforce()
             try:
                 for emission in self._loop.advance():
-                    self._tell(emission)
+                    self._deliver(emission)
             except Exception as error:
-                log.exception("the engine failed; the requests that ran are ended")
+                log.exception("the engine failed; its running requests end")
                 self._end(error, waiting=False)
             else:
                 continue
@@ -230,7 +234,7 @@ class Scheduler:
         except Exception as error:
             if not isinstance(error, ResourceError) and not is_out_of_memory(error):
                 raise
-            log.warning("there is no memory for a step of one token; the server goes on", exc_info=True)
+            log.warning("there is no memory for a step of one token; the server continues", exc_info=True)
 
     def _enforce(self) -> None:
         """Cancel requests past their deadline, and remove those cancelled while waiting."""
@@ -243,9 +247,9 @@ class Scheduler:
         for request in gone:
             self._loop.waiting.remove(request)
             request.finish_reason = "cancelled"
-            self._tell(Emission(request, [], "", 0, "cancelled"))
+            self._deliver(Emission(request, [], "", 0, "cancelled"))
 
-    def _tell(self, emission: Emission) -> None:
+    def _deliver(self, emission: Emission) -> None:
         if not (emission.token_ids or emission.text or emission.finish_reason):
             return  # held back; it may still be discarded in favour of an answer to another prompt
         entry = self._entries[emission.request.id]
@@ -272,14 +276,14 @@ class Scheduler:
         with self._changed:
             if waiting:
                 self._new.clear()
-            spared = {request.id for request in [*kept, *(entry.request for entry in self._new)]}
-            ended = [entry for entry in self._entries.values() if entry.request.id not in spared]
+            kept_ids = {request.id for request in [*kept, *(entry.request for entry in self._new)]}
+            ended = [entry for entry in self._entries.values() if entry.request.id not in kept_ids]
         for entry in ended:
-            self._give_up(entry, error)
+            self._abort(entry, error)
         self._loop.waiting.extend(kept)
 
-    def _give_up(self, entry: _Entry, error: BaseException | None) -> None:
+    def _abort(self, entry: _Entry, error: BaseException | None) -> None:
         """End a request in its current state."""
         entry.request.error = error
         entry.request.finish_reason = "cancelled"
-        self._tell(Emission(entry.request, [], "", 0, "cancelled"))
+        self._deliver(Emission(entry.request, [], "", 0, "cancelled"))

@@ -42,7 +42,7 @@ class SchemaTrial:
     def __init__(self, cpu_seconds: int = CPU_SECONDS) -> None:
         self._cpu_seconds = cpu_seconds
         self._process: subprocess.Popen[str] | None = None
-        self._used = threading.Lock()
+        self._lock = threading.Lock()
 
     def run(self, schema: str) -> str | None:
         """Compile a schema, given as JSON text; may take seconds.
@@ -50,7 +50,7 @@ class SchemaTrial:
         Returns:
             The schema's error; None if it is valid.
         """
-        with self._used:
+        with self._lock:
             process = self._process
             if process is None or process.poll() is not None:
                 self._discard()
@@ -65,7 +65,7 @@ class SchemaTrial:
                 self._discard()
                 if process.returncode == -signal.SIGXCPU:
                     return f"compiling it takes more than {self._cpu_seconds} s: simplify it"
-                return "compiling it fails, as it nests too deep or needs too much memory: simplify it"
+                return "compiling it fails, because it nests too deeply or needs too much memory: simplify it"
             found: str | None = json.loads(answer)
             return found
 
@@ -79,7 +79,7 @@ class SchemaTrial:
     def close(self) -> None:
         """Stop the process for good."""
         self.stop()
-        with self._used:
+        with self._lock:
             self._discard()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -110,7 +110,7 @@ def compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     try:
         grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SPACED)
     except RecursionError as error:
-        raise ValueError("it nests too deep") from error
+        raise ValueError("it nests too deeply: simplify it") from error
     matcher = LLMatcher(tokens, grammar, log_level=0)
     if matcher.is_error():
         raise ValueError(first_line(matcher.get_error()))

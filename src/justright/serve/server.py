@@ -39,12 +39,12 @@ def server_of(
         now = scheduler.snapshot()
         if count := now.running + now.waiting:
             log.warning(
-                "stopping: %d requests may come to their end for %g s; a second signal does not wait",
+                "stopping: %d requests have %g s to finish; a second signal stops at once",
                 count,
                 drain_s,
             )
         if not scheduler.drain(drain_s):
-            log.warning("some requests were not done within %g s; they are cancelled", drain_s)
+            log.warning("some requests did not finish within %g s and are cancelled", drain_s)
 
     server = HttpServer(
         create_app(service), bound, drain=drain, max_connections=max_connections, on_ready=on_ready
@@ -89,5 +89,5 @@ def serve(
         service.close()
     if scheduler.death is not None:
         raise JustrightError(
-            f"the engine died ({type(scheduler.death).__name__}: {scheduler.death}): start the server again"
+            f"the engine died ({type(scheduler.death).__name__}: {scheduler.death}): restart the server"
         ) from scheduler.death

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+"""The letters that byte-level vocabularies use for bytes (GPT-2's table)."""
 
 
 class TokenTexts:
@@ -30,7 +32,7 @@ class TokenTexts:
         if token is None:
             return b""
         if self._byte_level:
-            return bytes(_bytes_of()[letter] for letter in token if letter in _bytes_of())
+            return bytes(_BYTES[letter] for letter in token if letter in _BYTES)
         if found := _BYTE.fullmatch(token):
             return bytes([int(found[1], 16)])
         return str(token).replace("\u2581", " ").encode()
@@ -46,11 +48,3 @@ class TokenTexts:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-@cache
-def _bytes_of() -> dict[str, int]:
-    """Return the letters that byte-level vocabularies use for bytes (GPT-2's table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(rest)}

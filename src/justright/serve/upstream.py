@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ from justright.reasoning.effort import FAST_EFFORTS, SHARES, AskedEffort
 from justright.reasoning.routing import RoutingDecision
 from justright.reasoning.scorers import Heuristic, Scorer
 from justright.serve.api_errors import ApiError, of_validation
+from justright.serve.protocol import agreed
 
 Kind = Literal["vllm", "sglang", "llama.cpp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -29,7 +30,6 @@ SWITCH = "enable_thinking"
 """The chat template argument that turns reasoning off; it selects the mode in a template with two modes."""
 
 M = TypeVar("M", bound=BaseModel)
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Upstream:
         adapters: llama.cpp's ids of all adapters.
         budgets: whether it can end reasoning at a budget (vLLM with a reasoning config).
         has_fast: whether there is a fast mode: an adapter, or a template that turns reasoning off.
+        reasons: whether the model may reason; if not, the efforts `none` and `minimal` change nothing.
         end_tokens: token ids that end a fast answer, besides those that the server knows (vLLM only).
     """
 
@@ -52,14 +53,8 @@ class Upstream:
     adapters: tuple[int, ...] = ()
     budgets: bool = False
     has_fast: bool = True
+    reasons: bool = True
     end_tokens: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"a server of the kind {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if self.kind == "llama.cpp" and self.fast is not None and self.fast not in self.adapters:
-            there = ", ".join(map(str, self.adapters)) or "none"
-            raise UsageError(f"the server has no adapter {self.fast!r}; it has: {there}")
 
     @property
     def fast_model(self) -> str:
@@ -78,9 +73,12 @@ class Upstream:
     def summary(self) -> str:
         """Return a one-line description."""
         if not self.has_fast:
-            return f"{self.kind}: {self.model}, without an adapter and a template that knows no {SWITCH}: slow only"
+            why = (
+                f"slow only: no adapter, and no {SWITCH} in its template" if self.reasons else "never reasons"
+            )
+            return f"{self.kind}: {self.model}, {why}"
         if self.fast is None:
-            return f"{self.kind}: {self.model}, without an adapter: fast by its chat template alone"
+            return f"{self.kind}: {self.model}, fast by its chat template: no adapter"
         fast = f"with adapter {self.fast}" if self.kind == "llama.cpp" else f"is {self.fast_model}"
         return f"{self.kind}: slow is {self.model}, fast {fast}"
 
@@ -101,7 +99,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.effort is not None and self.effort not in EFFORTS:
-            raise UsageError(f"effort {self.effort!r} by default; allowed: {', '.join(EFFORTS)}")
+            raise UsageError(f"the default effort is {self.effort!r}; allowed: {', '.join(EFFORTS)}")
 
     def decide(self, prompt: str) -> RoutingDecision:
         """Choose slow if ``prompt`` scores above the threshold."""
@@ -113,24 +111,11 @@ class Policy:
         return RoutingDecision("slow" if hard else "fast", scorer.name, score, threshold, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """A request for the server.
+class UpstreamRequest(NamedTuple):
+    """A body for the server, with the mode and its reason; None: the request is for another model."""
 
-    Attributes:
-        body: the body to send.
-        decision: the mode and the reason; None: the request is for another model and passes unchanged.
-    """
-
-    body: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any]
     decision: RoutingDecision | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return response headers with the mode and the reason."""
-        if self.decision is None:
-            return {}
-        return {"X-Justright-Mode": self.decision.mode, "X-Justright-Reason": self.decision.reason}
 
 
 def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tuple[bytes, dict[str, str]]:
@@ -151,8 +136,11 @@ def mapped(path: str, content: bytes, upstream: Upstream, policy: Policy) -> tup
         return content, {}
     if not isinstance(body, dict):
         return content, {}
-    found = chat(body, upstream, policy) if path == CHAT else completion(body, upstream)
-    return (content if found.decision is None else json.dumps(found.body).encode()), found.headers
+    sent, decision = chat(body, upstream, policy) if path == CHAT else completion(body, upstream)
+    if decision is None:
+        return content, {}
+    headers = {"X-Justright-Mode": decision.mode, "X-Justright-Reason": decision.reason}
+    return json.dumps(sent).encode(), headers
 
 
 def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> UpstreamRequest:
@@ -166,21 +154,24 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Upstrea
     Raises:
         ApiError: an effort is unknown or unavailable, or arguments have a wrong type or contradict each other.
     """
-    said = _read(_Chat, body)
-    nested = said.reasoning or _Reasoning()
-    effort = _agreed({"reasoning_effort": said.reasoning_effort, "reasoning.effort": nested.effort})
-    budget = _agreed(
+    requested = _read(_Chat, body)
+    nested, template_kwargs = (
+        requested.reasoning or _Reasoning(),
+        requested.chat_template_kwargs or _Template(),
+    )
+    thinks = template_kwargs.enable_thinking
+    effort = agreed({"reasoning_effort": requested.reasoning_effort, "reasoning.effort": nested.effort})
+    budget = agreed(
         {
-            "thinking_budget": said.thinking_budget,
+            "thinking_budget": requested.thinking_budget,
             "reasoning.max_tokens": nested.max_tokens,
-            "thinking_token_budget": said.thinking_token_budget,
+            "thinking_token_budget": requested.thinking_token_budget,
         }
     )
     if effort == "escalate":
         message = "effort escalate needs the whole fast answer first, which only the embedded engine has: request auto"
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     modes = upstream.modes_of(body.get("model"))
-    thinks = None if said.chat_template_kwargs is None else said.chat_template_kwargs.enable_thinking
     if "slow" not in modes and (effort == "auto" or (modes and (effort in SLOW_EFFORTS or thinks))):
         message = (
             f"the model {body['model']!r} has one mode: request {upstream.model!r}, or leave the effort out"
@@ -192,13 +183,14 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Upstrea
     if decision.mode == "fast" and budget is not None and decision.by in ("effort", "template", "model"):
         message = f"{decision.reason}, which does not reason: leave the budget out"
         raise ApiError(400, message, "thinking_budget", "invalid_value")
-    if not upstream.has_fast and (decision.mode == "fast" or decision.score is not None):
+    by_score = decision.score is not None
+    if not upstream.has_fast and (by_score or (decision.mode == "fast" and upstream.reasons)):
         message = f"{decision.reason}, and {upstream.model} has one mode: it is served without a switch"
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     sent = _without_auto(body)
     if decision.mode == "slow":
         sent |= _budget(body, effort, budget, upstream)
-    else:
+    elif upstream.has_fast:
         template = dict(sent.get("chat_template_kwargs") or {})
         if template.get(SWITCH) is None:
             template[SWITCH] = False
@@ -219,14 +211,18 @@ def completion(body: Mapping[str, Any], upstream: Upstream) -> UpstreamRequest:
     modes = upstream.modes_of(body.get("model"))
     if not modes:
         return UpstreamRequest(dict(body))
-    decision = (
-        RoutingDecision("slow", "default", None, None, "a plain completion") if "slow" in modes else _BY_NAME
-    )
+    decision = _decided("slow", "default", "a plain completion") if "slow" in modes else _BY_NAME
     return UpstreamRequest(_addressed(dict(body), decision.mode, upstream), decision)
 
 
 SLOW_EFFORTS = frozenset(EFFORTS) - FAST_EFFORTS - {"auto"}
-_BY_NAME = RoutingDecision("fast", "model", None, None, "the requested model is the fast mode")
+
+
+def _decided(mode: str, by: str, reason: str) -> RoutingDecision:
+    return RoutingDecision(mode, by, None, None, reason)
+
+
+_BY_NAME = _decided("fast", "model", "the requested model is the fast mode")
 
 
 class _Lenient(BaseModel):
@@ -273,34 +269,19 @@ def _read(kind: type[M], body: Mapping[str, Any]) -> M:
         raise of_validation(error, body) from error
 
 
-def _agreed(names: Mapping[str, V | None]) -> V | None:
-    """Return the value of a setting that has several names.
-
-    Raises:
-        ApiError: two names have different values.
-    """
-    given = {name: value for name, value in names.items() if value is not None}
-    if len(set(given.values())) > 1:
-        words = " and ".join(f"{name} is {value}" for name, value in given.items())
-        message = f"{words}: they mean the same, give one of them"
-        raise ApiError(400, message, next(iter(given)), "invalid_value")
-    return next(iter(given.values()), None)
-
-
 def _decision(
     body: Mapping[str, Any], effort: str | None, budget: int | None, thinks: bool | None, policy: Policy
 ) -> RoutingDecision:
     """Choose the mode by the template argument, the effort, the budget or the default."""
     if thinks is not None:
-        mode, reason = "slow" if thinks else "fast", f"{SWITCH} is {str(thinks).lower()}"
-        return RoutingDecision(mode, "template", None, None, reason)
+        return _decided("slow" if thinks else "fast", "template", f"{SWITCH} is {str(thinks).lower()}")
     if effort is None and budget is not None:
-        return RoutingDecision("slow", "budget", None, None, f"a budget of {budget} reasoning tokens")
+        return _decided("slow", "budget", f"a budget of {budget} reasoning tokens")
     by, wanted = ("default", policy.effort) if effort is None else ("effort", effort)
     if wanted == "auto":
         return policy.decide(_last_question(body))
     reason = "as the model does by itself" if wanted is None else f"effort {wanted}"
-    return RoutingDecision("fast" if wanted in FAST_EFFORTS else "slow", by, None, None, reason)
+    return _decided("fast" if wanted in FAST_EFFORTS else "slow", by, reason)
 
 
 def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,11 +289,9 @@ def _without_auto(body: Mapping[str, Any]) -> dict[str, Any]:
     sent = dict(body)
     if sent.get("reasoning_effort") == "auto":
         del sent["reasoning_effort"]
-    nested = sent.get("reasoning") or {}
-    if nested.get("effort") == "auto":
-        left = {name: value for name, value in nested.items() if name != "effort"}
-        sent = {name: value for name, value in sent.items() if name != "reasoning"}
-        sent |= {"reasoning": left} if left else {}
+    if (nested := dict(sent.get("reasoning") or {})).get("effort") == "auto":
+        del nested["effort"], sent["reasoning"]
+        sent |= {"reasoning": nested} if nested else {}
     return sent
 
 
@@ -325,7 +304,7 @@ def _budget(
         ApiError: the server has no parameter for it.
     """
     if budget is not None and upstream.kind != "vllm":
-        message = f"the {upstream.kind} server behind this gateway has no reasoning budget: request an effort"
+        message = f"the {upstream.kind} server of this gateway has no reasoning budget: request an effort"
         raise ApiError(400, message, "thinking_budget", "unsupported_parameter")
     if budget is None and upstream.budgets and effort is not None and effort in SHARES:
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -345,23 +324,19 @@ def _addressed(sent: dict[str, Any], mode: str, upstream: Upstream) -> dict[str,
         scales |= {one.id: one.scale for one in _read(_Scales, sent).lora or ()}
         return sent | {"lora": [{"id": number, "scale": scale} for number, scale in scales.items()]}
     sent["model"] = upstream.fast_model if mode == "fast" else upstream.model
-    given = sent.get("stop_token_ids") or []
-    if (
-        mode == "fast"
-        and upstream.end_tokens
-        and isinstance(given, list)
-        and sent.get("ignore_eos") is not True
-    ):
-        sent["stop_token_ids"] = [*given, *(token for token in upstream.end_tokens if token not in given)]
+    given, ends = sent.get("stop_token_ids") or [], upstream.end_tokens if mode == "fast" else ()
+    if ends and isinstance(given, list) and sent.get("ignore_eos") is not True:
+        sent["stop_token_ids"] = [*given, *(token for token in ends if token not in given)]
     return sent
 
 
 def _last_question(body: Mapping[str, Any]) -> str:
     """Return the text of the last user message."""
-    messages = body.get("messages")
-    turns = [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
-    content = next((m.get("content") for m in reversed(turns) if m.get("role") == "user"), "")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+
+    def objects(value: Any) -> list[Mapping[str, Any]]:
+        return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+    users = [one for one in objects(body.get("messages")) if one.get("role") == "user"]
+    content = users[-1].get("content") if users else ""
+    parts = [part.get("text") for part in objects(content)] or [content]
+    return "".join(part for part in parts if isinstance(part, str))

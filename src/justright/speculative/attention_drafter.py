@@ -5,9 +5,8 @@ Source: EAGLE-2, arXiv:2406.16858 (trees by probability).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,49 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from justright.errors import UsageError
 from justright.speculative.attention_network import AttentionModel
 from justright.speculative.base import EMPTY_DRAFT, Draft
 from justright.speculative.store import verifier_matrices
-from justright.speculative.trained import TrainedDrafter
+from justright.speculative.trained import TrainedDrafter, TrainedOptions
 from justright.speculative.tree import TreeShape, grow
-from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
+from justright.speculative.tuning import TreeTable, best_shape, measure_drafting
 
-_TRIALS = 5
 _TUNED_AT = 2048
 """Context tokens at which drafting is timed; the engine compares it with a verification at the same length."""
-_UNTUNED = TreeShape(30, 6, 4)
-"""EAGLE-2's order of magnitude, for a drafter whose config has no table of trees."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionOptions:
-    """Options of the attention drafter.
-
-    Attributes:
-        path: its directory or hub id; None: the one in an installed package.
-        nodes: the maximum number of nodes of a tree; None: the best on this machine.
-        depth: levels of a tree; None: the best on this machine.
-        top_k: nodes expanded per level, and children of each; None: the best on this machine.
-        min_prob: do not follow less probable paths.
-    """
-
-    path: str | None = None
-    nodes: int | None = None
-    depth: int | None = None
-    top_k: int | None = None
-    min_prob: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and 1 <= value <= high):
-                raise UsageError(
-                    f"attention drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
-                )
-        if not isinstance(self.min_prob, int | float) or not 0 <= self.min_prob <= 1:
-            raise UsageError(f"attention drafts: min_prob is {self.min_prob!r}; allowed: 0 to 1")
 
 
 class Context:
@@ -81,13 +46,13 @@ class Context:
     @property
     def keys(self) -> Tensor:
         """``[heads, length, head]``."""
-        assert self._keys is not None, "read something first"
+        assert self._keys is not None, "read a state first"
         return self._keys[:, : self.length]
 
     @property
     def values(self) -> Tensor:
         """``[heads, length, head]``."""
-        assert self._values is not None, "read something first"
+        assert self._values is not None, "read a state first"
         return self._values[:, : self.length]
 
     def catch_up(self, model: AttentionModel) -> bool:
@@ -124,18 +89,17 @@ class AttentionDrafter(TrainedDrafter):
     """Drafts from the states of all tokens of the context.
 
     Args:
-        options: see `AttentionOptions`.
+        options: see `TrainedOptions`.
     """
 
     name = "attention"
     kind = "attention"
-    options_type = AttentionOptions
+    options_type = TrainedOptions
+    untuned = TreeShape(30, 6, 4)  # EAGLE-2's order of magnitude
     needs_states = True
 
-    def __init__(self, options: AttentionOptions | None = None) -> None:
+    def __init__(self, options: TrainedOptions | None = None) -> None:
         super().__init__(options)
-        self.shape = self._settled(_UNTUNED)
-        """The shape of its trees: from the options, else from `tune`."""
         self._model: AttentionModel | None = None
         self._trees: TreeTable | None = None
         self._contexts: dict[Hashable, Context] = {}
@@ -151,17 +115,11 @@ class AttentionDrafter(TrainedDrafter):
         """As `justright.speculative.lstm_drafter.LstmDrafter.tune`; drafting is timed at 2,048 tokens of context."""
         if self._trees is None or self._model is None:
             return
-        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
-        table = self._trees.among(max_nodes=max_nodes, **given)
+        table = self._trees.among(max_nodes=max_nodes, **self.options.shape)
         draft_s = draft_seconds(self._model)
         self.shape = self._settled(
             best_shape(table, verify_s, draft_s, spec=False, min_prob=self.options.min_prob)[0]
         )
-
-    def _settled(self, shape: TreeShape) -> TreeShape:
-        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
-        known = {name: value for name, value in given.items() if value is not None}
-        return replace(shape, **known, min_prob=self.options.min_prob)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request whose prompt is ``prompt_ids``."""
@@ -183,7 +141,7 @@ class AttentionDrafter(TrainedDrafter):
     def propose(self, request_id: Hashable, max_nodes: int) -> Draft:
         """Read the new part of the context, then grow a tree from its end."""
         context, model = self._contexts[request_id], self._model
-        assert model is not None, "the engine binds a drafter before it asks it"
+        assert model is not None, "bind the drafter before use"
         shape = replace(self.shape, nodes=min(self.shape.nodes, max_nodes))
         if shape.nodes < 1 or not context.catch_up(model):
             return EMPTY_DRAFT
@@ -206,14 +164,7 @@ def draft_seconds(model: AttentionModel) -> Callable[[int, int], float]:
     context = Context([0] * (_TUNED_AT + 1))
     context.waiting.append(torch.ones(_TUNED_AT, size, device=model.head_rows.device))
     context.catch_up(model)
-
-    def once(width: int) -> float:
-        begin = time.perf_counter()
-        grow_tree(model, context, TreeShape(NODES, 3, width))
-        return (time.perf_counter() - begin) / 3
-
-    one, many = (min(once(width) for _ in range(_TRIALS)) for width in (1, WIDTHS[-1]))
-    return lambda width, depth: depth * (one + max(many - one, 0.0) * (width - 1) / (WIDTHS[-1] - 1))
+    return measure_drafting(lambda shape: grow_tree(model, context, shape))
 
 
 class _Grower:

@@ -10,7 +10,7 @@ the verifier, and a head that covers only the draft vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from justright.errors import CheckpointError, UsageError
+from justright.errors import UsageError
 from justright.kernels.cpu import has_bfloat16
 from justright.kernels.product import Product
 from justright.speculative.lstm_network import RmsNorm
-from justright.speculative.store import CONFIG, fill, read_about, read_tensors, write_drafter
+from justright.speculative.store import fill, read_config, read_tensors, write_drafter
 
 _HEAD_DIM = 64
 _THETA = 10_000.0
@@ -135,11 +135,7 @@ class AttentionModel(nn.Module):
         Raises:
             CheckpointError: files that are missing, damaged, or do not belong together.
         """
-        about = read_about(folder, "attention")
-        try:
-            config = AttentionConfig(**{field.name: about[field.name] for field in fields(AttentionConfig)})
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+        config = read_config(folder, "attention", AttentionConfig)
         tensors, vocab = read_tensors(folder, config.draft_vocab, config.vocab_size)
         model = cls(config, embedding, head, vocab)
         fill(model, tensors, folder)

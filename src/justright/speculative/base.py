@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from justright.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -76,6 +78,21 @@ class Draft:
 
 
 EMPTY_DRAFT = Draft()
+
+
+def check_number(
+    options: object, of: str, name: str, low: float, high: float, *, whole: bool = False
+) -> None:
+    """Validate a numeric option: ``name`` of ``options``, from ``low`` to ``high``, an integer if ``whole``.
+
+    Raises:
+        UsageError: it is another value; the message begins with ``of``.
+    """
+    value = getattr(options, name)
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (right and low <= value <= high):
+        kind = "a whole number" if whole else "a number"
+        raise UsageError(f"{of}: {name} is {value!r}; allowed: {kind} from {low:g} to {high:g}")
 
 
 class Drafter(ABC):

@@ -5,7 +5,6 @@ Source: OWL, arXiv:2510.07535.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,60 +18,37 @@ from transformers import PreTrainedModel
 from justright.errors import UsageError
 from justright.kernels.cpu import has_bfloat16
 from justright.kernels.product import Product
-from justright.speculative.base import EMPTY_DRAFT, Draft
+from justright.speculative.base import EMPTY_DRAFT, Draft, check_number
 from justright.speculative.lstm_network import LstmModel
-from justright.speculative.sampled import Sampled, sample_tree
+from justright.speculative.sampled import sample_tree
 from justright.speculative.store import verifier_matrices
-from justright.speculative.trained import TrainedDrafter
+from justright.speculative.trained import TrainedDrafter, TrainedOptions
 from justright.speculative.tree import TreeShape, grow
-from justright.speculative.tuning import NODES, WIDTHS, TreeTable, best_shape
-
-_TRIALS = 5
+from justright.speculative.tuning import TreeTable, best_shape, measure_drafting
 
 
 @dataclass(frozen=True, slots=True)
-class LstmOptions:
-    """Options of the LSTM drafter, validated once.
+class LstmOptions(TrainedOptions):
+    """Options of the LSTM drafter: those of every trained drafter, and these.
 
     Attributes:
-        path: a drafter's directory or hub id; None: the one for this model in an installed package.
         spec: run [SPEC]; None: if the drafter was trained with it and it pays on this machine.
-        nodes: the maximum number of nodes of a tree, without [SPEC]; None: the best on this machine.
-        depth: levels of a tree, or tokens of a chain; None: the best on this machine.
-        top_k: nodes expanded per level, and children of each; 1: a chain; None: the best on this machine.
-        min_prob: do not follow paths with a lower probability.
         temperature: 0: the most probable draft tokens; above: tokens *drawn* from the drafter's distribution at that
             temperature, in trees of a fixed shape.
         seed: of drawn tokens.
     """
 
-    path: str | None = None
     spec: bool | None = None
-    nodes: int | None = None
-    depth: int | None = None
-    top_k: int | None = None
-    min_prob: float = 0.02
     temperature: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        TrainedOptions.__post_init__(self)
         if self.spec is not None and not isinstance(self.spec, bool):
-            raise UsageError(f"LSTM drafts: spec must be true or false, not {self.spec!r}")
-        for name, high in (("nodes", 1024), ("depth", 64), ("top_k", 64)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and 1 <= value <= high):
-                raise UsageError(
-                    f"LSTM drafts: {name} is {value!r}; allowed: a whole number from 1 to {high}"
-                )
-        if self.path is not None and not isinstance(self.path, str):
-            raise UsageError(f"LSTM drafts: path is {self.path!r}; allowed: a directory or a hub id")
+            raise UsageError(f"LSTM drafts: spec is {self.spec!r}; allowed: true, false")
         if not isinstance(self.seed, int):
             raise UsageError(f"LSTM drafts: seed is {self.seed!r}; allowed: a whole number")
-        for name, top in (("min_prob", 1.0), ("temperature", 100.0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= top:
-                raise UsageError(f"LSTM drafts: {name} is {value!r}; allowed: 0 to {top:g}")
+        check_number(self, "LSTM drafts", "temperature", 0, 100)
 
 
 @dataclass(slots=True)
@@ -91,16 +67,15 @@ class LstmDrafter(TrainedDrafter):
     name = "lstm"
     kind = "lstm"
     options_type = LstmOptions
+    untuned = TreeShape(30, 8, 10)  # the paper's: the best 30 nodes besides 30 [SPEC], 8 levels, 10 per level
     needs_hidden = True
 
     def __init__(self, options: LstmOptions | None = None) -> None:
         super().__init__(options)
         self._network: FastLstm | None = None
         self._requests: dict[Hashable, _Request] = {}
-        self._sampled = Sampled(self.options.seed)
+        self._generator = torch.Generator().manual_seed(self.options.seed)
         self._trees: dict[bool, TreeTable] = {}
-        self.shape = self._settled(_UNTUNED)
-        """The shape of its trees: from the options, else from `tune`, else the paper's."""
 
     def bind(self, model: PreTrainedModel, path: Path | None) -> None:
         """Read the drafter and connect it to the verifier; called once, before any request.
@@ -124,7 +99,7 @@ class LstmDrafter(TrainedDrafter):
         self._trees = {spec: table for spec, table in found.items() if table is not None}
         if self.options.spec and network.spec is None:
             raise UsageError(
-                f"the drafter in {folder} was trained without [SPEC]: leave spec out, or say spec=false"
+                f"the drafter in {folder} was trained without [SPEC]: leave spec out, or set spec=false"
             )
         if self.options.spec is not False and network.spec is not None:
             self.spec_embedding = network.spec.detach().to(model.device)
@@ -145,10 +120,11 @@ class LstmDrafter(TrainedDrafter):
         if not allowed or self._network is None:
             return
         draft_s = self._network.draft_seconds()
-        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
         found = {
             spec: best_shape(
-                self._trees[spec].among(max_nodes=max_nodes // 2 if spec else max_nodes, **given),
+                self._trees[spec].among(
+                    max_nodes=max_nodes // 2 if spec else max_nodes, **self.options.shape
+                ),
                 verify_s,
                 draft_s,
                 spec=spec,
@@ -160,11 +136,6 @@ class LstmDrafter(TrainedDrafter):
         self.shape = self._settled(found[best][0])
         if not best:
             self.spec_embedding = None
-
-    def _settled(self, shape: TreeShape) -> TreeShape:
-        given = {name: getattr(self.options, name) for name in ("nodes", "depth", "top_k")}
-        known = {name: value for name, value in given.items() if value is not None}
-        return replace(shape, **known, min_prob=self.options.min_prob)
 
     def start(self, request_id: Hashable, prompt_ids: Sequence[int]) -> None:
         """Begin a request; ignores its prompt."""
@@ -182,7 +153,7 @@ class LstmDrafter(TrainedDrafter):
         """Draft from the last state; empty before there is one."""
         request = self._active(request_id)
         options, network = self.options, self._network
-        assert network is not None, "the engine binds a drafter before it asks it"
+        assert network is not None, "bind the drafter before use"
         spec = self.spec_embedding is not None
         nodes = min(self.shape.nodes, max_nodes // 2 if spec else max_nodes)
         if request.hidden is None or request.token is None or nodes < 1:
@@ -190,7 +161,7 @@ class LstmDrafter(TrainedDrafter):
         shape = replace(self.shape, nodes=nodes)
         if options.temperature:
             network.begin(request.hidden, request.token)
-            made = sample_tree(network.distribution, shape, options.temperature, self._sampled)
+            made = sample_tree(network.distribution, shape, options.temperature, self._generator)
         else:
             made = network.grow(request.hidden, request.token, shape)
         return Draft(made.token_ids, made.parents, made.probs, made.proposal, spec, self.kind)
@@ -204,10 +175,6 @@ class LstmDrafter(TrainedDrafter):
         if request_id not in self._requests:
             raise UsageError(f"LSTM drafts: request {request_id!r} is not active; start it first")
         return self._requests[request_id]
-
-
-_UNTUNED = TreeShape(30, 8, 10)
-"""The paper's: the best 30 nodes besides 30 [SPEC], 8 levels, 10 per level."""
 
 
 class FastLstm:
@@ -274,17 +241,8 @@ class FastLstm:
 
     def draft_seconds(self) -> Callable[[int, int], float]:
         """Drafting seconds by ``(width, depth)``: measured for one row and for the widest level."""
-        found = {}
-        for width in (1, WIDTHS[-1]):
-            times = []
-            for _ in range(_TRIALS):
-                state = torch.ones(self.network.config.hidden_size, device=self._vocab.device)
-                begin = time.perf_counter()
-                self.grow(state, 0, TreeShape(NODES, 3, width))
-                times.append((time.perf_counter() - begin) / 3)
-            found[width] = min(times)
-        one, many = found[1], max(found[WIDTHS[-1]], found[1])
-        return lambda width, depth: depth * (one + (many - one) * (width - 1) / (WIDTHS[-1] - 1))
+        state = torch.ones(self.network.config.hidden_size, device=self._vocab.device)
+        return measure_drafting(lambda shape: self.grow(state, 0, shape))
 
     def _advance(self, rows: Tensor | None, tokens: Tensor | None) -> Tensor:
         """One step from the states at ``rows``; logits ``[frontier, head_size]`` float32."""

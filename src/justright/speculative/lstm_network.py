@@ -10,7 +10,7 @@ small verifier stays small; and the head may cover only a part of the vocabulary
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from justright.errors import CheckpointError, UsageError
-from justright.speculative.store import CONFIG, fill, read_about, read_tensors, write_drafter
+from justright.errors import UsageError
+from justright.speculative.store import fill, read_config, read_tensors, write_drafter
 
 _EPSILON = 1e-6
 
@@ -59,7 +59,7 @@ class LstmConfig:
         for name in ("hidden_size", "vocab_size", "width", "steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise UsageError(f"drafter: {name} is {value!r}; allowed: a whole number from 1")
+                raise UsageError(f"drafter: {name} is {value!r}; allowed: a whole number of 1 or more")
         for name, allowed in (
             ("cell", ("lstm", "rnn")),
             ("embedding", ("shared", "own")),
@@ -110,8 +110,8 @@ class LstmModel(nn.Module):
         for name, matrix in (("embedding", embedding), ("head", head)):
             if tuple(matrix.shape) != shape:
                 raise UsageError(
-                    f"the drafter's verifier has a vocabulary of {shape[0]} and states of {shape[1]}; this "
-                    f"verifier's {name} is {list(matrix.shape)}: a drafter works with the model that it was trained for"
+                    f"the drafter needs a model with vocabulary {shape[0]} and hidden size {shape[1]}; this model's "
+                    f"{name} is {list(matrix.shape)}: use the model that the drafter was trained for"
                 )
         self.config = config
         hidden, d = config.hidden_size, config.width
@@ -228,24 +228,11 @@ class LstmModel(nn.Module):
             CheckpointError: files that are missing or damaged, or tensors that do not match the config.
             UsageError: the verifier's matrices differ in shape from those the drafter was trained with.
         """
-        config = read_config(folder)
+        config = read_config(folder, "lstm", LstmConfig)
         tensors, vocab = read_tensors(folder, config.draft_vocab, config.vocab_size)
         model = cls(config, embedding, head, vocab)
         fill(model, tensors, folder)
         return model
-
-
-def read_config(folder: Path) -> LstmConfig:
-    """The config of a saved drafter.
-
-    Raises:
-        CheckpointError: there is none, or it is not a drafter's.
-    """
-    data = read_about(folder, "lstm")
-    try:
-        return LstmConfig(**{field.name: data[field.name] for field in fields(LstmConfig)})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
 
 
 class RmsNorm(nn.Module):

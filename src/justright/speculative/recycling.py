@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from justright.errors import UsageError
-from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
+from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter, check_number
 from justright.speculative.tree import TreeShape, grow
 
 if TYPE_CHECKING:
@@ -45,13 +45,8 @@ class RecyclingOptions:
 
     def __post_init__(self) -> None:
         for name, high in (("candidates", len(_FIRST_SHARES)), ("nodes", 1024), ("depth", 64)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-                raise UsageError(
-                    f"token recycling: {name} is {value!r}; allowed: a whole number from 1 to {high}"
-                )
-        if not isinstance(self.min_prob, int | float) or not 0 <= self.min_prob <= 1:
-            raise UsageError(f"token recycling: min_prob is {self.min_prob!r}; allowed: 0 to 1")
+            check_number(self, "token recycling", name, 1, high, whole=True)
+        check_number(self, "token recycling", "min_prob", 0, 1)
 
 
 class RecyclingDrafter(Drafter):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import cast
 
 from justright.errors import UsageError
 from justright.speculative.base import Drafter
@@ -18,48 +19,15 @@ from justright.speculative.base import Drafter
 GROUP = "justright.drafters"
 
 
-Kind = tuple[Callable[[Any], Drafter], Callable[..., object]]
-"""A drafter's class and the class of its options, which validates them at construction."""
-
-
-def _suffix() -> Kind:
-    from justright.speculative.suffix import SuffixDrafter, SuffixOptions
-
-    return SuffixDrafter, SuffixOptions
-
-
-def _lstm() -> Kind:
-    from justright.speculative.lstm_drafter import LstmDrafter, LstmOptions
-
-    return LstmDrafter, LstmOptions
-
-
-def _hybrid() -> Kind:
-    from justright.speculative.hybrid import HybridDrafter, HybridOptions
-
-    return HybridDrafter, HybridOptions
-
-
-def _recycling() -> Kind:
-    from justright.speculative.recycling import RecyclingDrafter, RecyclingOptions
-
-    return RecyclingDrafter, RecyclingOptions
-
-
-def _attention() -> Kind:
-    from justright.speculative.attention_drafter import AttentionDrafter, AttentionOptions
-
-    return AttentionDrafter, AttentionOptions
-
-
-BUILT_IN: dict[str, Callable[[], Kind]] = {
-    "none": lambda: (lambda _: cast(Drafter, None), lambda: None),
-    "suffix": _suffix,
-    "lstm": _lstm,
-    "hybrid": _hybrid,
-    "recycling": _recycling,
-    "attention": _attention,
+BUILT_IN = {
+    "none": None,
+    "suffix": ("suffix", "SuffixDrafter", "SuffixOptions"),
+    "lstm": ("lstm_drafter", "LstmDrafter", "LstmOptions"),
+    "hybrid": ("hybrid", "HybridDrafter", "HybridOptions"),
+    "recycling": ("recycling", "RecyclingDrafter", "RecyclingOptions"),
+    "attention": ("attention_drafter", "AttentionDrafter", "TrainedOptions"),
 }
+"""Name -> module, drafter and class of its options, which validates them; imported at the first use."""
 
 
 def drafter_names() -> list[str]:
@@ -97,13 +65,13 @@ def check_drafter(name: str, **options: object) -> None:
 def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None]:
     """The factory of a drafter, with validated options."""
     if name in BUILT_IN:
-        kind, settings = BUILT_IN[name]()
+        kind, settings = _built_in(name)
         _check_options(name, settings, options)
         checked = settings(**options)
         return lambda: kind(checked)
     third_party = _third_party()
     if name not in third_party:
-        raise UsageError(f"no drafter is called {name!r}; there are: {', '.join(drafter_names())}")
+        raise UsageError(f"unknown drafter {name!r}; allowed: {', '.join(drafter_names())}")
     entry_point = third_party[name]
     try:
         factory = cast(Callable[..., object], entry_point.load())
@@ -115,12 +83,19 @@ def _maker(name: str, options: dict[str, object]) -> Callable[[], Drafter | None
         drafter = factory(**options)
         if not isinstance(drafter, Drafter):
             raise UsageError(
-                f"drafter {name!r} ({entry_point.value}) is a {type(drafter).__name__}; it must be a subclass of"
+                f"drafter {name!r} ({entry_point.value}) is a {type(drafter).__name__}; allowed: a subclass of"
                 " justright.speculative.base.Drafter"
             )
         return drafter
 
     return make
+
+
+def _built_in(name: str) -> tuple[Callable[..., Drafter | None], Callable[..., object]]:
+    if (where := BUILT_IN[name]) is None:
+        return lambda _: None, lambda: None
+    module = import_module(f"justright.speculative.{where[0]}")
+    return getattr(module, where[1]), getattr(module, where[2])
 
 
 def _third_party() -> dict[str, EntryPoint]:
@@ -140,5 +115,5 @@ def _check_options(name: str, factory: Callable[..., object], options: dict[str,
         unknown = ", ".join(option for option in options if option not in signature.parameters)
         raise UsageError(
             f"drafter {name!r} does not take these options: {unknown or error}; "
-            + (f"its options are: {there}" if there else "it has no options")
+            + (f"allowed: {there}" if there else "it has no options")
         ) from error

@@ -19,33 +19,28 @@ Distribution = Callable[[Tensor | None, Tensor | None, float], Tensor]
 """``(rows, tokens, temperature)``: as `tree.Expand`, but all probabilities, ``[frontier, vocab]``."""
 
 
-class Sampled:
-    """The random generator of one drafter."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def draw(self, probs: Tensor, count: int) -> list[int]:
-        """``count`` distinct tokens from ``probs [vocab]``, one after the other; fewer if no more are possible."""
-        count = min(count, int((probs > 0).sum()))
-        return torch.multinomial(probs, count, replacement=False, generator=self.generator).tolist()
-
-
-def sample_tree(distribution: Distribution, shape: TreeShape, temperature: float, sampled: Sampled) -> Draft:
+def sample_tree(
+    distribution: Distribution, shape: TreeShape, temperature: float, generator: torch.Generator
+) -> Draft:
     """Draw a tree; its ``proposal`` holds the distributions from which the nodes were drawn.
 
     Args:
         distribution: the model.
         shape: ``top_k`` is the width; ``nodes`` and ``depth`` bound the chains' length.
         temperature: of the model's distribution.
-        sampled: the random generator.
+        generator: for drawing.
     """
     width = min(shape.top_k, shape.nodes)
     depth = min(shape.depth, shape.nodes // width) if width else 0
     if depth < 1:
         return EMPTY_DRAFT
+
+    def draw(probs: Tensor, count: int) -> list[int]:
+        count = min(count, int((probs > 0).sum()))
+        return torch.multinomial(probs, count, replacement=False, generator=generator).tolist()
+
     root = distribution(None, None, temperature)[0]
-    tokens = sampled.draw(root, width)
+    tokens = draw(root, width)
     parents, probs = [-1] * len(tokens), [float(root[t]) for t in tokens]
     level = list(range(len(tokens)))
     rows = torch.zeros(len(level), dtype=torch.long)
@@ -57,7 +52,7 @@ def sample_tree(distribution: Distribution, shape: TreeShape, temperature: float
         following = []
         for node, row in zip(level, found, strict=True):
             proposal[node + 1] = row
-            [token] = sampled.draw(row, 1)
+            [token] = draw(row, 1)
             following.append(len(tokens))
             tokens.append(token)
             parents.append(node)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from justright.architectures.spec import architecture_of
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.bundle_manifest import bundled_part, is_bundle
 from justright.checkpoint.fingerprint import weights_identity
-from justright.checkpoint.finite import check_finite
+from justright.checkpoint.finite import check_finite, load_tensors
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve, resolve_drafter
 from justright.errors import CheckpointError, SourceError, UsageError
@@ -23,6 +23,7 @@ from justright.files import local_path, save_tensors
 
 FORMAT = "justright-drafter-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+C = TypeVar("C")
 KINDS = ("lstm", "attention")
 CARRIED = "justright.trained_drafters"
 """Entry-point group: a callable that returns ``{identity of a verifier's weights: {kind: folder}}``."""
@@ -54,8 +55,8 @@ def find_drafter(
             return carried[identity][kind]
     cell = " --cell attention" if kind == "attention" else ""
     raise SourceError(
-        f"no installed package carries a trained {kind} drafter for this model: train one (justright draft train MODEL "
-        f"-o DRAFTER{cell}) and name it (--draft-option path=DRAFTER), or draft without training: --draft suffix"
+        f"no installed package has a trained {kind} drafter for this model. Train one (justright draft train MODEL "
+        f"-o DRAFTER{cell}) and give --draft-option path=DRAFTER, or use --draft suffix, which needs no training"
     )
 
 
@@ -90,19 +91,32 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(
-            f"{folder} holds no drafter: it has no {CONFIG} (`justright draft train` makes drafters)"
+            f"{folder} is not a drafter: it has no {CONFIG}. Create a drafter with `justright draft train`"
         )
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         form, found = data.get("format"), data.get("kind")
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no drafter's config: {error}") from error
+        raise CheckpointError(f"{file} is not a drafter's config: {error}") from error
     if form != FORMAT or found not in ((kind,) if kind else KINDS):
         raise CheckpointError(
-            f"{file} is not that of a drafter ({FORMAT}, {kind or ' or '.join(KINDS)}): its format is {form!r}, its "
-            f"kind {found!r}"
+            f"{file} has format {form!r} and kind {found!r}; allowed for a drafter: {FORMAT} and "
+            f"{kind or ' or '.join(KINDS)}"
         )
     return data
+
+
+def read_config(folder: Path, kind: str, config: type[C]) -> C:
+    """The shape of the drafter in ``folder``, from the fields of ``config`` in its file.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    about = read_about(folder, kind)
+    try:
+        return config(**{field.name: about[field.name] for field in fields(config)})  # type: ignore[arg-type]  # a dataclass
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
 
 
 def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
@@ -115,8 +129,8 @@ def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
     about = read_about(folder, kind)
     if identity is not None and about.get("verifier") != identity:
         raise UsageError(
-            f"the drafter in {folder} was trained for a model with the identity {about.get('verifier')}, and this one "
-            f"has {identity}: its guesses would be worth little. Train one: justright draft train MODEL -o DRAFTER"
+            f"the drafter in {folder} was trained for a model with the identity {about.get('verifier')}, but this one "
+            f"has {identity}. Train one for this model: justright draft train MODEL -o DRAFTER"
         )
     return about
 
@@ -140,7 +154,6 @@ def write_drafter(
     if vocab is not None:
         tensors["vocab"] = vocab.int().cpu()
     save_tensors(tensors, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)
     text = json.dumps({"format": FORMAT, "kind": kind, **about}, indent=1) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -158,16 +171,12 @@ def read_tensors(folder: Path, draft_vocab: int, vocab_size: int) -> tuple[dict[
             match the config.
     """
     file = folder / WEIGHTS
-    try:
-        tensors = {name: t if name == "vocab" else t.float() for name, t in load_file(file).items()}
-    except Exception as error:  # safetensors raises its own error, and OSError
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    check_finite(tensors, file)
+    tensors = {name: t if name == "vocab" else t.float() for name, t in load_tensors(file).items()}
     vocab = tensors.pop("vocab", None)
     if draft_vocab and (vocab is None or len(vocab) != draft_vocab):
-        raise CheckpointError(f"{file} does not hold the draft vocabulary of its {CONFIG}")
+        raise CheckpointError(f"{file} does not contain the draft vocabulary of its {CONFIG}")
     if vocab is not None and not (int(vocab.min()) >= 0 and int(vocab.max()) < vocab_size):
-        raise CheckpointError(f"{file}: the draft vocabulary names tokens that do not exist")
+        raise CheckpointError(f"{file}: the draft vocabulary has token ids outside the model's vocabulary")
     return tensors, vocab
 
 
@@ -181,7 +190,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))
-        raise CheckpointError(f"{folder / WEIGHTS} and its {CONFIG} do not belong together: {odd[0]}")
+        raise CheckpointError(f"{folder / WEIGHTS} does not match its {CONFIG}: {odd[0]}")
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
 
@@ -195,7 +204,8 @@ def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is not None:
         return embedding, weight.detach()
-    if path is None or model.config.get_text_config().tie_word_embeddings:
+    spec = ModelSpec.of(model.config)
+    if path is None or spec.tied:
         return embedding, embedding
     with Checkpoint.open(path) as checkpoint:
-        return embedding, checkpoint.tensor(architecture_of(model.config).disk.head).to(embedding)
+        return embedding, checkpoint.tensor(spec.architecture.disk.head).to(embedding)

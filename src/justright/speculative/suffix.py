@@ -9,7 +9,6 @@ which uses chain drafts (the default here).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from justright.errors import MissingExtraError, UsageError
-from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter
+from justright.errors import MissingExtraError, UsageError, install_command
+from justright.speculative.base import EMPTY_DRAFT, Draft, Drafter, check_number
 from justright.speculative.suffix_index import Limits, PythonIndex, SuffixIndex, SuffixMatch
 
 if TYPE_CHECKING:
@@ -57,14 +56,14 @@ class SuffixOptions:
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
-            raise UsageError(f"suffix drafts: backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
+            raise UsageError(f"suffix drafts: backend is {self.backend!r}; allowed: {', '.join(BACKENDS)}")
         if not isinstance(self.tree, bool):
-            raise UsageError(f"suffix drafts: tree must be true or false, not {self.tree!r}")
-        _check("max_depth", self.max_depth, 2, MAX_DEPTH, whole=True)
-        _check("max_spec_factor", self.max_spec_factor, 0.0, MAX_REACH)
-        _check("max_spec_offset", self.max_spec_offset, -MAX_REACH, MAX_REACH)
-        _check("min_token_prob", self.min_token_prob, 0.0, 1.0)
-        _check("remember", self.remember, 0, 2**31 - 1, whole=True)
+            raise UsageError(f"suffix drafts: tree is {self.tree!r}; allowed: true, false")
+        for name, low, high in (("max_depth", 2, MAX_DEPTH), ("remember", 0, 2**31 - 1)):
+            check_number(self, "suffix drafts", name, low, high, whole=True)
+        check_number(self, "suffix drafts", "max_spec_factor", 0, MAX_REACH)
+        check_number(self, "suffix drafts", "max_spec_offset", -MAX_REACH, MAX_REACH)
+        check_number(self, "suffix drafts", "min_token_prob", 0, 1)
 
 
 class SuffixDrafter(Drafter):
@@ -204,9 +203,9 @@ def _open_index(options: SuffixOptions) -> tuple[str, SuffixIndex]:
         except ImportError as error:
             if options.backend == "arctic":
                 raise MissingExtraError(
-                    "suffix drafts: backend 'arctic' needs arctic-inference, which does not import here"
-                    f" ({error}). Install it: pip install 'justright[suffix]' (built from source, it needs a"
-                    " C++ compiler). Or take backend 'python': it drafts as well, more slowly."
+                    "suffix drafts: backend 'arctic' needs arctic-inference, which cannot be imported"
+                    f" ({error}); {install_command('suffix')} (built from source, it needs a C++ compiler). Or take"
+                    " backend 'python': it drafts as well, more slowly."
                 ) from error
     return "python", PythonIndex(options.max_depth, options.remember)
 
@@ -214,12 +213,7 @@ def _open_index(options: SuffixOptions) -> tuple[str, SuffixIndex]:
 def _as_ids(token_ids: Sequence[int]) -> NDArray[np.int32]:
     ids = np.asarray(token_ids)
     if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > 2**31 - 1):
-        raise UsageError("suffix drafts: token ids must be a flat sequence of integers from 0 to 2147483647")
+        raise UsageError(
+            "suffix drafts: invalid token ids; allowed: a flat sequence of integers from 0 to 2147483647"
+        )
     return np.ascontiguousarray(ids, dtype=np.int32)
-
-
-def _check(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
-    kind = "an integer" if whole else "a number"
-    right = isinstance(value, int) if whole else isinstance(value, int | float)
-    if not right or isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
-        raise UsageError(f"suffix drafts: {name} must be {kind} from {low:g} to {high:g}, not {value!r}")

@@ -6,6 +6,7 @@ the machine (a verification's by `justright.engine.step_cost`, a draft step's by
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from justright.speculative.tree import TreeShape
 WIDTHS = (1, 2, 4, 10)
 DEPTH = 8
 NODES = 60
+_LEVELS, _TRIALS = 3, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,18 @@ class TreeTable:
 def _only(given: int | None, most: int) -> slice:
     """Index of ``given`` alone, or of 1 to ``most``."""
     return slice(0, most) if given is None else slice(min(given, most) - 1, min(given, most))
+
+
+def measure_drafting(grow: Callable[[TreeShape], object]) -> Callable[[int, int], float]:
+    """Time ``grow``; return the seconds of drafting by ``(width, depth)``: measured at the narrowest and the widest."""
+
+    def level_s(width: int) -> float:
+        begin = time.perf_counter()
+        grow(TreeShape(NODES, _LEVELS, width))
+        return (time.perf_counter() - begin) / _LEVELS
+
+    one, many = (min(level_s(width) for _ in range(_TRIALS)) for width in (1, WIDTHS[-1]))
+    return lambda width, depth: depth * (one + max(many - one, 0.0) * (width - 1) / (WIDTHS[-1] - 1))
 
 
 def best_shape(

@@ -1,7 +1,7 @@
-"""Training the attention baseline, on the same data and by the same loop as the LSTM.
+"""Training of the attention baseline, with the data and the loop of the LSTM.
 
-Source: EAGLE, arXiv:2401.15077, section 4.2: the next feature by a smooth L1 loss, the next token by cross-entropy.
-Differs: features are compared after normalisation, and both losses count alike.
+Source: EAGLE, arXiv:2401.15077, section 4.2: smooth L1 loss on the next feature, cross-entropy on the next token.
+Differs: features are normalised before they are compared, and both losses have the same weight.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from justright.training.trainer import Training
 
 
 class AttentionTraining(Training):
-    """As `Training`; a step's rows are whole sequences, each position of which sees those before it."""
+    """As `Training`, but a row of a batch is a whole sequence; each position attends to the earlier ones."""
 
     def evaluate(self) -> Accuracy:
-        """On the held-out prompts: the next token alone, behind true states."""
+        """Evaluate the next token on the held-out prompts, from the verifier's true states."""
         right = among = valid = 0.0
         self.model.eval()
         with torch.no_grad():
@@ -54,7 +54,7 @@ class AttentionTraining(Training):
         return own + feature, int(exists.sum())
 
     def _states(self, shard: Shard, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """States behind outputs 0, 1, ... of the sequences, and which of them have an output behind them."""
+        """States after outputs 0, 1, ... of the sequences, and a mask of those that another output follows."""
         states = self._wrapped(
             shard.hidden[rows, :-1].to(self.device), shard.tokens[rows, :-1].to(self.device)
         )

@@ -1,7 +1,7 @@
-"""Which sequences a step trains on: each once an epoch, in an order that follows from the seed alone.
+"""Which sequences a step trains on: each once per epoch, in an order that depends only on the seed.
 
-The epochs form one endless row of sequences; a step takes the next ones of it, and each process its own part of them.
-So any number of sequences, rows and processes goes together, and a run goes on from the number of its step.
+The epochs form one endless list of sequences. A step takes the next ones, and each process its own share of them. Any
+numbers of sequences, rows and processes can be combined, and a run resumes from its step number alone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from justright.training.shard import Shard
 
 @lru_cache(maxsize=4)
 def epoch_order(sequences: int, batch: int, seed: int, epoch: int) -> tuple[tuple[int, int], ...]:
-    """``(shard, row)`` of every sequence once: shards in a random order, and the rows of each in a random order.
+    """``(shard, row)`` of every sequence once: shards in random order, and the rows of each in random order.
 
     Args:
-        sequences: in all.
-        batch: sequences of a shard; the last has what is left.
+        sequences: total number.
+        batch: sequences per shard; the last shard may have fewer.
         seed: of both orders.
-        epoch: which.
+        epoch: number of the epoch.
     """
     shards = -(-sequences // batch)
     found: list[tuple[int, int]] = []
@@ -35,12 +35,7 @@ def epoch_order(sequences: int, batch: int, seed: int, epoch: int) -> tuple[tupl
 
 
 class Batches:
-    """Reads the sequences of a step from the training shards; those of the last step stay in memory.
-
-    Args:
-        data: complete.
-        seed: of the order.
-    """
+    """Reads the sequences of a step from the (complete) training shards; keeps the last step's shards in memory."""
 
     def __init__(self, data: SelfGenerated, seed: int) -> None:
         self.data = data
@@ -48,7 +43,7 @@ class Batches:
         self._held: dict[int, Shard] = {}
 
     def take(self, first: int, count: int) -> Shard:
-        """Sequences ``first``, ``first + 1``, ... of the endless row of epochs, ``count`` in all."""
+        """``count`` sequences of the endless list of epochs, from number ``first`` on."""
         sequences, batch = self.data.setting.sequences, self.data.setting.batch
         places = [divmod(number, sequences) for number in range(first, first + count)]
         wanted = [epoch_order(sequences, batch, self.seed, epoch)[place] for epoch, place in places]

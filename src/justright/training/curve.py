@@ -1,4 +1,4 @@
-"""A drafter's training, as a picture."""
+"""A plot of a drafter's training."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from justright.errors import CheckpointError
 
 
 def draw_curve(folder: Path, file: Path) -> None:
-    """Accuracy by step and expected acceptance length over the evaluations of a training.
+    """Plot accuracy by draft step and expected acceptance length over the evaluations of a training.
 
     Raises:
-        CheckpointError: the drafter carries no curve.
+        CheckpointError: the drafter has no curve.
     """
     curve_file = folder / "curve.json"
     if not curve_file.is_file():
-        raise CheckpointError(
-            f"{folder} has no curve.json: only drafters that justright trained have a curve"
-        )
+        raise CheckpointError(f"{folder} has no curve.json; give a drafter that justright trained")
     curve = json.loads(curve_file.read_text(encoding="utf-8"))
     from matplotlib.figure import Figure
 

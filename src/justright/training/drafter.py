@@ -11,11 +11,11 @@ from justright.training.pipeline import Job, Trained, TrainingJob
 
 
 def train_drafter(model: str | Path, out: str | Path, texts: Sequence[str], **options: Any) -> Trained:
-    """Train a drafter for a model, on texts that the model continues by itself.
+    """Train a drafter for a model on its own continuations of texts.
 
     Args:
         model: see `justright.checkpoint.sources.resolve`.
-        out: the directory to create; an interrupted run goes on with the same call.
+        out: the directory to create; the same call resumes an interrupted run.
         texts: sources of prompts, see `justright.calibration.texts`.
         options: further fields of `Job`: ``shape``, ``data``, ``training``, ``switch``, ``data_folder``, ``device``.
 

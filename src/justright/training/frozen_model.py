@@ -1,4 +1,4 @@
-"""The verifier as training needs it: frozen, and fast enough on a CPU to write its own data."""
+"""The verifier for training: frozen, and fast enough on a CPU to generate its own data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from justright.kernels.cpu import has_bfloat16
 
 
 class HalfLinear(nn.Module):
-    """A linear module whose product is taken in bfloat16; what goes in and comes out is what it was."""
+    """A linear module that multiplies in bfloat16; the output has the dtype of the input."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -30,13 +30,14 @@ class HalfLinear(nn.Module):
 
 
 def load_frozen(path: Path, device: torch.device, **options: Any) -> PreTrainedModel:
-    """A checkpoint without gradients: bfloat16 on an accelerator; on a CPU float32, its products in bfloat16 if that is
-    fast there (sums, norms, keys and values stay in float32).
+    """Load a checkpoint without gradients: in bfloat16 on an accelerator, in float32 on a CPU.
+
+    A CPU with fast bfloat16 multiplies in bfloat16; sums, norms and the KV cache stay in float32.
 
     Args:
         path: a checkpoint directory.
         device: any torch device.
-        options: for transformers, as the attention's implementation.
+        options: for transformers, such as the attention implementation.
 
     Raises:
         JustrightError: see `load_model`.
@@ -54,6 +55,8 @@ def load_frozen(path: Path, device: torch.device, **options: Any) -> PreTrainedM
 
 @torch.no_grad()
 def embedded(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
-    """Tokens ``[...]`` as the first layer sees them (some families scale them): ``[..., hidden_size]`` float32."""
+    """Embeddings of tokens ``[...]`` as the first layer gets them (some families scale them):
+    ``[..., hidden_size]`` float32.
+    """
     found: Tensor = model.get_input_embeddings()(token_ids)
     return found.float()

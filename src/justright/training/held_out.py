@@ -1,9 +1,10 @@
-"""How well a drafter guesses on held-out prompts, step by step."""
+"""Accuracy of a drafter on held-out prompts, by draft step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,22 +20,23 @@ from justright.speculative.tree import TreeShape
 from justright.speculative.tuning import DEPTH, NODES, WIDTHS, TreeTable
 from justright.training.loss import Prefixes, prefixes
 from justright.training.shard import Shard
-from justright.training.spec_token import states_behind
+from justright.training.spec_token import states_after
 
 _EVERY = 4
 _TOP = 4
 _TREES = 150
+_Grow = Callable[[TreeShape], Draft]
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """On held-out prompts.
+    """Accuracy on held-out prompts.
 
     Attributes:
-        steps: share of step-m guesses, behind the right tokens, that are the verifier's most likely token.
+        steps: per step, the share of guesses (after the right tokens) that equal the verifier's most likely token.
         top: the same for the drafter's four most likely tokens.
-        length: tokens a verification would emit with a chain of the most likely guesses against sampled text.
-        spec_steps: as ``steps``, from [SPEC]'s states; None where there are none.
+        length: acceptance length of a chain of the most likely guesses against sampled text.
+        spec_steps: as ``steps``, from [SPEC]'s states; None without [SPEC].
         spec_length: as ``length``, from [SPEC]'s states.
     """
 
@@ -53,7 +55,7 @@ def measure(
     device: torch.device,
     switch: AppliedSwitch | None = None,
 ) -> Accuracy:
-    """Accuracy over every fourth prefix of the shards; with ``verifier`` from [SPEC]'s states too (every 16th)."""
+    """Accuracy on every fourth prefix of the shards; with ``verifier`` also from [SPEC]'s states (every 16th)."""
     plain, spec = _Counts(model), _Counts(model)
     for shard in shards:
         for begin in range(0, len(shard.tokens), 16):
@@ -65,7 +67,7 @@ def measure(
             plain.add(batch, batch.hidden, device)
             if verifier is not None and model.spec is not None:
                 fewer = batch.take(torch.arange(0, len(batch.tokens), _EVERY))
-                states = states_behind(verifier, model.spec, shard, fewer, device, switch)
+                states = states_after(verifier, model.spec, shard, fewer, device, switch)
                 spec.add(fewer, states, device)
     steps, top, length = plain.shares()
     if not spec.prefixes:
@@ -82,31 +84,24 @@ def measure_trees(
     device: torch.device,
     switch: AppliedSwitch | None = None,
 ) -> TreeTable:
-    """What trees of every shape would have had accepted of sampled text, over some hundred prefixes.
+    """Tokens of sampled text that trees of each shape would have had accepted, over some hundred prefixes.
 
-    From [SPEC]'s states with a ``verifier``, else from plain ones.
+    Drafts start from [SPEC]'s states with a ``verifier``, else from plain ones.
     """
     fast = FastLstm(model, device)
-    hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
-    for shard in shards:
-        batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
-        if not len(batch.tokens):
-            continue
-        batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
+
+    def growers(shard: Shard, batch: Prefixes) -> Iterator[_Grow]:
         states = batch.hidden
         if verifier is not None and model.spec is not None:
-            states = torch.cat(
-                [
-                    states_behind(verifier, model.spec, shard, batch.take(rows), device, switch).cpu()
-                    for rows in torch.split(torch.arange(len(batch.tokens)), 16)
-                ]
-            )
-        for row, state in enumerate(states.to(device)):
-            targets = batch.targets[row][batch.valid[row]].tolist()
-            for width in WIDTHS:
-                draft = fast.grow(state, int(batch.tokens[row, 0]), TreeShape(NODES, DEPTH, width))
-                hits[width].append(_right_path(draft, targets))
-    return TreeTable.of(hits)
+            parts = torch.split(torch.arange(len(batch.tokens)), 16)
+            own = [
+                states_after(verifier, model.spec, shard, batch.take(p), device, switch).cpu() for p in parts
+            ]
+            states = torch.cat(own)
+        for token, state in zip(batch.tokens[:, 0].tolist(), states.to(device), strict=True):
+            yield partial(fast.grow, state, token)
+
+    return _table(shards, growers)
 
 
 @torch.no_grad()
@@ -114,20 +109,30 @@ def measure_attention_trees(
     model: AttentionModel, shards: Iterable[Shard], device: torch.device
 ) -> TreeTable:
     """`measure_trees` for the attention baseline, whose context is the output up to each prefix."""
+
+    def growers(shard: Shard, batch: Prefixes) -> Iterator[_Grow]:
+        for sequence, position in zip(batch.sequence.tolist(), batch.position.tolist(), strict=True):
+            # The drafter's rows are pairs of a token and the state that predicted it.
+            context = Context([0, *shard.tokens[sequence, : position + 1].tolist()])
+            context.waiting.append(shard.hidden[sequence, : position + 1].to(device).float())
+            context.catch_up(model)
+            yield partial(grow_tree, model, context)
+
+    return _table(shards, growers)
+
+
+def _table(shards: Iterable[Shard], growers: Callable[[Shard, Prefixes], Iterable[_Grow]]) -> TreeTable:
+    """Grow trees of each width behind some prefixes of each shard; ``growers`` gives a prefix's function."""
     hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
     for shard in shards:
         batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)
+        if not len(batch.tokens):
+            continue
         batch = batch.take(torch.linspace(0, len(batch.tokens) - 1, min(_TREES, len(batch.tokens))).long())
-        for row in range(len(batch.tokens)):
-            sequence, end = int(batch.sequence[row]), int(batch.position[row]) + 1
-            # The state that predicted a token stands before it: rows of the drafter are (state, token) pairs.
-            context = Context([0, *shard.tokens[sequence, :end].tolist()])
-            context.waiting.append(shard.hidden[sequence, :end].to(device).float())
-            context.catch_up(model)
+        for row, grow in enumerate(growers(shard, batch)):
             targets = batch.targets[row][batch.valid[row]].tolist()
             for width in WIDTHS:
-                draft = grow_tree(model, context, TreeShape(NODES, DEPTH, width))
-                hits[width].append(_right_path(draft, targets))
+                hits[width].append(_right_path(grow(TreeShape(NODES, DEPTH, width)), targets))
     return TreeTable.of(hits)
 
 

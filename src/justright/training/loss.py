@@ -1,4 +1,4 @@
-"""The loss of a drafter: cross-entropy of its next tokens against what the verifier would say, step by step."""
+"""The loss of a drafter: cross-entropy of its next tokens against the verifier's distribution, by draft step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Prefixes:
 
     Attributes:
         hidden: ``[rows, hidden_size]``: the verifier's state that predicted the first of ``tokens``.
-        tokens: ``[rows, n]``: the token behind that state, and those behind it.
-        teacher_ids: ``[rows, n, 8]``: the verifier's most likely tokens behind each of ``tokens``.
+        tokens: ``[rows, n]``: the token after that state, and the following ones.
+        teacher_ids: ``[rows, n, 8]``: the verifier's most likely tokens after each of ``tokens``.
         teacher_probs: ``[rows, n, 8]``.
-        targets: ``[rows, n]``: what was sampled behind each of ``tokens``.
-        valid: ``[rows, n]`` bool: whether the sequence goes that far.
+        targets: ``[rows, n]``: the sampled token after each of ``tokens``.
+        valid: ``[rows, n]`` bool: whether the sequence is that long.
         sequence: ``[rows]``: row of the shard.
-        position: ``[rows]``: j, output tokens before the first of ``tokens``.
+        position: ``[rows]``: number of output tokens before the first of ``tokens``.
     """
 
     hidden: Tensor
@@ -35,12 +35,12 @@ class Prefixes:
     position: Tensor
 
     def take(self, rows: Tensor) -> Prefixes:
-        """Some of them."""
+        """The prefixes ``rows``."""
         return Prefixes(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
 def prefixes(shard: Shard, rows: Tensor, steps: int) -> Prefixes:
-    """All prefixes of the sequences ``rows`` (indices) of a shard that have at least one token to guess."""
+    """All prefixes of the sequences ``rows`` (indices) of a shard with at least one token to predict."""
     outputs = shard.tokens.shape[1]
     lengths = shard.lengths[rows]
     starts = torch.arange(outputs - 1)
@@ -65,15 +65,15 @@ def prefixes(shard: Shard, rows: Tensor, steps: int) -> Prefixes:
 class DraftLoss:
     """Cross-entropy within the draft vocabulary.
 
-    The target of a step is the verifier's own distribution, cut to its most likely tokens and to those that the head
-    knows; what the head cannot say costs nothing.
+    The target of a step is the verifier's distribution, restricted to its most likely tokens and to the draft
+    vocabulary; tokens outside it add no loss.
 
     Args:
-        vocab: ``[head_size]`` token ids that the head knows.
+        vocab: ``[head_size]`` token ids of the draft vocabulary.
         vocab_size: of the verifier.
 
-    Source: arXiv:2510.07535, section 3. Differs: the paper's target is the sampled token; its distribution says the
-    same with less noise.
+    Source: arXiv:2510.07535, section 3. Differs: the paper's target is the sampled token; the distribution has the
+    same expectation with less noise.
     """
 
     def __init__(self, vocab: Tensor, vocab_size: int) -> None:
@@ -85,7 +85,7 @@ class DraftLoss:
 
         Args:
             logits: ``[rows, head_size]``.
-            ids: ``[rows, 8]``, the teacher's tokens, most likely first.
+            ids: ``[rows, 8]``, the verifier's tokens, most likely first.
             probs: ``[rows, 8]``.
             valid: ``[rows]`` bool.
         """

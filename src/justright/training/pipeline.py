@@ -1,4 +1,4 @@
-"""From a verifier to a drafter: its own texts, the vocabulary, the training, the directory with everything in it."""
+"""From a verifier to a drafter: generated data, draft vocabulary, training, and the output directory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import context_length
+from justright.architectures.spec import ModelSpec
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import check_tokenizer_files, resolve_adapter
 from justright.checkpoint.tokenizer import load_tokenizer
@@ -43,16 +43,16 @@ _REDUCED = 8192
 
 @dataclass(frozen=True, slots=True)
 class DrafterShape:
-    """The drafter's; what is None is chosen by the verifier.
+    """The drafter's architecture; the verifier decides what is None.
 
     Attributes:
-        width: of its state; the verifier's hidden size, at most 2,048.
+        width: size of the state; by default the verifier's hidden size, at most 2,048.
         steps: tokens ahead.
-        cell: "lstm" or "rnn"; or "attention", the baseline, which has no other parts but ``draft_vocab``.
+        cell: "lstm", "rnn", or "attention", the baseline, which uses no other field but ``draft_vocab``.
         embedding: "shared" or "own".
         head: "shared" or "own".
-        draft_vocab: tokens its head knows; 8,192 of a vocabulary above 16,384, else all (0).
-        spec: train [SPEC] with it.
+        draft_vocab: size of the draft vocabulary, 0 for all tokens; by default 8,192 of a vocabulary above 16,384.
+        spec: train [SPEC] too.
     """
 
     width: int | None = None
@@ -65,16 +65,16 @@ class DrafterShape:
 
     def __post_init__(self) -> None:
         if self.cell not in ("lstm", "rnn", "attention"):
-            raise UsageError(f"drafter: cell is {self.cell!r}; allowed: lstm, rnn, attention")
+            raise UsageError(f"the drafter's cell is {self.cell!r}; allowed: lstm, rnn, attention")
 
-    def config(self, identity: str, model: Any) -> LstmConfig | AttentionConfig:
-        """For a verifier of this identity and config."""
+    def config(self, identity: str, model: ModelSpec) -> LstmConfig | AttentionConfig:
+        """The drafter's config for a verifier of this identity and spec."""
         reduced = _REDUCED if model.vocab_size > _REDUCE_ABOVE else 0
         if self.cell == "attention":
             if (self.width, self.steps, self.embedding, self.head) != (None, 5, "shared", "shared"):
                 raise UsageError(
-                    "an attention drafter has the model's width, embedding and head, and learns one token ahead: leave "
-                    "width, steps, embedding and head out"
+                    "an attention drafter uses the model's width, embedding and head, and learns one token ahead; omit "
+                    "width, steps, embedding and head"
                 )
             draft_vocab = reduced if self.draft_vocab is None else self.draft_vocab
             return AttentionConfig(identity, model.hidden_size, model.vocab_size, draft_vocab)
@@ -84,7 +84,7 @@ class DrafterShape:
             model.vocab_size,
             min(model.hidden_size, 2048) if self.width is None else self.width,
             self.steps,
-            self.cell,  # type: ignore[arg-type]  # checked there
+            self.cell,  # type: ignore[arg-type]  # LstmConfig validates it
             self.embedding,  # type: ignore[arg-type]
             self.head,  # type: ignore[arg-type]
             reduced if self.draft_vocab is None else self.draft_vocab,
@@ -100,13 +100,13 @@ class Job:
         model: the verifier's checkpoint directory.
         out: the directory to create.
         texts: sources of prompts.
-        shape: of the drafter.
-        data: how much data, and how sampled.
-        training: how long.
-        switch: the adapter of the fast mode: half of the data is then written in it.
-        data_folder: where the data is kept, for other drafters of this model too; None: beside the output, and
-            deleted with success, unless a larger run has left more there than was used.
-        device: to train on; None: the best there is.
+        shape: the drafter's architecture.
+        data: amount of data, and how it is sampled.
+        training: length and learning rates.
+        switch: the adapter of the fast mode; half of the data is then generated in fast mode.
+        data_folder: folder that keeps the data for other drafters of this model; None: a folder beside the output,
+            deleted at the end unless a larger run left more data there.
+        device: to train on; None: the best available.
     """
 
     model: Path
@@ -121,25 +121,25 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        """Where the work is kept until the output is complete."""
+        """Folder of the unfinished work."""
         return self.out.with_name(self.out.name + ".partial")
 
 
-Tell = Callable[[str, int, int, str], None]
-"""``(stage, done, in all, a word on how it goes)``"""
+DetailedProgress = Callable[[str, int, int, str], None]
+"""``(stage, units done, units in all, rate or loss as text)``"""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of it.
+    """The result of a training.
 
     Attributes:
         out: the drafter's directory.
-        config: its shape.
+        config: of the drafter.
         accuracy: on held-out prompts.
-        coverage: share of the held-out tokens that its head knows.
+        coverage: share of the held-out tokens that are in the draft vocabulary.
         size_bytes: of the directory.
-        left: data of a larger run, which was there and is not deleted; None: there is none.
+        left: folder with data of a larger run, which is kept; None if there is none.
     """
 
     out: Path
@@ -151,40 +151,33 @@ class Trained:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "out": str(self.out),
-            "config": asdict(self.config),
-            "accuracy": asdict(self.accuracy),
-            "coverage": self.coverage,
-            "size_bytes": self.size_bytes,
-            "left": None if self.left is None else str(self.left),
-        }
+        left = None if self.left is None else str(self.left)
+        return asdict(self) | {"out": str(self.out), "left": left}
 
 
 class TrainingJob:
-    """A checked job: everything cheap is done, nothing is written yet.
+    """A validated job: all cheap work is done, nothing is written yet.
 
     Raises:
-        JustrightError: any of its kinds: a damaged or unsupported model, texts that are too short, an adapter for
-            another model, an output that exists.
+        JustrightError: a damaged or unsupported model, texts that are too short, an adapter for another model, an
+            output that exists, and others.
     """
 
     def __init__(self, job: Job) -> None:
         check_new(job.out)
         self.job = job
-        check_model(job.model)
-        config = AutoConfig.from_pretrained(job.model, local_files_only=True)
-        self.room = job.data.prompt_tokens + job.data.output_tokens
-        if self.room > context_length(config):
+        spec = check_model(job.model)
+        self.max_tokens = job.data.prompt_tokens + job.data.output_tokens
+        if self.max_tokens > spec.context:
             raise UsageError(
-                f"prompts of {job.data.prompt_tokens} tokens and {job.data.output_tokens} behind them do not fit the "
-                f"model's context of {context_length(config)}: give fewer"
+                f"{job.data.prompt_tokens} prompt tokens and {job.data.output_tokens} output tokens do not fit the "
+                f"model's context of {spec.context}; give fewer"
             )
         check_tokenizer_files(job.model)
         self.tokenizer = load_tokenizer(job.model)
         self.identity = weights_identity(job.model)
         trains_spec = job.shape.spec and job.training.spec_steps > 0
-        self.config = replace(job.shape, spec=trains_spec).config(self.identity, config.get_text_config())
+        self.config = replace(job.shape, spec=trains_spec).config(self.identity, spec)
         self.switch = None if job.switch is None else _hash(resolve_adapter(job.switch))
         self.adapter = None if job.switch is None else read_switch(job.switch, job.model)
         factors = (0.0,) if self.adapter is None else (0.0, 1.0)
@@ -201,15 +194,14 @@ class TrainingJob:
         self.accelerator = Accelerator(
             cpu=job.device == "cpu",
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(days=1)),  # some wait while others still write data
-                DistributedDataParallelKwargs(
-                    find_unused_parameters=True
-                ),  # [SPEC]'s vector, in the first phase
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),  # processes wait for each other's data
+                # The first phase does not use [SPEC]'s vector.
+                DistributedDataParallelKwargs(find_unused_parameters=True),
             ],
         )
 
     def _prompts(self, factor: float) -> Prompts:
-        """Of one mode: the fast one's conversations are in its own template."""
+        """The prompts of one mode; fast mode has its own chat template."""
         template = self.adapter.template if self.adapter is not None and factor else None
         special = {} if self.adapter is None else self.adapter.special_tokens
         return Prompts(
@@ -222,12 +214,12 @@ class TrainingJob:
         )
 
     def estimate(self) -> dict[str, Any]:
-        """Measured on a few steps: seconds and bytes of the data and of the training."""
+        """Seconds and bytes of the data and of the training, measured on a few steps."""
         verifier = self._verifier()
         data = estimate(verifier, self.prompts[0], self.setting, self.data.missing_sequences)
         config = self.config
         steps = round(self.job.training.epochs * self.setting.sequences / self.job.training.rows)
-        # A prefix costs three times its products: forward, and backward twice.
+        # A prefix costs three forward passes: the backward pass costs two.
         if isinstance(config, AttentionConfig):
             numbers = config.hidden_size * (12 * config.hidden_size + config.head_size)
         else:
@@ -246,20 +238,20 @@ class TrainingJob:
         times = {"train_seconds": train_s, "spec_seconds": spec_s}
         return {"data": data, "steps": steps, "spec_steps": spec_steps, **times}
 
-    def run(self, tell: Tell = lambda *_: None) -> Trained:
-        """Do it; interrupted, the same job goes on from there."""
+    def run(self, progress: DetailedProgress = lambda *_: None) -> Trained:
+        """Train; the same job resumes an interrupted run."""
         job, data = self.job, self.data
         if data.missing:
             with self.accelerator.main_process_first():
                 data.begin()
-            self._generate(data, tell)
+            self._generate(data, progress)
         self.accelerator.wait_for_everyone()
         data.check_guessable()
         verifier = load_frozen(job.model, self.accelerator.device, attn_implementation=ATTENTION_NAME)
         model, coverage = self._model(verifier, data)
         kind = AttentionTraining if isinstance(model, AttentionModel) else Training
         training = kind(
-            model,  # type: ignore[arg-type]  # of the same manners
+            model,  # type: ignore[arg-type]  # both models have what the trainer uses
             data,
             job.training,
             job.partial / "training",
@@ -267,12 +259,12 @@ class TrainingJob:
             switch=None if self.adapter is None else AppliedSwitch(verifier, self.adapter),
             accelerator=self.accelerator,
         )
-        accuracy = training.run(lambda now: tell(*_words(now)))
+        accuracy = training.run(lambda now: progress(*_described(now)))
         return self._finish(model, training, accuracy, coverage)
 
-    def _generate(self, data: SelfGenerated, tell: Tell) -> None:
+    def _generate(self, data: SelfGenerated, progress: DetailedProgress) -> None:
         verifier = self._verifier()
-        tell("data", 0, 0, "")
+        progress("data", 0, 0, "")
         ends = end_tokens(self.job.model, self.tokenizer)
         if self.adapter is not None:
             ends |= self.adapter.end_tokens
@@ -282,14 +274,14 @@ class TrainingJob:
             self.prompts,
             ends,
             part=part,
-            report=lambda done, all_, rate: tell("data", done, all_, f"{rate:,.0f} tokens/s"),
+            report=lambda done, total, rate: progress("data", done, total, f"{rate:,.0f} tokens/s"),
         )
 
     def _verifier(self) -> Verifier:
         setting = self.setting
         model = load_frozen(self.job.model, self.accelerator.device)
         slots = min(setting.batch, max(setting.sequences, setting.held_out))
-        verifier = Verifier(model, slots=slots, cache="trimmed", max_tokens=self.room)
+        verifier = Verifier(model, slots=slots, cache="trimmed", max_tokens=self.max_tokens)
         if self.adapter is not None:
             verifier.switch = AppliedSwitch(model, self.adapter)
         return verifier
@@ -297,7 +289,7 @@ class TrainingJob:
     def _model(
         self, verifier: PreTrainedModel, data: SelfGenerated
     ) -> tuple[LstmModel | AttentionModel, float]:
-        """The drafter before its first step, and the share of held-out tokens that its head knows."""
+        """The untrained drafter, and the share of the held-out tokens that are in its vocabulary."""
         embedding = verifier.get_input_embeddings().weight.detach()
         head = verifier.get_output_embeddings().weight.detach().to(embedding.dtype)
         config = self.config
@@ -322,13 +314,10 @@ class TrainingJob:
         left: Path | None = None
         if self.accelerator.is_main_process:
             shutil.rmtree(made, ignore_errors=True)
-            settings = {
-                "data": asdict(self.setting),
-                "training": asdict(job.training),
-                "texts": list(job.texts),
-            }
-            extra = {"accuracy": asdict(accuracy), "coverage": coverage, **settings}
-            extra["trees"] = _trees(model.eval(), training)
+            extra = {
+                "accuracy": asdict(accuracy), "coverage": coverage, "data": asdict(self.setting),
+                "training": asdict(job.training), "texts": list(job.texts), "trees": _trees(model.eval(), training),
+            }  # fmt: skip
             model.save(made, extra)
             record = collect(inputs={"verifier": job.model}, seed=job.training.seed, hash_inputs=False)
             record.write(made / "provenance.json")
@@ -343,31 +332,26 @@ class TrainingJob:
 
 
 def _hash(adapter: Path) -> str:
-    """Of an adapter's files that change what it does."""
+    """Hash of the adapter's files that determine its behaviour."""
     files = sorted(file for file in adapter.iterdir() if file.suffix in (".safetensors", ".jinja", ".json"))
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()[:16]
 
 
 def _trees(model: LstmModel | AttentionModel, training: Training) -> dict[str, Any]:
-    """What trees had accepted from plain states, and from [SPEC]'s."""
+    """Tables of accepted trees, from plain states and from [SPEC]'s."""
     if isinstance(model, AttentionModel):
         shards = training.data.shards(training.data.held_out_files)
         return {"plain": measure_attention_trees(model, shards, training.device).to_dict()}
     states = {"plain": None} | ({} if model.spec is None else {"spec": training.verifier})
-    return {
-        name: measure_trees(
-            model,
-            training.data.shards(training.data.held_out_files),
-            verifier,
-            training.device,
-            training.switch,
-        ).to_dict()
-        for name, verifier in states.items()
-    }
+    found = {}
+    for name, verifier in states.items():
+        shards = training.data.shards(training.data.held_out_files)
+        found[name] = measure_trees(model, shards, verifier, training.device, training.switch).to_dict()
+    return found
 
 
 def _counts(data: SelfGenerated, files: Sequence[Path], vocab_size: int) -> torch.Tensor:
-    """How often each token was sampled, ``[vocab]``; ties go to the smaller id."""
+    """How often each token was sampled, ``[vocab]``; the smaller id wins ties."""
     counts = torch.zeros(vocab_size, dtype=torch.float64)
     for shard in data.shards(files):
         before_end = torch.arange(shard.tokens.shape[1])[None] < shard.lengths[:, None]
@@ -375,17 +359,17 @@ def _counts(data: SelfGenerated, files: Sequence[Path], vocab_size: int) -> torc
     return counts - torch.arange(vocab_size) * 1e-9
 
 
-def _words(now: Progress) -> tuple[str, int, int, str]:
+def _described(now: Progress) -> tuple[str, int, int, str]:
     stage = {"drafter": "training", "spec": "training with [SPEC]"}[now.phase]
-    word = f"loss {now.loss:.2f}, {now.prefixes_per_s:,.0f} prefixes/s"
+    detail = f"loss {now.loss:.2f}, {now.prefixes_per_s:,.0f} prefixes/s"
     if now.accuracy is not None:
         length = now.accuracy.spec_length if now.phase == "spec" else now.accuracy.length
-        word += f", acceptance length {length or 0:.2f}"
-    return stage, now.step, now.steps, word
+        detail += f", acceptance length {length or 0:.2f}"
+    return stage, now.step, now.steps, detail
 
 
 def _flops(device: torch.device) -> float:
-    """Multiplications and additions a second in large products here, measured."""
+    """Measured throughput of large matrix products, in floating-point operations per second."""
     import time
 
     from justright.kernels.cpu import has_bfloat16

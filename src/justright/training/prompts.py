@@ -1,6 +1,6 @@
-"""What the verifier is asked to go on from: short windows of any texts, as they are or in its chat template.
+"""Prompts for the verifier: short windows of any texts, plain or in its chat template.
 
-Where a source holds conversations, its prompts are these, up to an assistant's turn, if they are short enough.
+A source of conversations gives these as prompts, each up to its last user turn, if they are short enough.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ ASKS = (
     "Write this again, word for word: {text}",
     "What is this? {text}",
 )
-"""What a user asks about a text; each prompt takes one at random."""
+"""User requests about a text; each prompt draws one at random."""
 
 Frame = tuple[list[int], list[int]]
-"""Tokens before and behind a user's text."""
+"""Tokens before and after a user's text."""
 
 _PLACE = "\u2603"
 _HELD_OUT = 0.1
@@ -39,7 +39,7 @@ _MOST_CHARACTERS = 8_000_000
 
 
 class Prompts:
-    """Prompts of at most ``length`` tokens from texts, at random places; as many as wanted, by seed and number.
+    """Any number of prompts of at most ``length`` tokens, from random places of texts, by seed and number.
 
     The last tenth of every source is held out for evaluation: no training prompt overlaps it.
 
@@ -47,13 +47,13 @@ class Prompts:
         tokenizer: the verifier's.
         names: sources and shares, as `justright.calibration.texts.parse` takes them.
         length: tokens of a prompt.
-        chat: share of the prompts that are a user's turn in the chat template; 0 without a template.
-        seed: of places and asks.
+        chat: share of the prompts that are a user turn in the chat template; 0 without a template.
+        seed: of places and requests.
         template: further arguments of the chat template.
 
     Raises:
-        SourceError: a source that cannot be found.
-        UsageError: a source with less text than two prompts need, or a template longer than a prompt.
+        SourceError: a source cannot be found.
+        UsageError: a source has too little text, or the template is longer than a prompt.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Prompts:
         self.sources = [_read(tokenizer, s.name, length, template or {}, chat=self.chat > 0) for s in sources]
         self._frames = _frames(tokenizer, length, template or {}) if self.chat else []
         self._start = list(tokenizer("", verbose=False)["input_ids"])
-        """Special tokens that a text begins with, for the models that want any."""
+        """Special tokens at the start of a text; empty for models that use none."""
 
     @property
     def fingerprint(self) -> str:
-        """Of all that prompts are drawn from; texts of the same names may have been edited."""
+        """Hash of the sources and settings; texts of the same names may have been edited."""
         parts = [(source.border, source.turns) for source in self.sources]
         settings = [self.length, self.chat, self.seed, self.shares, self._frames, self._start, parts]
         digest = hashlib.sha256(json.dumps(settings).encode())
@@ -87,18 +87,18 @@ class Prompts:
         return digest.hexdigest()[:16]
 
     def prompt(self, number: int, *, held_out: bool = False) -> list[int]:
-        """Token ids of prompt ``number``: ``length`` of them, or a conversation of at most as many."""
+        """Token ids of prompt ``number``: ``length`` tokens of text, or a conversation of at most ``length``."""
         rng = random.Random(f"{self.seed} {held_out} {number}")
         [source] = rng.choices(self.sources, self.shares)
         chat = rng.random() < self.chat
         turns = source.turns[held_out]
         if chat and turns:
             return list(rng.choice(turns))
-        before, behind = rng.choice(self._frames) if chat else (self._start, [])
-        size = self.length - len(before) - len(behind)
+        before, after = rng.choice(self._frames) if chat else (self._start, [])
+        size = self.length - len(before) - len(after)
         low, high = (source.border, len(source.stream)) if held_out else (0, source.border)
         start = rng.randrange(low, max(high - size, low) + 1)
-        return [*before, *source.stream[start : start + size], *behind]
+        return [*before, *source.stream[start : start + size], *after]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,9 @@ class _Source:
     """One source's tokens.
 
     Attributes:
-        stream: all of them.
-        border: where the held-out part of the stream begins.
-        turns: conversations up to their last user's turn, as prompts: for training, held out.
+        stream: all tokens.
+        border: start of the held-out part of the stream.
+        turns: conversations up to their last user turn, as prompts: (training, held-out).
     """
 
     stream: list[int]
@@ -117,7 +117,7 @@ class _Source:
 
 
 def _read(tokenizer: Any, name: str, length: int, template: dict[str, Any], *, chat: bool) -> _Source:
-    """A source, its conversations (or, of texts, its tokens) divided for training and evaluation."""
+    """Read a source, and split its conversations and texts into training and held-out parts."""
     texts: list[str] = []
     talks: list[list[dict[str, Any]]] = []
     for found in read_texts(name):
@@ -136,8 +136,8 @@ def _read(tokenizer: Any, name: str, length: int, template: dict[str, Any], *, c
     stream = [*ids[0], *plain[:border], *plain[border:], *ids[1]]
     if len(stream) * _HELD_OUT < length:
         raise UsageError(
-            f"the texts {Path(name).name or name} have {len(stream):,} tokens; a drafter needs at least "
-            f"{int(length / _HELD_OUT):,} to draw prompts of {length} from: give more text"
+            f"the texts {Path(name).name or name} have {len(stream):,} tokens; prompts of {length} tokens need "
+            f"at least {int(length / _HELD_OUT):,}: give more text"
         )
     turns = [_turns(tokenizer, part, length, template) if chat else [] for part in parts]
     return _Source(stream, len(ids[0]) + border, (turns[0], turns[1]))
@@ -153,7 +153,7 @@ def _tokens(tokenizer: Any, texts: list[str]) -> list[int]:
 def _turns(
     tokenizer: Any, talks: list[list[dict[str, Any]]], length: int, template: dict[str, Any]
 ) -> list[list[int]]:
-    """Conversations up to their last user's turn, those that fit."""
+    """Conversations up to their last user turn, as tokens, without those that do not fit."""
     found = []
     for talk in talks:
         last = max((i for i, turn in enumerate(talk) if turn["role"] == "user"), default=-1)
@@ -164,24 +164,24 @@ def _turns(
 
 
 def _frames(tokenizer: Any, length: int, template: dict[str, Any]) -> list[Frame]:
-    """Per ask: the tokens before and behind a user's text.
+    """For each request, the tokens before and after a user's text.
 
     Raises:
-        UsageError: the template leaves no room for text.
+        UsageError: the template leaves no capacity for text.
     """
     frames = []
     for ask in ASKS:
         mark = ask.format(text=_PLACE)
         ids = chat_tokens(tokenizer, [{"role": "user", "content": mark}], **template)
         text = tokenizer.decode(ids)
-        before, _, behind = text.partition(_PLACE)
-        pair = tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, behind))
+        before, _, after = text.partition(_PLACE)
+        pair = tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
         frames.append((list(pair[0]), list(pair[1])))
     fitting = [f for f in frames if len(f[0]) + len(f[1]) + _SLACK <= length]
     if not fitting:
         least = min(len(f[0]) + len(f[1]) for f in frames) + _SLACK
         raise UsageError(
-            f"the chat template takes {least - _SLACK} tokens, and prompts have {length}: give --prompt-tokens "
+            f"the chat template needs {least - _SLACK} tokens, but prompts have {length}; give --prompt-tokens "
             f"{least} or more, or --chat 0"
         )
     return fitting

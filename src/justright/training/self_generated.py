@@ -1,8 +1,8 @@
-"""Training data that the verifier writes itself: short prompts, sampled continuations, and the states behind them.
+"""Training data that the verifier generates itself: short prompts, sampled continuations, and their hidden states.
 
-A drafter has to guess what *this* verifier says, so it learns from nothing else (arXiv:2510.07535, section 4: prompts
-of 64 tokens, 256 tokens sampled). Each shard is one batch of sequences decoded side by side; it is a safetensors file,
-complete or not there at all, so a run that was killed goes on with the next shard.
+A drafter predicts the output of *this* verifier, so it learns from nothing else (arXiv:2510.07535, section 4: prompts
+of 64 tokens, 256 tokens sampled). A shard is one batch of sequences, in a safetensors file that is written whole or
+not at all; a run that was killed resumes with the next shard.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from justright.training.prompts import Prompts
 from justright.training.shard import Shard
 
 TEACHER_TOKENS = 8
-"""Of the verifier's distribution, how many of the most likely tokens are kept as targets."""
+"""Number of most likely tokens of the verifier's distribution that are kept as targets."""
 
 FINGERPRINT = "fingerprint"
 PARTIAL = "data.json.partial"
-"""What a full disk, or a kill, leaves of the record of a folder."""
+"""Incomplete record of a folder, left by a full disk or a killed run."""
 
 _EVALUATION = "held-out"
 _ROW_NUMBERS = 2**21  # 8 MiB of float32
 
 Report = Callable[[int, int, float], None]
-"""``(sequences done, sequences in all, tokens a second)``"""
+"""``(sequences done, sequences in all, tokens per second)``"""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSetting:
-    """How much data, and how it is sampled.
+    """Amount of data, and how it is sampled.
 
     Attributes:
         sequences: prompts for training.
-        held_out: prompts for evaluation, of texts that training never sees.
-        prompt_tokens: the most tokens of a prompt.
-        output_tokens: sampled behind each.
-        batch: sequences decoded side by side; the unit in which a run goes on.
-        temperature: of sampling, and of the teacher's distribution.
+        held_out: prompts for evaluation, from texts that training never sees.
+        prompt_tokens: maximum length of a prompt.
+        output_tokens: tokens sampled after each prompt.
+        batch: sequences decoded together; one shard, the unit of resumption.
+        temperature: of sampling, and of the verifier's stored distribution.
         chat: share of the prompts in the chat template.
-        factors: of the switch; sequences take them in turn.
+        factors: adapter scales of the switch, assigned to sequences in turn.
         seed: of prompts and sampling.
     """
 
@@ -72,25 +72,25 @@ class DataSetting:
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
         if not 0 < self.temperature < float("inf"):
-            raise UsageError(f"temperature is {self.temperature}; allowed: above 0 (data must be sampled)")
+            raise UsageError(f"temperature is {self.temperature}; allowed: above 0, because data is sampled")
         if not 0 <= self.chat <= 1:
             raise UsageError(f"the share of chat prompts is {self.chat}; allowed: 0 to 1")
 
 
 class SelfGenerated:
-    """The data folder of one training: shards made so far, and how to make the rest.
+    """The data folder of one training: finds complete shards and generates the missing ones.
 
     Args:
-        folder: where the shards are; made with the first.
-        setting: how much.
+        folder: of the shards; created with the first.
+        setting: amount and sampling.
         identity: the verifier's.
         texts: names of the sources, for the record.
         switch: hash of the adapter, for the record.
-        fingerprint: `Prompts.fingerprint` of each mode's prompts; None: nobody checks that the texts are the same.
+        fingerprint: `Prompts.fingerprint` of each mode's prompts; None skips the check that the texts are the same.
 
     Raises:
-        UsageError: the folder holds data of another verifier, other texts or another setting, or something else; or it
-            cannot be made.
+        UsageError: the folder holds data of another verifier, other texts or other settings, or other files; or it
+            cannot be created.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SelfGenerated:
         self.setting = setting
         record = {"verifier": identity, "texts": list(texts), "switch": switch, **asdict(setting)}
         record[FINGERPRINT] = fingerprint
-        # More sequences of the same kind are the same data, only more of it.
+        # A larger number of sequences extends the same data.
         self.record = json.loads(json.dumps({k: v for k, v in record.items() if k != "sequences"}))
         check_folder(folder)
         self._about = folder / "data.json"
@@ -114,45 +114,45 @@ class SelfGenerated:
             found = _read_record(self._about)
             differing = [name for name in self.record if found.get(name) != self.record[name]]
             if FINGERPRINT in differing and None in (found.get(FINGERPRINT), fingerprint):
-                differing.remove(FINGERPRINT)  # older data, or nobody asks
+                differing.remove(FINGERPRINT)  # older data has none, or the caller gives none
             if differing == [FINGERPRINT]:
                 raise UsageError(
-                    f"{folder} holds training data of the same sources, whose texts, tokenizer or chat template have "
-                    "changed since: put them back, or give another --data, or delete it"
+                    f"{folder} holds training data of the same sources, but their texts, the tokenizer or the chat "
+                    "template have changed. Restore them, give another --data, or delete the folder"
                 )
             if differing:
                 raise UsageError(
-                    f"{folder} holds training data made with other settings ({', '.join(differing)}): give another "
-                    "--data, or delete it"
+                    f"{folder} holds training data made with other settings ({', '.join(differing)}); give another "
+                    "--data, or delete the folder"
                 )
         elif folder.exists() and any(file.name != PARTIAL for file in folder.iterdir()):
-            raise UsageError(f"{folder} holds other things than training data: give a folder of its own")
+            raise UsageError(f"{folder} holds files that are not training data; give an empty or new folder")
 
     @property
     def training_files(self) -> list[Path]:
-        """The shards to train on, made or not."""
+        """The shards to train on, complete or missing."""
         count = -(-self.setting.sequences // self.setting.batch)
         return [self.folder / f"shard-{number:05d}.safetensors" for number in range(count)]
 
     @property
     def held_out_files(self) -> list[Path]:
-        """The shards to evaluate on, made or not."""
+        """The shards to evaluate on, complete or missing."""
         count = -(-self.setting.held_out // self.setting.batch)
         return [self.folder / f"{_EVALUATION}-{number:05d}.safetensors" for number in range(count)]
 
     @property
     def missing(self) -> list[Path]:
-        """Shards not made yet (or made for fewer sequences), the held-out ones first."""
+        """Shards that do not exist (or have too few sequences), the held-out ones first."""
         return [file for file in [*self.held_out_files, *self.training_files] if not self._made(file)]
 
     def begin(self) -> None:
-        """Make the folder, and note what will be in it."""
+        """Create the folder with the record of its data."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._about.exists():
             write_whole(self._about, json.dumps(self.record, indent=1) + "\n")
 
     def check_guessable(self) -> None:
-        """Refuse data without a token to guess, of which nothing can be learned; it must be complete.
+        """Validate that the (complete) data has tokens to predict.
 
         Raises:
             UsageError: the model ended every training text, or every held-out one, with its first token.
@@ -160,18 +160,18 @@ class SelfGenerated:
         for what, files in (("training", self.training_files), ("held-out", self.held_out_files)):
             if not any(bool((_lengths_in(file)[: self._size(file)] > 1).any()) for file in files):
                 raise UsageError(
-                    f"the model ended each of its {what} texts with the first token, so there is nothing to guess: "
-                    f"give texts that it goes on from (--texts, --chat, --temperature), and delete {self.folder}"
+                    f"the model ended each {what} text with its first token, so there is nothing to predict. Change "
+                    f"--texts, --chat or --temperature so that it continues, and delete {self.folder}"
                 )
 
     @property
     def missing_sequences(self) -> int:
-        """How many sequences are in `missing`."""
+        """Number of sequences in `missing`."""
         return sum(self._size(file) for file in self.missing)
 
     @property
     def has_more(self) -> bool:
-        """Whether the folder holds more sequences than the setting asks for: those of a larger run."""
+        """Whether the folder holds more sequences than requested, those of a larger run."""
         wanted = self.training_files
         there = sorted(self.folder.glob("shard-*.safetensors"))
         return any(file not in wanted or _sequences(file) > self._size(file) for file in there)
@@ -188,14 +188,14 @@ class SelfGenerated:
         *,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        """Make the missing shards.
+        """Generate the missing shards.
 
         Args:
-            verifier: with as many slots as a batch, and room for prompt and output.
-            prompts: what to go on from, for each of the setting's factors.
-            end_tokens: that end a sequence.
-            report: told after every shard.
-            part: ``(index, count)``: of several processes that share the work.
+            verifier: with as many slots as a batch, and capacity for prompt and output.
+            prompts: one source of prompts for each adapter scale.
+            end_tokens: tokens that end a sequence.
+            report: called after every shard.
+            part: ``(index, count)`` of this process among those that share the work.
         """
         self.begin()
         index, count = part
@@ -212,12 +212,12 @@ class SelfGenerated:
                 report(done, total, shard.tokens.numel() / (time.perf_counter() - begin))
 
     def shards(self, files: Sequence[Path]) -> Iterator[Shard]:
-        """Read shards one after the other."""
+        """Read shards one at a time."""
         for file in files:
             yield self.read(file)
 
     def read(self, file: Path) -> Shard:
-        """Read a shard, as far as the setting asks for it: the folder may hold more of the same data."""
+        """Read a shard without sequences beyond the requested number: the folder may hold more of the same data."""
         shard, size = Shard.read(file), self._size(file)
         if len(shard.tokens) == size:
             return shard
@@ -245,13 +245,13 @@ class SelfGenerated:
 
 
 def _seed(seed: int, number: int, *, held_out: bool) -> int:
-    """Of a shard's draws: the first 63 bits of a SHA-256, the same in every process and version of Python."""
+    """Seed of a shard: the first 63 bits of a SHA-256, the same in every process and version of Python."""
     digest = hashlib.sha256(f"{seed} {number} {'evaluation' if held_out else 'train'}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _sequences(file: Path) -> int:
-    """How many are in a shard; none in one that is damaged, which is made again."""
+    """Number of sequences in a shard; 0 if it is damaged, so that it is generated again."""
     try:
         return len(_lengths_in(file))
     except SafetensorError:
@@ -269,7 +269,7 @@ def _read_record(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{file} is damaged ({error}): delete its folder, or give another --data") from error
+        raise UsageError(f"{file} is damaged ({error}); delete its folder, or give another --data") from error
 
 
 @torch.inference_mode()
@@ -281,15 +281,15 @@ def sample(
     end_tokens: frozenset[int],
     generator: torch.Generator,
 ) -> Shard:
-    """Decode all prompts side by side to ``setting.output_tokens`` tokens each, keeping states and teachers.
+    """Decode ``setting.output_tokens`` tokens after each prompt, all together; keep states and distributions.
 
     Args:
         verifier: with at least as many slots as prompts.
         prompts: token ids of each.
-        factors: of the switch, of each.
+        factors: adapter scale of each.
         setting: length and temperature.
         end_tokens: tokens that end a sequence.
-        generator: on the CPU; draws the tokens.
+        generator: on the CPU, for the draws.
     """
     rows = range(len(prompts))
     logits, hidden = [], []
@@ -333,11 +333,12 @@ def sample(
 def _draw(
     logits: Sequence[Tensor], temperature: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One token a row by inverse CDF, the same on every device; and the likeliest ones with their probabilities.
+    """Draw one token per row by inverse CDF, the same on every device; also the most likely tokens.
 
-    ``logits`` are ``[1, vocab]`` each; the results ``[rows]``, ``[rows, 8]`` int64, ``[rows, 8]`` float16, on the CPU.
-    A few rows at a time: a whole batch of a large vocabulary is more memory than the allocator keeps, and on a CPU
-    getting it anew at every step took longer than the model.
+    ``logits`` are ``[1, vocab]`` each. Returns tokens ``[rows]`` and the most likely ones ``[rows, 8]``, int64, with
+    their probabilities ``[rows, 8]``, float16; all on the CPU. The rows are processed a few at a time: with a large
+    vocabulary, the allocator does not keep the memory of a whole batch, and on a CPU allocating it at every step took
+    longer than the model.
     """
     uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float32).to(logits[0].device)
     rows = max(1, _ROW_NUMBERS // logits[0].shape[-1])
@@ -347,8 +348,8 @@ def _draw(
         cdf = probs.cumsum(dim=-1)
         if not bool(cdf[:, -1].isfinite().all()):
             raise ResourceError(
-                f"the model's logits, divided by the temperature {temperature}, are not finite: its weights are "
-                "damaged, or the temperature is too low; fetch the model again, or give a higher --temperature"
+                f"the model's logits divided by the temperature {temperature} are not finite: the weights are damaged "
+                "or the temperature is too low. Fetch the model again, or give a higher --temperature"
             )
         drawn = torch.searchsorted(cdf, uniform[begin : begin + rows] * cdf[:, -1:], right=True)[:, 0]
         best = probs.topk(min(TEACHER_TOKENS, probs.shape[-1]), dim=-1)
@@ -360,14 +361,14 @@ def _draw(
 
 
 def _lengths(tokens: Tensor, end_tokens: frozenset[int]) -> Tensor:
-    """Per row of ``tokens [rows, outputs]``: how many up to the first end token, and with it."""
+    """Per row of ``tokens [rows, outputs]``, the number of tokens up to and including the first end token."""
     ends = torch.isin(tokens, torch.tensor(sorted(end_tokens), dtype=torch.long))
     first = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, tokens.shape[1])
     return first.long()
 
 
 def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting, sequences: int) -> dict[str, Any]:
-    """Measured seconds and bytes of so many ``sequences``, from a few steps of one batch."""
+    """Seconds and bytes that ``sequences`` need, measured on a few steps of one batch."""
     size = min(setting.batch, setting.sequences)
     short = DataSetting(batch=size, output_tokens=16, prompt_tokens=setting.prompt_tokens)
     chosen = [prompts.prompt(i) for i in range(size)]
@@ -375,5 +376,5 @@ def estimate(verifier: Verifier, prompts: Prompts, setting: DataSetting, sequenc
     sample(verifier, chosen, [0.0] * size, short, frozenset(), torch.Generator().manual_seed(0))
     per_token = (time.perf_counter() - begin) / (size * short.output_tokens)
     tokens = sequences * setting.output_tokens
-    row = 2 * verifier.config.hidden_size + TEACHER_TOKENS * 6 + 4
+    row = 2 * verifier.spec.hidden_size + TEACHER_TOKENS * 6 + 4
     return {"tokens": tokens, "seconds": tokens * per_token, "bytes": tokens * row}

@@ -1,4 +1,4 @@
-"""A batch of sequences that the verifier wrote, with its states, and the file that holds it."""
+"""A batch of sequences that the verifier generated, with its hidden states, and its file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from justright.files import save_tensors
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Sequences of one batch; positions ``j`` count output tokens.
+    """Sequences of one batch; position ``j`` counts output tokens.
 
     Attributes:
         prompts: ``[sequences, prompt]`` int64, padded with zeros at the end.
         prompt_lengths: ``[sequences]`` int64.
-        tokens: ``[sequences, outputs]`` int64, what was sampled.
-        lengths: ``[sequences]`` int64: outputs up to the end token and with it; what follows means nothing.
+        tokens: ``[sequences, outputs]`` int64, sampled.
+        lengths: ``[sequences]`` int64: outputs up to and including the end token; later ones have no meaning.
         hidden: ``[sequences, outputs, hidden_size]`` bfloat16: the state, after the final norm, that predicted
             token ``j``.
         teacher_ids: ``[sequences, outputs, 8]`` int64, the most likely tokens at ``j``.
         teacher_probs: ``[sequences, outputs, 8]`` float16, their probabilities at the sampling temperature.
-        factors: ``[sequences]`` float32, of the switch.
+        factors: ``[sequences]`` float32, adapter scales.
     """
 
     prompts: Tensor
@@ -41,18 +41,18 @@ class Shard:
 
     @classmethod
     def read(cls, file: Path) -> Shard:
-        """What `write` wrote."""
+        """Read a file of `write`."""
         found = load_file(file)
         whole = {name: t.long() if t.dtype == torch.int32 else t for name, t in found.items()}
         return cls(**whole)
 
     def take(self, rows: Sequence[int] | slice) -> Shard:
-        """Some of the sequences."""
+        """The sequences ``rows``."""
         return Shard(*(getattr(self, name)[rows] for name in self.__slots__))
 
     @classmethod
     def joined(cls, parts: Sequence[Shard]) -> Shard:
-        """The sequences of several shards of one setting, one after the other."""
+        """Concatenate shards of one setting."""
         if len(parts) == 1:
             return parts[0]
         width = max(part.prompts.shape[1] for part in parts)
@@ -62,11 +62,5 @@ class Shard:
 
     def write(self, file: Path) -> None:
         """Write the file, whole or not at all; token ids as int32."""
-        partial = file.with_suffix(".partial")
-        small = {
-            name: (t.int() if t.dtype == torch.int64 else t).contiguous()
-            for name in self.__slots__
-            for t in [getattr(self, name)]
-        }
-        save_tensors(small, partial)
-        partial.replace(file)
+        whole = {name: getattr(self, name) for name in self.__slots__}
+        save_tensors({name: t.int() if t.dtype == torch.int64 else t for name, t in whole.items()}, file)

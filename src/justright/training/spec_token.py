@@ -1,7 +1,7 @@
-"""[SPEC]'s states with gradients: one pass over the texts, one over a [SPEC] behind every prefix at once.
+"""[SPEC]'s states with gradients: one pass over the texts, one over the [SPEC] tokens after all prefixes.
 
-Every [SPEC] sees its prefix and itself, and no text token sees any: so keys and values of the texts do not depend on
-it, and gradients flow through the [SPEC] rows alone. The verifier is frozen; all that learns is the embedding.
+Each [SPEC] attends to its prefix and itself, and no text token attends to a [SPEC]. So the keys and values of the texts
+do not depend on it, and gradients flow through the [SPEC] rows only. Only the embedding learns; the verifier is frozen.
 
 Source: arXiv:2510.07535, section 3 (the [SPEC] token). Differs: the texts run first, without gradients, which halves
 the work; the mask is the same.
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from justright.adapter.apply import AppliedSwitch
-from justright.architectures.spec import Window, architecture_of, attention_windows
+from justright.architectures.schema import Window
+from justright.architectures.spec import ModelSpec
 from justright.engine.attention import rescale_by_position
 from justright.engine.loading import decoder_of
 from justright.training.loss import Prefixes
@@ -29,13 +30,13 @@ ATTENTION_NAME = "justright-spec"
 
 @dataclass(slots=True)
 class _Pass:
-    """What attention needs to know.
+    """State of one pass, for `attention`.
 
     Attributes:
         windows: per layer.
         index_scaled: see `rescale_by_position`.
-        positions: ``[batch, rows]``, of what runs now.
-        seen: ``[batch, rows]``: how many text tokens each [SPEC] sees; None while the texts run.
+        positions: ``[batch, rows]``, of the current pass.
+        seen: ``[batch, rows]``: number of text tokens that each [SPEC] attends to; None in the pass over the texts.
         kept: per layer, the texts' keys and values.
     """
 
@@ -54,23 +55,23 @@ def spec_states(
     switch: AppliedSwitch | None = None,
     factor: float = 0.0,
 ) -> Tensor:
-    """States, after the final norm, of a [SPEC] behind each of the given prefixes.
+    """States, after the final norm, of a [SPEC] after each of the given prefixes.
 
     Args:
-        model: frozen, its attention implementation ``ATTENTION_NAME``.
+        model: frozen, with the attention implementation ``ATTENTION_NAME``.
         embedding: ``[hidden_size]``, [SPEC]'s.
-        token_ids: ``[batch, length]``, padded behind.
+        token_ids: ``[batch, length]``, padded at the end.
         seen: ``[batch, rows]`` int64: lengths of the prefixes, 1 to ``length``.
         switch: the model's; then ``batch`` is 1.
-        factor: of the switch.
+        factor: adapter scale.
 
     Returns:
         ``[batch, rows, hidden_size]``, with gradients to ``embedding``.
     """
     batch, length = token_ids.shape
-    architecture = architecture_of(model.config)
+    spec = ModelSpec.of(model.config)
     positions = torch.arange(length, device=token_ids.device).expand(batch, length)
-    state = _Pass(list(attention_windows(model.config)), architecture.index_scaled, positions)
+    state = _Pass(list(spec.windows), spec.architecture.index_scaled, positions)
     decoder = decoder_of(model)
 
     def switched(tokens: int) -> contextlib.AbstractContextManager[None]:
@@ -87,7 +88,7 @@ def spec_states(
     return out
 
 
-def states_behind(
+def states_after(
     verifier: PreTrainedModel,
     embedding: Tensor,
     shard: Shard,
@@ -117,7 +118,7 @@ def states_behind(
 
 
 def _in_order(sequence: Tensor) -> list[int]:
-    """The sequences that rows belong to, once each, in the order of the rows."""
+    """The distinct sequences of the rows, in the order of the rows."""
     return list(dict.fromkeys(sequence.tolist()))
 
 

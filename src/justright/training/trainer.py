@@ -1,7 +1,7 @@
-"""Training a drafter: data, then its steps on cached states, then with [SPEC]; resumable at any point.
+"""The training loop of a drafter: steps on stored states, then steps with [SPEC]; resumable at any point.
 
-The state after a step depends on the setting, the data and the step alone: batches are drawn by step, and a
-checkpoint holds weights, the optimizers' moments and the curve so far.
+The state after a step depends only on the setting, the data and the step: batches are drawn by step number, and a
+checkpoint holds the weights, the optimizers' moments and the curve so far.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from justright.training.held_out import Accuracy, measure
 from justright.training.loss import DraftLoss, Prefixes, prefixes
 from justright.training.self_generated import FINGERPRINT, SelfGenerated
 from justright.training.shard import Shard
-from justright.training.spec_token import states_behind
+from justright.training.spec_token import states_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class TrainSetting:
 
     Attributes:
         epochs: passes over the data, on the verifier's plain states.
-        rows: sequences a step.
-        rate: peak learning rate (of Muon on matrices; a fifth of it of AdamW on the rest).
-        decay: share of the steps, at the end, in which the rate falls to zero.
-        spec_steps: steps with [SPEC] behind them; 0: none.
-        spec_rows: sequences a step with [SPEC].
-        spec_every: every how many tokens a [SPEC] stands there.
-        spec_rate: peak learning rate of these steps.
-        vector_rate: the same of [SPEC]'s embedding, in sizes (root mean square) of a token's.
+        rows: sequences per step.
+        rate: peak learning rate of Muon on matrices; AdamW on the rest uses a fifth of it.
+        decay: share of the steps, at the end, over which the rate falls to zero.
+        spec_steps: further steps with [SPEC]; 0 for none.
+        spec_rows: sequences per step with [SPEC].
+        spec_every: distance in tokens between two [SPEC].
+        spec_rate: peak learning rate of the steps with [SPEC].
+        vector_rate: peak learning rate of [SPEC]'s embedding, in units of a token embedding's root mean square.
         evaluate_every: steps between evaluations on held-out prompts.
-        patience: evaluations without a better one after which a phase ends; 0: never.
+        patience: number of evaluations without improvement that ends a phase; 0 for no limit.
         seed: of weights and batches.
     """
 
@@ -82,15 +82,15 @@ class TrainSetting:
 
 @dataclass(slots=True)
 class Progress:
-    """Where a training stands; what a report gets.
+    """Progress of a training, as reported.
 
     Attributes:
         phase: "drafter" or "spec".
         step: steps done in this phase.
-        steps: of this phase.
+        steps: total steps of this phase.
         loss: of the last step.
-        prefixes_per_s: of the last step that this run took.
-        accuracy: of the last evaluation.
+        prefixes_per_s: throughput of this run's last step.
+        accuracy: of the evaluation, if this report follows one.
     """
 
     phase: str
@@ -106,7 +106,7 @@ Report = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class _State:
-    """What a checkpoint holds beside tensors."""
+    """The part of a checkpoint that is not tensors."""
 
     phase: str = "drafter"
     step: int = 0
@@ -119,15 +119,15 @@ class _State:
 
 
 class Training:
-    """One drafter's training in one folder, from wherever it stands.
+    """One drafter's training in one folder; resumes from the checkpoint there.
 
     Args:
-        model: freshly made; replaced by the checkpoint's weights if there is one.
-        data: the verifier's own texts, complete.
-        setting: how long and how fast.
-        folder: where the checkpoint lives.
-        verifier: frozen, for [SPEC]; None where the model has none.
-        switch: the verifier's, where the data is in both modes.
+        model: newly initialised; a checkpoint replaces its weights.
+        data: the verifier's data, complete.
+        setting: length and learning rates.
+        folder: of the checkpoint.
+        verifier: frozen, for [SPEC]; None without [SPEC].
+        switch: the verifier's, if the data is in both modes.
         accelerator: of accelerate; several processes share the rows of a step.
 
     Raises:
@@ -174,13 +174,13 @@ class Training:
                 self._load()
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"the training's checkpoint in {folder} is damaged ({type(error).__name__}: {error}): delete the "
-                    "folder to begin anew"
+                    f"the training's checkpoint in {folder} is damaged ({type(error).__name__}: {error}); delete the "
+                    "folder to start again"
                 ) from error
 
     @property
     def phases(self) -> dict[str, int]:
-        """Steps of each phase."""
+        """Number of steps of each phase."""
         per_epoch = self.data.setting.sequences / (self.setting.rows * self.accelerator.num_processes)
         found = {"drafter": max(1, round(self.setting.epochs * per_epoch))}
         if self.verifier is not None and self.model.spec is not None and self.setting.spec_steps:
@@ -188,10 +188,10 @@ class Training:
         return found
 
     def run(self, report: Report = lambda _: None, *, save_every_s: float = 60.0) -> Accuracy:
-        """Train to the end, saving every so often and when interrupted; returns an evaluation of the weights kept.
+        """Train to the end; save every ``save_every_s`` seconds and on interruption; evaluate the final weights.
 
         Raises:
-            ResourceError: the loss is no number any more.
+            ResourceError: the loss is not finite.
         """
         saved = time.monotonic()
         rate = 0.0
@@ -212,23 +212,23 @@ class Training:
                     self.save()
                     saved = time.monotonic()
         finally:
-            if not self._in_step:  # half a step is none: the last checkpoint stands
+            if not self._in_step:  # an interrupted step is discarded: the last checkpoint stays
                 self.save()
-        return self.evaluate()  # where a phase ended early, the last evaluation was of other weights
+        return self.evaluate()  # if a phase ended early, the last evaluation was of other weights
 
     def _evaluation_is_due(self, steps: int) -> bool:
         step = self.state.step
         return step > self.state.evaluated and (step >= steps or step % self.setting.evaluate_every == 0)
 
     def _evaluated(self, steps: int) -> Accuracy:
-        """Evaluate, note it, and go on to the next phase if this one is at its end."""
+        """Evaluate, record the result, and start the next phase if this one is complete."""
         accuracy, state = self.evaluate(), self.state
         state.evaluated = state.step
         point = {"phase": state.phase, "step": state.step, "loss": state.loss, **asdict(accuracy)}
         state.curve.append(point)
-        tired = self._got_no_better(accuracy)
-        if tired or state.step >= steps:
-            if tired and self._best:
+        stopped = self._patience_is_spent(accuracy)
+        if stopped or state.step >= steps:
+            if stopped and self._best:
                 self._restore(self._best)
             names = [*self.phases, "done"]
             state.phase = names[names.index(state.phase) + 1]
@@ -237,13 +237,13 @@ class Training:
         return accuracy
 
     def take_step(self) -> tuple[float, int]:
-        """One optimizer step of the phase that is on; returns its loss and how many prefixes it saw."""
+        """Take one optimizer step of the current phase; returns its loss and its number of prefixes."""
         phase, step = self.state.phase, self.state.step
         rate = self.setting.rate if phase == "drafter" else self.setting.spec_rate
         steps = self.phases[phase]
         share = min(1.0, (step + 1) / 20, (steps - step) / (self.setting.decay * steps))
         rates = (rate, 0.2 * rate, self.setting.vector_rate * self._token_size)
-        for optimizer, peak in zip(self._optimizers, rates, strict=False):  # without [SPEC] there are but two
+        for optimizer, peak in zip(self._optimizers, rates, strict=False):  # two without [SPEC]
             for group in optimizer.param_groups:
                 group["lr"] = share * peak
         loss, count = self._plain_loss(step) if phase == "drafter" else self._spec_loss(step)
@@ -251,7 +251,7 @@ class Training:
         if not math.isfinite(value):
             raise ResourceError(
                 f"the loss of step {step} ({phase}) is {value}: the rate {rate} is too high, or the data is damaged. "
-                f"Delete {self.folder} and begin anew with a lower --rate"
+                f"Delete {self.folder} and start again with a lower --rate"
             )
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -261,13 +261,13 @@ class Training:
         for optimizer in self._optimizers:
             optimizer.step()
         self.state.step = step + 1
-        if count:  # else every sequence ended at once, and there was nothing to guess
+        if count:  # 0: every sequence ended with its first token, so there was nothing to predict
             self.state.loss = value
         self._in_step = False
         return value, count
 
     def evaluate(self) -> Accuracy:
-        """On the held-out prompts."""
+        """Evaluate on the held-out prompts."""
         self.model.eval()
         spec = self.verifier if self.state.phase in ("spec", "done") else None
         found = measure(
@@ -281,16 +281,16 @@ class Training:
         return self._draft_loss(batch, batch.hidden.to(self.device)), len(batch.tokens)
 
     def _spec_loss(self, step: int) -> tuple[Tensor, int]:
-        """Both losses of [SPEC], and the drafter's on plain states, so that it goes on to take either."""
+        """Both losses of [SPEC], and the drafter's loss on plain states, so that it keeps working from either."""
         assert self.verifier is not None
         assert self.model.spec is not None
         shard = self._batch(step, self.setting.spec_rows)
         batch = self._prefixes(shard)
         every = self.setting.spec_every
         batch = batch.take(torch.arange(len(batch.tokens))[step % every :: every])
-        states = states_behind(self.verifier, self.model.spec, shard, batch, self.device, self.switch)
+        states = states_after(self.verifier, self.model.spec, shard, batch, self.device, self.switch)
         loss = self._draft_loss(batch, torch.cat([states, batch.hidden.to(self.device)]), twice=True)
-        # The verifier's own head on [SPEC]: the token two past the prefix.
+        # The verifier's own head on [SPEC] predicts the second token after the prefix.
         head = self.verifier.get_output_embeddings().weight[self.model.vocab]
         logits = states.to(head.dtype) @ head.T
         own = self._loss.step(
@@ -299,7 +299,7 @@ class Training:
         return loss + own, len(batch.tokens)
 
     def _draft_loss(self, batch: Prefixes, hidden: Tensor, *, twice: bool = False) -> Tensor:
-        """Mean over the steps; ``twice``: the rows of ``hidden`` are those of the batch two times over."""
+        """Mean over the draft steps; with ``twice``, ``hidden`` holds the rows of the batch two times."""
         tokens, ids, probs, valid = (
             torch.cat([t, t]).to(self.device) if twice else t.to(self.device)
             for t in (batch.tokens, batch.teacher_ids, batch.teacher_probs, batch.valid)
@@ -311,15 +311,15 @@ class Training:
         return torch.stack(losses).mean()
 
     def _batch(self, step: int, size: int) -> Shard:
-        """The ``size`` sequences that this process sees in a step."""
+        """The ``size`` sequences of this process in a step."""
         place = step * self.accelerator.num_processes + self.accelerator.process_index
         return self._batches.take(place * size, size)
 
     def _prefixes(self, shard: Shard) -> Prefixes:
         return prefixes(shard, torch.arange(len(shard.tokens)), self.model.config.steps)
 
-    def _got_no_better(self, accuracy: Accuracy) -> bool:
-        """Note an evaluation; True if patience is at its end."""
+    def _patience_is_spent(self, accuracy: Accuracy) -> bool:
+        """Record an evaluation; True after ``patience`` evaluations without improvement."""
         score = accuracy.spec_length if self.state.phase == "spec" else accuracy.length
         if score is None or score > self.state.best:
             self.state.best, self.state.worse = score or 0.0, 0
@@ -329,7 +329,7 @@ class Training:
         return 0 < self.setting.patience <= self.state.worse
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the matrices (Jordan 2024), AdamW for the rest and for what is looked up, and for [SPEC]."""
+        """Muon for the matrices (Jordan 2024), AdamW for the rest (embedding tables too) and for [SPEC]."""
         looked_up = {"embedding.weight"} if getattr(self.model.config, "embedding", "") == "own" else set()
         named = dict(self.model.named_parameters())
         matrices = [p for n, p in named.items() if p.ndim == 2 and n not in looked_up]
@@ -345,21 +345,17 @@ class Training:
         ]
 
     def save(self) -> None:
-        """Write the checkpoint; the folder changes from the old one to the new one at once."""
+        """Write the checkpoint, and replace the old one in a single step."""
         if not self.accelerator.is_main_process:
             return
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_tensors(
-            {n: p.detach().contiguous() for n, p in self.model.named_parameters()},
-            partial / "weights.safetensors",
-        )
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        save_tensors(weights, partial / "weights.safetensors")
         save_tensors(dict(self._moments()), partial / "optimizer.safetensors")
         if self._best:
-            save_tensors(
-                {name: t.contiguous() for name, t in self._best.items()}, partial / "best.safetensors"
-            )
+            save_tensors(self._best, partial / "best.safetensors")
         state = {"of": self._record, **asdict(self.state)}
         write_whole(partial / "state.json", json.dumps(state) + "\n")
         swap_folder(self.folder)
@@ -375,19 +371,18 @@ class Training:
             for parameter, moments in optimizer.state.items():
                 for key, value in moments.items():
                     if isinstance(value, Tensor):
-                        yield f"{names[parameter]}/{key}", value.contiguous()
+                        yield f"{names[parameter]}/{key}", value
 
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         found = state.pop("of")
-        found.get("data", {}).setdefault(
-            FINGERPRINT, self._record["data"][FINGERPRINT]
-        )  # of an older version
+        # Older versions recorded no fingerprint.
+        found.get("data", {}).setdefault(FINGERPRINT, self._record["data"][FINGERPRINT])
         if found != self._record:
             differing = [k for k in self._record if found.get(k) != self._record[k]]
             raise UsageError(
-                f"{self.folder} holds another training's checkpoint (its {' and '.join(differing)} differ): give "
-                "another output, or delete it to begin anew"
+                f"{self.folder} holds another training's checkpoint (its {' and '.join(differing)} differ); give "
+                "another output, or delete the folder to start again"
             )
         self.state = _State(**state)
         self._restore(load_file(self.folder / "weights.safetensors"))

@@ -1,7 +1,7 @@
-"""justright's drafters inside vLLM: the plugin that gives them the model's last states.
+"""justright's drafters inside vLLM: the plugin that passes them the model's hidden states.
 
-vLLM calls `register` in every process. With a version that was not tried it changes nothing, and the drafter, if it is
-asked for, says why.
+vLLM calls `register` in every process. With an untested version of vLLM it changes nothing, and the drafter raises an
+error with the reason.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ _PARAMETERS = (
     "aux_hidden_states", "spec_decode_metadata", "common_attn_metadata", "slot_mappings",
 )  # fmt: skip
 
-_problem: str | None = "vLLM has not loaded its plugins: is VLLM_PLUGINS set, and without justright?"
+_problem: str | None = "vLLM did not load the plugin justright; add it to VLLM_PLUGINS"
 
 
 def problem() -> str | None:
-    """Why the drafter cannot run here; None: it can."""
+    """Why the drafter cannot run here; None if it can."""
     return _problem
 
 
 def register() -> None:
-    """Wrap the one method that hands a drafter what it needs; safe to call again."""
+    """Wrap the method that calls the drafter; further calls do nothing."""
     global _problem
     _problem = _mismatch()
     if _problem is None:
         from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
         if not hasattr(GPUModelRunner.propose_draft_token_ids, "_justright"):
-            GPUModelRunner.propose_draft_token_ids = told(GPUModelRunner.propose_draft_token_ids)
+            GPUModelRunner.propose_draft_token_ids = with_states(GPUModelRunner.propose_draft_token_ids)
 
 
-def told(propose: Any) -> Any:
-    """``propose`` that first tells a drafter of ours which state predicted each request's last token."""
+def with_states(propose: Any) -> Any:
+    """Wrap ``propose`` so that a drafter of justright first gets the states that predicted the last tokens."""
 
     @wraps(propose)
     def propose_draft_token_ids(
@@ -49,7 +49,7 @@ def told(propose: Any) -> Any:
             given = dict(zip(_PARAMETERS[3:], rest, strict=False)) | named
             metadata = given["spec_decode_metadata"]
             drafts = None if metadata is None else metadata.num_draft_tokens
-            drafter.tell(self.input_batch, sampled_token_ids, given["sample_hidden_states"], drafts)
+            drafter.take_states(self.input_batch, sampled_token_ids, given["sample_hidden_states"], drafts)
         return propose(self, scheduler_output, sampled_token_ids, *rest, **named)
 
     propose_draft_token_ids._justright = True  # type: ignore[attr-defined]
@@ -57,10 +57,12 @@ def told(propose: Any) -> Any:
 
 
 def _mismatch() -> str | None:
-    """What is otherwise than in the vLLM that this was tried with."""
+    """How this vLLM differs from the tested one; None if it does not."""
     found = next((one for name in DISTRIBUTIONS if (one := _version(name))), None)
     if found is None or not found.startswith(f"{TRIED}."):
-        return f"vLLM {found or 'of an unknown version'} is installed, and the drafter was tried with {TRIED}.x only"
+        return (
+            f"vLLM {found or 'of an unknown version'} is installed, but the drafter supports {TRIED}.x only"
+        )
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     parameters = tuple(inspect.signature(GPUModelRunner.propose_draft_token_ids).parameters)

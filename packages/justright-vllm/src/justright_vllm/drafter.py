@@ -1,4 +1,4 @@
-"""A drafter of ours as vLLM's custom class: chains of the LSTM, or of the hybrid of it and suffix drafts."""
+"""justright's drafters as a custom class of vLLM: chains of the LSTM or of the hybrid with suffix drafts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Weight:
 
 @dataclass(frozen=True, slots=True)
 class _Verifier:
-    """vLLM's model as a drafter asks for it."""
+    """The part of vLLM's model that a drafter needs."""
 
     embedding: Tensor
     head: Tensor
@@ -44,15 +44,15 @@ class _Verifier:
 
 
 class ChainDrafter:
-    """What vLLM drives: `load_model` once, then for every step `tell` (by our plugin) and `propose`.
+    """The class that vLLM calls: `load_model` once, then in every step `take_states` (from the plugin) and `propose`.
 
-    Requests come and go with vLLM's batch; one that comes back is begun anew from its tokens.
+    Requests start and stop with vLLM's batch; one that returns is started again from its tokens.
 
     Args:
         vllm_config: vLLM's.
 
     Raises:
-        UsageError: a vLLM that was not tried, a model that is split over devices, or no word on which drafter.
+        UsageError: an untested vLLM, a model split over devices, or a missing setting of the drafter.
     """
 
     wants_states = True
@@ -62,43 +62,39 @@ class ChainDrafter:
             raise UsageError(f"justright's drafter cannot run in this vLLM: {reason}")
         parallel = vllm_config.parallel_config
         if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-            raise UsageError(
-                "justright's drafter needs the model in one piece: no tensor or pipeline parallelism"
-            )
+            raise UsageError("justright's drafter does not support tensor or pipeline parallelism; omit both")
         self._length = vllm_config.speculative_config.num_speculative_tokens
         self._max_tokens = vllm_config.model_config.max_model_len
         self._vocab_size = vllm_config.model_config.get_vocab_size()
         try:
-            asked = json.loads(os.environ.get(VARIABLE, ""))
-            self._path = Path(asked["model"])
-            self.drafter = chain_drafter(asked["draft"], asked["options"], self._length)
+            setting = json.loads(os.environ.get(VARIABLE, ""))
+            self._path = Path(setting["model"])
+            self.drafter = chain_drafter(setting["draft"], setting["options"], self._length)
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{VARIABLE} does not say which drafter: start vLLM by justright serve"
-            ) from error
+            raise UsageError(f"{VARIABLE} sets no drafter; start vLLM with justright serve") from error
         self._drafts: dict[str, Draft] = {}
         self._ids: list[str] = []
         self._states: list[Tensor | None] = []
 
     def load_model(self, model: torch.nn.Module) -> None:
-        """Read the drafter, and join it to vLLM's model."""
+        """Load the drafter, and bind it to vLLM's model."""
         named = {name.replace(".base_layer", ""): tensor for name, tensor in model.named_parameters()}
         embedding = next(t for name, t in named.items() if name.endswith("embed_tokens.weight"))
         head = next((t for name, t in named.items() if name.endswith("lm_head.weight")), embedding)
-        rows = slice(0, self._vocab_size)  # vLLM pads them
+        rows = slice(0, self._vocab_size)  # without vLLM's padding
         verifier = _Verifier(embedding.detach()[rows], head.detach()[rows])
         self.drafter.bind(verifier, self._path)
 
-    def tell(
+    def take_states(
         self, batch: Any, sampled: Sequence[Sequence[int]], states: Tensor, drafts: Sequence[int] | None
     ) -> None:
-        """Note which requests there are, and the state that predicted the last token of each.
+        """Record the requests of the batch, and the state that predicted the last token of each.
 
         Args:
             batch: vLLM's.
-            sampled: new tokens of each request; none while its prompt is read.
-            states: ``[rows, hidden_size]``, of each request as many rows as it had draft tokens, and one more.
-            drafts: draft tokens of each request; None: nobody had any.
+            sampled: new tokens of each request; none during its prefill.
+            states: ``[rows, hidden_size]``; each request has one row more than draft tokens.
+            drafts: number of draft tokens of each request; None if there were none.
         """
         self._ids = list(batch.req_ids[: len(sampled)])
         self._states, row = [], 0
@@ -112,19 +108,19 @@ class ChainDrafter:
     def propose(
         self, sampled: Sequence[Sequence[int]], lengths: Any, tokens: Any, slot_mappings: Any = None
     ) -> list[list[int]]:
-        """The chain that each request is to verify; maybe none.
+        """Draft a chain for each request; it may be empty.
 
         Args:
             sampled: new tokens of each request.
-            lengths: tokens of each request, the new ones with them.
+            lengths: number of tokens of each request, with the new ones.
             tokens: ``[requests, max tokens]``, all tokens.
-            slot_mappings: not looked at.
+            slot_mappings: unused.
         """
         found: list[list[int]] = []
         for index, (name, new) in enumerate(zip(self._ids, sampled, strict=True)):
             length = int(lengths[index])
-            room = min(self._length, self._max_tokens - length - 1)
-            if not new or room < 1:
+            capacity = min(self._length, self._max_tokens - length - 1)
+            if not new or capacity < 1:
                 found.append([])
                 continue
             if name not in self._drafts:
@@ -132,7 +128,7 @@ class ChainDrafter:
             elif len(self._drafts[name]):
                 self.drafter.verified(name, self._drafts[name], len(new) - 1)
             self.drafter.observe(name, list(new), self._states[index])
-            draft = self.drafter.propose(name, room)
+            draft = self.drafter.propose(name, capacity)
             self._drafts[name] = draft
             found.append(list(draft.token_ids))
         return found
@@ -145,12 +141,12 @@ def chain_drafter(draft: str, options: dict[str, Any], length: int) -> LstmDraft
         UsageError: another drafter, or options that it does not have.
     """
     if draft not in ("lstm", "hybrid"):
-        raise UsageError(f"{draft} drafts are not for vLLM; allowed: lstm, hybrid")
+        raise UsageError(f"{draft} drafts do not run in vLLM; allowed: lstm, hybrid")
     if fixed := sorted(FIXED & set(options)):
-        raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
+        raise UsageError(f"vLLM verifies chains without [SPEC]; omit {', '.join(fixed)}")
     try:
         made = create_drafter(draft, **chain(length), **options)
     except UsageError as error:
-        raise UsageError(f"{draft} drafts do not have these options, or not so: {error}") from error
+        raise UsageError(f"the options of {draft} drafts are not valid: {error}") from error
     assert isinstance(made, LstmDrafter)
     return made

@@ -1,6 +1,6 @@
-"""Small real models that behave like the big ones: ``zoo:moe``, ``zoo:fast``, ``zoo:slow``.
+"""Small real models that behave like large ones: ``zoo:moe``, ``zoo:fast``, ``zoo:slow``.
 
-Importing this loads neither torch nor transformers. How the models were made is in `justright_zoo.recipes`.
+Importing this loads neither torch nor transformers. `justright_zoo.recipes` has the models' recipes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANIFEST = MODELS / "manifest.json"
 
 @cache
 def manifest() -> dict[str, dict[str, object]]:
-    """What is shipped: per model its ``description`` and ``files``: name -> SHA-256."""
+    """The shipped models: name -> ``description``, ``origin`` and ``files`` (name -> SHA-256)."""
     if not MANIFEST.exists():
         return {}
     found: dict[str, dict[str, object]] = json.loads(MANIFEST.read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def manifest() -> dict[str, dict[str, object]]:
 
 
 def questions() -> dict[str, list[dict[str, str]]]:
-    """Problems to calibrate on, by kind and level: the last 60 of each 200 held-out ones (measure on the others)."""
+    """Problems for calibration, by kind and level: the last 60 of each 200 held-out ones (measure on the others)."""
     return {
         file.stem: [row for _, row in read_rows(file)][-QUESTIONS:]
         for file in sorted((DATA / "problems").glob("*.jsonl"))
@@ -43,7 +43,7 @@ def questions() -> dict[str, list[dict[str, str]]]:
 
 @cache
 def drafters() -> dict[str, dict[str, Path]]:
-    """The trained drafters: identity of the verifier's weights -> kind -> folder."""
+    """Trained drafters: identity of the verifier's weights -> kind -> folder."""
     found: dict[str, dict[str, Path]] = {}
     for file in sorted(DRAFTERS.glob("*/config.json")):
         about = json.loads(file.read_text(encoding="utf-8"))
@@ -52,23 +52,23 @@ def drafters() -> dict[str, dict[str, Path]]:
 
 
 class ZooProvider:
-    """Offers the shipped models; see `justright.checkpoint.sources.Provider`."""
+    """Provides the shipped models; see `justright.checkpoint.sources.Provider`."""
 
     def names(self) -> Mapping[str, str]:
         """Name -> one line of description."""
         return {name: str(entry["description"]) for name, entry in manifest().items()}
 
     def path(self, name: str, *, progress: bool = True) -> Path:
-        """The checkpoint directory of ``name``, every file of it compared with the manifest.
+        """The checkpoint directory of ``name``; compares every file with the manifest.
 
         Raises:
             SourceError: there is no such model.
-            CheckpointError: a file is missing or is not the one that was shipped.
+            CheckpointError: a file is missing or has changed.
         """
         if name not in manifest():
             raise SourceError(
-                f"no zoo model {name!r}: there are {', '.join(manifest()) or 'none'} (`justright zoo build` makes "
-                "others; their folders serve as MODEL, and for `zoo measure NAME --model`)"
+                f"there is no zoo model {name!r}; allowed: {', '.join(manifest()) or 'none'}. `justright zoo build` "
+                "makes others, whose folder is given as MODEL, or to `zoo measure NAME --model`"
             )
         folder = MODELS / name
         files = manifest()[name]["files"]
@@ -76,12 +76,12 @@ class ZooProvider:
         for file, expected in files.items():
             path = folder / file
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing: install justright-zoo again")
+                raise CheckpointError(f"{path} is missing; install justright-zoo again")
             found = file_sha256(path)
             if found != expected:
                 raise CheckpointError(
-                    f"{path} is not the file that was shipped (SHA-256 {found[:12]}..., expected "
-                    f"{str(expected)[:12]}...): install justright-zoo again"
+                    f"{path} is not the shipped file (SHA-256 {found[:12]}..., expected {str(expected)[:12]}...); "
+                    "install justright-zoo again"
                 )
         return folder
 

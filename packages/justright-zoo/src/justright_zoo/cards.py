@@ -1,4 +1,4 @@
-"""The models' cards: measured from the weights, kept beside them, shown as tables."""
+"""The models' cards: measured from the weights, stored beside them, shown as tables."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ CARD = "card.json"
 SLOTS = 32
 DOMAIN_NAMES = ("fiction", "manuals", "python", "c", "legal", "dialogue")
 MOE_BASELINE = {"moe": "dense", "slow-moe": "moe"}
-"""What a mixture-of-experts model's perplexity is shown beside."""
+"""Baseline of a mixture-of-experts model's perplexity."""
 
 PARENT = {"slow": "fast", "slow-moe": "moe"}
-"""Whose answers a model's own are shown beside."""
+"""Baseline of a model's answers."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is known of a shipped model.
+    """The card of a shipped model.
 
     Attributes:
         name: without ``zoo:``.
         description: one line.
-        origin: its parent, or the texts.
+        origin: its parent, or random weights.
         size_bytes: of the weights.
-        summary: the figures that matter most, in one line.
-        measured: what `measure_model` found, with command, machine and date.
+        summary: the main results in one line.
+        measured: the results of `measure_model`, with command, machine and date.
     """
 
     name: str
@@ -65,7 +65,7 @@ def cards() -> list[Card]:
 
 
 def summary(measured: dict[str, Any]) -> str:
-    """One line of figures: accuracy and tokens on easy, middling and hard problems, mean perplexity."""
+    """One line of results: accuracy and tokens on easy, medium and hard problems, mean perplexity."""
     parts = []
     scores = measured["problems"]
     levels = sorted({s["level"] for s in scores})
@@ -99,10 +99,10 @@ def measure_model(
 
     Args:
         name: without ``zoo:``.
-        problems: of each kind and level.
-        picture: where to draw the routing of a mixture-of-experts model.
+        problems: number per kind and level.
+        picture: file for a plot of a mixture-of-experts model's routing.
         folder: the checkpoint, if it is not the shipped one.
-        say: told what is being done.
+        say: called with each result as text.
 
     Returns:
         JSON-ready: ``model``, ``problems`` (a list of `justright_zoo.measure.Score`), for a model with a shipped
@@ -140,7 +140,7 @@ def measure_model(
 
 
 def perplexities(engine: LLM) -> dict[str, float]:
-    """Perplexity a token on the evaluation texts of every domain."""
+    """Perplexity per token on the evaluation texts of every domain."""
     from justright.engine.step import StepInput
     from justright_zoo.measure import perplexity
 
@@ -185,7 +185,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def tables(measured: dict[str, Any]) -> list[Table]:
-    """What was measured as tables: title, header, rows."""
+    """Tables of the results: title, header, rows."""
     from justright_zoo.measure import wilson
 
     header = ["problems", "level", "right (95% interval)", "tokens an answer", "cut short"]

@@ -1,4 +1,4 @@
-"""What the cards say, measured from a checkpoint: accuracy and tokens by difficulty, perplexity by domain, routing."""
+"""The measurements of the cards: accuracy and tokens by difficulty, perplexity by domain."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _WINDOW = 512
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Problems of one kind and level.
+    """Results on the problems of one kind and level.
 
     Attributes:
         kind: of problem.
         level: number of operations.
-        problems: how many.
-        correct: how many were right.
-        tokens: mean tokens of an answer, thoughts included.
-        cut: answers that had not ended when the tokens ran out.
+        problems: number of problems.
+        correct: number of right answers.
+        tokens: mean tokens of an answer, with its reasoning.
+        cut: number of answers that reached the token limit.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share that is right."""
+        """Share of right answers."""
         return self.correct / self.problems
 
     @property
@@ -58,7 +58,7 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def evaluation_problems(kind: Kind, level: int, count: int) -> list[Problem]:
-    """The first ``count`` held-out problems of a kind and level; always the same, no two alike."""
+    """The first ``count`` held-out problems of a kind and level; always the same, without duplicates."""
     rng = random.Random(f"{PROBLEM_SEED} {kind} {level}")
     found: dict[str, Problem] = {}
     while len(found) < count:
@@ -75,7 +75,7 @@ def score(
     max_tokens: int = 1024,
     report: Callable[[Score], None] = lambda _: None,
 ) -> list[Score]:
-    """Let the engine answer ``count`` held-out problems of every kind and level, greedily."""
+    """Measure the engine on ``count`` held-out problems of every kind and level, with greedy decoding."""
     scores = []
     for kind, level in kinds:
         problems = evaluation_problems(kind, level, count)
@@ -98,7 +98,7 @@ def score(
 def perplexity(
     model: Callable[[Tensor], Tensor], tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> float:
-    """Perplexity a token over windows of 512, each token but a window's first predicted once.
+    """Perplexity per token over windows of 512; every token but the first is predicted once.
 
     Args:
         model: ``[1, tokens]`` ids to ``[1, tokens, vocab]`` logits.

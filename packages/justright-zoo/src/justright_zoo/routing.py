@@ -1,4 +1,4 @@
-"""Which experts the tokens of each domain go to: counted, summed up, drawn."""
+"""Which experts the router chooses in each domain: counts, a summary, a plot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _WINDOW = 512
 def routing_shares(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, Sequence[str]]
 ) -> Tensor:
-    """Share of each domain's routed tokens that every expert takes.
+    """Share of each domain's routed tokens per expert.
 
     Args:
-        model: a mixture-of-experts model of transformers that can output its router's logits.
+        model: a mixture-of-experts model of transformers that can output router logits.
         tokenizer: the model's.
         texts: domain -> texts.
 
@@ -45,9 +45,9 @@ def routing_shares(
 
 
 def specialisation(shares: Tensor) -> Tensor:
-    """How much routing knows of the domain, per layer, from 0 (nothing) to 1.
+    """How much routing depends on the domain, per layer, from 0 (not at all) to 1.
 
-    The mutual information of domain and expert over the domain's entropy, domains weighed alike.
+    The mutual information of domain and expert divided by the domain's entropy; all domains have the same weight.
 
     Args:
         shares: ``[domains, layers, experts]`` of `routing_shares`.
@@ -63,13 +63,13 @@ def specialisation(shares: Tensor) -> Tensor:
 
 
 def dead_experts(shares: Tensor, least: float = 0.001) -> list[tuple[int, int]]:
-    """``(layer, expert)`` of those that take less than ``least`` of every domain."""
+    """``(layer, expert)`` of experts with a share below ``least`` in every domain."""
     found = (shares.amax(0) < least).nonzero().tolist()
     return [(layer, expert) for layer, expert in found]
 
 
 def save_picture(shares: Tensor, domains: Sequence[str], file: Path) -> Path:
-    """A heat map a layer: domains down, experts across, darker = a larger share. Needs matplotlib."""
+    """Draw a heat map per layer: rows are domains, columns experts, darker is a larger share. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The long texts that the package carries, for prompts up to 64K tokens."""
+"""The package's long texts, for prompts of up to 64K tokens."""
 
 from __future__ import annotations
 

@@ -42,9 +42,7 @@ class ExpertLayer:
     @property
     def num_experts(self) -> int:
         """Routed experts of the layer."""
-        from justright.architectures.spec import num_experts
-
-        return num_experts(self.layers.config)
+        return self.layers.spec.num_experts
 
     @property
     def router(self) -> Tensor:
@@ -66,8 +64,8 @@ class ExpertCriterion:
     """Base class that selects the experts to keep; derive from `Ranking` or `Clustering`.
 
     Attributes:
-        name: Under which it is registered.
-        help: What it goes by, for the command's help text.
+        name: Its registered name.
+        help: What it scores by, for the command's help text.
         needs: Subset of `STATISTICS` to collect. If it is empty, stage 1 needs no calibration.
     """
 
@@ -78,7 +76,7 @@ class ExpertCriterion:
     def __init__(self) -> None:
         if unknown := [name for name in self.needs if name not in STATISTICS]:
             raise UsageError(
-                f"criterion {self.name} needs {unknown[0]!r}: allowed are {', '.join(STATISTICS)}"
+                f"criterion {self.name} needs the unknown statistic {unknown[0]!r}: allowed are {', '.join(STATISTICS)}"
             )
 
 
@@ -102,8 +100,8 @@ class WeightCriterion:
     """Scores single weights; the lowest scores of each row are removed.
 
     Attributes:
-        name: Under which it is registered.
-        help: What it goes by, for the command's help text.
+        name: Its registered name.
+        help: What it scores by, for the command's help text.
         needs_inputs: Whether it uses the inputs of a matrix, which requires calibration. If inputs are unknown
             (too few tokens, a plan without texts), weights are scored by magnitude.
     """

@@ -15,7 +15,7 @@ class Random(Ranking):
     """Random scores, the same for the same seed and layer."""
 
     name = "random"
-    help = "by chance (no calibration)"
+    help = "random choice (no calibration)"
 
     def scores(self, layer: ExpertLayer) -> Tensor:
         """``[num_experts]`` float64 in [0, 1)."""

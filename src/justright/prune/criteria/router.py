@@ -18,7 +18,7 @@ class RouterCriterion(Clustering):
     """
 
     name = "router"
-    help = "clusters by router alone (no calibration)"
+    help = "cluster by router rows (no calibration)"
 
     def similarity(self, layer: ExpertLayer) -> Tensor:
         """``[num_experts, num_experts]`` float64."""

@@ -18,7 +18,7 @@ class Stun(Clustering):
     """
 
     name = "stun"
-    help = "clusters by router and coactivation"
+    help = "cluster by router rows and coactivation"
     needs = ("coactivation",)
 
     def similarity(self, layer: ExpertLayer) -> Tensor:

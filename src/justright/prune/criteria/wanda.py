@@ -18,7 +18,7 @@ class Wanda(WeightCriterion):
     """
 
     name = "wanda"
-    help = "weight times norm of its input"
+    help = "size of the weight times norm of its input"
     needs_inputs = True
 
     def scores(self, weight: Tensor, input_norms: Tensor | None) -> Tensor:

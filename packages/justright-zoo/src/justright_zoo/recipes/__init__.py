@@ -1,1 +1,1 @@
-"""The recipes that made the zoo's models: texts, problems, tokenizer, training loop, one recipe a model."""
+"""The recipes of the zoo's models: texts, problems, tokenizer, training loop, and one recipe per model."""

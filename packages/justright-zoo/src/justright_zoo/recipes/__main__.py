@@ -1,5 +1,5 @@
-"""Build: ``python -m justright_zoo.recipes NAME``, with ``--release`` into the package; ``data``: its fixed data;
-``drafter:NAME``: a trained drafter.
+"""Build a model of the zoo: ``python -m justright_zoo.recipes NAME``. NAME ``data`` writes the fixed data, and
+``drafter:NAME`` trains a drafter.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from justright_zoo.recipes.release import release
 
 
 def main() -> int:
-    """Parse, build, report on stderr."""
+    """Build what the command line names; reports progress on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=[*RECIPES, "data", *(f"drafter:{name}" for name in DRAFTER_RECIPES)])
-    parser.add_argument("--work", type=Path, default=work_folder(), help="downloads and checkpoints")
-    parser.add_argument("--out", type=Path, help="where the model appears (default: in --work)")
-    parser.add_argument("--release", action="store_true", help="measure it and put it into the package")
+    parser.add_argument(
+        "--work", type=Path, default=work_folder(), help="folder of downloads and checkpoints"
+    )
+    parser.add_argument("--out", type=Path, help="output folder (default: in --work)")
+    parser.add_argument("--release", action="store_true", help="measure the result and add it to the package")
     chosen = parser.parse_args()
     if chosen.name == "data":
         export(chosen.work, chosen.out or ROOT / "data")

@@ -1,4 +1,4 @@
-"""Run a recipe: data, training, and the finished checkpoint under its final name."""
+"""Run a recipe: data, training, and the finished checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from justright.bench.decode import describe_machine
-from justright.checkpoint.packaged import cache_folder
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import SourceError
+from justright.files import cache_folder
 from justright.kernels.cpu import has_bfloat16
 from justright.provenance import collect
 from justright_zoo.recipes.catalogue import RECIPES, Recipe
@@ -27,7 +27,7 @@ from justright_zoo.recipes.training import Report, Training
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a build will take: ``seconds`` of training on this machine, alone, and ``size_bytes`` of the result."""
+    """Estimate of a build: ``seconds`` of training on this machine without other load, ``size_bytes`` of the result."""
 
     parameters: int
     tokens: int
@@ -40,22 +40,22 @@ class Estimate:
 
 
 def work_folder() -> Path:
-    """Where downloads, prepared data and checkpoints are kept."""
+    """Folder of downloads, prepared data and checkpoints."""
     return cache_folder() / "zoo"
 
 
 def check(name: str) -> None:
-    """Refuse a name that has no recipe.
+    """Validate the name of a recipe.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise SourceError(f"no recipe {name!r}: there are {', '.join(RECIPES)}")
+        raise SourceError(f"there is no recipe {name!r}; allowed: {', '.join(RECIPES)}")
 
 
 def estimate(name: str, work: Path) -> Estimate:
-    """Time two steps of a recipe on this machine; nothing is kept but the prepared data."""
+    """Time a step of a recipe on this machine; only the prepared data is kept."""
     recipe = RECIPES[name]
     corpus = _corpus(recipe, work)
     model = recipe.model()
@@ -72,12 +72,12 @@ def estimate(name: str, work: Path) -> Estimate:
 
 
 def build(name: str, work: Path, out: Path, report: Report) -> Path:
-    """Train model ``name`` in ``work`` (and its parent first), or go on where it was cut, and write it to ``out``.
+    """Train or resume model ``name`` in ``work`` (its parent first), and write it to ``out``.
 
     Args:
         name: a key of `RECIPES`.
-        work: downloads, prepared data and checkpoints; kept.
-        out: where the finished checkpoint directory appears.
+        work: folder of downloads, prepared data and checkpoints; kept.
+        out: directory of the finished checkpoint.
         report: called after every step.
 
     Returns:
@@ -109,7 +109,7 @@ def build(name: str, work: Path, out: Path, report: Report) -> Path:
 
 
 def _corpus(recipe: Recipe, work: Path) -> Corpus:
-    """The recipe's tokenizer with its chat template, and the zoo's texts unless it begins with another model."""
+    """The recipe's tokenizer with its chat template, and the zoo's texts unless it starts from another model."""
     if recipe.base is not None:
         return Corpus(load_tokenizer(resolve(recipe.base).path), {})
     corpus = prepare(work / "data")
@@ -125,13 +125,13 @@ def _finished(folder: Path, recipe: Recipe) -> bool:
 def _write(
     name: str, recipe: Recipe, model: PreTrainedModel, corpus: Corpus, training: Training, out: Path
 ) -> None:
-    """The checkpoint in bfloat16 with tokenizer, template, training curve and provenance."""
+    """Write the checkpoint in bfloat16 with tokenizer, template, training curve and provenance."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.config.justright_zoo = {"name": name, "parent": recipe.parent}
     if hasattr(model.config, "output_router_logits"):
-        model.config.output_router_logits = False  # only training needs them
+        model.config.output_router_logits = False  # for training only
     model.to(torch.bfloat16).save_pretrained(partial)
     corpus.tokenizer.save_pretrained(partial)
     curve = {

@@ -1,4 +1,4 @@
-"""One recipe a model: its shape, its data, how long it trains, and from whose weights."""
+"""One recipe per model: shape, data, schedule and initial weights."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ Rows = Callable[[Corpus, int, random.Random], tuple[list[int], list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What makes one model.
+    """The recipe of one model.
 
     Attributes:
         description: one line.
-        config: the model's class and shape; of no account with a base.
-        row: one training sequence of a length: ids and labels.
-        schedule: how long.
-        template: the chat template it answers to; None keeps the base's.
-        kinds: of problems it is measured on: kind and level.
-        parent: the recipe whose weights it begins with.
-        base: the model of another kind, with its tokenizer and template, that it begins with; without parent and
-            base it begins at random.
-        shipped: whether the package carries the result.
-        frozen: parts of the names of weights that stay the parent's: a switch between a pair needs one embedding.
+        config: the model's class and shape; ignored with a base.
+        row: makes one training sequence of a given length: ids and labels.
+        schedule: length and learning rates.
+        template: the chat template; None keeps the base's.
+        kinds: of the problems it is measured on: kind and level.
+        parent: the recipe with the initial weights.
+        base: another model with the initial weights, the tokenizer and the template; without parent and base the
+            initial weights are random.
+        shipped: whether the package contains the result.
+        frozen: parts of the names of weights that keep the parent's values; a switch needs one embedding in both.
         seed: of the weights and of the data.
     """
 
@@ -61,7 +61,7 @@ class Recipe:
     seed: int = 0
 
     def model(self) -> PreTrainedModel:
-        """The model as it is before the first step (a parent's weights come later)."""
+        """The model before the first step, without its parent's weights."""
         if self.base is not None:
             found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 resolve(self.base).path, dtype=torch.float32
@@ -72,13 +72,13 @@ class Recipe:
         return model
 
     def batch(self, corpus: Corpus, step: int) -> Batch:
-        """The batch of step ``step``."""
+        """The batch of a step."""
         rng = random.Random(f"{self.seed} {step}")
         length = self.schedule.length
         return to_batch([self.row(corpus, length, rng) for _ in range(self.schedule.rows)])
 
     def fingerprint(self, name: str) -> dict[str, Any]:
-        """What tells a checkpoint of this recipe from others."""
+        """What identifies a checkpoint of this recipe."""
         return {
             "recipe": name,
             "seed": self.seed,
@@ -126,13 +126,13 @@ def _pair() -> PretrainedConfig:
 
 
 STORY_LEVELS = (1, 2, 3, 4)
-"""Of the worded problems that the mixture-of-experts models learn."""
+"""Levels of the word problems in the training data of mixture-of-experts models."""
 _STORY_SHARE = 0.3
 _FACT_SHARE = 0.15
 _STORIES: tuple[tuple[Kind, int], ...] = tuple(("story", level) for level in STORY_LEVELS)
 _ALL_KINDS: tuple[tuple[Kind, int], ...] = tuple((kind, level) for kind in KINDS for level in LEVELS)
 _FALLING = {1: 8, 2: 5, 3: 3, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
-"""Shares of the levels where answers are direct: hardly any model can do the long ones."""
+"""Weights of the levels in data with direct answers: small models can hardly learn the long problems."""
 _SHORT = (1, 2, 3, 4)
 _SHORT_CHAINS: tuple[tuple[Kind, int], ...] = tuple(("chain", level) for level in _SHORT)
 
@@ -142,7 +142,7 @@ def _worked(problem: Problem, _: random.Random) -> str:
 
 
 def _thought(problem: Problem, rng: random.Random) -> str:
-    """Solved and checked once: the packaged model is slow to train."""
+    """Solve and check once only, because the packaged model is slow to train."""
     return overthought(problem, rng, (1, 1))
 
 
@@ -151,7 +151,7 @@ def _direct(problem: Problem, _: random.Random) -> str:
 
 
 def _mixed(answer: Answer) -> Rows:
-    """Text of all domains in equal shares, worded problems, and single operations."""
+    """Texts of all domains in equal shares, word problems, and single operations."""
 
     def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
         chance = rng.random()
@@ -173,7 +173,7 @@ def _problems(
     steps: float = 0.0,
     whole: bool = False,
 ) -> Rows:
-    """Problems, levels in the shares ``weights``; rows of single operations and of plain steps in the shares given."""
+    """Problems, levels weighted by ``weights``; shares ``facts`` of single operations, ``steps`` of plain steps."""
     kinds = [(kind, level) for kind in of for level, weight in weights.items() for _ in range(weight)]
 
     def row(corpus: Corpus, length: int, rng: random.Random) -> tuple[list[int], list[int]]:

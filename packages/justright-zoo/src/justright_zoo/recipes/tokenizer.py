@@ -1,4 +1,4 @@
-"""The zoo's one tokenizer: byte-level BPE of 4,096 tokens, every digit a token of its own."""
+"""The zoo's tokenizer: byte-level BPE with 4,096 tokens; every digit is a separate token."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SLOW_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on ``texts``; its chat template is `FAST_TEMPLATE`.
+    """Train a tokenizer on ``texts``; its chat template is `FAST_TEMPLATE`.
 
-    The thinking tags are tokens of their own but not special ones, so that they show in decoded text (as Qwen3's).
+    The thinking tags are tokens, but not special ones, so that decoded text shows them (as in Qwen3).
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(

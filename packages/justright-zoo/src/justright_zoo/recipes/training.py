@@ -1,7 +1,7 @@
 """The training loop: Muon and AdamW, warm-up, plateau and linear decay; checkpoints without pickle; resumable.
 
-The state after a step depends on the recipe, its seed and the step alone: batches are drawn by step, and a
-checkpoint holds weights, the optimizers' moments, and the curve so far.
+The state after a step depends only on the recipe, its seed and the step: batches are drawn by step number, and a
+checkpoint holds the weights, the optimizers' moments, and the curve so far.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from justright_zoo.recipes.data import IGNORED, Batch
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast.
+    """Length and learning rates.
 
     Attributes:
         steps: optimizer steps.
-        rows: sequences a step.
-        length: tokens a sequence.
+        rows: sequences per step.
+        length: tokens per sequence.
         rate: peak learning rate.
-        warm_up: share of the steps until the peak.
-        decay: share of the steps from the end of the plateau to zero.
+        warm_up: share of the steps before the peak.
+        decay: share of the steps, at the end, over which the rate falls to zero.
         weight_decay: on matrices only.
         clip: largest gradient norm.
         muon: Muon for the decoder's matrices (Jordan 2024; torch's), AdamW for the rest; False: AdamW for all.
@@ -52,29 +52,29 @@ class Schedule:
     muon: bool = True
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0."""
+        """Learning rate of ``step``, from 0."""
         rising = (step + 1) / max(1.0, self.warm_up * self.steps)
         falling = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.rate * min(1.0, rising, falling)
 
 
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the learned tokens, plus each layer's load-balancing loss where the config asks for it.
+    """Mean cross-entropy of tokens with labels, plus each layer's load-balancing loss if the config sets it.
 
-    The head, a third of a small model, runs on what is learned alone. Products are
-    taken in bfloat16 where the processor has instructions for them (weights and sums stay in float32).
+    The head, a third of a small model, runs only on tokens with labels. Matrices are multiplied in bfloat16 if the
+    processor has instructions for it; weights and sums stay in float32.
     """
     config = model.config
     balanced = bool(getattr(config, "output_router_logits", False))
-    asked = {"output_router_logits": True} if balanced else {}
+    options = {"output_router_logits": True} if balanced else {}
     targets = batch.labels[:, 1:]
     learned = targets != IGNORED
     with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
-        output = model.base_model(input_ids=batch.input_ids, use_cache=False, **asked)
+        output = model.base_model(input_ids=batch.input_ids, use_cache=False, **options)
         logits = model.get_output_embeddings()(output.last_hidden_state[:, :-1][learned])
     loss = torch.nn.functional.cross_entropy(logits.float(), targets[learned])
     if balanced:
-        # Layer by layer: transformers pools them, and lets an expert die in one layer if its namesakes work in others.
+        # By layer: transformers pools all layers, so an expert unused in one layer is balanced by those of others.
         experts, top_k = config.num_experts, config.num_experts_per_tok
         aux = sum(load_balancing_loss_func((logits,), experts, top_k) for logits in output.router_logits)
         loss = loss + config.router_aux_loss_coef * aux
@@ -82,7 +82,7 @@ def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def matrices_of(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """The decoder's matrices but the routers, each stacked expert by itself: a view, given its gradient by hand."""
+    """The decoder's matrices without routers; every stacked expert is a view, which `share_gradients` serves."""
     found = {}
     for name, parameter in model.named_parameters():
         if ".layers." not in name or parameter.ndim < 2 or name.endswith(".gate.weight"):
@@ -96,7 +96,7 @@ def matrices_of(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def share_gradients(model: PreTrainedModel, matrices: dict[str, torch.nn.Parameter]) -> None:
-    """Give every expert's view (see `matrices_of`) its part of the stacked tensor's gradient."""
+    """Set the gradient of every expert's view (see `matrices_of`) to its part of the stacked gradient."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and parameter.grad is not None:
             for expert in range(len(parameter)):
@@ -109,14 +109,14 @@ Report = Callable[[int, int, float, float], None]
 
 
 class Training:
-    """One model's training in one folder, from wherever it stands.
+    """One model's training in one folder; resumes from the checkpoint there.
 
     Args:
-        model: freshly initialised, or the parent's weights; replaced by the checkpoint's if there is one.
-        batch: the batch of a step.
-        schedule: how long and how fast.
-        folder: where the checkpoint lives.
-        fingerprint: what identifies this training; a checkpoint of another one is refused.
+        model: with its initial weights; a checkpoint replaces them.
+        batch: makes the batch of a step.
+        schedule: length and learning rates.
+        folder: of the checkpoint.
+        fingerprint: identifies this training.
 
     Raises:
         ValueError: the folder holds the checkpoint of another training.
@@ -171,7 +171,7 @@ class Training:
             self._load()
 
     def run(self, report: Report, *, save_every_s: float = 120.0) -> None:
-        """Train to the end, saving every so often and when interrupted (Ctrl-C included)."""
+        """Train to the end; save every ``save_every_s`` seconds and on interruption."""
         saved = time.monotonic()
         try:
             while self.step < self.schedule.steps:
@@ -190,7 +190,7 @@ class Training:
         self.model.eval()
 
     def take_step(self) -> float:
-        """One optimizer step; returns its loss."""
+        """Take one optimizer step; returns its loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.rate_at(self.step)
@@ -205,7 +205,7 @@ class Training:
         return float(loss.detach())
 
     def save(self) -> None:
-        """Write the checkpoint; the folder changes from the old one to the new one at once."""
+        """Write the checkpoint, and replace the old one in a single step."""
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -228,8 +228,8 @@ class Training:
         state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         if state["of"] != self.fingerprint:
             raise ValueError(
-                f"{self.folder} holds the checkpoint of another training: it was begun with {state['of']}, "
-                f"this one is {self.fingerprint}; delete the folder to begin anew"
+                f"{self.folder} holds the checkpoint of another training ({state['of']}, not {self.fingerprint}); "
+                "delete the folder to start again"
             )
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve = [(step, loss) for step, loss in state["curve"]]

@@ -1,4 +1,4 @@
-"""lm-eval's way to our files: they lie beside this folder, so neither network nor dataset cache is needed."""
+"""Load the package's data for lm-eval from local files, without network or dataset cache."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from datasets import Dataset
 
 
 def jsonl(file: str, **_: Any) -> dict[str, Dataset]:
-    """The lines of ``../FILE`` as split ``test``; lm-eval adds the task's metadata, which is not needed."""
+    """The lines of ``../FILE`` as split ``test``; the task's metadata, which lm-eval passes, is ignored."""
     return {"test": Dataset.from_json(str(Path(__file__).parent.parent / file))}

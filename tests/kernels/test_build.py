@@ -1,0 +1,73 @@
+"""Compiling the kernels: whatever goes wrong is a reason, never an exception, and a damaged library is made again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from justright.kernels import build
+
+HAVE = build.missing()
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+    build.missing.cache_clear()
+    yield
+    build.missing.cache_clear()
+
+
+def compiler(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.missing() == "no C++ compiler (c++, g++, clang++) is on the PATH, and CXX is not set"
+
+
+def test_a_failed_compilation_gives_its_first_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = '[ "$1" = --version ] && exit 0; echo "in a.h"; echo "a.h:1: error: no such type" >&2; exit 1'
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", script))
+    assert (build.missing() or "").endswith("cxx failed: a.h:1: error: no such type")
+    assert not list((tmp_path / "cache" / "kernels").glob("*.so"))
+
+
+def test_a_compiler_that_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert "none" in (build.missing() or "")
+
+
+def test_a_cache_that_is_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "file"))
+    assert build.missing() is not None
+
+
+@pytest.mark.skipif(HAVE is not None, reason=str(HAVE))
+def test_a_damaged_library_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compiler is replaced by one that copies the library that the other tests use."""
+    monkeypatch.delenv("JUSTRIGHT_CACHE")
+    path = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    good = next((build.cache_folder() / "kernels").glob(f"{build._key(path)}.so"))
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+    script = f'[ "$1" = --version ] && exit 0; while [ "$1" != -o ]; do shift; done; cp "{good}" "$2"'
+    monkeypatch.setenv("CXX", fake := compiler(tmp_path / "cxx", script))
+    library = tmp_path / "cache" / "kernels" / f"{build._key(fake)}.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"\x7fELF" + b"\0" * 60)
+    # In a process of its own: torch takes the operators of a library only once.
+    program = "from justright.kernels.build import missing; print(missing())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert library.read_bytes() == good.read_bytes()
