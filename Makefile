@@ -33,8 +33,10 @@ serve: $(VENV)/.ready-serve
 
 test: lint
 	@# One process per core, at most four because each loads models; its threads sleep while they wait. One process runs
-	@# a whole file, so its fixtures are made once. In a single process: make test PYTEST_ARGS=--numprocesses=0
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	@# a whole file, so its fixtures are made once; files run in their order, because those with the fewest tests, which
+	@# xdist would run last, include the longest. In a single process: make test PYTEST_ARGS=--numprocesses=0
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder $(PYTEST_ARGS)
 
 test-vllm: $(VLLM_VENV)/.ready
 	OMP_WAIT_POLICY=PASSIVE $(VLLM_VENV)/bin/python -m pytest -m vllm -rs $(PYTEST_ARGS) tests/serve/test_vllm.py

@@ -79,7 +79,7 @@ def _alone(prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
 
 
 def alone(prompt: Sequence[int], tokens: int) -> list[int]:
-    """Greedy output of the tiny llama, for a request that has it to itself; computed once a process."""
+    """Greedy output of the tiny llama for a single request; computed once a process."""
     return list(_alone(tuple(prompt), tokens))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -54,7 +55,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names that `get` accepts, without importing other packages."""
-        return sorted({*self.known(), *self._entry_points()})
+        return sorted({*self.known(), *self._entry_points})
 
     def get(self, name: str) -> T:
         """The instance registered under ``name``.
@@ -65,7 +66,7 @@ class Registry(Generic[T]):
         known = self.known()
         if name in known:
             return known[name]
-        point = self._entry_points().get(name)
+        point = self._entry_points.get(name)
         if point is None:
             raise UsageError(f"there is no {self.kind} {name!r}; allowed: {', '.join(self.names())}")
         try:
@@ -83,5 +84,6 @@ class Registry(Generic[T]):
         known: dict[str, Any] = self.known()
         return "; ".join(f"{name}: {known[name].help}" if name in known else name for name in self.names())
 
+    @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}

@@ -25,8 +25,8 @@ MakePair = Callable[..., tuple[Path, Path]]
 def kept_pair(tmp_path_factory: pytest.TempPathFactory) -> MakePair:
     """``(slow, fast)``, made once and to be left as they are.
 
-    ``rank`` of what every matrix has learned, None for full; ``norms``: all small tensors too. Further arguments change
-    the config.
+    ``rank`` of the change of every matrix, None for full; ``norms``: change all small tensors too. Further arguments
+    change the config.
     """
     kept: dict[str, tuple[Path, Path]] = {}
 

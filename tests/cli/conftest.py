@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from cli_helpers import Result, Run
 from justright.cli import main
 from tiny import save_tiny
+
+program = cache(get_command)
+"""Builds the commands once a process: they take half of the time of a short run."""
 
 
 @pytest.fixture
@@ -22,6 +27,7 @@ def run(
     """Call ``main`` with arguments (and stdin), as the installed script does."""
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("typer.main.get_command", program)
 
     def call(*argv: object, stdin: str = "") -> Result:
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))

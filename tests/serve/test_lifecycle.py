@@ -94,7 +94,7 @@ def test_a_client_that_leaves_frees_its_slot(engine: LLM, stream: bool) -> None:
 
 
 def test_a_slow_reader_makes_nobody_wait(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One client reads nothing at all; another gets its answer, and the first is given up in the end.
+    """If one client never reads, another still gets its answer, and the first is dropped in the end.
 
     The system buffers little, so that the server soon has nowhere to write to.
     """
