@@ -27,7 +27,9 @@ WAYS = (None, "int8", "int4")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default="packaged:smollm2-135m-instruct")
     parser.add_argument("--contexts", default="64,1024,4096", help="prompt tokens, separated by commas")
     parser.add_argument("--tokens", type=int, default=32, help="output tokens of each measurement")
@@ -57,7 +59,8 @@ def timed(engines: dict[str, LLM], prompt: list[int], tokens: int, repeats: int)
             prefill[name].append(len(prompt) / stats.prefill_s)
     return [
         [f"ms a token at {len(prompt)}"] + [f"{statistics.median(all_):.1f}" for all_ in decode.values()],
-        [f"prompt tokens/s at {len(prompt)}"] + [f"{statistics.median(all_):.0f}" for all_ in prefill.values()],
+        [f"prompt tokens/s at {len(prompt)}"]
+        + [f"{statistics.median(all_):.0f}" for all_ in prefill.values()],
     ]
 
 

@@ -135,7 +135,9 @@ class QuantisedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``, float32."""
         flat = x.reshape(-1, self.in_features)
-        out: Tensor = torch.ops.justright.linear(flat, self.blocks, self.bias, self.in_features, self.format_type)
+        out: Tensor = torch.ops.justright.linear(
+            flat, self.blocks, self.bias, self.in_features, self.format_type
+        )
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
