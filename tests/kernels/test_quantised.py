@@ -104,7 +104,20 @@ def test_what_does_not_fit_stays_float32() -> None:
     assert fits(torch.ones(3, 64))
     assert not fits(torch.ones(3, 33))
     assert not fits(torch.full((3, 32), 1e6))
-    assert not fits(torch.full((3, 32), torch.nan))
+    assert not fits(torch.full((3, 32), -1e6))
+    assert not fits(torch.full((3, 32), torch.inf))
+    for place in (0, 50, 95):
+        weight = torch.zeros(96)
+        weight[place] = torch.nan
+        assert not fits(weight.view(3, 32))
+
+
+@pytest.mark.parametrize("weights", BOTH)
+def test_the_largest_values_that_fit_stay_finite(weights: Weights) -> None:
+    weight = torch.full((2, 64), 65503.9)
+    weight[:, ::2] *= -1
+    assert fits(weight)
+    torch.testing.assert_close(dequantise(quantise(weight, weights), weights), weight, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_moe"])

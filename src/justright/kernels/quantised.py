@@ -99,7 +99,11 @@ def _not_zero(scale: Tensor) -> Tensor:
 
 def fits(weight: Tensor) -> bool:
     """Whether a matrix can be quantised: its rows are whole groups, and its values fit float16 scales."""
-    return weight.shape[1] % GROUP == 0 and bool(weight.abs().max() < torch.finfo(torch.float16).max)
+    if weight.shape[1] % GROUP != 0:
+        return False
+    low, high = weight.aminmax()  # no copy of the matrix, as abs() would make
+    limit = torch.finfo(torch.float16).max
+    return bool(low > -limit) and bool(high < limit)
 
 
 def available() -> bool:
@@ -107,8 +111,8 @@ def available() -> bool:
     reason = missing()
     if reason is not None:
         warnings.warn(
-            f"The weights are quantised, but run as float32, which saves neither time nor memory: {reason}. Install "
-            "a C++ compiler (Debian: apt install g++) to use the kernels.",
+            f"The weights are quantised, but run as float32, which saves neither time nor memory: {reason}. The "
+            "kernels need a C++20 compiler (Debian: apt install g++) and a cache folder that can be written.",
             stacklevel=2,
         )
     return reason is None
