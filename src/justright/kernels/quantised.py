@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from justright.errors import SlowerWarning
 from justright.kernels.build import missing
 
 Weights = Literal["int8", "int4"]
@@ -113,6 +114,7 @@ def available() -> bool:
         warnings.warn(
             f"The weights are quantised, but run as float32, which saves neither time nor memory: {reason}. The "
             "kernels need a C++20 compiler (Debian: apt install g++) and a cache folder that can be written.",
+            SlowerWarning,
             stacklevel=2,
         )
     return reason is None
@@ -139,7 +141,9 @@ class QuantisedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``, float32."""
         flat = x.reshape(-1, self.in_features)
-        out: Tensor = torch.ops.justright.linear(flat, self.blocks, self.bias, self.in_features, self.format_type)
+        out: Tensor = torch.ops.justright.linear(
+            flat, self.blocks, self.bias, self.in_features, self.format_type
+        )
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
