@@ -46,10 +46,13 @@ def quantise(weight: Tensor, weights: Weights) -> Tensor:
     Returns:
         ``[out, in / 32 * bytes]`` uint8.
     """
+    groups = weight.shape[1] // GROUP
     rows = max(1, _SLAB // weight.shape[1])
     block = _int8 if weights == "int8" else _int4
-    slabs = torch.split(weight, rows)
-    return torch.cat([block(slab.float().reshape(len(slab), -1, GROUP)) for slab in slabs])
+    blocks = torch.empty(len(weight), groups * FORMATS[weights].bytes, dtype=torch.uint8)
+    for slab, out in zip(torch.split(weight, rows), torch.split(blocks, rows), strict=True):
+        out.copy_(block(slab.float().reshape(len(slab), groups, GROUP)))
+    return blocks
 
 
 def dequantise(blocks: Tensor, weights: Weights) -> Tensor:
