@@ -16,6 +16,10 @@ one) and ends with the exit code.
 from __future__ import annotations
 
 
+class SlowerWarning(UserWarning):
+    """Something runs, but slower or larger than asked; the command line shows it as a note."""
+
+
 class JustrightError(Exception):
     """Base class of every error raised on purpose; ``exit_code`` is the CLI's exit code."""
 

@@ -180,3 +180,16 @@ def test_a_models_file_gives_what_is_not_said(run: Run, tmp_path: Path) -> None:
     result = run("generate", model, "-p", "hello")
     assert result.code == 3
     assert "temperature is 'hot'" in result.err
+
+
+def test_kernels_that_are_missing_are_a_note(
+    run: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("packed", "quantised"):
+        monkeypatch.setattr(f"justright.kernels.{module}.missing", lambda: "no C++ compiler is here")
+    argv = ("generate", tiny_llama, "-p", "hello", "--max-tokens", 2, "--weights", "int8")
+    found = run(*argv)
+    assert found.code == 0
+    assert "note: The weights are quantised, but run as float32" in found.err
+    assert "no C++ compiler is here. The kernels need" in found.err
+    assert "note:" not in run(*argv, "--quiet").err

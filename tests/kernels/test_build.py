@@ -48,6 +48,60 @@ def test_a_compiler_that_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "none" in (build.missing() or "")
 
 
+@pytest.mark.parametrize("script", ["exit 3", "exec sleep 60"])
+def test_a_compiler_that_does_not_give_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
+) -> None:
+    monkeypatch.setattr(build, "_VERSION_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", script))
+    assert "cxx does not run: " in (build.missing() or "")
+
+
+def test_a_compiler_that_does_not_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", '[ "$1" = --version ] && exit 0; exec sleep 60'))
+    assert (build.missing() or "").endswith("cxx did not end within 0.2 s")
+
+
+def test_a_compiler_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in CXX="ccache g++"; the path has a space, and messages are asked for in English."""
+    (tmp_path / "a b").mkdir()
+    script = '[ "$2" = --version ] && exit 0; echo "error: $1 $LC_ALL" >&2; printf "\\377" >&2; exit 1'
+    path = compiler(tmp_path / "a b" / "cxx", script)
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("CXX", f"'{path}' -m64")
+    assert (build.missing() or "").endswith("failed: error: -m64 C")
+    assert build._key([path, "-m64"]) != build._key([path, "-O0"])
+    monkeypatch.setenv("CXX", path)
+    assert build._compiler() == [path]
+
+
+def test_a_compiler_that_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "'g++")
+    build.missing.cache_clear()
+    assert "which is no command: No closing quotation" in (build.missing() or "")
+
+
+def test_a_kept_library_needs_no_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that it can be used from a folder that cannot be written."""
+    monkeypatch.setenv("CXX", path := compiler(tmp_path / "cxx", "exit 0"))
+    library = tmp_path / "cache" / "kernels" / f"{build._key([path])}.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    monkeypatch.setattr(build, "_loads", library.samefile)
+    monkeypatch.setattr(build, "FileLock", None)
+    assert build.missing() is None
+
+
+def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", "exit 0"))
+    monkeypatch.setattr(build, "FileLock", refuse)
+    assert (build.missing() or "").startswith("no flock (JUSTRIGHT_CACHE can name another folder")
+
+
 def test_a_cache_that_is_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "file"))
@@ -59,11 +113,11 @@ def test_a_damaged_library_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tm
     """The compiler is replaced by one that copies the library that the other tests use."""
     monkeypatch.delenv("JUSTRIGHT_CACHE")
     path = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
-    good = next((build.cache_folder() / "kernels").glob(f"{build._key(path)}.so"))
+    good = next((build.cache_folder() / "kernels").glob(f"{build._key([path])}.so"))
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
     script = f'[ "$1" = --version ] && exit 0; while [ "$1" != -o ]; do shift; done; cp "{good}" "$2"'
     monkeypatch.setenv("CXX", fake := compiler(tmp_path / "cxx", script))
-    library = tmp_path / "cache" / "kernels" / f"{build._key(fake)}.so"
+    library = tmp_path / "cache" / "kernels" / f"{build._key([fake])}.so"
     library.parent.mkdir(parents=True)
     library.write_bytes(b"\x7fELF" + b"\0" * 60)
     # In a process of its own: torch takes the operators of a library only once.

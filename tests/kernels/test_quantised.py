@@ -100,11 +100,34 @@ def test_constant_groups_stay(weights: Weights, value: float) -> None:
     torch.testing.assert_close(dequantise(quantise(weight, weights), weights), weight, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("weights", BOTH)
+def test_parts_of_a_matrix_are_quantised_alike(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows at a time, of any layout and number."""
+    weight = torch.randn(64, 11).bfloat16().T
+    whole = quantise(weight, weights)
+    monkeypatch.setattr("justright.kernels.quantised._SLAB", 3 * 64)
+    assert torch.equal(quantise(weight, weights), whole)
+    assert quantise(weight[:0], weights).shape == (0, whole.shape[1])
+
+
 def test_what_does_not_fit_stays_float32() -> None:
     assert fits(torch.ones(3, 64))
     assert not fits(torch.ones(3, 33))
     assert not fits(torch.full((3, 32), 1e6))
-    assert not fits(torch.full((3, 32), torch.nan))
+    assert not fits(torch.full((3, 32), -1e6))
+    assert not fits(torch.full((3, 32), torch.inf))
+    for place in (0, 50, 95):
+        weight = torch.zeros(96)
+        weight[place] = torch.nan
+        assert not fits(weight.view(3, 32))
+
+
+@pytest.mark.parametrize("weights", BOTH)
+def test_the_largest_values_that_fit_stay_finite(weights: Weights) -> None:
+    weight = torch.full((2, 64), 65503.9)
+    weight[:, ::2] *= -1
+    assert fits(weight)
+    torch.testing.assert_close(dequantise(quantise(weight, weights), weights), weight, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_moe"])

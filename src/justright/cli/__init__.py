@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from justright.cli.output import Terminal
-from justright.errors import JustrightError, ResourceError, SourceError, UsageError, is_out_of_memory
+from justright.errors import (
+    JustrightError,
+    ResourceError,
+    SlowerWarning,
+    SourceError,
+    UsageError,
+    is_out_of_memory,
+)
 from justright.files import cannot_write
 
 INTERRUPTED = 130
@@ -48,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", SlowerWarning)
+            warnings.showwarning = lambda message, *_args, **_named: output.note(f"note: {message}")
         try:
             app(args=words, prog_name="justright", obj=output)
         except KeyboardInterrupt:

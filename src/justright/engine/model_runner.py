@@ -111,8 +111,9 @@ class Verifier:
             )
         if weights is not None and (not packable or cpu_kernels == "plain"):
             raise UsageError(
-                f"weights {weights!r} need packed CPU kernels in float32, but dtype is {dtype}, device {device} and "
-                f"cpu_kernels {cpu_kernels or 'packed'}. Use --dtype float32 --device cpu --cpu-kernels packed"
+                f"weights {weights!r} need packed CPU kernels in float32, but dtype is "
+                f"{str(dtype).removeprefix('torch.')}, device {device} and cpu_kernels {cpu_kernels or 'packed'}. "
+                "Use --dtype float32 --device cpu --cpu-kernels packed, and a torch with oneDNN"
             )
         model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
         if packable and cpu_kernels != "plain":

@@ -11,10 +11,12 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from justright.files import cache_folder
 SOURCE = Path(__file__).parent / "cpp" / "linear.cpp"
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 600
+_VERSION_TIMEOUT_S = 30
 
 
 @functools.cache
@@ -34,22 +37,41 @@ def missing() -> str | None:
     Returns:
         None, or why there are none: no compiler, a failed compilation, a cache that cannot be written.
     """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
+    try:
+        compiler = _compiler()
+    except ValueError as error:
+        return f"CXX is {os.environ['CXX']!r}, which is no command: {error}"
+    if not compiler:
         return f"no C++ compiler ({', '.join(_COMPILERS)}) is on the PATH, and CXX is not set"
     try:
-        library = cache_folder() / "kernels" / f"{_key(compiler)}.so"
+        key = _key(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{shlex.join(compiler)} does not run: {error}"
+    try:
+        library = cache_folder() / "kernels" / f"{key}.so"
+        if library.exists() and _loads(library):  # also where nothing can be written, so without a lock
+            return None
         library.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(library.with_suffix(".lock")):
+        with FileLock(library.with_suffix(".lock"), timeout=_TIMEOUT_S):
             if library.exists() and _loads(library):
                 return None
             _compile(compiler, library)
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except subprocess.CalledProcessError as error:
-        return f"{compiler} failed: {_first_error(error.stderr)}"
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
+        return f"{shlex.join(compiler)} failed: {_first_error(error.stderr)}"
+    except subprocess.TimeoutExpired:
+        return f"{shlex.join(compiler)} did not end within {_TIMEOUT_S} s"
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, a file system without locks
+        return f"{error} (JUSTRIGHT_CACHE can name another folder for the compiled library)"
     return None
+
+
+def _compiler() -> list[str]:
+    """The compiler's command: CXX, a path or a command with arguments such as "ccache g++", else the first found."""
+    own = os.environ.get("CXX", "").strip()
+    if own:
+        return [own] if shutil.which(own) else shlex.split(own)
+    return [path for path in map(shutil.which, _COMPILERS) if path][:1]
 
 
 def _loads(library: Path) -> bool:
@@ -61,10 +83,25 @@ def _loads(library: Path) -> bool:
     return True
 
 
-def _key(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = (SOURCE.read_text(), version, _processor(), torch.__version__, *_flags())
+def _key(compiler: Sequence[str]) -> str:
+    version = _run([*compiler, "--version"], _VERSION_TIMEOUT_S)
+    parts = (SOURCE.read_text("utf-8"), version, _processor(), torch.__version__, *_flags(), *compiler[1:])
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _run(command: Sequence[str], timeout_s: float) -> str:
+    """The output of a compiler, with its messages in English."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C"},
+        check=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout
 
 
 def _processor() -> str:
@@ -82,14 +119,14 @@ def _flags() -> list[str]:
     return [*flags, "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [*flags, "-fopenmp"]
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: Sequence[str], library: Path) -> None:
     home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         out = Path(folder) / library.name
-        command = [compiler, *_flags(), str(SOURCE), "-o", str(out)]
+        command = [*compiler, *_flags(), str(SOURCE), "-o", str(out)]
         command += [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
         command += [f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+        _run(command, _TIMEOUT_S)
         out.replace(library)
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from justright.errors import SlowerWarning
 from justright.kernels.build import missing
 
 Weights = Literal["int8", "int4"]
@@ -45,10 +46,13 @@ def quantise(weight: Tensor, weights: Weights) -> Tensor:
     Returns:
         ``[out, in / 32 * bytes]`` uint8.
     """
+    groups = weight.shape[1] // GROUP
     rows = max(1, _SLAB // weight.shape[1])
     block = _int8 if weights == "int8" else _int4
-    slabs = torch.split(weight, rows)
-    return torch.cat([block(slab.float().reshape(len(slab), -1, GROUP)) for slab in slabs])
+    blocks = torch.empty(len(weight), groups * FORMATS[weights].bytes, dtype=torch.uint8)
+    for slab, out in zip(torch.split(weight, rows), torch.split(blocks, rows), strict=True):
+        out.copy_(block(slab.float().reshape(len(slab), groups, GROUP)))
+    return blocks
 
 
 def dequantise(blocks: Tensor, weights: Weights) -> Tensor:
@@ -99,7 +103,11 @@ def _not_zero(scale: Tensor) -> Tensor:
 
 def fits(weight: Tensor) -> bool:
     """Whether a matrix can be quantised: its rows are whole groups, and its values fit float16 scales."""
-    return weight.shape[1] % GROUP == 0 and bool(weight.abs().max() < torch.finfo(torch.float16).max)
+    if weight.shape[1] % GROUP != 0:
+        return False
+    low, high = weight.aminmax()  # no copy of the matrix, as abs() would make
+    limit = torch.finfo(torch.float16).max
+    return bool(low > -limit) and bool(high < limit)
 
 
 def available() -> bool:
@@ -107,8 +115,9 @@ def available() -> bool:
     reason = missing()
     if reason is not None:
         warnings.warn(
-            f"The weights are quantised, but run as float32, which saves neither time nor memory: {reason}. Install "
-            "a C++ compiler (Debian: apt install g++) to use the kernels.",
+            f"The weights are quantised, but run as float32, which saves neither time nor memory: {reason}. The "
+            "kernels need a C++20 compiler (Debian: apt install g++) and a cache folder that can be written.",
+            SlowerWarning,
             stacklevel=2,
         )
     return reason is None
