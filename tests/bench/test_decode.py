@@ -284,7 +284,7 @@ def test_a_models_sampling_settings_do_not_matter_to_greedy_contenders(
 
 
 def test_bad_requests(task: Task) -> None:
-    with pytest.raises(UsageError, match="there are: plain, suffix"):
+    with pytest.raises(UsageError, match="allowed: plain, suffix"):
         DecodeSetting(("none",))
     with pytest.raises(UsageError, match="once"):
         DecodeSetting((PLAIN, PLAIN))
@@ -308,5 +308,5 @@ def test_lengths_follow_the_context_and_the_tokenizer(tiny_path: Path, tmp_path:
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
     assert fitting_length(short, ["continue"], 64, 8) == 32
-    with pytest.raises(UsageError, match="context of 40 leaves 32"):
+    with pytest.raises(UsageError, match="context of 40 allows 32"):
         fitting_length(short, ["quote-and-answer"], 64, 8)

@@ -45,7 +45,7 @@ def test_without_a_chat_template_turns_are_plain_text(monkeypatch: pytest.Monkey
 
 
 def test_impossible_prompts_are_refused() -> None:
-    with pytest.raises(UsageError, match="there are: summarise"):
+    with pytest.raises(UsageError, match="allowed: summarise"):
         build("sing", tiny_tokenizer(), 1000)
     with pytest.raises(UsageError, match="it needs more"):
         build("multi-turn", tiny_tokenizer(), 50)

@@ -90,7 +90,7 @@ def test_options_are_for_the_drafter_that_is_trained(cell: str, name: str) -> No
         ({"model": "m", "draft": {"factors": [0]}}, "unknown key draft.factors"),
         ({"model": "m", "draft": {"rows": 0}}, "rows is 0; allowed: above 0"),
         ({"model": "m", "draft": {"texts": "zoo"}}, "draft.texts is 'zoo'; allowed: a list"),
-        ({"model": "m", "defaults": {"mood": "good"}}, "no default 'mood'"),
+        ({"model": "m", "defaults": {"mood": "good"}}, "unknown default 'mood'"),
         ({"model": "m", "defaults": 3}, "defaults is 3"),
     ],
 )  # fmt: skip

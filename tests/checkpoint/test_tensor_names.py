@@ -47,7 +47,7 @@ def assert_same_tensors(path: Path, source: Path) -> None:
     with Checkpoint.open(path) as found, Checkpoint.open(source) as expected:
         layers, others = LayerFormat(found), LayerFormat(expected)
         assert set(layers.other_names()) == set(others.other_names())
-        for index in range(others.layers):
+        for index in range(others.spec.num_layers):
             state, wanted = layers.read(index), others.read(index)
             assert state.keys() == wanted.keys()
             assert len(state) > 0

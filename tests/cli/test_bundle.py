@@ -136,7 +136,7 @@ def test_other_checkpoints_are_made_of_its_checkpoint(
         (["bundle", "FAST", "-o", "OUT", "--switch", "SWITCH"], 2, "was made for"),
         (["bundle", "FAST", "-o", "OUT", "--draft", "DRAFT"], 2, "was trained for a model"),
         (["bundle", "SLOW", "-o", "OUT", "--default", "effort"], 2, "give KEY=VALUE"),
-        (["bundle", "SLOW", "-o", "OUT", "--default", "mood=good"], 2, "there is no default 'mood'"),
+        (["bundle", "SLOW", "-o", "OUT", "--default", "mood=good"], 2, "unknown default 'mood'"),
         (["bundle", "./nowhere", "-o", "OUT"], 3, "no model './nowhere'"),
         (["bundle", "inspect", "SLOW"], 2, "is not a bundle"),
     ],
@@ -173,7 +173,7 @@ def test_a_recipe_is_built(run: Run, parts: Parts, tmp_path: Path, monkeypatch: 
     assert "out in the recipe" in lacking.err
     dry = run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run")
     assert dry.code == 0, dry.err
-    assert [line.split()[0] for line in dry.out.splitlines()] == ["switch", "bundle", "in"]
+    assert [line.split()[0] for line in dry.out.splitlines()] == ["switch", "bundle", "total"]
     assert "(decompositions, temporary)" in dry.out
     steps = json.loads(run("bundle", "build", recipe, "-o", tmp_path / "out", "--dry-run", "--json").out)
     assert [step["stage"] for step in steps["stages"]] == ["switch", "bundle"]

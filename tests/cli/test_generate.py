@@ -163,7 +163,7 @@ def test_a_models_file_gives_what_is_not_said(run: Run, tmp_path: Path) -> None:
         (
             ("--temperature", 0.5),
             (0.5, 0.8, 20),
-            f"from {file}: top_k 20, top_p 0.8; ignored, as the engine lacks them: typical_p 0.9",
+            f"from {file}: top_k 20, top_p 0.8; not supported and ignored: typical_p 0.9",
         ),
         (("--temperature", 0.5, "--top-k", 3), (0.5, 0.8, 3), f"from {file}: top_p 0.8;"),
         (("--temperature", 0.5, "--generation-config", "none"), (0.5, 1.0, 0), ""),

@@ -73,7 +73,7 @@ def test_evaluated_sparse_uneven_and_unpacked(run: Run, moe: Path, texts: Path, 
     assert "zoo_story_1" in (out / "report.html").read_text()
     unpacked = run("unpack", out, "-o", back)
     assert unpacked.code == 0, unpacked.err
-    assert "justright only" in unpacked.err
+    assert "only justright" in unpacked.err
     assert (back / "model.safetensors").is_file()
     assert (back / "report.html").is_file()
     answers = [run("generate", m, "-p", "the quick", "--max-tokens", 4, "--json").out for m in (out, back)]

@@ -87,7 +87,7 @@ def test_a_port_in_use_is_refused(run: Run, tiny_llama: Path, tmp_path: Path) ->
     assert f"port {port} of 127.0.0.1 cannot be used" in result.err
     (tmp_path / "keys").write_text("\n\n")
     result = run("serve", tiny_llama, "--port", 0, "--api-key-file", tmp_path / "keys")
-    assert "has none" in result.err
+    assert "is empty" in result.err
 
 
 def test_a_missing_extra_is_named(run: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

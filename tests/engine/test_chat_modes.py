@@ -160,7 +160,7 @@ def test_without_a_switch_the_template_may_leave_thinking_out(paths: tuple[Path,
     request = alone.conversation(MESSAGES, thinking=Reasoning("none"))
     assert request.plan.factor == 0.0
     assert request.stats.decision is not None
-    assert "template alone" in request.stats.decision.reason
+    assert "template only" in request.stats.decision.reason
     for thinking in (Reasoning("auto"), Reasoning("escalate"), Reasoning(factor=0.5)):
         with pytest.raises(UsageError, match="switch"):
             alone.conversation(MESSAGES, thinking=thinking)

@@ -66,7 +66,7 @@ def test_what_the_engine_lacks_is_named(tmp_path: Path) -> None:
     line = found.line({"top_k": 9})
     assert line is not None
     assert line.endswith(
-        "json: none; ignored, as the engine lacks them: typical_p 0.9, no_repeat_ngram_size 3, num_beams 4"
+        "json: none; not supported and ignored: typical_p 0.9, no_repeat_ngram_size 3, num_beams 4"
     )
 
 

@@ -177,7 +177,7 @@ def test_no_memory_is_an_error_that_leaves_the_cache_usable(monkeypatch: pytest.
         return empty(*args, **options)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(torch, "empty", failing)
-    with pytest.raises(ResourceError, match="no memory for"):
+    with pytest.raises(ResourceError, match="not enough memory for"):
         cache.reserve(0, 5)
     assert content(cache, 0) == [[1, 2, 3]] * (2 * LAYERS)
     write(cache, 0, [4, 5, 6, 7, 8])  # this time the capacity suffices
@@ -231,5 +231,5 @@ def test_memory_that_no_machine_has() -> None:
     """torch's own allocator fails for 2**50 tokens."""
     cache = KVCache(1, 1, 2**50)
     cache.layer(0, torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
-    with pytest.raises(ResourceError, match="no memory for"):
+    with pytest.raises(ResourceError, match="not enough memory for"):
         cache.reserve(0, 2**50)

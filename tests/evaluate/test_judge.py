@@ -144,7 +144,7 @@ def test_lm_evals_filters_take_the_answer_out() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("magic", "no filter 'magic'; there are"),
+        ("magic", "no filter 'magic'; allowed:"),
         ('{"function": "regex", "pattern": "x"}', "filter regex: .*pattern"),
         ('{"function": "regex", "regex_pattern": "("}', "filter regex"),
         ("{", "allowed: a name, or JSON"),

@@ -19,6 +19,7 @@ HAVE = build.missing()
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_registered", lambda: False)
     build.missing.cache_clear()
     yield
     build.missing.cache_clear()

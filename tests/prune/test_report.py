@@ -127,7 +127,7 @@ def test_the_page_has_everything(
     for number, layer in enumerate(done.layers):
         assert f"{100 * layer.zeros:.1f}%" in page
         if layer.experts:
-            assert f"Layer {number}: {layer.kept} of {layer.experts} stay" in page
+            assert f"Layer {number}: {layer.kept} of {layer.experts} kept" in page
     assert read_pruned(out) == done
     assert done.memory_bytes[1] <= done.memory_bytes[0]
     assert done.parameters[0] - done.parameters[1] >= done.sizes.removed

@@ -82,7 +82,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     with pytest.raises(QueueFull) as caught:
         scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
     assert caught.value.retry_after_s >= 1
-    with pytest.raises(ResourceError, match="do not fit"):
+    with pytest.raises(ResourceError, match="exceed the context"):
         scheduler.submit(Request(PROMPTS[0], max_tokens=10_000), Caller())
 
 

@@ -365,7 +365,7 @@ def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> Non
     ("options", "told"),
     [
         (("--engine", "vllm", "--queue", "3"), "vLLM queues without a limit"),
-        (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "vLLM keeps"),
+        (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "allowed on vLLM: heuristic"),
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
         (("--engine", "vllm", "--draft", "recycling"), "a drafter of the embedded engine"),
         (("--engine", "sglang"), "allowed: embedded, vllm"),

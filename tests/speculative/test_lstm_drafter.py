@@ -184,5 +184,5 @@ def test_a_trained_drafter_is_saved_as_it_was_read(kind: type[TrainedDrafter], t
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
     kind.from_pretrained(tmp_path / "saved").bind(tiny_model("llama"), None)
-    with pytest.raises(UsageError, match="no weights yet"):
+    with pytest.raises(UsageError, match="has no weights"):
         kind().save_pretrained(tmp_path / "none")

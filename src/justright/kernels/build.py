@@ -37,6 +37,8 @@ def missing() -> str | None:
     Returns:
         None, or why there are none: no compiler, a failed compilation, a cache that cannot be written.
     """
+    if _registered():
+        return None
     try:
         compiler = _compiler()
     except ValueError as error:
@@ -64,6 +66,11 @@ def missing() -> str | None:
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, a file system without locks
         return f"{error} (JUSTRIGHT_CACHE can name another folder for the compiled library)"
     return None
+
+
+def _registered() -> bool:
+    """Whether this process has the operators: torch ends a process that registers them a second time."""
+    return hasattr(torch.ops.justright, "linear")
 
 
 def _compiler() -> list[str]:
