@@ -1,6 +1,6 @@
 """A model up to its weights: found, validated and settled, so that whatever fails cheaply fails first.
 
-`LLM` and the commands load every model through `prepare_model`.
+`LLM` and the commands that generate load their model through `prepare_model`.
 """
 
 from __future__ import annotations
