@@ -312,7 +312,8 @@ def invalid_requests_fail(subject: Subject) -> None:
         address = f"{subject.address}/v1/chat/completions"
         answer = httpx.post(address, content=content, headers=headers, timeout=60)
         assert 400 <= answer.status_code < 500
-        assert {"message", "type", "param", "code"} <= set(answer.json()["error"])
+        if not subject.vllm:  # vLLM answers a body that is no JSON object in a form of its own
+            assert {"message", "type", "param", "code"} <= set(answer.json()["error"])
     assert subject.said(subject.ask(**FAST)) == subject.expected("Hi", "none")
 
 
