@@ -20,7 +20,7 @@ from justright.bench.running import numbers
 from justright.bench.tables import machine_line, markdown_table
 from justright.engine.llm import LLM
 from justright.engine.step import StepInput
-from justright.kernels.packed import PackedLinear
+from justright.kernels.packed import FusedMember, PackedLinear
 from justright.kernels.quantised import QuantisedLinear
 
 WAYS = (None, "int8", "int4")
@@ -85,8 +85,10 @@ def logits_of(engine: LLM, ids: list[int]) -> torch.Tensor:
 
 def matrix_bytes(engine: LLM) -> int:
     """Bytes of the packed and the quantised matrices."""
+    found = [*engine.verifier.model.modules()]
+    found += {id(one.group): one.group.linear for one in found if isinstance(one, FusedMember)}.values()
     total = 0
-    for module in engine.verifier.model.modules():
+    for module in found:
         if isinstance(module, QuantisedLinear):
             total += module.blocks.nbytes
         elif isinstance(module, PackedLinear):
