@@ -90,7 +90,7 @@ def matrix_bytes(engine: LLM) -> int:
     total = 0
     for module in found:
         if isinstance(module, QuantisedLinear):
-            total += module.blocks.nbytes
+            total += module.blocks.data.nbytes
         elif isinstance(module, PackedLinear):
             total += 4 * module.in_features * module.out_features
     return total

@@ -20,7 +20,15 @@ from transformers import PreTrainedModel
 
 from justright.architectures.spec import ModelSpec
 from justright.kernels.build import missing
-from justright.kernels.quantised import QuantisedLinear, Weights, available, dequantise, fits, quantise
+from justright.kernels.quantised import (
+    Blocks,
+    QuantisedLinear,
+    Weights,
+    available,
+    dequantise,
+    fits,
+    quantise,
+)
 
 _PACK_ROWS = 8
 _MADV_DONTNEED = 4
@@ -162,7 +170,7 @@ def _fast(weight: Tensor, bias: Tensor | None, weights: Weights | None) -> Packe
         values = dequantise(quantise(weight.detach(), weights), weights)
         module: PackedLinear | QuantisedLinear = PackedLinear(values, bias)
     else:
-        module = QuantisedLinear(weight, bias, weights)
+        module = QuantisedLinear(Blocks.of(weight.detach(), weights), bias)
     _release(weight)
     return module
 

@@ -36,6 +36,31 @@ FORMATS: dict[Weights, Format] = {"int8": Format(8, 8, 34), "int4": Format(3, 4,
 """GGUF's Q8_0 and Q4_1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix in quantised blocks.
+
+    Attributes:
+        data: ``[out, bytes of a row]`` uint8, contiguous.
+        columns: values of a row.
+        type: the type number in GGUF; the C++ kernels read 2, 3, 6, 7, 8, 12, 13 and 14.
+    """
+
+    data: Tensor
+    columns: int
+    type: int
+
+    @classmethod
+    def of(cls, weight: Tensor, weights: Weights) -> Blocks:
+        """Quantise a matrix, see `quantise`."""
+        return cls(quantise(weight, weights), weight.shape[1], FORMATS[weights].type)
+
+    def dequantise(self) -> Tensor:
+        """The values, ``[out, columns]`` float32, by the C++ kernels."""
+        values: Tensor = torch.ops.justright.dequantise(self.data, self.columns, self.type)
+        return values
+
+
 def quantise(weight: Tensor, weights: Weights) -> Tensor:
     """Round a matrix to blocks: int8 to the nearest of 255 steps, int4 with the range of least square error.
 
@@ -127,29 +152,27 @@ class QuantisedLinear(nn.Module):
     """``x @ weight.T + bias`` on a weight in blocks.
 
     Args:
-        weight: ``[out, in]``; not kept.
+        blocks: of the weight ``[out, in]``.
         bias: ``[out]`` float32 or None.
-        weights: "int8" or "int4".
     """
 
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, weights: Weights) -> None:
+    def __init__(self, blocks: Blocks, bias: Tensor | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.blocks = quantise(weight.detach(), weights)
+        self.blocks = blocks
+        self.out_features, self.in_features = len(blocks.data), blocks.columns
         self.bias = None if bias is None else bias.detach()
-        self.format_type = FORMATS[weights].type
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``, float32."""
         flat = x.reshape(-1, self.in_features)
         out: Tensor = torch.ops.justright.linear(
-            flat, self.blocks, self.bias, self.in_features, self.format_type
+            flat, self.blocks.data, self.bias, self.in_features, self.blocks.type
         )
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`'s."""
-        bits = 8 * self.blocks.shape[1] / self.in_features
+        bits = 8 * self.blocks.data.shape[1] / self.in_features
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={bits:.1f}"
