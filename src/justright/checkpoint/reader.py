@@ -1,4 +1,4 @@
-"""Read safetensors checkpoints lazily: headers first, then one tensor at a time."""
+"""Read checkpoints lazily, of safetensors or one GGUF file: headers first, then one tensor at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from justright.architectures.spec import ModelSpec
 from justright.checkpoint import sparse
 from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
+from justright.checkpoint.gguf_folder import gguf_folder, only_gguf
+from justright.checkpoint.gguf_tensors import GgufTensors, open_gguf
 from justright.checkpoint.tensor_names import canonical_names
 from justright.errors import CheckpointError, UnsupportedModelError
 from justright.files import exists
@@ -19,26 +21,34 @@ from justright.files import exists
 if TYPE_CHECKING:
     import torch
 
+    from justright.kernels.quantised import Blocks
+
 _CHUNK_BYTES = 2**20
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Checkpoint:
-    """A checkpoint directory, or one safetensors file, read one tensor at a time.
+    """A checkpoint directory, or one safetensors or GGUF file, read one tensor at a time.
 
     Life cycle: :meth:`open` reads and validates only the headers. :meth:`tensor` maps the tensor's shard into
     memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Files are
     never written. Returned tensors stay valid after closing. Tensors of a sparse container
     (`justright.checkpoint.sparse`) are unpacked on reading. All names are those of the architecture table, even
-    if the files use other names that transformers loads (`justright.checkpoint.tensor_names`).
+    if the files use other names that transformers loads (`justright.checkpoint.tensor_names`). Tensors of a GGUF file
+    are dequantised on reading (`justright.checkpoint.gguf_tensors`); :meth:`blocks` gives them as they lie in the file.
 
     Attributes:
         packed: Names of the tensors that are stored sparsely.
+        gguf: The tensors of a GGUF file; None for safetensors.
     """
 
-    def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
+    def __init__(self, path: Path, headers: dict[Path, Header], gguf: GgufTensors | None = None) -> None:
         self.path = path
+        self.gguf = gguf
         self._config: dict[str, Any] | None = None
+        if gguf is not None:
+            self._infos, self.packed = gguf.infos, frozenset[str]()
+            return
         self._stored = {info.name: info for header in headers.values() for info in header.tensors}
         self._infos, self.packed = self._stored, frozenset[str]()
         if any(file.name.startswith(sparse.SINGLE.removesuffix(".safetensors")) for file in headers):
@@ -51,22 +61,29 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str | Checkpoint) -> Checkpoint:
-        """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+        """Open a checkpoint directory (or a single ``.safetensors`` or ``.gguf`` file) and check every header.
+
+        A ``.gguf`` file is opened through the folder that `gguf_folder` makes for it.
 
         A checkpoint that is open already is returned as it is, so that functions take either.
 
         Raises:
             CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
-                or not safetensors at all. The message says which file and what to do.
+                or of another kind of file. The message says which file and what to do.
+            UnsupportedModelError: A GGUF file of a family or type that is not supported.
         """
         if isinstance(path, Checkpoint):
             return path
         path = Path(path)
         index: dict[str, str] = {}
+        if path.is_file() and path.suffix == ".gguf":
+            path = gguf_folder(path)
         if path.is_file():
             files = [path]
         elif (found := weights_file(path)) is None:
             raise no_weights(path)
+        elif found.suffix == ".gguf":
+            return cls(path, {}, open_gguf(found))
         elif found.suffix == ".json":
             index = _read_index(found)
             files = [path / name for name in sorted(set(index.values()))]
@@ -102,11 +119,12 @@ class Checkpoint:
 
     def close(self) -> None:
         """Drop the mapped shards; may be called twice."""
-        self._open.clear()
+        if self.gguf is None:
+            self._open.clear()
 
     def files(self) -> tuple[Path, ...]:
-        """Return the safetensors files."""
-        return tuple(self._headers)
+        """Return the files of the weights."""
+        return tuple(self._headers) if self.gguf is None else (self.gguf.file.path,)
 
     def info(self, name: str) -> TensorInfo:
         """Return the header entry of ``name``.
@@ -144,10 +162,34 @@ class Checkpoint:
             UnsupportedModelError: Its dtype has no counterpart in torch.
         """
         info = self.info(name)
+        if self.gguf is not None:
+            return self.gguf.tensor(name)
         if name in self.packed:
             values, bitmask = (self._copy(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
             return sparse.unpack(values, bitmask, info.shape, f"{name} in {info.file}")
         return self._copy(info) if copy else self._read(info)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """Return a matrix in its quantised blocks; None if the files hold plain values.
+
+        Raises:
+            CheckpointError: There is no such tensor.
+        """
+        self.info(name)
+        return None if self.gguf is None else self.gguf.blocks(name)
+
+    def ends(self, name: str, nbytes: int) -> tuple[bytes, bytes]:
+        """Return the first and the last ``nbytes`` of a tensor's values; all of it, if it has fewer.
+
+        Raises:
+            CheckpointError: As `tensor`.
+        """
+        if self.gguf is not None:
+            return self.gguf.ends(name, nbytes)
+        import torch
+
+        flat = self.tensor(name).contiguous().view(-1).view(torch.uint8)
+        return flat[:nbytes].numpy().tobytes(), flat[-nbytes:].numpy().tobytes()
 
     def _copy(self, info: TensorInfo) -> torch.Tensor:
         """Read one stored tensor into newly allocated memory."""
@@ -217,7 +259,7 @@ class Checkpoint:
 def weights_file(path: Path) -> Path | None:
     """Return the single weights file of a checkpoint directory, or the index of its shards; None if neither exists."""
     names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
-    return next((path / name for name in names if (path / name).exists()), None)
+    return next((path / name for name in names if (path / name).exists()), None) or only_gguf(path)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -265,10 +307,11 @@ def no_weights(path: Path) -> CheckpointError:
         )
     if ggufs:
         return CheckpointError(
-            f"{path} holds a GGUF model ({', '.join(ggufs[:4])}), but justright reads safetensors: give the original "
-            "checkpoint that the GGUF was made from"
+            f"{path} holds several GGUF files ({', '.join(ggufs[:8])}): give one of them by its whole path"
         )
-    return CheckpointError(f"{path} holds no weights: expected {SINGLE}, or {INDEX} with its shards")
+    return CheckpointError(
+        f"{path} holds no weights: expected {SINGLE}, {INDEX} with its shards, or one GGUF file"
+    )
 
 
 def _torch_name(info: TensorInfo) -> str:
