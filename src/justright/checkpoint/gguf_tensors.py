@@ -88,6 +88,11 @@ class GgufTensors:
     def _dtype(part: _Part) -> str:
         return "F32" if part.minus_one else _DTYPES[FLOATS.get(part.entry.type, "float32")]
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some tensors are stored in quantised blocks."""
+        return any(part.entry.type not in FLOATS for part in self._parts.values())
+
     def stored_as(self, name: str) -> str:
         """The name of the type in the file, such as ``Q4_K``."""
         return BLOCK_TYPES[self._parts[name].entry.type].name

@@ -169,6 +169,11 @@ class Checkpoint:
             return sparse.unpack(values, bitmask, info.shape, f"{name} in {info.file}")
         return self._copy(info) if copy else self._read(info)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some tensors are stored in quantised blocks."""
+        return self.gguf is not None and self.gguf.has_blocks
+
     def blocks(self, name: str) -> Blocks | None:
         """Return a matrix in its quantised blocks; None if the files hold plain values.
 

@@ -107,7 +107,11 @@ CpuKernels = Annotated[
     str | None, _loading(help="CPU kernels: packed or plain.  (default: packed on a CPU in float32)")
 ]
 Weights = Annotated[
-    str | None, _loading(help="Quantise while loading: int8 or int4, float32 on a CPU.  (default: as stored)")
+    str | None,
+    _loading(
+        help="Quantise while loading: int8 or int4, float32 on a CPU; float: expand the blocks of a GGUF file.  "
+        "(default: as stored)"
+    ),
 ]
 MaxContext = Annotated[
     int | None, _loading(help="Most tokens of a sequence, prompt and output.  (default: the model's context)")
