@@ -17,7 +17,9 @@ from tiny import CHAT_TEMPLATE, SPECIAL, tiny_model, tiny_tokenizer
 
 ARCHITECTURES = {
     **{name: name for name in ("llama", "qwen2", "qwen3", "gemma2")},
-    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
 }
 """transformers' ``model_type`` -> GGUF's ``general.architecture``."""
 CHANGES: dict[str, dict[str, Any]] = {
@@ -25,7 +27,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"use_sliding_window": False, "mlp_only_layers": [], "shared_expert_intermediate_size": 64},
     "qwen3_moe": {"use_sliding_window": False, "decoder_sparse_step": 1},
     "gemma2": {"tie_word_embeddings": True},
-    "gemma3_text": {"tie_word_embeddings": True, "num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    "gemma3_text": {
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    },
 }  # fmt: skip
 """What GGUF files cannot say differently: changes to `tiny_model` of each family."""
 Writing = Callable[[gguf.GGUFWriter], None]

@@ -108,7 +108,8 @@ def test_blocks_are_mapped_and_permuted_rows_copied(tmp_path: Path) -> None:
     tensors = open_gguf(write_gguf(tmp_path / "m.gguf"))
     down = tensors.blocks("model.layers.0.mlp.down_proj.weight")
     query = tensors.blocks("model.layers.0.self_attn.q_proj.weight")
-    assert down is not None and query is not None
+    assert down is not None
+    assert query is not None
     mapped = torch.frombuffer(tensors.file.data, dtype=torch.uint8)
     begin, end = mapped.data_ptr(), mapped.data_ptr() + len(mapped)
     assert begin < down.data.data_ptr() < end
@@ -171,7 +172,11 @@ def test_llama_3_s_rotary_factors(tmp_path: Path) -> None:
     ("kind", "more", "expected"),
     [
         ("linear", {}, {"rope_type": "linear", "factor": 4.0}),
-        ("yarn", {"original_context_length": 64}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+        (
+            "yarn",
+            {"original_context_length": 64},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
         ("none", {}, {"rope_type": "default"}),
     ],
 )  # fmt: skip

@@ -19,7 +19,8 @@ from justright.checkpoint.gguf_file import GgufFile, Strings
 from justright.errors import CheckpointError, UnsupportedModelError
 
 _LAYER = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
     **{f"attn_{short}": f"self_attn.{short}_proj" for short in "qkv"},
     "attn_output": "self_attn.o_proj",
     **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
@@ -105,8 +106,8 @@ def family_of(file: GgufFile) -> GgufFamily:
     if name not in FAMILIES or (name == "llama" and file.values.get("llama.expert_count")):
         found = "a llama with experts (mixtral)" if name in FAMILIES else repr(name)
         raise UnsupportedModelError(
-            f"the architecture of {file.path} is {found}; GGUF files of these can be opened: {', '.join(FAMILIES)}. Give "
-            "the model's safetensors checkpoint instead"
+            f"the architecture of {file.path} is {found}; GGUF files of these can be opened: {', '.join(FAMILIES)}. "
+            "Give the model's safetensors checkpoint instead"
         )
     return FAMILIES[name]
 

@@ -54,18 +54,27 @@ BLOCK_TYPES = {
 FLOATS = {0: "float32", 1: "float16", 30: "bfloat16"}
 """Types that are plain values, and torch's name for them."""
 _OTHER_TYPES = {
-
-        9: "Q8_1",
-        10: "Q2_K",
-        11: "Q3_K",
-        15: "Q8_K",
-        16: "IQ2_XXS",
-        17: "IQ2_XS",
-        18: "IQ3_XXS",
-        19: "IQ1_S"
-    ,
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
-    28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
 }
 
 
@@ -133,8 +142,8 @@ class GgufFile:
         """Map a file, and read its header; the result is kept while the file does not change.
 
         Raises:
-            CheckpointError: It is missing, truncated, damaged, of another version or byte order, or one part of several.
-            UnsupportedModelError: A tensor has a type that justright does not read.
+            CheckpointError: It is missing, truncated, damaged, or of another version or byte order.
+            UnsupportedModelError: A tensor has a type that justright does not read, or the file is one of several.
         """
         try:
             stat = path.stat()
@@ -322,8 +331,8 @@ class _HeaderReader:
         allowed = ", ".join(known.name for known in BLOCK_TYPES.values())
         if kind in _OTHER_TYPES:
             raise UnsupportedModelError(
-                f"{name[:80]} in {self.path} is stored as {_OTHER_TYPES[kind]}; allowed: {allowed}. Give another file of "
-                "the model, such as Q4_K_M"
+                f"{name[:80]} in {self.path} is stored as {_OTHER_TYPES[kind]}; allowed: {allowed}. Give another "
+                "file of the model, such as Q4_K_M"
             )
         raise damaged(self.path, f"{name[:80]} has the unknown type {kind}; allowed: {allowed}")
 
@@ -342,6 +351,6 @@ def _shown(value: Any) -> str:
 
 def _truncated(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path} is truncated or damaged: its header describes more than its {path.stat().st_size} bytes. Fetch or copy "
-        "the file again"
+        f"{path} is truncated or damaged: its header describes more than its {path.stat().st_size} bytes. Fetch or "
+        "copy the file again"
     )

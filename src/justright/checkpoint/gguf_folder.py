@@ -19,7 +19,7 @@ from justright.checkpoint.gguf_family import config_of, family_of, special_ids
 from justright.checkpoint.gguf_file import GgufFile, Strings
 from justright.checkpoint.gguf_tensors import GgufTensors
 from justright.checkpoint.gguf_tokenizer import tokenizer_of, unknown_split
-from justright.errors import JustrightError, ResourceError
+from justright.errors import CheckpointError, ResourceError
 from justright.files import cache_folder, cannot_write
 
 VERSION = 1  # increase when the files change, so that those in the cache are made again
@@ -35,28 +35,30 @@ def gguf_folder(file: Path, prepare: Prepare | None = None) -> Path:
 
     Args:
         file: The file.
-        prepare: Called with the new folder before anything is made; adds files of its own.
+        prepare: Called with the new folder before anything is made; checks the file, or adds files of its own.
 
     Raises:
-        CheckpointError: The file is damaged.
+        CheckpointError: The file is missing or damaged.
         UnsupportedModelError: Its family, tokenizer or types are not supported.
         ResourceError: The cache cannot be written.
     """
     file = Path(os.path.abspath(file))  # not resolved: the hub's cache links names to hashes
-    opened = GgufFile.open(file)
-    if (note := unknown_split(opened)) is not None:
-        warnings.warn(note, stacklevel=2)
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     identity = json.dumps([str(file), stat.st_size, stat.st_mtime_ns, VERSION])
     name = f"{file.stem[:_LONGEST_STEM]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     folder = cache_folder() / "gguf" / name
     if not (folder / file.name).exists():
         try:
-            _make_once(opened, folder, prepare)
+            _make_once(file, folder, prepare)
         except OSError as error:
             raise cannot_write(error) or ResourceError(
                 f"{folder} cannot be written ({error}): JUSTRIGHT_CACHE can name another folder"
             ) from error
+    if (note := unknown_split(GgufFile.open(file))) is not None:
+        warnings.warn(note, stacklevel=2)
     return folder
 
 
@@ -66,12 +68,12 @@ def only_gguf(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _make_once(file: GgufFile, folder: Path, prepare: Prepare | None) -> None:
+def _make_once(file: Path, folder: Path, prepare: Prepare | None) -> None:
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(folder.name + ".lock")):
-        if (folder / file.path.name).exists():
+        if (folder / file.name).exists():
             return
         partial = folder.with_name(folder.name + ".partial")
         for old in (partial, folder):  # of a killed process; or its link leads nowhere
@@ -80,12 +82,11 @@ def _make_once(file: GgufFile, folder: Path, prepare: Prepare | None) -> None:
         try:
             if prepare is not None:
                 prepare(partial)
-            write_companions(file, partial)
-            _link(file.path, partial / file.path.name)
+            write_companions(GgufFile.open(file), partial)
+            _link(file, partial / file.name)
             partial.rename(folder)
-        except (OSError, JustrightError):
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
 
 
 def write_companions(file: GgufFile, folder: Path) -> None:

@@ -42,6 +42,7 @@ class GgufTensors:
 
     Attributes:
         file: The file.
+        family: Its family.
         infos: Hugging Face name -> header entry. Its dtype is that of `tensor`; its bytes are those in the file.
 
     Raises:
@@ -51,10 +52,10 @@ class GgufTensors:
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
-        family = family_of(file)
+        self.family = family_of(file)
         self._parts: dict[str, _Part] = {}
         for entry in file.tensors.values():
-            self._parts |= self._named(entry, family)
+            self._parts |= self._named(entry, self.family)
         self.infos = {
             name: TensorInfo(
                 name, self._dtype(part), part.shape, file.path, part.start, part.start + part.nbytes
@@ -129,21 +130,20 @@ class GgufTensors:
         return values.float() - 1 if part.minus_one else values
 
     def ends(self, name: str, nbytes: int) -> tuple[bytes, bytes]:
-        """The first and the last ``nbytes`` of a tensor's values (or all, if it has fewer), without reading the rest."""
-        part = self._parts[name]
-        rows = part.shape[0] if len(part.shape) > 1 else 1
-        few = min(rows, -(-nbytes // (2 * part.shape[-1])))  # a value has at least 2 bytes
-        if part.entry.type in FLOATS or len(part.shape) != 2 or 2 * few >= rows:
-            import torch
+        """The first and the last ``nbytes`` of a tensor's values (or all, if it has fewer); reads no more than that."""
+        import torch
 
-            flat = self.tensor(name).contiguous().view(-1).view(torch.uint8)
-            return flat[:nbytes].numpy().tobytes(), flat[-nbytes:].numpy().tobytes()
-        blocks = self.blocks(name)
-        assert blocks is not None
         from justright.kernels.gguf_blocks import dequantise_rows
 
-        first, last = (dequantise_rows(rows_, blocks.columns, blocks.type) for rows_ in (blocks.data[:few], blocks.data[-few:]))  # fmt: skip
-        return first.numpy().tobytes()[:nbytes], last.numpy().tobytes()[-nbytes:]
+        part, blocks = self._parts[name], self.blocks(name)
+        few = -(-nbytes // (4 * part.shape[-1]))  # rows of float32
+        if blocks is None or few >= part.shape[0]:
+            first = last = self.tensor(name)
+        else:
+            rows = blocks.data[:few], blocks.data[-few:]
+            first, last = (dequantise_rows(data, blocks.columns, blocks.type) for data in rows)
+        raw = [values.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for values in (first, last)]
+        return raw[0][:nbytes], raw[1][-nbytes:]
 
     def _raw(self, part: _Part) -> torch.Tensor:
         return self._mapped[part.start : part.start + part.nbytes]

@@ -109,7 +109,9 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int]) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     rule = PRE_TOKENIZERS.get(file.text("tokenizer.ggml.pre") or "", PRE_TOKENIZERS["gpt-2"])
-    merges = [(first, second) for first, _, second in (m.partition(" ") for m in _array(file, "merges", Strings))]
+    merges = [
+        (first, second) for first, _, second in (m.partition(" ") for m in _array(file, "merges", Strings))
+    ]
     made = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rule.whole))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
     steps += [
@@ -159,7 +161,9 @@ def _merges(
     for index in sorted(range(len(tokens)), key=lambda index: (-scores[index], index)):
         token = tokens[index]
         splits = ((token[:at], token[at:]) for at in range(1, len(token)))
-        known = [(vocabulary[a], vocabulary[b], a, b) for a, b in splits if a in vocabulary and b in vocabulary]
+        known = [
+            (vocabulary[a], vocabulary[b], a, b) for a, b in splits if a in vocabulary and b in vocabulary
+        ]
         for *_, first, second in sorted(known):
             yield first, second
 
@@ -172,7 +176,9 @@ def _add_tokens(made: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     if len(kinds) != len(tokens):
         raise damaged(file.path, f"it has {len(kinds)} token types for {len(tokens)} tokens")
     for kind, add in ((_CONTROL, made.add_special_tokens), (_USER_DEFINED, made.add_tokens)):
-        found = [t for t, k in zip(tokens, kinds, strict=True) if k == kind and made.token_to_id(t) is not None]
+        found = [
+            t for t, k in zip(tokens, kinds, strict=True) if k == kind and made.token_to_id(t) is not None
+        ]
         add([AddedToken(token, normalized=False, special=kind == _CONTROL) for token in found])
     if made.get_vocab_size() != len(tokens):
         raise damaged(file.path, f"its {len(tokens)} tokens become {made.get_vocab_size()}")

@@ -76,14 +76,13 @@ class Checkpoint:
             return path
         path = Path(path)
         index: dict[str, str] = {}
-        if path.is_file() and path.suffix == ".gguf":
-            path = gguf_folder(path)
+        path = opened_folder(path)
         if path.is_file():
             files = [path]
         elif (found := weights_file(path)) is None:
             raise no_weights(path)
         elif found.suffix == ".gguf":
-            return cls(path, {}, open_gguf(found))
+            return cls(path, {}, _same_family(path, open_gguf(found)))
         elif found.suffix == ".json":
             index = _read_index(found)
             files = [path / name for name in sorted(set(index.values()))]
@@ -261,10 +260,35 @@ class Checkpoint:
         return ModelSpec.of(self.config)
 
 
+def opened_folder(path: Path) -> Path:
+    """The folder that a path is opened through: `gguf_folder` of a GGUF file, or of the only one in a folder of that.
+
+    Raises:
+        CheckpointError: As `gguf_folder`.
+        UnsupportedModelError: As `gguf_folder`.
+        ResourceError: As `gguf_folder`.
+    """
+    if path.is_file():
+        return gguf_folder(path) if path.suffix == ".gguf" else path
+    file = weights_file(path)
+    whole = (path / "config.json").exists() and (path / "tokenizer.json").exists()
+    return path if whole or file is None or file.suffix != ".gguf" else gguf_folder(file)
+
+
 def weights_file(path: Path) -> Path | None:
     """Return the single weights file of a checkpoint directory, or the index of its shards; None if neither exists."""
     names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
     return next((path / name for name in names if (path / name).exists()), None) or only_gguf(path)
+
+
+def _same_family(path: Path, gguf: GgufTensors) -> GgufTensors:
+    found = read_json(path / "config.json").get("model_type")
+    if found != gguf.family.model_type:
+        raise CheckpointError(
+            f"{gguf.file.path} is a {gguf.family.model_type}, but the config.json beside it is of a {found}. Give the "
+            "file alone in a folder, so that its own header counts"
+        )
+    return gguf
 
 
 def read_json(file: Path) -> dict[str, Any]:

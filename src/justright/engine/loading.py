@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from justright.checkpoint.reader import Checkpoint
-from justright.errors import CheckpointError, ResourceError, is_out_of_memory
+from justright.errors import CheckpointError, ResourceError, SlowerWarning, is_out_of_memory
 from justright.kernels.embedding import QuantisedEmbedding
-from justright.kernels.quantised import Blocks, QuantisedLinear
+from justright.kernels.quantised import Blocks, QuantisedLinear, available
 from justright.model.skeleton import assemble
 
 _NAMED = 3
@@ -26,8 +27,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a checkpoint's causal language model; ``options`` go to transformers.
 
-    `assemble` builds sparse containers, GGUF files (their blocks as floats), and models with different numbers of experts
-    per layer.
+    `assemble` builds sparse containers, GGUF files (their blocks as floats), and models with different numbers of
+    experts per layer.
 
     Raises:
         CheckpointError: transformers cannot read it, or tensors are missing or differ in shape from the config.
@@ -79,6 +80,19 @@ def load_blocks(checkpoint: Checkpoint, **options: Any) -> PreTrainedModel:
     cpu = torch.device("cpu")
     modules = partial(_block_modules, checkpoint)
     return assemble(checkpoint, dtype=torch.float32, device=cpu, modules=modules, **options)
+
+
+def runs_blocks(checkpoint: Checkpoint, fast: bool) -> bool:
+    """Whether the kernels for quantised blocks can be used; warns if they cannot."""
+    if fast:
+        return available()
+    warnings.warn(
+        f"The quantised weights of {checkpoint.path.name} run as plain floats, which saves neither time nor memory: "
+        "the kernels for their blocks need float32 on a CPU, and packed CPU kernels",
+        SlowerWarning,
+        stacklevel=2,
+    )
+    return False
 
 
 def _block_modules(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, nn.Module]:

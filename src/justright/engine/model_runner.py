@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,11 @@ from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
-from justright.engine.loading import decoder_of, load_blocks, load_model
+from justright.engine.loading import decoder_of, load_blocks, load_model, runs_blocks
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
-from justright.errors import ResourceError, SlowerWarning, UsageError
+from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
-from justright.kernels.quantised import AsFloats, Weights, available
+from justright.kernels.quantised import AsFloats, Weights
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static", "trimmed"]
@@ -119,7 +118,7 @@ class Verifier:
                 "Use --dtype float32 --device cpu --cpu-kernels packed, and a torch with oneDNN"
             )
         checkpoint, fast = Checkpoint.open(path), packable and cpu_kernels != "plain"
-        if weights is None and checkpoint.has_blocks and _runs_blocks(checkpoint, fast):
+        if weights is None and checkpoint.has_blocks and runs_blocks(checkpoint, fast):
             model = load_blocks(checkpoint, attn_implementation=ATTENTION_NAME)
         else:
             model = load_model(checkpoint, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
@@ -390,16 +389,3 @@ class Verifier:
             yield captured
         finally:
             handle.remove()
-
-
-def _runs_blocks(checkpoint: Checkpoint, fast: bool) -> bool:
-    """Whether the kernels for quantised blocks can be used; warns if they cannot."""
-    if fast:
-        return available()
-    warnings.warn(
-        f"The quantised weights of {checkpoint.path.name} run as plain floats, which saves neither time nor memory: the "
-        "kernels for their blocks need float32 on a CPU, and packed CPU kernels",
-        SlowerWarning,
-        stacklevel=3,
-    )
-    return False

@@ -111,7 +111,14 @@ def _q6_k(blocks: Tensor) -> Tensor:
 
 
 _FORMATS: dict[int, Callable[[Tensor], Tensor]] = {
-    2: _q4_0, 3: _q4_1, 6: _q5_0, 7: _q5_1, 8: _q8_0, 12: _q4_k, 13: _q5_k, 14: _q6_k
+    2: _q4_0,
+    3: _q4_1,
+    6: _q5_0,
+    7: _q5_1,
+    8: _q8_0,
+    12: _q4_k,
+    13: _q5_k,
+    14: _q6_k,
 }
 _BYTES = {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 12: 144, 13: 176, 14: 210}
 _SIZES = {type: 256 if type > 8 else 32 for type in _BYTES}

@@ -57,8 +57,8 @@ def assemble(
         checkpoint: The checkpoint.
         dtype: Of the parameters.
         device: Of the parameters.
-        modules: For the empty model, gives paths -> modules that are ready; their weights, of the same path on disk, are
-            not read.
+        modules: For the empty model, gives paths -> modules that are ready; their weights, of the same path on disk,
+            are not read.
         options: Options for transformers' ``from_config``.
 
     Raises:

@@ -203,10 +203,8 @@ def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor
     quantised blocks is expanded.
     """
     table = model.get_input_embeddings()
-    if isinstance(table, QuantisedEmbedding):
-        embedding = table.blocks.dequantise()
-    else:
-        embedding = table.weight.detach()
+    quantised = isinstance(table, QuantisedEmbedding)
+    embedding = table.blocks.dequantise() if quantised else table.weight.detach()
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is not None:
         return embedding, weight.detach()
