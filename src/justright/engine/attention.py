@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from justright.architectures.schema import Window
 from justright.engine.kv_cache import KVCache
+from justright.kernels.fused import Sight
 from justright.kernels.split_attention import attend_split, count_parts, split_bias
 
 ATTENTION_NAME = "justright"
@@ -60,6 +61,8 @@ class StepPlan:
         index_scaled: the architecture table's flag, see `rescale_by_position`.
         static: run i belongs to slot i and all runs have the same length: attend to the whole cache at once,
             with shapes that do not depend on the sequences' lengths.
+        fused: the step runs in fused layers, see `justright.kernels.fused`.
+        adapted: some rows have an adapter.
     """
 
     cache: KVCache
@@ -68,12 +71,28 @@ class StepPlan:
     positions: Tensor
     index_scaled: bool = False
     static: bool = False
+    fused: bool = False
+    adapted: bool = False
+    _sights: dict[Window | None, Sight] = field(default_factory=dict)
     _masks: dict[tuple[int, Window | None], tuple[int, Tensor | None]] = field(default_factory=dict)
     _biases: dict[tuple[int, Window | None, int, bool], tuple[int, Tensor | None]] = field(
         default_factory=dict
     )
     _static_masks: dict[Window | None, Tensor] = field(default_factory=dict)
     _static_at: Tensor | None = None
+
+    def sight(self, layer: int) -> Sight:
+        """What the step's rows see in a fused layer, built once per step and window."""
+        window = self.windows[layer]
+        if window not in self._sights:
+            self._sights[window] = sight_of(self.runs, self.cache.lengths, self.positions, window)
+        return self._sights[window]
+
+    def rows_of_cache(self, layer: int, kv_heads: int, head_dim: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of each run's sequence in a layer, ``[kv_heads, capacity, head_dim]`` each."""
+        like = torch.empty(kv_heads, 0, head_dim)
+        keys, values = self.cache.layer(layer, like, like)
+        return [keys[run.slot] for run in self.runs], [values[run.slot] for run in self.runs]
 
     def mask(self, index: int, window: Window | None) -> tuple[int, Tensor | None]:
         """First visible cache entry of run ``index`` and its mask from there, built once per step.
@@ -142,6 +161,37 @@ class StepPlan:
             at = starts[:, None] + torch.arange(len(self.runs[0]))
             self._static_at = at.to(self.positions.device)
         return self._static_at
+
+
+def sight_of(
+    runs: Sequence[SequenceInput], lengths: Sequence[int], positions: Tensor, window: Window | None
+) -> Sight:
+    """What the rows of a step see.
+
+    Args:
+        runs: the sequences.
+        lengths: cached tokens of each slot.
+        positions: of all rows, ``[rows]``.
+        window: as in `visible`.
+    """
+    longest = max(map(len, runs))
+    counts, paths = [], torch.zeros(len(positions), longest, dtype=torch.int64)
+    for run in runs:
+        count = len(run)
+        own = paths[run.start : run.start + count, :count]
+        if run.tree is None:
+            counts.append(torch.arange(1, count + 1))
+            own[:] = torch.arange(count)
+        else:  # parents come before their children, so ascending ancestors are ancestors by depth
+            counts.append(run.tree.sum(1))
+            own[:] = torch.argsort(~run.tree, dim=1, stable=True)
+    first = torch.zeros_like(positions)
+    if window is not None and window.kind == "sliding":
+        first = (positions - window.size + 1).clamp(min=0)
+    elif window is not None:
+        first = positions // window.size * window.size
+    shape = torch.tensor([[len(run), lengths[run.slot]] for run in runs])
+    return Sight(shape, first, torch.cat(counts), paths)
 
 
 def visible(run: SequenceInput, past: int, window: Window | None) -> tuple[int, Tensor | None]:

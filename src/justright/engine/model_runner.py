@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class Verifier:
             covers only the part in use: for many sequences of similar length on a CPU).
         max_tokens: the longest sequence; the model's context by default.
         prefill_chunk: tokens per prefill forward.
+        fused: the decoder layers can run as fused calls, see `justright.kernels.fused`. Steps do, and with them each
+            row of a step has the same bits whatever rows run beside it.
 
     Raises:
         UnsupportedModelError: a family without a row in the architecture table, or one whose state cannot be
@@ -58,6 +61,7 @@ class Verifier:
         cache: CacheKind = "grow",
         max_tokens: int | None = None,
         prefill_chunk: int = 512,
+        fused: bool = False,
     ) -> None:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
@@ -69,6 +73,7 @@ class Verifier:
         self.cache_kind = cache
         self.max_tokens = min(max_tokens or self.spec.context, self.spec.usable_context)
         self.cache = self._new_cache(slots)
+        self.fused = fused and not self.cache.static
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
         """``[hidden_size]``: the embedding of [SPEC] at the first layer; a drafter supplies it."""
@@ -122,9 +127,8 @@ class Verifier:
             model = load_blocks(checkpoint, attn_implementation=ATTENTION_NAME)
         else:
             model = load_model(checkpoint, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
-        if fast:
-            kernels.pack(model, quantised)
-        return cls(model, **options)
+        fused = fast and kernels.pack(model, quantised)
+        return cls(model, fused=fused, **options)
 
     @property
     def slots(self) -> int:
@@ -199,16 +203,18 @@ class Verifier:
             raise ResourceError(
                 f"the prompt has {total} tokens; the context holds {self.max_tokens}: shorten the prompt"
             )
-        for begin in range(0, len(token_ids), self.prefill_chunk):
-            chunk = token_ids[begin : begin + self.prefill_chunk]
-            last = begin + len(chunk) == len(token_ids)
+        # The last token runs in fused layers, where a [SPEC] after it changes none of its bits.
+        chunked = len(token_ids) - self.fused
+        begins = [*range(0, chunked, self.prefill_chunk), *([chunked] * self.fused)]
+        for begin, end in pairwise([*begins, len(token_ids)]):
+            chunk = token_ids[begin:end]
+            last = end == len(token_ids)
             spec_tokens = int(spec and last and total < self.max_tokens)
             one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
-            if states is None:
-                [output] = self._forward([one], only_last=True)
-            else:
-                with self._all_states(states):
-                    [output] = self._forward([one], only_last=True)
+            fused = self.fused and last
+            with contextlib.nullcontext() if states is None else self._all_states(states):
+                [output] = self._forward([one], only_last=True, fused=fused)
+            if states is not None:
                 states[-1] = states[-1][: len(chunk)]
             self.keep(slot, range(len(chunk)))
             yield output if last else None
@@ -220,7 +226,7 @@ class Verifier:
         of distinct shapes; the inputs are then for slots 0, 1, 2, ... in order.
         """
         if not self.cache.static:
-            return self._forward(inputs, only_last=False)
+            return self._forward(inputs, fused=self.fused)
         assert [one.slot for one in inputs] == list(range(len(inputs)))
         for one in inputs:
             self.cache.reserve(one.slot, one.rows)
@@ -284,7 +290,12 @@ class Verifier:
 
     @torch.inference_mode()
     def _forward(
-        self, inputs: Sequence[StepInput], size: int | None = None, *, only_last: bool = False
+        self,
+        inputs: Sequence[StepInput],
+        size: int | None = None,
+        *,
+        only_last: bool = False,
+        fused: bool = False,
     ) -> list[StepOutput]:
         """Run all sequences' tokens in one flat row, each padded to ``size`` if given."""
         laid_out = [one.laid_out() for one in inputs]
@@ -293,7 +304,7 @@ class Verifier:
         # A prompt becomes part of the sequence, but not the [SPEC] after it; the tokens of a step are not yet
         # verified.
         certain = [len(one.token_ids) if only_last else 0 for one in inputs]
-        plan = self._plan(laid_out, certain, static=size is not None)
+        plan = self._plan(laid_out, certain, static=size is not None, fused=fused)
         flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)
         tokens, specs = rows_of(inputs, [run.start for run in plan.runs], only_last=only_last)
         wanted = [row for rows in tokens for row in rows]
@@ -315,7 +326,9 @@ class Verifier:
             begin = span.stop
         return outputs
 
-    def _plan(self, inputs: Sequence[StepInput], certain: Sequence[int], *, static: bool) -> StepPlan:
+    def _plan(
+        self, inputs: Sequence[StepInput], certain: Sequence[int], *, static: bool, fused: bool
+    ) -> StepPlan:
         runs = []
         start = 0
         for one, sure in zip(inputs, certain, strict=True):
@@ -335,7 +348,14 @@ class Verifier:
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
-            self.cache, runs, self.spec.windows, positions, self.spec.architecture.index_scaled, static=static
+            self.cache,
+            runs,
+            self.spec.windows,
+            positions,
+            self.spec.architecture.index_scaled,
+            static=static,
+            fused=fused,
+            adapted=any(one.factor for one in inputs),
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:

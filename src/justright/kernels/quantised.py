@@ -169,7 +169,7 @@ class QuantisedLinear(nn.Module):
         """``x [..., in]`` to ``[..., out]``, float32."""
         flat = x.reshape(-1, self.in_features)
         out: Tensor = torch.ops.justright.linear(
-            flat, self.blocks.data, self.bias, self.in_features, self.blocks.type
+            flat, [self.blocks.data], [self.blocks.type], self.bias
         )
         return out.view(*x.shape[:-1], self.out_features)
 

@@ -1,0 +1,165 @@
+// Eight floats at a time: AVX2 where the processor has it, else plain loops that the compiler vectorises.
+
+#pragma once
+
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define JUSTRIGHT_AVX2 1
+#endif
+
+// Sums stay in registers only where the loops over them are unrolled.
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+namespace justright {
+
+// Sixteen bytes, with the operators of their elements.
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+inline Bytes bytes_at(const uint8_t* from) {
+  Bytes v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// Eight floats.
+#ifdef JUSTRIGHT_AVX2
+using V8 = __m256;
+inline V8 zero() { return _mm256_setzero_ps(); }
+inline V8 all(float value) { return _mm256_set1_ps(value); }
+inline V8 load(const float* from) { return _mm256_loadu_ps(from); }
+inline void store(float* to, V8 value) { _mm256_storeu_ps(to, value); }
+inline V8 fma(V8 a, V8 b, V8 c) { return _mm256_fmadd_ps(a, b, c); }
+inline V8 mul(V8 a, V8 b) { return _mm256_mul_ps(a, b); }
+inline V8 add(V8 a, V8 b) { return _mm256_add_ps(a, b); }
+inline V8 divide(V8 a, V8 b) { return _mm256_div_ps(a, b); }
+inline V8 larger(V8 a, V8 b) { return _mm256_max_ps(a, b); }
+inline V8 load(const c10::Half* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline void store(c10::Half* to, V8 value) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+inline V8 widen(Bytes from, int half) {
+  const auto bytes = reinterpret_cast<__m128i>(from);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half ? _mm_srli_si128(bytes, 8) : bytes));
+}
+inline float half(const uint8_t* from) {
+  uint16_t bits;
+  std::memcpy(&bits, from, 2);
+  return _cvtsh_ss(bits);
+}
+#else
+struct V8 {
+  float lane[8];
+};
+inline V8 zero() { return {}; }
+inline V8 all(float value) {
+  V8 v;
+  for (float& lane : v.lane) lane = value;
+  return v;
+}
+inline V8 load(const float* from) {
+  V8 v;
+  std::memcpy(v.lane, from, sizeof v.lane);
+  return v;
+}
+inline void store(float* to, V8 value) { std::memcpy(to, value.lane, sizeof value.lane); }
+inline V8 fma(V8 a, V8 b, V8 c) {
+  for (int i = 0; i < 8; ++i) c.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
+  return c;
+}
+inline V8 mul(V8 a, V8 b) {
+  for (int i = 0; i < 8; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+inline V8 add(V8 a, V8 b) {
+  for (int i = 0; i < 8; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+inline V8 divide(V8 a, V8 b) {
+  for (int i = 0; i < 8; ++i) a.lane[i] /= b.lane[i];
+  return a;
+}
+inline V8 larger(V8 a, V8 b) {
+  for (int i = 0; i < 8; ++i) a.lane[i] = std::max(a.lane[i], b.lane[i]);
+  return a;
+}
+inline V8 load(const c10::Half* from) {
+  V8 v;
+  for (int i = 0; i < 8; ++i) v.lane[i] = from[i];
+  return v;
+}
+inline void store(c10::Half* to, V8 value) {
+  for (int i = 0; i < 8; ++i) to[i] = value.lane[i];
+}
+inline V8 widen(Bytes from, int half) {
+  V8 v;
+  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<int8_t>(from[8 * half + i]);
+  return v;
+}
+inline float half(const uint8_t* from) {
+  uint16_t bits;
+  std::memcpy(&bits, from, 2);
+  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+}
+#endif
+
+inline float sum(V8 value) {
+  float lanes[8];
+  store(lanes, value);
+  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
+// The sum of each of eight vectors, with the additions of `sum` in the same order.
+inline V8 sums(const V8 (&v)[8]) {
+#ifdef JUSTRIGHT_AVX2
+  V8 four[4];
+  UNROLL for (int i = 0; i < 4; ++i) {
+    four[i] = add(_mm256_permute2f128_ps(v[i], v[i + 4], 0x20), _mm256_permute2f128_ps(v[i], v[i + 4], 0x31));
+  }
+  return _mm256_hadd_ps(_mm256_hadd_ps(four[0], four[1]), _mm256_hadd_ps(four[2], four[3]));
+#else
+  V8 out;
+  for (int i = 0; i < 8; ++i) out.lane[i] = sum(v[i]);
+  return out;
+#endif
+}
+
+// e to the power of each lane, relative error 2e-7; exactly 0 below -87, where the result would not be normal.
+inline V8 exp(V8 x) {
+#ifdef JUSTRIGHT_AVX2
+  const V8 normal = _mm256_cmp_ps(x, all(-87.0f), _CMP_GE_OQ);
+  x = _mm256_min_ps(larger(x, all(-87.0f)), all(88.0f));
+  const V8 n = _mm256_round_ps(mul(x, all(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V8 r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), x));  // x - n ln 2
+  V8 p = all(1.9875691500e-4f);  // Cephes' polynomial
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+    p = fma(p, r, all(c));
+  }
+  p = add(fma(mul(r, r), p, r), all(1.0f));
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_and_ps(mul(p, _mm256_castsi256_ps(power)), normal);
+#else
+  for (float& lane : x.lane) lane = lane < -87.0f ? 0.0f : std::exp(lane);
+  return x;
+#endif
+}
+
+// The scale of RMSNorm: 1 / sqrt(mean of squares + eps); `size` is a multiple of 8.
+inline float inverse_rms(const float* x, int64_t size, float eps) {
+  V8 squares = zero();
+  for (int64_t i = 0; i < size; i += 8) squares = fma(load(x + i), load(x + i), squares);
+  return 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps);
+}
+
+}  // namespace justright
