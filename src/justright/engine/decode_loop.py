@@ -176,7 +176,7 @@ class DecodeLoop:
             chunk = new[begin : begin + verifier.prefill_chunk]
             spec = verifier.spec_embedding is not None and begin + len(chunk) == len(new)
             slot = self.places.slot(active)  # other requests may have ended since
-            [output] = verifier.prefill(slot, chunk, request.plan.factor, spec=spec, states=states)
+            *_, output = verifier.prefill(slot, chunk, request.plan.factor, spec=spec, states=states)
             request.stats.prefill_s += time.perf_counter() - started
             yield len(chunk)
         if request.cancelled:

@@ -71,8 +71,8 @@ def load_model(
 def load_blocks(checkpoint: Checkpoint, **options: Any) -> PreTrainedModel:
     """Load a GGUF file's model on the CPU in float32, with its matrices and its embedding in their blocks.
 
-    The blocks are the mapped file, so that they take memory of their own only where rows are reordered. Tensors that the
-    file holds as plain values, and stacked experts, are float32. ``options`` go to transformers.
+    The blocks are the mapped file, so that they take memory of their own only where rows are reordered. Tensors that
+    the file holds as plain values, and stacked experts, are float32. ``options`` go to transformers.
 
     Raises:
         CheckpointError: tensors are missing or differ in shape from the config.
