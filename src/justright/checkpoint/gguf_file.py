@@ -169,7 +169,7 @@ class GgufFile:
             CheckpointError: As `number`.
         """
         value = self.values.get(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise damaged(self.path, f"{key} is {_shown(value)}; allowed: a number above 0")
         return float(value)
 

@@ -68,10 +68,10 @@ class GgufTensors:
         if name is None:
             return {}
         if "{e}" in name:
-            count, *shape = entry.shape
+            count, *matrix = entry.shape
             size = entry.nbytes // count
             return {
-                name.format(e=e): _Part(entry, entry.start + e * size, tuple(shape), None, False)
+                name.format(e=e): _Part(entry, entry.start + e * size, tuple(matrix), None, False)
                 for e in range(count)
             }
         heads = None
@@ -169,4 +169,5 @@ def _in_order(rows: torch.Tensor, heads: int | None) -> torch.Tensor:
     """Rows in transformers' order: of each head first all first members of rotary pairs, then all second ones."""
     if heads is None:
         return rows
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
+    pairs = rows.reshape(heads, len(rows) // heads // 2, 2, *rows.shape[1:])
+    return pairs.transpose(1, 2).reshape(rows.shape)

@@ -139,6 +139,10 @@ class Checkpoint:
                 f"{self.path} has no tensor {name!r} among its {len(self._infos)}; similar: {close or 'none'}"
             ) from None
 
+    def stored_as(self, name: str) -> str:
+        """Return the type of a tensor's values in the files: a dtype of safetensors, or a type of GGUF (``Q4_K``)."""
+        return self.dtype(name) if self.gguf is None else self.gguf.stored_as(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the tensor's shape, without reading it."""
         return self.info(name).shape

@@ -64,7 +64,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint directory, a hub id org/name or org/name@revision, packaged:NAME or zoo:NAME.",
+        help="A checkpoint directory, a GGUF file, a hub id org/name, org/name@revision or org/name:Q4_K_M (GGUF), "
+        "packaged:NAME or zoo:NAME.",
         show_default=False,
     ),
 ]

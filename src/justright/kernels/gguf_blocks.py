@@ -31,11 +31,22 @@ def dequantise_rows(data: Tensor, columns: int, type: int) -> Tensor:
     values, size = _SIZES[type], _BYTES[type]
     out = torch.empty(len(data), columns)
     rows = max(1, _SLAB // columns)
-    for slab, part in zip(data.split(rows), out.split(rows), strict=True):
+    for slab, part in zip(torch.split(data, rows), torch.split(out, rows), strict=True):
         blocks = slab.reshape(-1, size)
         part.copy_(_FORMATS[type](blocks).reshape(-1, columns))
     assert columns % values == 0
     return out
+
+
+def scales_are_finite(data: Tensor, type: int) -> bool:
+    """Whether all values of blocks are finite numbers: their float16 scales and shifts are.
+
+    Args:
+        data: ``[out, bytes of a row]`` uint8.
+        type: The type's number in GGUF.
+    """
+    blocks = data.reshape(-1, _BYTES[type])
+    return all(bool(_half(blocks, at).isfinite().all()) for at in _SCALES.get(type, (0,)))
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -77,7 +88,7 @@ def _q8_0(blocks: Tensor) -> Tensor:
 
 def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The eight 6-bit scales and minima in the 12 bytes of Q4_K and Q5_K, ``[blocks, 8, 1]`` float32 each."""
-    low, middle, high = packed.split(4, dim=1)
+    low, middle, high = torch.split(packed, 4, dim=1)
     scales = torch.cat([low & 63, high & 15 | low >> 6 << 4], dim=1)
     minima = torch.cat([middle & 63, high >> 4 | middle >> 6 << 4], dim=1)
     return scales.float().unsqueeze(-1), minima.float().unsqueeze(-1)
@@ -91,23 +102,24 @@ def _k_values(blocks: Tensor, q: Tensor) -> Tensor:
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
-    return _k_values(blocks, _nibbles(blocks[:, 16:].unflatten(1, (4, 32))).view(-1, 8, 32))
+    return _k_values(blocks, _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).view(-1, 8, 32))
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
-    low = _nibbles(blocks[:, 48:].unflatten(1, (4, 32))).view(-1, 8, 32)
+    low = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).view(-1, 8, 32)
     high = blocks[:, 16:48].unsqueeze(1) >> torch.arange(8, dtype=torch.uint8).view(8, 1) & 1
     return _k_values(blocks, low | high << 4)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
-    low = _nibbles(blocks[:, :128].unflatten(1, (2, 64)))  # [blocks, 2, 128]
-    pairs = blocks[:, 128:192].unflatten(1, (2, 1, 32)) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64))  # [blocks, 2, 128]
+    pairs = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(
         4, 1
     )
     q = (low | (pairs & 3).flatten(2) << 4).float() - 32
     scales = blocks[:, 192:208].contiguous().view(torch.int8).float() * _half(blocks, 208)
-    return scales.unsqueeze(-1) * q.view(-1, 16, 16)
+    values: Tensor = scales.unsqueeze(-1) * q.reshape(-1, 16, 16)
+    return values
 
 
 _FORMATS: dict[int, Callable[[Tensor], Tensor]] = {
@@ -121,4 +133,5 @@ _FORMATS: dict[int, Callable[[Tensor], Tensor]] = {
     14: _q6_k,
 }
 _BYTES = {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 12: 144, 13: 176, 14: 210}
+_SCALES = {3: (0, 2), 7: (0, 2), 12: (0, 2), 13: (0, 2), 14: (208,)}  # bytes of float16 numbers; others: 0
 _SIZES = {type: 256 if type > 8 else 32 for type in _BYTES}

@@ -13,6 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from justright.architectures.schema import Architecture
 from justright.architectures.spec import ModelSpec
@@ -141,7 +142,7 @@ def place(module: nn.Module, name: str, tensor: Tensor) -> None:
 def _empty(config: dict[str, Any], dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     settings = {key: value for key, value in config.items() if key != "model_type"}
     parsed = AutoConfig.for_model(config["model_type"], **settings)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(parsed, dtype=dtype, **options)
     for name, tensor in list(model.state_dict(keep_vars=True).items()):
         for part, other in model._get_dtype_plan(dtype).items():  # some families keep routers in float32
