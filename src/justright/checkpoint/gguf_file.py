@@ -305,24 +305,25 @@ class _HeaderReader:
     def placed(
         self, entries: list[tuple[str, tuple[int, ...], int, int]], begin: int, alignment: int
     ) -> dict[str, GgufTensor]:
-        """The tensors by name: inside the file, aligned, of whole blocks, none over another."""
+        """The tensors by name: of whole blocks, one after the other, inside the file."""
         found: dict[str, GgufTensor] = {}
-        end = begin
+        end = 0
         for name, shape, kind, offset in sorted(entries, key=lambda entry: entry[3]):
             if name in found:
                 raise damaged(self.path, f"the tensor {name[:80]!r} appears twice")
             block = self.block(name, kind)
             if shape[-1] % block.values or 0 in shape:
                 raise damaged(self.path, f"{name[:80]} of {block.name} has the shape {list(shape)}")
-            start, nbytes = begin + offset, math.prod(shape) // block.values * block.bytes
-            if offset % alignment or start < end:
+            nbytes = math.prod(shape) // block.values * block.bytes
+            if offset != -(-end // alignment) * alignment:
                 raise damaged(
-                    self.path, f"{name[:80]} begins at byte {offset} of the data, inside another tensor"
+                    self.path,
+                    f"{name[:80]} begins at byte {offset} of the data, where the tensor before it ends at {end}",
                 )
-            end = start + nbytes
-            if end > self.size:
+            end = offset + nbytes
+            if begin + end > self.size:
                 raise _truncated(self.path)
-            found[name] = GgufTensor(name, shape, kind, start, nbytes)
+            found[name] = GgufTensor(name, shape, kind, begin + offset, nbytes)
         return found
 
     def block(self, name: str, kind: int) -> BlockType:
