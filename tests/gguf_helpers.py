@@ -48,6 +48,7 @@ def write_gguf(
     kind: Type = Type.Q8_0,
     *,
     model: PreTrainedModel | None = None,
+    tokens: Writing | None = None,
     more: Writing = lambda _: None,
     leave_out: tuple[str, ...] = (),
     **changes: Any,
@@ -59,6 +60,7 @@ def write_gguf(
         family: transformers' ``model_type``.
         kind: Of the matrices.
         model: Instead of `gguf_model` of the family.
+        tokens: Writes the tokenizer, instead of `add_tokens`.
         more: Adds to the file before it is written.
         leave_out: Keys of the header.
         changes: To the model's config.
@@ -68,7 +70,7 @@ def write_gguf(
     for key, value in header(model, ARCHITECTURES[family]).items():
         if key not in leave_out:
             add_value(writer, key, value)
-    add_tokens(writer)
+    (tokens or add_tokens)(writer)
     for name, values in tensors(model, ARCHITECTURES[family]).items():
         flat = values.ndim == 1 or name.endswith("ffn_gate_inp.weight")
         raw = values if flat else gguf.quants.quantize(values, kind)

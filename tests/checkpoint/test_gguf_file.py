@@ -125,11 +125,11 @@ def test_counts_beyond_the_file(field: str, count: int, small: bytes, tmp_path: 
         (0, "<I", 0, "has 0 dimensions"),
         (4, "<Q", 0, "has the shape"),
         (12, "<Q", 2, "begins at byte 384 of the data, where the tensor before it ends at 256"),
-        (12, "<Q", 4, "begins at byte 384 of the data, where the tensor before it ends at 512"),
+        (12, "<Q", 4, "truncated or damaged"),
         (12, "<Q", 2**62, "truncated or damaged"),
         (20, "<I", 99, "has the unknown type 99; allowed: F32"),
         (24, "<Q", 7, "begins at byte 7 of the data"),
-        (24, "<Q", 2**63, f"begins at byte {2**63}"),
+        (24, "<Q", 2**63, "begins at byte 384 of the data, where the tensor before it ends at"),
     ],
 )
 def test_a_tensor_s_entry(
