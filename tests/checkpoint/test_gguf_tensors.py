@@ -221,12 +221,12 @@ def test_an_unknown_tensor_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("block_count", 3, "layers is 4, but its header says 3"),
-        ("block_count", 2**31 - 1, "layers is 4"),
-        ("embedding_length", 96, r"token_embd is \(320, 64\), but its header says \(320, 96\)"),
-        ("attention.head_count", 8, "attn_q is"),
-        ("attention.head_count_kv", 4, "attn_k is"),
-        ("feed_forward_length", 128, "ffn_up is"),
+        ("block_count", 3, "layers: expected 3, found 4"),
+        ("block_count", 2**31 - 1, "found 4"),
+        ("embedding_length", 96, r"token_embd: expected \(320, 96\), found \(320, 64\)"),
+        ("attention.head_count", 8, "attn_q: expected"),
+        ("attention.head_count_kv", 4, "attn_k: expected"),
+        ("feed_forward_length", 128, "ffn_up: expected"),
         ("context_length", 2**32 - 1, "context_length is 4294967295; allowed: 1 to 2147483647"),
         ("attention.layer_norm_rms_epsilon", -1.0, r"rms_epsilon is -1\.0; allowed: a number above 0"),
     ],

@@ -295,7 +295,7 @@ class _Header:
             expected["shape of ffn_up_exps"] = self.shape("blk.0.ffn_up_exps.weight"), stacked
         for what, (found, told) in expected.items():
             if found != told:
-                raise damaged(self.file.path, f"its {what} is {found}, but its header says {told}")
+                raise damaged(self.file.path, f"{what}: expected {told}, found {found}")
 
 
 def special_ids(file: GgufFile) -> dict[str, int]:
