@@ -120,7 +120,7 @@ def test_the_values_are_those_of_transformers_layers(model: Verifier) -> None:
         model.keep(0, [0])
         found.append(output.logits)
     model.fused = True
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=5e-3)
     assert not torch.equal(found[0], found[1]), "the second is another path"
 
 
