@@ -129,9 +129,7 @@ def test_rows_without_an_adapter_keep_their_bits_beside_rows_with_one(family: st
     """The adapter changes matrices, norms and biases."""
     slow, fast = save_pair(tmp_path, family)
     tensors = load_file(fast / "model.safetensors")
-    for name, tensor in tensors.items():
-        if tensor.ndim == 1:
-            tensor += 0.1
+    tensors = {name: tensor + 0.1 if tensor.ndim == 1 else tensor for name, tensor in tensors.items()}
     save_file(tensors, fast / "model.safetensors", {"format": "pt"})
     adapter = read_adapter(extract(Pair(slow, fast), tmp_path / "adapter", RankRule("energy", 0.9)).path)
     model = Verifier.load(slow, weights="int8", slots=2)

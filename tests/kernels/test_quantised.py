@@ -18,7 +18,7 @@ from justright.engine.llm import LLM
 from justright.errors import UsageError
 from justright.kernels import build, packed
 from justright.kernels.packed import PackedLinear, pack
-from justright.kernels.quantised import FORMATS, QuantisedLinear, Weights, dequantise, fits, quantise
+from justright.kernels.quantised import FORMATS, Blocks, QuantisedLinear, Weights, dequantise, fits, quantise
 from tiny import save_tiny, tiny_model
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K)
@@ -71,6 +71,26 @@ def test_products(kind: Type, rows: int, outputs: int, bias: bool, threads: int)
     assert (found.double() - expected).abs().max() <= 1e-4 * scale
     for row in {0, rows // 2, rows - 1}:
         assert torch.equal(linear(x[row : row + 1], blocks, offset, int(kind))[0], found[row])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_stays_so_alone(wrong: float) -> None:
+    blocks = torch.from_numpy(blocks_of(Type.Q4_1, 8, 64))
+    x = torch.randn(4, 64)
+    expected = linear(x, blocks, None, 3)
+    x[1, 40] = wrong
+    found = linear(x, blocks, None, 3)
+    assert not found[1].isfinite().any()
+    assert torch.equal(found[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_rows_have_the_values_of_few(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("justright.kernels.quantised._SLAB", 7 * 64)
+    module = QuantisedLinear(Blocks.of(torch.randn(33, 64), "int8"), torch.randn(33) if bias else None)
+    x = torch.randn(3, 50, 64)
+    few = torch.stack([module(one) for one in x[:, :20]])
+    torch.testing.assert_close(module(x)[:, :20], few, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("weights", BOTH)
