@@ -174,9 +174,11 @@ def _linear(*matrices: QuantisedLinear, norm: RMSNorm | None = None) -> Call:
 
 
 def _attend(attention: Any) -> Call:
-    """A call of ``qkv [rows, (heads + 2 * kv_heads) * head_dim]``, the rotary embedding, the cache and what rows see."""
-    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    norms = (None, None, 0.0) if q_norm is None else (q_norm.weight, k_norm.weight, q_norm.variance_epsilon)
+    """A call of ``qkv [rows, (heads + 2 * kv_heads) * head_dim]``, rotary embedding, cache and what rows see."""
+    norms: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
+    if hasattr(attention, "q_norm"):
+        norm = attention.q_norm
+        norms = (norm.weight, attention.k_norm.weight, norm.variance_epsilon)
     op, scaling = torch.ops.justright.attend.default, attention.scaling
 
     def call(

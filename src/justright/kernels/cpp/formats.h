@@ -162,10 +162,9 @@ struct Q6_K {
 // The 32 values of a group.
 template <class Format>
 inline void values(const Group& group, float* to) {
-  for (int i = 0; i < GROUP; ++i) {
-    const auto q = static_cast<float>(group.q[i / 16][i % 16]);
-    const float scale = group.scale[i / 16];
-    to[i] = Format::shifted ? std::fma(q, scale, group.shift) : q * scale;
+  for (int part = 0; part < 4; ++part) {
+    const V8 q = floats(group.q[part / 2], part % 2), scale = all(group.scale[part / 2]);
+    store(to + 8 * part, Format::shifted ? fma(q, scale, all(group.shift)) : mul(q, scale));
   }
 }
 

@@ -64,6 +64,11 @@ inline void store(c10::Half* to, V8 value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
 inline V8 first_lane(float value) { return _mm256_zextps128_ps256(_mm_set_ss(value)); }
+inline V8 floats(Words words, int half) {
+  const auto all = reinterpret_cast<__m256i>(words);
+  const __m128i eight = half ? _mm256_extracti128_si256(all, 1) : _mm256_castsi256_si128(all);
+  return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight));
+}
 inline __m256i pairs(Words a, const int16_t* b) {  // a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
   return _mm256_madd_epi16(reinterpret_cast<__m256i>(a), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
 }
@@ -128,6 +133,11 @@ inline void store(c10::Half* to, V8 value) {
   for (int i = 0; i < 8; ++i) to[i] = value.lane[i];
 }
 inline V8 first_lane(float value) { return {{value}}; }
+inline V8 floats(Words words, int half) {
+  V8 v;
+  for (int i = 0; i < 8; ++i) v.lane[i] = words[8 * half + i];
+  return v;
+}
 inline V8 products(Words a, const int16_t* b) {
   V8 v;
   for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<float>(a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
