@@ -15,7 +15,7 @@ constexpr int64_t GROUP = 32;
 // One group of 32 weights: w[i] = q[i] * scale[i / 16] + shift, with q signed. The product is exact: q has at most 8 bits
 // and a scale at most 17, so a fused multiply-add rounds as the separate steps of the reference do.
 struct Group {
-  Bytes q[2];
+  Words q[2];
   float scale[2];
   float shift;
 };
@@ -27,36 +27,38 @@ inline void one_scale(Group& group, float scale, float shift = 0.0f) {
 
 // The lower four bits of 16 bytes, then the upper four.
 inline void nibbles(const uint8_t* from, Group& out) {
-  const Bytes both = bytes_at(from);
-  out.q[0] = both & 15;
-  out.q[1] = both >> 4;
+  const Words bytes = unsigned_words(from);
+  out.q[0] = bytes & 15;
+  out.q[1] = bytes >> 4;
 }
 
-// Bit i of four bytes becomes bit 4 of value i.
+// Bit i of four bytes is bit 4 of value i.
 inline void fifth_bits(const uint8_t* from, Group& out) {
-  uint8_t bits[GROUP];
-  for (int i = 0; i < GROUP; ++i) bits[i] = static_cast<uint8_t>((from[i / 8] >> i % 8 & 1) << 4);
-  out.q[0] |= bytes_at(bits);
-  out.q[1] |= bytes_at(bits + 16);
+  const Words bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768};
+  for (int i = 0; i < 2; ++i) {
+    const Words all = Words{} + static_cast<int16_t>(from[2 * i] | from[2 * i + 1] << 8);
+    out.q[i] |= ((all & bit) == bit) & 16;
+  }
 }
 
-// A format: bytes and groups of a block, whether values have a shift, and how a group is unpacked.
+// A format: bytes and groups of a block, whether values have a shift, whether each half of a group has its own scale,
+// and how a group is unpacked.
 struct Q8_0 {
   static constexpr int64_t bytes = 34, groups = 1;
   static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q[0] = bytes_at(block + 2);
-    out.q[1] = bytes_at(block + 18);
+    for (int i = 0; i < 2; ++i) out.q[i] = signed_words(block + 2 + 16 * i);
     one_scale(out, half(block));
   }
 };
 
 struct Q4_0 {
   static constexpr int64_t bytes = 18, groups = 1;
-  static constexpr bool shifted = true, halves = false;
+  static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
     nibbles(block + 2, out);
-    one_scale(out, half(block), -8.0f * half(block));
+    for (Words& q : out.q) q -= 8;
+    one_scale(out, half(block));
   }
 };
 
@@ -65,17 +67,19 @@ struct Q4_1 {
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
     nibbles(block + 4, out);
-    one_scale(out, half(block), half(block + 2));
+    two_halves(block, out.scale[0], out.shift);
+    out.scale[1] = out.scale[0];
   }
 };
 
 struct Q5_0 {
   static constexpr int64_t bytes = 22, groups = 1;
-  static constexpr bool shifted = true, halves = false;
+  static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
     nibbles(block + 6, out);
     fifth_bits(block + 2, out);
-    one_scale(out, half(block), -16.0f * half(block));
+    for (Words& q : out.q) q -= 16;
+    one_scale(out, half(block));
   }
 };
 
@@ -85,7 +89,8 @@ struct Q5_1 {
   static void unpack(const uint8_t* block, int64_t, Group& out) {
     nibbles(block + 8, out);
     fifth_bits(block + 4, out);
-    one_scale(out, half(block), half(block + 2));
+    two_halves(block, out.scale[0], out.shift);
+    out.scale[1] = out.scale[0];
   }
 };
 
@@ -102,15 +107,17 @@ inline void six_bits(const uint8_t* from, int64_t index, uint8_t& scale, uint8_t
 
 inline void k_scale(const uint8_t* block, int64_t index, Group& out) {
   uint8_t scale, least;
+  float of_scales, of_least;
   six_bits(block + 4, index, scale, least);
-  one_scale(out, half(block) * scale, -(half(block + 2) * least));
+  two_halves(block, of_scales, of_least);
+  one_scale(out, of_scales * scale, -(of_least * least));
 }
 
 // The lower or the upper four bits of 32 bytes.
 inline void half_bytes(const uint8_t* from, bool upper, Group& out) {
-  for (int side = 0; side < 2; ++side) {
-    const Bytes both = bytes_at(from + 16 * side);
-    out.q[side] = upper ? both >> 4 : both & 15;
+  for (int i = 0; i < 2; ++i) {
+    const Words bytes = unsigned_words(from + 16 * i);
+    out.q[i] = upper ? bytes >> 4 : bytes & 15;
   }
 }
 
@@ -128,8 +135,7 @@ struct Q5_K {
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
     half_bytes(block + 48 + 32 * (index / 2), index % 2, out);
-    const auto bit = static_cast<uint8_t>(index);
-    for (int i = 0; i < 2; ++i) out.q[i] |= (bytes_at(block + 16 + 16 * i) >> bit & 1) << 4;
+    for (int i = 0; i < 2; ++i) out.q[i] |= (unsigned_words(block + 16 + 16 * i) >> static_cast<int16_t>(index) & 1) << 4;
     k_scale(block, index, out);
   }
 };
@@ -140,9 +146,9 @@ struct Q6_K {
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
     const int64_t side = index / 4, part = index % 4;  // 128 values a side; four groups share its bytes
     half_bytes(block + 64 * side + 32 * (part % 2), part / 2, out);
-    const auto bit = static_cast<uint8_t>(2 * part);
+    const auto bit = static_cast<int16_t>(2 * part);
     for (int i = 0; i < 2; ++i) {
-      const Bytes upper = bytes_at(block + 128 + 32 * side + 16 * i) >> bit & 3;
+      const Words upper = unsigned_words(block + 128 + 32 * side + 16 * i) >> bit & 3;
       out.q[i] = (out.q[i] | upper << 4) - 32;
     }
     const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * side + 2 * part);
@@ -153,11 +159,13 @@ struct Q6_K {
   }
 };
 
+// The 32 values of a group.
 template <class Format>
-inline V8 values(const Group& group, int part) {
-  const V8 scale = all(group.scale[Format::halves ? part / 2 : 0]);
-  const V8 q = widen(group.q[part / 2], part % 2);
-  return Format::shifted ? fma(q, scale, all(group.shift)) : mul(q, scale);
+inline void values(const Group& group, float* to) {
+  for (int part = 0; part < 4; ++part) {
+    const V8 q = floats(group.q[part / 2], part % 2), scale = all(group.scale[part / 2]);
+    store(to + 8 * part, Format::shifted ? fma(q, scale, all(group.shift)) : mul(q, scale));
+  }
 }
 
 // Calls `work` with the format of a GGUF type number.
