@@ -58,9 +58,11 @@ def test_logits_are_transformers_s(family: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = by_transformers(path, model)(torch.tensor([IDS])).logits[0, -1]
     verifier = Verifier.load(path, prefill_chunk=64)
-    torch.testing.assert_close(
-        logits_of(verifier), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
-    )
+    most = float(expected.abs().max())
+    # The kernels round activations to 16 bits.
+    torch.testing.assert_close(logits_of(verifier), expected, rtol=1e-3, atol=1e-3 * most)
+    expanded = logits_of(Verifier.load(path, prefill_chunk=64, weights="float"))
+    torch.testing.assert_close(expanded, expected, rtol=1e-5, atol=1e-5 * most)
     linears = [m for m in verifier.model.modules() if isinstance(m, QuantisedLinear)]
     assert len(linears) == len(verifier.spec.linears) + 1
     assert isinstance(verifier.model.get_input_embeddings(), QuantisedEmbedding)
