@@ -40,7 +40,7 @@ def reference() -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def engine() -> LLM:
     # Without the measured cost every draft is verified in full: the harder case for equality.
-    # In plain float32: the kernels for quantised blocks round activations to 16 bits, which `is_near_tie` does not cover.
+    # In plain float32: the kernels for quantised blocks round activations to 16 bits, beyond `is_near_tie`.
     return LLM(MODEL, draft="suffix", adaptive=False, slots=3, weights="float")
 
 
