@@ -18,11 +18,11 @@ from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
 from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
 from justright.engine.kv_cache import KVCache
-from justright.engine.loading import decoder_of, load_model
+from justright.engine.loading import decoder_of, load_blocks, load_model, runs_blocks
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
 from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
-from justright.kernels.quantised import Weights
+from justright.kernels.quantised import AsFloats, Weights
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static", "trimmed"]
@@ -89,7 +89,7 @@ class Verifier:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         cpu_kernels: CpuKernels | None = None,
-        weights: Weights | None = None,
+        weights: Weights | AsFloats | None = None,
         **options: Any,
     ) -> Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
@@ -99,7 +99,8 @@ class Verifier:
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.
-            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head.
+            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head; "float" expands the
+                blocks of a GGUF file; None: as they are in the files, where the CPU kernels can be used.
 
         Raises:
             UsageError: packed kernels or quantised weights are requested but not available.
@@ -114,14 +115,19 @@ class Verifier:
                 f"packed CPU kernels need float32 on a CPU, not {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
-        if weights is not None and (not packable or cpu_kernels == "plain"):
+        quantised = None if weights == "float" else weights
+        if quantised is not None and (not packable or cpu_kernels == "plain"):
             raise UsageError(
                 f"weights {weights!r} need packed CPU kernels in float32, but dtype is "
                 f"{str(dtype).removeprefix('torch.')}, device {device} and cpu_kernels {cpu_kernels or 'packed'}. "
                 "Use --dtype float32 --device cpu --cpu-kernels packed, and a torch with oneDNN"
             )
-        model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
-        fused = packable and cpu_kernels != "plain" and kernels.pack(model, weights)
+        checkpoint, fast = Checkpoint.open(path), packable and cpu_kernels != "plain"
+        if weights is None and checkpoint.has_blocks and runs_blocks(checkpoint, fast):
+            model = load_blocks(checkpoint, attn_implementation=ATTENTION_NAME)
+        else:
+            model = load_model(checkpoint, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
+        fused = fast and kernels.pack(model, quantised)
         return cls(model, fused=fused, **options)
 
     @property

@@ -143,14 +143,16 @@ def pack(model: PreTrainedModel, weights: Weights | None = None) -> bool:
     checkpoint file, of which only the rows in use take memory.
 
     Args:
-        model: float32, on the CPU.
+        model: float32, on the CPU; modules that are in quantised blocks already stay.
         weights: "int8" or "int4" quantises these matrices; those whose rows are no whole groups stay float32.
 
     Returns:
         Whether the decoder layers run as fused calls, see `justright.kernels.fused`.
     """
     spec = ModelSpec.of(model.config)
-    fused = weights is not None and available() and spec.architecture.family in FAMILIES
+    in_blocks = any(type(module) is QuantisedLinear for module in model.modules())
+    in_blocks = in_blocks or (weights is not None and available())
+    fused = in_blocks and spec.architecture.family in FAMILIES
     for names in () if fused else spec.fused_groups:
         linears = [module for name in names if (module := _plain_linear(model, name)) is not None]
         if len(linears) == len(names):

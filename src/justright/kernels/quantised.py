@@ -18,6 +18,7 @@ from justright.errors import SlowerWarning
 from justright.kernels.build import missing
 
 Weights = Literal["int8", "int4"]
+AsFloats = Literal["float"]
 GROUP = 32
 _SLAB = 1 << 21  # values that are quantised or dequantised at once, to bound the memory for it
 _MANY_ROWS = 48
