@@ -16,10 +16,11 @@ from transformers import AttentionInterface, PreTrainedModel
 from justright.adapter.apply import AppliedSwitch
 from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
-from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
+from justright.engine.attention import ATTENTION_NAME, StepPlan, attention
 from justright.engine.kv_cache import KVCache
 from justright.engine.loading import decoder_of, load_blocks, load_model, runs_blocks
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
+from justright.engine.visibility import SequenceInput
 from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
 from justright.kernels.quantised import AsFloats, Weights
