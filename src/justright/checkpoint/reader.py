@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from justright.architectures.spec import ModelSpec
 from justright.checkpoint import sparse
-from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
-from justright.checkpoint.gguf_folder import gguf_folder, only_gguf
+from justright.checkpoint.format import DTYPES, INDEX, Header, TensorInfo, damaged, read_header
+from justright.checkpoint.gguf_folder import gguf_folder
 from justright.checkpoint.gguf_tensors import GgufTensors, open_gguf
 from justright.checkpoint.tensor_names import canonical_names
+from justright.checkpoint.weights_files import no_weights, weights_file
 from justright.errors import CheckpointError, UnsupportedModelError
 from justright.files import exists
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from justright.kernels.quantised import Blocks
 
 _CHUNK_BYTES = 2**20
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Checkpoint:
@@ -279,12 +279,6 @@ def opened_folder(path: Path) -> Path:
     return path if whole or file is None or file.suffix != ".gguf" else gguf_folder(file)
 
 
-def weights_file(path: Path) -> Path | None:
-    """Return the single weights file of a checkpoint directory, or the index of its shards; None if neither exists."""
-    names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
-    return next((path / name for name in names if (path / name).exists()), None) or only_gguf(path)
-
-
 def _same_family(path: Path, gguf: GgufTensors) -> GgufTensors:
     found = read_json(path / "config.json").get("model_type")
     if found != gguf.family.model_type:
@@ -315,36 +309,6 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{file} holds a JSON {type(data).__name__}; allowed: an object. Fetch the file again"
         )
     return data
-
-
-def no_weights(path: Path) -> CheckpointError:
-    """Return the error for a directory without ``model.safetensors``; it names the files found instead."""
-    if not path.is_dir():
-        return CheckpointError(f"{path} does not exist: give a checkpoint directory")
-    pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
-    ggufs = sorted(file.name for file in path.glob("*.gguf"))
-    others = sorted(file.name for file in path.glob("*.safetensors"))
-    if (path / "adapter_config.json").exists():
-        return CheckpointError(f"{path} is an adapter, not a model: give the directory of its base model")
-    if others:
-        return CheckpointError(
-            f"{path} has {', '.join(others[:4])} but neither {SINGLE} nor {INDEX}. Rename a single file to {SINGLE}; "
-            f"for several files, fetch their {INDEX}"
-        )
-    if pickles:
-        return CheckpointError(
-            f"{path} holds only pickled weights ({', '.join(pickles[:4])}), which justright never loads, because "
-            "loading a pickle can run any code. Use a safetensors revision of the model, or, if you trust the files, "
-            "convert them with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) and "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR)"
-        )
-    if ggufs:
-        return CheckpointError(
-            f"{path} holds several GGUF files ({', '.join(ggufs[:8])}): give one of them by its whole path"
-        )
-    return CheckpointError(
-        f"{path} holds no weights: expected {SINGLE}, {INDEX} with its shards, or one GGUF file"
-    )
 
 
 def _torch_name(info: TensorInfo) -> str:

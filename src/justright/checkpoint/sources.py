@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from justright.checkpoint.bundle_manifest import Bundle, is_bundle
-from justright.checkpoint.reader import no_weights, opened_folder, weights_file
+from justright.checkpoint.reader import opened_folder
+from justright.checkpoint.weights_files import no_weights, weights_file
 from justright.errors import (
     CheckpointError,
     JustrightError,
