@@ -195,16 +195,15 @@ def test_cancelling_between_the_chunks_of_a_prompt(
     verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = Request(prompt_of(100), max_tokens=5)
-    prefill, chunks = verifier.prefill, []
+    prefill, chunks = verifier.prefill_one, []
 
-    def cancelling(slot: int, tokens: Sequence[int], factor: float, **options: Any) -> Any:
-        for output in prefill(slot, tokens, factor, **options):
-            chunks.append(output)
-            if len(chunks) == 3:
-                request.cancel()
-            yield output
+    def cancelling(*arguments: Any, **options: Any) -> Any:
+        chunks.append(prefill(*arguments, **options))
+        if len(chunks) == 3:
+            request.cancel()
+        return chunks[-1]
 
-    monkeypatch.setattr(verifier, "prefill", cancelling)
+    monkeypatch.setattr(verifier, "prefill_one", cancelling)
     [emission] = collect(DecodeLoop(verifier), request)
     assert len(chunks) == 3, "the other chunks are not run"
     assert (emission.token_ids, emission.finish_reason) == ([], "cancelled")

@@ -110,7 +110,7 @@ def test_a_deadline_ends_a_long_prompt_that_runs_alone() -> None:
     scheduler = Scheduler(engine_of(slots=1), prefill_share=8)
     caller, request = Caller(), Request(prompt_of(400), max_tokens=2)
     scheduler.submit(request, caller, deadline_s=0.0)
-    before = scheduler.engine.verifier.prefill
+    before = scheduler.engine.verifier.prefill_one
     chunks: list[int] = []
 
     def counting(slot: int, tokens: Any, *rest: Any, **options: Any) -> Any:
@@ -119,7 +119,7 @@ def test_a_deadline_ends_a_long_prompt_that_runs_alone() -> None:
         return before(slot, tokens, *rest, **options)
 
     scheduler._entries[request.id].deadline = None
-    scheduler.engine.verifier.prefill = counting  # type: ignore[method-assign]
+    scheduler.engine.verifier.prefill_one = counting  # type: ignore[method-assign]
     scheduler.start()
     caller.tokens()
     assert request.timed_out
