@@ -218,6 +218,17 @@ def test_a_pair_whose_function_differs_is_refused(
         Pair(slow, fast)
 
 
+def test_the_message_names_only_the_nested_setting_that_differs(make_pair: MakePair) -> None:
+    slow, fast = make_pair("qwen2")
+    config = json.loads((fast / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 777.0
+    (fast / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UsageError, match=r"cannot change \(rope_parameters\.rope_theta: [\d.]+ and 777\.0\)\. Give"
+    ):
+        Pair(slow, fast)
+
+
 def test_settings_that_change_nothing_may_differ(make_pair: MakePair) -> None:
     slow, fast = make_pair("qwen2")
     config = json.loads((fast / "config.json").read_text())
@@ -325,7 +336,7 @@ def test_no_pairs_are_refused_before_work(make_pair: MakePair, tmp_path: Path) -
         Pair(slow, other)
     with pytest.raises(UsageError, match="is llama"):
         Pair(slow, save_tiny("qwen3", tmp_path / "qwen"))
-    with pytest.raises(UsageError, match="tensors are in one model only"):
+    with pytest.raises(UsageError, match="tensors are in one of the two models only"):
         Pair(slow, save_tiny("llama", tmp_path / "short", num_hidden_layers=3))
     with pytest.raises(UsageError, match="the same matrices"):
         extract(Pair(fast, fast), tmp_path / "none", FULL)

@@ -81,11 +81,11 @@ def test_a_drafter_that_is_not_there_is_told(run: Run, bundle: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(launch, "check_drafter", missing)
         told, notes = asked(run, bundle)
-        assert (told, "hybrid is not available on vLLM here" in notes) == (None, True)
+        assert (told, "hybrid cannot run on vLLM here" in notes) == (None, True)
     data = json.loads((bundle / MANIFEST).read_text())
     data["defaults"] = {"draft": "magic"}
     (bundle / MANIFEST).write_text(json.dumps(data))
-    assert "drafter magic is not available on vLLM here" in asked(run, bundle)[1]
+    assert "drafter magic cannot run on vLLM here" in asked(run, bundle)[1]
     assert asked(run, bundle, "--draft", "lstm")[0] is not None
 
 

@@ -159,7 +159,7 @@ def test_text_held_back_comes_out_at_the_end(
     assert request.stopped_by is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_cancelling_at_any_time(
     data: st.DataObject, verifier: Verifier, truth: dict[tuple[int, ...], list[int]]

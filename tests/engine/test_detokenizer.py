@@ -124,7 +124,7 @@ class _Pieces:
     stops=st.lists(st.sampled_from(["a", "b", "ab", "<", "\n", "think", "> "]), min_size=1, max_size=2),
     everywhere=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_stop_strings_end_content(
     text: str, before: str, opened: bool, stops: list[str], everywhere: bool
 ) -> None:
@@ -227,7 +227,6 @@ class Counting:
 
 
 @given(st.text(alphabet="ab €\n", max_size=300), st.integers(1, 400))
-@settings(deadline=None)
 def test_a_text_within_the_limit_has_the_tokens_it_has(text: str, limit: int) -> None:
     tokenizer = tiny_tokenizer()
     expected = tokenizer(text)["input_ids"]

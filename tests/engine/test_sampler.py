@@ -80,7 +80,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return p, q, draw(st.integers(1, min(2, int((q > 0).sum()))))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_one_step_emits_the_target_exactly(case: tuple[Tensor, Tensor, int]) -> None:
     p, q, count = case
@@ -465,7 +465,7 @@ def test_a_temperature_that_no_logit_survives_is_refused(temperature: float) -> 
     min_p=st.sampled_from([0.0, 1e-300, 0.5, 1.0]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_sampling_names_a_token_that_may_be_drawn(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:

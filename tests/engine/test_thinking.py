@@ -139,7 +139,7 @@ def test_a_plan_is_what_it_says(switched: Verifier, name: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifier) -> None:
     plan = ModePlan(
         data.draw(st.sampled_from([0.0, 0.5, 1.0])), data.draw(st.none() | st.integers(1, TOKENS))

@@ -76,7 +76,7 @@ def pixels(data: bytes) -> np.ndarray[Any, Any]:
     return rows[:, 1:].reshape(height, width, 3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 9), st.data(), st.integers(0, 1000))
 def test_every_expert_stands_under_the_tree(groups: int, size: int, data: st.DataObject, seed: int) -> None:
     count = groups * data.draw(st.integers(1, size))

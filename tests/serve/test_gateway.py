@@ -154,7 +154,7 @@ def test_effort_chooses_the_model(ours: Before) -> None:
     }  # fmt: skip
     answer = ours.post(messages=EASY, reasoning_effort="auto")
     assert answer.headers["x-justright-mode"] == "fast"
-    assert answer.headers["x-justright-reason"].startswith("heuristic says 0.0")
+    assert answer.headers["x-justright-reason"].startswith("heuristic score 0.0")
     assert "x-justright-mode" not in ours.post(model="other", messages=EASY).headers
 
 

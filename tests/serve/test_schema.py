@@ -84,7 +84,7 @@ def test_answers_are_as_the_document_says(
     st.binary(max_size=200),
     st.sampled_from(["application/json", "text/plain"]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_bytes_get_an_answer(plain: Running, content: bytes, kind: str) -> None:
     for path in PATHS[:2]:
         answer = plain.client.post(path, content=content, headers={"content-type": kind})

@@ -125,7 +125,7 @@ def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_p
     tokenizer.chat_template = "{{ '</think>' }}"
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny"), tmp_path)
     assert "--reasoning-parser" not in found.arguments
-    assert "are no tokens of this model" in found.notes[0]
+    assert "are not single tokens of this model" in found.notes[0]
     tokenizer.add_tokens(["<think>", "</think>"])
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny", closing="</think>So"), tmp_path)
     config = found.arguments[list(found.arguments).index("--reasoning-config") + 1]
@@ -233,7 +233,7 @@ def test_settings_are_checked(settings: dict[str, Any], match: str) -> None:
 
 def test_versions() -> None:
     assert version_note("0.32.0") is None
-    assert "0.33.1 is not tested" in str(version_note("0.33.1"))
+    assert "0.33.1 is not the tested version" in str(version_note("0.33.1"))
 
 
 async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -364,7 +364,7 @@ def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--engine", "vllm", "--queue", "3"), "vLLM queues without a limit"),
+        (("--engine", "vllm", "--queue", "3"), "vLLM's queue has no limit"),
         (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "allowed on vLLM: heuristic"),
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
         (("--engine", "vllm", "--draft", "recycling"), "a drafter of the embedded engine"),

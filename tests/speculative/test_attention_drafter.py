@@ -31,7 +31,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> AttentionModel:
     return AttentionModel.load(folder, *verifier_matrices(tiny_model("llama"), None)).eval()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=6), packed=st.booleans())
 def test_context_in_any_pieces_is_the_training_forward(
     pieces: list[int], packed: bool, network: AttentionModel

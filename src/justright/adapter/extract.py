@@ -173,9 +173,9 @@ def extract(
     """
     check_new(out)
     if form not in FORMS:
-        raise UsageError(f"form {form!r}: allowed are {', '.join(FORMS)}")
+        raise UsageError(f"form {form!r}; allowed: {', '.join(FORMS)}")
     if not 0 <= factor <= 1:
-        raise UsageError(f"factor {factor}: allowed is 0 (the slow model) to 1 (the fast model)")
+        raise UsageError(f"factor {factor}; allowed: 0 (the slow model) to 1 (the fast model)")
     if form == "portable":
         refuse_stacked(pair)
     exact = form != "portable" if exact is None else exact
@@ -263,9 +263,9 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
         UsageError: The rule cannot use the method, the method is unknown, or there are no workers.
     """
     if svd not in METHODS:
-        raise UsageError(f"svd {svd!r}: allowed are {', '.join(METHODS)}")
+        raise UsageError(f"svd {svd!r}; allowed: {', '.join(METHODS)}")
     if workers < 1:
-        raise UsageError(f"workers {workers}: allowed are whole numbers from 1")
+        raise UsageError(f"workers {workers}; allowed: whole numbers from 1")
     chosen = RULES.get(rule.rule)
     if svd == "randomized" and chosen.needs_all(rule):
         power = f" of power {rule.power}" if "power" in chosen.takes else ""

@@ -143,6 +143,8 @@ def _prompts(
     ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
+    from justright.engine.checks import check_prompt
+
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
         output.note("note: the model has no chat template; prompts are plain text")
@@ -153,7 +155,7 @@ def _prompts(
     for number, text in enumerate(texts, start=1):
         prompt: str | list[Message] = [*start, {"role": "user", "content": text}] if templated else text
         where = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
-        ready.check_room(ready.tokens(prompt), where)
+        check_prompt(ready.tokens(prompt), ready.context, where)
         result.append(prompt)
     return result
 

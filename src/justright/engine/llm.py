@@ -53,7 +53,7 @@ class LLM(LoadedModel):
                 raise UsageError(f"give options or {', '.join(changes)}, not both")
             model = prepare_model(model, options or EngineOptions(**changes))
         elif options is not None or changes:
-            raise UsageError("the options of a prepared model are settled: give them to prepare_model")
+            raise UsageError("a prepared model already has its options: give them to prepare_model")
         options, drafter = model.options, model.drafter
         check_bundled_weights(model.checkpoint)
         verifier = Verifier.load(

@@ -167,9 +167,7 @@ class QuantisedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``, float32."""
         flat = x.reshape(-1, self.in_features)
-        out: Tensor = torch.ops.justright.linear(
-            flat, [self.blocks.data], [self.blocks.type], self.bias
-        )
+        out: Tensor = torch.ops.justright.linear(flat, [self.blocks.data], [self.blocks.type], self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

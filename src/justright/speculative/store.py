@@ -116,7 +116,7 @@ def read_config(folder: Path, kind: str, config: type[C]) -> C:
     try:
         return config(**{field.name: about[field.name] for field in fields(config)})  # type: ignore[arg-type]  # a dataclass
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} is not a drafter's config: {error}") from error
 
 
 def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:
