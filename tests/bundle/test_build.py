@@ -153,7 +153,7 @@ def test_both_are_pruned_alike(said: dict[str, Any], tmp_path: Path, monkeypatch
     assert set(slow) == set(fast)
 
 
-def test_killed_in_every_stage_it_goes_on(said: dict[str, Any], built: Path, tmp_path: Path) -> None:
+def test_killed_in_every_stage_it_continues(said: dict[str, Any], built: Path, tmp_path: Path) -> None:
     out, stages = tmp_path / "out", tmp_path / "out.partial" / "stages"
     told: list[str] = []
 

@@ -19,7 +19,7 @@ def read(said: Any, folder: Path) -> Recipe:
     return Recipe.read(file)
 
 
-def test_what_it_says(tmp_path: Path) -> None:
+def test_the_recipe_is_read(tmp_path: Path) -> None:
     found = read(
         """
 model: org/slow

@@ -72,7 +72,7 @@ def test_rows_of_the_hub_are_texts_or_conversations(monkeypatch: pytest.MonkeyPa
         list(read_texts("hub:a/b:train:number"))
 
 
-def test_a_folder_says_what_it_skips(tmp_path: Path) -> None:
+def test_a_folder_reports_skipped_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     assert notes([str(tmp_path), "zoo=2", str(tmp_path / "a.txt")]) == []
     (tmp_path / "settings.json").write_text('{"dtype": "float32"}')

@@ -76,7 +76,7 @@ def test_a_converted_model_needs_the_package_no_more(carrier):
     assert sources.resolve(f"packaged:{NAME}").path == folder
 
 
-def test_a_damaged_converted_copy_says_how_to_get_a_new_one(carrier):
+def test_the_error_for_a_damaged_copy_tells_how_to_replace_it(carrier):
     folder = make_model(cached())
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-3])
 

@@ -21,7 +21,7 @@ import pytest
 from cli_helpers import Run
 
 
-def test_it_runs_until_it_is_told_to_stop() -> None:
+def test_it_runs_until_a_signal() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = "http://{}:{}".format(*free.getsockname())
     with started(nobody) as (process, ready):

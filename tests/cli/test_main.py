@@ -49,7 +49,7 @@ def test_version(run: Run) -> None:
     assert run("--version").out == f"justright {justright.__version__}\n"
 
 
-def test_a_bug_is_one_line_and_says_how_to_see_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_line_that_names_the_debug_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 

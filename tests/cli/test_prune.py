@@ -135,7 +135,7 @@ def test_bad_input(
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_limit_of_file_sizes_is_an_error_that_says_how_to_go_on(
+def test_a_limit_of_file_sizes_is_an_error_that_tells_how_to_continue(
     run: Run, moe: Path, texts: Path, tmp_path: Path
 ) -> None:
     """``ulimit -f``: the kernel rejects the first larger file, as with a full disk."""

@@ -73,7 +73,7 @@ def test_options_of_vllms_own_suffix_drafts_are_left_out(run: Run, parts: Parts,
     )
 
 
-def test_a_drafter_that_is_not_there_is_told(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_drafter_is_reported(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(draft: str) -> None:
         if draft == "hybrid":
             raise MissingExtraError("no plugin")

@@ -258,7 +258,7 @@ class Failing(Perfect):
 
 
 @pytest.mark.parametrize("where", ["start", "observe", "propose", "step"])
-def test_a_failure_leaves_nothing_behind(
+def test_a_failure_leaves_no_state(
     where: str, verifier: Verifier, truth: dict[tuple[int, ...], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drafter = Failing(truth)

@@ -181,7 +181,7 @@ def test_bytes_that_are_no_text_never_fail(
     assert shown.count("x") == tokens.count(x)
 
 
-def test_decoding_goes_on_behind_bytes_that_are_no_text() -> None:
+def test_decoding_continues_after_bytes_that_are_not_text() -> None:
     stream = TextStream(FALLBACK)
     pieces = [stream.push(token) for token in [256, 0xE2, 0x82, 0xAC, 0xE2, 256, 257, 0xE2, 0x82, 0xAC, 257]]
     assert pieces == ["x", "", "", "€", "", "�x", " y", "", "", "€", " y"]

@@ -132,7 +132,7 @@ def test_a_batch_gives_its_places_to_the_likeliest() -> None:
     assert [len(d) for d in chosen] == [2, 0, 1]
 
 
-def test_a_likely_node_behind_an_unlikely_one_does_not_count_as_the_first() -> None:
+def test_a_likely_node_after_an_unlikely_one_does_not_count_as_the_first() -> None:
     """Cutting keeps the first nodes, so a node is kept only with all nodes before it."""
     siblings = Draft([10, 11], [-1, -1], [0.2, 0.9])
     one_more = StepCost((1, 2, 3, 4), (1.0, 1.0, 1.0, 9.0), (0.0, 0.0))

@@ -164,7 +164,7 @@ def exact() -> dict[tuple[int, ...], float]:
     return paths
 
 
-def test_drafts_that_never_pay_are_no_longer_asked_for(tmp_path: Path) -> None:
+def test_drafts_that_never_pay_are_no_longer_requested(tmp_path: Path) -> None:
     """If its cost exceeds its gain, an untrained drafter is not used after a few tries."""
     verifier = verifier_of("llama")
     drafter = drafter_for("lstm", verifier, tmp_path)

@@ -125,7 +125,7 @@ def test_numbers_as_python_writes_them(whole: int, thousandths: int, other: int)
 
 
 @given(st.text(min_size=1))
-def test_an_answer_is_right_as_it_stands(text: str) -> None:
+def test_an_answer_is_judged_unchanged(text: str) -> None:
     assert is_right(text, text) == (text.split() != [])
 
 

@@ -71,7 +71,7 @@ def test_fused_equals_plain_whatever_the_order_of_calls(biases: tuple[bool, ...]
 
 
 @torch.inference_mode()
-def test_fused_computes_once_and_lets_go() -> None:
+def test_fused_computes_once_and_releases_its_input() -> None:
     group = FusedProjections([linear(4, 8, False), linear(6, 8, False)])
     calls: list[int] = []
     group.linear.register_forward_hook(lambda *_: calls.append(1))
@@ -160,7 +160,7 @@ def released_size(verifier: Verifier) -> list[int]:
     return [4 * m.in_features * m.out_features for m in modules if isinstance(m, PackedLinear)]
 
 
-def test_memory_that_is_no_file_is_left_alone() -> None:
+def test_memory_that_maps_no_file_is_unchanged() -> None:
     weight = torch.full((600, 600), 3.0)
     kernels._release(weight)
     assert bool((weight == 3.0).all())

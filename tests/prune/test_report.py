@@ -78,7 +78,7 @@ def pixels(data: bytes) -> np.ndarray[Any, Any]:
 
 @settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 9), st.data(), st.integers(0, 1000))
-def test_every_expert_stands_under_the_tree(groups: int, size: int, data: st.DataObject, seed: int) -> None:
+def test_every_expert_is_a_leaf_of_the_tree(groups: int, size: int, data: st.DataObject, seed: int) -> None:
     count = groups * data.draw(st.integers(1, size))
     values = torch.rand(groups * size, groups * size, generator=torch.Generator().manual_seed(seed))
     found = cluster(values + values.T, count, groups)

@@ -269,7 +269,7 @@ def test_thoughts_are_apart(thinking: Running) -> None:
     assert text.removesuffix("\ufffd") == said(told).removesuffix("\ufffd"), "a last character may be cut"
 
 
-def test_a_stop_text_ends_content_and_reasoning_only_when_told(thinking: Running) -> None:
+def test_a_stop_text_ends_content_and_on_request_reasoning(thinking: Running) -> None:
     whole = ask(thinking, max_completion_tokens=30)
     reasoning = whole.choices[0].message.reasoning_content
     stop = reasoning[3:5]

@@ -237,7 +237,7 @@ def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
     assert answers == [None]
 
 
-def test_nobody_else_waits_for_schemas_and_long_prompts(
+def test_other_requests_do_not_wait_for_schemas_and_long_prompts(
     plain: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While both queues are blocked, plain chats are answered; work of disconnected clients is cancelled."""

@@ -84,7 +84,7 @@ def test_the_chat_streams_and_the_figures_move(page: Any, plain: Running) -> Non
     assert not page.faults
 
 
-def test_what_the_model_says_is_text_and_never_markup(page: Any, plain: Running) -> None:
+def test_model_output_is_shown_as_text_and_never_as_markup(page: Any, plain: Running) -> None:
     page.goto(plain.address)
     page.get_by_label("At most").fill("1")
     ask(page, "<img src=x onerror=alert(1)>")
@@ -150,7 +150,7 @@ _CONTRAST = """element => {
 }"""
 
 
-def test_a_key_is_asked_for_where_one_is_needed(page: Any, plain: Running) -> None:
+def test_a_key_is_requested_where_one_is_needed(page: Any, plain: Running) -> None:
     with running(
         plain.engine.with_draft("none"), replace(ServeSettings(MODEL), api_keys=("secret",))
     ) as found:

@@ -57,7 +57,7 @@ def all_of(found: socket.socket) -> bytes:
     return b"".join(iter(lambda: found.recv(4096), b""))
 
 
-def test_a_crowd_is_told_to_come_again(engine: LLM) -> None:
+def test_connections_beyond_the_limit_get_a_retry_error(engine: LLM) -> None:
     with running(engine, max_connections=3) as server, contextlib.ExitStack() as held:
         before = server.client.post(CHAT, json=BODY | {"max_tokens": 2})  # its connection stays open
         assert before.status_code == 200
@@ -181,7 +181,7 @@ def deadly(server_or_scheduler: Any) -> None:
     server_or_scheduler._enforce = broken
 
 
-def test_the_death_of_the_engine_is_told(engine: LLM) -> None:
+def test_the_death_of_the_engine_is_reported(engine: LLM) -> None:
     with running(engine) as server:
         server.scheduler.on_death = lambda: None  # keep the server, so that the test can inspect it
         step = engine.verifier.step

@@ -75,7 +75,7 @@ def test_many_threads_each_get_their_own(scheduler: Scheduler) -> None:
     assert (found.waiting, found.running, found.reserved_tokens) == (0, 0, 0)
 
 
-def test_a_full_queue_says_when_to_come_again() -> None:
+def test_a_full_queue_reports_when_to_retry() -> None:
     scheduler = Scheduler(engine_of(slots=1), max_waiting=2)  # not started: no request makes progress
     for _ in range(3):
         scheduler.submit(Request(PROMPTS[0], max_tokens=2), Caller())
@@ -249,7 +249,7 @@ def test_those_that_wait_are_spared_when_a_step_breaks() -> None:
     assert scheduler.drain(5)
 
 
-def test_a_listener_that_fails_harms_nobody_else(scheduler: Scheduler) -> None:
+def test_a_failing_listener_ends_only_its_request(scheduler: Scheduler) -> None:
     def failing(emission: Emission) -> None:
         raise ValueError("gone")
 
@@ -264,7 +264,7 @@ def test_a_listener_that_fails_harms_nobody_else(scheduler: Scheduler) -> None:
     assert request.finish_reason == "cancelled"
 
 
-def test_many_requests_leave_no_memory_behind(scheduler: Scheduler) -> None:
+def test_many_requests_leak_no_memory(scheduler: Scheduler) -> None:
     """Cache, entries and queues have the same size as after the first few requests."""
     sizes = []
     for turn in range(12):

@@ -49,7 +49,7 @@ def test_it_names_every_path_and_error(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("path", PATHS)
-def test_answers_are_as_the_document_says(
+def test_answers_match_the_openapi_document(
     plain: Running, document: dict[str, Any], path: str, mode: GenerationMode
 ) -> None:
     schema = schemathesis.openapi.from_dict(document)

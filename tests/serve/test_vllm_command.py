@@ -137,7 +137,7 @@ def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_p
 @pytest.mark.parametrize(
     "slow", ["\n\nS {{ enable_thinking | default('unset') }}\n\n", "  {% if true %}S{% endif %}"]
 )
-def test_one_template_says_what_two_said(slow: str, fast: str) -> None:
+def test_one_template_gives_what_two_gave(slow: str, fast: str) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
 
     def said(template: str, **arguments: Any) -> list[int]:
@@ -353,7 +353,7 @@ def test_vllms_answers_pass_byte_for_byte(status: int, kind: bytes, answer: byte
     assert [one["body"] for one in body] == [*pieces, b""]
 
 
-def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_middleware_needs_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(UsageError, match="justright serve MODEL --engine vllm"):
         EffortMiddleware(lambda *_: None)  # type: ignore[arg-type, return-value]

@@ -227,7 +227,7 @@ def shares_match(texts: list[list[int]], context: list[int], guess: SuffixMatch)
 # --- its parts ----------------------------------------------------------------
 
 
-def test_nodes_behind_a_match() -> None:
+def test_nodes_after_a_match() -> None:
     assert [Limits(8, factor=1.0).nodes(length) for length in range(1, 4)] == [1, 2, 3]
     assert Limits(2, factor=1.0).nodes(3) == 2
     assert [Limits(8, factor=0.5, offset=-1.0).nodes(length) for length in range(1, 5)] == [0, 0, 0, 1]

@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_named(
 @pytest.mark.parametrize(
     "shape", [{"spec": True}, {"spec": False}, {"cell": "attention", "width": None, "steps": 5}]
 )
-def test_steps_whose_sequences_end_at_once_are_passed_over(
+def test_steps_of_sequences_that_end_at_once_are_skipped(
     shape: dict[str, Any], model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine of ten tokens end a text, and each step takes one text, so most steps have nothing to predict."""

@@ -42,7 +42,7 @@ def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
     return replace(job, **changes)
 
 
-def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Path) -> None:
+def test_it_learns_the_verifiers_output(model: Path, texts: Path, tmp_path: Path) -> None:
     told = []
     job = job_for(model, texts, tmp_path / "drafter", data_folder=tmp_path / "data")
     trained = TrainingJob(job).run(lambda *words: told.append(words))
@@ -141,7 +141,7 @@ def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: P
         TrainingJob(other).run()
 
 
-def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: Path, tmp_path: Path) -> None:
+def test_of_more_data_only_the_requested_amount_is_used(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
     TrainingJob(job).run()
     fewer = TrainingJob(replace(job, out=tmp_path / "e", data=replace(job.data, sequences=10)))
