@@ -118,7 +118,7 @@ def test_spectra_serve_another_rule_and_an_interrupted_run_continues(
     extract(pair, tmp_path / "out", FULL, spectra=kept)
     assert {f.name: f.stat().st_mtime_ns for f in kept.glob("layer-*") if f.name in first} == first
     extract(pair, tmp_path / "other", FULL)
-    assert not list(tmp_path.glob("*.partial*")), "nothing is left behind"
+    assert not list(tmp_path.glob("*.partial*")), "no file is left"
     files = [tmp_path / name / "adapter_model.safetensors" for name in ("out", "other")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

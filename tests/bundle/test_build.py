@@ -167,7 +167,7 @@ def test_killed_in_every_stage_it_continues(said: dict[str, Any], built: Path, t
         with pytest.raises(KeyboardInterrupt):
             BundleBuild(Recipe.of(said), out).run(partial(dying, stage))
         assert not out.exists()
-        assert set(told) <= set([*STAGES, "bundle"][max(0, number - 1) :]), "what was made is not made again"
+        assert set(told) <= set([*STAGES, "bundle"][max(0, number - 1) :]), "finished stages are not repeated"
         assert all((stages / name / "out").is_dir() for name in STAGES[:number])
     steps = BundleBuild(Recipe.of(said), out).estimate()
     assert [step.done for step in steps] == [True] * 4 + [False]

@@ -97,7 +97,7 @@ def test_the_users_options_override_its_defaults(parts: Parts, bundle: Path) -> 
     assert engine.conversation(TALK).plan.factor == 0.0
     assert engine.request(PROMPT, SamplingParams()).params == SamplingParams()
     hybrid = LLM(str(bundle), draft="hybrid", draft_options={"spec": False})
-    assert isinstance(hybrid.drafter, HybridDrafter), "which finds the bundle's drafter by itself"
+    assert isinstance(hybrid.drafter, HybridDrafter), "it uses the bundle's drafter"
     more = LLM(str(bundle), draft_options={"nodes": 2})
     assert isinstance(more.drafter, LstmDrafter)
     assert (more.drafter.options.nodes, more.drafter.options.spec) == (2, False)

@@ -69,7 +69,7 @@ def test_bad_input(
     result = run("switch", "extract", *pair, "-o", tmp_path / "out", *arguments)
     assert result.code == code, result.err
     assert message in result.err
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "no file is left"
 
 
 @pytest.fixture(scope="module")

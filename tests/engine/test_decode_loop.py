@@ -229,7 +229,7 @@ def test_closing_early_cancels_all_that_is_left(
     if after:
         assert [r.finish_reason for r in requests] == ["cancelled"] * 4
     for request in requests:
-        assert request.text == text_of(request.token_ids), "text and tokens say the same"
+        assert request.text == text_of(request.token_ids), "text and tokens agree"
 
 
 class Failing(Perfect):

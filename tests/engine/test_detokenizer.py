@@ -152,7 +152,7 @@ def test_a_stop_string_inside_multi_byte_characters() -> None:
     pieces = push_all(stream, "1 €, 2 €! 3".encode())
     assert "".join(pieces) == stream.text == "1 €, 2 "
     assert stream.stopped_by == "€!"
-    assert stream.push(ord("x")) == "", "nothing comes behind a stop string"
+    assert stream.push(ord("x")) == "", "nothing comes after a stop string"
 
 
 def test_held_back_text_is_released_at_the_end() -> None:

@@ -99,7 +99,9 @@ def test_pictures_are_pictures() -> None:
     assert (pixels(png(values)) == values).all()
     alike = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.5], [0.0, 0.5, 0.0]])
     shown = pixels(base64.b64decode(heat_map(alike, [2, 0, 1]).split(",")[1])).astype(int).sum(-1)
-    assert shown[1, 2] == shown[0, 0] < shown[0, 2] < shown[0, 1], "dark is alike, in the order asked for"
+    assert shown[1, 2] == shown[0, 0] < shown[0, 2] < shown[0, 1], (
+        "dark cells are similar experts, in the given order"
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,13 @@ def test_the_chat_streams_and_the_figures_move(page: Any, plain: Running) -> Non
     answer = ask(page, "a b c d a b c d a b c d")
     whole = answer.locator("pre").last.inner_text()
     assert whole.strip()
-    assert answer.locator(".token.guessed").count(), "what suffix drafts guessed is in colour"
+    assert answer.locator(".token.guessed").count(), "accepted tokens of suffix drafts are in colour"
     assert "tokens a verification" in answer.locator(".small").inner_text()
     settles(page, "#accepted", r"\d%")
     settles(page, "#lengths", r"\d\.\d\d")
     settles(page, "#rate", r"\d")
     assert "slow" in page.locator("#modes-text").inner_text()
-    assert hosts == {httpx.URL(plain.address).netloc.decode()}, "no other host is asked"
+    assert hosts == {httpx.URL(plain.address).netloc.decode()}, "no other host is contacted"
     assert not page.faults
 
 

@@ -35,7 +35,7 @@ def body(**fields: Any) -> dict[str, Any]:
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "the exception did not occur"
         time.sleep(0.01)
 
 
@@ -114,7 +114,7 @@ def test_a_slow_reader_does_not_block_others(tiny_path: Path, monkeypatch: pytes
         assert answer.status_code == 200
         until(lambda: server.scheduler.snapshot().running == 0, 60)
         given_up = 'justright_answers_total{ended_by="abandoned"}'
-        assert figures(server)[given_up] > 0, "it was not answered to its end"
+        assert figures(server)[given_up] > 0, "the answer is incomplete"
         lazy.close()
 
 
@@ -133,7 +133,7 @@ def test_a_full_queue_is_reported(engine: LLM) -> None:
             server.openai().chat.completions.create(**body())
         answer = server.client.post(CHAT, json=body(n=2))
         assert answer.status_code == 429
-        assert server.scheduler.snapshot().waiting == 1, "of several choices all are taken or none"
+        assert server.scheduler.snapshot().waiting == 1, "either all choices are queued or none"
         for one in held:
             one.close()
 

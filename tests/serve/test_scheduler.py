@@ -207,7 +207,7 @@ def test_a_device_that_is_gone_for_good_ends_the_thread() -> None:
     scheduler.start()
     for request, caller in pairs:
         caller.tokens()
-        assert request.error is broken, "those that waited are told too"
+        assert request.error is broken, "waiting requests get the error too"
     assert told.wait(5)
     assert scheduler.death is broken
     assert not scheduler.snapshot().alive

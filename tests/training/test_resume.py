@@ -78,7 +78,9 @@ def test_a_kill_in_the_last_stage_changes_no_byte(
     TrainingJob(whole).run()
     curve = json.loads((whole.out / "curve.json").read_text())
     kept = json.loads((whole.out / "config.json").read_text())["accuracy"]
-    assert any(kept[name] != curve[-1][name] for name in ("steps", "top", "length")), "it must end early"
+    assert any(kept[name] != curve[-1][name] for name in ("steps", "top", "length")), (
+        "the run must be interrupted"
+    )
     cut = replace(whole, out=tmp_path / "cut")
     save = LstmModel.save
 
