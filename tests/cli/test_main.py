@@ -127,7 +127,19 @@ def test_interrupt_prints_what_came_and_ends_with_130(tiny_llama: Path) -> None:
 
 
 def test_a_broken_pipe_is_quiet(tiny_llama: Path) -> None:
-    argv = ["generate", str(tiny_llama), "-p", "hello", "-p", "again", "--json", "--draft", "none"]
+    argv = [
+        "generate",
+        str(tiny_llama),
+        "-p",
+        "hello",
+        "-p",
+        "again",
+        "--json",
+        "--draft",
+        "none",
+        "--max-tokens",
+        "8",
+    ]
     command = [sys.executable, "-m", "justright", *argv]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

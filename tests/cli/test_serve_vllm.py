@@ -61,7 +61,7 @@ def test_the_users_options_go_before_them(run: Run, bundle: Path) -> None:
         "serve", bundle, "--engine", "vllm", "--dry-run", "--draft", "none", "--draft-option", "nodes=9"
     )
     assert plain.code == 2
-    assert "none takes none with vLLM" in plain.err
+    assert "none drafts have no options with vLLM" in plain.err
 
 
 def test_options_of_vllms_own_suffix_drafts_are_left_out(run: Run, parts: Parts, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_text_held_back_comes_out_at_the_end(
     assert request.stopped_by is None
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_cancelling_at_any_time(
     data: st.DataObject, verifier: Verifier, truth: dict[tuple[int, ...], list[int]]
@@ -336,7 +336,7 @@ def test_with_one_seed_drafts_change_no_token(name: str, verifier: Verifier) -> 
     """Chains and trees, alone and in a batch, give plain decoding's samples for the same seed."""
 
     def run(drafter: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-        requests = [Request(p, OPTIONS[name], max_tokens=18) for p in prompts]
+        requests = [Request(p, OPTIONS[name], max_tokens=12) for p in prompts]
         collect(DecodeLoop(verifier, drafter=drafter, max_draft=8), *requests)
         if drafter is not None:
             assert sum(r.stats.accepted for r in requests) > 0

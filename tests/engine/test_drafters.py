@@ -88,9 +88,9 @@ def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
     assert request.token_ids == greedy("llama", REPEATING, TOKENS)
 
 
-WORDS = 12
+WORDS = 6
 """Tokens of the model whose sampled output is compared: so few that drafts are often accepted."""
-SHORT_PROMPT = [5, 7, 9, 4, 11, 8]
+SHORT_PROMPT = [5, 1, 3, 4, 5, 2]
 SAMPLING = {"temperature": 1.5, "top_k": 3}
 
 
@@ -125,15 +125,19 @@ def test_a_seed_gives_the_same_sample_with_every_deterministic_drafter(name: str
     ("name", "options"),
     [
         ("none", {}),
-        ("lstm", {"temperature": 1.0, "top_k": 1, "depth": 3}),
-        ("lstm", {"temperature": 1.0, "top_k": 3, "nodes": 6}),
-        ("hybrid", {"temperature": 1.0, "top_k": 2, "nodes": 4}),
+        ("lstm", {"temperature": 0.6, "top_k": 1, "depth": 3}),
+        ("lstm", {"temperature": 0.3, "top_k": 3, "nodes": 6}),
+        ("hybrid", {"temperature": 0.3, "top_k": 2, "nodes": 4}),
     ],
 )
 def test_sampled_output_has_the_models_distribution(
     name: str, options: dict[str, object], tmp_path: Path
 ) -> None:
-    """The joint distribution of three tokens, by a chi-squared test against the exact one of transformers."""
+    """The joint distribution of three tokens, by a chi-squared test against the exact one of transformers.
+
+    The drafter's distribution is far from uniform and from the model's. So the test fails (p below 1e-7) if the
+    sampler takes another proposal than the drafter's, or draws from the model's distribution instead of the residual.
+    """
     runs = 400
     found = Counter(tuple(request.token_ids[:3]) for request in sampled(runs, 3, name, tmp_path, **options))
     expected = exact()

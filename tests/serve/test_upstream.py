@@ -292,14 +292,14 @@ def test_servers_tell_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("models", "wanted", "match"),
     [
-        ({"data": [card("base", "me")]}, UpstreamOptions(), "say what it is"),
+        ({"data": [card("base", "me")]}, UpstreamOptions(), "give its kind"),
         ({"data": [card("base", "justright")]}, UpstreamOptions(), "needs no gateway"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(model="other"), "no model 'other'; it has: base"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(fast="q"), "no adapter 'q'; it has: none"),
         (
             {"data": [card("base", "vllm"), *(card(name, "vllm", parent="base") for name in "ab")]},
             UpstreamOptions(),
-            "the adapters a, b: say which",
+            "the adapters a, b: name the one",
         ),
         ({"data": []}, UpstreamOptions(), "/v1/models is not that.*data: List should have at least 1 item"),
         ([], UpstreamOptions(), "/v1/models is not that.*the response"),

@@ -218,7 +218,7 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
             {"draft": "recycling"},
             "a drafter of the embedded engine; allowed with vLLM: none, suffix, lstm, hybrid",
         ),
-        ({"draft_options": {"path": "x"}}, "none takes none with vLLM"),
+        ({"draft_options": {"path": "x"}}, "none drafts have no options with vLLM"),
         ({"draft": "magic"}, "not a drafter"),
         ({"data_parallel": 0}, "1 or more"),
         ({"api_keys": ("a", "b")}, "takes one"),

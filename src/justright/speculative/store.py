@@ -106,6 +106,18 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
     return data
 
 
+def check_draft_vocab(draft_vocab: int, vocab_size: int) -> None:
+    """Check the number of tokens in a drafter's head.
+
+    Raises:
+        UsageError: it is not from 0 (all) to ``vocab_size``.
+    """
+    if not 0 <= draft_vocab <= vocab_size:
+        raise UsageError(
+            f"drafter: draft_vocab is {draft_vocab}; allowed: 1 to the verifier's {vocab_size}, or 0: all"
+        )
+
+
 def read_config(folder: Path, kind: str, config: type[C]) -> C:
     """The shape of the drafter in ``folder``, from the fields of ``config`` in its file.
 
