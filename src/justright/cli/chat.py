@@ -147,8 +147,8 @@ class Conversation:
         """Add the model's answer, without its reasoning."""
         from justright.reasoning.parser import answer_of
 
-        said = answer_of(request.text, request.tags, thinking=request.opened)
-        self.turns.append({"role": "assistant", "content": said})
+        answer = answer_of(request.text, request.tags, thinking=request.opened)
+        self.turns.append({"role": "assistant", "content": answer})
 
     def withdraw(self) -> None:
         """Remove the last user message."""
@@ -193,8 +193,8 @@ class _Session:
                 # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
-                said = f"error: {error}"
-                self.output.console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
+                line = f"error: {error}"
+                self.output.console(stderr=True).print(line, style="red", markup=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         from justright.cli.running import stats_line

@@ -93,9 +93,9 @@ def generate(
     ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(ctx)
+    given = thinking_of(ctx)
     templated = ready.has_template and not raw
-    thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
+    thinking = settled_thinking(given, ready.defaults, None if templated else "leave --raw out")
     ready.check_reasoning(thinking)
     prompts = _prompts(ready, texts, system, output, raw=raw)
     engine = load(ready, output, model)

@@ -131,16 +131,16 @@ def _with_defaults(
 
 
 def _drafting(
-    asked: str | None, given: dict[str, Any], defaults: Defaults
+    requested: str | None, given: dict[str, Any], defaults: Defaults
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Return the drafter, its options and notes; the user's options override the bundle's (as in `serve`)."""
     from justright.serve.vllm.plugin import FIXED
 
     own = defaults.draft
-    draft = asked or _bundled(own)
+    draft = requested or _bundled(own)
     if own is None or draft != own:
         note = f"the bundle's drafter {own} cannot run on vLLM here: no drafts are used"
-        return draft, given, [note] if asked is None and own is not None else []
+        return draft, given, [note] if requested is None and own is not None else []
     theirs = {name: value for name, value in defaults.draft_options.items() if name not in given}
     left = sorted(theirs if draft == "suffix" else FIXED & set(theirs))
     note = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM sets them itself"
