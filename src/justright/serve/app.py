@@ -26,7 +26,7 @@ from justright.serve.connection import PROBE
 from justright.serve.front import HANDLERS, body_of, unless_gone
 from justright.serve.generation import KEEP_ALIVE, Exchange, rejection_of
 from justright.serve.middleware import Guard
-from justright.serve.openapi import describe, errors, json_body, streamed
+from justright.serve.openapi import Responses, describe, errors, json_body, streamed
 from justright.serve.protocol import ChatRequest, CommonFields, CompletionRequest
 from justright.serve.requests import RequestReader
 from justright.serve.scheduler import QueueFull, Scheduler
@@ -252,7 +252,7 @@ def _add_read_routes(app: FastAPI, service: Service) -> None:
             )
         return card()
 
-    health_codes = {code: {"model": responses.Health} for code in (200, 503)}
+    health_codes: Responses = {code: {"model": responses.Health} for code in (200, 503)}
 
     @app.get("/health", summary="Whether the server accepts requests", responses=health_codes | errors(403))
     async def health() -> Response:
@@ -275,7 +275,7 @@ def _add_read_routes(app: FastAPI, service: Service) -> None:
     for path, endpoint in (("/health", health), ("/health/live", live)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    text = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    text: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @app.get("/metrics", summary="Metrics for Prometheus", responses=text | errors(401, 403))
     async def figures() -> Response:
