@@ -169,16 +169,21 @@ class DecodeLoop:
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
         states: list[Tensor] | None = [] if self._reads else None
-        for begin in range(0, len(new), verifier.prefill_chunk):
+        for begin, end in verifier.prefill_spans(len(new)):
             if request.cancelled:
                 return None
             started = time.perf_counter()
-            chunk = new[begin : begin + verifier.prefill_chunk]
-            spec = verifier.spec_embedding is not None and begin + len(chunk) == len(new)
             slot = self.places.slot(active)  # other requests may have ended since
-            [output] = verifier.prefill(slot, chunk, request.plan.factor, spec=spec, states=states)
+            output = verifier.prefill_one(
+                slot,
+                new[begin:end],
+                request.plan.factor,
+                last=end == len(new),
+                spec=verifier.spec_embedding is not None,
+                states=states,
+            )
             request.stats.prefill_s += time.perf_counter() - started
-            yield len(chunk)
+            yield end - begin
         if request.cancelled:
             return None
         if self.drafter is not None and states is not None:

@@ -197,21 +197,41 @@ class Verifier:
             raise ResourceError(
                 f"the prompt has {total} tokens; the context holds {self.max_tokens}: shorten the prompt"
             )
-        # The last token runs in fused layers, where a [SPEC] after it changes none of its bits.
-        chunked = len(token_ids) - self.fused
-        begins = [*range(0, chunked, self.prefill_chunk), *([chunked] * self.fused)]
-        for begin, end in pairwise([*begins, len(token_ids)]):
-            chunk = token_ids[begin:end]
+        for begin, end in self.prefill_spans(len(token_ids)):
             last = end == len(token_ids)
-            spec_tokens = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
-            fused = self.fused and last
-            with contextlib.nullcontext() if states is None else self._all_states(states):
-                [output] = self._forward([one], only_last=True, fused=fused)
-            if states is not None:
-                states[-1] = states[-1][: len(chunk)]
-            self.keep(slot, range(len(chunk)))
+            chunk = token_ids[begin:end]
+            output = self.prefill_one(slot, chunk, factor, last=last, spec=spec, states=states)
             yield output if last else None
+
+    def prefill_spans(self, tokens: int) -> list[tuple[int, int]]:
+        """Begin and end of the chunks in which a prompt is run.
+
+        The last token is a chunk of its own where it runs in fused layers: a [SPEC] after it changes none of its bits
+        there.
+        """
+        alone = int(self.fused)
+        begins = [*range(0, tokens - alone, self.prefill_chunk), *([tokens - 1] * alone)]
+        return list(pairwise([*begins, tokens]))
+
+    def prefill_one(
+        self,
+        slot: int,
+        chunk: Sequence[int],
+        factor: float,
+        *,
+        last: bool,
+        spec: bool,
+        states: list[Tensor] | None,
+    ) -> StepOutput:
+        """Run and keep one of the chunks of `prefill`; ``last`` says that it ends the prompt."""
+        fits = self.cache.lengths[slot] + len(chunk) < self.max_tokens
+        one = StepInput(slot, chunk, factor=factor, spec=int(spec and last and fits))
+        with contextlib.nullcontext() if states is None else self._all_states(states):
+            [output] = self._forward([one], only_last=True, fused=self.fused and last)
+        if states is not None:
+            states[-1] = states[-1][: len(chunk)]
+        self.keep(slot, range(len(chunk)))
+        return output
 
     def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
         """Run one step for several sequences; nothing is kept until `keep`.

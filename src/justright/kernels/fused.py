@@ -90,14 +90,17 @@ def fuse(model: nn.Module, spec: ModelSpec) -> bool:
         Whether they do: the family has this form, and all matrices are in blocks.
     """
     names = spec.architecture.memory
-    layers = [model.get_submodule(names.layer(index)) for index in range(spec.num_layers)]
+    layers: list[Any] = [model.get_submodule(names.layer(index)) for index in range(spec.num_layers)]
     if spec.architecture.family not in FAMILIES or not all(map(_fits, layers)):
+        return False
+    rotary: Any = model.get_submodule(f"{names.stem}.rotary_emb")
+    if 2 * len(rotary.inv_freq) != layers[0].self_attn.head_dim:  # rotates a part of a head
         return False
     for layer in layers:
         for name in ("input_layernorm", "post_attention_layernorm"):
             old = getattr(layer, name)
             setattr(layer, name, RMSNorm(old.weight, old.variance_epsilon))
-        layer.forward = partial(_forward, layer, layer.forward)  # type: ignore[assignment]
+        layer.forward = partial(_forward, layer, layer.forward)
     parent, _, leaf = names.final_norm.rpartition(".")
     norm: Any = model.get_submodule(names.final_norm)
     setattr(model.get_submodule(parent), leaf, RMSNorm(norm.weight, norm.variance_epsilon))
@@ -113,7 +116,6 @@ def _fits(layer: Any) -> bool:
     )
     return (
         all(type(matrix) is QuantisedLinear for matrix in matrices)
-        and mlp.gate_proj.bias is mlp.up_proj.bias is None
         and isinstance(mlp.act_fn, SiLUActivation | nn.SiLU)
         and attention.head_dim % _HEAD_MULTIPLE == 0
     )

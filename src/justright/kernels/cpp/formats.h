@@ -15,7 +15,7 @@ constexpr int64_t GROUP = 32;
 // One group of 32 weights: w[i] = q[i] * scale[i / 16] + shift, with q signed. The product is exact: q has at most 8 bits
 // and a scale at most 17, so a fused multiply-add rounds as the separate steps of the reference do.
 struct Group {
-  Bytes q[2];
+  Bytes32 q;
   float scale[2];
   float shift;
 };
@@ -26,18 +26,16 @@ inline void one_scale(Group& group, float scale, float shift = 0.0f) {
 }
 
 // The lower four bits of 16 bytes, then the upper four.
-inline void nibbles(const uint8_t* from, Group& out) {
+inline Bytes32 nibbles(const uint8_t* from) {
   const Bytes both = bytes_at(from);
-  out.q[0] = both & 15;
-  out.q[1] = both >> 4;
+  return joined(both & 15, both >> 4);
 }
 
 // Bit i of four bytes becomes bit 4 of value i.
-inline void fifth_bits(const uint8_t* from, Group& out) {
+inline Bytes32 fifth_bits(const uint8_t* from) {
   uint8_t bits[GROUP];
   for (int i = 0; i < GROUP; ++i) bits[i] = static_cast<uint8_t>((from[i / 8] >> i % 8 & 1) << 4);
-  out.q[0] |= bytes_at(bits);
-  out.q[1] |= bytes_at(bits + 16);
+  return joined(bytes_at(bits), bytes_at(bits + 16));
 }
 
 // A format: bytes and groups of a block, whether values have a shift, and how a group is unpacked.
@@ -45,18 +43,17 @@ struct Q8_0 {
   static constexpr int64_t bytes = 34, groups = 1;
   static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q[0] = bytes_at(block + 2);
-    out.q[1] = bytes_at(block + 18);
+    out.q = joined(bytes_at(block + 2), bytes_at(block + 18));
     one_scale(out, half(block));
   }
 };
 
 struct Q4_0 {
   static constexpr int64_t bytes = 18, groups = 1;
-  static constexpr bool shifted = true, halves = false;
+  static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 2, out);
-    one_scale(out, half(block), -8.0f * half(block));
+    out.q = nibbles(block + 2) - 8;
+    one_scale(out, half(block));
   }
 };
 
@@ -64,18 +61,17 @@ struct Q4_1 {
   static constexpr int64_t bytes = 20, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 4, out);
+    out.q = nibbles(block + 4);
     one_scale(out, half(block), half(block + 2));
   }
 };
 
 struct Q5_0 {
   static constexpr int64_t bytes = 22, groups = 1;
-  static constexpr bool shifted = true, halves = false;
+  static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 6, out);
-    fifth_bits(block + 2, out);
-    one_scale(out, half(block), -16.0f * half(block));
+    out.q = (nibbles(block + 6) | fifth_bits(block + 2)) - 16;
+    one_scale(out, half(block));
   }
 };
 
@@ -83,8 +79,7 @@ struct Q5_1 {
   static constexpr int64_t bytes = 24, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 8, out);
-    fifth_bits(block + 4, out);
+    out.q = nibbles(block + 8) | fifth_bits(block + 4);
     one_scale(out, half(block), half(block + 2));
   }
 };
@@ -106,19 +101,18 @@ inline void k_scale(const uint8_t* block, int64_t index, Group& out) {
   one_scale(out, half(block) * scale, -(half(block + 2) * least));
 }
 
+inline Bytes32 bytes32_at(const uint8_t* from) { return joined(bytes_at(from), bytes_at(from + 16)); }
+
 // The lower or the upper four bits of 32 bytes.
-inline void half_bytes(const uint8_t* from, bool upper, Group& out) {
-  for (int side = 0; side < 2; ++side) {
-    const Bytes both = bytes_at(from + 16 * side);
-    out.q[side] = upper ? both >> 4 : both & 15;
-  }
+inline Bytes32 half_bytes(const uint8_t* from, bool upper) {
+  return upper ? bytes32_at(from) >> 4 : bytes32_at(from) & 15;
 }
 
 struct Q4_K {
   static constexpr int64_t bytes = 144, groups = 8;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    half_bytes(block + 16 + 32 * (index / 2), index % 2, out);
+    out.q = half_bytes(block + 16 + 32 * (index / 2), index % 2);
     k_scale(block, index, out);
   }
 };
@@ -127,9 +121,8 @@ struct Q5_K {
   static constexpr int64_t bytes = 176, groups = 8;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    half_bytes(block + 48 + 32 * (index / 2), index % 2, out);
     const auto bit = static_cast<uint8_t>(index);
-    for (int i = 0; i < 2; ++i) out.q[i] |= (bytes_at(block + 16 + 16 * i) >> bit & 1) << 4;
+    out.q = half_bytes(block + 48 + 32 * (index / 2), index % 2) | (bytes32_at(block + 16) >> bit & 1) << 4;
     k_scale(block, index, out);
   }
 };
@@ -139,12 +132,9 @@ struct Q6_K {
   static constexpr bool shifted = false, halves = true;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
     const int64_t side = index / 4, part = index % 4;  // 128 values a side; four groups share its bytes
-    half_bytes(block + 64 * side + 32 * (part % 2), part / 2, out);
     const auto bit = static_cast<uint8_t>(2 * part);
-    for (int i = 0; i < 2; ++i) {
-      const Bytes upper = bytes_at(block + 128 + 32 * side + 16 * i) >> bit & 3;
-      out.q[i] = (out.q[i] | upper << 4) - 32;
-    }
+    const Bytes32 upper = bytes32_at(block + 128 + 32 * side) >> bit & 3;
+    out.q = (half_bytes(block + 64 * side + 32 * (part % 2), part / 2) | upper << 4) - 32;
     const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * side + 2 * part);
     const float scale = half(block + 208);
     out.scale[0] = scale * scales[0];
@@ -153,11 +143,15 @@ struct Q6_K {
   }
 };
 
+// The 32 values of a group.
 template <class Format>
-inline V8 values(const Group& group, int part) {
-  const V8 scale = all(group.scale[Format::halves ? part / 2 : 0]);
-  const V8 q = widen(group.q[part / 2], part % 2);
-  return Format::shifted ? fma(q, scale, all(group.shift)) : mul(q, scale);
+inline void values(const Group& group, float* to) {
+  uint8_t q[GROUP];
+  std::memcpy(q, &group.q, sizeof q);
+  for (int part = 0; part < 4; ++part) {
+    const V8 one = widen(q + 8 * part), scale = all(group.scale[part / 2]);
+    store(to + 8 * part, Format::shifted ? fma(one, scale, all(group.shift)) : mul(one, scale));
+  }
 }
 
 // Calls `work` with the format of a GGUF type number.

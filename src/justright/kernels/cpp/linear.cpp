@@ -1,10 +1,11 @@
 // The products of a decoder layer, for weights W that stay in their quantised blocks: y = norm(x) W^T + b.
 //
-// A weight row is a sequence of blocks in one of GGUF's formats. Each group of 32 values is unpacked to floats in
-// registers and used for up to eight rows of x. Activations and sums are float32.
+// A weight row is a sequence of blocks in one of GGUF's formats: groups of 32 integers with a scale (and a shift). The
+// activations are rounded to 16 bits with a scale for each group of 32, so a group's product is a sum of integers,
+// which is exact. Rounding them costs 1.5e-5 of a group's largest value at most; sums of groups are float32.
 //
-// Bit for bit: one output element is one chain of fused multiply-adds in the order of the columns, whatever the number
-// of rows or threads. Tiles change which elements are computed together, never the order within one.
+// Bit for bit: one output element is one chain of sums in the order of the columns, whatever the number of rows or
+// threads: these only change which elements are computed together.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -24,128 +25,116 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-constexpr int64_t ROWS = 64;  // rows of x at a time
-constexpr int TILE = 8;  // output elements per tile: as many accumulators as hide the latency of a multiply-add
+constexpr int64_t AHEAD = 1024;  // bytes of weights that are prefetched: a row's blocks are read in one stream
+
+// Rows of activations in 16 bits: x[row][group] = 32 words * scale. Words are in the order even, odd places, as bytes of
+// a weight are widened.
+struct Activations {
+  at::Tensor words;  // [groups, rows, 32] int16
+  at::Tensor scales;  // [groups, rows, 2]: the scale, and the sum of the 32 values
+};
+
+void round_group(const float* x, int16_t* words, float* scale) {
+  V8 most = zero(), invalid = zero();
+  for (int i = 0; i < GROUP; i += 8) {
+    const V8 part = load(x + i);
+    most = larger(most, larger(part, mul(part, all(-1.0f))));
+    invalid = fma(part, zero(), invalid);  // 0, or NaN where a value is not finite
+  }
+  float lanes[8];
+  store(lanes, most);
+  const float largest = *std::max_element(lanes, lanes + 8);
+  const float inverse = largest > 1e-30f ? 32767.0f / largest : 0.0f;
+  int32_t total = 0;
+  for (int i = 0; i < GROUP; ++i) {
+    const auto word = static_cast<int16_t>(std::lrintf(std::clamp(x[i] * inverse, -32767.0f, 32767.0f)));
+    words[i / 2 + i % 2 * 16] = word;
+    total += word;
+  }
+  scale[0] = largest / 32767.0f + sum(invalid);
+  scale[1] = scale[0] * static_cast<float>(total);
+}
+
+Activations rounded(const at::Tensor& x) {
+  const int64_t rows = x.size(0), groups = x.size(1) / GROUP;
+  Activations out{at::empty({groups, rows, GROUP}, x.options().dtype(at::kShort)),
+                  at::empty({groups, rows, 2}, x.options())};
+  const float* from = x.const_data_ptr<float>();
+  auto* words = out.words.mutable_data_ptr<int16_t>();
+  auto* scales = out.scales.mutable_data_ptr<float>();
+  at::parallel_for(0, groups * rows, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      round_group(from + (i % rows * groups + i / rows) * GROUP, words + i * GROUP, scales + 2 * i);
+    }
+  });
+  return out;
+}
 
 struct Product {
-  const float* x;  // [rows, columns]
+  const int16_t* words;  // [groups, rows, 32]
+  const float* scales;  // [groups, rows, 2]
   const uint8_t* weight;  // [outputs, row_bytes]
   const float* bias;  // [outputs] or null
   const float* residual;  // [rows, stride] or null: added last
   float* y;  // [rows, stride]
-  int64_t columns, outputs, row_bytes, stride;
+  int64_t rows, groups, outputs, row_bytes, stride;
 };
 
-// Where a tile reads its weights: the blocks, unpacked group by group, or rows that `expand` has unpacked.
-template <class Format>
-struct Blocks {
-  const uint8_t* weight;
-  int64_t row_bytes;
-  Group group;
-  void seek(int64_t output, int64_t index) {
-    const uint8_t* block = weight + output * row_bytes + index / Format::groups * Format::bytes;
-    __builtin_prefetch(block + TILE * row_bytes);  // the same place in the next tile
-    Format::unpack(block, index % Format::groups, group);
-  }
-  V8 part(int index) const { return values<Format>(group, index); }
-};
-
-struct Floats {
-  const float* weight;
-  int64_t columns;
-  const float* group;
-  void seek(int64_t output, int64_t index) { group = weight + output * columns + index * GROUP; }
-  V8 part(int index) const { return load(group + 8 * index); }
-};
-
-// Outputs `first` to `first + Outputs` of `source` for Rows rows of x from `row`; `output` is the source's place in p.
-template <int Outputs, int Rows, class Source>
-void tile(const Product& p, Source source, int64_t first, int64_t row, int64_t output) {
-  const float* x = p.x + row * p.columns;
-  V8 total[Outputs][Rows];
-  for (auto& line : total) {
-    for (V8& one : line) one = zero();
-  }
-  for (int64_t group = 0; group < p.columns / GROUP; ++group) {
-    UNROLL for (int o = 0; o < Outputs; ++o) {
-      source.seek(first + o, group);
-      UNROLL for (int part = 0; part < 4; ++part) {
-        const V8 w = source.part(part);
-        UNROLL for (int r = 0; r < Rows; ++r) {
-          total[o][r] = fma(w, load(x + r * p.columns + group * GROUP + 8 * part), total[o][r]);
-        }
+// One output of Rows rows from `row` on.
+template <class Format, int Rows>
+void multiply_rows(const Product& p, int64_t output, int64_t row) {
+  V8 total[Rows];
+  for (V8& one : total) one = zero();
+  const uint8_t* block = p.weight + output * p.row_bytes;
+  const int16_t* words = p.words + row * GROUP;
+  const float* scales = p.scales + row * 2;
+  for (int64_t index = 0; index < p.groups; index += Format::groups, block += Format::bytes) {
+    for (int64_t part = 0; part < Format::groups; ++part, words += p.rows * GROUP, scales += p.rows * 2) {
+      __builtin_prefetch(block + AHEAD + part * (Format::bytes / Format::groups));
+      Group group;
+      Format::unpack(block, part, group);
+      const auto pairs = reinterpret_cast<Words>(group.q);
+      const Words even = (pairs << 8) >> 8, odd = pairs >> 8;
+      const V8 scale = Format::halves ? both(group.scale[0], group.scale[1]) : all(group.scale[0]);
+      UNROLL for (int r = 0; r < Rows; ++r) {
+        total[r] = fma(products(even, odd, words + r * GROUP), mul(scale, all(scales[2 * r])), total[r]);
+        if constexpr (Format::shifted) total[r] = fma(all(group.shift), first_lane(scales[2 * r + 1]), total[r]);
       }
     }
   }
-  for (int o = 0; o < Outputs; ++o) {
-    const int64_t at = output + first + o;
-    for (int r = 0; r < Rows; ++r) {
-      float value = sum(total[o][r]);
-      if (p.bias) value += p.bias[at];
-      if (p.residual) value += p.residual[(row + r) * p.stride + at];
-      p.y[(row + r) * p.stride + at] = value;
-    }
-  }
-}
-
-// `many` outputs, at most TILE, for Rows rows: as many at once as there are accumulators.
-template <int Rows, class Source>
-void column(const Product& p, Source source, int64_t many, int64_t row, int64_t output) {
-  constexpr int together = TILE / Rows;
-  int64_t o = 0;
-  for (; o + together <= many; o += together) tile<together, Rows>(p, source, o, row, output);
-  for (; o < many; ++o) tile<1, Rows>(p, source, o, row, output);
-}
-
-template <class Format>
-void unpack_rows(const uint8_t* weight, int64_t row_bytes, int64_t columns, int64_t rows, float* to) {
-  Blocks<Format> source{weight, row_bytes, {}};
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t group = 0; group < columns / GROUP; ++group) {
-      source.seek(row, group);
-      for (int part = 0; part < 4; ++part) store(to + row * columns + group * GROUP + 8 * part, source.part(part));
-    }
+  for (int r = 0; r < Rows; ++r) {
+    const int64_t at = (row + r) * p.stride + output;
+    float value = sum(total[r]);
+    if (p.bias) value += p.bias[output];
+    if (p.residual) value += p.residual[at];
+    p.y[at] = value;
   }
 }
 
 template <class Format>
-void multiply(const Product& p, int64_t rows) {
-  const int64_t tiles = (p.outputs + TILE - 1) / TILE;
-  const int64_t grain = std::max<int64_t>(1, 32768 / (TILE * p.columns));
-  for (int64_t top = 0; top < rows; top += ROWS) {  // x stays in the second-level cache
-    const int64_t bottom = std::min(rows, top + ROWS);
-    at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> floats(bottom - top > TILE ? TILE * p.columns : 0);
-      for (int64_t index = begin; index < end; ++index) {
-        const int64_t output = index * TILE, many = std::min<int64_t>(TILE, p.outputs - output);
-        const uint8_t* weight = p.weight + output * p.row_bytes;
-        const auto rest = [&](auto source) {
-          int64_t row = top;
-          const auto take = [&](auto count) {
-            for (; bottom - row >= count(); row += count()) column<count()>(p, source, many, row, output);
-          };
-          if constexpr (std::is_same_v<decltype(source), Blocks<Format>>) take(std::integral_constant<int, 8>{});
-          take(std::integral_constant<int, 4>{});
-          take(std::integral_constant<int, 2>{});
-          take(std::integral_constant<int, 1>{});
-        };
-        if (floats.empty()) {
-          rest(Blocks<Format>{weight, p.row_bytes, {}});
-        } else {  // many rows: unpack once for all of them
-          unpack_rows<Format>(weight, p.row_bytes, p.columns, many, floats.data());
-          rest(Floats{floats.data(), p.columns, nullptr});
-        }
-      }
-    });
-  }
+void multiply(const Product& p) {
+  at::parallel_for(0, p.outputs, std::max<int64_t>(1, 1024 / p.groups), [&](int64_t begin, int64_t end) {
+    for (int64_t output = begin; output < end; ++output) {
+      int64_t row = 0;
+      for (; p.rows - row >= 8; row += 8) multiply_rows<Format, 8>(p, output, row);
+      for (; p.rows - row >= 4; row += 4) multiply_rows<Format, 4>(p, output, row);
+      for (; p.rows - row >= 2; row += 2) multiply_rows<Format, 2>(p, output, row);
+      for (; row < p.rows; ++row) multiply_rows<Format, 1>(p, output, row);
+    }
+  });
 }
 
 template <class Format>
 void expand(const at::Tensor& weight, int64_t columns, float* to) {
   const uint8_t* from = weight.const_data_ptr<uint8_t>();
-  const int64_t row_bytes = weight.size(1);
-  at::parallel_for(0, weight.size(0), 16, [&](int64_t begin, int64_t end) {
-    unpack_rows<Format>(from + begin * row_bytes, row_bytes, columns, end - begin, to + begin * columns);
+  const int64_t groups = columns / GROUP, row_bytes = weight.size(1);
+  at::parallel_for(0, weight.size(0) * groups, 512, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t index = i % groups;
+      Group group;
+      Format::unpack(from + i / groups * row_bytes + index / Format::groups * Format::bytes, index % Format::groups, group);
+      values<Format>(group, to + i * GROUP);
+    }
   });
 }
 
@@ -196,7 +185,8 @@ void check_float(const OptionalTensor& x, int64_t size, const char* name) {
 // The products of x [rows, columns] with several weights, side by side: [rows, all outputs].
 at::Tensor linear(const at::Tensor& x, at::TensorList weights, at::IntArrayRef types, const OptionalTensor& bias,
                   const OptionalTensor& norm, double eps, const OptionalTensor& residual, bool swiglu) {
-  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == at::kFloat, "x must be float32 [rows, columns]");
+  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == at::kFloat && x.size(1) > 0 && x.size(1) % GROUP == 0,
+              "x must be float32 [rows, columns], with a multiple of 32 columns");
   TORCH_CHECK(weights.size() == types.size(), "every weight needs its type");
   const int64_t rows = x.size(0), columns = x.size(1);
   int64_t outputs = 0;
@@ -206,6 +196,7 @@ at::Tensor linear(const at::Tensor& x, at::TensorList weights, at::IntArrayRef t
   TORCH_CHECK(!swiglu || outputs % (2 * GROUP) == 0, "gate and up must have equally many outputs, a multiple of 32");
   at::Tensor input = x.contiguous();
   if (norm) input = normalised(input, *norm, static_cast<float>(eps));
+  const Activations activations = rounded(input);
   at::Tensor y = at::empty({rows, outputs}, x.options());
   int64_t first = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -213,11 +204,12 @@ at::Tensor linear(const at::Tensor& x, at::TensorList weights, at::IntArrayRef t
     with_format(types[i], [&](auto format) {
       using Format = decltype(format);
       check(weight, columns, Format::groups, Format::bytes);
-      multiply<Format>({input.const_data_ptr<float>(), weight.const_data_ptr<uint8_t>(),
+      multiply<Format>({activations.words.const_data_ptr<int16_t>(), activations.scales.const_data_ptr<float>(),
+                        weight.const_data_ptr<uint8_t>(),
                         bias ? bias->const_data_ptr<float>() + first : nullptr,
                         residual ? residual->const_data_ptr<float>() + first : nullptr,
-                        y.mutable_data_ptr<float>() + first, columns, weight.size(0), weight.size(1), outputs},
-                       rows);
+                        y.mutable_data_ptr<float>() + first, rows, columns / GROUP, weight.size(0), weight.size(1),
+                        outputs});
     });
     first += weight.size(0);
   }

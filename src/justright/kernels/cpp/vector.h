@@ -23,12 +23,26 @@
 
 namespace justright {
 
-// Sixteen bytes, with the operators of their elements.
+// 16 bytes, 32 bytes and 16 words, with the operators of their elements.
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint8_t Bytes32 __attribute__((vector_size(32)));
+typedef int16_t Words __attribute__((vector_size(32)));
 inline Bytes bytes_at(const uint8_t* from) {
   Bytes v;
   std::memcpy(&v, from, sizeof v);
   return v;
+}
+
+inline Bytes32 joined(Bytes low, Bytes high) {
+#ifdef JUSTRIGHT_AVX2
+  return reinterpret_cast<Bytes32>(
+      _mm256_set_m128i(reinterpret_cast<__m128i>(high), reinterpret_cast<__m128i>(low)));
+#else
+  Bytes32 v;
+  std::memcpy(&v, &low, 16);
+  std::memcpy(reinterpret_cast<uint8_t*>(&v) + 16, &high, 16);
+  return v;
+#endif
 }
 
 // Eight floats.
@@ -49,9 +63,17 @@ inline V8 load(const c10::Half* from) {
 inline void store(c10::Half* to, V8 value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
-inline V8 widen(Bytes from, int half) {
-  const auto bytes = reinterpret_cast<__m128i>(from);
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half ? _mm_srli_si128(bytes, 8) : bytes));
+inline V8 widen(const uint8_t* from) {  // signed bytes
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+inline V8 first_lane(float value) { return _mm256_zextps128_ps256(_mm_set_ss(value)); }
+inline V8 both(float low, float high) { return _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low)); }
+// Products of 32 words with 32 more, added four and four.
+inline V8 products(Words a, Words b, const int16_t* x) {
+  const auto* with = reinterpret_cast<const __m256i*>(x);
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(
+      _mm256_madd_epi16(reinterpret_cast<__m256i>(a), _mm256_loadu_si256(with)),
+      _mm256_madd_epi16(reinterpret_cast<__m256i>(b), _mm256_loadu_si256(with + 1))));
 }
 inline float half(const uint8_t* from) {
   uint16_t bits;
@@ -102,9 +124,19 @@ inline V8 load(const c10::Half* from) {
 inline void store(c10::Half* to, V8 value) {
   for (int i = 0; i < 8; ++i) to[i] = value.lane[i];
 }
-inline V8 widen(Bytes from, int half) {
+inline V8 widen(const uint8_t* from) {
   V8 v;
-  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<int8_t>(from[8 * half + i]);
+  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<int8_t>(from[i]);
+  return v;
+}
+inline V8 first_lane(float value) { return {{value}}; }
+inline V8 both(float low, float high) { return {{low, low, low, low, high, high, high, high}}; }
+inline V8 products(Words a, Words b, const int16_t* x) {
+  V8 v;
+  for (int i = 0; i < 8; ++i) {
+    const int j = 2 * i;
+    v.lane[i] = static_cast<float>(a[j] * x[j] + a[j + 1] * x[j + 1] + b[j] * x[16 + j] + b[j + 1] * x[17 + j]);
+  }
   return v;
 }
 inline float half(const uint8_t* from) {
