@@ -104,7 +104,7 @@ def test_a_prompt_has_the_same_bits_with_a_spec_token(model: Verifier) -> None:
     found = []
     for spec in (False, True):
         model.clear(0)
-        found.append([output for output in model.prefill(0, prompt_of(37), spec=spec) if output][0])
+        found.append(next(output for output in model.prefill(0, prompt_of(37), spec=spec) if output))
     assert torch.equal(found[0].logits, found[1].logits)
     assert found[1].spec_hidden is not None
 

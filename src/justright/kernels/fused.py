@@ -8,7 +8,7 @@ verified in a draft has the logits of plain decoding, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -98,12 +98,11 @@ def fuse(model: nn.Module, spec: ModelSpec) -> bool:
         return False
     for layer in layers:
         for name in ("input_layernorm", "post_attention_layernorm"):
-            old = getattr(layer, name)
-            setattr(layer, name, RMSNorm(old.weight, old.variance_epsilon))
-        layer.forward = partial(_forward, layer, layer.forward)
+            setattr(layer, name, _norm(getattr(layer, name)))
+        layer.forward = partial(_forward, layer, _calls(layer), layer.forward)
     parent, _, leaf = names.final_norm.rpartition(".")
-    norm: Any = model.get_submodule(names.final_norm)
-    setattr(model.get_submodule(parent), leaf, RMSNorm(norm.weight, norm.variance_epsilon))
+    norm = model.get_submodule(names.final_norm)
+    setattr(model.get_submodule(parent), leaf, _norm(norm))
     return True
 
 
@@ -121,101 +120,124 @@ def _fits(layer: Any) -> bool:
     )
 
 
+def _norm(old: Any) -> RMSNorm:
+    return RMSNorm(old.weight, old.variance_epsilon)
+
+
+Call = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """The five calls of a layer, with the arguments that do not change: looking them up takes time in every step."""
+
+    qkv: Call
+    attend: Call
+    output: Call
+    gate_up: Call
+    down: Call
+    layer: int
+    kv_heads: int
+    head_dim: int
+
+
+def _calls(layer: Any) -> _Calls:
+    attention, mlp = layer.self_attn, layer.mlp
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    return _Calls(
+        _linear(attention.q_proj, attention.k_proj, attention.v_proj, norm=layer.input_layernorm),
+        _attend(attention),
+        _linear(attention.o_proj),
+        _linear(mlp.gate_proj, mlp.up_proj, norm=layer.post_attention_layernorm),
+        _linear(mlp.down_proj),
+        attention.layer_idx,
+        kv_heads,
+        attention.head_dim,
+    )
+
+
+def _linear(*matrices: QuantisedLinear, norm: RMSNorm | None = None) -> Call:
+    """A call of ``x``, the residual or None, and whether SwiGLU follows."""
+    weights = [matrix.blocks.data for matrix in matrices]
+    types = [matrix.blocks.type for matrix in matrices]
+    bias: Tensor | None = None
+    if any(matrix.bias is not None for matrix in matrices):
+        bias = torch.cat([torch.zeros(m.out_features) if m.bias is None else m.bias for m in matrices])
+    scale, eps = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
+    op = torch.ops.justright.linear.default
+
+    def call(x: Tensor, residual: Tensor | None, swiglu: bool = False) -> Tensor:
+        out: Tensor = op(x, weights, types, bias, scale, eps, residual, swiglu)
+        return out
+
+    return call
+
+
+def _attend(attention: Any) -> Call:
+    """A call of ``qkv [rows, (heads + 2 * kv_heads) * head_dim]``, the rotary embedding, the cache and what rows see."""
+    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    norms = (None, None, 0.0) if q_norm is None else (q_norm.weight, k_norm.weight, q_norm.variance_epsilon)
+    op, scaling = torch.ops.justright.attend.default, attention.scaling
+
+    def call(
+        qkv: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: tuple[Sequence[Tensor], Sequence[Tensor]],
+        sight: Sight,
+    ) -> Tensor:
+        keys, values = cache
+        out: Tensor = op(
+            *(qkv, rotary[0][0], rotary[1][0], *norms, keys, values),
+            *(sight.runs, sight.first, sight.counts, sight.paths, scaling),
+        )
+        return out
+
+    return call
+
+
 def _forward(
     layer: Any,
-    plain: Any,
+    calls: _Calls,
+    plain: Call,
     hidden_states: Tensor,
     *,
     position_embeddings: tuple[Tensor, Tensor],
     justright_plan: Plan | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """A layer's forward; ``plain`` is transformers' own.
+    """A layer's forward.
 
     Args:
         layer: the decoder layer.
+        calls: its five calls.
         plain: its forward as transformers wrote it.
         hidden_states: ``[1, rows, hidden_size]``.
         position_embeddings: cosines and sines, ``[1, rows, head_dim]``.
-        justright_plan: the engine's plan of the step.
+        justright_plan: the engine's plan of the step; None where something else runs the model.
         kwargs: what else transformers passes.
 
     Returns:
         ``[1, rows, hidden_size]``.
     """
-    plan = justright_plan
+    plan, rotary = justright_plan, position_embeddings
     if plan is None or not plan.fused:
-        out: Tensor = plain(
-            hidden_states, position_embeddings=position_embeddings, justright_plan=plan, **kwargs
-        )
-        return out
-    run = _adapted if plan.adapted else _fused
-    return run(layer, hidden_states[0], position_embeddings, plan)[None]
+        return plain(hidden_states, position_embeddings=rotary, justright_plan=plan, **kwargs)
+    x = hidden_states[0]
+    cache = plan.rows_of_cache(calls.layer, calls.kv_heads, calls.head_dim)
+    sight = plan.sight(calls.layer)
+    if plan.adapted:
+        return _adapted(layer, x, lambda qkv: calls.attend(qkv, rotary, cache, sight))[None]
+    x = calls.output(calls.attend(calls.qkv(x, None), rotary, cache, sight), x)
+    return calls.down(calls.gate_up(x, None, True), x)[None]
 
 
-def _fused(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
-    attention, mlp = layer.self_attn, layer.mlp
-    qkv = _linear(x, (attention.q_proj, attention.k_proj, attention.v_proj), norm=layer.input_layernorm)
-    x = _linear(_attend(attention, qkv, rotary, plan), (attention.o_proj,), residual=x)
-    norm = layer.post_attention_layernorm
-    inner = _linear(x, (mlp.gate_proj, mlp.up_proj), norm=norm, swiglu=True)
-    return _linear(inner, (mlp.down_proj,), residual=x)
-
-
-def _adapted(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
+def _adapted(layer: Any, x: Tensor, attend: Call) -> Tensor:
     """The same through the modules, whose hooks add the adapter; rows without it keep their bits."""
     attention, mlp = layer.self_attn, layer.mlp
     inner = layer.input_layernorm(x)
     qkv = torch.cat([attention.q_proj(inner), attention.k_proj(inner), attention.v_proj(inner)], dim=-1)
-    x = attention.o_proj(_attend(attention, qkv, rotary, plan)) + x
+    x = attention.o_proj(attend(qkv)) + x
     inner = layer.post_attention_layernorm(x)
     inner = torch.ops.justright.swiglu(torch.cat([mlp.gate_proj(inner), mlp.up_proj(inner)], dim=-1))
     out: Tensor = mlp.down_proj(inner) + x
-    return out
-
-
-def _linear(
-    x: Tensor,
-    matrices: Sequence[QuantisedLinear],
-    *,
-    norm: RMSNorm | None = None,
-    residual: Tensor | None = None,
-    swiglu: bool = False,
-) -> Tensor:
-    weights = [matrix.blocks.data for matrix in matrices]
-    types = [matrix.blocks.type for matrix in matrices]
-    bias = _bias(matrices)
-    scale, eps = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
-    out: Tensor = torch.ops.justright.linear(x, weights, types, bias, scale, eps, residual, swiglu)
-    return out
-
-
-def _bias(matrices: Sequence[QuantisedLinear]) -> Tensor | None:
-    """The biases side by side; without any, None."""
-    if all(matrix.bias is None for matrix in matrices):
-        return None
-    return torch.cat([torch.zeros(m.out_features) if m.bias is None else m.bias for m in matrices])
-
-
-def _attend(attention: Any, qkv: Tensor, rotary: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
-    """Attention of a layer's ``qkv [rows, (heads + 2 * kv_heads) * head_dim]``: ``[rows, heads * head_dim]``."""
-    layer, size = attention.layer_idx, attention.head_dim
-    keys, values = plan.rows_of_cache(layer, attention.k_proj.out_features // size, size)
-    sight = plan.sight(layer)
-    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    out: Tensor = torch.ops.justright.attend(
-        qkv,
-        rotary[0][0],
-        rotary[1][0],
-        None if q_norm is None else q_norm.weight,
-        None if k_norm is None else k_norm.weight,
-        0.0 if q_norm is None else q_norm.variance_epsilon,
-        keys,
-        values,
-        sight.runs,
-        sight.first,
-        sight.counts,
-        sight.paths,
-        attention.scaling,
-    )
     return out

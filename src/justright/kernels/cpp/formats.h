@@ -15,7 +15,7 @@ constexpr int64_t GROUP = 32;
 // One group of 32 weights: w[i] = q[i] * scale[i / 16] + shift, with q signed. The product is exact: q has at most 8 bits
 // and a scale at most 17, so a fused multiply-add rounds as the separate steps of the reference do.
 struct Group {
-  Bytes32 q;
+  Words q[2];
   float scale[2];
   float shift;
 };
@@ -26,24 +26,28 @@ inline void one_scale(Group& group, float scale, float shift = 0.0f) {
 }
 
 // The lower four bits of 16 bytes, then the upper four.
-inline Bytes32 nibbles(const uint8_t* from) {
-  const Bytes both = bytes_at(from);
-  return joined(both & 15, both >> 4);
+inline void nibbles(const uint8_t* from, Group& out) {
+  const Words bytes = unsigned_words(from);
+  out.q[0] = bytes & 15;
+  out.q[1] = bytes >> 4;
 }
 
-// Bit i of four bytes becomes bit 4 of value i.
-inline Bytes32 fifth_bits(const uint8_t* from) {
-  uint8_t bits[GROUP];
-  for (int i = 0; i < GROUP; ++i) bits[i] = static_cast<uint8_t>((from[i / 8] >> i % 8 & 1) << 4);
-  return joined(bytes_at(bits), bytes_at(bits + 16));
+// Bit i of four bytes is bit 4 of value i.
+inline void fifth_bits(const uint8_t* from, Group& out) {
+  const Words bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768};
+  for (int i = 0; i < 2; ++i) {
+    const Words all = Words{} + static_cast<int16_t>(from[2 * i] | from[2 * i + 1] << 8);
+    out.q[i] |= ((all & bit) == bit) & 16;
+  }
 }
 
-// A format: bytes and groups of a block, whether values have a shift, and how a group is unpacked.
+// A format: bytes and groups of a block, whether values have a shift, whether each half of a group has its own scale,
+// and how a group is unpacked.
 struct Q8_0 {
   static constexpr int64_t bytes = 34, groups = 1;
   static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q = joined(bytes_at(block + 2), bytes_at(block + 18));
+    for (int i = 0; i < 2; ++i) out.q[i] = signed_words(block + 2 + 16 * i);
     one_scale(out, half(block));
   }
 };
@@ -52,7 +56,8 @@ struct Q4_0 {
   static constexpr int64_t bytes = 18, groups = 1;
   static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q = nibbles(block + 2) - 8;
+    nibbles(block + 2, out);
+    for (Words& q : out.q) q -= 8;
     one_scale(out, half(block));
   }
 };
@@ -61,8 +66,9 @@ struct Q4_1 {
   static constexpr int64_t bytes = 20, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q = nibbles(block + 4);
-    one_scale(out, half(block), half(block + 2));
+    nibbles(block + 4, out);
+    two_halves(block, out.scale[0], out.shift);
+    out.scale[1] = out.scale[0];
   }
 };
 
@@ -70,7 +76,9 @@ struct Q5_0 {
   static constexpr int64_t bytes = 22, groups = 1;
   static constexpr bool shifted = false, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q = (nibbles(block + 6) | fifth_bits(block + 2)) - 16;
+    nibbles(block + 6, out);
+    fifth_bits(block + 2, out);
+    for (Words& q : out.q) q -= 16;
     one_scale(out, half(block));
   }
 };
@@ -79,8 +87,10 @@ struct Q5_1 {
   static constexpr int64_t bytes = 24, groups = 1;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q = nibbles(block + 8) | fifth_bits(block + 4);
-    one_scale(out, half(block), half(block + 2));
+    nibbles(block + 8, out);
+    fifth_bits(block + 4, out);
+    two_halves(block, out.scale[0], out.shift);
+    out.scale[1] = out.scale[0];
   }
 };
 
@@ -97,22 +107,25 @@ inline void six_bits(const uint8_t* from, int64_t index, uint8_t& scale, uint8_t
 
 inline void k_scale(const uint8_t* block, int64_t index, Group& out) {
   uint8_t scale, least;
+  float of_scales, of_least;
   six_bits(block + 4, index, scale, least);
-  one_scale(out, half(block) * scale, -(half(block + 2) * least));
+  two_halves(block, of_scales, of_least);
+  one_scale(out, of_scales * scale, -(of_least * least));
 }
 
-inline Bytes32 bytes32_at(const uint8_t* from) { return joined(bytes_at(from), bytes_at(from + 16)); }
-
 // The lower or the upper four bits of 32 bytes.
-inline Bytes32 half_bytes(const uint8_t* from, bool upper) {
-  return upper ? bytes32_at(from) >> 4 : bytes32_at(from) & 15;
+inline void half_bytes(const uint8_t* from, bool upper, Group& out) {
+  for (int i = 0; i < 2; ++i) {
+    const Words bytes = unsigned_words(from + 16 * i);
+    out.q[i] = upper ? bytes >> 4 : bytes & 15;
+  }
 }
 
 struct Q4_K {
   static constexpr int64_t bytes = 144, groups = 8;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    out.q = half_bytes(block + 16 + 32 * (index / 2), index % 2);
+    half_bytes(block + 16 + 32 * (index / 2), index % 2, out);
     k_scale(block, index, out);
   }
 };
@@ -121,8 +134,8 @@ struct Q5_K {
   static constexpr int64_t bytes = 176, groups = 8;
   static constexpr bool shifted = true, halves = false;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    const auto bit = static_cast<uint8_t>(index);
-    out.q = half_bytes(block + 48 + 32 * (index / 2), index % 2) | (bytes32_at(block + 16) >> bit & 1) << 4;
+    half_bytes(block + 48 + 32 * (index / 2), index % 2, out);
+    for (int i = 0; i < 2; ++i) out.q[i] |= (unsigned_words(block + 16 + 16 * i) >> static_cast<int16_t>(index) & 1) << 4;
     k_scale(block, index, out);
   }
 };
@@ -132,9 +145,12 @@ struct Q6_K {
   static constexpr bool shifted = false, halves = true;
   static void unpack(const uint8_t* block, int64_t index, Group& out) {
     const int64_t side = index / 4, part = index % 4;  // 128 values a side; four groups share its bytes
-    const auto bit = static_cast<uint8_t>(2 * part);
-    const Bytes32 upper = bytes32_at(block + 128 + 32 * side) >> bit & 3;
-    out.q = (half_bytes(block + 64 * side + 32 * (part % 2), part / 2) | upper << 4) - 32;
+    half_bytes(block + 64 * side + 32 * (part % 2), part / 2, out);
+    const auto bit = static_cast<int16_t>(2 * part);
+    for (int i = 0; i < 2; ++i) {
+      const Words upper = unsigned_words(block + 128 + 32 * side + 16 * i) >> bit & 3;
+      out.q[i] = (out.q[i] | upper << 4) - 32;
+    }
     const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * side + 2 * part);
     const float scale = half(block + 208);
     out.scale[0] = scale * scales[0];
@@ -146,11 +162,10 @@ struct Q6_K {
 // The 32 values of a group.
 template <class Format>
 inline void values(const Group& group, float* to) {
-  uint8_t q[GROUP];
-  std::memcpy(q, &group.q, sizeof q);
-  for (int part = 0; part < 4; ++part) {
-    const V8 one = widen(q + 8 * part), scale = all(group.scale[part / 2]);
-    store(to + 8 * part, Format::shifted ? fma(one, scale, all(group.shift)) : mul(one, scale));
+  for (int i = 0; i < GROUP; ++i) {
+    const auto q = static_cast<float>(group.q[i / 16][i % 16]);
+    const float scale = group.scale[i / 16];
+    to[i] = Format::shifted ? std::fma(q, scale, group.shift) : q * scale;
   }
 }
 

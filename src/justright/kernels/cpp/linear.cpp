@@ -27,8 +27,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 constexpr int64_t AHEAD = 1024;  // bytes of weights that are prefetched: a row's blocks are read in one stream
 
-// Rows of activations in 16 bits: x[row][group] = 32 words * scale. Words are in the order even, odd places, as bytes of
-// a weight are widened.
+// Rows of activations in 16 bits: x[row][group] = 32 words * scale.
 struct Activations {
   at::Tensor words;  // [groups, rows, 32] int16
   at::Tensor scales;  // [groups, rows, 2]: the scale, and the sum of the 32 values
@@ -48,7 +47,7 @@ void round_group(const float* x, int16_t* words, float* scale) {
   int32_t total = 0;
   for (int i = 0; i < GROUP; ++i) {
     const auto word = static_cast<int16_t>(std::lrintf(std::clamp(x[i] * inverse, -32767.0f, 32767.0f)));
-    words[i / 2 + i % 2 * 16] = word;
+    words[i] = word;
     total += word;
   }
   scale[0] = largest / 32767.0f + sum(invalid);
@@ -93,11 +92,16 @@ void multiply_rows(const Product& p, int64_t output, int64_t row) {
       __builtin_prefetch(block + AHEAD + part * (Format::bytes / Format::groups));
       Group group;
       Format::unpack(block, part, group);
-      const auto pairs = reinterpret_cast<Words>(group.q);
-      const Words even = (pairs << 8) >> 8, odd = pairs >> 8;
-      const V8 scale = Format::halves ? both(group.scale[0], group.scale[1]) : all(group.scale[0]);
+      const V8 scale = all(group.scale[0]);
       UNROLL for (int r = 0; r < Rows; ++r) {
-        total[r] = fma(products(even, odd, words + r * GROUP), mul(scale, all(scales[2 * r])), total[r]);
+        const int16_t* x = words + r * GROUP;
+        const V8 own = all(scales[2 * r]);
+        if constexpr (Format::halves) {
+          total[r] = fma(products(group.q[0], x), mul(scale, own), total[r]);
+          total[r] = fma(products(group.q[1], x + 16), mul(all(group.scale[1]), own), total[r]);
+        } else {
+          total[r] = fma(products(group.q, x), mul(scale, own), total[r]);
+        }
         if constexpr (Format::shifted) total[r] = fma(all(group.shift), first_lane(scales[2 * r + 1]), total[r]);
       }
     }

@@ -23,27 +23,27 @@
 
 namespace justright {
 
-// 16 bytes, 32 bytes and 16 words, with the operators of their elements.
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-typedef uint8_t Bytes32 __attribute__((vector_size(32)));
+// Sixteen words, with the operators of their elements.
 typedef int16_t Words __attribute__((vector_size(32)));
-inline Bytes bytes_at(const uint8_t* from) {
-  Bytes v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-inline Bytes32 joined(Bytes low, Bytes high) {
 #ifdef JUSTRIGHT_AVX2
-  return reinterpret_cast<Bytes32>(
-      _mm256_set_m128i(reinterpret_cast<__m128i>(high), reinterpret_cast<__m128i>(low)));
-#else
-  Bytes32 v;
-  std::memcpy(&v, &low, 16);
-  std::memcpy(reinterpret_cast<uint8_t*>(&v) + 16, &high, 16);
-  return v;
-#endif
+inline Words unsigned_words(const uint8_t* from) {  // from sixteen bytes
+  return reinterpret_cast<Words>(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
+inline Words signed_words(const uint8_t* from) {
+  return reinterpret_cast<Words>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+#else
+inline Words unsigned_words(const uint8_t* from) {
+  Words v;
+  for (int i = 0; i < 16; ++i) v[i] = from[i];
+  return v;
+}
+inline Words signed_words(const uint8_t* from) {
+  Words v;
+  for (int i = 0; i < 16; ++i) v[i] = static_cast<int8_t>(from[i]);
+  return v;
+}
+#endif
 
 // Eight floats.
 #ifdef JUSTRIGHT_AVX2
@@ -63,22 +63,25 @@ inline V8 load(const c10::Half* from) {
 inline void store(c10::Half* to, V8 value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
-inline V8 widen(const uint8_t* from) {  // signed bytes
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
-}
 inline V8 first_lane(float value) { return _mm256_zextps128_ps256(_mm_set_ss(value)); }
-inline V8 both(float low, float high) { return _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low)); }
-// Products of 32 words with 32 more, added four and four.
-inline V8 products(Words a, Words b, const int16_t* x) {
-  const auto* with = reinterpret_cast<const __m256i*>(x);
-  return _mm256_cvtepi32_ps(_mm256_add_epi32(
-      _mm256_madd_epi16(reinterpret_cast<__m256i>(a), _mm256_loadu_si256(with)),
-      _mm256_madd_epi16(reinterpret_cast<__m256i>(b), _mm256_loadu_si256(with + 1))));
+inline __m256i pairs(Words a, const int16_t* b) {  // a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
+  return _mm256_madd_epi16(reinterpret_cast<__m256i>(a), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+}
+inline V8 products(Words a, const int16_t* b) { return _mm256_cvtepi32_ps(pairs(a, b)); }
+inline V8 products(const Words (&a)[2], const int16_t* b) {
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(pairs(a[0], b), pairs(a[1], b + 16)));
 }
 inline float half(const uint8_t* from) {
   uint16_t bits;
   std::memcpy(&bits, from, 2);
   return _cvtsh_ss(bits);
+}
+inline void two_halves(const uint8_t* from, float& first, float& second) {
+  int bits;
+  std::memcpy(&bits, from, 4);
+  const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
+  first = _mm_cvtss_f32(both);
+  second = _mm_cvtss_f32(_mm_movehdup_ps(both));
 }
 #else
 struct V8 {
@@ -124,25 +127,23 @@ inline V8 load(const c10::Half* from) {
 inline void store(c10::Half* to, V8 value) {
   for (int i = 0; i < 8; ++i) to[i] = value.lane[i];
 }
-inline V8 widen(const uint8_t* from) {
+inline V8 first_lane(float value) { return {{value}}; }
+inline V8 products(Words a, const int16_t* b) {
   V8 v;
-  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<int8_t>(from[i]);
+  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<float>(a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
   return v;
 }
-inline V8 first_lane(float value) { return {{value}}; }
-inline V8 both(float low, float high) { return {{low, low, low, low, high, high, high, high}}; }
-inline V8 products(Words a, Words b, const int16_t* x) {
-  V8 v;
-  for (int i = 0; i < 8; ++i) {
-    const int j = 2 * i;
-    v.lane[i] = static_cast<float>(a[j] * x[j] + a[j + 1] * x[j + 1] + b[j] * x[16 + j] + b[j + 1] * x[17 + j]);
-  }
-  return v;
+inline V8 products(const Words (&a)[2], const int16_t* b) {  // sums of integers below 2^24, so exact
+  return add(products(a[0], b), products(a[1], b + 16));
 }
 inline float half(const uint8_t* from) {
   uint16_t bits;
   std::memcpy(&bits, from, 2);
   return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+}
+inline void two_halves(const uint8_t* from, float& first, float& second) {
+  first = half(from);
+  second = half(from + 2);
 }
 #endif
 
