@@ -125,7 +125,7 @@ def test_a_seed_gives_the_same_sample_with_every_deterministic_drafter(name: str
     ("name", "options"),
     [
         ("none", {}),
-        ("lstm", {"temperature": 0.6, "top_k": 1, "depth": 3}),
+        ("lstm", {"temperature": 0.3, "top_k": 1, "depth": 3}),
         ("lstm", {"temperature": 0.3, "top_k": 3, "nodes": 6}),
         ("hybrid", {"temperature": 0.3, "top_k": 2, "nodes": 4}),
     ],
@@ -135,7 +135,7 @@ def test_sampled_output_has_the_models_distribution(
 ) -> None:
     """The joint distribution of three tokens, by a chi-squared test against the exact one of transformers.
 
-    The drafter's distribution is far from uniform and from the model's. So the test fails (p below 1e-7) if the
+    The drafter's distribution is far from uniform and from the model's. So the test fails (p of 1e-4 or less) if the
     sampler takes another proposal than the drafter's, or draws from the model's distribution instead of the residual.
     """
     runs = 400
@@ -148,7 +148,7 @@ def test_sampled_output_has_the_models_distribution(
     wanted.append(runs - sum(wanted))
     if wanted[-1] < 5:
         seen[-2:], wanted[-2:] = [sum(seen[-2:])], [sum(wanted[-2:])]
-    assert chisquare(seen, wanted).pvalue > 1e-4
+    assert chisquare(seen, wanted).pvalue > 1e-3
 
 
 def exact() -> dict[tuple[int, ...], float]:
