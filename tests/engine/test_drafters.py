@@ -88,15 +88,15 @@ def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
     assert request.token_ids == greedy("llama", REPEATING, TOKENS)
 
 
-WORDS = 6
-"""Tokens of the model whose sampled output is compared: so few that drafts are often accepted."""
 SHORT_PROMPT = [5, 1, 3, 4, 5, 2]
 SAMPLING = {"temperature": 1.5, "top_k": 3}
+FEW = 6
+"""Tokens of the model whose distribution is compared."""
 
 
-def sampled(count: int, enough: int, name: str, folder: Path, **options: object) -> list[Request]:
-    """Outputs of ``enough`` or more tokens of the model of few tokens, one a seed."""
-    model = tiny_model("llama", vocab_size=WORDS, num_hidden_layers=2)
+def sampled(count: int, enough: int, name: str, folder: Path, words: int, **options: object) -> list[Request]:
+    """Outputs of ``enough`` or more tokens, one a seed, of a model of so few tokens that drafts are often accepted."""
+    model = tiny_model("llama", vocab_size=words, num_hidden_layers=2)
     model.set_attn_implementation(ATTENTION_NAME)
     verifier = Verifier(model, slots=32)  # many at once: few steps
     drafter = None if name == "none" else drafter_for(name, verifier, folder, **options)
@@ -114,7 +114,7 @@ def sampled(count: int, enough: int, name: str, folder: Path, **options: object)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_gives_the_same_sample_with_every_deterministic_drafter(name: str, tmp_path: Path) -> None:
     """So its output has the distribution of plain sampling, which the next test compares."""
-    plain, drafted = (sampled(16, 16, one, tmp_path) for one in ("none", name))
+    plain, drafted = (sampled(16, 16, one, tmp_path, 12) for one in ("none", name))
     clear = [(a, b) for a, b in zip(plain, drafted, strict=True) if not a.stats.near_ties + b.stats.near_ties]
     assert len(clear) > 12
     for one, other in clear:
@@ -139,7 +139,9 @@ def test_sampled_output_has_the_models_distribution(
     sampler takes another proposal than the drafter's, or draws from the model's distribution instead of the residual.
     """
     runs = 400
-    found = Counter(tuple(request.token_ids[:3]) for request in sampled(runs, 3, name, tmp_path, **options))
+    found = Counter(
+        tuple(request.token_ids[:3]) for request in sampled(runs, 3, name, tmp_path, FEW, **options)
+    )
     expected = exact()
     assert set(found) <= set(expected)
     often = [path for path, prob in expected.items() if prob * runs >= 5]
@@ -153,7 +155,7 @@ def test_sampled_output_has_the_models_distribution(
 
 def exact() -> dict[tuple[int, ...], float]:
     """Probability of every output of three tokens."""
-    model = tiny_model("llama", vocab_size=WORDS, num_hidden_layers=2)
+    model = tiny_model("llama", vocab_size=FEW, num_hidden_layers=2)
     model.set_attn_implementation("eager")
     paths: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
