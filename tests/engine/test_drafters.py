@@ -88,7 +88,7 @@ def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
     assert request.token_ids == greedy("llama", REPEATING, TOKENS)
 
 
-SHORT_PROMPT = [5, 1, 3, 4, 5, 2]
+SHORT_PROMPT = [5, 7, 9, 4, 11, 8]  # modulo the size of the vocabulary
 SAMPLING = {"temperature": 1.5, "top_k": 3}
 FEW = 6
 """Tokens of the model whose distribution is compared."""
@@ -101,7 +101,9 @@ def sampled(count: int, enough: int, name: str, folder: Path, words: int, **opti
     verifier = Verifier(model, slots=32)  # many at once: few steps
     drafter = None if name == "none" else drafter_for(name, verifier, folder, **options)
     requests = [
-        Request(SHORT_PROMPT, SamplingParams(**SAMPLING, seed=seed), max_tokens=16)  # type: ignore[arg-type]
+        Request(
+            [token % words for token in SHORT_PROMPT], SamplingParams(**SAMPLING, seed=seed), max_tokens=16
+        )  # type: ignore[arg-type]
         for seed in range(count)
     ]
     for emission in DecodeLoop(verifier, drafter=drafter, max_draft=8).run(requests):
@@ -162,7 +164,9 @@ def exact() -> dict[tuple[int, ...], float]:
         longer = {}
         for path, prob in paths.items():
             with torch.no_grad():
-                logits = model(torch.tensor([[*SHORT_PROMPT, *path]]), use_cache=False).logits[0, -1]
+                logits = model(
+                    torch.tensor([[*(token % FEW for token in SHORT_PROMPT), *path]]), use_cache=False
+                ).logits[0, -1]
             best = (logits / SAMPLING["temperature"]).topk(SAMPLING["top_k"])
             for token, p in zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True):
                 longer[(*path, token)] = prob * p
