@@ -60,7 +60,7 @@ def local_path(text: str | Path) -> Path:
         UsageError: an unknown user, or a NUL character.
     """
     if "\0" in str(text):
-        raise UsageError(f"{str(text)!r} is no path: it has a NUL character; give another")
+        raise UsageError(f"{str(text)!r} is not a path: it has a NUL character; give another")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

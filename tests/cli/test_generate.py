@@ -112,7 +112,7 @@ def test_stop_ends_before_the_text(run: Run, tiny_llama: Path) -> None:
     assert cut["finish_reason"] == "stop"
 
 
-def test_stop_looks_at_reasoning_only_when_told(run: Run, tmp_path: Path) -> None:
+def test_stop_searches_reasoning_only_on_request(run: Run, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "model")
     tokenizer_with(
         "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>{# </think> #}"
@@ -153,7 +153,7 @@ def test_drafter_options_reach_the_drafter(run: Run, tiny_llama: Path) -> None:
         assert word in refused.err
 
 
-def test_a_models_file_gives_what_is_not_said(run: Run, tmp_path: Path) -> None:
+def test_the_models_file_sets_what_the_user_does_not(run: Run, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "model")
     file = model / "generation_config.json"
     file.write_text('{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "typical_p": 0.9}')

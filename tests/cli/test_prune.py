@@ -111,7 +111,7 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
         ),
         (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "needs a criterion that clusters experts"),
         (("-o", "OUT", "--device", "cpu,abacus"), 2, "cannot be used"),
-        (("-o", "OUT", "--sparsity", "1"), 2, "allowed is 0 to below 1"),
+        (("-o", "OUT", "--sparsity", "1"), 2, "allowed: 0 to below 1"),
         (("-o", "OUT", "--criterion", "best"), 2, "stun"),
         (("-o", "OUT", "--calibration", "nowhere.txt"), 3, "no calibration texts"),
         (("-o", "OUT", "--calibration", "zoo:poetry"), 3, "fiction"),
@@ -135,7 +135,7 @@ def test_bad_input(
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_limit_of_file_sizes_is_an_error_that_says_how_to_go_on(
+def test_a_limit_of_file_sizes_is_an_error_that_tells_how_to_continue(
     run: Run, moe: Path, texts: Path, tmp_path: Path
 ) -> None:
     """``ulimit -f``: the kernel rejects the first larger file, as with a full disk."""

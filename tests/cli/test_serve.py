@@ -110,7 +110,7 @@ def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:
         assert client.get("/v1/models").json()["data"][0]["justright"]["context_length"] == 300
         body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
         usage = client.post("/v1/chat/completions", json=body).json()["usage"]
-        assert usage["total_tokens"] == 300, "nobody said how many: as many as there is room for"
+        assert usage["total_tokens"] == 300, "without max_tokens, as many as the context holds"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -167,7 +167,7 @@ def test_it_serves_and_drains(tiny_llama: Path, tmp_path: Path) -> None:
         out, err = server.communicate(timeout=60)
         client.close()
     assert server.returncode == 0, err
-    assert got == [400], "what ran came to its end"
+    assert got == [400], "running requests finished"
     events = [json.loads(line) for line in out.splitlines()]
     assert {"event": "request", "method": "POST", "path": "/v1/chat/completions", "status": 200} in [
         {k: v for k, v in event.items() if k != "seconds"} for event in events

@@ -45,7 +45,7 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("--rule", "luck"), 2, "energy, entropy"),
-        (("--value", "2"), 2, "allowed is above 0 to 1"),
+        (("--value", "2"), 2, "allowed: above 0 to 1"),
         (("--form", "zip"), 2, "compact, portable"),
         (("--factor", "0.5"), 2, "--form merged only"),
         (("--budget", "10"), 2, "too small"),
@@ -56,7 +56,7 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no effect"),
         (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no effect"),
         (("--rule", "entropy", "--budget", "5000"), 2, "works with --rule energy only"),
-        (("--form", "merged", "--factor", "7"), 2, "allowed is 0 (the slow model) to 1"),
+        (("--form", "merged", "--factor", "7"), 2, "allowed: 0 (the slow model) to 1"),
         (("--svd", "randomized", "--max-rank", "2", "--value", "0.999"), 2, "the spectra keep 2 directions"),
         (("--svd", "magic"), 2, "exact, randomized"),
         (("--svd", "randomized", "--rule", "entropy"), 2, "all singular values"),
@@ -69,7 +69,7 @@ def test_bad_input(
     result = run("switch", "extract", *pair, "-o", tmp_path / "out", *arguments)
     assert result.code == code, result.err
     assert message in result.err
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "no file is left"
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
     assert "too few" in few.err
     assert "allowed: above 0 to 1" in run(*arguments[:-1], 0).err
     file.write_text('{"question": 1}\n')
-    assert "is no problem" in run(*arguments).err
+    assert "is not a problem" in run(*arguments).err
     assert "no problems 'nowhere'" in run(*start, "--problems", "nowhere").err
     (adapter / "auto.json").write_text("{}")
     broken = run("generate", pair[0], "-p", "a", "--switch", adapter, "--effort", "auto")
@@ -344,7 +344,7 @@ def test_another_jobs_interrupted_answers_stay(
     assert len(held) == 2
     other = run(*command, pair[0], "--max-tokens", 4)
     assert other.code == 2
-    assert "interrupted work of another job (max_tokens differ)" in other.err
+    assert "interrupted calibration with other settings (max_tokens differ)" in other.err
     assert {kept.name: kept.read_bytes() for kept in work.iterdir()} == held
     (work / "job.json").unlink()
     (work / "thesis.txt").write_text("years of work")
@@ -356,9 +356,9 @@ def test_another_jobs_interrupted_answers_stay(
     ("line", "message"),
     [
         ('{"question": "a", "answer": null}', "line 1 of"),
-        ('{"question": ["a"], "answer": "b"}', "is no problem"),
-        ('{"question": "a", "answer": true}', "is no problem"),
-        ('["a"]', "is no problem"),
+        ('{"question": ["a"], "answer": "b"}', "is not a problem"),
+        ('{"question": "a", "answer": true}', "is not a problem"),
+        ('["a"]', "is not a problem"),
         ("{", "is not JSON"),
     ],
 )

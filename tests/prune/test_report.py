@@ -76,9 +76,9 @@ def pixels(data: bytes) -> np.ndarray[Any, Any]:
     return rows[:, 1:].reshape(height, width, 3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 9), st.data(), st.integers(0, 1000))
-def test_every_expert_stands_under_the_tree(groups: int, size: int, data: st.DataObject, seed: int) -> None:
+def test_every_expert_is_a_leaf_of_the_tree(groups: int, size: int, data: st.DataObject, seed: int) -> None:
     count = groups * data.draw(st.integers(1, size))
     values = torch.rand(groups * size, groups * size, generator=torch.Generator().manual_seed(seed))
     found = cluster(values + values.T, count, groups)
@@ -99,7 +99,9 @@ def test_pictures_are_pictures() -> None:
     assert (pixels(png(values)) == values).all()
     alike = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.5], [0.0, 0.5, 0.0]])
     shown = pixels(base64.b64decode(heat_map(alike, [2, 0, 1]).split(",")[1])).astype(int).sum(-1)
-    assert shown[1, 2] == shown[0, 0] < shown[0, 2] < shown[0, 1], "dark is alike, in the order asked for"
+    assert shown[1, 2] == shown[0, 0] < shown[0, 2] < shown[0, 1], (
+        "dark cells are similar experts, in the given order"
+    )
 
 
 @pytest.mark.parametrize(

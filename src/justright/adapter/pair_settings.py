@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,4 +72,13 @@ def _function(checkpoint: Checkpoint) -> dict[str, Any]:
         found.pop("max_position_embeddings", None)  # only a limit if positions are not scaled
     for index, window in enumerate(checkpoint.spec.windows):
         found[f"sliding_window of layer {index}"] = None if window is None else f"{window.kind} {window.size}"
-    return found
+    return dict(_flat(found))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings by their path, such as ``rope_parameters.factor``, so that a difference names one."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -203,7 +203,7 @@ class BundleBuild:
         try:
             check_defaults(defaults, spec, RequestBuilder(tokenizer, switch), kind)
         except UsageError as error:
-            made = "" if self.fast else " (the key fast in the recipe makes a switch)"
+            made = "" if self.fast else " (add the key fast to the recipe to make a switch)"
             raise UsageError(f"defaults: {error}{made * (defaults.effort is not None)}") from error
 
     def _pruning(self, settings: Settings) -> Pruning:

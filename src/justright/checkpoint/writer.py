@@ -84,7 +84,7 @@ class CheckpointWriter:
         store: Store = "dense",
     ) -> None:
         if max_shard_bytes <= 0:
-            raise UsageError(f"max_shard_bytes {max_shard_bytes}: allowed are whole numbers from 1")
+            raise UsageError(f"max_shard_bytes {max_shard_bytes}; allowed: whole numbers from 1")
         self.out = Path(os.path.abspath(local_path(out)))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source

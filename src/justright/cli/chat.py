@@ -26,7 +26,7 @@ _HELP = """\
 /help         show this list
 /reset        delete the conversation except the system message
 /system TEXT  set the system message; without TEXT, remove it
-/effort NAME  set the reasoning effort: none, minimal, low, medium, high, auto, escalate; without NAME, as at the start
+/effort NAME  set the reasoning effort: none, minimal, low, medium, high, auto, escalate; without NAME, reset it
 /stats        show speed and acceptance of the last answer
 /exit         leave, like Ctrl-D
 Ctrl-C stops an answer. Any other text is sent to the model."""
@@ -122,6 +122,8 @@ class Conversation:
             ResourceError: the message alone does not fit; the conversation is unchanged.
             UsageError: the template rejects it.
         """
+        from justright.engine.checks import check_prompt
+
         reserve = min(self.max_tokens, self.ready.context // 4)
         turns = [*self.turns, {"role": "user", "content": text}]
         forgotten = 0
@@ -131,7 +133,7 @@ class Conversation:
                 break
             turns = turns[2:]
             forgotten += 1
-        self.ready.check_room(ids, "this message")
+        check_prompt(ids, self.ready.context, "this message")
         if keep:
             self.turns = turns
         return ids, forgotten
@@ -145,8 +147,8 @@ class Conversation:
         """Add the model's answer, without its reasoning."""
         from justright.reasoning.parser import answer_of
 
-        said = answer_of(request.text, request.tags, thinking=request.opened)
-        self.turns.append({"role": "assistant", "content": said})
+        answer = answer_of(request.text, request.tags, thinking=request.opened)
+        self.turns.append({"role": "assistant", "content": answer})
 
     def withdraw(self) -> None:
         """Remove the last user message."""
@@ -191,8 +193,8 @@ class _Session:
                 # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
-                said = f"error: {error}"
-                self.output.console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
+                line = f"error: {error}"
+                self.output.console(stderr=True).print(line, style="red", markup=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         from justright.cli.running import stats_line
@@ -209,7 +211,7 @@ class _Session:
             say("the system message is set" if argument.strip() else "the system message is removed")
         elif name == "/effort":
             self._set_effort(argument.strip() or None)
-            say(f"effort {argument.strip()}" if argument.strip() else "effort as at the start")
+            say(f"effort {argument.strip()}" if argument.strip() else "the effort is reset")
         elif name == "/stats":
             drafts = self.engine.drafter is not None
             line = stats_line(self.last, drafts=drafts) if self.last else "no answer yet"
@@ -242,7 +244,7 @@ class _Session:
         if forgotten:
             self.output.note(
                 f"(the conversation exceeds the context of {self.conversation.ready.context:,} tokens: the oldest "
-                f"{forgotten} turn{'s' if forgotten > 1 else ''} dropped)"
+                f"{forgotten} turn{'s are' if forgotten > 1 else ' is'} dropped)"
             )
         request = self.engine.conversation(
             self.conversation.messages,

@@ -135,7 +135,7 @@ async def _run(
     except ApiError as error:
         if error.code == "upstream_unknown":
             raise UsageError(error.message) from error
-        summary = f"{error.message} Each request tries again"
+        summary = f"{error.message}. The gateway tries again at each request"
 
     def on_ready() -> None:
         address = address_of(bound)

@@ -93,9 +93,9 @@ def generate(
     ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(ctx)
+    given = thinking_of(ctx)
     templated = ready.has_template and not raw
-    thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
+    thinking = settled_thinking(given, ready.defaults, None if templated else "leave --raw out")
     ready.check_reasoning(thinking)
     prompts = _prompts(ready, texts, system, output, raw=raw)
     engine = load(ready, output, model)
@@ -143,6 +143,8 @@ def _prompts(
     ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
+    from justright.engine.checks import check_prompt
+
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
         output.note("note: the model has no chat template; prompts are plain text")
@@ -153,7 +155,7 @@ def _prompts(
     for number, text in enumerate(texts, start=1):
         prompt: str | list[Message] = [*start, {"role": "user", "content": text}] if templated else text
         where = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
-        ready.check_room(ready.tokens(prompt), where)
+        check_prompt(ready.tokens(prompt), ready.context, where)
         result.append(prompt)
     return result
 

@@ -100,7 +100,7 @@ def serve(
         for line in ready.generation.lines(settings.sampling, sampling=True):
             output.note(f"note: {line}")
         if not keys and not is_loopback(host):
-            output.note(f"note: anybody who reaches {host} can use this server: consider --api-key")
+            output.note(f"note: anyone who can reach {host} can use this server: set an --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 

@@ -217,8 +217,8 @@ def _work_folder(adapter: Path, job: dict[str, Any]) -> Path:
             raise UsageError(f"{work} exists and is not an interrupted calibration; move or delete it")
         if differing := [key for key in {**held, **job} if held.get(key) != job.get(key)]:
             raise UsageError(
-                f"{work} holds interrupted work of another job ({', '.join(differing)} differ); repeat that job's "
-                "command to finish it, or delete the folder"
+                f"{work} holds an interrupted calibration with other settings ({', '.join(differing)} differ); finish "
+                "it with its own command, or delete the folder"
             )
     work.mkdir(exist_ok=True)
     write_whole(work / _JOB, json.dumps(job))
@@ -282,7 +282,7 @@ def _read(path: Path) -> list[Question]:
         number = isinstance(answer, int | float) and not isinstance(answer, bool)
         if not isinstance(question, str) or not (isinstance(answer, str) or number):
             raise CheckpointError(
-                f'{where} is no problem; expected {{"question": "...", "answer": "..."}}, or a number as answer'
+                f'{where} is not a problem; expected {{"question": "...", "answer": "..."}}, or a number as answer'
             )
         found.append(Question(question, str(answer)))
     return found
