@@ -283,7 +283,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
 @pytest.fixture
 def answering(adapter: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
     """A copy of the switch, problems for it, and the command that calibrates on them."""
-    mine = shutil.copytree(adapter, tmp_path / "switch")
+    mine = shutil.copytree(adapter, tmp_path / "switch", ignore=shutil.ignore_patterns("calibration"))
     file = tmp_path / "problems.jsonl"
     problems = [{"question": f"the {word} {n}", "answer": n} for word in ("fox", "dog") for n in range(20)]
     file.write_text("".join(json.dumps(one) + "\n" for one in problems))
@@ -313,6 +313,11 @@ def test_another_floor_or_judge_answers_nothing_anew(
         assert run(*command, pair[0], "--filter", all_right, "--floor", 0.5).code == 0
     assert (mine / "auto.json").exists()
     assert not (mine.parent / "switch.calibration").exists()
+    [first] = (mine / "calibration").iterdir()
+    held = {kept.name: kept.read_bytes() for kept in first.iterdir()}
+    assert run(*command, pair[0], "--filter", all_right, "--floor", 0.5, "--max-tokens", 4).code == 0
+    assert len(list((mine / "calibration").iterdir())) == 2
+    assert {kept.name: kept.read_bytes() for kept in first.iterdir()} == held, "another job's answers stay"
 
 
 def _no_answers(*_: object) -> None:
