@@ -143,10 +143,9 @@ class Conversation:
 
     def answered(self, request: Request) -> None:
         """Add the model's answer, without its reasoning."""
-        from justright.reasoning.parser import answer_of
+        from justright.cli.running import reasoning_and_content
 
-        said = answer_of(request.text, request.tags, thinking=request.opened)
-        self.turns.append({"role": "assistant", "content": said})
+        self.turns.append({"role": "assistant", "content": reasoning_and_content(request)[1]})
 
     def withdraw(self) -> None:
         """Remove the last user message."""
@@ -173,6 +172,7 @@ class _Session:
     thinking: Reasoning
     last: Request | None = None
     answers: int = 0
+    warned: bool = False
 
     def run(self, *, interactive: bool) -> None:
         """Run until the input ends or /exit."""
@@ -236,7 +236,7 @@ class _Session:
 
     def _say(self, text: str) -> None:
         """Run one turn; if Ctrl-C stops the answer, its text so far stays in the conversation."""
-        from justright.cli.running import as_object, cancel_on_interrupt, until
+        from justright.cli.running import as_object, cancel_on_interrupt, thought_note, until
 
         _, forgotten = self.conversation.fit(text)
         if forgotten:
@@ -266,6 +266,9 @@ class _Session:
             self.output.object(turn | as_object(request, drafts=self.engine.drafter is not None))
         else:
             self.output.text("" if request.text.endswith("\n") else "\n", end="")
+        if (warning := thought_note(request)) is not None and not self.warned:
+            self.output.note(warning)
+            self.warned = True
         if interrupt.seen and not sys.stdin.isatty():
             raise typer.Exit(130)
 

@@ -197,15 +197,18 @@ def _show(
     live: bool,
 ) -> None:
     """Write one finished answer and its statistics."""
-    from justright.cli.running import as_object, stats_line
+    from justright.cli.running import as_object, stats_line, thought_note
     from justright.engine.sampler import TOKEN_CHOICE
 
     request = requests[index]
+    warning = thought_note(request)
     drafts = report["options"]["draft"] not in (None, "none")
     if output.json:
         answer = as_object(request, drafts=drafts)
         used = {"options": report["options"] | {name: getattr(request.params, name) for name in TOKEN_CHOICE}}
         output.object({"index": index, "prompt": texts[index], **answer, **report, **used})
+        if warning is not None:
+            output.note(warning)
         return
     if len(requests) > 1:
         output.text(f"{'' if index == 0 else chr(10)}==> {index + 1} of {len(requests)} <==")
@@ -213,3 +216,5 @@ def _show(
     whole = request.text
     output.text(text, end="" if whole.endswith("\n") else "\n")
     output.note(stats_line(request, drafts=drafts))
+    if warning is not None:
+        output.note(warning)
