@@ -121,10 +121,15 @@ def totals_line(stats: Sequence[RequestStats]) -> str:
     return " | ".join(parts)
 
 
-def as_object(request: Request, *, drafts: bool = False) -> dict[str, Any]:
-    """Describe a finished request for JSON; ``decoded_plainly`` if a drafter (``drafts``) never paid off."""
+def as_object(request: Request, *, drafts: bool = False, hidden: bool = False) -> dict[str, Any]:
+    """Describe a finished request for JSON; ``decoded_plainly`` if a drafter (``drafts``) never paid off.
+
+    ``reasoning`` and ``text`` are without the tags; ``reasoning`` is None if there is none, or if it is ``hidden``.
+    """
+    reasoning, content = reasoning_and_content(request)
     return {
-        "text": request.text,
+        "reasoning": None if hidden else reasoning or None,
+        "text": content,
         "token_ids": request.token_ids,
         "finish_reason": request.finish_reason or "cancelled",
         "stopped_by": request.stopped_by,
