@@ -67,6 +67,7 @@ def test_json_has_all_of_it(run: Run, tiny_llama: Path) -> None:
         *(
             "index",
             "prompt",
+            "reasoning",
             "text",
             "token_ids",
             "finish_reason",
