@@ -120,10 +120,11 @@ def test_stop_looks_at_reasoning_only_when_told(run: Run, tmp_path: Path) -> Non
     ).save_pretrained(model)
     argv = ["generate", model, "-p", "hello", "--max-tokens", 24, "--json", "--draft", "none"]
     [whole] = objects(run(*argv).out)
-    stop = str(whole["text"])[5:7]
-    for more, text in (([], whole["text"]), (["--stop-in-reasoning"], str(whole["text"]).partition(stop)[0])):
+    thought = str(whole["reasoning"])
+    stop = thought[5:7]
+    for more, text in (([], thought), (["--stop-in-reasoning"], thought.partition(stop)[0].rstrip())):
         [cut] = objects(run(*argv, "--stop", stop, *more).out)
-        assert cut["text"] == text
+        assert (cut["reasoning"], cut["text"]) == (text, whole["text"])
         assert cut["finish_reason"] == ("stop" if more else whole["finish_reason"])
 
 
