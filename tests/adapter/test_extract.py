@@ -214,8 +214,12 @@ def test_a_pair_whose_function_differs_is_refused(
     config = json.loads((fast / "config.json").read_text())
     (fast / "config.json").write_text(json.dumps(config | change))
     assert float((logits(load(slow)) - logits(load(fast))).abs().max()) > 1e-3
-    with pytest.raises(UsageError, match=f"cannot change .*{next(iter(change))}"):
+    with pytest.raises(UsageError, match=f"cannot change .*{next(iter(change))}") as refused:
         Pair(slow, fast)
+    if change == {"rope_parameters": {"rope_type": "default", "rope_theta": 5_000.0}}:
+        assert "(rope_parameters.rope_theta: 10000.0 and 5000.0)" in str(refused.value), (
+            "not two dictionaries"
+        )
 
 
 def test_settings_that_change_nothing_may_differ(make_pair: MakePair) -> None:

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 _MAX_BATCH = 4
 
 _Prompts = Annotated[
-    list[str] | None, typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.")
+    list[str] | None,
+    typer.Option("-p", "--prompt", help="A prompt; -: stdin without its last line break; repeatable."),
 ]
 _Files = Annotated[
-    list[Path] | None, typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.")
+    list[Path] | None,
+    typer.Option("-f", "--file", help="A prompt from a UTF-8 file, without its last line break; repeatable."),
 ]
 _Raw = Annotated[bool, typer.Option("--raw", help="Plain prompts, without the model's chat template.")]
 _Stream = Annotated[
@@ -128,10 +130,12 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
         raise UsageError("there is no prompt: give -p TEXT, -p - (stdin) or -f FILE")
     if prompts.count("-") > 1:
         raise UsageError("-p - is given twice, but stdin can be read only once: give it once")
-    texts = [sys.stdin.read().removeprefix("\ufeff") if text == "-" else text for text in prompts]
+    texts = [
+        _without_end(sys.stdin.read().removeprefix("\ufeff")) if text == "-" else text for text in prompts
+    ]
     for file in files:
         try:
-            texts.append(file.read_text(encoding="utf-8-sig"))
+            texts.append(_without_end(file.read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise UsageError(f"the prompt file {file} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
@@ -141,6 +145,11 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
             which = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
             raise UsageError(f"{which} is empty: give at least one token of text")
     return texts
+
+
+def _without_end(text: str) -> str:
+    """Return a text without the line break that ends its last line."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _prompts(

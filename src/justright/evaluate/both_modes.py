@@ -31,6 +31,7 @@ from justright.evaluate.judge import Judge
 from justright.files import local_path, save_tensors, write_whole
 from justright.progress import ProgressCallback
 from justright.provenance import file_sha256
+from justright.readable import differences
 from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.routing import RoutingDecision, Turn
 from justright.reasoning.scorers import Probe
@@ -221,7 +222,7 @@ def _work_folder(adapter: Path, job: dict[str, Any]) -> Path:
         held = _held_job(work)
         if held is None:
             raise UsageError(f"{work} exists and is not an interrupted calibration; move or delete it")
-        if differing := [key for key in {**held, **job} if held.get(key) != job.get(key)]:
+        if differing := differences(held, job):
             raise UsageError(
                 f"{work} holds interrupted work of another job ({', '.join(differing)} differ); repeat that job's "
                 "command to finish it, or delete the folder"
