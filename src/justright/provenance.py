@@ -21,7 +21,7 @@ from justright.errors import CheckpointError, SourceError
 FILE_NAME = "provenance.json"
 PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "numpy", "peft")
 # Files of a checkpoint directory that affect results; others (README, licences) do not.
-INPUT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+INPUT_PATTERNS = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
 
 @dataclass(frozen=True)

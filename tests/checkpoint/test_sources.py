@@ -7,10 +7,13 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from checkpoint_helpers import make_model
+from gguf_helpers import write_gguf
 from justright.checkpoint import sources
+from justright.checkpoint.reader import Checkpoint, read_json
 from justright.errors import (
     CheckpointError,
     MissingExtraError,
+    ResourceError,
     SourceError,
     UsageError,
 )
@@ -105,13 +108,14 @@ def test_weights_of_another_name(model_dir):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.gguf", "is a GGUF file.*original checkpoint"),
+        ("model.gguf", "is no GGUF file: it begins with b''"),
         ("model.safetensors", "is a single file: give its directory"),
         ("model.pt", "is a pickle"),
-        ("notes.txt", "is a file: give a checkpoint directory"),
+        ("notes.txt", "is a file: give a checkpoint directory or a GGUF file"),
     ],
 )
-def test_a_file_is_no_directory(tmp_path, name, message):
+def test_a_file_is_no_directory(tmp_path, name, message, monkeypatch):
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
     (tmp_path / name).write_bytes(b"")
 
     with pytest.raises(CheckpointError, match=message):
@@ -119,10 +123,65 @@ def test_a_file_is_no_directory(tmp_path, name, message):
 
 
 def test_a_directory_of_ggufs(tmp_path):
-    (tmp_path / "a.gguf").write_bytes(b"")
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"")
 
-    with pytest.raises(CheckpointError, match=r"holds a GGUF model \(a\.gguf\).*original checkpoint"):
+    with pytest.raises(CheckpointError, match=r"holds several GGUF files \(a\.gguf, b\.gguf\): give one"):
         sources.resolve(str(tmp_path))
+
+
+@pytest.fixture
+def gguf(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "models").mkdir()
+    return write_gguf(tmp_path / "models" / "tiny.Q8_0.gguf")
+
+
+def test_a_gguf_file_opens_through_a_folder_of_the_cache(gguf, tmp_path):
+    source = sources.resolve(str(gguf))
+
+    assert source.kind == "local"
+    assert source.path.parent == tmp_path / "cache" / "gguf"
+    assert (source.path / gguf.name).resolve() == gguf
+    assert {"config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja"} <= {
+        file.name for file in source.path.iterdir()
+    }
+    assert sources.resolve(str(gguf.parent)).path == source.path  # its folder holds nothing else
+
+
+def test_the_folder_is_made_once_and_again_when_the_file_changes(gguf, monkeypatch):
+    first = sources.resolve(str(gguf)).path
+    before = (first / "config.json").stat().st_mtime_ns
+    assert sources.resolve(str(gguf)).path == first
+    assert (first / "config.json").stat().st_mtime_ns == before
+    write_gguf(gguf, num_hidden_layers=2)
+    second = sources.resolve(str(gguf)).path
+    assert second != first
+    assert read_json(second / "config.json")["num_hidden_layers"] == 2
+
+
+def test_a_damaged_gguf_leaves_nothing_behind(gguf, tmp_path):
+    gguf.write_bytes(gguf.read_bytes()[:-9])
+
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        sources.resolve(str(gguf))
+    assert [p.suffix for p in (tmp_path / "cache" / "gguf").iterdir()] == [".lock"]
+
+
+def test_a_config_of_another_family_beside_a_gguf(gguf):
+    (gguf.parent / "config.json").write_text('{"model_type": "gemma3"}')
+    (gguf.parent / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(CheckpointError, match=r"is a llama, but the config\.json beside it is of a gemma3"):
+        Checkpoint.open(gguf.parent)
+
+
+def test_an_unwritable_cache_is_named(gguf, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "file"))
+
+    with pytest.raises(ResourceError, match="JUSTRIGHT_CACHE can name another folder"):
+        sources.resolve(str(gguf))
 
 
 @pytest.mark.parametrize("missing", ["./nowhere", "/no/such/dir", "~/nowhere/at/all", "a/b/c", "nonsense"])
@@ -243,6 +302,95 @@ def test_the_hub_s_errors_say_what_to_do(hub, error, message):
 
     with pytest.raises(SourceError, match=message):
         sources.resolve("org/name@v1")
+
+
+@pytest.fixture
+def gguf_hub(hub, monkeypatch, tmp_path):
+    """A repository of GGUF files; ``calls`` collects what is fetched."""
+    monkeypatch.setenv("JUSTRIGHT_CACHE", str(tmp_path / "cache"))
+    hub.names = [
+        "README.md",
+        "m-Q4_K_M.gguf",
+        "m-Q4_K_S.gguf",
+        "m.Q8_0.gguf",
+        "sub/other-f16.gguf",
+        "mmproj-f16.gguf",
+    ]
+    snapshot = tmp_path / "hub" / "snapshots" / "4567cdef"
+
+    def fetch(repo, name, **options):
+        hub.calls.append((repo, name, options))
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        return str(write_gguf(snapshot / name))
+
+    def names(repo, **options):
+        if hub.raises is not None:
+            raise hub.raises
+        return hub.names
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", names)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("Q4_K_M", "m-Q4_K_M.gguf"),
+        ("q8_0", "m.Q8_0.gguf"),
+        ("m-Q4_K_S.gguf", "m-Q4_K_S.gguf"),
+        ("sub/other-f16.gguf", "sub/other-f16.gguf"),
+    ],
+)
+def test_one_file_of_a_repository_is_fetched(gguf_hub, asked, name):
+    source = sources.resolve(f"org/name@v1:{asked}")
+
+    assert gguf_hub.calls == [("org/name", name, {"revision": "v1"})]
+    assert (source.kind, source.revision) == ("hub", "4567cdef")
+    assert Checkpoint.open(source.path).files()[0].name == name.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            "Q4_K",
+            r"has no GGUF file named 'Q4_K'. Its GGUF files: m-Q4_K_M\.gguf, m-Q4_K_S\.gguf, m\.Q8_0\.gguf, mmproj",
+        ),
+        ("f16", r"has 2 GGUF files named 'f16'. Its GGUF files: mmproj-f16\.gguf, sub/other-f16\.gguf"),
+    ],
+)
+def test_no_file_or_several_of_a_quantisation(gguf_hub, asked, message):
+    with pytest.raises(SourceError, match=message):
+        sources.resolve(f"org/name:{asked}")
+    assert gguf_hub.calls == []
+
+
+def test_offline_the_hub_s_cache_is_searched(gguf_hub, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "m-Q4_K_M.gguf").write_bytes(b"")
+    gguf_hub.raises = hub_errors.OfflineModeIsEnabled("offline")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(kept))
+    sources.resolve("org/name:Q4_K_M")
+
+    assert gguf_hub.calls == [("org/name", "m-Q4_K_M.gguf", {"revision": None})]
+
+
+def test_a_repository_of_ggufs_alone_lists_them(gguf_hub):
+    (gguf_hub.commit / "model.safetensors").unlink()
+
+    with pytest.raises(
+        SourceError, match=r"org/name holds GGUF files; give one of them as org/name:NAME. Its GGUF"
+    ):
+        sources.resolve("org/name")
+
+
+def test_the_hub_s_errors_hold_for_ggufs_too(gguf_hub):
+    gguf_hub.raises = http_error(hub_errors.RepositoryNotFoundError)
+
+    with pytest.raises(SourceError, match="org/name is neither a directory nor a model on the hub"):
+        sources.resolve("org/name:Q4_K_M")
 
 
 def test_hub_progress_is_silenced_and_given_back(hub, monkeypatch):

@@ -14,10 +14,11 @@ from torch import Tensor
 from engine_helpers import prompt_of, verifier_of
 from justright.architectures.schema import Window
 from justright.engine import attention as attention_module
-from justright.engine.attention import SequenceInput, StepPlan, attend, attend_reference, visible
+from justright.engine.attention import StepPlan, attend, attend_reference
 from justright.engine.kv_cache import KVCache
 from justright.engine.model_runner import Verifier
 from justright.engine.step import StepInput, tree_shape
+from justright.engine.visibility import SequenceInput, visible
 from tiny import ALL
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Sequence
 from importlib import resources
 
@@ -21,13 +23,15 @@ pytestmark = [
     ),
 ]
 MODEL = "packaged:smollm2-135m-instruct"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = 32
 
 
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedModel:
     path = resolve(MODEL).path
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # it draws progress bars
+        model = AutoModelForCausalLM.from_pretrained(path, gguf_file=GGUF, dtype=torch.float32)
     model.generation_config.eos_token_id = None  # continue after the end token, as `ignore_eos` does
     return model
 

@@ -18,7 +18,7 @@ from justright.engine.llm import LLM
 from justright.errors import UsageError
 from justright.kernels import build, packed
 from justright.kernels.packed import PackedLinear, pack
-from justright.kernels.quantised import FORMATS, QuantisedLinear, Weights, dequantise, fits, quantise
+from justright.kernels.quantised import FORMATS, Blocks, QuantisedLinear, Weights, dequantise, fits, quantise
 from tiny import save_tiny, tiny_model
 
 TYPES = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K)
@@ -35,7 +35,7 @@ def blocks_of(kind: Type, outputs: int, columns: int, seed: int = 0) -> np.ndarr
 
 
 def linear(x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, kind: int) -> torch.Tensor:
-    out: torch.Tensor = torch.ops.justright.linear(x, blocks, bias, x.shape[1], kind)
+    out: torch.Tensor = torch.ops.justright.linear(x, [blocks], [kind], bias)
     return out
 
 
@@ -50,7 +50,7 @@ def test_blocks_have_the_values_of_the_gguf_package(kind: Type) -> None:
 @hypothesis_settings(max_examples=10)
 @given(rows=st.integers(1, 150), outputs=st.integers(1, 40), bias=st.booleans(), threads=st.integers(1, 3))
 def test_products(kind: Type, rows: int, outputs: int, bias: bool, threads: int) -> None:
-    """Sums as in float64, and each row has the same bits alone, whatever the rows beside it and the threads."""
+    """Sums as in float64 but for activations of 16 bits; a row has the same bits alone, whatever rows and threads."""
     raw = blocks_of(kind, outputs, 512, seed=rows)
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 512, generator=generator)
@@ -64,10 +64,33 @@ def test_products(kind: Type, rows: int, outputs: int, bias: bool, threads: int)
     finally:
         torch.set_num_threads(before)
     expected = x.double() @ weight.T + (0 if offset is None else offset.double())
+    largest = x.double().abs().view(rows, -1, 32).amax(-1)  # a step of 16 bits is a part in 32,767 of it
+    rounding = largest @ weight.abs().view(outputs, -1, 32).sum(-1).T / 65534
     scale = (x.double().abs() @ weight.abs().T).max()
-    assert (found.double() - expected).abs().max() <= 2e-6 * scale
+    assert ((found.double() - expected).abs() <= 1.01 * rounding + 2e-6 * scale).all()
+    assert (found.double() - expected).abs().max() <= 1e-4 * scale
     for row in {0, rows // 2, rows - 1}:
         assert torch.equal(linear(x[row : row + 1], blocks, offset, int(kind))[0], found[row])
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_stays_so_alone(wrong: float) -> None:
+    blocks = torch.from_numpy(blocks_of(Type.Q4_1, 8, 64))
+    x = torch.randn(4, 64)
+    expected = linear(x, blocks, None, 3)
+    x[1, 40] = wrong
+    found = linear(x, blocks, None, 3)
+    assert not found[1].isfinite().any()
+    assert torch.equal(found[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_rows_have_the_values_of_few(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("justright.kernels.quantised._SLAB", 7 * 64)
+    module = QuantisedLinear(Blocks.of(torch.randn(33, 64), "int8"), torch.randn(33) if bias else None)
+    x = torch.randn(3, 50, 64)
+    few = torch.stack([module(one) for one in x[:, :20]])
+    torch.testing.assert_close(module(x)[:, :20], few, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("weights", BOTH)
@@ -143,7 +166,7 @@ def test_a_packed_model_computes_with_the_quantised_values(family: str, weights:
         if type(module) is torch.nn.Linear and not router and fits(module.weight):
             module.weight = torch.nn.Parameter(dequantise(quantise(module.weight, weights), weights))
     ids = torch.tensor([prompt_of(11)])
-    torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-3, atol=2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +184,7 @@ def test_drafts_do_not_change_the_answer(checkpoint: Path, weights: Weights) -> 
     )
     assert first.token_ids == second.token_ids
     assert second.stats.drafted > 0
+    assert first.stats.near_ties == second.stats.near_ties == 0, "a draft changes no bit"
 
 
 def test_without_a_compiler_the_values_are_the_same(
@@ -188,15 +212,15 @@ def test_other_ways_to_run_are_refused(checkpoint: Path, changes: dict[str, str]
 
 def test_bad_shapes_are_errors_and_not_memory_faults() -> None:
     blocks = torch.zeros(4, 34, dtype=torch.uint8)
-    for x, weight, columns, kind in (
-        (torch.zeros(1, 64), blocks, 64, 8),
-        (torch.zeros(1, 32), blocks, 64, 8),
-        (torch.zeros(1, 32), blocks.T.contiguous(), 32, 8),
-        (torch.zeros(1, 32), blocks, 32, 1),
-        (torch.zeros(1, 32).double(), blocks, 32, 8),
-        (torch.zeros(1, 0), blocks[:, :0], 0, 8),
+    for x, weight, kind in (
+        (torch.zeros(1, 64), blocks, 8),
+        (torch.zeros(1, 33), blocks, 8),
+        (torch.zeros(1, 32), blocks.T.contiguous(), 8),
+        (torch.zeros(1, 32), blocks, 1),
+        (torch.zeros(1, 32).double(), blocks, 8),
+        (torch.zeros(1, 0), blocks[:, :0], 8),
     ):
         with pytest.raises(RuntimeError):
-            torch.ops.justright.linear(x, weight, None, columns, kind)
+            torch.ops.justright.linear(x, [weight], [kind], None)
     with pytest.raises(RuntimeError, match="bias"):
         torch.ops.justright.linear(torch.zeros(1, 32), blocks, torch.zeros(3), 32, 8)

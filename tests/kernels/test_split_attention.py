@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from engine_helpers import prompt_of, verifier_of
 from justright.engine import attention as attention_module
-from justright.engine.attention import attend_few, attend_reference, stack_mask
+from justright.engine.attention import attend_few, attend_reference
 from justright.engine.step import StepInput, tree_shape
+from justright.engine.visibility import stack_mask
 from justright.kernels import split_attention as split_keys
 
 

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from justright.engine.defaults import Defaults
 from justright.engine.llm import LLM
+from justright.engine.loading import load_model
 from justright.engine.sampler import SamplingParams
 from justright.engine.step import StepInput
 from justright.errors import UsageError
@@ -255,9 +256,7 @@ def check_names(names: Sequence[str]) -> None:
 
 def load_transformers(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model as transformers runs it by default, except for `read_in_chunks` and ignored end tokens."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    ).to(device)
+    model = load_model(path, dtype=dtype, device=device, attn_implementation="sdpa")
     model.generation_config.eos_token_id = None
     model.register_forward_pre_hook(read_in_chunks, with_kwargs=True)
     return model.eval()

@@ -13,7 +13,7 @@ from justright.adapter.adapter import Adapter
 from justright.architectures.spec import ModelSpec
 from justright.checkpoint.bundle_manifest import Bundle, bundled_files, write_bundle
 from justright.checkpoint.fingerprint import weights_identity
-from justright.checkpoint.finite import check_finite_files
+from justright.checkpoint.finite import check_finite_weights
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import check_tokenizer_files, resolve, resolve_drafter
 from justright.checkpoint.tokenizer import load_tokenizer
@@ -121,7 +121,7 @@ def check_contents(
             "may reason all the same. Try it with `justright generate --effort none`, or give --switch"
         )
     with Checkpoint.open(path) as checkpoint:
-        check_finite_files(checkpoint.files())
+        check_finite_weights(checkpoint)
     return Contents(path, identity, parts, about, settled, tuple(notes))
 
 

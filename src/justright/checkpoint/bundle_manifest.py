@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from justright.checkpoint.finite import check_finite_files
+from justright.checkpoint.finite import check_finite_weights
 from justright.checkpoint.format import damaged
 from justright.checkpoint.mode_files import TEMPLATE_FILES
 from justright.checkpoint.reader import Checkpoint, read_json
@@ -175,7 +175,7 @@ def check_bundled_weights(checkpoint: Checkpoint) -> None:
         CheckpointError: A weight is NaN or infinite.
     """
     if is_bundle(checkpoint.path):
-        check_finite_files(checkpoint.files())
+        check_finite_weights(checkpoint)
 
 
 def part_of_file(name: str) -> str:
@@ -305,7 +305,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _linked(name: str, *, copy: bool) -> bool:
     """Whether to hard-link a file: weights yes; text files no, because users may edit them in place."""
-    return not copy and name.endswith(".safetensors")
+    return not copy and name.endswith((".safetensors", ".gguf"))
 
 
 def _same(source: Path, placed: Path, *, linked: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from justright.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from justright.checkpoint.reader import Checkpoint
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
@@ -54,18 +56,20 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_finite_files(files: Iterable[Path]) -> None:
-    """`check_finite` for all tensors of safetensors files, one tensor in memory at a time.
+def check_finite_weights(checkpoint: Checkpoint) -> None:
+    """`check_finite` for all tensors of a checkpoint, one in memory at a time.
 
     Raises:
         CheckpointError: A value is not finite, or a file cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
+    from justright.kernels.gguf_blocks import scales_are_finite
 
-    for file in files:
-        try:
-            with safe_open(file, framework="pt", device="cpu") as opened:
-                for name in opened.keys():  # noqa: SIM118  (no mapping)
-                    check_finite({name: opened.get_tensor(name)}, file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    for name in checkpoint:
+        file, blocks = checkpoint.info(name).file, checkpoint.blocks(name)
+        if blocks is None:
+            check_finite({name: checkpoint.tensor(name, copy=True)}, file)
+        elif not scales_are_finite(blocks.data, blocks.type):
+            raise CheckpointError(
+                f"{file}: the tensor {name} holds NaN or infinite numbers; only finite numbers are allowed. Fetch or "
+                "make the file again"
+            )

@@ -1,4 +1,4 @@
-"""Read safetensors checkpoints lazily: headers first, then one tensor at a time."""
+"""Read checkpoints lazily, of safetensors or one GGUF file: headers first, then one tensor at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from justright.architectures.spec import ModelSpec
 from justright.checkpoint import sparse
 from justright.checkpoint.format import DTYPES, INDEX, SINGLE, Header, TensorInfo, damaged, read_header
+from justright.checkpoint.gguf_folder import gguf_folder, only_gguf
+from justright.checkpoint.gguf_tensors import GgufTensors, open_gguf
 from justright.checkpoint.tensor_names import canonical_names
 from justright.errors import CheckpointError, UnsupportedModelError
 from justright.files import exists
@@ -19,26 +21,34 @@ from justright.files import exists
 if TYPE_CHECKING:
     import torch
 
+    from justright.kernels.quantised import Blocks
+
 _CHUNK_BYTES = 2**20
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Checkpoint:
-    """A checkpoint directory, or one safetensors file, read one tensor at a time.
+    """A checkpoint directory, or one safetensors or GGUF file, read one tensor at a time.
 
     Life cycle: :meth:`open` reads and validates only the headers. :meth:`tensor` maps the tensor's shard into
     memory at first use and keeps it mapped until :meth:`close` (or the end of the ``with`` block). Files are
     never written. Returned tensors stay valid after closing. Tensors of a sparse container
     (`justright.checkpoint.sparse`) are unpacked on reading. All names are those of the architecture table, even
-    if the files use other names that transformers loads (`justright.checkpoint.tensor_names`).
+    if the files use other names that transformers loads (`justright.checkpoint.tensor_names`). Tensors of a GGUF file
+    are dequantised on reading (`justright.checkpoint.gguf_tensors`); :meth:`blocks` gives them as they lie in the file.
 
     Attributes:
         packed: Names of the tensors that are stored sparsely.
+        gguf: The tensors of a GGUF file; None for safetensors.
     """
 
-    def __init__(self, path: Path, headers: dict[Path, Header]) -> None:
+    def __init__(self, path: Path, headers: dict[Path, Header], gguf: GgufTensors | None = None) -> None:
         self.path = path
+        self.gguf = gguf
         self._config: dict[str, Any] | None = None
+        if gguf is not None:
+            self._infos, self.packed = gguf.infos, frozenset[str]()
+            return
         self._stored = {info.name: info for header in headers.values() for info in header.tensors}
         self._infos, self.packed = self._stored, frozenset[str]()
         if any(file.name.startswith(sparse.SINGLE.removesuffix(".safetensors")) for file in headers):
@@ -51,22 +61,28 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path | str | Checkpoint) -> Checkpoint:
-        """Open a checkpoint directory (or a single ``.safetensors`` file) and check every header.
+        """Open a checkpoint directory (or a single ``.safetensors`` or ``.gguf`` file) and check every header.
+
+        A ``.gguf`` file is opened through the folder that `gguf_folder` makes for it.
 
         A checkpoint that is open already is returned as it is, so that functions take either.
 
         Raises:
             CheckpointError: Weights are missing, truncated, corrupt, duplicated, at odds with the index,
-                or not safetensors at all. The message says which file and what to do.
+                or of another kind of file. The message says which file and what to do.
+            UnsupportedModelError: A GGUF file of a family or type that is not supported.
         """
         if isinstance(path, Checkpoint):
             return path
         path = Path(path)
         index: dict[str, str] = {}
+        path = opened_folder(path)
         if path.is_file():
             files = [path]
         elif (found := weights_file(path)) is None:
             raise no_weights(path)
+        elif found.suffix == ".gguf":
+            return cls(path, {}, _same_family(path, open_gguf(found)))
         elif found.suffix == ".json":
             index = _read_index(found)
             files = [path / name for name in sorted(set(index.values()))]
@@ -102,11 +118,12 @@ class Checkpoint:
 
     def close(self) -> None:
         """Drop the mapped shards; may be called twice."""
-        self._open.clear()
+        if self.gguf is None:
+            self._open.clear()
 
     def files(self) -> tuple[Path, ...]:
-        """Return the safetensors files."""
-        return tuple(self._headers)
+        """Return the files of the weights."""
+        return tuple(self._headers) if self.gguf is None else (self.gguf.file.path,)
 
     def info(self, name: str) -> TensorInfo:
         """Return the header entry of ``name``.
@@ -121,6 +138,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} has no tensor {name!r} among its {len(self._infos)}; similar: {close or 'none'}"
             ) from None
+
+    def stored_as(self, name: str) -> str:
+        """Return the type of a tensor's values in the files: a dtype of safetensors, or a type of GGUF (``Q4_K``)."""
+        return self.dtype(name) if self.gguf is None else self.gguf.stored_as(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the tensor's shape, without reading it."""
@@ -144,10 +165,39 @@ class Checkpoint:
             UnsupportedModelError: Its dtype has no counterpart in torch.
         """
         info = self.info(name)
+        if self.gguf is not None:
+            return self.gguf.tensor(name)
         if name in self.packed:
             values, bitmask = (self._copy(self._stored[name + p]) for p in (sparse.VALUES, sparse.BITMASK))
             return sparse.unpack(values, bitmask, info.shape, f"{name} in {info.file}")
         return self._copy(info) if copy else self._read(info)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some tensors are stored in quantised blocks."""
+        return self.gguf is not None and self.gguf.has_blocks
+
+    def blocks(self, name: str) -> Blocks | None:
+        """Return a matrix in its quantised blocks; None if the files hold plain values.
+
+        Raises:
+            CheckpointError: There is no such tensor.
+        """
+        self.info(name)
+        return None if self.gguf is None else self.gguf.blocks(name)
+
+    def ends(self, name: str, nbytes: int) -> tuple[bytes, bytes]:
+        """Return the first and the last ``nbytes`` of a tensor's values; all of it, if it has fewer.
+
+        Raises:
+            CheckpointError: As `tensor`.
+        """
+        if self.gguf is not None:
+            return self.gguf.ends(name, nbytes)
+        import torch
+
+        flat = self.tensor(name).contiguous().view(-1).view(torch.uint8)
+        return flat[:nbytes].numpy().tobytes(), flat[-nbytes:].numpy().tobytes()
 
     def _copy(self, info: TensorInfo) -> torch.Tensor:
         """Read one stored tensor into newly allocated memory."""
@@ -214,10 +264,35 @@ class Checkpoint:
         return ModelSpec.of(self.config)
 
 
+def opened_folder(path: Path) -> Path:
+    """The folder that a path is opened through: `gguf_folder` of a GGUF file, or of the only one in a folder of that.
+
+    Raises:
+        CheckpointError: As `gguf_folder`.
+        UnsupportedModelError: As `gguf_folder`.
+        ResourceError: As `gguf_folder`.
+    """
+    if path.is_file():
+        return gguf_folder(path) if path.suffix == ".gguf" else path
+    file = weights_file(path)
+    whole = (path / "config.json").exists() and (path / "tokenizer.json").exists()
+    return path if whole or file is None or file.suffix != ".gguf" else gguf_folder(file)
+
+
 def weights_file(path: Path) -> Path | None:
     """Return the single weights file of a checkpoint directory, or the index of its shards; None if neither exists."""
     names = (SINGLE, INDEX, sparse.SINGLE, sparse.INDEX)
-    return next((path / name for name in names if (path / name).exists()), None)
+    return next((path / name for name in names if (path / name).exists()), None) or only_gguf(path)
+
+
+def _same_family(path: Path, gguf: GgufTensors) -> GgufTensors:
+    found = read_json(path / "config.json").get("model_type")
+    if found != gguf.family.model_type:
+        raise CheckpointError(
+            f"{gguf.file.path} is a {gguf.family.model_type}, but the config.json beside it is of a {found}. Give the "
+            "file alone in a folder, so that its own header counts"
+        )
+    return gguf
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -265,10 +340,11 @@ def no_weights(path: Path) -> CheckpointError:
         )
     if ggufs:
         return CheckpointError(
-            f"{path} holds a GGUF model ({', '.join(ggufs[:4])}), but justright reads safetensors: give the original "
-            "checkpoint that the GGUF was made from"
+            f"{path} holds several GGUF files ({', '.join(ggufs[:8])}): give one of them by its whole path"
         )
-    return CheckpointError(f"{path} holds no weights: expected {SINGLE}, or {INDEX} with its shards")
+    return CheckpointError(
+        f"{path} holds no weights: expected {SINGLE}, {INDEX} with its shards, or one GGUF file"
+    )
 
 
 def _torch_name(info: TensorInfo) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from justright.checkpoint.bundle_manifest import Bundle, is_bundle
-from justright.checkpoint.reader import no_weights, weights_file
+from justright.checkpoint.reader import no_weights, opened_folder, weights_file
 from justright.errors import (
     CheckpointError,
     JustrightError,
@@ -43,7 +43,8 @@ TOKENIZER_FILES = (
 )
 
 _PREFIXED = re.compile(r"([A-Za-z][\w-]+):(.*)", re.DOTALL)  # two letters at least: C:\ is a drive
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?")
+_HUB_GGUF = re.compile(_HUB_ID.pattern + r":(?P<file>[^:\s]+)")
 
 
 class Provider(Protocol):
@@ -79,27 +80,35 @@ def resolve(model: str, *, progress: bool = True) -> Source:
     """Find a model, and fetch or convert it where needed.
 
     Args:
-        model: An existing directory, ``PREFIX:NAME`` (a model in a Python package), or a hub id
-            ``org/name`` or ``org/name@revision``. A directory goes before a hub id of the same spelling.
+        model: An existing directory or GGUF file, ``PREFIX:NAME`` (a model in a Python package), or a hub id
+            ``org/name`` or ``org/name@revision``, for a GGUF file with its quantisation or name (``org/name:Q4_K_M``).
+            A directory goes before a hub id of the same spelling.
         progress: Show progress on stderr.
 
     Raises:
         UsageError: The name is empty.
         SourceError: No model has this name, or the hub cannot be reached.
         CheckpointError: The result is not a checkpoint that justright can load.
+        UnsupportedModelError: A GGUF file of a family or type that is not supported.
         MissingExtraError: A package is missing; the message has the install command.
     """
     if not model.strip():
         raise UsageError("the model's name is empty: give a directory, PREFIX:NAME or a hub id org/name")
     local = local_path(model)
     if exists(local):
-        return Source(_check_directory(local.resolve()), model, "local")
+        return Source(_check_directory(opened_folder(local.resolve())), model, "local")
     if match := _PREFIXED.fullmatch(model):
         prefix, name = match.groups()
         return Source(_check_directory(_packaged(prefix, name, progress)), model, prefix)
-    match = _HUB_ID.fullmatch(model)
-    if match and not model.startswith((".", "~")):
+    if model.startswith((".", "~")):
+        raise _nothing_found(model)
+    if match := _HUB_GGUF.fullmatch(model):
+        file, commit = _download_gguf(match["repo"], match["revision"], match["file"], progress)
+        return Source(opened_folder(file), model, "hub", revision=commit)
+    if match := _HUB_ID.fullmatch(model):
         path = _download(match["repo"], match["revision"], progress)
+        if weights_file(path) is None and (ggufs := _ggufs_on_hub(match["repo"], path.name)):
+            raise SourceError(f"{model} holds GGUF files; give one of them as {model}:NAME. {_listed(ggufs)}")
         return Source(_check_directory(path), model, "hub", revision=path.name)
     raise _nothing_found(model)
 
@@ -181,11 +190,6 @@ def _check_directory(path: Path) -> Path:
 
 
 def _not_a_directory(path: Path) -> CheckpointError:
-    if path.suffix == ".gguf":
-        return CheckpointError(
-            f"{path} is a GGUF file, but justright reads safetensors directories: give the original checkpoint that "
-            "the GGUF was made from (the GGUF's model card names its hub id)"
-        )
     if path.suffix == ".safetensors":
         return CheckpointError(f"{path} is a single file: give its directory, {path.parent}")
     if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}:
@@ -193,7 +197,7 @@ def _not_a_directory(path: Path) -> CheckpointError:
             f"{path} is a pickle, which justright never loads, because it can run any code: give a safetensors "
             "directory"
         )
-    return CheckpointError(f"{path} is a file: give a checkpoint directory")
+    return CheckpointError(f"{path} is a file: give a checkpoint directory or a GGUF file")
 
 
 def _packaged(prefix: str, name: str, progress: bool) -> Path:
@@ -242,24 +246,76 @@ def _nothing_found(model: str) -> SourceError:
 
 def _download(repo: str, revision: str | None, progress: bool) -> Path:
     import huggingface_hub
+
+    with _hub_errors(repo, revision), _hub_progress(progress):
+        path = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=HUB_ALLOW,
+            ignore_patterns=HUB_IGNORE,
+        )
+        if is_bundle(Path(path)):  # all files that it names, from the same commit
+            huggingface_hub.snapshot_download(
+                repo,
+                revision=Path(path).name,
+                allow_patterns=[glob.escape(name) for name in Bundle.open(Path(path)).files],
+                ignore_patterns=HUB_NEVER,
+            )
+    return Path(path)
+
+
+def _download_gguf(repo: str, revision: str | None, wanted: str, progress: bool) -> tuple[Path, str]:
+    """Fetch the one GGUF file with this name or quantisation; return it and its commit."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    with _hub_errors(repo, revision), _hub_progress(progress):
+        try:
+            names = huggingface_hub.list_repo_files(repo, revision=revision)
+        except errors.HfHubHTTPError:  # the hub's answer
+            raise
+        except (OSError, httpx.TransportError):  # offline: what its cache holds
+            kept = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+            names = [file.relative_to(kept).as_posix() for file in kept.rglob("*.gguf")]
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        found = [name for name in ggufs if _is_named(name, wanted)]
+        if len(found) != 1:
+            what = "no GGUF file" if not found else f"{len(found)} GGUF files"
+            raise SourceError(f"{repo} has {what} named {wanted!r}. {_listed(found or ggufs)}")
+        file = Path(huggingface_hub.hf_hub_download(repo, found[0], revision=revision))
+    return file, file.parents[found[0].count("/")].name
+
+
+def _ggufs_on_hub(repo: str, revision: str) -> list[str]:
+    """The GGUF files of a repository; none if the hub cannot be reached."""
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.list_repo_files(repo, revision=revision)
+    except Exception:  # the caller has a message of its own
+        return []
+    return [name for name in names if name.endswith(".gguf")]
+
+
+def _is_named(file: str, wanted: str) -> bool:
+    """Whether a GGUF file has a name, or a quantisation as a word of its name: ``Q4_K`` is none of ``Q4_K_M``."""
+    word = rf"(?<!\w){re.escape(wanted)}(?!\w)"
+    return file == wanted or re.search(word, Path(file).stem, re.IGNORECASE) is not None
+
+
+def _listed(ggufs: list[str]) -> str:
+    return f"Its GGUF files: {', '.join(sorted(ggufs)) or 'none'}"
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Raise the hub's errors as `SourceError`, with what to do."""
     from huggingface_hub import errors
 
     where = f"{repo}{f'@{revision}' if revision else ''}"
     try:
-        with _hub_progress(progress):
-            path = huggingface_hub.snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=HUB_ALLOW,
-                ignore_patterns=HUB_IGNORE,
-            )
-            if is_bundle(Path(path)):  # all files that it names, from the same commit
-                huggingface_hub.snapshot_download(
-                    repo,
-                    revision=Path(path).name,
-                    allow_patterns=[glob.escape(name) for name in Bundle.open(Path(path)).files],
-                    ignore_patterns=HUB_NEVER,
-                )
+        yield
     except errors.GatedRepoError as error:
         raise SourceError(
             f"{where} is gated: accept its terms at https://huggingface.co/{repo}, then run `hf auth login`"
@@ -288,7 +344,6 @@ def _download(repo: str, revision: str | None, progress: bool) -> Path:
             f"{where} could not be fetched from the hub ({line}). Repeat the command: it keeps the files already "
             "fetched"
         ) from error
-    return Path(path)
 
 
 @contextlib.contextmanager

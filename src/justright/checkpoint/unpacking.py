@@ -12,20 +12,22 @@ from justright.provenance import collect
 
 
 def unpack_checkpoint(source: Path, out: Path, tick: Callable[[int, int], None] = lambda *_: None) -> Path:
-    """Write the container ``source`` as a plain checkpoint ``out``. After an interruption, the same call resumes.
+    """Write the container or GGUF file ``source`` as a plain checkpoint ``out``; after an interruption, it resumes.
 
     Args:
-        source: Directory of the container.
+        source: Directory of the container, or of the GGUF file.
         out: Directory to create.
         tick: Progress callback; receives the finished and the total tensors.
 
     Raises:
-        UsageError: ``source`` is not a container, or ``out`` exists.
-        CheckpointError: The container is damaged.
+        UsageError: ``source`` is an ordinary checkpoint, or ``out`` exists.
+        CheckpointError: The container or file is damaged.
     """
     with Checkpoint.open(source) as checkpoint:
-        if not checkpoint.packed:
-            raise UsageError(f"{source} is already an ordinary checkpoint: give a sparse container")
+        if not checkpoint.packed and checkpoint.gguf is None:
+            raise UsageError(
+                f"{source} is already an ordinary checkpoint: give a sparse container or a GGUF file"
+            )
         expected = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         fingerprint = {"unpack": str(source.resolve()), "bytes": checkpoint.nbytes}
         with CheckpointWriter(out, fingerprint=fingerprint, source=source, expected_bytes=expected) as writer:

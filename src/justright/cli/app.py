@@ -27,8 +27,8 @@ from justright.cli.output import output_of
 app = typer.Typer(
     name="justright",
     help="Open-weight language models, made just right: not too big, not too slow, not lost in thought.",
-    epilog="MODEL is a checkpoint directory, a hub id org/name, packaged:NAME or zoo:NAME. Exit codes: 0 done, "
-    "1 a bug, 2 usage, 3 model not found or damaged, 4 model not supported, 5 not enough disk, memory or "
+    epilog="MODEL is a checkpoint directory, a GGUF file, a hub id org/name, packaged:NAME or zoo:NAME. Exit codes: "
+    "0 done, 1 a bug, 2 usage, 3 model not found or damaged, 4 model not supported, 5 not enough disk, memory or "
     "context, 6 a package is missing, 130 interrupted, 141 the output pipe was closed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -64,7 +64,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint directory, a hub id org/name or org/name@revision, packaged:NAME or zoo:NAME.",
+        help="A checkpoint directory, a GGUF file, a hub id org/name, org/name@revision or org/name:Q4_K_M (GGUF), "
+        "packaged:NAME or zoo:NAME.",
         show_default=False,
     ),
 ]
@@ -107,7 +108,11 @@ CpuKernels = Annotated[
     str | None, _loading(help="CPU kernels: packed or plain.  (default: packed on a CPU in float32)")
 ]
 Weights = Annotated[
-    str | None, _loading(help="Quantise while loading: int8 or int4, float32 on a CPU.  (default: as stored)")
+    str | None,
+    _loading(
+        help="Quantise while loading: int8 or int4, float32 on a CPU; float: expand the blocks of a GGUF file.  "
+        "(default: as stored)"
+    ),
 ]
 MaxContext = Annotated[
     int | None, _loading(help="Most tokens of a sequence, prompt and output.  (default: the model's context)")

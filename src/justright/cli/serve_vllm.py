@@ -42,7 +42,7 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     """Build vLLM's arguments, and replace this process by vLLM.
 
     Raises:
-        UsageError: vLLM has no equivalent of an option.
+        UsageError: vLLM has no equivalent of an option, or the model is a GGUF file.
         MissingExtraError: vLLM, or a package that a drafter needs there, is not installed.
     """
     from justright.cli.prepare import prepare
@@ -58,6 +58,11 @@ def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: i
     options = {"max_context": given["max_context"], "switch": given["switch"], "draft": "none"}
     options["generation_config"] = given["generation_config"]
     ready = prepare(model, output, options)
+    if ready.checkpoint.gguf is not None:
+        raise UsageError(
+            f"{model} is a GGUF file, which vLLM does not run here: convert it once with `justright unpack {model} "
+            "-o DIR`, and serve DIR"
+        )
     settings, notes = _with_defaults(ctx, settings, ready)
     adapter = ready.adapter
     folder = cache_folder() / "vllm" / _digest(ready.path, None if adapter is None else adapter.path)

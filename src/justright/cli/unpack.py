@@ -20,7 +20,7 @@ def unpack(
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create.")],
     as_json: Json = False,
 ) -> None:
-    """Convert the output of `justright prune --store sparse` to an ordinary checkpoint for other engines, bit for bit.
+    """Convert a GGUF file, or the output of `justright prune --store sparse`, to an ordinary checkpoint, bit for bit.
 
     If interrupted, the same command continues.
     """

@@ -18,34 +18,13 @@ from torch import Tensor, nn
 
 from justright.architectures.schema import Window
 from justright.engine.kv_cache import KVCache
+from justright.engine.visibility import SequenceInput, sight_of, stack_mask, visible
+from justright.kernels.fused import Sight
 from justright.kernels.split_attention import attend_split, count_parts, split_bias
 
 ATTENTION_NAME = "justright"
 _GROUPED_QUERIES = 64
 _STATIC_STEP = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceInput:
-    """The tokens of one sequence within a step.
-
-    Attributes:
-        slot: the sequence's row in the cache.
-        start: first token within the flat step.
-        positions: absolute position of each token, ``[tokens]``, int64.
-        tree: ``[tokens, tokens]`` bool, row may see column (itself and its ancestors); None for a plain chain.
-        certain: number of leading tokens that definitely belong to the sequence. The tokens after them (draft,
-            [SPEC], padding) may be masked for other tokens, so `bounded_` makes their keys and values finite.
-    """
-
-    slot: int
-    start: int
-    positions: Tensor
-    tree: Tensor | None = None
-    certain: int = 0
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
 
 @dataclass(slots=True)
@@ -60,6 +39,8 @@ class StepPlan:
         index_scaled: the architecture table's flag, see `rescale_by_position`.
         static: run i belongs to slot i and all runs have the same length: attend to the whole cache at once,
             with shapes that do not depend on the sequences' lengths.
+        fused: the step runs in fused layers, see `justright.kernels.fused`.
+        adapted: some rows have an adapter.
     """
 
     cache: KVCache
@@ -68,12 +49,28 @@ class StepPlan:
     positions: Tensor
     index_scaled: bool = False
     static: bool = False
+    fused: bool = False
+    adapted: bool = False
+    _sights: dict[Window | None, Sight] = field(default_factory=dict)
     _masks: dict[tuple[int, Window | None], tuple[int, Tensor | None]] = field(default_factory=dict)
     _biases: dict[tuple[int, Window | None, int, bool], tuple[int, Tensor | None]] = field(
         default_factory=dict
     )
     _static_masks: dict[Window | None, Tensor] = field(default_factory=dict)
     _static_at: Tensor | None = None
+
+    def sight(self, layer: int) -> Sight:
+        """What the step's rows see in a fused layer, built once per step and window."""
+        window = self.windows[layer]
+        if window not in self._sights:
+            self._sights[window] = sight_of(self.runs, self.cache.lengths, self.positions, window)
+        return self._sights[window]
+
+    def rows_of_cache(self, layer: int, kv_heads: int, head_dim: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of each run's sequence in a layer, ``[kv_heads, capacity, head_dim]`` each."""
+        like = torch.empty(kv_heads, 0, head_dim)
+        keys, values = self.cache.layer(layer, like, like)
+        return [keys[run.slot] for run in self.runs], [values[run.slot] for run in self.runs]
 
     def mask(self, index: int, window: Window | None) -> tuple[int, Tensor | None]:
         """First visible cache entry of run ``index`` and its mask from there, built once per step.
@@ -142,41 +139,6 @@ class StepPlan:
             at = starts[:, None] + torch.arange(len(self.runs[0]))
             self._static_at = at.to(self.positions.device)
         return self._static_at
-
-
-def visible(run: SequenceInput, past: int, window: Window | None) -> tuple[int, Tensor | None]:
-    """What the tokens of ``run`` may see, after ``past`` cached tokens of the same sequence.
-
-    Cached token ``j`` has position ``j``. A sliding window of size w shows positions above ``p - w`` to a token at
-    position ``p`` (itself included); a chunk of size c shows those from ``p // c * c`` on.
-
-    Returns:
-        ``(first, mask)`` as in `StepPlan.mask`.
-    """
-    count = len(run)
-    positions = run.positions
-    first = 0
-    if window is not None:
-        earliest = int(positions.min())
-        size = window.size
-        first = earliest - size + 1 if window.kind == "sliding" else earliest // size * size
-        first = min(max(first, 0), past)
-    if count == 1 and window is None:
-        return 0, None
-    tree = run.tree
-    if tree is None:
-        tree = torch.ones(count, count, dtype=torch.bool, device=positions.device).tril()
-    mask = torch.ones(count, past - first + count, dtype=torch.bool, device=positions.device)
-    mask[:, past - first :] = tree
-    if window is not None:
-        cached = torch.arange(first, past, device=positions.device)
-        keys = torch.cat([cached, positions])[None, :]
-        queries = positions[:, None]
-        if window.kind == "sliding":
-            mask &= keys > queries - window.size
-        else:
-            mask &= keys >= queries // window.size * window.size
-    return first, None if bool(mask.all()) else mask
 
 
 def attention(
@@ -370,21 +332,6 @@ def attend_few(
             stacked[None], keys[None], values[None], attn_mask=bias, scale=scaling
         )
     return out.reshape(heads, tokens, -1)
-
-
-def stack_mask(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """The additive mask for the stacked queries of all heads that share a key head.
-
-    Args:
-        mask: ``[tokens, length]`` bool, True = visible.
-        groups: query heads per key head.
-        dtype: of the scores.
-
-    Returns:
-        ``[groups * tokens, length]``: 0 where visible, -inf elsewhere.
-    """
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-    return bias.repeat(groups, 1)
 
 
 def attend_reference(

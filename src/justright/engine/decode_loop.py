@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from justright.engine.draft_selection import choose, preferred
 from justright.engine.model_runner import Verifier
 from justright.engine.request import Emission, FinishReason, Request
+from justright.engine.sampler import Verification
 from justright.engine.sequence import Active, chain, state_to_draft_from, step_input
 from justright.engine.slots import Slots
 from justright.engine.step import StepOutput
@@ -148,7 +149,7 @@ class DecodeLoop:
         verified = active.verify_or_end(EMPTY_DRAFT, output)
         self.places.seat(active)
         stats.prefill_s += time.perf_counter() - begin
-        stats.near_ties += verified.near_ties
+        stats.near_ties += self._near_ties(request, verified)
         yield self._emit(active, verified.token_ids, 0, state_to_draft_from(output, 0))
 
     def _begin(self, request: Request) -> Active:
@@ -169,16 +170,21 @@ class DecodeLoop:
         output: StepOutput | None = None
         new = request.prompt_ids[request.stats.reused_tokens :]
         states: list[Tensor] | None = [] if self._reads else None
-        for begin in range(0, len(new), verifier.prefill_chunk):
+        for begin, end in verifier.prefill_spans(len(new)):
             if request.cancelled:
                 return None
             started = time.perf_counter()
-            chunk = new[begin : begin + verifier.prefill_chunk]
-            spec = verifier.spec_embedding is not None and begin + len(chunk) == len(new)
             slot = self.places.slot(active)  # other requests may have ended since
-            [output] = verifier.prefill(slot, chunk, request.plan.factor, spec=spec, states=states)
+            output = verifier.prefill_one(
+                slot,
+                new[begin:end],
+                request.plan.factor,
+                last=end == len(new),
+                spec=verifier.spec_embedding is not None,
+                states=states,
+            )
             request.stats.prefill_s += time.perf_counter() - started
-            yield len(chunk)
+            yield end - begin
         if request.cancelled:
             return None
         if self.drafter is not None and states is not None:
@@ -225,7 +231,7 @@ class DecodeLoop:
             stats.forced_steps += stats.forced_tokens - before == len(one.token_ids)
             stats.plain_steps += not len(draft)
             stats.drafted += len(draft)
-            stats.near_ties += one.near_ties
+            stats.near_ties += self._near_ties(active.request, one)
             stats.steps.append((len(active.request.token_ids), len(draft), accepted))
         end = time.perf_counter()
         # Build all chunks before the first yield, so that closing the iterator leaves every request consistent.
@@ -240,6 +246,15 @@ class DecodeLoop:
             state = state_to_draft_from(output, one.path[-1])
             emissions.append(self._emit(active, one.token_ids, accepted, state))
         yield from emissions
+
+    def _near_ties(self, request: Request, verified: Verification) -> int:
+        """Tokens that could be others in another batch or with other drafts.
+
+        There are none where a row has the same bits in every step: in fused layers, without an adapter, after a prompt
+        that was run as a whole.
+        """
+        exact = self.verifier.fused and not request.plan.factor and not request.stats.reused_tokens
+        return 0 if exact else verified.near_ties
 
     def _draft(self, batch: Sequence[Active]) -> tuple[list[Draft], list[Draft]]:
         """The full proposals, and the same cut to the profitable size; injected tokens take precedence over drafts."""

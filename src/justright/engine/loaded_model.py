@@ -281,7 +281,8 @@ class LoadedModel:
         return cost
 
     def _cost_file(self, path: Path) -> Path:
-        stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.glob("*.safetensors"))]
+        weights = [file for ending in ("safetensors", "gguf") for file in sorted(path.glob(f"*.{ending}"))]
+        stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in weights]
         device = self.verifier.device
         cpu = f"{processor_name()} x {os.cpu_count()}"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +16,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from justright.adapter.apply import AppliedSwitch
 from justright.architectures.spec import ModelSpec
 from justright.checkpoint.reader import Checkpoint
-from justright.engine.attention import ATTENTION_NAME, SequenceInput, StepPlan, attention
+from justright.engine.attention import ATTENTION_NAME, StepPlan, attention
 from justright.engine.kv_cache import KVCache
-from justright.engine.loading import decoder_of, load_model
+from justright.engine.loading import decoder_of, load_blocks, load_model, runs_blocks
 from justright.engine.step import StepInput, StepOutput, rows_of, tree_shape
+from justright.engine.visibility import SequenceInput
 from justright.errors import ResourceError, UsageError
 from justright.kernels import packed as kernels
-from justright.kernels.quantised import Weights
+from justright.kernels.quantised import AsFloats, Weights
 
 CpuKernels = Literal["packed", "plain"]
 CacheKind = Literal["grow", "static", "trimmed"]
@@ -44,6 +46,8 @@ class Verifier:
             covers only the part in use: for many sequences of similar length on a CPU).
         max_tokens: the longest sequence; the model's context by default.
         prefill_chunk: tokens per prefill forward.
+        fused: the decoder layers can run as fused calls, see `justright.kernels.fused`. Steps do, and with them each
+            row of a step has the same bits whatever rows run beside it.
 
     Raises:
         UnsupportedModelError: a family without a row in the architecture table, or one whose state cannot be
@@ -58,6 +62,7 @@ class Verifier:
         cache: CacheKind = "grow",
         max_tokens: int | None = None,
         prefill_chunk: int = 512,
+        fused: bool = False,
     ) -> None:
         if model.config._attn_implementation != ATTENTION_NAME:
             model.set_attn_implementation(ATTENTION_NAME)
@@ -69,6 +74,7 @@ class Verifier:
         self.cache_kind = cache
         self.max_tokens = min(max_tokens or self.spec.context, self.spec.usable_context)
         self.cache = self._new_cache(slots)
+        self.fused = fused and not self.cache.static
         self.switch: AppliedSwitch | None = None
         self.spec_embedding: Tensor | None = None
         """``[hidden_size]``: the embedding of [SPEC] at the first layer; a drafter supplies it."""
@@ -84,7 +90,7 @@ class Verifier:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         cpu_kernels: CpuKernels | None = None,
-        weights: Weights | None = None,
+        weights: Weights | AsFloats | None = None,
         **options: Any,
     ) -> Verifier:
         """Load a local checkpoint; ``options`` go to the constructor.
@@ -94,7 +100,8 @@ class Verifier:
             dtype: of the weights and the cache.
             device: any torch device.
             cpu_kernels: "packed" or "plain"; None uses packed where available.
-            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head.
+            weights: "int8" or "int4" quantises the matrices of the decoder layers and the head; "float" expands the
+                blocks of a GGUF file; None: as they are in the files, where the CPU kernels can be used.
 
         Raises:
             UsageError: packed kernels or quantised weights are requested but not available.
@@ -109,16 +116,20 @@ class Verifier:
                 f"packed CPU kernels need float32 on a CPU, not {dtype} on {device}: "
                 "use --cpu-kernels plain, or --dtype float32"
             )
-        if weights is not None and (not packable or cpu_kernels == "plain"):
+        quantised = None if weights == "float" else weights
+        if quantised is not None and (not packable or cpu_kernels == "plain"):
             raise UsageError(
                 f"weights {weights!r} need packed CPU kernels in float32, but dtype is "
                 f"{str(dtype).removeprefix('torch.')}, device {device} and cpu_kernels {cpu_kernels or 'packed'}. "
                 "Use --dtype float32 --device cpu --cpu-kernels packed, and a torch with oneDNN"
             )
-        model = load_model(path, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
-        if packable and cpu_kernels != "plain":
-            kernels.pack(model, weights)
-        return cls(model, **options)
+        checkpoint, fast = Checkpoint.open(path), packable and cpu_kernels != "plain"
+        if weights is None and checkpoint.has_blocks and runs_blocks(checkpoint, fast):
+            model = load_blocks(checkpoint, attn_implementation=ATTENTION_NAME)
+        else:
+            model = load_model(checkpoint, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
+        fused = fast and kernels.pack(model, quantised)
+        return cls(model, fused=fused, **options)
 
     @property
     def slots(self) -> int:
@@ -193,19 +204,41 @@ class Verifier:
             raise ResourceError(
                 f"the prompt has {total} tokens; the context holds {self.max_tokens}: shorten the prompt"
             )
-        for begin in range(0, len(token_ids), self.prefill_chunk):
-            chunk = token_ids[begin : begin + self.prefill_chunk]
-            last = begin + len(chunk) == len(token_ids)
-            spec_tokens = int(spec and last and total < self.max_tokens)
-            one = StepInput(slot, chunk, factor=factor, spec=spec_tokens)
-            if states is None:
-                [output] = self._forward([one], only_last=True)
-            else:
-                with self._all_states(states):
-                    [output] = self._forward([one], only_last=True)
-                states[-1] = states[-1][: len(chunk)]
-            self.keep(slot, range(len(chunk)))
+        for begin, end in self.prefill_spans(len(token_ids)):
+            last = end == len(token_ids)
+            chunk = token_ids[begin:end]
+            output = self.prefill_one(slot, chunk, factor, last=last, spec=spec, states=states)
             yield output if last else None
+
+    def prefill_spans(self, tokens: int) -> list[tuple[int, int]]:
+        """Begin and end of the chunks in which a prompt is run.
+
+        The last token is a chunk of its own where it runs in fused layers: a [SPEC] after it changes none of its bits
+        there.
+        """
+        alone = int(self.fused)
+        begins = [*range(0, tokens - alone, self.prefill_chunk), *([tokens - 1] * alone)]
+        return list(pairwise([*begins, tokens]))
+
+    def prefill_one(
+        self,
+        slot: int,
+        chunk: Sequence[int],
+        factor: float,
+        *,
+        last: bool,
+        spec: bool,
+        states: list[Tensor] | None,
+    ) -> StepOutput:
+        """Run and keep one of the chunks of `prefill`; ``last`` says that it ends the prompt."""
+        fits = self.cache.lengths[slot] + len(chunk) < self.max_tokens
+        one = StepInput(slot, chunk, factor=factor, spec=int(spec and last and fits))
+        with contextlib.nullcontext() if states is None else self._all_states(states):
+            [output] = self._forward([one], only_last=True, fused=self.fused and last)
+        if states is not None:
+            states[-1] = states[-1][: len(chunk)]
+        self.keep(slot, range(len(chunk)))
+        return output
 
     def step(self, inputs: Sequence[StepInput]) -> list[StepOutput]:
         """Run one step for several sequences; nothing is kept until `keep`.
@@ -214,7 +247,7 @@ class Verifier:
         of distinct shapes; the inputs are then for slots 0, 1, 2, ... in order.
         """
         if not self.cache.static:
-            return self._forward(inputs, only_last=False)
+            return self._forward(inputs, fused=self.fused)
         assert [one.slot for one in inputs] == list(range(len(inputs)))
         for one in inputs:
             self.cache.reserve(one.slot, one.rows)
@@ -278,7 +311,12 @@ class Verifier:
 
     @torch.inference_mode()
     def _forward(
-        self, inputs: Sequence[StepInput], size: int | None = None, *, only_last: bool = False
+        self,
+        inputs: Sequence[StepInput],
+        size: int | None = None,
+        *,
+        only_last: bool = False,
+        fused: bool = False,
     ) -> list[StepOutput]:
         """Run all sequences' tokens in one flat row, each padded to ``size`` if given."""
         laid_out = [one.laid_out() for one in inputs]
@@ -287,7 +325,7 @@ class Verifier:
         # A prompt becomes part of the sequence, but not the [SPEC] after it; the tokens of a step are not yet
         # verified.
         certain = [len(one.token_ids) if only_last else 0 for one in inputs]
-        plan = self._plan(laid_out, certain, static=size is not None)
+        plan = self._plan(laid_out, certain, static=size is not None, fused=fused)
         flat = torch.tensor([[t for one in laid_out for t in one.token_ids]], device=self.device)
         tokens, specs = rows_of(inputs, [run.start for run in plan.runs], only_last=only_last)
         wanted = [row for rows in tokens for row in rows]
@@ -309,7 +347,9 @@ class Verifier:
             begin = span.stop
         return outputs
 
-    def _plan(self, inputs: Sequence[StepInput], certain: Sequence[int], *, static: bool) -> StepPlan:
+    def _plan(
+        self, inputs: Sequence[StepInput], certain: Sequence[int], *, static: bool, fused: bool
+    ) -> StepPlan:
         runs = []
         start = 0
         for one, sure in zip(inputs, certain, strict=True):
@@ -329,7 +369,14 @@ class Verifier:
             start += count
         positions = torch.cat([run.positions for run in runs])
         return StepPlan(
-            self.cache, runs, self.spec.windows, positions, self.spec.architecture.index_scaled, static=static
+            self.cache,
+            runs,
+            self.spec.windows,
+            positions,
+            self.spec.architecture.index_scaled,
+            static=static,
+            fused=fused,
+            adapted=any(one.factor for one in inputs),
         )
 
     def _switched(self, inputs: Sequence[StepInput]) -> contextlib.AbstractContextManager[None]:

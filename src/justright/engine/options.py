@@ -10,7 +10,7 @@ import torch
 
 from justright.engine.model_runner import CacheKind, CpuKernels
 from justright.errors import UsageError
-from justright.kernels.quantised import FORMATS, Weights
+from justright.kernels.quantised import FORMATS, AsFloats, Weights
 
 _DTYPES = {
     "float32": torch.float32,
@@ -32,7 +32,8 @@ class EngineOptions:
         dtype: "float32" (fp32), "bfloat16" (bf16), "float16" (fp16).
         device: any torch device, or "auto": the first CUDA device, else the CPU.
         cpu_kernels: "packed" or "plain"; None uses packed where available (float32 on a CPU).
-        weights: "int8" or "int4": quantise the decoder's matrices and the head while loading (float32 on a CPU).
+        weights: "int8" or "int4": quantise the decoder's matrices and the head while loading (float32 on a CPU);
+            "float": expand the blocks of a GGUF file to ``dtype``; None: as they are in the model's files.
         slots: number of sequences decoded concurrently.
         cache: "grow", or "static" (the whole context allocated, shapes constant).
         max_context: cap on the tokens of a sequence; the model's context by default.
@@ -51,7 +52,7 @@ class EngineOptions:
     dtype: str = "float32"
     device: str = "auto"
     cpu_kernels: CpuKernels | None = None
-    weights: Weights | None = None
+    weights: Weights | AsFloats | None = None
     slots: int = 1
     cache: CacheKind = "grow"
     max_context: int | None = None
@@ -71,7 +72,7 @@ class EngineOptions:
         if self.cpu_kernels is not None:
             _one_of("cpu_kernels", self.cpu_kernels, ("packed", "plain"))
         if self.weights is not None:
-            _one_of("weights", self.weights, FORMATS)
+            _one_of("weights", self.weights, (*FORMATS, "float"))
         for name in ("slots", "max_draft", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; allowed: 1 or more")

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from justright.files import cache_folder
 
-SOURCE = Path(__file__).parent / "cpp" / "linear.cpp"
+SOURCES = Path(__file__).parent / "cpp"
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 600
 _VERSION_TIMEOUT_S = 30
@@ -92,7 +92,8 @@ def _loads(library: Path) -> bool:
 
 def _key(compiler: Sequence[str]) -> str:
     version = _run([*compiler, "--version"], _VERSION_TIMEOUT_S)
-    parts = (SOURCE.read_text("utf-8"), version, _processor(), torch.__version__, *_flags(), *compiler[1:])
+    sources = (file.read_text("utf-8") for file in sorted(SOURCES.iterdir()))
+    parts = (*sources, version, _processor(), torch.__version__, *_flags(), *compiler[1:])
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -130,7 +131,7 @@ def _compile(compiler: Sequence[str], library: Path) -> None:
     home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         out = Path(folder) / library.name
-        command = [*compiler, *_flags(), str(SOURCE), "-o", str(out)]
+        command = [*compiler, *_flags(), *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(out)]
         command += [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
         command += [f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
         _run(command, _TIMEOUT_S)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from justright.architectures.spec import ModelSpec
 from justright.kernels.build import missing
+from justright.kernels.fused import FAMILIES, fuse
 from justright.kernels.quantised import (
     Blocks,
     QuantisedLinear,
@@ -134,7 +135,7 @@ class FusedMember(nn.Module):
         return self.group.output(x, self.index)
 
 
-def pack(model: PreTrainedModel, weights: Weights | None = None) -> None:
+def pack(model: PreTrainedModel, weights: Weights | None = None) -> bool:
     """Replace the decoder's linear modules by packed and fused ones, in place, releasing each original.
 
     Covers the linear modules of the decoder layers and the head; stacked routed experts and the router keep
@@ -142,13 +143,17 @@ def pack(model: PreTrainedModel, weights: Weights | None = None) -> None:
     checkpoint file, of which only the rows in use take memory.
 
     Args:
-        model: float32, on the CPU.
+        model: float32, on the CPU; modules that are in quantised blocks already stay.
         weights: "int8" or "int4" quantises these matrices; those whose rows are no whole groups stay float32.
+
+    Returns:
+        Whether the decoder layers run as fused calls, see `justright.kernels.fused`.
     """
-    if weights is not None:
-        available()
     spec = ModelSpec.of(model.config)
-    for names in spec.fused_groups:
+    in_blocks = any(type(module) is QuantisedLinear for module in model.modules())
+    in_blocks = in_blocks or (weights is not None and available())
+    fused = in_blocks and spec.architecture.family in FAMILIES
+    for names in () if fused else spec.fused_groups:
         linears = [module for name in names if (module := _plain_linear(model, name)) is not None]
         if len(linears) == len(names):
             for name, member in zip(names, FusedProjections(linears, weights).members, strict=True):
@@ -160,6 +165,7 @@ def pack(model: PreTrainedModel, weights: Weights | None = None) -> None:
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
         model.set_output_embeddings(_fast(head.weight, head.bias, weights))
+    return fused and fuse(model, spec)
 
 
 def _fast(weight: Tensor, bias: Tensor | None, weights: Weights | None) -> PackedLinear | QuantisedLinear:

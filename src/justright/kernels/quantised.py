@@ -8,7 +8,7 @@ Activations and sums stay float32, and a row's result does not depend on the oth
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,8 +18,10 @@ from justright.errors import SlowerWarning
 from justright.kernels.build import missing
 
 Weights = Literal["int8", "int4"]
+AsFloats = Literal["float"]
 GROUP = 32
-_SLAB = 1 << 21  # values that are quantised at once, to bound the memory for it
+_SLAB = 1 << 21  # values that are quantised or dequantised at once, to bound the memory for it
+_MANY_ROWS = 48
 _SHRINK = torch.linspace(0.7, 1.0, 13)  # of a group's range: candidates for the least square error
 
 
@@ -167,10 +169,21 @@ class QuantisedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``, float32."""
         flat = x.reshape(-1, self.in_features)
-        out: Tensor = torch.ops.justright.linear(
-            flat, self.blocks.data, self.bias, self.in_features, self.blocks.type
-        )
+        if len(flat) < _MANY_ROWS:
+            out: Tensor = torch.ops.justright.linear(flat, [self.blocks.data], [self.blocks.type], self.bias)
+        else:
+            out = self._many(flat)
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _many(self, x: Tensor) -> Tensor:
+        """For many rows the library's product of dequantised slabs is faster, in this order of its operands."""
+        out = torch.empty(len(x), self.out_features)
+        slab = max(1, _SLAB // self.in_features)
+        for data, part in zip(
+            torch.split(self.blocks.data, slab), torch.split(out, slab, dim=1), strict=True
+        ):
+            part.copy_((replace(self.blocks, data=data).dequantise() @ x.T).T)
+        return out if self.bias is None else out.add_(self.bias)
 
     def extra_repr(self) -> str:
         """As `nn.Linear`'s."""

@@ -6,7 +6,7 @@ describes both layouts. The conversion only moves data, so reading and writing b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,16 +63,17 @@ class LayerFormat:
         """
         return [name for name in self.other_names() if ".experts." in name]
 
-    def read(self, index: int) -> State:
+    def read(self, index: int, skip: Collection[str] = ()) -> State:
         """Read layer ``index`` in its memory layout and the checkpoint's dtype; the caller may change it in place.
 
-        Separately stored experts are stacked while reading, so memory holds only this layer.
+        Separately stored experts are stacked while reading, so memory holds only this layer. ``skip`` has full names on
+        disk that are left out.
 
         Raises:
             CheckpointError: A tensor is missing or cannot be read.
         """
         prefix = self.architecture.disk.layer(index) + "."
-        names = {name.removeprefix(prefix): name for name in self.disk_names(index)}
+        names = {name.removeprefix(prefix): name for name in self.disk_names(index) if name not in skip}
         moe = self.architecture.moe if self.spec.experts[index] else None
         count, experts = 0, dict[str, None]()
         if moe is not None and moe.memory.stacked and not moe.disk.stacked:

@@ -6,12 +6,14 @@ models that are never in memory as a whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from justright.architectures.schema import Architecture
 from justright.architectures.spec import ModelSpec
@@ -43,9 +45,22 @@ def skeleton(config: dict[str, Any], spec: ModelSpec, dtype: torch.dtype, **opti
 
 
 def assemble(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, **options: Any
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    modules: Callable[[PreTrainedModel], Mapping[str, nn.Module]] = lambda _: {},
+    **options: Any,
 ) -> PreTrainedModel:
     """Load the whole model of a checkpoint that stock loading cannot read, one weight at a time.
+
+    Args:
+        checkpoint: The checkpoint.
+        dtype: Of the parameters.
+        device: Of the parameters.
+        modules: For the empty model, gives paths -> modules that are ready; their weights, of the same path on disk,
+            are not read.
+        options: Options for transformers' ``from_config``.
 
     Raises:
         CheckpointError: A weight is missing or has another shape.
@@ -53,14 +68,19 @@ def assemble(
     layers = LayerFormat(checkpoint)
     names = layers.architecture
     model = skeleton(checkpoint.config, checkpoint.spec, dtype, **options)
+    made = modules(model)
+    for path, module in made.items():
+        model.set_submodule(path, module)
+    ready = {f"{path}.{kind}" for path in made for kind in ("weight", "bias")}
     for index, layer in enumerate(decoder_layers(model, checkpoint.spec)):
-        fill(layer, layers.read(index), device, f"decoder layer {index}")
+        fill(layer, layers.read(index, skip=ready), device, f"decoder layer {index}")
     expected = {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor.is_meta}
     for disk in layers.other_names():
         memory = next((n for n in _memory_names(names, disk) if n in expected), None)
         if memory is not None:
             place(model, memory, checkpoint.tensor(disk).to(device, copy=True))
-    model.tie_weights()
+    if names.disk.embedding not in ready:
+        model.tie_weights()
     missing = sorted(name for name, tensor in model.named_parameters() if tensor.is_meta)
     if missing:
         raise CheckpointError(
@@ -122,7 +142,7 @@ def place(module: nn.Module, name: str, tensor: Tensor) -> None:
 def _empty(config: dict[str, Any], dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     settings = {key: value for key, value in config.items() if key != "model_type"}
     parsed = AutoConfig.for_model(config["model_type"], **settings)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(parsed, dtype=dtype, **options)
     for name, tensor in list(model.state_dict(keep_vars=True).items()):
         for part, other in model._get_dtype_plan(dtype).items():  # some families keep routers in float32

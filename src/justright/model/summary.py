@@ -83,7 +83,7 @@ class Inspection:
         total: All parameters of the text decoder.
         active: Parameters that one token uses; equals ``total`` for a dense model.
         tied_embeddings: Whether the head is the embedding.
-        disk_dtypes: safetensors' dtype name -> bytes on disk.
+        disk_dtypes: Name of the type in the files (of safetensors or GGUF) -> bytes on disk.
         disk_bytes: Sum of these bytes.
         store: "sparse" for a container of `justright.checkpoint.sparse`, which only justright reads; else "dense".
         quantization: The quantisation method that the config names, or None.
@@ -129,6 +129,10 @@ def inspect(path: Path) -> Inspection:
         spec = checkpoint.spec
         quantization = _quantization(checkpoint.config)
         infos = [checkpoint.info(name) for name in checkpoint]
+        disk = Counter[str]()
+        for info in infos:
+            disk[checkpoint.stored_as(info.name)] += info.nbytes
+        odd = None if checkpoint.gguf is not None else _packed(disk)
         packed = bool(checkpoint.packed)
     experts = _mixture(spec)
     parameters = _parameters(spec, infos)
@@ -137,9 +141,6 @@ def inspect(path: Path) -> Inspection:
     if experts:
         used = experts.top_k * experts.layers
         idle = parameters["experts"] * (experts.total - used) // experts.total
-    disk = Counter[str]()
-    for info in infos:
-        disk[info.dtype] += info.nbytes
     if quantization is None:
         check_layers(path, spec, (info.name for info in infos))
     windows = Counter("full" if w is None else f"{w.kind} {w.size}" for w in spec.windows)
@@ -162,7 +163,7 @@ def inspect(path: Path) -> Inspection:
         quantization=quantization,
         weights_bytes={dtype: total * size for dtype, size in DTYPE_BYTES.items()},
         cache_bytes_per_1k={dtype: 1024 * spec.cached_values * size for dtype, size in DTYPE_BYTES.items()},
-        capabilities=_capabilities(path, spec, experts, quantization or _packed(disk)),
+        capabilities=_capabilities(path, spec, experts, quantization or odd),
     )
 
 

@@ -20,6 +20,7 @@ from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve, resolve_drafter
 from justright.errors import CheckpointError, SourceError, UsageError
 from justright.files import local_path, save_tensors
+from justright.kernels.embedding import QuantisedEmbedding
 
 FORMAT = "justright-drafter-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -198,9 +199,12 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
 def verifier_matrices(model: PreTrainedModel, path: Path | None) -> tuple[Tensor, Tensor]:
     """A verifier's input embedding and output matrix, ``[vocab, hidden_size]`` each.
 
-    If the engine holds the output matrix in a packed form only, it is read from the checkpoint.
+    If the engine holds the output matrix in a packed form only, it is read from the checkpoint; an embedding in
+    quantised blocks is expanded.
     """
-    embedding = model.get_input_embeddings().weight.detach()
+    table = model.get_input_embeddings()
+    quantised = isinstance(table, QuantisedEmbedding)
+    embedding = table.blocks.dequantise() if quantised else table.weight.detach()
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is not None:
         return embedding, weight.detach()

@@ -1,12 +1,11 @@
-// y = x W^T + b for a weight W that stays in its quantised blocks.
+// The products of a decoder layer, for weights W that stay in their quantised blocks: y = norm(x) W^T + b.
 //
-// A weight row is a sequence of blocks in one of GGUF's formats. Each group of 32 values is unpacked to floats in
-// registers and used for up to eight rows of x. Activations and sums are float32.
+// A weight row is a sequence of blocks in one of GGUF's formats: groups of 32 integers with a scale (and a shift). The
+// activations are rounded to 16 bits with a scale for each group of 32, so a group's product is a sum of integers,
+// which is exact. Rounding them costs 1.5e-5 of a group's largest value at most; sums of groups are float32.
 //
-// Bit for bit: one output element is one chain of fused multiply-adds in the order of the columns, whatever the number
-// of rows or threads. Tiles change which elements are computed together, never the order within one.
-//
-// Block layouts: ggml-common.h and ggml-quants.c of github.com/ggml-org/ggml.
+// Bit for bit: one output element is one chain of sums in the order of the columns, whatever the number of rows or
+// threads: these only change which elements are computed together.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -14,377 +13,165 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include <immintrin.h>
-#define JUSTRIGHT_AVX2 1
-#endif
+#include "formats.h"
+#include "vector.h"
 
-// Sums stay in registers only where the loops over them are unrolled.
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
-
+namespace justright {
 namespace {
 
-constexpr int64_t GROUP = 32;
-constexpr int64_t ROWS = 64;  // rows of x at a time
-constexpr int TILE = 8;  // output elements per tile: as many accumulators as hide the latency of a multiply-add
+using OptionalTensor = std::optional<at::Tensor>;
 
-// Sixteen bytes, with the operators of their elements.
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-inline Bytes bytes_at(const uint8_t* from) {
-  Bytes v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
+constexpr int64_t AHEAD = 1024;  // bytes of weights that are prefetched: a row's blocks are read in one stream
 
-// Eight floats.
-#ifdef JUSTRIGHT_AVX2
-using V8 = __m256;
-inline V8 zero() { return _mm256_setzero_ps(); }
-inline V8 all(float value) { return _mm256_set1_ps(value); }
-inline V8 load(const float* from) { return _mm256_loadu_ps(from); }
-inline void store(float* to, V8 value) { _mm256_storeu_ps(to, value); }
-inline V8 fma(V8 a, V8 b, V8 c) { return _mm256_fmadd_ps(a, b, c); }
-inline V8 mul(V8 a, V8 b) { return _mm256_mul_ps(a, b); }
-inline V8 widen(Bytes from, int half) {
-  const auto bytes = reinterpret_cast<__m128i>(from);
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half ? _mm_srli_si128(bytes, 8) : bytes));
-}
-inline float half(const uint8_t* from) {
-  uint16_t bits;
-  std::memcpy(&bits, from, 2);
-  return _cvtsh_ss(bits);
-}
-#else
-struct V8 {
-  float lane[8];
-};
-inline V8 zero() { return {}; }
-inline V8 all(float value) {
-  V8 v;
-  for (float& lane : v.lane) lane = value;
-  return v;
-}
-inline V8 load(const float* from) {
-  V8 v;
-  std::memcpy(v.lane, from, sizeof v.lane);
-  return v;
-}
-inline void store(float* to, V8 value) { std::memcpy(to, value.lane, sizeof value.lane); }
-inline V8 fma(V8 a, V8 b, V8 c) {
-  for (int i = 0; i < 8; ++i) c.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
-  return c;
-}
-inline V8 mul(V8 a, V8 b) {
-  for (int i = 0; i < 8; ++i) a.lane[i] *= b.lane[i];
-  return a;
-}
-inline V8 widen(Bytes from, int half) {
-  V8 v;
-  for (int i = 0; i < 8; ++i) v.lane[i] = static_cast<int8_t>(from[8 * half + i]);
-  return v;
-}
-inline float half(const uint8_t* from) {
-  uint16_t bits;
-  std::memcpy(&bits, from, 2);
-  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
-}
-#endif
-
-// One group of 32 weights: w[i] = q[i] * scale[i / 16] + shift, with q signed. The product is exact: q has at most 8 bits
-// and a scale at most 17, so a fused multiply-add rounds as the separate steps of the reference do.
-struct Group {
-  Bytes q[2];
-  float scale[2];
-  float shift;
+// Rows of activations in 16 bits: x[row][group] = 32 words * scale.
+struct Activations {
+  at::Tensor words;  // [groups, rows, 32] int16
+  at::Tensor scales;  // [groups, rows, 2]: the scale, and the sum of the 32 values
 };
 
-inline void one_scale(Group& group, float scale, float shift = 0.0f) {
-  group.scale[0] = group.scale[1] = scale;
-  group.shift = shift;
-}
-
-// The lower four bits of 16 bytes, then the upper four.
-inline void nibbles(const uint8_t* from, Group& out) {
-  const Bytes both = bytes_at(from);
-  out.q[0] = both & 15;
-  out.q[1] = both >> 4;
-}
-
-// Bit i of four bytes becomes bit 4 of value i.
-inline void fifth_bits(const uint8_t* from, Group& out) {
-  uint8_t bits[GROUP];
-  for (int i = 0; i < GROUP; ++i) bits[i] = static_cast<uint8_t>((from[i / 8] >> i % 8 & 1) << 4);
-  out.q[0] |= bytes_at(bits);
-  out.q[1] |= bytes_at(bits + 16);
-}
-
-// A format: bytes and groups of a block, whether values have a shift, and how a group is unpacked.
-struct Q8_0 {
-  static constexpr int64_t bytes = 34, groups = 1;
-  static constexpr bool shifted = false, halves = false;
-  static void unpack(const uint8_t* block, int64_t, Group& out) {
-    out.q[0] = bytes_at(block + 2);
-    out.q[1] = bytes_at(block + 18);
-    one_scale(out, half(block));
+void round_group(const float* x, int16_t* words, float* scale) {
+  V8 most = zero(), invalid = zero();
+  for (int i = 0; i < GROUP; i += 8) {
+    const V8 part = load(x + i);
+    most = larger(most, larger(part, mul(part, all(-1.0f))));
+    invalid = fma(part, zero(), invalid);  // 0, or NaN where a value is not finite
   }
-};
-
-struct Q4_0 {
-  static constexpr int64_t bytes = 18, groups = 1;
-  static constexpr bool shifted = true, halves = false;
-  static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 2, out);
-    one_scale(out, half(block), -8.0f * half(block));
-  }
-};
-
-struct Q4_1 {
-  static constexpr int64_t bytes = 20, groups = 1;
-  static constexpr bool shifted = true, halves = false;
-  static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 4, out);
-    one_scale(out, half(block), half(block + 2));
-  }
-};
-
-struct Q5_0 {
-  static constexpr int64_t bytes = 22, groups = 1;
-  static constexpr bool shifted = true, halves = false;
-  static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 6, out);
-    fifth_bits(block + 2, out);
-    one_scale(out, half(block), -16.0f * half(block));
-  }
-};
-
-struct Q5_1 {
-  static constexpr int64_t bytes = 24, groups = 1;
-  static constexpr bool shifted = true, halves = false;
-  static void unpack(const uint8_t* block, int64_t, Group& out) {
-    nibbles(block + 8, out);
-    fifth_bits(block + 4, out);
-    one_scale(out, half(block), half(block + 2));
-  }
-};
-
-// Scale and minimum of a group in Q4_K and Q5_K: six bits each, packed into twelve bytes.
-inline void six_bits(const uint8_t* from, int64_t index, uint8_t& scale, uint8_t& least) {
-  if (index < 4) {
-    scale = from[index] & 63;
-    least = from[index + 4] & 63;
-  } else {
-    scale = static_cast<uint8_t>((from[index + 4] & 15) | (from[index - 4] >> 6) << 4);
-    least = static_cast<uint8_t>((from[index + 4] >> 4) | (from[index] >> 6) << 4);
-  }
-}
-
-inline void k_scale(const uint8_t* block, int64_t index, Group& out) {
-  uint8_t scale, least;
-  six_bits(block + 4, index, scale, least);
-  one_scale(out, half(block) * scale, -(half(block + 2) * least));
-}
-
-// The lower or the upper four bits of 32 bytes.
-inline void half_bytes(const uint8_t* from, bool upper, Group& out) {
-  for (int side = 0; side < 2; ++side) {
-    const Bytes both = bytes_at(from + 16 * side);
-    out.q[side] = upper ? both >> 4 : both & 15;
-  }
-}
-
-struct Q4_K {
-  static constexpr int64_t bytes = 144, groups = 8;
-  static constexpr bool shifted = true, halves = false;
-  static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    half_bytes(block + 16 + 32 * (index / 2), index % 2, out);
-    k_scale(block, index, out);
-  }
-};
-
-struct Q5_K {
-  static constexpr int64_t bytes = 176, groups = 8;
-  static constexpr bool shifted = true, halves = false;
-  static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    half_bytes(block + 48 + 32 * (index / 2), index % 2, out);
-    const auto bit = static_cast<uint8_t>(index);
-    for (int i = 0; i < 2; ++i) out.q[i] |= (bytes_at(block + 16 + 16 * i) >> bit & 1) << 4;
-    k_scale(block, index, out);
-  }
-};
-
-struct Q6_K {
-  static constexpr int64_t bytes = 210, groups = 8;
-  static constexpr bool shifted = false, halves = true;
-  static void unpack(const uint8_t* block, int64_t index, Group& out) {
-    const int64_t side = index / 4, part = index % 4;  // 128 values a side; four groups share its bytes
-    half_bytes(block + 64 * side + 32 * (part % 2), part / 2, out);
-    const auto bit = static_cast<uint8_t>(2 * part);
-    for (int i = 0; i < 2; ++i) {
-      const Bytes upper = bytes_at(block + 128 + 32 * side + 16 * i) >> bit & 3;
-      out.q[i] = (out.q[i] | upper << 4) - 32;
-    }
-    const auto* scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * side + 2 * part);
-    const float scale = half(block + 208);
-    out.scale[0] = scale * scales[0];
-    out.scale[1] = scale * scales[1];
-    out.shift = 0.0f;
-  }
-};
-
-template <class Format>
-inline V8 values(const Group& group, int part) {
-  const V8 scale = all(group.scale[Format::halves ? part / 2 : 0]);
-  const V8 q = widen(group.q[part / 2], part % 2);
-  return Format::shifted ? fma(q, scale, all(group.shift)) : mul(q, scale);
-}
-
-inline float sum(V8 value) {
   float lanes[8];
-  store(lanes, value);
-  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+  store(lanes, most);
+  const float largest = *std::max_element(lanes, lanes + 8);
+  const float inverse = largest > 1e-30f ? 32767.0f / largest : 0.0f;
+  int32_t total = 0;
+  for (int i = 0; i < GROUP; ++i) {
+    const auto word = static_cast<int16_t>(std::lrintf(std::clamp(x[i] * inverse, -32767.0f, 32767.0f)));
+    words[i] = word;
+    total += word;
+  }
+  scale[0] = largest / 32767.0f + sum(invalid);
+  scale[1] = scale[0] * static_cast<float>(total);
+}
+
+Activations rounded(const at::Tensor& x) {
+  const int64_t rows = x.size(0), groups = x.size(1) / GROUP;
+  Activations out{at::empty({groups, rows, GROUP}, x.options().dtype(at::kShort)),
+                  at::empty({groups, rows, 2}, x.options())};
+  const float* from = x.const_data_ptr<float>();
+  auto* words = out.words.mutable_data_ptr<int16_t>();
+  auto* scales = out.scales.mutable_data_ptr<float>();
+  at::parallel_for(0, groups * rows, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      round_group(from + (i % rows * groups + i / rows) * GROUP, words + i * GROUP, scales + 2 * i);
+    }
+  });
+  return out;
 }
 
 struct Product {
-  const float* x;  // [rows, columns]
+  const int16_t* words;  // [groups, rows, 32]
+  const float* scales;  // [groups, rows, 2]
   const uint8_t* weight;  // [outputs, row_bytes]
   const float* bias;  // [outputs] or null
-  float* y;  // [rows, outputs]
-  int64_t columns, outputs, row_bytes;
+  const float* residual;  // [rows, stride] or null: added last
+  float* y;  // [rows, stride]
+  int64_t rows, groups, outputs, row_bytes, stride;
 };
 
-// Where a tile reads its weights: the blocks, unpacked group by group, or rows that `expand` has unpacked.
-template <class Format>
-struct Blocks {
-  const uint8_t* weight;
-  int64_t row_bytes;
-  Group group;
-  void seek(int64_t output, int64_t index) {
-    const uint8_t* block = weight + output * row_bytes + index / Format::groups * Format::bytes;
-    __builtin_prefetch(block + TILE * row_bytes);  // the same place in the next tile
-    Format::unpack(block, index % Format::groups, group);
-  }
-  V8 part(int index) const { return values<Format>(group, index); }
-};
-
-struct Floats {
-  const float* weight;
-  int64_t columns;
-  const float* group;
-  void seek(int64_t output, int64_t index) { group = weight + output * columns + index * GROUP; }
-  V8 part(int index) const { return load(group + 8 * index); }
-};
-
-// Outputs 0 to Outputs of `source` for Rows rows of x; y is that of the first.
-template <int Outputs, int Rows, class Source>
-void tile(const Product& p, Source source, int64_t first, const float* x, const float* bias, float* y) {
-  V8 total[Outputs][Rows];
-  for (auto& line : total) {
-    for (V8& one : line) one = zero();
-  }
-  for (int64_t group = 0; group < p.columns / GROUP; ++group) {
-    UNROLL for (int o = 0; o < Outputs; ++o) {
-      source.seek(first + o, group);
-      UNROLL for (int part = 0; part < 4; ++part) {
-        const V8 w = source.part(part);
-        UNROLL for (int r = 0; r < Rows; ++r) {
-          total[o][r] = fma(w, load(x + r * p.columns + group * GROUP + 8 * part), total[o][r]);
+// One output of Rows rows from `row` on.
+template <class Format, int Rows>
+void multiply_rows(const Product& p, int64_t output, int64_t row) {
+  V8 total[Rows];
+  for (V8& one : total) one = zero();
+  const uint8_t* block = p.weight + output * p.row_bytes;
+  const int16_t* words = p.words + row * GROUP;
+  const float* scales = p.scales + row * 2;
+  for (int64_t index = 0; index < p.groups; index += Format::groups, block += Format::bytes) {
+    for (int64_t part = 0; part < Format::groups; ++part, words += p.rows * GROUP, scales += p.rows * 2) {
+      __builtin_prefetch(block + AHEAD + part * (Format::bytes / Format::groups));
+      Group group;
+      Format::unpack(block, part, group);
+      const V8 scale = all(group.scale[0]);
+      UNROLL for (int r = 0; r < Rows; ++r) {
+        const int16_t* x = words + r * GROUP;
+        const V8 own = all(scales[2 * r]);
+        if constexpr (Format::halves) {
+          total[r] = fma(products(group.q[0], x), mul(scale, own), total[r]);
+          total[r] = fma(products(group.q[1], x + 16), mul(all(group.scale[1]), own), total[r]);
+        } else {
+          total[r] = fma(products(group.q, x), mul(scale, own), total[r]);
         }
+        if constexpr (Format::shifted) total[r] = fma(all(group.shift), first_lane(scales[2 * r + 1]), total[r]);
       }
     }
   }
-  for (int o = 0; o < Outputs; ++o) {
-    for (int r = 0; r < Rows; ++r) y[r * p.outputs + first + o] = sum(total[o][r]) + (bias ? bias[first + o] : 0.0f);
+  for (int r = 0; r < Rows; ++r) {
+    const int64_t at = (row + r) * p.stride + output;
+    float value = sum(total[r]);
+    if (p.bias) value += p.bias[output];
+    if (p.residual) value += p.residual[at];
+    p.y[at] = value;
   }
 }
 
-// `many` outputs, at most TILE, for Rows rows: as many at once as there are accumulators.
-template <int Rows, class Source>
-void column(const Product& p, Source source, int64_t many, const float* x, const float* bias, float* y) {
-  constexpr int together = TILE / Rows;
-  int64_t o = 0;
-  for (; o + together <= many; o += together) tile<together, Rows>(p, source, o, x, bias, y);
-  for (; o < many; ++o) tile<1, Rows>(p, source, o, x, bias, y);
-}
-
 template <class Format>
-void unpack_rows(const uint8_t* weight, int64_t row_bytes, int64_t columns, int64_t rows, float* to) {
-  Blocks<Format> source{weight, row_bytes, {}};
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t group = 0; group < columns / GROUP; ++group) {
-      source.seek(row, group);
-      for (int part = 0; part < 4; ++part) store(to + row * columns + group * GROUP + 8 * part, source.part(part));
+void multiply(const Product& p) {
+  at::parallel_for(0, p.outputs, std::max<int64_t>(1, 1024 / p.groups), [&](int64_t begin, int64_t end) {
+    for (int64_t output = begin; output < end; ++output) {
+      int64_t row = 0;
+      for (; p.rows - row >= 8; row += 8) multiply_rows<Format, 8>(p, output, row);
+      for (; p.rows - row >= 4; row += 4) multiply_rows<Format, 4>(p, output, row);
+      for (; p.rows - row >= 2; row += 2) multiply_rows<Format, 2>(p, output, row);
+      for (; row < p.rows; ++row) multiply_rows<Format, 1>(p, output, row);
     }
-  }
-}
-
-template <class Format>
-void multiply(const Product& p, int64_t rows) {
-  const int64_t tiles = (p.outputs + TILE - 1) / TILE;
-  const int64_t grain = std::max<int64_t>(1, 32768 / (TILE * p.columns));
-  for (int64_t top = 0; top < rows; top += ROWS) {  // x stays in the second-level cache
-    const int64_t bottom = std::min(rows, top + ROWS);
-    at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> floats(bottom - top > TILE ? TILE * p.columns : 0);
-      for (int64_t index = begin; index < end; ++index) {
-        const int64_t output = index * TILE, many = std::min<int64_t>(TILE, p.outputs - output);
-        const uint8_t* weight = p.weight + output * p.row_bytes;
-        const auto rest = [&](auto source) {
-          int64_t row = top;
-          const auto take = [&](auto count) {
-            for (; bottom - row >= count(); row += count()) {
-              column<count()>(
-                  p, source, many, p.x + row * p.columns, p.bias ? p.bias + output : nullptr,
-                  p.y + row * p.outputs + output);
-            }
-          };
-          if constexpr (std::is_same_v<decltype(source), Blocks<Format>>) take(std::integral_constant<int, 8>{});
-          take(std::integral_constant<int, 4>{});
-          take(std::integral_constant<int, 2>{});
-          take(std::integral_constant<int, 1>{});
-        };
-        if (floats.empty()) {
-          rest(Blocks<Format>{weight, p.row_bytes, {}});
-        } else {  // many rows: unpack once for all of them
-          unpack_rows<Format>(weight, p.row_bytes, p.columns, many, floats.data());
-          rest(Floats{floats.data(), p.columns, nullptr});
-        }
-      }
-    });
-  }
-}
-
-template <class Format>
-void expand(const Product& p) {  // y [outputs, columns]
-  at::parallel_for(0, p.outputs, 16, [&](int64_t begin, int64_t end) {
-    unpack_rows<Format>(
-        p.weight + begin * p.row_bytes, p.row_bytes, p.columns, end - begin, p.y + begin * p.columns);
   });
 }
 
-// Calls `work` with the format of a GGUF type number.
-template <class Work>
-void with_format(int64_t type, Work&& work) {
-  switch (type) {
-    case 2: return work(Q4_0{});
-    case 3: return work(Q4_1{});
-    case 6: return work(Q5_0{});
-    case 7: return work(Q5_1{});
-    case 8: return work(Q8_0{});
-    case 12: return work(Q4_K{});
-    case 13: return work(Q5_K{});
-    case 14: return work(Q6_K{});
-    default: TORCH_CHECK(false, "no kernel for GGUF type ", type);
+template <class Format>
+void expand(const at::Tensor& weight, int64_t columns, float* to) {
+  const uint8_t* from = weight.const_data_ptr<uint8_t>();
+  const int64_t groups = columns / GROUP, row_bytes = weight.size(1);
+  at::parallel_for(0, weight.size(0) * groups, 512, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t index = i % groups;
+      Group group;
+      Format::unpack(from + i / groups * row_bytes + index / Format::groups * Format::bytes, index % Format::groups, group);
+      values<Format>(group, to + i * GROUP);
+    }
+  });
+}
+
+// y = x scaled to a root mean square of 1, times `weight` (RMSNorm), for each row of `columns`.
+at::Tensor normalised(const at::Tensor& x, const at::Tensor& weight, float eps) {
+  const int64_t columns = x.size(1);
+  TORCH_CHECK(weight.numel() == columns && weight.is_contiguous() && weight.scalar_type() == at::kFloat,
+              "norm must be contiguous float32 [", columns, "]");
+  at::Tensor y = at::empty({x.size(0), columns}, x.options());
+  const float* w = weight.const_data_ptr<float>();
+  for (int64_t row = 0; row < x.size(0); ++row) {
+    const float* from = x.const_data_ptr<float>() + row * columns;
+    float* to = y.mutable_data_ptr<float>() + row * columns;
+    const V8 scale = all(inverse_rms(from, columns, eps));
+    for (int64_t i = 0; i < columns; i += 8) store(to + i, mul(mul(load(from + i), scale), load(w + i)));
   }
+  return y;
+}
+
+// silu(gate) * up of rows [gate, up].
+at::Tensor gated(const at::Tensor& x) {
+  const int64_t columns = x.size(1) / 2;
+  at::Tensor y = at::empty({x.size(0), columns}, x.options());
+  const float* from = x.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, y.numel() / 8, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 8 * begin; i < 8 * end; i += 8) {
+      const float* gate = from + i / columns * 2 * columns + i % columns;
+      const V8 g = load(gate), e = exp(mul(g, all(-1.0f)));
+      store(to + i, mul(divide(g, add(all(1.0f), e)), load(gate + columns)));
+    }
+  });
+  return y;
 }
 
 void check(const at::Tensor& weight, int64_t columns, int64_t groups, int64_t bytes) {
@@ -394,22 +181,54 @@ void check(const at::Tensor& weight, int64_t columns, int64_t groups, int64_t by
               "a row of ", columns, " columns does not take ", weight.size(1), " bytes in this format");
 }
 
-at::Tensor linear(
-    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, int64_t columns, int64_t type) {
-  TORCH_CHECK(x.dim() == 2 && x.size(1) == columns && x.scalar_type() == at::kFloat, "x must be float32 [rows, ", columns, "]");
-  TORCH_CHECK(!bias || (bias->is_contiguous() && bias->scalar_type() == at::kFloat && bias->numel() == weight.size(0)),
-              "bias must be contiguous float32 [outputs]");
-  const at::Tensor input = x.contiguous();
-  at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
-  with_format(type, [&](auto format) {
-    using Format = decltype(format);
-    check(weight, columns, Format::groups, Format::bytes);
-    multiply<Format>({input.const_data_ptr<float>(), weight.const_data_ptr<uint8_t>(),
-                      bias ? bias->const_data_ptr<float>() : nullptr, y.mutable_data_ptr<float>(), columns,
-                      weight.size(0), weight.size(1)},
-                     x.size(0));
-  });
-  return y;
+void check_float(const OptionalTensor& x, int64_t size, const char* name) {
+  TORCH_CHECK(!x || (x->is_contiguous() && x->scalar_type() == at::kFloat && x->numel() == size), name,
+              " must be contiguous float32 of ", size, " values");
+}
+
+// The products of x [rows, columns] with several weights, side by side: [rows, all outputs].
+at::Tensor linear(const at::Tensor& x, at::TensorList weights, at::IntArrayRef types, const OptionalTensor& bias,
+                  const OptionalTensor& norm, double eps, const OptionalTensor& residual, bool swiglu) {
+  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == at::kFloat && x.size(1) > 0 && x.size(1) % GROUP == 0,
+              "x must be float32 [rows, columns], with a multiple of 32 columns");
+  TORCH_CHECK(weights.size() == types.size(), "every weight needs its type");
+  const int64_t rows = x.size(0), columns = x.size(1);
+  int64_t outputs = 0;
+  for (const at::Tensor& weight : weights) outputs += weight.size(0);
+  check_float(bias, outputs, "bias");
+  check_float(residual, rows * outputs, "residual");
+  TORCH_CHECK(!swiglu || outputs % (2 * GROUP) == 0, "gate and up must have equally many outputs, a multiple of 32");
+  at::Tensor input = x.contiguous();
+  if (norm) input = normalised(input, *norm, static_cast<float>(eps));
+  const Activations activations = rounded(input);
+  at::Tensor y = at::empty({rows, outputs}, x.options());
+  int64_t first = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const at::Tensor& weight = weights[i];
+    with_format(types[i], [&](auto format) {
+      using Format = decltype(format);
+      check(weight, columns, Format::groups, Format::bytes);
+      multiply<Format>({activations.words.const_data_ptr<int16_t>(), activations.scales.const_data_ptr<float>(),
+                        weight.const_data_ptr<uint8_t>(),
+                        bias ? bias->const_data_ptr<float>() + first : nullptr,
+                        residual ? residual->const_data_ptr<float>() + first : nullptr,
+                        y.mutable_data_ptr<float>() + first, rows, columns / GROUP, weight.size(0), weight.size(1),
+                        outputs});
+    });
+    first += weight.size(0);
+  }
+  return swiglu ? gated(y) : y;
+}
+
+at::Tensor swiglu(const at::Tensor& x) {
+  TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && x.scalar_type() == at::kFloat && x.size(1) % 16 == 0,
+              "x must be contiguous float32 [rows, 16 n]");
+  return gated(x);
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == at::kFloat && x.size(1) % 8 == 0, "x must be float32 [rows, 8 n]");
+  return normalised(x.contiguous(), weight, static_cast<float>(eps));
 }
 
 at::Tensor dequantise(const at::Tensor& weight, int64_t columns, int64_t type) {
@@ -417,8 +236,7 @@ at::Tensor dequantise(const at::Tensor& weight, int64_t columns, int64_t type) {
   with_format(type, [&](auto format) {
     using Format = decltype(format);
     check(weight, columns, Format::groups, Format::bytes);
-    expand<Format>({nullptr, weight.const_data_ptr<uint8_t>(), nullptr, y.mutable_data_ptr<float>(), columns,
-                    weight.size(0), weight.size(1)});
+    expand<Format>(weight, columns, y.mutable_data_ptr<float>());
   });
   return y;
 }
@@ -426,11 +244,22 @@ at::Tensor dequantise(const at::Tensor& weight, int64_t columns, int64_t type) {
 }  // namespace
 
 TORCH_LIBRARY(justright, library) {
-  library.def("linear(Tensor x, Tensor weight, Tensor? bias, int columns, int type) -> Tensor");
+  library.def(
+      "linear(Tensor x, Tensor[] weights, int[] types, Tensor? bias=None, Tensor? norm=None, float eps=0.0, "
+      "Tensor? residual=None, bool swiglu=False) -> Tensor");
+  library.def("swiglu(Tensor x) -> Tensor");
+  library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   library.def("dequantise(Tensor weight, int columns, int type) -> Tensor");
+  library.def(
+      "attend(Tensor qkv, Tensor cos, Tensor sin, Tensor? q_norm, Tensor? k_norm, float eps, Tensor[] keys, "
+      "Tensor[] values, Tensor runs, Tensor first, Tensor counts, Tensor paths, float scale) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(justright, CPU, library) {
   library.impl("linear", &linear);
+  library.impl("swiglu", &swiglu);
+  library.impl("rms_norm", &rms_norm);
   library.impl("dequantise", &dequantise);
 }
+
+}  // namespace justright

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 from justright.checkpoint.sources import resolve
+from justright.engine.loading import load_model
 from justright_zoo.recipes.data import (
     Answer,
     Batch,
@@ -63,10 +64,9 @@ class Recipe:
     def model(self) -> PreTrainedModel:
         """The model before the first step, without its parent's weights."""
         if self.base is not None:
-            found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                resolve(self.base).path, dtype=torch.float32
-            )
-            return found
+            path, cpu = resolve(self.base).path, torch.device("cpu")
+            found = load_model(path, dtype=torch.float32, device=cpu)
+            return found.requires_grad_(True)
         torch.manual_seed(self.seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
         return model
