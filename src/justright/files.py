@@ -105,8 +105,9 @@ def cannot_write(error: BaseException) -> ResourceError | None:
         number = int(found[1])
     if number not in _CANNOT_WRITE:
         return None
-    where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    if number == errno.EROFS and where and (hint := cache_hint(error.filename)):
+    file = error.filename if isinstance(error, OSError) else None
+    where = f" at {file}" if file else ""
+    if number == errno.EROFS and file and (hint := cache_hint(file)):
         return ResourceError(f"{_CANNOT_WRITE[number]}{where}{hint}")
     return ResourceError(
         f"{_CANNOT_WRITE[number]}{where}. Free disk space, or write elsewhere, and repeat the command; what is "

@@ -313,8 +313,8 @@ def _show(output: Terminal, found: Pruned, estimate: PruneEstimate) -> None:
         (str(number), f"{one.kept} of {one.experts}" if one.experts else "none", f"{one.zeros:.1%}")
         for number, one in enumerate(found.layers)
     ]
-    header = ("layer", "experts", "zeros in the remaining weights")
-    output.table(rich_table(f"{found.path}: {found.source}, pruned", header, layers))
+    columns = ("layer", "experts", "zeros in the remaining weights")
+    output.table(rich_table(f"{found.path}: {found.source}, pruned", columns, layers))
     output.text(found.summary)
     before, middle, after = ("none" if value is None else f"{value:.2f}" for value in found.kurtosis)
     output.text(f"kurtosis of the weights: {before}, after stage 1 {middle}, after stage 2 {after}")
