@@ -216,8 +216,12 @@ def test_a_pair_with_another_function_is_an_error(
     config = json.loads((fast / "config.json").read_text())
     (fast / "config.json").write_text(json.dumps(config | change))
     assert float((logits(load(slow)) - logits(load(fast))).abs().max()) > 1e-3
-    with pytest.raises(UsageError, match=f"cannot change .*{next(iter(change))}"):
+    with pytest.raises(UsageError, match=f"cannot change .*{next(iter(change))}") as refused:
         Pair(slow, fast)
+    if change == {"rope_parameters": {"rope_type": "default", "rope_theta": 5_000.0}}:
+        assert "(rope_parameters.rope_theta: 10000.0 and 5000.0)" in str(refused.value), (
+            "not two dictionaries"
+        )
 
 
 def test_the_message_names_only_the_nested_setting_that_differs(make_pair: MakePair) -> None:

@@ -285,3 +285,13 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_defaults_of_a_later_version_are_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="mood"):
         LLM(str(changed(bundle, tmp_path / "later", mood="good")))
+
+
+def test_fast_mode_by_the_template_alone_gets_a_note(parts: Parts) -> None:
+    [note] = check_contents("zoo:slow", defaults={"effort": "none"}).notes
+    assert "it may reason all the same" in note
+    for effort in ("low", None):
+        assert not check_contents("zoo:slow", defaults={"effort": effort} if effort else {}).notes
+    assert not check_contents("zoo:fast", defaults={"effort": "none"}).notes, "it never reasons"
+    made = check_contents(str(parts.slow), switch=str(parts.switch), defaults={"effort": "none"})
+    assert not any("all the same" in one for one in made.notes)

@@ -147,7 +147,8 @@ def test_what_makes_no_sense_is_refused_at_once(run: Run) -> None:
         (["--upstream", "localhost:1"], "allowed: http://HOST:PORT"),
         (["--upstream", "http://a", "--kind", "tgi"], "allowed: vllm, sglang, llama.cpp"),
         (["--upstream", "http://a", "--effort", "escalate"], "allowed: none, minimal"),
-        (["--upstream", "http://a", "--host", "256.0.0.1"], "cannot be used"),
+        (["--upstream", "http://a", "--host", "256.0.0.1", "--no-api-key"], "cannot be used"),
+        (["--upstream", "http://a", "--host", "0.0.0.0"], "say --no-api-key"),
         ([], "--upstream"),
     ):
         result = run("gateway", *arguments)

@@ -192,5 +192,18 @@ def test_a_missing_network_is_no_bug(error: Exception) -> None:
     assert "network" in str(known)
 
 
+def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUSTRIGHT_CACHE", "/ours")
+    monkeypatch.setenv("HF_HOME", "/theirs")
+    for number in (errno.EACCES, errno.EROFS):
+        for file, name in (
+            ("/ours/models/a", "JUSTRIGHT_CACHE"),
+            ("/theirs/hub", "HF_HOME"),
+            ("/", "JUSTRIGHT_CACHE"),
+        ):
+            assert f"${name}" in str(as_known(OSError(number, "no", file)))
+        assert "$" not in str(as_known(OSError(number, "no", "/else/where")))
+
+
 def test_a_closed_pipe_is_no_network_error() -> None:
     assert as_known(BrokenPipeError("closed")) is None

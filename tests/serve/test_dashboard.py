@@ -111,6 +111,19 @@ def test_thoughts_are_folded_and_efforts_are_offered(page: Any, thinking: Runnin
     assert not page.faults
 
 
+def test_the_limit_is_the_servers_and_the_chat_comes_first_on_a_phone(page: Any, plain: Running) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(plain.address)
+    assert page.locator("#chat").bounding_box()["y"] < page.locator("#figures").bounding_box()["y"]
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "hello")
+    assert "max_completion_tokens" not in sent.value.post_data_json
+    page.get_by_label("At most").fill("3")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "hello")
+    assert sent.value.post_data_json["max_completion_tokens"] == 3
+
+
 def test_it_works_by_keyboard_and_everything_has_a_name(page: Any, plain: Running) -> None:
     page.goto(plain.address)
     page.keyboard.press("Tab")

@@ -367,6 +367,7 @@ def test_the_middleware_needs_its_variable(monkeypatch: pytest.MonkeyPatch) -> N
         (("--engine", "vllm", "--queue", "3"), "vLLM's queue has no limit"),
         (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "allowed on vLLM: heuristic"),
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
+        (("--engine", "vllm", "--host", "0.0.0.0"), "say --no-api-key"),
         (("--engine", "vllm", "--draft", "recycling"), "a drafter of the embedded engine"),
         (("--engine", "sglang"), "allowed: embedded, vllm"),
         ((), "need --engine vllm"),

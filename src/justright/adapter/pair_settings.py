@@ -8,6 +8,7 @@ from typing import Any
 
 from justright.architectures.spec import decoder_settings
 from justright.checkpoint.reader import Checkpoint
+from justright.readable import differences
 
 _MISSING = "(missing)"
 _READ_IF_THERE = ("head_dim", "partial_rotary_factor")
@@ -36,19 +37,13 @@ HARMLESS = frozenset(
 
 
 def function_differences(slow: Checkpoint, fast: Checkpoint) -> dict[str, tuple[Any, Any]]:
-    """Settings that make two configs of one family compute differently: key -> both values, slow first.
+    """Settings that make two configs of one family compute differently: dotted key -> both values, slow first.
 
     Args:
         slow: The slow model.
         fast: The fast model. The family's defaults are filled in on both sides.
     """
-    ours, theirs = _function(slow), _function(fast)
-    keys = dict.fromkeys((*ours, *theirs))
-    return {
-        key: (ours.get(key, _MISSING), theirs.get(key, _MISSING))
-        for key in keys
-        if ours.get(key, _MISSING) != theirs.get(key, _MISSING)
-    }
+    return differences(_function(slow), _function(fast), _MISSING)
 
 
 def _function(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
         policy=Policy(given["effort"], threshold=given["threshold"]),
         closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
         data_parallel=copies,
-        api_keys=read_keys(given["api_key"] or [], given["api_key_file"]),
+        api_keys=read_keys(
+            given["api_key"] or [], given["api_key_file"], given["host"], none=given["no_api_key"]
+        ),
         hosts=Hosts(tuple(given["allowed_host"] or ()), given["host"]),
         more=tuple(engine_args),
     )
