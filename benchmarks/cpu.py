@@ -2,9 +2,9 @@
 
     python benchmarks/cpu.py [MODEL]            some fifteen minutes on two cores; pip install xllamacpp for llama.cpp
 
-Every contender has its own process, reads the same prompts (the five tasks of `justright bench decode`, at every length)
-as token ids, and writes the same number of greedy tokens. Contenders take turns at each prompt. Nothing is reused from
-one prompt to the next.
+Every contender has its own process, reads the same prompts (the five tasks of `justright bench decode`, at every
+length) as token ids, and writes the same number of greedy tokens. Contenders take turns at each prompt. Nothing is
+reused from one prompt to the next.
 """
 
 from __future__ import annotations

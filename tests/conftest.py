@@ -1,14 +1,14 @@
-"""Settings for all tests: hypothesis has no deadline, so that tests do not depend on the clock."""
+"""Settings for all tests: hypothesis has no deadline and no speed check, so that no test depends on the clock."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("client_suite")
-settings.register_profile("justright", deadline=None)
+settings.register_profile("justright", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("justright")
 
 

@@ -36,7 +36,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words behind ``justright`` of every command in the console blocks of a page."""
+    """The words after ``justright`` of every command in the console blocks of a page."""
     found = []
     for block in blocks(page, "console"):
         for line in re.findall(r"^\$ ((?:.*\\\n)*.*)", block, re.M):
@@ -46,7 +46,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def _commands(line: str) -> Iterator[list[str]]:
-    """Split a shell line at pipes, lists and substitutions, and yield the words behind ``justright``."""
+    """Split a shell line at pipes, lists and substitutions, and yield the words after ``justright``."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.wordchars += "@$:[]{},%+"
     command: list[str] = []

@@ -223,7 +223,7 @@ def test_an_output_that_the_context_cuts_is_reported_once(checkpoint: Path) -> N
         assert len(output.token_ids) == 4
 
 
-def test_a_closed_model_is_freed_and_says_so(checkpoint: Path) -> None:
+def test_a_closed_model_is_freed_and_using_it_is_an_error(checkpoint: Path) -> None:
     with LLM(str(checkpoint), draft="suffix", adaptive=False) as llm:
         model = weakref.ref(llm.verifier.model)
         llm.generate("the", SamplingParams(max_tokens=2))

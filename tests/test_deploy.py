@@ -19,7 +19,7 @@ DEPLOY = Path(__file__).parent.parent / "deploy"
 NOTHING = Snapshot(0, 0, 1, 0, 0, None, 0, True, False)
 
 
-def test_grafana_asks_for_figures_that_there_are() -> None:
+def test_grafana_uses_existing_metrics() -> None:
     page = Metrics(lambda: NOTHING).render().decode()
     there = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     dashboard = json.loads((DEPLOY / "grafana/dashboards/justright.json").read_text())
@@ -33,7 +33,7 @@ def test_grafana_asks_for_figures_that_there_are() -> None:
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= there
 
 
-def test_the_page_asks_for_figures_that_there_are() -> None:
+def test_the_page_uses_existing_metrics() -> None:
     page = Metrics(lambda: NOTHING).render().decode()
     there = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     script = (DEPLOY.parent / "src/justright/serve/dashboard/page.js").read_text()

@@ -19,7 +19,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert Provenance.read(tmp_path) == Provenance.read(path) == record
 
 
-def test_it_says_what_ran():
+def test_it_records_what_ran():
     record = collect(seed=7)
 
     assert record.argv == sys.argv
@@ -47,7 +47,7 @@ def test_input_hashes_are_those_of_the_whole_files(tmp_path, monkeypatch):
     }
 
 
-def test_the_home_folder_of_whoever_made_it_is_not_told(tmp_path, monkeypatch):
+def test_it_does_not_contain_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     inside, outside = tmp_path / "me" / "models" / "a", tmp_path / "mean"
     inside.mkdir(parents=True)

@@ -20,7 +20,7 @@ def rows(file: Path) -> list[object]:
 
 
 @given(st.lists(st.text(st.sampled_from('ab\n"\\' + SEPARATORS)), max_size=5), st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_json_writes_comes_back(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], ascii_only: bool, crlf: bool
 ) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class SlowerWarning(UserWarning):
-    """Something runs, but slower or larger than asked; the command line shows it as a note."""
+    """Something runs, but slower or larger than requested; the command line shows it as a note."""
 
 
 class JustrightError(Exception):

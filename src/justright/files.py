@@ -60,7 +60,7 @@ def local_path(text: str | Path) -> Path:
         UsageError: an unknown user, or a NUL character.
     """
     if "\0" in str(text):
-        raise UsageError(f"{str(text)!r} is no path: it has a NUL character; give another")
+        raise UsageError(f"{str(text)!r} is not a path: it has a NUL character; give another")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -76,6 +76,15 @@ def cache_folder() -> Path:
         return local_path(own)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "justright"
+
+
+def cache_hint(file: str | Path) -> str:
+    """Say which variable moves the cache that holds ``file``; empty for files elsewhere."""
+    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    for folder, name in ((cache_folder(), "JUSTRIGHT_CACHE"), (hub, "HF_HOME")):
+        if Path(file).is_relative_to(folder) or folder.is_relative_to(file):
+            return f". Set ${name} to a folder that can be written: it moves this cache"
+    return ""
 
 
 def exists(path: Path) -> bool:
@@ -96,7 +105,10 @@ def cannot_write(error: BaseException) -> ResourceError | None:
         number = int(found[1])
     if number not in _CANNOT_WRITE:
         return None
-    where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    file = error.filename if isinstance(error, OSError) else None
+    where = f" at {file}" if file else ""
+    if number == errno.EROFS and file and (hint := cache_hint(file)):
+        return ResourceError(f"{_CANNOT_WRITE[number]}{where}{hint}")
     return ResourceError(
         f"{_CANNOT_WRITE[number]}{where}. Free disk space, or write elsewhere, and repeat the command; what is "
         "complete is kept"

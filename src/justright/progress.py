@@ -3,4 +3,4 @@
 from collections.abc import Callable
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Called with ``(stage, units done, units in all)``; units are layers, problems or bytes."""
+"""Called with ``(stage, units done, units in all)``; units are layers, problems, runs or bytes."""

@@ -1,9 +1,9 @@
-"""Readable numbers, ``KEY=VALUE`` options, and JSON on a single line."""
+"""Readable numbers, ``KEY=VALUE`` options, settings that differ, and JSON on a single line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from justright.errors import UsageError
@@ -30,6 +30,18 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
             found[key] = json.loads(value)
         except ValueError:
             found[key] = value
+    return found
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], missing: Any = None) -> dict[str, Any]:
+    """Find the settings that differ, down to those within settings: ``{"rope.theta": (our value, their value)}``."""
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys((*ours, *theirs)):
+        left, right = ours.get(key, missing), theirs.get(key, missing)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found |= {f"{key}.{name}": pair for name, pair in differences(left, right, missing).items()}
+        elif left != right:
+            found[key] = left, right
     return found
 
 

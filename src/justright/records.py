@@ -31,7 +31,7 @@ def read_text(file: Path) -> str:
     """
     text = _bytes(file).decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text or text.count("\ufffd") > len(text) // 100:
-        raise CheckpointError(f"{file} is no text in UTF-8; give text files")
+        raise CheckpointError(f"{file} is not UTF-8 text; give text files in UTF-8")
     return text
 
 

@@ -81,7 +81,7 @@ def test_ranks_differ_by_matrix_in_a_compact_adapter(make_pair: MakePair, tmp_pa
     torch.testing.assert_close(logits(model), logits(load(tmp_path / "merged")), rtol=1e-3, atol=1e-3)
 
 
-def test_the_error_falls_with_rank_as_the_spectrum_says(make_pair: MakePair, tmp_path: Path) -> None:
+def test_the_error_falls_with_rank_as_the_spectrum_predicts(make_pair: MakePair, tmp_path: Path) -> None:
     slow, fast = make_pair("qwen3")
     pair = Pair(slow, fast)
     name = "model.layers.1.mlp.up_proj.weight"
@@ -100,7 +100,9 @@ def test_the_error_falls_with_rank_as_the_spectrum_says(make_pair: MakePair, tmp
     assert errors == sorted(errors, reverse=True)
 
 
-def test_spectra_serve_another_rule_and_a_cut_run_goes_on(make_pair: MakePair, tmp_path: Path) -> None:
+def test_spectra_serve_another_rule_and_an_interrupted_run_continues(
+    make_pair: MakePair, tmp_path: Path
+) -> None:
     slow, fast = make_pair("llama")
     pair, kept = Pair(slow, fast), tmp_path / "spectra"
 
@@ -116,7 +118,7 @@ def test_spectra_serve_another_rule_and_a_cut_run_goes_on(make_pair: MakePair, t
     extract(pair, tmp_path / "out", FULL, spectra=kept)
     assert {f.name: f.stat().st_mtime_ns for f in kept.glob("layer-*") if f.name in first} == first
     extract(pair, tmp_path / "other", FULL)
-    assert not list(tmp_path.glob("*.partial*")), "nothing is left behind"
+    assert not list(tmp_path.glob("*.partial*")), "no file is left"
     files = [tmp_path / name / "adapter_model.safetensors" for name in ("out", "other")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -132,7 +134,7 @@ def test_a_budget_is_met(make_pair: MakePair, tmp_path: Path) -> None:
     assert json.loads((done.path / "switch.json").read_text())["rule"]["value"] == done.rule.value
 
 
-def test_what_is_not_covered_is_told(make_pair: MakePair, tmp_path: Path) -> None:
+def test_tensors_that_are_not_covered_are_reported(make_pair: MakePair, tmp_path: Path) -> None:
     slow, fast = make_pair("llama", norms=True)
     done = extract(Pair(slow, fast), tmp_path / "out", FULL, exact=False)
     far = [name for name, distance in done.residuals.items() if distance > 0]
@@ -203,7 +205,7 @@ SCALED = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
         ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}),
     ],
 )
-def test_a_pair_whose_function_differs_is_refused(
+def test_a_pair_with_another_function_is_an_error(
     tmp_path: Path, family: str, change: dict[str, Any]
 ) -> None:
     """A setting matters if transformers gives other logits with it for the same weights."""
@@ -214,7 +216,22 @@ def test_a_pair_whose_function_differs_is_refused(
     config = json.loads((fast / "config.json").read_text())
     (fast / "config.json").write_text(json.dumps(config | change))
     assert float((logits(load(slow)) - logits(load(fast))).abs().max()) > 1e-3
-    with pytest.raises(UsageError, match=f"cannot change .*{next(iter(change))}"):
+    with pytest.raises(UsageError, match=f"cannot change .*{next(iter(change))}") as refused:
+        Pair(slow, fast)
+    if change == {"rope_parameters": {"rope_type": "default", "rope_theta": 5_000.0}}:
+        assert "(rope_parameters.rope_theta: 10000.0 and 5000.0)" in str(refused.value), (
+            "not two dictionaries"
+        )
+
+
+def test_the_message_names_only_the_nested_setting_that_differs(make_pair: MakePair) -> None:
+    slow, fast = make_pair("qwen2")
+    config = json.loads((fast / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 777.0
+    (fast / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UsageError, match=r"cannot change \(rope_parameters\.rope_theta: [\d.]+ and 777\.0\)\. Give"
+    ):
         Pair(slow, fast)
 
 
@@ -325,7 +342,7 @@ def test_no_pairs_are_refused_before_work(make_pair: MakePair, tmp_path: Path) -
         Pair(slow, other)
     with pytest.raises(UsageError, match="is llama"):
         Pair(slow, save_tiny("qwen3", tmp_path / "qwen"))
-    with pytest.raises(UsageError, match="tensors are in one model only"):
+    with pytest.raises(UsageError, match="tensors are in one of the two models only"):
         Pair(slow, save_tiny("llama", tmp_path / "short", num_hidden_layers=3))
     with pytest.raises(UsageError, match="the same matrices"):
         extract(Pair(fast, fast), tmp_path / "none", FULL)

@@ -38,7 +38,7 @@ def test_the_matrix_has_every_rule() -> None:
 
 
 def test_a_budget_is_for_energy_only() -> None:
-    with pytest.raises(UsageError, match="a rule that uses energy, and fixed does not"):
+    with pytest.raises(UsageError, match="works with rule energy only, not with fixed"):
         rule_for_budget({"": VALUES}, {"": (4, 4)}, 1000, RankRule("fixed", 1), 4)
 
 

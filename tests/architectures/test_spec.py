@@ -208,7 +208,7 @@ def test_expert_layout_and_router_in_memory(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.MOE)
-def test_gate_and_up_are_where_the_layout_says(family: str) -> None:
+def test_gate_and_up_match_the_layout(family: str) -> None:
     model = tiny.tiny_model(family)
     row = FAMILIES[family]
     assert row.moe is not None

@@ -21,7 +21,7 @@ def test_every_key_that_counts_experts_is_changed() -> None:
     assert found == config | {"num_experts": 4, "num_local_experts": 4}
     nested: dict[str, Any] = {"model_type": "llama4", "text_config": {"num_local_experts": 16}}
     assert with_experts(nested, ModelSpec.of(nested), {0: 4})["text_config"] == {"num_local_experts": 4}
-    assert nested["text_config"] == {"num_local_experts": 16}, "the original is left alone"
+    assert nested["text_config"] == {"num_local_experts": 16}, "the original is unchanged"
 
 
 def test_by_layer_and_back() -> None:

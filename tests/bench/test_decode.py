@@ -111,7 +111,7 @@ def test_all_contenders_emit_the_same(opened: OpenContenders, task: Task) -> Non
     assert markdown_table(HEADER, rows(results)).count("\n") == 6
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_reported() -> None:
     results = Results({})
     for prefill_s, decode_s in ((1.0, 1.0), (1.1, 1.05)):
         assert "steady" not in steadiness_line(results) or "not known" in steadiness_line(results)
@@ -147,7 +147,7 @@ def replace_contender(opened: OpenContenders, other: Broken) -> OpenContenders:
     return OpenContenders(contenders, opened.logits, opened.engine, opened.model)
 
 
-def test_a_difference_at_a_tie_is_no_mismatch_but_one_behind_it_is() -> None:
+def test_a_difference_at_a_tie_is_no_mismatch_but_one_after_it_is() -> None:
     def logits(_prompt: Sequence[int], output: Sequence[int]) -> Tensor:
         rows = torch.zeros(len(output), 5)
         rows[:, 3] = 9.0
@@ -222,9 +222,7 @@ class Counting:
         return Generation([1] * tokens, 0.1, 1, 0.1, tokens - 1)
 
 
-def test_a_cut_measurement_goes_on_where_it_stopped(
-    tmp_path: Path, task: Task, opened: OpenContenders
-) -> None:
+def test_an_interrupted_measurement_continues(tmp_path: Path, task: Task, opened: OpenContenders) -> None:
     file = tmp_path / "deep" / "results.json"
     setting = DecodeSetting((PLAIN,), TOKENS, 3)
     first = Counting(allowed=2)

@@ -29,9 +29,7 @@ def test_it_writes_results_and_a_picture(tiny_path: Path, tmp_path: Path) -> Non
     assert told[-1] == "done 8/8"
 
 
-def test_without_matplotlib_it_says_so_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_it_fails_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"--no-picture.*\.\[plots\]"):
         run_demo(DemoSetting("no such model"), tmp_path / "out")

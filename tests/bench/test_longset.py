@@ -98,7 +98,7 @@ def test_texts_too_short_for_a_bucket_leave_it_out() -> None:
         build(SOURCES, count, buckets=[65536])
 
 
-def test_what_is_asked_for_twice_is_made_once() -> None:
+def test_a_repeated_request_is_made_once() -> None:
     prompts = build(SOURCES, count, buckets=[1024, 1024], kinds=["summarise", "summarise"], per_cell=2)
     assert [p.id for p in prompts] == ["summarise-1024-0", "summarise-1024-1"]
 

@@ -59,7 +59,7 @@ def plan_for(model: Path, prompts: Path, *contenders: str, **changes: object) ->
     return LongPlan(str(model), setting, prompts, **{"buckets": (64, 128), **changes})  # type: ignore[arg-type]
 
 
-def test_everybody_emits_the_same_and_lengths_are_told_apart(
+def test_all_contenders_emit_the_same_and_lengths_are_separate(
     model: Path, prompts: Path, tmp_path: Path
 ) -> None:
     folder = saved_drafter(tiny_model("llama"), tmp_path / "d")

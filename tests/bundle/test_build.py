@@ -153,7 +153,7 @@ def test_both_are_pruned_alike(said: dict[str, Any], tmp_path: Path, monkeypatch
     assert set(slow) == set(fast)
 
 
-def test_killed_in_every_stage_it_goes_on(said: dict[str, Any], built: Path, tmp_path: Path) -> None:
+def test_killed_in_every_stage_it_continues(said: dict[str, Any], built: Path, tmp_path: Path) -> None:
     out, stages = tmp_path / "out", tmp_path / "out.partial" / "stages"
     told: list[str] = []
 
@@ -167,7 +167,7 @@ def test_killed_in_every_stage_it_goes_on(said: dict[str, Any], built: Path, tmp
         with pytest.raises(KeyboardInterrupt):
             BundleBuild(Recipe.of(said), out).run(partial(dying, stage))
         assert not out.exists()
-        assert set(told) <= set([*STAGES, "bundle"][max(0, number - 1) :]), "what was made is not made again"
+        assert set(told) <= set([*STAGES, "bundle"][max(0, number - 1) :]), "finished stages are not repeated"
         assert all((stages / name / "out").is_dir() for name in STAGES[:number])
     steps = BundleBuild(Recipe.of(said), out).estimate()
     assert [step.done for step in steps] == [True] * 4 + [False]

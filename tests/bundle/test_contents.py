@@ -75,7 +75,7 @@ def test_greedy_output_is_that_of_the_parts(parts: Parts, bundle: Path) -> None:
     assert ours.stats.fast_tokens > 0
 
 
-def test_its_own_ways_are_taken_where_nobody_says_otherwise(bundle: Path) -> None:
+def test_its_defaults_apply_where_the_user_sets_nothing(bundle: Path) -> None:
     engine = LLM(str(bundle))
     assert isinstance(engine.drafter, LstmDrafter)
     assert engine.drafter.options.nodes == 3
@@ -88,7 +88,7 @@ def test_its_own_ways_are_taken_where_nobody_says_otherwise(bundle: Path) -> Non
     assert engine.with_draft("none").request(PROMPT).params.top_k == 5
 
 
-def test_what_the_user_says_goes_before_it(parts: Parts, bundle: Path) -> None:
+def test_the_users_options_override_its_defaults(parts: Parts, bundle: Path) -> None:
     engine = LLM(str(bundle), draft="none", switch="none", max_context=300)
     assert engine.drafter is None
     assert engine.modes is not None
@@ -97,7 +97,7 @@ def test_what_the_user_says_goes_before_it(parts: Parts, bundle: Path) -> None:
     assert engine.conversation(TALK).plan.factor == 0.0
     assert engine.request(PROMPT, SamplingParams()).params == SamplingParams()
     hybrid = LLM(str(bundle), draft="hybrid", draft_options={"spec": False})
-    assert isinstance(hybrid.drafter, HybridDrafter), "which finds the bundle's drafter by itself"
+    assert isinstance(hybrid.drafter, HybridDrafter), "it uses the bundle's drafter"
     more = LLM(str(bundle), draft_options={"nodes": 2})
     assert isinstance(more.drafter, LstmDrafter)
     assert (more.drafter.options.nodes, more.drafter.options.spec) == (2, False)
@@ -285,3 +285,13 @@ def test_a_drafter_is_made_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_defaults_of_a_later_version_are_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="mood"):
         LLM(str(changed(bundle, tmp_path / "later", mood="good")))
+
+
+def test_fast_mode_by_the_template_alone_gets_a_note(parts: Parts) -> None:
+    [note] = check_contents("zoo:slow", defaults={"effort": "none"}).notes
+    assert "it may reason all the same" in note
+    for effort in ("low", None):
+        assert not check_contents("zoo:slow", defaults={"effort": effort} if effort else {}).notes
+    assert not check_contents("zoo:fast", defaults={"effort": "none"}).notes, "it never reasons"
+    made = check_contents(str(parts.slow), switch=str(parts.switch), defaults={"effort": "none"})
+    assert not any("all the same" in one for one in made.notes)

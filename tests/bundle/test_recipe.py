@@ -19,7 +19,7 @@ def read(said: Any, folder: Path) -> Recipe:
     return Recipe.read(file)
 
 
-def test_what_it_says(tmp_path: Path) -> None:
+def test_the_recipe_is_read(tmp_path: Path) -> None:
     found = read(
         """
 model: org/slow
@@ -81,11 +81,11 @@ def test_options_are_for_the_drafter_that_is_trained(cell: str, name: str) -> No
         ({"model": "m", "switch": {}}, "needs two models; give fast"),
         ({"model": "m", "prune": {"sparsty": 0.3}}, r"unknown key prune.sparsty; .* Did you mean prune.sparsity\?"),
         ({"model": "m", "prune": {"sparsity": "much"}}, "prune.sparsity is 'much': .*valid number"),
-        ({"model": "m", "prune": {"sparsity": 2}}, r"prune: sparsity 2\S*: allowed is 0 to below 1"),
+        ({"model": "m", "prune": {"sparsity": 2}}, r"prune: sparsity 2\S*; allowed: 0 to below 1"),
         ({"model": "m", "prune": [1]}, r"prune is \[1\]; allowed: keys"),
         ({"model": "m", "fast": "f", "prune": {"uneven": True}}, "uneven models cannot have a switch"),
         ({"model": "m", "fast": "f", "switch": {"rule": "luck"}}, "no rank rule 'luck'"),
-        ({"model": "m", "fast": "f", "switch": {"value": 3.0}}, "allowed is above 0 to 1"),
+        ({"model": "m", "fast": "f", "switch": {"value": 3.0}}, "allowed: above 0 to 1"),
         ({"model": "m", "draft": {"sequence": 3}}, r"unknown key draft.sequence; .* Did you mean draft.sequences\?"),
         ({"model": "m", "draft": {"factors": [0]}}, "unknown key draft.factors"),
         ({"model": "m", "draft": {"rows": 0}}, "rows is 0; allowed: above 0"),

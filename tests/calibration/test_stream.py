@@ -152,7 +152,7 @@ def test_experts_are_counted_as_by_hand(checkpoints: Any, family: str, tmp_path:
     torch.testing.assert_close(found.gated_norms.float(), gated, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cut_run_goes_on(checkpoints: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_continues(checkpoints: Any, tmp_path: Path) -> None:
     layers = LayerFormat(checkpoints("qwen3_moe"))
     whole = LayerStream(layers.checkpoint, layers.checkpoint.config, IDS, tmp_path / "whole", rows=2)
     run_all(whole, layers)

@@ -72,7 +72,7 @@ def test_rows_of_the_hub_are_texts_or_conversations(monkeypatch: pytest.MonkeyPa
         list(read_texts("hub:a/b:train:number"))
 
 
-def test_a_folder_says_what_it_skips(tmp_path: Path) -> None:
+def test_a_folder_reports_skipped_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     assert notes([str(tmp_path), "zoo=2", str(tmp_path / "a.txt")]) == []
     (tmp_path / "settings.json").write_text('{"dtype": "float32"}')
@@ -172,7 +172,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 4)
     (tmp_path / "b.txt").write_bytes(bytes([200 + i % 50 for i in range(999)]))
     for name in ("a.txt", "b.txt"):
-        with pytest.raises(CheckpointError, match="is no text"):
+        with pytest.raises(CheckpointError, match="is not UTF-8 text"):
             list(read_texts(str(tmp_path / name)))
 
 
@@ -185,5 +185,5 @@ def test_what_is_missing_or_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(WORDS)
     with pytest.raises(UsageError, match=r"short.txt have \d+ tokens, enough for 0 sequences of 4096"):
         build(tiny_tokenizer(), [str(tmp_path / "short.txt")], 1, 4096)
-    with pytest.raises(UsageError, match="allowed are 1 or more"):
+    with pytest.raises(UsageError, match="allowed: 1 or more"):
         build(tiny_tokenizer(), [str(tmp_path / "short.txt")], 0, 8)

@@ -127,7 +127,7 @@ def test_what_differs_is_named(sources: tuple[Path, dict[str, Path]], tmp_path: 
 
 
 @pytest.mark.parametrize("place", ["_copy", "_hashed", "_templates"])
-def test_killed_at_any_time_it_goes_on(
+def test_killed_at_any_time_it_continues(
     place: str, sources: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = getattr(module, place)

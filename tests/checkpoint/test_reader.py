@@ -48,7 +48,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     model=st.dictionaries(NAMES, tensors(), min_size=1, max_size=6),
     shard_bytes=st.sampled_from([1, 64, 10**9]),
@@ -223,7 +223,7 @@ def test_damage_is_found_before_any_tensor_is_read(tmp_path, kind):
     assert "model.safetensors" in str(caught.value)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(raw=st.one_of(st.binary(max_size=80), st.binary(max_size=60).map(raw_file)))
 def test_random_bytes_never_end_in_another_error(tmp_path, raw):
     file = tmp_path / "model.safetensors"

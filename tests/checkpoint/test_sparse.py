@@ -122,7 +122,7 @@ def test_a_container_in_shards_is_read_inspected_and_unpacked(tmp_path: Path) ->
     assert (tmp_path / "back" / "tokenizer.json").exists()
 
 
-def test_an_interrupted_unpacking_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_unpacking_continues(tmp_path: Path) -> None:
     model = save_tiny("olmoe", tmp_path / "model")
     halve(model)
     out = packed(model, tmp_path / "out")

@@ -124,7 +124,7 @@ def test_an_output_below_a_file(tmp_path):
 # --- disk space
 
 
-def test_too_little_room_is_said_before_writing(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
 
     with pytest.raises(
@@ -287,7 +287,7 @@ def test_another_job_does_not_take_up_the_work(interrupted):
     assert content(interrupted.with_name("out.partial")) == before
 
 
-def test_what_finished_work_left_behind_protects_nothing(tmp_path):
+def test_a_finished_runs_leftovers_protect_nothing(tmp_path):
     """Killed after the rename, before OUT.partial is gone: another job may use the name again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *a, **k: None)

@@ -19,7 +19,7 @@ from justright.errors import UsageError
         (["--repeats", "2", "--quick"], ((1024,), 32, 2)),
     ],
 )
-def test_quick_changes_defaults_and_not_what_was_asked_for(
+def test_quick_changes_defaults_and_not_given_options(
     run: Run,
     tiny_llama: Path,
     monkeypatch: pytest.MonkeyPatch,

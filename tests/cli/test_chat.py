@@ -51,7 +51,7 @@ def test_an_unknown_command_is_reported_and_the_rest_is_done(run: Run, tiny_llam
     assert "token_ids" in result.out
 
 
-def test_a_long_conversation_forgets_its_oldest_turns_and_says_so(run: Run, tiny_llama: Path) -> None:
+def test_a_long_conversation_drops_its_oldest_turns_with_a_note(run: Run, tiny_llama: Path) -> None:
     line = "the quick brown fox " * 3 + "\n"
     result = run("chat", tiny_llama, "--max-context", 128, "--max-tokens", 8, stdin=line * 5)
     assert result.code == 0

@@ -57,6 +57,16 @@ def test_prompts_come_from_options_stdin_and_files_in_order(
     ]
 
 
+def test_the_line_break_at_the_end_is_no_part_of_a_prompt(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n")
+    (tmp_path / "b.txt").write_bytes(b"one\n\n")
+    files = ("-f", tmp_path / "a.txt", "-f", tmp_path / "b.txt")
+    found = objects(
+        run("generate", tiny_llama, "-p", "-", *files, "--json", "--max-tokens", 1, stdin="one\n").out
+    )
+    assert [one["prompt"] for one in found] == ["one", "one", "one\n"]
+
+
 def test_json_has_all_of_it(run: Run, tiny_llama: Path) -> None:
     result = run(
         "generate", tiny_llama, "-p", "hello", "--json", "--max-tokens", 6, "--temperature", 1, "--seed", 3
@@ -67,6 +77,7 @@ def test_json_has_all_of_it(run: Run, tiny_llama: Path) -> None:
         *(
             "index",
             "prompt",
+            "reasoning",
             "text",
             "token_ids",
             "finish_reason",
@@ -112,17 +123,18 @@ def test_stop_ends_before_the_text(run: Run, tiny_llama: Path) -> None:
     assert cut["finish_reason"] == "stop"
 
 
-def test_stop_looks_at_reasoning_only_when_told(run: Run, tmp_path: Path) -> None:
+def test_stop_searches_reasoning_only_on_request(run: Run, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "model")
     tokenizer_with(
         "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>{# </think> #}"
     ).save_pretrained(model)
     argv = ["generate", model, "-p", "hello", "--max-tokens", 24, "--json", "--draft", "none"]
     [whole] = objects(run(*argv).out)
-    stop = str(whole["text"])[5:7]
-    for more, text in (([], whole["text"]), (["--stop-in-reasoning"], str(whole["text"]).partition(stop)[0])):
+    thought = str(whole["reasoning"])
+    stop = thought[5:7]
+    for more, text in (([], thought), (["--stop-in-reasoning"], thought.partition(stop)[0].rstrip())):
         [cut] = objects(run(*argv, "--stop", stop, *more).out)
-        assert cut["text"] == text
+        assert (cut["reasoning"], cut["text"]) == (text, whole["text"])
         assert cut["finish_reason"] == ("stop" if more else whole["finish_reason"])
 
 
@@ -153,7 +165,7 @@ def test_drafter_options_reach_the_drafter(run: Run, tiny_llama: Path) -> None:
         assert word in refused.err
 
 
-def test_a_models_file_gives_what_is_not_said(run: Run, tmp_path: Path) -> None:
+def test_the_models_file_sets_what_the_user_does_not(run: Run, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "model")
     file = model / "generation_config.json"
     file.write_text('{"temperature": 0.7, "top_p": 0.8, "top_k": 20, "typical_p": 0.9}')

@@ -49,7 +49,7 @@ def test_version(run: Run) -> None:
     assert run("--version").out == f"justright {justright.__version__}\n"
 
 
-def test_a_bug_is_one_line_and_says_how_to_see_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_line_that_names_the_debug_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
@@ -127,7 +127,19 @@ def test_interrupt_prints_what_came_and_ends_with_130(tiny_llama: Path) -> None:
 
 
 def test_a_broken_pipe_is_quiet(tiny_llama: Path) -> None:
-    argv = ["generate", str(tiny_llama), "-p", "hello", "-p", "again", "--json", "--draft", "none"]
+    argv = [
+        "generate",
+        str(tiny_llama),
+        "-p",
+        "hello",
+        "-p",
+        "again",
+        "--json",
+        "--draft",
+        "none",
+        "--max-tokens",
+        "8",
+    ]
     command = [sys.executable, "-m", "justright", *argv]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -178,6 +190,19 @@ def test_a_missing_network_is_no_bug(error: Exception) -> None:
     assert isinstance(known, SourceError)
     assert known.exit_code == 3
     assert "network" in str(known)
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUSTRIGHT_CACHE", "/ours")
+    monkeypatch.setenv("HF_HOME", "/theirs")
+    for number in (errno.EACCES, errno.EROFS):
+        for file, name in (
+            ("/ours/models/a", "JUSTRIGHT_CACHE"),
+            ("/theirs/hub", "HF_HOME"),
+            ("/", "JUSTRIGHT_CACHE"),
+        ):
+            assert f"${name}" in str(as_known(OSError(number, "no", file)))
+        assert "$" not in str(as_known(OSError(number, "no", "/else/where")))
 
 
 def test_a_closed_pipe_is_no_network_error() -> None:

@@ -55,7 +55,9 @@ def test_it_prunes(run: Run, moe: Path, texts: Path, tmp_path: Path) -> None:
     assert shown.code == 0
     again = run("prune", moe, "-o", tmp_path / "two", "--plan", out / "plan.json")
     assert again.code == 0
-    assert "experts" in again.out
+    assert "experts removed: 25%; zeros in the remaining weights: " in again.out
+    assert "(no memory saved); memory: " in again.out
+    assert "quality: not measured" in again.out
 
 
 @pytest.mark.usefixtures("lm_eval_index")
@@ -111,7 +113,7 @@ def test_a_carried_set_is_the_default(run: Run, moe: Path) -> None:
         ),
         (("-o", "OUT", "--uneven", "--criterion", "reap"), 2, "needs a criterion that clusters experts"),
         (("-o", "OUT", "--device", "cpu,abacus"), 2, "cannot be used"),
-        (("-o", "OUT", "--sparsity", "1"), 2, "allowed is 0 to below 1"),
+        (("-o", "OUT", "--sparsity", "1"), 2, "allowed: 0 to below 1"),
         (("-o", "OUT", "--criterion", "best"), 2, "stun"),
         (("-o", "OUT", "--calibration", "nowhere.txt"), 3, "no calibration texts"),
         (("-o", "OUT", "--calibration", "zoo:poetry"), 3, "fiction"),
@@ -135,7 +137,7 @@ def test_bad_input(
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_limit_of_file_sizes_is_an_error_that_says_how_to_go_on(
+def test_a_limit_of_file_sizes_is_an_error_that_tells_how_to_continue(
     run: Run, moe: Path, texts: Path, tmp_path: Path
 ) -> None:
     """``ulimit -f``: the kernel rejects the first larger file, as with a full disk."""

@@ -20,6 +20,8 @@ import httpx
 import pytest
 
 from cli_helpers import Run
+from justright.cli.output import Terminal
+from justright.cli.serve_options import access_log
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def test_a_missing_package_is_named_with_the_extra(
     ("arguments", "message"),
     [
         (("--port", "99999"), "65535"),
-        (("--host", "no such host"), "cannot be used"),
+        (("--host", "no such host", "--no-api-key"), "cannot be used"),
         (("--slots", "0"), "--slots"),
         (("--cache-tokens", "5"), "256"),
         (("--deadline", "-1"), "deadline_s is -1"),
@@ -65,6 +67,9 @@ def test_a_missing_package_is_named_with_the_extra(
         (("--thinking-budget", "5"), "has no reasoning tags"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", "nowhere"), "cannot be read"),
+        (("--host", "0.0.0.0"), "anybody who reaches 0.0.0.0 could use this server: set --api-key"),
+        (("--host", "::"), "say --no-api-key"),
+        (("--no-api-key", "--api-key", "k"), "--no-api-key contradicts the API key"),
         (("--allowed-host", "http://box"), "without scheme and port"),
         (("--draft", "luck"), "suffix"),
         (("--engine", "steam"), "embedded, vllm"),
@@ -110,7 +115,34 @@ def test_a_small_cache_is_a_shorter_context(tiny_llama: Path) -> None:
         assert client.get("/v1/models").json()["data"][0]["justright"]["context_length"] == 300
         body = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
         usage = client.post("/v1/chat/completions", json=body).json()["usage"]
-        assert usage["total_tokens"] == 300, "nobody said how many: as many as there is room for"
+        assert usage["total_tokens"] == 300, "without max_tokens, as many as the context holds"
+
+
+def test_requests_are_logged_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = [
+        ("GET", "/metrics", 200),
+        ("POST", "/v1/chat/\x1b[2J\n", 404),
+        ("GET", "/v1/models", 200),
+        ("GET", "/health", 503),
+    ]
+    for output in (Terminal(), Terminal(quiet=True), Terminal(json=True)):
+        log = access_log(output)
+        for method, path, status in seen:
+            log({"method": method, "path": path, "status": status, "seconds": 1.234})
+    found = capsys.readouterr()
+    assert [line.split(" ", 1)[1] for line in found.err.splitlines()] == [
+        "POST /v1/chat/%1B%5B2J%0A 404 1.23 s",
+        "GET /v1/models 200 1.23 s",
+        "GET /health 503 1.23 s",
+    ]
+    assert [json.loads(line)["status"] for line in found.out.splitlines()] == [200, 404, 200, 503]
+
+
+def test_without_a_key_only_if_told(tiny_llama: Path) -> None:
+    arguments = (tiny_llama, "--host", "0.0.0.0", "--no-api-key")
+    with process(*arguments) as (_, ready):
+        port = ready["address"].rpartition(":")[2]
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 200
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -167,7 +199,7 @@ def test_it_serves_and_drains(tiny_llama: Path, tmp_path: Path) -> None:
         out, err = server.communicate(timeout=60)
         client.close()
     assert server.returncode == 0, err
-    assert got == [400], "what ran came to its end"
+    assert got == [400], "running requests finished"
     events = [json.loads(line) for line in out.splitlines()]
     assert {"event": "request", "method": "POST", "path": "/v1/chat/completions", "status": 200} in [
         {k: v for k, v in event.items() if k != "seconds"} for event in events

@@ -61,7 +61,7 @@ def test_the_users_options_go_before_them(run: Run, bundle: Path) -> None:
         "serve", bundle, "--engine", "vllm", "--dry-run", "--draft", "none", "--draft-option", "nodes=9"
     )
     assert plain.code == 2
-    assert "none takes none with vLLM" in plain.err
+    assert "none drafts have no options with vLLM" in plain.err
 
 
 def test_options_of_vllms_own_suffix_drafts_are_left_out(run: Run, parts: Parts, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_options_of_vllms_own_suffix_drafts_are_left_out(run: Run, parts: Parts,
     )
 
 
-def test_a_drafter_that_is_not_there_is_told(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_drafter_is_reported(run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(draft: str) -> None:
         if draft == "hybrid":
             raise MissingExtraError("no plugin")
@@ -81,11 +81,11 @@ def test_a_drafter_that_is_not_there_is_told(run: Run, bundle: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(launch, "check_drafter", missing)
         told, notes = asked(run, bundle)
-        assert (told, "hybrid is not available on vLLM here" in notes) == (None, True)
+        assert (told, "hybrid cannot run on vLLM here" in notes) == (None, True)
     data = json.loads((bundle / MANIFEST).read_text())
     data["defaults"] = {"draft": "magic"}
     (bundle / MANIFEST).write_text(json.dumps(data))
-    assert "drafter magic is not available on vLLM here" in asked(run, bundle)[1]
+    assert "drafter magic cannot run on vLLM here" in asked(run, bundle)[1]
     assert asked(run, bundle, "--draft", "lstm")[0] is not None
 
 

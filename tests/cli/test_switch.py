@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from cli_helpers import Run
+from justright.checkpoint.sources import resolve
 from justright.errors import CheckpointError
 from justright.evaluate.both_modes import read_questions
 from tiny import save_tiny
@@ -45,7 +47,7 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("--rule", "luck"), 2, "energy, entropy"),
-        (("--value", "2"), 2, "allowed is above 0 to 1"),
+        (("--value", "2"), 2, "allowed: above 0 to 1"),
         (("--form", "zip"), 2, "compact, portable"),
         (("--factor", "0.5"), 2, "--form merged only"),
         (("--budget", "10"), 2, "too small"),
@@ -56,7 +58,7 @@ def test_it_extracts(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
         (("--form", "merged", "--dtype", "bfloat16"), 2, "--dtype has no effect"),
         (("--rule", "fixed", "--value", "2", "--budget", "5000"), 2, "no effect"),
         (("--rule", "entropy", "--budget", "5000"), 2, "works with --rule energy only"),
-        (("--form", "merged", "--factor", "7"), 2, "allowed is 0 (the slow model) to 1"),
+        (("--form", "merged", "--factor", "7"), 2, "allowed: 0 (the slow model) to 1"),
         (("--svd", "randomized", "--max-rank", "2", "--value", "0.999"), 2, "the spectra keep 2 directions"),
         (("--svd", "magic"), 2, "exact, randomized"),
         (("--svd", "randomized", "--rule", "entropy"), 2, "all singular values"),
@@ -69,7 +71,7 @@ def test_bad_input(
     result = run("switch", "extract", *pair, "-o", tmp_path / "out", *arguments)
     assert result.code == code, result.err
     assert message in result.err
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "no file is left"
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +191,23 @@ def test_effort_none_is_already_true_of_a_model_without_reasoning(run: Run, pair
     assert chatted.code == 0, chatted.err
 
 
+def test_a_model_that_ignores_its_template_is_counted_as_slow(run: Run) -> None:
+    asked = ("generate", "zoo:slow", "-p", "What is 17 + 5 - 8?", "--json", "--draft", "none")
+    found = run(*asked, "--effort", "none")
+    answer = json.loads(found.out)
+    close = AutoTokenizer.from_pretrained(resolve("zoo:slow").path).convert_tokens_to_ids("</think>")
+    thought = answer["token_ids"].index(close) + 1
+    assert (answer["stats"]["reasoning_tokens"], answer["stats"]["fast_tokens"]) == (thought, 0)
+    assert (answer["stats"]["decision"]["mode"], answer["stats"]["decision"]["by"]) == ("slow", "output")
+    assert f"the model reasoned for {thought} tokens" in found.err
+    cut = run(*asked, "--effort", "none", "--max-tokens", 8)
+    assert json.loads(cut.out)["stats"]["decision"]["mode"] == "fast", "no tag: nothing is known"
+    assert "warning" not in cut.err
+    turns = run("chat", "zoo:slow", "--effort", "none", "--json", stdin="What is 3 + 4?\nWhat is 5 + 9?\n")
+    assert [json.loads(line)["stats"]["decision"]["by"] for line in turns.out.splitlines()] == ["output"] * 2
+    assert turns.err.count("warning: ") == 1
+
+
 @pytest.mark.usefixtures("no_weights_loaded")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -272,7 +291,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
     assert "too few" in few.err
     assert "allowed: above 0 to 1" in run(*arguments[:-1], 0).err
     file.write_text('{"question": 1}\n')
-    assert "is no problem" in run(*arguments).err
+    assert "is not a problem" in run(*arguments).err
     assert "no problems 'nowhere'" in run(*start, "--problems", "nowhere").err
     (adapter / "auto.json").write_text("{}")
     broken = run("generate", pair[0], "-p", "a", "--switch", adapter, "--effort", "auto")
@@ -283,7 +302,7 @@ def test_it_calibrates(run: Run, adapter: Path, pair: tuple[Path, Path], tmp_pat
 @pytest.fixture
 def answering(adapter: Path, tmp_path: Path) -> tuple[Path, Path, list[object]]:
     """A copy of the switch, problems for it, and the command that calibrates on them."""
-    mine = shutil.copytree(adapter, tmp_path / "switch")
+    mine = shutil.copytree(adapter, tmp_path / "switch", ignore=shutil.ignore_patterns("calibration"))
     file = tmp_path / "problems.jsonl"
     problems = [{"question": f"the {word} {n}", "answer": n} for word in ("fox", "dog") for n in range(20)]
     file.write_text("".join(json.dumps(one) + "\n" for one in problems))
@@ -313,6 +332,11 @@ def test_another_floor_or_judge_answers_nothing_anew(
         assert run(*command, pair[0], "--filter", all_right, "--floor", 0.5).code == 0
     assert (mine / "auto.json").exists()
     assert not (mine.parent / "switch.calibration").exists()
+    [first] = (mine / "calibration").iterdir()
+    held = {kept.name: kept.read_bytes() for kept in first.iterdir()}
+    assert run(*command, pair[0], "--filter", all_right, "--floor", 0.5, "--max-tokens", 4).code == 0
+    assert len(list((mine / "calibration").iterdir())) == 2
+    assert {kept.name: kept.read_bytes() for kept in first.iterdir()} == held, "another job's answers stay"
 
 
 def _no_answers(*_: object) -> None:
@@ -344,7 +368,7 @@ def test_another_jobs_interrupted_answers_stay(
     assert len(held) == 2
     other = run(*command, pair[0], "--max-tokens", 4)
     assert other.code == 2
-    assert "interrupted work of another job (max_tokens differ)" in other.err
+    assert "interrupted calibration with other settings (max_tokens differ)" in other.err
     assert {kept.name: kept.read_bytes() for kept in work.iterdir()} == held
     (work / "job.json").unlink()
     (work / "thesis.txt").write_text("years of work")
@@ -356,9 +380,9 @@ def test_another_jobs_interrupted_answers_stay(
     ("line", "message"),
     [
         ('{"question": "a", "answer": null}', "line 1 of"),
-        ('{"question": ["a"], "answer": "b"}', "is no problem"),
-        ('{"question": "a", "answer": true}', "is no problem"),
-        ('["a"]', "is no problem"),
+        ('{"question": ["a"], "answer": "b"}', "is not a problem"),
+        ('{"question": "a", "answer": true}', "is not a problem"),
+        ('["a"]', "is not a problem"),
         ("{", "is not JSON"),
     ],
 )

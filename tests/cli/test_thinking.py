@@ -10,7 +10,7 @@ from justright.engine.defaults import Defaults
 from justright.errors import UsageError
 
 
-def test_what_is_said_goes_before_the_bundles_own() -> None:
+def test_given_settings_override_the_bundles() -> None:
     own, said = Defaults(effort="none"), Reasoning("high")
     assert settled_thinking(said, own) == said
     assert settled_thinking(Reasoning(), own) == Reasoning("none")

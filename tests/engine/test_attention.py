@@ -77,7 +77,7 @@ def test_visible_by_definition(parents: list[int], past: int, window: Window | N
 
 def test_visible_skips_what_no_token_of_the_step_sees() -> None:
     first, mask = visible(SequenceInput(0, 0, torch.tensor([100])), 100, Window("sliding", 8))
-    assert (first, mask) == (93, None), "a long past behind a short window costs nothing"
+    assert (first, mask) == (93, None), "a long past outside a short window costs nothing"
     first, mask = visible(SequenceInput(0, 0, torch.tensor([100])), 100, Window("chunked", 32))
     assert (first, mask) == (96, None)
 

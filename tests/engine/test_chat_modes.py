@@ -168,7 +168,7 @@ def test_without_a_switch_the_template_may_leave_thinking_out(paths: tuple[Path,
         alone.conversation(MESSAGES, thinking=Reasoning(budget=4, closing="no tag"))
 
 
-def test_a_pair_is_told_what_does_not_switch(tmp_path: Path) -> None:
+def test_a_pair_warns_about_what_does_not_switch(tmp_path: Path) -> None:
     slow, fast = save_tiny("llama", tmp_path / "slow"), save_tiny("llama", tmp_path / "fast")
     assert any("same chat template" in note for note in Pair(slow, fast).notes())
     (fast / "chat_template.jinja").unlink()

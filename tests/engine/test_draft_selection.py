@@ -122,7 +122,7 @@ def test_a_slow_drafter_that_always_loses_rests_although_another_is_verified() -
     assert not record.rests()
     record.verified(slow, 2, 1)  # it wins once
     record.set_aside(slow)
-    assert not record.rests(), "it is patient again"
+    assert not record.rests(), "its patience is reset"
 
 
 def test_a_batch_gives_its_places_to_the_likeliest() -> None:
@@ -132,7 +132,7 @@ def test_a_batch_gives_its_places_to_the_likeliest() -> None:
     assert [len(d) for d in chosen] == [2, 0, 1]
 
 
-def test_a_likely_node_behind_an_unlikely_one_does_not_count_as_the_first() -> None:
+def test_a_likely_node_after_an_unlikely_one_does_not_count_as_the_first() -> None:
     """Cutting keeps the first nodes, so a node is kept only with all nodes before it."""
     siblings = Draft([10, 11], [-1, -1], [0.2, 0.9])
     one_more = StepCost((1, 2, 3, 4), (1.0, 1.0, 1.0, 9.0), (0.0, 0.0))
@@ -182,11 +182,11 @@ def test_drafts_set_aside_are_followed_along_what_is_emitted() -> None:
         record.set_aside(draft)
         for token in (10, 11, 12):
             record.emitted([token])
-    assert record.expected(draft)[-1] > 2.2, "good drafts recover for nothing"
+    assert record.expected(draft)[-1] > 2.2, "drafts that were skipped recover at no cost"
     for _ in range(20):
         record.set_aside(draft)
         record.emitted([10, 99])
-    assert before < record.expected(draft)[-1] < 1.2, "one of three was right"
+    assert before < record.expected(draft)[-1] < 1.2, "one of three was accepted"
 
 
 def test_a_shadow_follows_a_tree() -> None:
@@ -268,7 +268,7 @@ def test_a_request_switches_itself_off_and_on_again(monkeypatch: pytest.MonkeyPa
             drafter.right = True
     assert request.token_ids == truth[tuple(prompt)]
     steps = request.stats.steps
-    assert 0 < steps[0][1] < 12, "cut, and judged as what was proposed"
+    assert 0 < steps[0][1] < 12, "cut, but recorded as proposed"
     first = next(i for i, (_, drafted, _) in enumerate(steps) if drafted == 0)
     assert first < 12
     assert all(drafted == 0 for at, drafted, _ in steps[first:] if at <= 60)
@@ -286,7 +286,7 @@ def test_one_interrupted_proposal_does_not_make_a_drafter_dear() -> None:
     record = DraftRecord()
     for seconds in (0.001,) * 3 + (0.5,) * 4:
         record.drafted(replace(chain(0.9), source="slower"), seconds)
-    assert record.draft_s["slower"] == 0.5, "what is slow for good is noticed"
+    assert record.draft_s["slower"] == 0.5, "a lasting slowdown is noticed"
 
 
 class Clock:

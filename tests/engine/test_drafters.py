@@ -88,20 +88,22 @@ def test_up_to_the_last_token_of_the_context(tmp_path: Path) -> None:
     assert request.token_ids == greedy("llama", REPEATING, TOKENS)
 
 
-WORDS = 12
-"""Tokens of the model whose sampled output is compared: so few that drafts are often accepted."""
-SHORT_PROMPT = [5, 7, 9, 4, 11, 8]
+SHORT_PROMPT = [5, 7, 9, 4, 11, 8]  # modulo the size of the vocabulary
 SAMPLING = {"temperature": 1.5, "top_k": 3}
+FEW = 6
+"""Tokens of the model whose distribution is compared."""
 
 
-def sampled(count: int, enough: int, name: str, folder: Path, **options: object) -> list[Request]:
-    """Outputs of ``enough`` or more tokens of the model of few tokens, one a seed."""
-    model = tiny_model("llama", vocab_size=WORDS, num_hidden_layers=2)
+def sampled(count: int, enough: int, name: str, folder: Path, words: int, **options: object) -> list[Request]:
+    """Outputs of ``enough`` or more tokens, one a seed, of a model of so few tokens that drafts are often accepted."""
+    model = tiny_model("llama", vocab_size=words, num_hidden_layers=2)
     model.set_attn_implementation(ATTENTION_NAME)
     verifier = Verifier(model, slots=32)  # many at once: few steps
     drafter = None if name == "none" else drafter_for(name, verifier, folder, **options)
     requests = [
-        Request(SHORT_PROMPT, SamplingParams(**SAMPLING, seed=seed), max_tokens=16)  # type: ignore[arg-type]
+        Request(
+            [token % words for token in SHORT_PROMPT], SamplingParams(**SAMPLING, seed=seed), max_tokens=16
+        )  # type: ignore[arg-type]
         for seed in range(count)
     ]
     for emission in DecodeLoop(verifier, drafter=drafter, max_draft=8).run(requests):
@@ -114,7 +116,7 @@ def sampled(count: int, enough: int, name: str, folder: Path, **options: object)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_gives_the_same_sample_with_every_deterministic_drafter(name: str, tmp_path: Path) -> None:
     """So its output has the distribution of plain sampling, which the next test compares."""
-    plain, drafted = (sampled(16, 16, one, tmp_path) for one in ("none", name))
+    plain, drafted = (sampled(16, 16, one, tmp_path, 12) for one in ("none", name))
     clear = [(a, b) for a, b in zip(plain, drafted, strict=True) if not a.stats.near_ties + b.stats.near_ties]
     assert len(clear) > 12
     for one, other in clear:
@@ -125,17 +127,23 @@ def test_a_seed_gives_the_same_sample_with_every_deterministic_drafter(name: str
     ("name", "options"),
     [
         ("none", {}),
-        ("lstm", {"temperature": 1.0, "top_k": 1, "depth": 3}),
-        ("lstm", {"temperature": 1.0, "top_k": 3, "nodes": 6}),
-        ("hybrid", {"temperature": 1.0, "top_k": 2, "nodes": 4}),
+        ("lstm", {"temperature": 0.3, "top_k": 1, "depth": 3}),
+        ("lstm", {"temperature": 0.3, "top_k": 3, "nodes": 6}),
+        ("hybrid", {"temperature": 0.3, "top_k": 2, "nodes": 4}),
     ],
 )
 def test_sampled_output_has_the_models_distribution(
     name: str, options: dict[str, object], tmp_path: Path
 ) -> None:
-    """The joint distribution of three tokens, by a chi-squared test against the exact one of transformers."""
+    """The joint distribution of three tokens, by a chi-squared test against the exact one of transformers.
+
+    The drafter's distribution is far from uniform and from the model's. So the test fails (p of 1e-4 or less) if the
+    sampler takes another proposal than the drafter's, or draws from the model's distribution instead of the residual.
+    """
     runs = 400
-    found = Counter(tuple(request.token_ids[:3]) for request in sampled(runs, 3, name, tmp_path, **options))
+    found = Counter(
+        tuple(request.token_ids[:3]) for request in sampled(runs, 3, name, tmp_path, FEW, **options)
+    )
     expected = exact()
     assert set(found) <= set(expected)
     often = [path for path, prob in expected.items() if prob * runs >= 5]
@@ -144,19 +152,21 @@ def test_sampled_output_has_the_models_distribution(
     wanted.append(runs - sum(wanted))
     if wanted[-1] < 5:
         seen[-2:], wanted[-2:] = [sum(seen[-2:])], [sum(wanted[-2:])]
-    assert chisquare(seen, wanted).pvalue > 1e-4
+    assert chisquare(seen, wanted).pvalue > 1e-3
 
 
 def exact() -> dict[tuple[int, ...], float]:
     """Probability of every output of three tokens."""
-    model = tiny_model("llama", vocab_size=WORDS, num_hidden_layers=2)
+    model = tiny_model("llama", vocab_size=FEW, num_hidden_layers=2)
     model.set_attn_implementation("eager")
     paths: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
         longer = {}
         for path, prob in paths.items():
             with torch.no_grad():
-                logits = model(torch.tensor([[*SHORT_PROMPT, *path]]), use_cache=False).logits[0, -1]
+                logits = model(
+                    torch.tensor([[*(token % FEW for token in SHORT_PROMPT), *path]]), use_cache=False
+                ).logits[0, -1]
             best = (logits / SAMPLING["temperature"]).topk(SAMPLING["top_k"])
             for token, p in zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True):
                 longer[(*path, token)] = prob * p
@@ -164,7 +174,7 @@ def exact() -> dict[tuple[int, ...], float]:
     return paths
 
 
-def test_drafts_that_never_pay_are_no_longer_asked_for(tmp_path: Path) -> None:
+def test_drafts_that_never_pay_are_no_longer_requested(tmp_path: Path) -> None:
     """If its cost exceeds its gain, an untrained drafter is not used after a few tries."""
     verifier = verifier_of("llama")
     drafter = drafter_for("lstm", verifier, tmp_path)

@@ -50,7 +50,7 @@ def write(folder: Path, **values: Any) -> Path:
         ({"temperature": 0.5}, SamplingParams(), SamplingParams(0.5, 20, 0.8, 0.0, 1.05)),
     ],
 )
-def test_what_is_said_goes_before_the_file_value_by_value(
+def test_given_values_override_the_file_one_by_one(
     given: dict[str, Any], otherwise: SamplingParams, expected: SamplingParams, tmp_path: Path
 ) -> None:
     file = FileSampling.read(write(tmp_path, **QWEN))

@@ -138,10 +138,10 @@ def test_drafts_change_no_token_and_costs_are_measured_once(
         assert again.cost is not None
         assert again.cost.near_s == StepCost.read(file).near_s  # type: ignore[union-attr]
         assert LLM(str(checkpoint), draft="suffix", adaptive=False).cost is None
-        assert LLM(str(checkpoint)).cost is None, "without drafts there is nothing to weigh"
+        assert LLM(str(checkpoint)).cost is None, "without drafts no cost is measured"
     file.write_text("{")
     assert LLM(str(checkpoint), draft="suffix").cost is not None
-    assert StepCost.read(file) is not None, "a damaged file is measured anew"
+    assert StepCost.read(file) is not None, "a damaged file is replaced by a new measurement"
 
 
 def test_another_drafter_on_the_same_model(engine: LLM) -> None:

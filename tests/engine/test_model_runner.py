@@ -48,7 +48,7 @@ def test_prefill_in_chunks_equals_the_model_in_one_go(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_a_tree_says_along_each_path_what_a_chain_says(family: str) -> None:
+def test_each_path_of_a_tree_has_the_logits_of_a_chain(family: str) -> None:
     prompt, tokens, parents = prompt_of(20), prompt_of(8, 1), [0, 0, 1, 1, 2, 4, 6]
     verifier = verifier_of(family)
     last(verifier, 0, prompt)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from justright.adapter import adapter as adapters
 from justright.checkpoint.fingerprint import weights_identity
 from justright.engine.chat_modes import Reasoning
+from justright.engine.checks import check_prompt
 from justright.engine.llm import LLM
 from justright.engine.options import EngineOptions
 from justright.engine.prepared import prepare_model
@@ -67,8 +68,15 @@ def test_a_prepared_model_has_its_options(parts: tuple[Path, Path]) -> None:
     assert prepared.options.draft == "suffix"
     assert prepared.drafter is not None
     assert (prepared.context, prepared.spec.context) == (40, 512)
-    prepared.check_room([1] * 39)
-    with pytest.raises(ResourceError, match="this message has 40 tokens; the context holds 40"):
-        prepared.check_room([1] * 40, "this message")
-    with pytest.raises(UsageError, match="settled"):
+    with pytest.raises(UsageError, match="already has its options"):
         LLM(prepared, slots=2)
+
+
+def test_a_prompt_leaves_one_token_for_the_answer() -> None:
+    check_prompt([1] * 39, 40)
+    with pytest.raises(
+        ResourceError, match="this message has 40 tokens; the context holds 40, with at least one"
+    ):
+        check_prompt([1] * 40, 40, "this message")
+    with pytest.raises(UsageError, match="prompt 2 of 3 is empty"):
+        check_prompt([], 40, "prompt 2 of 3")

@@ -80,7 +80,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return p, q, draw(st.integers(1, min(2, int((q > 0).sum()))))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_one_step_emits_the_target_exactly(case: tuple[Tensor, Tensor, int]) -> None:
     p, q, count = case
@@ -146,7 +146,9 @@ def test_the_exact_test_notices(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     p = torch.tensor([0.6, 0.1, 0.1, 0.2], dtype=torch.float64)
     q = torch.tensor([0.2, 0.3, 0.4, 0.1], dtype=torch.float64)
     script = Scripted(monkeypatch)
-    assert torch.allclose(emitted(script, rule, p, q, 2), p, atol=1e-7), "unbroken, it is the same rule"
+    assert torch.allclose(emitted(script, rule, p, q, 2), p, atol=1e-7), (
+        "with all its parts it is the same rule"
+    )
     assert float((emitted(script, BROKEN_RULES[name], p, q, 2) - p).abs().max()) > 0.01
 
 
@@ -360,7 +362,7 @@ def test_draw_at_the_borders_of_the_distribution() -> None:
     assert sampling.draw(p, 0.25) == (2, True), "a token without probability is never drawn"
     assert sampling.draw(p, 0.5) == (2, False)
     assert sampling.draw(p, 0.75) == (3, True)
-    assert sampling.draw(p, math.nextafter(1.0, 0)) == (3, False), "nothing lies behind the last"
+    assert sampling.draw(p, math.nextafter(1.0, 0)) == (3, False), "no token comes after the last"
     assert sampling.draw(p, 0.255) == (2, False)
     assert sampling.draw(p, 0.255, torch.bfloat16) == (2, True), "coarser logits, wider borders"
 
@@ -465,7 +467,7 @@ def test_a_temperature_that_no_logit_survives_is_refused(temperature: float) -> 
     min_p=st.sampled_from([0.0, 1e-300, 0.5, 1.0]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_sampling_names_a_token_that_may_be_drawn(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:

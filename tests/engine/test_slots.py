@@ -23,7 +23,7 @@ PROMPTS = [prompt_of(length, seed=length) for length in LENGTHS]
 LETTERS = letters_tokenizer()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 @pytest.mark.parametrize("cache", ["grow", "static", "trimmed"])
 def test_whoever_joins_or_leaves_everyone_gets_the_own_tokens(cache: Any, data: st.DataObject) -> None:

@@ -78,7 +78,7 @@ def test_spec_is_never_kept(family: str) -> None:
 
 
 @given(st.lists(st.integers(0, 100), min_size=0, max_size=7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_spec_sees_its_path_and_itself(numbers: list[int]) -> None:
     """In any tree, the [SPEC] state after a node equals that after the same path as a chain."""
     parents = [number % (index + 1) for index, number in enumerate(numbers)]

@@ -116,7 +116,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_plan_is_what_it_says(switched: Verifier, name: str) -> None:
+def test_a_plan_follows_its_definition(switched: Verifier, name: str) -> None:
     """The reference loop, a single request, a mixed batch and drafts of every shape give the same tokens."""
     plan = PLANS[name]
     expected = by_hand(switched, plan, TAGS, OPENED, TOKENS)
@@ -139,7 +139,7 @@ def test_a_plan_is_what_it_says(switched: Verifier, name: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_plan_is_the_same_with_drafts(data: st.DataObject, switched: Verifier) -> None:
     plan = ModePlan(
         data.draw(st.sampled_from([0.0, 0.5, 1.0])), data.draw(st.none() | st.integers(1, TOKENS))
@@ -176,7 +176,7 @@ def turns(verifier: Verifier) -> tuple[Turn, list[int], list[int]]:
     return slow, answer, by_hand(verifier, ModePlan(1.0), TAGS, OPENED, TOKENS)
 
 
-def test_auto_takes_one_mode_and_says_why(switched: Verifier) -> None:
+def test_auto_chooses_one_mode_and_gives_a_reason(switched: Verifier) -> None:
     slow, slow_answer, fast_answer = turns(switched)
     seen: list[tuple[str, Tensor]] = []
 
@@ -333,7 +333,7 @@ def test_a_closing_is_never_given_up(switched: Verifier, left: int) -> None:
         assert request.token_ids[5:] == closing[:left]
 
 
-def test_a_static_cache_takes_forced_tokens_too(switched: Verifier, tmp_path: Path) -> None:
+def test_a_static_cache_takes_injected_tokens_too(switched: Verifier, tmp_path: Path) -> None:
     verifier = Verifier.load(save_tiny("qwen3", tmp_path / "model"), slots=1, cache="static")
     expected = by_hand(verifier, ModePlan(budget=5), TAGS, OPENED, TOKENS)
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=5), tags=TAGS, opened=True)
@@ -471,7 +471,7 @@ class Certain(ScriptedDrafter):
 
 
 @pytest.mark.parametrize("end", ["token", "string", "length"])
-def test_nothing_is_counted_of_what_lies_behind_the_end(tmp_path: Path, end: str) -> None:
+def test_tokens_after_the_end_are_not_counted(tmp_path: Path, end: str) -> None:
     """The confidence of `escalate`, from transformers' own probabilities of the emitted tokens only."""
     path = save_tiny("llama", tmp_path / "model")
     verifier, model = Verifier.load(path, slots=1), AutoModelForCausalLM.from_pretrained(path)
@@ -552,7 +552,7 @@ def test_steps_are_each_attempts_own(switched: Verifier) -> None:
     assert (ended.stats.steps, ended.stats.step_tokens) == ([(1, TOKENS - 2, at)], [at]), "the end is a guess"
 
 
-def test_a_settled_route_is_let_go(switched: Verifier) -> None:
+def test_a_finished_route_is_released(switched: Verifier) -> None:
     """If `auto` stays fast, no confidence is computed."""
     slow, _, fast_answer = turns(switched)
     route = Auto(Callback(lambda *_: 0.0, 0.5), "how?", slow)
@@ -567,7 +567,7 @@ def test_a_settled_route_is_let_go(switched: Verifier) -> None:
     assert request.token_ids == fast_answer
 
 
-def test_forced_tokens_are_not_counted_as_accepted(switched: Verifier) -> None:
+def test_injected_tokens_are_not_counted_as_accepted(switched: Verifier) -> None:
     """Plain decoding chooses one token per verification, whatever a budget injects."""
     request = Request(OPENED, max_tokens=TOKENS, plan=ModePlan(budget=3), tags=TAGS, opened=True)
     list(DecodeLoop(switched, TOKENIZER).run([request]))

@@ -6,7 +6,7 @@ import json
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from justright.errors import UsageError
@@ -112,7 +112,6 @@ def test_wrong(text: str, answer: str) -> None:
 
 
 @given(st.integers(-(10**7), 10**7), st.integers(0, 999), st.integers(-(10**7), 10**7))
-@settings(deadline=None)
 def test_numbers_as_python_writes_them(whole: int, thousandths: int, other: int) -> None:
     value = Fraction(whole) + (Fraction(thousandths, 1000) if whole >= 0 else -Fraction(thousandths, 1000))
     plain = f"{'-' if value < 0 else ''}{abs(whole)}.{thousandths:03}"
@@ -126,8 +125,7 @@ def test_numbers_as_python_writes_them(whole: int, thousandths: int, other: int)
 
 
 @given(st.text(min_size=1))
-@settings(deadline=None)
-def test_an_answer_is_right_as_it_stands(text: str) -> None:
+def test_an_answer_is_judged_unchanged(text: str) -> None:
     assert is_right(text, text) == (text.split() != [])
 
 

@@ -80,7 +80,7 @@ def test_a_compiler_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_compiler_that_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "'g++")
     build.missing.cache_clear()
-    assert "which is no command: No closing quotation" in (build.missing() or "")
+    assert "which is not a command: No closing quotation" in (build.missing() or "")
 
 
 def test_a_kept_library_needs_no_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_fused_equals_plain_whatever_the_order_of_calls(biases: tuple[bool, ...]
 
 
 @torch.inference_mode()
-def test_fused_computes_once_and_lets_go() -> None:
+def test_fused_computes_once_and_releases_its_input() -> None:
     group = FusedProjections([linear(4, 8, False), linear(6, 8, False)])
     calls: list[int] = []
     group.linear.register_forward_hook(lambda *_: calls.append(1))
@@ -80,7 +80,7 @@ def test_fused_computes_once_and_lets_go() -> None:
         group.members[0](x)
         group.members[1](x)
     assert len(calls) == 3
-    assert group._input is None, "nothing is held once all have theirs"
+    assert group._input is None, "nothing is kept once every member has its output"
     assert all(out is None for out in group._outputs)
 
 
@@ -146,7 +146,7 @@ def test_weights_in_a_file_are_given_back_without_a_change(
 
     monkeypatch.setattr(kernels, "_file_backed", watching)
     plain, packed = load(path, "plain"), load(path, "packed")
-    assert sum(released) > 0.8 * sum(released_size(packed)), "most of what was packed is given back"
+    assert sum(released) > 0.8 * sum(released_size(packed)), "most packed memory is released"
     wanted = logits(plain)
     torch.testing.assert_close(logits(packed), wanted, rtol=0, atol=1e-3)
     embeddings = [v.model.get_input_embeddings().weight for v in (plain, packed)]
@@ -160,7 +160,7 @@ def released_size(verifier: Verifier) -> list[int]:
     return [4 * m.in_features * m.out_features for m in modules if isinstance(m, PackedLinear)]
 
 
-def test_memory_that_is_no_file_is_left_alone() -> None:
+def test_memory_that_maps_no_file_is_unchanged() -> None:
     weight = torch.full((600, 600), 3.0)
     kernels._release(weight)
     assert bool((weight == 3.0).all())

@@ -62,7 +62,7 @@ def test_parts_give_every_thread_work(
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "deepseek_v3"])
-def test_a_model_with_split_keys_says_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_split_keys_gives_the_same_output(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_of(40)
     step = StepInput(0, prompt[:4], [0, 0, 1])
 

@@ -6,14 +6,13 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from justright.errors import UsageError
 from justright.prune.allocation import outlier_share, outlier_weighed_sparsity, second_stage_sparsity
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 10**9)), min_size=1, max_size=12),
     st.floats(0.0, 0.99),

@@ -29,7 +29,7 @@ def by_definition(values: torch.Tensor, count: int) -> set[frozenset[int]]:
     return set(clusters)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.data(), st.integers(0, 10_000))
 def test_it_is_complete_linkage(experts: int, data: st.DataObject, seed: int) -> None:
     count = data.draw(st.integers(1, experts))
@@ -38,7 +38,7 @@ def test_it_is_complete_linkage(experts: int, data: st.DataObject, seed: int) ->
     assert {frozenset(members) for members in found.members} == by_definition(values, count)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from([1, 2, 3]), st.integers(1, 5), st.data(), st.integers(0, 10_000), st.booleans())
 def test_the_count_is_exact_and_no_expert_leaves_its_group(
     groups: int, size: int, data: st.DataObject, seed: int, ties: bool
@@ -67,7 +67,7 @@ def test_the_diagonal_means_nothing() -> None:
     assert cluster(values, 3).members == cluster(other, 3).members
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 4), st.integers(2, 8), st.integers(1, 3), st.data(), st.integers(0, 10_000))
 def test_one_threshold_cuts_all_layers_to_the_total(
     layers: int, experts: int, least: int, data: st.DataObject, seed: int
@@ -95,5 +95,5 @@ def test_groups_lose_together_and_totals_have_limits() -> None:
     assert sum(counts.values()) == 12
     assert all(count % 2 == 0 for count in counts.values())
     for wrong in (7, 17, 11):
-        with pytest.raises(UsageError, match="allowed are 8 to 16, in steps of 2"):
+        with pytest.raises(UsageError, match="allowed: 8 to 16, in steps of 2"):
             counts_at_one_threshold(alike, wrong, 4, groups=2)

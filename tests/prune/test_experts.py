@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from justright.calibration.statistics import LayerStatistics
@@ -25,7 +25,6 @@ def test_fewer_than_three_clusters_are_averaged() -> None:
     assert found.kept == (0, 1)
 
 
-@settings(deadline=None)
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 4), st.data(), st.integers(0, 999))
 def test_the_highest_of_each_group(groups: int, size: int, data: st.DataObject, seed: int) -> None:
     each = data.draw(st.integers(1, size))

@@ -286,7 +286,7 @@ def test_layers_in_flight_give_the_same_bytes(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_killed_flight_goes_on(checkpoint: Get, texts: str, tmp_path: Path) -> None:
+def test_a_killed_run_continues(checkpoint: Get, texts: str, tmp_path: Path) -> None:
     model, chosen = checkpoint("olmoe"), settings(texts, sparsity=0.5)
     prune(model, tmp_path / "whole", chosen, device="cpu,cpu")
     for stage, layer in (("calibrating", 2), ("weights", 1), ("weights", 3)):
@@ -559,7 +559,7 @@ def test_a_tensor_without_dimensions_is_carried(checkpoint: Get, texts: str, tmp
 @pytest.mark.parametrize(
     "name", ["model__layers__4__mlp__experts__0__down_proj__weight", "mtp__mlp__experts__1__x"]
 )
-def test_experts_of_multi_token_prediction_are_not_left_behind(
+def test_experts_of_multi_token_prediction_are_an_error(
     name: str, checkpoint: Get, texts: str, tmp_path: Path
 ) -> None:
     """config.json has one expert count: with fewer experts in the decoder, the layer after it would not match."""

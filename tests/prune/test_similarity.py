@@ -32,7 +32,7 @@ def test_top_1_routing_leaves_the_router_alone() -> None:
     torch.testing.assert_close(a, behavioural_similarity(ROWS, None))
 
 
-def test_near_twins_in_bfloat16_are_told_apart() -> None:
+def test_near_twins_in_bfloat16_are_distinguished() -> None:
     rows = torch.ones(3, 64, dtype=torch.bfloat16)
     rows[1, 0] += 0.0078125
     assert float(router_distance(rows)[0, 1]) > 0

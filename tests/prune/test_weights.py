@@ -12,7 +12,7 @@ from justright.prune.criteria.base import WEIGHTS
 from justright.prune.weights import n_of_m_mask, row_mask, scores_by_rows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(1, 40), st.floats(0, 0.999), st.integers(0, 999), st.booleans())
 def test_every_row_loses_exactly_its_lowest(
     rows: int, columns: int, sparsity: float, seed: int, ties: bool
@@ -29,7 +29,7 @@ def test_every_row_loses_exactly_its_lowest(
         assert (highest_gone <= lowest_kept).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8), (3, 4)]), st.integers(1, 5), st.integers(0, 999))
 def test_n_of_every_m(pattern: tuple[int, int], groups: int, seed: int) -> None:
     n, m = pattern

@@ -32,7 +32,7 @@ def outcomes(count: int, seed: int, *, noise: float = 0.3) -> Outcomes:
 
 
 @given(st.integers(0, 99), st.floats(0.05, 1.0), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_cheapest_threshold_that_holds_the_floor(seed: int, floor: float, both: bool) -> None:
     """Compared with an exhaustive search over thresholds."""
     found = outcomes(40, seed)

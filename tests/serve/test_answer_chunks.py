@@ -74,7 +74,7 @@ def test_thoughts_are_apart_however_text_falls(text: str, thinking: bool, though
     st.lists(st.sampled_from(["<", "think>", "</think>", "<think>", " ", "\n", "a", "</"]), max_size=12),
     st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_is_split_as_by_hand(pieces: list[str], thinking: bool) -> None:
     text = "".join(pieces)
     reasoning, begun = "", thinking
@@ -88,7 +88,7 @@ def test_any_text_is_split_as_by_hand(pieces: list[str], thinking: bool) -> None
 
 
 @given(st.lists(st.sampled_from(["<", "think>", "</think>", "<think>", " ", "a"]), max_size=9), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_content_that_may_not_open_reasoning_is_whole(pieces: list[str], opened: bool) -> None:
     """Constrained JSON whose strings contain tags is unchanged after the template's own reasoning."""
     found = ThoughtText(TAGS, thinking=opened, may_open=False)
@@ -257,7 +257,7 @@ def test_the_first_fault_of_a_list_is_enough(kind: type[ChatRequest], fields: An
     st.sampled_from([ChatRequest, CompletionRequest]),
     st.sampled_from([*ChatRequest.model_fields, "prompt", "nonsense"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_is_parsed_or_refused(value: object, kind: type[ChatRequest], name: str) -> None:
     good = {"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt": "a"}
     good.pop("prompt" if kind is ChatRequest else "messages")
@@ -270,7 +270,7 @@ def test_any_json_is_parsed_or_refused(value: object, kind: type[ChatRequest], n
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_refused(body: bytes) -> None:
     with pytest.raises(ApiError):
         parse(body, ChatRequest)

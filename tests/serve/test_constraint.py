@@ -28,7 +28,7 @@ DEAD_END: dict[str, Any] = {
     "additionalProperties": False,
     "patternProperties": {"^score$": {"type": "integer"}},
 }
-"""After the score a comma is allowed, and behind it nothing."""
+"""A comma is allowed after the score, and nothing after the comma."""
 
 
 def body(schema: Any, path: str = CHAT, *, strict: bool | None = None, **fields: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def test_compiled_schemas_are_kept(
         return [json.loads(one)["const"] for one in compiled]
 
     async def check() -> None:
-        assert await new(1, 1, 2, 1) == [1, 2], "those that come together compile it once"
+        assert await new(1, 1, 2, 1) == [1, 2], "simultaneous requests compile it once"
         assert await new(1, 3) == [3]
         assert await new(1, 4) == [4], "2 was used longest ago"
         assert await new(1, 3, 4) == []
@@ -237,7 +237,7 @@ def test_a_client_that_leaves_ends_the_work(grammars: Grammars) -> None:
     assert answers == [None]
 
 
-def test_nobody_else_waits_for_schemas_and_long_prompts(
+def test_other_requests_do_not_wait_for_schemas_and_long_prompts(
     plain: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While both queues are blocked, plain chats are answered; work of disconnected clients is cancelled."""

@@ -74,17 +74,17 @@ def test_the_chat_streams_and_the_figures_move(page: Any, plain: Running) -> Non
     answer = ask(page, "a b c d a b c d a b c d")
     whole = answer.locator("pre").last.inner_text()
     assert whole.strip()
-    assert answer.locator(".token.guessed").count(), "what suffix drafts guessed is in colour"
+    assert answer.locator(".token.guessed").count(), "accepted tokens of suffix drafts are in colour"
     assert "tokens a verification" in answer.locator(".small").inner_text()
     settles(page, "#accepted", r"\d%")
     settles(page, "#lengths", r"\d\.\d\d")
     settles(page, "#rate", r"\d")
     assert "slow" in page.locator("#modes-text").inner_text()
-    assert hosts == {httpx.URL(plain.address).netloc.decode()}, "no other host is asked"
+    assert hosts == {httpx.URL(plain.address).netloc.decode()}, "no other host is contacted"
     assert not page.faults
 
 
-def test_what_the_model_says_is_text_and_never_markup(page: Any, plain: Running) -> None:
+def test_model_output_is_shown_as_text_and_never_as_markup(page: Any, plain: Running) -> None:
     page.goto(plain.address)
     page.get_by_label("At most").fill("1")
     ask(page, "<img src=x onerror=alert(1)>")
@@ -109,6 +109,19 @@ def test_thoughts_are_folded_and_efforts_are_offered(page: Any, thinking: Runnin
     answer = ask(page, "hello again")
     assert answer.locator(".small").inner_text().startswith("fast")
     assert not page.faults
+
+
+def test_the_limit_is_the_servers_and_the_chat_comes_first_on_a_phone(page: Any, plain: Running) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(plain.address)
+    assert page.locator("#chat").bounding_box()["y"] < page.locator("#figures").bounding_box()["y"]
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "hello")
+    assert "max_completion_tokens" not in sent.value.post_data_json
+    page.get_by_label("At most").fill("3")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "hello")
+    assert sent.value.post_data_json["max_completion_tokens"] == 3
 
 
 def test_it_works_by_keyboard_and_everything_has_a_name(page: Any, plain: Running) -> None:
@@ -150,7 +163,7 @@ _CONTRAST = """element => {
 }"""
 
 
-def test_a_key_is_asked_for_where_one_is_needed(page: Any, plain: Running) -> None:
+def test_a_key_is_requested_where_one_is_needed(page: Any, plain: Running) -> None:
     with running(
         plain.engine.with_draft("none"), replace(ServeSettings(MODEL), api_keys=("secret",))
     ) as found:

@@ -154,7 +154,7 @@ def test_effort_chooses_the_model(ours: Before) -> None:
     }  # fmt: skip
     answer = ours.post(messages=EASY, reasoning_effort="auto")
     assert answer.headers["x-justright-mode"] == "fast"
-    assert answer.headers["x-justright-reason"].startswith("heuristic says 0.0")
+    assert answer.headers["x-justright-reason"].startswith("heuristic score 0.0")
     assert "x-justright-mode" not in ours.post(model="other", messages=EASY).headers
 
 
@@ -301,7 +301,7 @@ def test_an_upstream_that_is_down_may_come_back_as_another() -> None:
             assert httpx.post(f"{there}/v1/chat/completions", json=asked).json()["got"]["lora"]
 
 
-def test_an_upstream_that_is_not_understood_says_what_to_do() -> None:
+def test_the_error_for_an_unknown_upstream_tells_what_to_do() -> None:
     with before(Fake("somebody")) as found:
         answer = found.post(messages=EASY)
         assert answer.status_code == 502
@@ -371,7 +371,7 @@ def test_settings_are_checked(settings: dict[str, Any], match: str) -> None:
         GatewaySettings(**settings)
 
 
-def test_a_servers_default_holds_where_nobody_says_more(ours: Before) -> None:
+def test_the_gateways_default_applies_to_requests_without_an_effort(ours: Before) -> None:
     with before(Fake(), policy=Policy("none")) as found:
         assert found.got()["model"] == "quick"
         assert found.got(chat_template_kwargs={"enable_thinking": True})["model"] == "base"

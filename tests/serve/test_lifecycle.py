@@ -35,7 +35,7 @@ def body(**fields: Any) -> dict[str, Any]:
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "the exception did not occur"
         time.sleep(0.01)
 
 
@@ -93,7 +93,7 @@ def test_a_client_that_leaves_frees_its_slot(engine: LLM, stream: bool) -> None:
         assert 'justright_answers_total{ended_by="abandoned"} 2.0' in server.client.get("/metrics").text
 
 
-def test_a_slow_reader_makes_nobody_wait(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_does_not_block_others(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one client never reads, another still gets its answer, and the first is dropped in the end.
 
     The system buffers little, so that the server soon has nowhere to write to.
@@ -114,11 +114,11 @@ def test_a_slow_reader_makes_nobody_wait(tiny_path: Path, monkeypatch: pytest.Mo
         assert answer.status_code == 200
         until(lambda: server.scheduler.snapshot().running == 0, 60)
         given_up = 'justright_answers_total{ended_by="abandoned"}'
-        assert figures(server)[given_up] > 0, "it was not answered to its end"
+        assert figures(server)[given_up] > 0, "the answer is incomplete"
         lazy.close()
 
 
-def test_a_full_queue_is_told(engine: LLM) -> None:
+def test_a_full_queue_is_reported(engine: LLM) -> None:
     with running(engine, max_waiting=1) as server, slowly(server):
         held = [begin(server, stream=True)]
         until(lambda: server.scheduler.snapshot().running == 1)
@@ -133,7 +133,7 @@ def test_a_full_queue_is_told(engine: LLM) -> None:
             server.openai().chat.completions.create(**body())
         answer = server.client.post(CHAT, json=body(n=2))
         assert answer.status_code == 429
-        assert server.scheduler.snapshot().waiting == 1, "of several choices all are taken or none"
+        assert server.scheduler.snapshot().waiting == 1, "either all choices are queued or none"
         for one in held:
             one.close()
 
@@ -228,7 +228,7 @@ def test_draining(engine: LLM) -> None:
         assert got[0].json()["usage"]["completion_tokens"] == 60
 
 
-def test_what_is_left_after_the_drain_is_told(engine: LLM) -> None:
+def test_requests_left_after_the_drain_are_reported(engine: LLM) -> None:
     with running(engine, drain_s=0.2) as server, slowly(server):
         got: list[str] = []
 
@@ -245,7 +245,7 @@ def test_what_is_left_after_the_drain_is_told(engine: LLM) -> None:
         assert json.loads(last)["error"]["code"] == "shutting_down"
 
 
-def test_an_engine_that_fails_says_so_and_goes_on(engine: LLM) -> None:
+def test_an_engine_failure_is_reported_and_the_server_continues(engine: LLM) -> None:
     with running(engine) as server:
         step, trial = server.engine.verifier.step, server.engine.verifier.time_step
 
@@ -263,7 +263,7 @@ def test_an_engine_that_fails_says_so_and_goes_on(engine: LLM) -> None:
         assert server.client.post(CHAT, json=body(max_tokens=5)).status_code == 200
 
 
-def test_an_engine_that_is_dead_says_so(engine: LLM) -> None:
+def test_a_dead_engine_is_reported(engine: LLM) -> None:
     with running(engine, ServeSettings(MODEL, keep_alive_s=0.05)) as server, slowly(server):
         stream = server.client.stream("POST", CHAT, json=body(stream=True))
         with stream as answer:

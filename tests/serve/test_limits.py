@@ -57,14 +57,16 @@ def all_of(found: socket.socket) -> bytes:
     return b"".join(iter(lambda: found.recv(4096), b""))
 
 
-def test_a_crowd_is_told_to_come_again(engine: LLM) -> None:
+def test_connections_beyond_the_limit_get_a_retry_error(engine: LLM) -> None:
     with running(engine, max_connections=3) as server, contextlib.ExitStack() as held:
         before = server.client.post(CHAT, json=BODY | {"max_tokens": 2})  # its connection stays open
         assert before.status_code == 200
         half = [held.enter_context(connect(server.address)) for _ in range(2)]
         half[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
         with server.http() as another:
-            assert another.get("/health/live").status_code == 204, "it lives, and nobody should end it"
+            assert another.get("/health/live").status_code == 204, (
+                "the process is alive, so no supervisor should end it"
+            )
             answer = another.post(CHAT, json=BODY)
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
@@ -72,7 +74,7 @@ def test_a_crowd_is_told_to_come_again(engine: LLM) -> None:
         error = ErrorBody.model_validate_json(answer.content).error
         assert (error.type, error.code) == ("server_error", "too_many_connections")
         again = server.client.post(CHAT, json=BODY | {"max_tokens": 2})
-        assert again.status_code == 200, "who was there before is served"
+        assert again.status_code == 200, "open connections are still served"
         half.pop().close()
         end = time.monotonic() + 20
         while True:  # the server sees it a moment later
@@ -143,7 +145,7 @@ def trickle(found: socket.socket) -> bytes:
 def test_a_head_that_does_not_come_is_not_waited_for() -> None:
     with echo(head_s=0.5) as address:
         with connect(address) as silent:
-            assert all_of(silent) == b"", "who says nothing is told nothing"
+            assert all_of(silent) == b"", "a client that sends nothing gets no answer"
         with connect(address) as slow:
             head, _, body = trickle(slow).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 408 Request Timeout")
@@ -181,7 +183,7 @@ def deadly(server_or_scheduler: Any) -> None:
     server_or_scheduler._enforce = broken
 
 
-def test_the_death_of_the_engine_is_told(engine: LLM) -> None:
+def test_the_death_of_the_engine_is_reported(engine: LLM) -> None:
     with running(engine) as server:
         server.scheduler.on_death = lambda: None  # keep the server, so that the test can inspect it
         step = engine.verifier.step
@@ -310,7 +312,7 @@ def test_a_client_that_only_stops_sending_gets_its_answer(
         answer = half_closed(server.address, f"POST {CHAT} HTTP/1.0", *lines, body=content)
         assert answer.startswith(b"HTTP/1.1 200"), "HTTP/1.0 knows no interim answers"
         half = half_closed(server.address, f"POST {CHAT} HTTP/1.1", *lines, body=content[:-1])
-        assert half == b"", "half a request is none"
+        assert half == b"", "half a request gets no answer"
         assert (
             half_closed(server.address, "GET /metrics HTTP/1.1", "Host: localhost").count(b"HTTP/1.1 200")
             == 1

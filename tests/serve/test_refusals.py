@@ -214,7 +214,7 @@ def test_hostile_text_is_only_text(plain: Running) -> None:
             assert answer.status_code == 200, answer.text
 
 
-def test_what_is_wrong_with_a_list_is_said(plain: Running) -> None:
+def test_an_error_in_a_list_is_named(plain: Running) -> None:
     for path, fields, words in (
         (TEXT, {"prompt": ["a"] * 65}, ("at most 64", "65")),
         (TEXT, {"prompt": [[5]] * 65}, ("at most 64", "65")),

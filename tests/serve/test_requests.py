@@ -127,7 +127,7 @@ def test_names_are_given_to_the_template_as_transformers_does(
     assert tokenizer.decode(request.prompt_ids) == expected
 
 
-def test_a_models_file_gives_what_nobody_says(tmp_path: Path) -> None:
+def test_the_models_file_sets_what_the_request_does_not(tmp_path: Path) -> None:
     """A request's field overrides the server's default, which overrides the file's, which overrides OpenAI's."""
     model = save_tiny("llama", tmp_path / MODEL)
     (model / "generation_config.json").write_text(

@@ -49,7 +49,7 @@ def test_it_names_every_path_and_error(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("path", PATHS)
-def test_answers_are_as_the_document_says(
+def test_answers_match_the_openapi_document(
     plain: Running, document: dict[str, Any], path: str, mode: GenerationMode
 ) -> None:
     schema = schemathesis.openapi.from_dict(document)
@@ -77,14 +77,14 @@ def test_answers_are_as_the_document_says(
 
     check()
     if mode is GenerationMode.POSITIVE and path.endswith("completions"):
-        assert statuses.count(200) >= 10, "most of what is well said is answered"
+        assert statuses.count(200) >= 10, "most valid requests are answered"
 
 
 @given(
     st.binary(max_size=200),
     st.sampled_from(["application/json", "text/plain"]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_bytes_get_an_answer(plain: Running, content: bytes, kind: str) -> None:
     for path in PATHS[:2]:
         answer = plain.client.post(path, content=content, headers={"content-type": kind})

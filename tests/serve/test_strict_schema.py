@@ -66,7 +66,7 @@ def test_objects_have_no_other_properties(schema: Any, kept: Any, refused: Any) 
         True,
     ],
 )
-def test_what_a_schema_says_stays(schema: Any) -> None:
+def test_a_strict_schema_keeps_its_meaning(schema: Any) -> None:
     assert closed(schema) == schema
 
 

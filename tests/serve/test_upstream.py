@@ -103,7 +103,7 @@ def test_nothing_that_was_sent_is_lost_and_the_first_word_holds(
         assert "lora" not in sent
 
 
-def test_each_server_is_asked_in_its_own_way() -> None:
+def test_each_server_gets_its_own_parameters() -> None:
     fast = {"messages": EASY, "reasoning_effort": "none"}
     assert chat(fast, VLLM, Policy()).body["model"] == "quick"
     assert chat(fast, SGLANG, Policy()).body["model"] == "base:quick"
@@ -198,7 +198,7 @@ def test_a_clients_own_scales_stand() -> None:
         assert str(refused.value.param).startswith("lora")
 
 
-def test_budgets_where_the_server_knows_them() -> None:
+def test_budgets_are_sent_to_servers_that_support_them() -> None:
     def sent(upstream: Upstream, **asked: Any) -> Any:
         return chat({"messages": EASY, **asked}, upstream, Policy("none")).body.get("thinking_token_budget")
 
@@ -292,14 +292,14 @@ def test_servers_tell_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("models", "wanted", "match"),
     [
-        ({"data": [card("base", "me")]}, UpstreamOptions(), "say what it is"),
+        ({"data": [card("base", "me")]}, UpstreamOptions(), "give its kind"),
         ({"data": [card("base", "justright")]}, UpstreamOptions(), "needs no gateway"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(model="other"), "no model 'other'; it has: base"),
         ({"data": [card("base", "vllm")]}, UpstreamOptions(fast="q"), "no adapter 'q'; it has: none"),
         (
             {"data": [card("base", "vllm"), *(card(name, "vllm", parent="base") for name in "ab")]},
             UpstreamOptions(),
-            "the adapters a, b: say which",
+            "the adapters a, b: name the one",
         ),
         ({"data": []}, UpstreamOptions(), "/v1/models is not that.*data: List should have at least 1 item"),
         ([], UpstreamOptions(), "/v1/models is not that.*the response"),

@@ -125,7 +125,7 @@ def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_p
     tokenizer.chat_template = "{{ '</think>' }}"
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny"), tmp_path)
     assert "--reasoning-parser" not in found.arguments
-    assert "are no tokens of this model" in found.notes[0]
+    assert "are not single tokens of this model" in found.notes[0]
     tokenizer.add_tokens(["<think>", "</think>"])
     found = command(tiny_path, None, tokenizer, VllmSettings("tiny", closing="</think>So"), tmp_path)
     config = found.arguments[list(found.arguments).index("--reasoning-config") + 1]
@@ -137,7 +137,7 @@ def test_thoughts_are_vllms_own_where_the_tags_are_tokens(tiny_path: Path, tmp_p
 @pytest.mark.parametrize(
     "slow", ["\n\nS {{ enable_thinking | default('unset') }}\n\n", "  {% if true %}S{% endif %}"]
 )
-def test_one_template_says_what_two_said(slow: str, fast: str) -> None:
+def test_one_template_gives_what_two_gave(slow: str, fast: str) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer())
 
     def said(template: str, **arguments: Any) -> list[int]:
@@ -218,7 +218,7 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
             {"draft": "recycling"},
             "a drafter of the embedded engine; allowed with vLLM: none, suffix, lstm, hybrid",
         ),
-        ({"draft_options": {"path": "x"}}, "none takes none with vLLM"),
+        ({"draft_options": {"path": "x"}}, "none drafts have no options with vLLM"),
         ({"draft": "magic"}, "not a drafter"),
         ({"data_parallel": 0}, "1 or more"),
         ({"api_keys": ("a", "b")}, "takes one"),
@@ -233,7 +233,7 @@ def test_settings_are_checked(settings: dict[str, Any], match: str) -> None:
 
 def test_versions() -> None:
     assert version_note("0.32.0") is None
-    assert "0.33.1 is not tested" in str(version_note("0.33.1"))
+    assert "0.33.1 is not the tested version" in str(version_note("0.33.1"))
 
 
 async def _asked(path: str, *pieces: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -353,7 +353,7 @@ def test_vllms_answers_pass_byte_for_byte(status: int, kind: bytes, answer: byte
     assert [one["body"] for one in body] == [*pieces, b""]
 
 
-def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_middleware_needs_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(UsageError, match="justright serve MODEL --engine vllm"):
         EffortMiddleware(lambda *_: None)  # type: ignore[arg-type, return-value]
@@ -364,9 +364,10 @@ def test_the_middleware_needs_to_be_told(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--engine", "vllm", "--queue", "3"), "vLLM queues without a limit"),
+        (("--engine", "vllm", "--queue", "3"), "vLLM's queue has no limit"),
         (("--engine", "vllm", "--effort", "auto", "--scorer", "probe"), "allowed on vLLM: heuristic"),
         (("--engine", "vllm", "--effort", "escalate"), "allowed: none"),
+        (("--engine", "vllm", "--host", "0.0.0.0"), "say --no-api-key"),
         (("--engine", "vllm", "--draft", "recycling"), "a drafter of the embedded engine"),
         (("--engine", "sglang"), "allowed: embedded, vllm"),
         ((), "need --engine vllm"),

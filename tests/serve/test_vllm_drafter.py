@@ -138,7 +138,9 @@ def test_no_draft_reaches_beyond_the_context(
         assert len(found.propose([[row[length - 1]]], *tokens_of(row[:length]))[0]) <= most
 
 
-def test_what_it_cannot_do_is_said(parts: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_settings_are_errors(
+    parts: tuple[Path, Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(plugin.VARIABLE, raising=False)
     with pytest.raises(UsageError, match="cannot run in this vLLM: vLLM did not load the plugin"):
         plugin.ChainDrafter(config())
@@ -156,14 +158,14 @@ def test_what_it_cannot_do_is_said(parts: tuple[Path, Path, Any], monkeypatch: p
             plugin.chain_drafter(draft, options, LENGTH)
 
 
-def test_another_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_vllm_version_is_not_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(justright_vllm, "_problem", None)
     monkeypatch.setattr(justright_vllm, "_version", lambda name: "0.33.0" if name == "vllm" else None)
     justright_vllm.register()
     assert "vLLM 0.33.0 is installed" in str(justright_vllm.problem())
 
 
-def test_only_our_drafter_is_told() -> None:
+def test_only_our_drafter_is_notified() -> None:
     seen: list[Any] = []
 
     def propose(self: Any, *rest: Any, **named: Any) -> Any:

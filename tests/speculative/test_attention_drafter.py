@@ -31,7 +31,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> AttentionModel:
     return AttentionModel.load(folder, *verifier_matrices(tiny_model("llama"), None)).eval()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=6), packed=st.booleans())
 def test_context_in_any_pieces_is_the_training_forward(
     pieces: list[int], packed: bool, network: AttentionModel
@@ -93,7 +93,7 @@ def test_its_trees_fit_the_machine(network: AttentionModel, monkeypatch: pytest.
     assert (found["every"].nodes, found["every"].depth) == (DEPTH, DEPTH)
 
 
-def test_given_options_stand_whatever_the_table_says(network: AttentionModel) -> None:
+def test_given_options_override_the_table(network: AttentionModel) -> None:
     drafter = AttentionDrafter(TrainedOptions(nodes=5, depth=3, top_k=2, min_prob=0.5))
     assert drafter.shape == TreeShape(5, 3, 2, 0.5)
     for bad in ({"nodes": 0}, {"depth": 65}, {"top_k": True}):

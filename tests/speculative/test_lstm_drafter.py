@@ -50,7 +50,7 @@ def test_guesses_are_tokens_of_the_draft_vocabulary(tmp_path: Path) -> None:
     drafter = bound(saved_drafter(tiny_model("llama"), tmp_path / "d"), spec=False, min_prob=0.0)
     assert drafter.spec_embedding is None
     drafter.start("r", [1, 2, 3])
-    assert len(drafter.propose("r", 8)) == 0, "nothing to go on from before the first state"
+    assert len(drafter.propose("r", 8)) == 0, "no draft before the first state"
     drafter.observe("r", [5], torch.randn(tiny_model("llama").config.hidden_size))
     draft = drafter.propose("r", 8)
     known = set(network_for(tiny_model("llama")).vocab.tolist())

@@ -15,7 +15,7 @@ def test_it_walks_what_the_verifier_once_thought_likely() -> None:
     drafter.start("r", [1, 2])
     assert len(drafter.propose("r", 10)) == 0
     drafter.recycle("r", [2, 5, 6], [[5, 6], [7, 8], [9, 5]])
-    assert len(drafter.propose("r", 10)) == 0, "not before it is told what came of it"
+    assert len(drafter.propose("r", 10)) == 0, "not before the verification is reported"
     drafter.observe("r", [2])
     draft = drafter.propose("r", 10)
     children = {t: [] for t in (-1, 5, 6)}

@@ -40,7 +40,7 @@ def test_drafts_a_copy(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_remembers_only_when_asked(backend: str) -> None:
+def test_remembers_only_on_request(backend: str) -> None:
     for remember, wanted in ((0, []), (2, [5, 6, 7])):
         drafter = SuffixDrafter(SuffixOptions(backend=backend, remember=remember))  # type: ignore[arg-type]
         drafter.start(1, [100])

@@ -92,7 +92,7 @@ def test_a_copy_is_accepted_whole(backend: str, tree: bool) -> None:
 def test_every_path_of_a_draft_continues_the_text(backend: str) -> None:
     """The last token and any path of the draft occur consecutively in the indexed text."""
 
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(
         earlier=st.lists(st.integers(0, 4), max_size=20),
         prompt=st.lists(st.integers(0, 4), min_size=2, max_size=30),
@@ -165,7 +165,7 @@ def best_tree_score(texts: list[list[int]], context: list[int], max_depth: int, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_are_counts(backend: str) -> None:
-    @settings(deadline=None, max_examples=80)
+    @settings(max_examples=80)
     @given(
         prompt=st.lists(st.integers(0, 3), max_size=16),
         output=st.lists(st.integers(0, 3), max_size=8),
@@ -227,7 +227,7 @@ def shares_match(texts: list[list[int]], context: list[int], guess: SuffixMatch)
 # --- its parts ----------------------------------------------------------------
 
 
-def test_nodes_behind_a_match() -> None:
+def test_nodes_after_a_match() -> None:
     assert [Limits(8, factor=1.0).nodes(length) for length in range(1, 4)] == [1, 2, 3]
     assert Limits(2, factor=1.0).nodes(3) == 2
     assert [Limits(8, factor=0.5, offset=-1.0).nodes(length) for length in range(1, 5)] == [0, 0, 0, 1]

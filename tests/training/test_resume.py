@@ -78,7 +78,9 @@ def test_a_kill_in_the_last_stage_changes_no_byte(
     TrainingJob(whole).run()
     curve = json.loads((whole.out / "curve.json").read_text())
     kept = json.loads((whole.out / "config.json").read_text())["accuracy"]
-    assert any(kept[name] != curve[-1][name] for name in ("steps", "top", "length")), "it must end early"
+    assert any(kept[name] != curve[-1][name] for name in ("steps", "top", "length")), (
+        "the run must be interrupted"
+    )
     cut = replace(whole, out=tmp_path / "cut")
     save = LstmModel.save
 
@@ -124,7 +126,7 @@ def test_a_damaged_checkpoint_is_named(
 @pytest.mark.parametrize(
     "shape", [{"spec": True}, {"spec": False}, {"cell": "attention", "width": None, "steps": 5}]
 )
-def test_steps_whose_sequences_end_at_once_are_passed_over(
+def test_steps_of_sequences_that_end_at_once_are_skipped(
     shape: dict[str, Any], model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine of ten tokens end a text, and each step takes one text, so most steps have nothing to predict."""

@@ -42,7 +42,16 @@ def job_for(model: Path, texts: Path, out: Path, **changes: Any) -> Job:
     return replace(job, **changes)
 
 
-def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Path) -> None:
+QUICK = TrainSetting(epochs=1, rows=4, spec_steps=0)
+
+
+def make_data(job: Job) -> None:
+    """Write the training data of a job, and train nothing."""
+    work = TrainingJob(job)
+    work._generate(work.data, lambda *_: None)
+
+
+def test_it_learns_the_verifiers_output(model: Path, texts: Path, tmp_path: Path) -> None:
     told = []
     job = job_for(model, texts, tmp_path / "drafter", data_folder=tmp_path / "data")
     trained = TrainingJob(job).run(lambda *words: told.append(words))
@@ -73,6 +82,7 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
         tmp_path / "rnn",
         data_folder=tmp_path / "data",
         shape=replace(job.shape, cell="rnn", spec=False),
+        training=QUICK,
     )
     assert TrainingJob(other).run().config.cell == "rnn"
     assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "data").glob("*.safetensors")}
@@ -80,27 +90,27 @@ def test_it_learns_what_the_verifier_says(model: Path, texts: Path, tmp_path: Pa
 
 def test_data_of_a_larger_run_is_used_and_left(model: Path, texts: Path, tmp_path: Path) -> None:
     larger = job_for(model, texts, tmp_path / "drafter")
-    TrainingJob(larger)._generate(TrainingJob(larger).data, lambda *_: None)
+    make_data(larger)
     kept = larger.partial / "data"
     before = {file.name: file.read_bytes() for file in kept.glob("*.safetensors")}
-    quick = TrainSetting(epochs=1, rows=4, spec_steps=0)
     for sequences in (16, 20):  # without whole shards, and a part of the last
-        fewer = replace(larger, data=replace(larger.data, sequences=sequences), training=quick)
+        fewer = replace(larger, data=replace(larger.data, sequences=sequences), training=QUICK)
         trained = TrainingJob(fewer).run()
         assert trained.left == kept
         assert {file.name: file.read_bytes() for file in kept.glob("*.safetensors")} == before
         assert [path.name for path in larger.partial.iterdir()] == ["data"]
         larger.out.rename(tmp_path / f"of-{sequences}")
-    assert TrainingJob(replace(larger, training=quick)).run().left is None
+    assert TrainingJob(replace(larger, training=QUICK)).run().left is None
     assert not larger.partial.exists()
 
 
 def test_a_killed_training_resumed_equals_an_uninterrupted_one(
     model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = job_for(model, texts, tmp_path / "whole")
+    setting = TrainSetting(epochs=3, rows=4, spec_steps=6, spec_rows=4, evaluate_every=6, patience=0)
+    whole = job_for(model, texts, tmp_path / "whole", training=setting)
     TrainingJob(whole).run()
-    cut = job_for(model, texts, tmp_path / "cut")
+    cut = job_for(model, texts, tmp_path / "cut", training=setting)
     make, sample_calls = SelfGenerated._make, []
 
     def dying(self: SelfGenerated, *args: Any) -> Shard:
@@ -114,7 +124,7 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
         TrainingJob(cut).run()
     assert len(list((cut.partial / "data").glob("*.safetensors"))) == 2
     step = run_module.Training.take_step
-    for phase, at in (("drafter", 17), ("spec", 3)):
+    for phase, at in (("drafter", 10), ("spec", 3)):
 
         def stopping(self: Any, phase: str = phase, at: int = at) -> Any:
             if (self.state.phase, self.state.step) == (phase, at):
@@ -133,7 +143,7 @@ def test_a_killed_training_resumed_equals_an_uninterrupted_one(
 
 def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: Path, tmp_path: Path) -> None:
     job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
-    TrainingJob(job).run()
+    make_data(job)
     other = job_for(
         model, texts, tmp_path / "e", data_folder=tmp_path / "data", data=replace(job.data, temperature=0.5)
     )
@@ -141,9 +151,9 @@ def test_another_setting_does_not_go_on_in_the_same_folder(model: Path, texts: P
         TrainingJob(other).run()
 
 
-def test_of_more_data_only_as_much_is_used_as_was_asked_for(model: Path, texts: Path, tmp_path: Path) -> None:
-    job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
-    TrainingJob(job).run()
+def test_of_more_data_only_the_requested_amount_is_used(model: Path, texts: Path, tmp_path: Path) -> None:
+    job = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data", training=QUICK)
+    make_data(job)
     fewer = TrainingJob(replace(job, out=tmp_path / "e", data=replace(job.data, sequences=10)))
     data = SelfGenerated(tmp_path / "data", fewer.setting, fewer.identity, job.texts)
     assert not data.missing
@@ -161,7 +171,7 @@ def test_a_dry_run_finds_what_the_run_would_refuse(model: Path, texts: Path, tmp
     with pytest.raises(UsageError, match="holds files that are not training data"):
         TrainingJob(job_for(model, texts, tmp_path / "d", data_folder=tmp_path))
     whole = job_for(model, texts, tmp_path / "d", data_folder=tmp_path / "data")
-    TrainingJob(whole).run()
+    make_data(whole)
     more = replace(whole, out=tmp_path / "e", data=replace(whole.data, sequences=40))
     assert TrainingJob(more).estimate()["data"]["tokens"] == 16 * 32, (
         "what is there already is not made again"

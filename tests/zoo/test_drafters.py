@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from justright.adapter.extract import extract
+from justright.adapter.pair import Pair
+from justright.adapter.ranks import RankRule
 from justright.bench.longtexts import zoo_texts
 from justright.checkpoint.fingerprint import weights_identity
 from justright.checkpoint.sources import resolve
+from justright.engine.chat_modes import Reasoning
 from justright.engine.llm import LLM
+from justright.reasoning.effort import EFFORTS
 from justright.speculative.lstm_network import LstmConfig
 from justright.speculative.store import read_config
 from justright_zoo import DRAFTERS, drafters
@@ -44,6 +49,49 @@ def test_it_is_found_by_its_model_and_drafts_losslessly(name: str, model: str) -
         assert [request.token_ids for request in requests] == expected
         steps = sum(1 + request.stats.verifications for request in requests)
         assert sum(map(len, expected)) / steps > 1.3
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """zoo:slow with the switch to zoo:fast."""
+    pair = Pair(resolve("zoo:slow").path, resolve("zoo:fast").path)
+    adapter = tmp_path_factory.mktemp("switch") / "adapter"
+    extract(pair, adapter, RankRule("energy", 0.99), svd="randomized")
+    return LLM("zoo:slow", switch=str(adapter), slots=4)
+
+
+@pytest.mark.parametrize("effort", [None, *EFFORTS])
+def test_every_effort_answers_alike_with_every_drafter(switched: LLM, effort: str | None) -> None:
+    """Answer, score and decision are those of plain decoding; `auto` scores by the heuristic."""
+    questions = ("What is 17 + 5 - 8?", "What is 3 + 4?", "What is 23 - 9 + 4?")
+    more = {"scorer": "heuristic", "threshold": 0.4} if effort == "auto" else {}
+    if effort == "escalate":
+        more = {"threshold": 0.42}
+    expected: list[tuple[list[int], str | None, str | None]] | None = None
+    scores: list[float | None] = []
+    for draft in ("none", "suffix", "recycling", "lstm", "hybrid"):
+        engine = switched if draft == "none" else switched.with_draft(draft, adaptive=False)
+        requests = [
+            engine.conversation(
+                [{"role": "user", "content": question}], thinking=Reasoning(effort, **more), max_tokens=48
+            )
+            for question in questions
+        ]
+        engine.generate_requests(requests)
+        decisions = [request.stats.decision for request in requests]
+        found = [
+            (request.token_ids, request.finish_reason, None if one is None else one.mode)
+            for request, one in zip(requests, decisions, strict=True)
+        ]
+        own = [None if one is None else one.score for one in decisions]
+        if expected is None:
+            expected, scores = found, own
+        assert found == expected
+        assert own == pytest.approx(scores, abs=1e-4)
+        if draft != "none":
+            assert sum(request.stats.drafted for request in requests) > 0
+    if effort == "escalate":
+        assert {mode for _, _, mode in expected or ()} == {"fast", "slow"}
 
 
 def of_its_kind(engine: LLM, recipe: DrafterRecipe) -> list[list[int]]:

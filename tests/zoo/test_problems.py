@@ -69,7 +69,7 @@ def test_every_way_to_answer_ends_with_the_answer(problem: Problem, seed: int) -
     before, _, after = thought.partition("</think>\n")
     assert before.startswith("<think>\n")
     assert after == direct(problem)
-    assert before.count("Start with") >= 3, "it redoes what it did, however easy"
+    assert before.count("Start with") >= 3, "it repeats even easy steps"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -189,11 +189,11 @@ class AppliedSwitch:
     def _linear(self, model: PreTrainedModel, name: str, change: LowRank) -> nn.Module:
         module = _module(model, name, self.adapter)
         found = getattr(module, "in_features", None), getattr(module, "out_features", None)
-        asked = change.a.shape[-1], change.b.shape[-2]
-        if found != asked:
+        expected = change.a.shape[-1], change.b.shape[-2]
+        if found != expected:
             raise UsageError(
-                f"{self.adapter.path} was made for another model: it expects {asked[0]} to {asked[1]} features in "
-                f"{name}, and this model has {found[0]} to {found[1]}"
+                f"{self.adapter.path} was made for another model: its {name} has {expected[0]} inputs and "
+                f"{expected[1]} outputs, this model's has {found[0]} and {found[1]}"
             )
         return module
 

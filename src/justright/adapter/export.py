@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,23 +172,12 @@ def save_adapter(
     found = factors_of(pair, spectra, ranks, dtype)
     if not found:
         raise UsageError("every matrix has rank 0, so the adapter would be empty: raise --value")
+    if padded:
+        found = _padded(found)
     moe = pair.slow.architecture.moe is not None
     most = max(one.rank for one in found)
-    patterns: dict[str, int] = {}
-    if padded:
-        most = next((rank for rank in PADDED_RANKS if rank >= most), 0)
-        if not most:
-            raise UsageError(
-                f"the largest rank is {max(one.rank for one in found)}, but engines that need one rank for all modules "
-                f"take at most {PADDED_RANKS[-1]}: lower --value, or choose --form compact"
-            )
-        found = [
-            Factors(one.target, most, zero_padded(one.a, most, 0), zero_padded(one.b, most, 1))
-            for one in found
-        ]
-    else:
-        keys = [(one.parameter(moe) or one.target, one.rank) for one in found]
-        patterns = {f"^{re.escape(key)}$": rank for key, rank in keys if rank != most}
+    keys = [(one.parameter(moe) or one.target, one.rank) for one in found]
+    patterns = {f"^{re.escape(key)}$": rank for key, rank in keys if rank != most}
     parameters = [name for one in found if (name := one.parameter(moe))]
     config = LoraConfig(
         r=most, lora_alpha=most, rank_pattern=patterns, alpha_pattern=dict(patterns), lora_dropout=0.0, bias="none",
@@ -208,6 +197,24 @@ def save_adapter(
     save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     _mode_files(pair, folder)
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _padded(found: Sequence[Factors]) -> list[Factors]:
+    """Pad all factors with zeros to the smallest uniform rank that holds them.
+
+    Raises:
+        UsageError: a rank is above the largest of `PADDED_RANKS`.
+    """
+    most = max(one.rank for one in found)
+    rank = next((rank for rank in PADDED_RANKS if rank >= most), None)
+    if rank is None:
+        raise UsageError(
+            f"the largest rank is {most}, but engines that need one rank for all modules take at most "
+            f"{PADDED_RANKS[-1]}: lower --value, or choose --form compact"
+        )
+    return [
+        replace(one, rank=rank, a=zero_padded(one.a, rank, 0), b=zero_padded(one.b, rank, 1)) for one in found
+    ]
 
 
 def _wrapped(target: str, stacks: Sequence[str]) -> str:

@@ -172,12 +172,7 @@ def extract(
         JustrightError: ``out`` exists, the models are identical, or the rule keeps nothing or more than ``max_rank``.
     """
     check_new(out)
-    if form not in FORMS:
-        raise UsageError(f"form {form!r}: allowed are {', '.join(FORMS)}")
-    if not 0 <= factor <= 1:
-        raise UsageError(f"factor {factor}: allowed is 0 (the slow model) to 1 (the fast model)")
-    if form == "portable":
-        refuse_stacked(pair)
+    _check_form(pair, form, factor)
     exact = form != "portable" if exact is None else exact
     check_svd(svd, rule, workers)
     pair.check_finite()
@@ -189,10 +184,8 @@ def extract(
     kept = job_folder(spectra or work.with_suffix(".spectra"), job)
     try:
         found = make_spectra(pair, kept, max_rank, tick, method=svd, workers=workers, device=device)
-        result = _plan(
-            pair, found, out, form, _choose(found.spectra(), rule, budget, dtype), dtype, exact=exact
-        )
-        result = replace(result, base=identities[0])
+        chosen = _choose(found.spectra(), rule, budget, dtype)
+        result = replace(_plan(pair, found, out, form, chosen, dtype, exact=exact), base=identities[0])
         tick("writing", 0, 1)
         result = _write(pair, found, result, work, dtype, factor)
     except JustrightError:
@@ -204,6 +197,20 @@ def extract(
         shutil.rmtree(found.folder)
     tick("writing", 1, 1)
     return result
+
+
+def _check_form(pair: Pair, form: str, factor: float) -> None:
+    """Validate the output's form and the adapter scale of a merged checkpoint.
+
+    Raises:
+        UsageError: One is not allowed, or a portable adapter cannot hold the pair's stacked experts.
+    """
+    if form not in FORMS:
+        raise UsageError(f"form {form!r}; allowed: {', '.join(FORMS)}")
+    if not 0 <= factor <= 1:
+        raise UsageError(f"factor {factor}; allowed: 0 (the slow model) to 1 (the fast model)")
+    if form == "portable":
+        refuse_stacked(pair)
 
 
 def extract_adapter(
@@ -263,9 +270,9 @@ def check_svd(svd: str, rule: RankRule, workers: int) -> None:
         UsageError: The rule cannot use the method, the method is unknown, or there are no workers.
     """
     if svd not in METHODS:
-        raise UsageError(f"svd {svd!r}: allowed are {', '.join(METHODS)}")
+        raise UsageError(f"svd {svd!r}; allowed: {', '.join(METHODS)}")
     if workers < 1:
-        raise UsageError(f"workers {workers}: allowed are whole numbers from 1")
+        raise UsageError(f"workers {workers}; allowed: whole numbers from 1")
     chosen = RULES.get(rule.rule)
     if svd == "randomized" and chosen.needs_all(rule):
         power = f" of power {rule.power}" if "power" in chosen.takes else ""

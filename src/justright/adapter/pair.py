@@ -167,8 +167,8 @@ class Pair:
         if only:
             where = self.paths[0] if only[0] in ours else self.paths[1]
             raise UsageError(
-                f"{len(only)} tensors are in one model only, such as {only[0]} in {where}: give two models with the "
-                "same tensors"
+                f"{len(only)} tensors are in one of the two models only, such as {only[0]} in {where}: give two models "
+                "with the same tensors"
             )
         wrong = next((n for n in ours if ours[n] != theirs[n]), None)
         if wrong:
@@ -181,12 +181,12 @@ class Pair:
         """Validate that all settings that affect the function agree, since an adapter changes only weights."""
         differ = function_differences(self.slow.checkpoint, self.fast.checkpoint)
         if differ:
-            told = "; ".join(
+            shown = "; ".join(
                 f"{key}: {ours} and {theirs}" for key, (ours, theirs) in list(differ.items())[:4]
             )
-            told += f"; {len(differ) - 4} more" if len(differ) > 4 else ""
+            shown += f"; {len(differ) - 4} more" if len(differ) > 4 else ""
             raise UsageError(
-                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch cannot change ({told}). Give "
+                f"{self.paths[0]} and {self.paths[1]} differ in settings that a switch cannot change ({shown}). Give "
                 "the model that the slow model was trained from; if the difference has no effect, write the same value "
                 "in both config.json"
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from justright.architectures.spec import decoder_settings
 from justright.checkpoint.reader import Checkpoint
+from justright.readable import differences
 
 _MISSING = "(missing)"
 _READ_IF_THERE = ("head_dim", "partial_rotary_factor")
@@ -36,19 +37,13 @@ HARMLESS = frozenset(
 
 
 def function_differences(slow: Checkpoint, fast: Checkpoint) -> dict[str, tuple[Any, Any]]:
-    """Settings that make two configs of one family compute differently: key -> both values, slow first.
+    """Settings that make two configs of one family compute differently: dotted key -> both values, slow first.
 
     Args:
         slow: The slow model.
         fast: The fast model. The family's defaults are filled in on both sides.
     """
-    ours, theirs = _function(slow), _function(fast)
-    keys = dict.fromkeys((*ours, *theirs))
-    return {
-        key: (ours.get(key, _MISSING), theirs.get(key, _MISSING))
-        for key in keys
-        if ours.get(key, _MISSING) != theirs.get(key, _MISSING)
-    }
+    return differences(_function(slow), _function(fast), _MISSING)
 
 
 def _function(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -72,4 +67,13 @@ def _function(checkpoint: Checkpoint) -> dict[str, Any]:
         found.pop("max_position_embeddings", None)  # only a limit if positions are not scaled
     for index, window in enumerate(checkpoint.spec.windows):
         found[f"sliding_window of layer {index}"] = None if window is None else f"{window.kind} {window.size}"
-    return found
+    return dict(_flat(found))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings by their path, such as ``rope_parameters.factor``, so that a difference names one."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -45,13 +45,13 @@ class RankRule:
     def __post_init__(self) -> None:
         rule = RULES.get(self.rule)
         if self.scope not in SCOPES:
-            raise UsageError(f"scope {self.scope!r}: allowed are {', '.join(SCOPES)}")
+            raise UsageError(f"scope {self.scope!r}; allowed: {', '.join(SCOPES)}")
         if self.scope != "matrix" and "scope" not in rule.takes:
             raise UsageError(
-                f"rule {self.rule} treats each matrix alone, so scope {self.scope} does not apply: use {SCOPES[0]}"
+                f"rule {self.rule} has no scope {self.scope}, as it treats each matrix alone: use scope {SCOPES[0]}"
             )
         if self.power not in (1, 2):
-            raise UsageError(f"power {self.power}: allowed are 1 and 2")
+            raise UsageError(f"power {self.power}; allowed: 1 and 2")
         rule.check(self)
 
 
@@ -107,7 +107,7 @@ def rule_for_budget(
     """
     if rule.rule != "energy":
         raise UsageError(
-            f"a budget needs a rule that uses energy, and {rule.rule} does not: leave out the budget or the rule"
+            f"a budget works with rule energy only, not with {rule.rule}: leave out the budget or the rule"
         )
     low, high = 0.0, 1.0
     for _ in range(40):

@@ -240,11 +240,6 @@ class Architecture:
     stock: bool = True
     index_scaled: bool = False
 
-    @property
-    def is_moe(self) -> bool:
-        """Whether the family has routed experts."""
-        return self.moe is not None
-
     def part(self, name: str, layers: int | None = None) -> Part:
         """Part of a parameter or buffer, by its name in memory or on disk.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,12 @@ from justright.engine.options import EngineOptions
 from justright.errors import ResourceError, UsageError
 from justright.files import write_whole
 from justright.kernels.cpu import processor_name
+from justright.progress import ProgressCallback
 from justright.provenance import collect
 
 FORMAT = 1
 _SAME_MACHINE = ("processor", "cores", "threads", "gpu", "versions")
 WARM_UP_PROMPT, WARM_UP_TOKENS = 64, 8
-
-Progress = Callable[[str, int, int], None]
-"""``(next run, runs done, runs in all)``"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +257,7 @@ def measure(
     tasks: Iterable[Task],
     setting: DecodeSetting,
     results: Results,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     *,
     share_prefill: bool = False,
 ) -> None:
@@ -326,7 +324,7 @@ def judge(task: Task, opened: OpenContenders, setting: DecodeSetting, results: R
 
 
 def measure_memory(
-    path: Path, task: Task, setting: DecodeSetting, results: Results, progress: Progress | None
+    path: Path, task: Task, setting: DecodeSetting, results: Results, progress: ProgressCallback | None
 ) -> None:
     """Measure the peak memory of every contender on ``task``, each in a separate process."""
     for index, name in enumerate(setting.contenders):

@@ -10,7 +10,6 @@ from typing import Any
 from justright.bench.contenders import PLAIN
 from justright.bench.decode import (
     DecodeSetting,
-    Progress,
     Results,
     check_context,
     measure,
@@ -22,6 +21,7 @@ from justright.bench.tasks import build
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import JustrightError, UsageError
+from justright.progress import ProgressCallback
 
 MODEL = "packaged:smollm2-135m-instruct"
 TASKS = ("summarise", "quote-and-answer", "rewrite-code", "multi-turn")
@@ -71,7 +71,7 @@ def run_demo(
     out: Path,
     *,
     picture: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Demo:
     """Run the tasks, compare the outputs, write ``results.json`` and the picture into ``out``.
 

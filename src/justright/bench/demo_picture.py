@@ -27,7 +27,7 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"the picture needs matplotlib (or leave it out: `justright demo --no-picture`); {install_command('plots')}"
+            f"the picture needs matplotlib; {install_command('plots')}, or give --no-picture"
         ) from error
 
 
@@ -45,7 +45,7 @@ def check_picture(file: Path) -> None:
     known = FigureCanvasAgg.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
         raise UsageError(
-            f"the picture {file} has no supported format; allowed endings: .png, .svg, .pdf and others"
+            f"the file name of the picture is {file}; allowed endings: .png, .svg, .pdf and other picture formats"
         )
 
 

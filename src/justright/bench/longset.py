@@ -265,7 +265,7 @@ def read_folder(folder: Path) -> list[SourceText]:
         SourceError: no such folder, or no text in it.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder; give one with texts ({', '.join(TEXT_SUFFIXES)})")
+        raise SourceError(f"{folder} is not a folder; give one with texts ({', '.join(TEXT_SUFFIXES)})")
     texts = [(file, read_text(file)) for file in files_below(folder, TEXT_SUFFIXES)[0]]
     found = [
         SourceText(str(f.relative_to(folder)), text, "unknown", f.suffix.lower() in CODE_SUFFIXES)

@@ -18,7 +18,6 @@ from justright.bench.contenders import LOOKUP, PLAIN, TRANSFORMERS
 from justright.bench.decode import (
     Cell,
     DecodeSetting,
-    Progress,
     Results,
     check_context,
     measure,
@@ -31,6 +30,7 @@ from justright.bench.tasks import Frame, Task, encode
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import ResourceError, UsageError
+from justright.progress import ProgressCallback
 from justright.provenance import file_sha256
 
 
@@ -81,7 +81,9 @@ class LongPlan:
             )
 
 
-def run_longspec(plan: LongPlan, file: Path | None = None, progress: Progress | None = None) -> Results:
+def run_longspec(
+    plan: LongPlan, file: Path | None = None, progress: ProgressCallback | None = None
+) -> Results:
     """Run the measurement; results that the file already holds are not measured again.
 
     Raises:

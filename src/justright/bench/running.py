@@ -9,7 +9,6 @@ from pathlib import Path
 from justright.bench.cost import verify_cost
 from justright.bench.decode import (
     DecodeSetting,
-    Progress,
     Results,
     check_context,
     measure,
@@ -20,6 +19,7 @@ from justright.bench.tasks import build
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.errors import UsageError
+from justright.progress import ProgressCallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class DecodePlan:
             raise UsageError(f"a context length is {min(self.contexts)}; allowed: 1 token or more")
 
 
-def run_plan(plan: DecodePlan, file: Path | None = None, progress: Progress | None = None) -> Results:
+def run_plan(plan: DecodePlan, file: Path | None = None, progress: ProgressCallback | None = None) -> Results:
     """Run the benchmark; results that the file already holds are not measured again.
 
     Raises:
@@ -90,7 +90,7 @@ def numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in words(text))
     except ValueError as error:
-        raise UsageError(f"{text!r} is no list of whole numbers; give one such as 1024,4096") from error
+        raise UsageError(f"{text!r} is not a list of whole numbers; give one such as 1024,4096") from error
 
 
 def words(text: str) -> Sequence[str]:

@@ -45,6 +45,7 @@ from justright.provenance import shown_path
 from justright.prune.pipeline import Pruning
 from justright.prune.preflight import every_device
 from justright.prune.settings import Settings
+from justright.readable import differences
 from justright.training.pipeline import DetailedProgress, Job, TrainingJob
 from justright.training.prompts import Prompts
 
@@ -203,7 +204,7 @@ class BundleBuild:
         try:
             check_defaults(defaults, spec, RequestBuilder(tokenizer, switch), kind)
         except UsageError as error:
-            made = "" if self.fast else " (the key fast in the recipe makes a switch)"
+            made = "" if self.fast else " (add the key fast to the recipe to make a switch)"
             raise UsageError(f"defaults: {error}{made * (defaults.effort is not None)}") from error
 
     def _pruning(self, settings: Settings) -> Pruning:
@@ -285,7 +286,7 @@ class BundleBuild:
     def _changed(self, stage: str) -> list[str]:
         """Settings in which an existing stage differs from the recipe."""
         held, key = _read(self.work / stage / _ABOUT), self.keys[stage]
-        return [] if held is None else [n for n in {**held, **key} if held.get(n) != key.get(n)]
+        return [] if held is None else list(differences(held, key))
 
     def _is_made(self, stage: str) -> bool:
         return self._out(stage).exists() and _read(self.work / stage / _ABOUT) == self.keys[stage]

@@ -113,7 +113,13 @@ def check_contents(
             if adapter is not None and 1.0 not in about["draft"]["factors"]:
                 notes.append("the drafter was trained in slow mode only: fast mode will accept fewer tokens")
     settled = Defaults.of(values, draft_options or {})
-    check_defaults(settled, spec, RequestBuilder(tokenizer, adapter), about.get("draft", {}).get("kind"))
+    modes = RequestBuilder(tokenizer, adapter)
+    check_defaults(settled, spec, modes, about.get("draft", {}).get("kind"))
+    if modes.by_template_alone(settled.thinking):
+        notes.append(
+            f"effort {settled.effort} without a switch: only the chat template asks the model not to reason, and it "
+            "may reason all the same. Try it with `justright generate --effort none`, or give --switch"
+        )
     with Checkpoint.open(path) as checkpoint:
         check_finite_weights(checkpoint)
     return Contents(path, identity, parts, about, settled, tuple(notes))

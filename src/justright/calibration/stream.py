@@ -194,7 +194,7 @@ class LayerStream:
         """Return the layers without weights, and their call arguments for each batch size."""
         row = self.spec.architecture
         # One product per expert, which `Watch` can observe.
-        options = {"experts_implementation": "eager"} if row.is_moe else {}
+        options = {"experts_implementation": "eager"} if row.moe is not None else {}
         model = skeleton(config, self.spec, self.dtype, **options)
         decoder = model.get_submodule(row.memory.stem)
         layers = list(decoder.layers)

@@ -90,7 +90,7 @@ def parse(names: Sequence[str]) -> list[TextSource]:
         except ValueError:
             value = -1.0
         if not (0 < value < float("inf")) or not name:
-            raise UsageError(f"calibration {text!r}: allowed is NAME or NAME=SHARE, with a share above 0")
+            raise UsageError(f"calibration {text!r}; allowed: NAME or NAME=SHARE, with a share above 0")
         domains = (
             [f"{name}:{file.stem}" for file in _files(folder)[0]] if (folder := _carried(name)) else [name]
         )
@@ -113,9 +113,7 @@ def build(tokenizer: Any, names: Sequence[str], sequences: int, length: int, see
         UsageError: A source has fewer tokens than its windows need.
     """
     if sequences < 1 or length < 2:
-        raise UsageError(
-            f"{sequences} sequences of {length} tokens: allowed are 1 or more of 2 or more tokens"
-        )
+        raise UsageError(f"{sequences} sequences of {length} tokens; allowed: 1 or more of 2 or more tokens")
     sources = parse(names)
     counts = _divide([s.share for s in sources], sequences)
     windows = []

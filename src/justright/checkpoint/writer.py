@@ -32,6 +32,7 @@ from justright.files import (
 )
 from justright.provenance import FILE_NAME as PROVENANCE
 from justright.provenance import Provenance
+from justright.readable import differences
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ class CheckpointWriter:
         store: Store = "dense",
     ) -> None:
         if max_shard_bytes <= 0:
-            raise UsageError(f"max_shard_bytes {max_shard_bytes}: allowed are whole numbers from 1")
+            raise UsageError(f"max_shard_bytes {max_shard_bytes}; allowed: whole numbers from 1")
         self.out = Path(os.path.abspath(local_path(out)))
         self.partial = self.out.with_name(self.out.name + ".partial")
         self._source = source
@@ -365,10 +366,10 @@ def _read_lines(journal: Path) -> list[dict[str, Any]]:
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    flat = [{**job, **dict(job.get("fingerprint", {}))} for job in (theirs, ours)]
-    keys = [key for key in {**flat[0], **flat[1]} if key != "fingerprint"]
-    changed = [key for key in keys if flat[0].get(key) != flat[1].get(key)]
-    return "; ".join(f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} now" for key in changed[:4])
+    changed = list(differences(theirs, ours).items())[:4]
+    return "; ".join(
+        f"{key.removeprefix('fingerprint.')}: {there!r} there, {now!r} now" for key, (there, now) in changed
+    )
 
 
 def _json(data: Any) -> str:

@@ -21,7 +21,7 @@ from justright.errors import (
     UsageError,
     is_out_of_memory,
 )
-from justright.files import cannot_write
+from justright.files import cache_hint, cannot_write
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -125,7 +125,7 @@ def as_known(error: Exception) -> JustrightError | None:
             "download the files into the hub's cache on a machine with network access"
         )
     if isinstance(error, OSError) and error.filename:
-        return UsageError(f"{error.filename} cannot be used: {error.strerror}")
+        return UsageError(f"{error.filename} cannot be used: {error.strerror}{cache_hint(error.filename)}")
     if is_out_of_memory(error):
         return ResourceError(
             "not enough memory: use a smaller --max-context, fewer prompts at once (--batch), a smaller "

@@ -15,8 +15,9 @@ from justright.errors import UsageError
 from justright.files import check_output
 
 if TYPE_CHECKING:
-    from justright.bench.decode import Progress, Results
+    from justright.bench.decode import Results
     from justright.bench.demo import Demo
+    from justright.progress import ProgressCallback
 
 T = TypeVar("T")
 
@@ -342,7 +343,7 @@ def _conclude(output: Terminal, done: Demo) -> None:
     output.text(f"Written: {', '.join(str(file) for file in done.files)}")
 
 
-def _measured(output: Terminal, run: Callable[[Progress], T]) -> T:
+def _measured(output: Terminal, run: Callable[[ProgressCallback], T]) -> T:
     """Call ``run`` with a function ``(what, done, total)`` that shows its progress."""
 
     def reported(report: Callable[[str, int, int, str], None]) -> T:

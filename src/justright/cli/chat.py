@@ -15,6 +15,7 @@ from justright.cli.output import Terminal, output_of
 from justright.errors import JustrightError, ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from justright.cli.answer_writer import ReasoningShown
     from justright.cli.prepare import Message
     from justright.engine.chat_modes import Reasoning
     from justright.engine.generation import ModeParams
@@ -26,7 +27,7 @@ _HELP = """\
 /help         show this list
 /reset        delete the conversation except the system message
 /system TEXT  set the system message; without TEXT, remove it
-/effort NAME  set the reasoning effort: none, minimal, low, medium, high, auto, escalate; without NAME, as at the start
+/effort NAME  set the reasoning effort: none, minimal, low, medium, high, auto, escalate; without NAME, reset it
 /stats        show speed and acceptance of the last answer
 /exit         leave, like Ctrl-D
 Ctrl-C stops an answer. Any other text is sent to the model."""
@@ -54,6 +55,7 @@ def chat(
     effort: opt.Effort = None,
     thinking_budget: opt.ThinkingBudget = None,
     factor: opt.Factor = None,
+    show_reasoning: opt.ShowReasoning = None,
     closing: opt.Closing = None,
     scorer: opt.ScorerName = "probe",
     threshold: opt.Threshold = None,
@@ -70,6 +72,7 @@ def chat(
 
     When the conversation no longer fits into the context, its oldest turns are dropped, and a line reports it.
     """
+    from justright.cli.answer_writer import reasoning_shown
     from justright.cli.prepare import load, prepare, sampling_of
     from justright.cli.thinking import settled_thinking, thinking_of
 
@@ -83,7 +86,10 @@ def chat(
     conversation = Conversation(ready, max_tokens, system)
     conversation.fit("Hello", keep=False)  # fails now if the template rejects the system message
     limits = {"max_tokens": max_tokens, "stop": tuple(stop or ()), "stop_in_reasoning": stop_in_reasoning}
-    session = _Session(load(ready, output, model), conversation, params, limits, output, thinking, thinking)
+    shown = reasoning_shown(show_reasoning, output)
+    session = _Session(
+        load(ready, output, model), conversation, params, limits, output, thinking, thinking, shown
+    )
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.json
     if interactive:
         output.note(f"{model}, {ready.context:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
@@ -122,6 +128,8 @@ class Conversation:
             ResourceError: the message alone does not fit; the conversation is unchanged.
             UsageError: the template rejects it.
         """
+        from justright.engine.checks import check_prompt
+
         reserve = min(self.max_tokens, self.ready.context // 4)
         turns = [*self.turns, {"role": "user", "content": text}]
         forgotten = 0
@@ -131,7 +139,7 @@ class Conversation:
                 break
             turns = turns[2:]
             forgotten += 1
-        self.ready.check_room(ids, "this message")
+        check_prompt(ids, self.ready.context, "this message")
         if keep:
             self.turns = turns
         return ids, forgotten
@@ -143,10 +151,9 @@ class Conversation:
 
     def answered(self, request: Request) -> None:
         """Add the model's answer, without its reasoning."""
-        from justright.reasoning.parser import answer_of
+        from justright.cli.running import reasoning_and_content
 
-        said = answer_of(request.text, request.tags, thinking=request.opened)
-        self.turns.append({"role": "assistant", "content": said})
+        self.turns.append({"role": "assistant", "content": reasoning_and_content(request)[1]})
 
     def withdraw(self) -> None:
         """Remove the last user message."""
@@ -171,8 +178,10 @@ class _Session:
     output: Terminal
     started: Reasoning
     thinking: Reasoning
+    shown: ReasoningShown
     last: Request | None = None
     answers: int = 0
+    warned: bool = False
 
     def run(self, *, interactive: bool) -> None:
         """Run until the input ends or /exit."""
@@ -191,8 +200,8 @@ class _Session:
                 # A failed turn ends a piped conversation; an unknown command does not.
                 if not interactive and not text.startswith("/"):
                     raise
-                said = f"error: {error}"
-                self.output.console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
+                line = f"error: {error}"
+                self.output.console(stderr=True).print(line, style="red", markup=False, soft_wrap=True)
 
     def _command(self, text: str) -> None:
         from justright.cli.running import stats_line
@@ -209,7 +218,7 @@ class _Session:
             say("the system message is set" if argument.strip() else "the system message is removed")
         elif name == "/effort":
             self._set_effort(argument.strip() or None)
-            say(f"effort {argument.strip()}" if argument.strip() else "effort as at the start")
+            say(f"effort {argument.strip()}" if argument.strip() else "the effort is reset")
         elif name == "/stats":
             drafts = self.engine.drafter is not None
             line = stats_line(self.last, drafts=drafts) if self.last else "no answer yet"
@@ -236,13 +245,14 @@ class _Session:
 
     def _say(self, text: str) -> None:
         """Run one turn; if Ctrl-C stops the answer, its text so far stays in the conversation."""
-        from justright.cli.running import as_object, cancel_on_interrupt, until
+        from justright.cli.answer_writer import AnswerWriter
+        from justright.cli.running import as_object, cancel_on_interrupt, thought_note, until
 
         _, forgotten = self.conversation.fit(text)
         if forgotten:
             self.output.note(
                 f"(the conversation exceeds the context of {self.conversation.ready.context:,} tokens: the oldest "
-                f"{forgotten} turn{'s' if forgotten > 1 else ''} dropped)"
+                f"{forgotten} turn{'s are' if forgotten > 1 else ' is'} dropped)"
             )
         request = self.engine.conversation(
             self.conversation.messages,
@@ -250,11 +260,12 @@ class _Session:
             thinking=self.thinking,
             **self.limits,
         )
+        writer = AnswerWriter(request, self.output, self.shown)
         with cancel_on_interrupt([request]) as interrupt:
             emissions = self.engine.stream_requests([request])
             for emission in until(interrupt, emissions):
-                if not self.output.json and emission.text:
-                    self.output.text(emission.text, end="")
+                if not self.output.json:
+                    writer.write(emission)
         self.last = request
         if request.text or request.finish_reason != "cancelled":
             self.conversation.answered(request)
@@ -263,9 +274,13 @@ class _Session:
         self.answers += 1
         if self.output.json:
             turn = {"turn": self.answers, "prompt": text, "forgotten_turns": forgotten}
-            self.output.object(turn | as_object(request, drafts=self.engine.drafter is not None))
+            drafts, hidden = self.engine.drafter is not None, self.shown == "hidden"
+            self.output.object(turn | as_object(request, drafts=drafts, hidden=hidden))
         else:
-            self.output.text("" if request.text.endswith("\n") else "\n", end="")
+            writer.end()
+        if (warning := thought_note(request)) is not None and not self.warned:
+            self.output.note(warning)
+            self.warned = True
         if interrupt.seen and not sys.stdin.isatty():
             raise typer.Exit(130)
 

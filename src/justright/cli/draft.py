@@ -216,7 +216,7 @@ def _show_estimate(output: Terminal, found: dict[str, Any]) -> None:
             f"; with [SPEC]: {found['spec_steps']:,} steps, about {readable_seconds(found['spec_seconds'])}"
         )
     output.text(
-        f"{text}. Estimated from the matrix products: evaluation comes on top, and small models take longer."
+        f"{text}. The estimate counts matrix products only: evaluation is extra, and small models take longer."
     )
 
 

@@ -82,6 +82,7 @@ def gateway(
     max_connections: srv.Connections = 1024,
     api_key: srv.Keys = None,
     api_key_file: srv.KeyFile = None,
+    no_api_key: srv.NoKey = False,
     max_body: srv.MaxBody = 4.0,
     as_json: opt.Json = False,
     stats: opt.Stats = True,
@@ -105,7 +106,7 @@ def gateway(
         upstream,
         UpstreamOptions(kind, model, fast),
         Policy(effort, threshold=threshold),
-        srv.read_keys(api_key or [], api_key_file),
+        srv.read_keys(api_key or [], api_key_file, host, none=no_api_key),
         upstream_key,
         timeout_s=timeout,
         max_body_bytes=int(max_body * srv.MIB),
@@ -124,18 +125,17 @@ async def _run(
     from justright.serve.gateway import create_gateway
     from justright.serve.lifecycle import HttpServer, address_of
 
+    answered = srv.access_log(output)
+
     def log(method: str, path: str, status: int, seconds: float) -> None:
-        if output.json:
-            about = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
-            with output.lines_may_fail():
-                output.object({"event": "request"} | about)
+        answered({"method": method, "path": path, "status": status, "seconds": round(seconds, 4)})
 
     try:
         summary = (await running.upstream()).summary()
     except ApiError as error:
         if error.code == "upstream_unknown":
             raise UsageError(error.message) from error
-        summary = f"{error.message} Each request tries again"
+        summary = f"{error.message}. The gateway tries again at each request"
 
     def on_ready() -> None:
         address = address_of(bound)

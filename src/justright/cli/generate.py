@@ -15,6 +15,7 @@ from justright.cli.output import Terminal, output_of
 from justright.errors import UsageError
 
 if TYPE_CHECKING:
+    from justright.cli.answer_writer import AnswerWriter, ReasoningShown
     from justright.cli.prepare import Message
     from justright.engine.llm import LLM
     from justright.engine.prepared import PreparedModel
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 _MAX_BATCH = 4
 
 _Prompts = Annotated[
-    list[str] | None, typer.Option("-p", "--prompt", help="A prompt; -: from stdin; repeatable.")
+    list[str] | None,
+    typer.Option("-p", "--prompt", help="A prompt; -: stdin without its last line break; repeatable."),
 ]
 _Files = Annotated[
-    list[Path] | None, typer.Option("-f", "--file", help="A prompt from a UTF-8 file; repeatable.")
+    list[Path] | None,
+    typer.Option("-f", "--file", help="A prompt from a UTF-8 file, without its last line break; repeatable."),
 ]
 _Raw = Annotated[bool, typer.Option("--raw", help="Plain prompts, without the model's chat template.")]
 _Stream = Annotated[
@@ -65,6 +68,7 @@ def generate(
     effort: opt.Effort = None,
     thinking_budget: opt.ThinkingBudget = None,
     factor: opt.Factor = None,
+    show_reasoning: opt.ShowReasoning = None,
     closing: opt.Closing = None,
     scorer: opt.ScorerName = "probe",
     threshold: opt.Threshold = None,
@@ -84,18 +88,20 @@ def generate(
 
     Ctrl-C prints the text so far and exits with code 130.
     """
+    from justright.cli.answer_writer import reasoning_shown
     from justright.cli.prepare import load, prepare, sampling_of
     from justright.cli.thinking import settled_thinking, thinking_of
 
     output = output_of(ctx)
+    shown = reasoning_shown(show_reasoning, output)
     texts = _read_prompts(prompt or [], file or [], raw=raw)
     slots = batch or min(len(texts), _MAX_BATCH)
     ready = prepare(model, output, opt.engine_options(ctx, slots=slots))
 
     params = sampling_of(ctx, ready)
-    said = thinking_of(ctx)
+    given = thinking_of(ctx)
     templated = ready.has_template and not raw
-    thinking = settled_thinking(said, ready.defaults, None if templated else "leave --raw out")
+    thinking = settled_thinking(given, ready.defaults, None if templated else "leave --raw out")
     ready.check_reasoning(thinking)
     prompts = _prompts(ready, texts, system, output, raw=raw)
     engine = load(ready, output, model)
@@ -115,7 +121,7 @@ def generate(
         "options": asdict(ready.options) | {"raw": raw, "system": system},
     }
     report["options"] |= settings | {"stop": stop or []} | asdict(thinking)
-    _run(engine, requests, texts, report, output, stream=stream)
+    _run(engine, requests, texts, report, output, shown, stream=stream)
 
 
 def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -> list[str]:
@@ -124,10 +130,12 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
         raise UsageError("there is no prompt: give -p TEXT, -p - (stdin) or -f FILE")
     if prompts.count("-") > 1:
         raise UsageError("-p - is given twice, but stdin can be read only once: give it once")
-    texts = [sys.stdin.read().removeprefix("\ufeff") if text == "-" else text for text in prompts]
+    texts = [
+        _without_end(sys.stdin.read().removeprefix("\ufeff")) if text == "-" else text for text in prompts
+    ]
     for file in files:
         try:
-            texts.append(file.read_text(encoding="utf-8-sig"))
+            texts.append(_without_end(file.read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise UsageError(f"the prompt file {file} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
@@ -139,10 +147,17 @@ def _read_prompts(prompts: Sequence[str], files: Sequence[Path], *, raw: bool) -
     return texts
 
 
+def _without_end(text: str) -> str:
+    """Return a text without the line break that ends its last line."""
+    return text.removesuffix("\n").removesuffix("\r")
+
+
 def _prompts(
     ready: PreparedModel, texts: Sequence[str], system: str | None, output: Terminal, *, raw: bool
 ) -> list[str | list[Message]]:
     """Return the prompts, as conversations if there is a template, each checked against the context."""
+    from justright.engine.checks import check_prompt
+
     templated = ready.has_template and not raw
     if not ready.has_template and not raw:
         output.note("note: the model has no chat template; prompts are plain text")
@@ -153,7 +168,7 @@ def _prompts(
     for number, text in enumerate(texts, start=1):
         prompt: str | list[Message] = [*start, {"role": "user", "content": text}] if templated else text
         where = "the prompt" if len(texts) == 1 else f"prompt {number} of {len(texts)}"
-        ready.check_room(ready.tokens(prompt), where)
+        check_prompt(ready.tokens(prompt), ready.context, where)
         result.append(prompt)
     return result
 
@@ -164,23 +179,26 @@ def _run(
     texts: Sequence[str],
     report: dict[str, Any],
     output: Terminal,
+    shown: ReasoningShown,
     *,
     stream: bool,
 ) -> None:
     """Run the requests; write each answer once all answers before it are written."""
+    from justright.cli.answer_writer import AnswerWriter
     from justright.cli.running import cancel_on_interrupt, totals_line, until
 
     live = stream and len(requests) == 1 and not output.json
-    shown = 0
+    writer = AnswerWriter(requests[0], output, shown) if live else None
+    written = 0
     with cancel_on_interrupt(requests) as interrupt:
         for emission in until(interrupt, engine.stream_requests(requests)):
-            if live and emission.text:
-                output.text(emission.text, end="")
-            while shown < len(requests) and requests[shown].finish_reason is not None:
-                _show(shown, requests, texts, report, output, live=live)
-                shown += 1
-        for index in range(shown, len(requests)):
-            _show(index, requests, texts, report, output, live=live)
+            if writer is not None:
+                writer.write(emission)
+            while written < len(requests) and requests[written].finish_reason is not None:
+                _show(written, requests, texts, report, output, shown, writer)
+                written += 1
+        for index in range(written, len(requests)):
+            _show(index, requests, texts, report, output, shown, writer)
     if len(requests) > 1 and any(request.stats.decision for request in requests):
         output.note(totals_line([request.stats for request in requests]))
     if interrupt.seen:
@@ -193,23 +211,33 @@ def _show(
     texts: Sequence[str],
     report: dict[str, Any],
     output: Terminal,
-    *,
-    live: bool,
+    shown: ReasoningShown,
+    writer: AnswerWriter | None,
 ) -> None:
-    """Write one finished answer and its statistics."""
-    from justright.cli.running import as_object, stats_line
+    """Write one finished answer and its statistics; ``writer`` has already written its text."""
+    from justright.cli.answer_writer import note_unfinished
+    from justright.cli.running import as_object, reasoning_and_content, stats_line, thought_note
     from justright.engine.sampler import TOKEN_CHOICE
 
     request = requests[index]
+    warning = thought_note(request)
     drafts = report["options"]["draft"] not in (None, "none")
     if output.json:
-        answer = as_object(request, drafts=drafts)
+        answer = as_object(request, drafts=drafts, hidden=shown == "hidden")
         used = {"options": report["options"] | {name: getattr(request.params, name) for name in TOKEN_CHOICE}}
         output.object({"index": index, "prompt": texts[index], **answer, **report, **used})
+        if warning is not None:
+            output.note(warning)
         return
     if len(requests) > 1:
         output.text(f"{'' if index == 0 else chr(10)}==> {index + 1} of {len(requests)} <==")
-    text = "" if live else request.text
-    whole = request.text
-    output.text(text, end="" if whole.endswith("\n") else "\n")
+    if writer is not None:
+        writer.end()
+    else:
+        text = request.text if shown == "shown" else reasoning_and_content(request)[1]
+        output.text(text, end="" if text.endswith("\n") else "\n")
+        if shown != "shown":
+            note_unfinished(request, output)
     output.note(stats_line(request, drafts=drafts))
+    if warning is not None:
+        output.note(warning)

@@ -65,7 +65,7 @@ def _facts(model: str, found: Inspection) -> Table:
         disk += f", quantised: {found.quantization}"
     context = f"{found.context:,} tokens"
     if found.usable_context < found.context:
-        context += f"; {found.usable_context:,} usable, as the rotary frequencies change beyond"
+        context += f"; {found.usable_context:,} usable, as longer ones change the rotary frequencies"
     rows = [
         ("family", found.family),
         ("parameters", f"{readable_count(found.total)}{_active(found)}"),

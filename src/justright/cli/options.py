@@ -184,6 +184,14 @@ Factor = Annotated[
         help="Adapter scale of the switch, instead of an effort: 0 slow, 1 fast, between: soft.",
     ),
 ]
+ShowReasoning = Annotated[
+    bool | None,
+    _reasoning(
+        "--show-reasoning/--hide-reasoning",
+        help="Reasoning, with its tags, in the text; or the answer alone, also in --json.  (default: shown; in a "
+        "terminal its tokens are counted in one line)",
+    ),
+]
 Closing = Annotated[
     str | None,
     _reasoning(

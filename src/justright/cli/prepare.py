@@ -1,7 +1,7 @@
 """Prepares a model in two steps: first everything that can fail cheaply, then the weights.
 
 ready = prepare("packaged:smollm2-135m-instruct", output, {"dtype": "float32"})
-ids = ready.tokens([{"role": "user", "content": "Hello"}])   # checked against the context
+ids = ready.tokens([{"role": "user", "content": "Hello"}])   # token ids
 engine = load(ready, output, name)
 """
 

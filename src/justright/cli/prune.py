@@ -307,29 +307,25 @@ def _show_estimate(output: Terminal, estimate: PruneEstimate, seconds: float) ->
 
 
 def _show(output: Terminal, found: Pruned, estimate: PruneEstimate) -> None:
-    from rich.table import Table
+    from justright.bench.tables import rich_table
 
-    table = Table(title=f"{found.path}: {found.sparsity:.1%} of the prunable parameters removed")
-    for name in ("layer", "experts", "zeros among the remaining weights"):
-        table.add_column(name, justify="right")
-    for number, layer in enumerate(found.layers):
-        experts = f"{layer.kept} of {layer.experts}" if layer.experts else "none"
-        table.add_row(str(number), experts, f"{layer.zeros:.1%}")
-    output.table(table)
-    sizes = (
-        f"{name} {readable_bytes(before)} -> {readable_bytes(after)}"
-        for name, (before, after) in (("in memory", found.memory_bytes), ("on disk", found.disk_bytes))
-    )
-    output.text(", ".join(sizes))
+    layers = [
+        (str(number), f"{one.kept} of {one.experts}" if one.experts else "none", f"{one.zeros:.1%}")
+        for number, one in enumerate(found.layers)
+    ]
+    columns = ("layer", "experts", "zeros in the remaining weights")
+    output.table(rich_table(f"{found.path}: {found.source}, pruned", columns, layers))
+    output.text(found.summary)
     before, middle, after = ("none" if value is None else f"{value:.2f}" for value in found.kurtosis)
     output.text(f"kurtosis of the weights: {before}, after stage 1 {middle}, after stage 2 {after}")
     if found.evaluation:
-        from justright.bench.tables import rich_table
         from justright.prune.report import rows
 
         header = ("task", "metric", "before", "after")
         output.table(rich_table("evaluation (95% intervals)", header, rows(found.evaluation), left=2))
-    output.text(f"pictures: {found.path / 'report.html'}")
+    else:
+        output.text("quality: not measured (--eval TASKS measures it before and after)")
+    output.text(f"report: {found.path / 'report.html'}")
     if found.unrouted:
         output.note(f"note: {found.unrouted} experts received no calibration token: give more or other texts")
     if found.uncalibrated:

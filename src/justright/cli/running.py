@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from justright.reasoning.routing import BY_OUTPUT
+
 if TYPE_CHECKING:
     from justright.engine.request import Emission, Request
     from justright.engine.stats import RequestStats
@@ -75,6 +77,33 @@ def stats_line(request: Request, *, drafts: bool = False) -> str:
     return " | ".join(parts)
 
 
+def thought_note(request: Request) -> str | None:
+    """A warning if a request reasoned that its effort had put into fast mode; None otherwise."""
+    decision = request.stats.decision
+    if decision is None or decision.by != BY_OUTPUT:
+        return None
+    return (
+        f"warning: the model reasoned for {request.stats.reasoning_tokens} tokens: without a switch only its chat "
+        "template asks for fast mode, and this model ignores it. Give --switch ADAPTER"
+    )
+
+
+def reasoning_and_content(request: Request) -> tuple[str, str]:
+    """Split a finished request's text; reasoning that only a closing tag marks counts as such.
+
+    Returns:
+        Reasoning and content, without the tags.
+    """
+    from justright.reasoning.parser import ThoughtText
+
+    text, tags = request.text, request.tags
+    stray = thought_note(request) is not None and tags is not None and tags.open not in text
+    split = ThoughtText(tags, thinking=request.opened or stray)
+    parts = [*split.push(text), *split.finish()]
+    reasoning, content = ("".join(one.text for one in parts if one.thought == kind) for kind in (True, False))
+    return reasoning, content
+
+
 def totals_line(stats: Sequence[RequestStats]) -> str:
     """Describe several requests in one line: reasoning and answer tokens, modes, and tokens saved."""
     from justright.engine.stats import totals
@@ -92,10 +121,15 @@ def totals_line(stats: Sequence[RequestStats]) -> str:
     return " | ".join(parts)
 
 
-def as_object(request: Request, *, drafts: bool = False) -> dict[str, Any]:
-    """Describe a finished request for JSON; ``decoded_plainly`` if a drafter (``drafts``) never paid off."""
+def as_object(request: Request, *, drafts: bool = False, hidden: bool = False) -> dict[str, Any]:
+    """Describe a finished request for JSON; ``decoded_plainly`` if a drafter (``drafts``) never paid off.
+
+    ``reasoning`` and ``text`` are without the tags; ``reasoning`` is None if there is none, or if it is ``hidden``.
+    """
+    reasoning, content = reasoning_and_content(request)
     return {
-        "text": request.text,
+        "reasoning": None if hidden else reasoning or None,
+        "text": content,
         "token_ids": request.token_ids,
         "finish_reason": request.finish_reason or "cancelled",
         "stopped_by": request.stopped_by,

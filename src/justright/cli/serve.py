@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -37,6 +37,7 @@ def serve(
     max_connections: srv.Connections = 1024,
     api_key: srv.Keys = None,
     api_key_file: srv.KeyFile = None,
+    no_api_key: srv.NoKey = False,
     max_body: srv.MaxBody = 4.0,
     as_json: opt.Json = False,
     stats: opt.Stats = True,
@@ -76,13 +77,13 @@ def serve(
     _check_embedded(engine, engine_arg, copies, dry_run)
     from justright.cli.prepare import given_sampling, prepare
     from justright.cli.thinking import settled_thinking, thinking_of
-    from justright.serve.hosts import Hosts, is_loopback
+    from justright.serve.hosts import Hosts
     from justright.serve.lifecycle import bind
     from justright.serve.server_settings import ServeSettings, served_name
 
     output = output_of(ctx)
     hosts = Hosts(tuple(allowed_host or ()), host)
-    keys = srv.read_keys(api_key or [], api_key_file)
+    keys = srv.read_keys(api_key or [], api_key_file, host, none=no_api_key)
     with bind(host, port) as bound:  # fails before any slow work
         ready = prepare(model, output, opt.engine_options(ctx, reuse_prefix=True))
         thinking = settled_thinking(thinking_of(ctx), ready.defaults)
@@ -99,8 +100,6 @@ def serve(
         )
         for line in ready.generation.lines(settings.sampling, sampling=True):
             output.note(f"note: {line}")
-        if not keys and not is_loopback(host):
-            output.note(f"note: anybody who reaches {host} can use this server: consider --api-key")
         _run(ready, settings, bound, output, queue, cache_tokens, drain, max_connections)
 
 
@@ -146,11 +145,6 @@ def _run(
                     f"{settings.model} is served at {address}/v1; the page at {address}/ shows the server's state"
                 )
 
-    def on_request(values: dict[str, Any]) -> None:
-        if output.json:
-            with output.lines_may_fail():
-                output.object({"event": "request"} | values)
-
     run(
         engine,
         scheduler,
@@ -159,7 +153,7 @@ def _run(
         drain_s=drain,
         max_connections=max_connections,
         on_ready=on_ready,
-        on_request=on_request,
+        on_request=srv.access_log(output),
     )
     output.note("all requests are done; the server has stopped")
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
+from justright.cli.output import Terminal
 from justright.errors import UsageError
 
 _serving = partial(typer.Option, rich_help_panel="Serving")
 MIB = 2**20
 
 Host = Annotated[
-    str, _serving(help="Address to listen on; 0.0.0.0: all addresses of this machine (set an --api-key).")
+    str,
+    _serving(help="Address to listen on; 0.0.0.0: all addresses of this machine, which needs an --api-key."),
 ]
 Port = Annotated[int, _serving(min=0, max=65535, help="Port to listen on; 0: any.")]
 AllowedHosts = Annotated[
@@ -77,6 +82,10 @@ Keys = Annotated[
     ),
 ]
 KeyFile = Annotated[Path | None, _serving(metavar="FILE", help="File of API keys, one per line.")]
+NoKey = Annotated[
+    bool,
+    _serving("--no-api-key", help="No API key, although others can reach --host: anybody may send requests."),
+]
 MaxBody = Annotated[float, _serving(min=0.001, metavar="MIB", help="Largest body of a request.")]
 Engine = Annotated[
     str,
@@ -101,8 +110,20 @@ DryRun = Annotated[
 ]
 
 
-def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
-    """All API keys."""
+def read_keys(given: list[str], file: Path | None, host: str, *, none: bool) -> tuple[str, ...]:
+    """Return all API keys.
+
+    Args:
+        given: keys.
+        file: a file of further keys.
+        host: the address to listen on.
+        none: whether the user says that there shall be none.
+
+    Raises:
+        UsageError: no key although others can reach the server, a key that shall not be, or an unusable file.
+    """
+    from justright.serve.hosts import is_loopback
+
     found = list(given)
     if file is not None:
         try:
@@ -113,4 +134,31 @@ def read_keys(given: list[str], file: Path | None) -> tuple[str, ...]:
         if not more:
             raise UsageError(f"the file of API keys {file} is empty: write one key per line")
         found += more
+    if found and none:
+        raise UsageError("--no-api-key contradicts the API key that is set: leave out one of the two")
+    if not found and not none and not is_loopback(host):
+        raise UsageError(
+            f"anybody who reaches {host} could use this server: set --api-key, --api-key-file or $JUSTRIGHT_API_KEY, "
+            "or say --no-api-key"
+        )
     return tuple(found)
+
+
+def access_log(output: Terminal) -> Callable[[Mapping[str, Any]], None]:
+    """Return a function that logs a request: a JSON object on stdout with ``--json``, otherwise a line on stderr.
+
+    The line leaves out what the page and monitors ask for again and again.
+    """
+
+    def log(values: Mapping[str, Any]) -> None:
+        with output.lines_may_fail():
+            if output.json:
+                output.object({"event": "request", **values})
+            elif values["status"] >= 400 or not values["path"].startswith(_ROUTINE):
+                at, path = time.strftime("%H:%M:%S"), quote(values["path"], safe="/:", errors="replace")
+                output.note(f"{at} {values['method']} {path} {values['status']} {values['seconds']:.2f} s")
+
+    return log
+
+
+_ROUTINE = ("/metrics", "/health", "/dashboard/")

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from justright.serve.vllm.launch import Command, VllmSettings
 
 _NOT_HERE = {
-    "cache_tokens": "vLLM has --gpu-memory-utilization, and on a CPU VLLM_CPU_KVCACHE_SPACE",
-    "queue": "vLLM queues without a limit",
-    "deadline": "vLLM has none",
-    "drain": "vLLM has --shutdown-timeout",
-    "max_body": "vLLM has no such limit",
-    "max_connections": "vLLM has no such limit",
+    "cache_tokens": "use --engine-arg=--gpu-memory-utilization=SHARE, or on a CPU set VLLM_CPU_KVCACHE_SPACE",
+    "queue": "vLLM's queue has no limit",
+    "deadline": "vLLM has no deadline",
+    "drain": "use --engine-arg=--shutdown-timeout=SECONDS",
+    "max_body": "vLLM does not limit bodies",
+    "max_connections": "vLLM does not limit connections",
     "max_tokens": "without max_tokens in a request, vLLM generates up to the end of the context",
-    "thinking_budget": "give it with a request",
+    "thinking_budget": "send thinking_budget with each request",
     "device": "vLLM uses the available device",
-    "cpu_kernels": "vLLM has kernels of its own",
-    "weights": "vLLM has --quantization",
+    "cpu_kernels": "vLLM has its own kernels",
+    "weights": "use --engine-arg=--quantization=METHOD",
 }
-"""Options of `serve` that would have no effect, and what to do instead."""
+"""Options of `serve` that would have no effect with vLLM: why, or what to do instead."""
 
 
 def serve_vllm(ctx: typer.Context, model: str, engine_args: list[str], copies: int, dry_run: bool) -> None:
@@ -101,7 +101,9 @@ def _settings(ctx: typer.Context, model: str, engine_args: list[str], copies: in
         policy=Policy(given["effort"], threshold=given["threshold"]),
         closing=None if given["closing"] is None else given["closing"].replace("\\n", "\n"),
         data_parallel=copies,
-        api_keys=read_keys(given["api_key"] or [], given["api_key_file"]),
+        api_keys=read_keys(
+            given["api_key"] or [], given["api_key_file"], given["host"], none=given["no_api_key"]
+        ),
         hosts=Hosts(tuple(given["allowed_host"] or ()), given["host"]),
         more=tuple(engine_args),
     )
@@ -136,16 +138,16 @@ def _with_defaults(
 
 
 def _drafting(
-    asked: str | None, given: dict[str, Any], defaults: Defaults
+    requested: str | None, given: dict[str, Any], defaults: Defaults
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Return the drafter, its options and notes; the user's options override the bundle's (as in `serve`)."""
     from justright.serve.vllm.plugin import FIXED
 
     own = defaults.draft
-    draft = asked or _bundled(own)
+    draft = requested or _bundled(own)
     if own is None or draft != own:
-        note = f"the bundle's drafter {own} is not available on vLLM here: no drafts are used"
-        return draft, given, [note] if asked is None and own is not None else []
+        note = f"the bundle's drafter {own} cannot run on vLLM here: no drafts are used"
+        return draft, given, [note] if requested is None and own is not None else []
     theirs = {name: value for name, value in defaults.draft_options.items() if name not in given}
     left = sorted(theirs if draft == "suffix" else FIXED & set(theirs))
     note = f"the bundle's options {', '.join(left)} of {draft} drafts are left out: vLLM sets them itself"
@@ -157,7 +159,7 @@ def _check_options(ctx: typer.Context) -> None:
     """Raise an error for options that would have no effect."""
     for name, instead in _NOT_HERE.items():
         if is_given(ctx, name):
-            raise UsageError(f"--{name.replace('_', '-')} is for the embedded engine only: {instead}")
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with --engine vllm: {instead}")
     if ctx.params["scorer"] != "heuristic" and is_given(ctx, "scorer"):
         raise UsageError(
             f"scorer {ctx.params['scorer']!r}; allowed on vLLM: heuristic, as vLLM does not return the hidden states "

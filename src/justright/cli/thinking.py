@@ -30,11 +30,11 @@ def thinking_of(ctx: typer.Context) -> Reasoning:
     return Reasoning(budget=given.pop("thinking_budget"), **given)
 
 
-def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | None = None) -> Reasoning:
+def settled_thinking(given: Reasoning, defaults: Defaults, untemplated: str | None = None) -> Reasoning:
     """Return the user's settings, or the bundle's if the user gave none.
 
     Args:
-        said: from `thinking_of`.
+        given: from `thinking_of`.
         defaults: the bundle's defaults.
         untemplated: set where prompts are not conversations, so that no setting applies: what to do about it.
 
@@ -43,8 +43,8 @@ def settled_thinking(said: Reasoning, defaults: Defaults, untemplated: str | Non
     """
     from justright.engine.chat_modes import Reasoning
 
-    if said == Reasoning():
-        return said if untemplated else defaults.thinking
+    if given == Reasoning():
+        return given if untemplated else defaults.thinking
     if untemplated:
         raise UsageError(f"the reasoning options need the model's chat template: {untemplated}")
-    return said
+    return given

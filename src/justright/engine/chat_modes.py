@@ -194,6 +194,10 @@ class RequestBuilder:
         if thinking.effort == "auto":
             self._scorer(thinking, hidden_size)
 
+    def by_template_alone(self, thinking: Reasoning) -> bool:
+        """Whether only the chat template asks for fast mode, which a model may ignore."""
+        return self.adapter is None and self.reasons and thinking.effort in FAST_EFFORTS
+
     @property
     def templates(self) -> list[str]:
         """The chat templates of both modes."""

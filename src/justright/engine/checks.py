@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from justright.architectures.spec import ModelSpec
 from justright.checkpoint.mode_files import read_end_tokens
 from justright.checkpoint.reader import Checkpoint
 from justright.checkpoint.sources import resolve_adapter
-from justright.errors import UnsupportedModelError
+from justright.errors import ResourceError, UnsupportedModelError, UsageError
 from justright.model.decoder_layer import refuse_quantised
 
 
@@ -46,6 +46,22 @@ def check_model(path: Path | Checkpoint) -> ModelSpec:
             f"{spec.architecture.family} has no class in transformers, so it can be inspected and pruned but not run"
         )
     return spec
+
+
+def check_prompt(ids: Sequence[int], context: int, what: str = "the prompt") -> None:
+    """Check that a prompt has a token, and leaves room in the context for at least one token of the answer.
+
+    Raises:
+        UsageError: it is empty.
+        ResourceError: it leaves no room.
+    """
+    if not ids:
+        raise UsageError(f"{what} is empty: give at least one token of text")
+    if len(ids) >= context:
+        raise ResourceError(
+            f"{what} has {len(ids)} tokens; the context holds {context}, with at least one for the answer: shorten "
+            "it, or use a longer context"
+        )
 
 
 def end_tokens(

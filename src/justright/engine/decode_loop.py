@@ -353,6 +353,8 @@ class DecodeLoop:
         if reason is not None:
             text += self._finish(active, reason)
         request.text += text
+        if reason is not None:
+            active.count_thought(self.tokenizer)
         if route is None:
             return Emission(request, list(token_ids), text, accepted, request.finish_reason, logprobs)
         if reason is None:

@@ -43,7 +43,9 @@ class Defaults:
 
     def __post_init__(self) -> None:
         if not isinstance(self.draft, str | None) or not isinstance(self.draft_options, Mapping):
-            raise UsageError(f"draft {self.draft!r}, options {self.draft_options!r}; allowed: name, mapping")
+            raise UsageError(
+                f"draft is {self.draft!r} with the options {self.draft_options!r}; allowed: a name, and a mapping"
+            )
         if self.draft_options and self.draft is None:
             raise UsageError("there are draft options but no default drafter: set draft")
         if "path" in self.draft_options:

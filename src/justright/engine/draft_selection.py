@@ -193,8 +193,4 @@ def _rows(draft: Draft) -> np.ndarray:
 
 
 def _kind(draft: Draft) -> tuple[str, int]:
-    return draft.source, _bin(draft)
-
-
-def _bin(draft: Draft) -> int:
-    return min(max(len(draft), 1).bit_length() - 1, _BINS - 1)
+    return draft.source, min(max(len(draft), 1).bit_length() - 1, _BINS - 1)

@@ -138,9 +138,9 @@ class GenerationDefaults:
         Raises:
             UsageError: an invalid value.
         """
-        asked = replace(otherwise, **given)
-        if asked.greedy:
-            return ModeParams(asked, asked)
+        params = replace(otherwise, **given)
+        if params.greedy:
+            return ModeParams(params, params)
         slow, fast = (replace(otherwise, **{**one.values, **given}) for one in (self.slow, self.fast))
         return ModeParams(slow, fast)
 

@@ -30,7 +30,7 @@ Prompt = str | Sequence[int]
 """Text, or token ids."""
 Messages = Sequence[Mapping[str, str]]
 """A conversation: ``{"role": ..., "content": ...}`` in turn."""
-_Asked = TypeVar("_Asked")
+_Input = TypeVar("_Input")
 
 
 class LLM(LoadedModel):
@@ -53,7 +53,7 @@ class LLM(LoadedModel):
                 raise UsageError(f"give options or {', '.join(changes)}, not both")
             model = prepare_model(model, options or EngineOptions(**changes))
         elif options is not None or changes:
-            raise UsageError("the options of a prepared model are settled: give them to prepare_model")
+            raise UsageError("a prepared model already has its options: give them to prepare_model")
         options, drafter = model.options, model.drafter
         check_bundled_weights(model.checkpoint)
         verifier = Verifier.load(
@@ -102,8 +102,8 @@ class LLM(LoadedModel):
             ResourceError: a prompt that leaves no room in the context.
         """
         one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        asked = cast("list[Prompt]", [prompts] if one else list(prompts))
-        return self._run([self._checked(prompt, p, None) for prompt, p in _paired(asked, params)])
+        inputs = cast("list[Prompt]", [prompts] if one else list(prompts))
+        return self._run([self._checked(prompt, p, None) for prompt, p in _paired(inputs, params)])
 
     def chat(
         self,
@@ -127,9 +127,9 @@ class LLM(LoadedModel):
             ResourceError: a conversation that leaves no room in the context.
         """
         one = isinstance(messages, str) or len(messages) == 0 or isinstance(messages[0], Mapping)
-        asked = cast("list[Messages]", [messages] if one else list(messages))
+        inputs = cast("list[Messages]", [messages] if one else list(messages))
         reasoning = reasoning or self.defaults.thinking
-        return self._run([self._checked(talk, p, reasoning) for talk, p in _paired(asked, params)])
+        return self._run([self._checked(talk, p, reasoning) for talk, p in _paired(inputs, params)])
 
     def stream(
         self,
@@ -168,16 +168,16 @@ class LLM(LoadedModel):
         self.close()
 
     def _checked(
-        self, asked: Prompt | Messages, params: SamplingParams | None, reasoning: Reasoning | None
+        self, prompt: Prompt | Messages, params: SamplingParams | None, reasoning: Reasoning | None
     ) -> Request:
         """A request for a prompt, or with ``reasoning`` for a conversation; warns once if the context cuts it."""
         self._check_open()
         params = params or SamplingParams()
         settled = self.sampling(**params.given)
         if reasoning is None:
-            request = self.request(cast("Prompt", asked), settled)
+            request = self.request(cast("Prompt", prompt), settled)
         else:
-            request = self.conversation(cast("Messages", asked), settled, thinking=reasoning)
+            request = self.conversation(cast("Messages", prompt), settled, thinking=reasoning)
         if params.max_tokens is not None and request.max_tokens < params.max_tokens and not self._warned:
             self._warned = True
             warnings.warn(
@@ -201,17 +201,17 @@ class LLM(LoadedModel):
 
 
 def _paired(
-    asked: Sequence[_Asked], params: SamplingParams | Sequence[SamplingParams] | None
-) -> list[tuple[_Asked, SamplingParams | None]]:
-    """Each of ``asked`` with its parameters.
+    inputs: Sequence[_Input], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[_Input, SamplingParams | None]]:
+    """Each of ``inputs`` with its parameters.
 
     Raises:
         UsageError: a list of parameters of another length.
     """
     if params is None or isinstance(params, SamplingParams):
-        return [(one, params) for one in asked]
-    if len(params) != len(asked):
+        return [(one, params) for one in inputs]
+    if len(params) != len(inputs):
         raise UsageError(
-            f"there are {len(asked)} prompts and {len(params)} SamplingParams: give one, or one per prompt"
+            f"there are {len(inputs)} prompts and {len(params)} SamplingParams: give one, or one per prompt"
         )
-    return list(zip(asked, params, strict=True))
+    return list(zip(inputs, params, strict=True))

@@ -18,6 +18,7 @@ from justright import __version__
 from justright.adapter.adapter import Adapter
 from justright.adapter.apply import AppliedSwitch
 from justright.engine.chat_modes import Reasoning, RequestBuilder, chat_tokens
+from justright.engine.checks import check_prompt
 from justright.engine.decode_loop import DecodeLoop
 from justright.engine.defaults import Defaults
 from justright.engine.detokenizer import tokens_within
@@ -27,7 +28,7 @@ from justright.engine.options import EngineOptions, check_nodes
 from justright.engine.request import Emission, Request
 from justright.engine.sampler import SamplingParams
 from justright.engine.step_cost import METHOD, StepCost
-from justright.errors import ResourceError, UsageError
+from justright.errors import UsageError
 from justright.files import cache_folder
 from justright.kernels.cpu import processor_name
 from justright.speculative.base import Drafter
@@ -159,14 +160,8 @@ class LoadedModel:
             if isinstance(prompt, str)
             else list(prompt)
         )
-        if not ids:
-            raise UsageError("the prompt is empty: give at least one token of text")
+        check_prompt(ids, longest)
         room = longest - len(ids)
-        if room < 1:
-            raise ResourceError(
-                f"the prompt has {len(ids)} tokens; the context holds {longest}, with at least one for the answer: "
-                "shorten the prompt"
-            )
         if not all(0 <= token < vocab for token in ids):
             raise UsageError(f"the prompt has token ids outside the vocabulary (0 to {vocab - 1})")
         if max_tokens is not None and max_tokens < 1:

@@ -142,14 +142,14 @@ def _check_whole(path: Path, missing: Collection[str], mismatched: Collection[tu
     if missing:
         names = sorted(missing)
         raise CheckpointError(
-            f"{path} lacks {len(names)} tensor{'s' * (len(names) > 1)} that its config.json asks for: "
+            f"{path} lacks {len(names)} tensor{'s' * (len(names) > 1)} that its config.json requires: "
             f"{', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}. The config and the weights do not "
-            "belong together, or the weights are not whole: fetch both again from one revision"
+            "belong together, or the weights are incomplete: fetch both again from one revision"
         )
     if mismatched:
         name, found, expected = min(mismatched)
         raise CheckpointError(
-            f"{path}: the tensor {name} has shape {list(found)}, and by config.json it has {list(expected)} "
-            f"({len(mismatched)} differ in all). The config and the weights do not belong together: fetch both again "
+            f"the tensor {name} of {path} has shape {list(found)}, but config.json requires {list(expected)} "
+            f"({len(mismatched)} tensors differ). The config and the weights do not belong together: fetch both again "
             "from one revision"
         )

@@ -21,7 +21,6 @@ from justright.engine.checks import check_model, read_switch
 from justright.engine.defaults import Defaults, settle
 from justright.engine.generation import GenerationDefaults
 from justright.engine.options import NO_SWITCH, EngineOptions
-from justright.errors import ResourceError, UsageError
 from justright.speculative.base import Drafter
 from justright.speculative.registry import check_drafter, create_drafter
 
@@ -72,27 +71,11 @@ class PreparedModel:
         """Tokenize a plain prompt, or a conversation with the chat template.
 
         Raises:
-            UsageError: there are no tokens or no template, or the template rejects the conversation.
+            UsageError: there is no template, or it rejects the conversation.
         """
         if isinstance(prompt, str):
-            ids = list(self.tokenizer(prompt)["input_ids"])
-        else:
-            ids = chat_tokens(self.tokenizer, prompt)
-        if not ids:
-            raise UsageError("the prompt is empty: give at least one token of text")
-        return ids
-
-    def check_room(self, ids: Sequence[int], what: str = "the prompt") -> None:
-        """Check that a prompt leaves room for at least one token of the answer.
-
-        Raises:
-            ResourceError: it does not.
-        """
-        if len(ids) >= self.context:
-            raise ResourceError(
-                f"{what} has {len(ids)} tokens; the context holds {self.context}, with at least one for the "
-                "answer: shorten it, or use a model with a longer context"
-            )
+            return list(self.tokenizer(prompt)["input_ids"])
+        return chat_tokens(self.tokenizer, prompt)
 
     def check_reasoning(self, reasoning: Reasoning) -> None:
         """Check that the model and its switch support the settings.

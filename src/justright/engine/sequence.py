@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,8 @@ from justright.engine.sampler import (
 )
 from justright.engine.step import StepInput, StepOutput
 from justright.errors import ConstraintError
-from justright.reasoning.budget import ReasoningTracker, closing_ids
+from justright.reasoning.budget import SLOW, ReasoningTracker, ThinkingTags, closing_ids
+from justright.reasoning.routing import BY_OUTPUT
 from justright.speculative.base import EMPTY_DRAFT, Draft
 
 
@@ -152,6 +154,27 @@ class Active:
             self.reason = "length"
         freed = request.constraint is not None and tracker.thinking != before
         return changed or freed or self.reason is not None
+
+    def count_thought(self, tokenizer: PreTrainedTokenizerFast | None) -> None:
+        """At the end: count as slow a request that reasoned although its chat template alone asked for fast mode.
+
+        A template that closes the reasoning in the prompt is no proof: the model may reason all the same, and then
+        close it. What it writes up to that tag is counted as reasoning.
+        """
+        request, stats = self.request, self.request.stats
+        decision, tags = stats.decision, request.tags or ThinkingTags()
+        if tokenizer is None or decision is None or decision.mode != "fast" or request.plan.factor != SLOW:
+            return
+        if request.constraint is not None or not tags.thought_of(request.text):
+            return
+        if tags.close in request.text:
+            ids = request.token_ids
+            through = bisect_left(
+                range(len(ids)), True, key=lambda n: tags.close in tokenizer.decode(ids[: n + 1])
+            )
+            stats.reasoning_tokens = max(stats.reasoning_tokens, min(through + 1, len(ids)))
+        why = f"{decision.reason}; but the model reasoned"
+        stats.decision = replace(decision, mode="slow", by=BY_OUTPUT, reason=why)
 
     def constrained(self, token_ids: Sequence[int]) -> Sequence[int]:
         """The tokens without the last one if the constraint failed at it."""

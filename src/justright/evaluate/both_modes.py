@@ -1,11 +1,12 @@
 """Answer problems in both modes, chunk by chunk, so that an interrupted run can resume.
 
-The answers are kept with the calibration (``calibration/`` in the adapter's folder), so that another floor or another
-judge needs no new ones.
+The answers are kept with the calibration (``calibration/JOB`` in the adapter's folder): another floor or another judge
+needs no new ones, and another job's answers stay.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -30,6 +31,7 @@ from justright.evaluate.judge import Judge
 from justright.files import local_path, save_tensors, write_whole
 from justright.progress import ProgressCallback
 from justright.provenance import file_sha256
+from justright.readable import differences
 from justright.reasoning.budget import ThinkingTags
 from justright.reasoning.routing import RoutingDecision, Turn
 from justright.reasoning.scorers import Probe
@@ -175,17 +177,16 @@ def calibrate(
     if engine.modes is None or engine.modes.adapter is None:
         raise UsageError("calibration compares two modes, but the engine has no switch; load it with one")
     check_asked(len(questions), floor)
-    kept = adapter / _KEPT
-    work = _work_folder(
-        adapter, _job(engine, questions, adapter, {"max_tokens": max_tokens, **(identity or {})})
-    )
+    job = _job(engine, questions, adapter, {"max_tokens": max_tokens, **(identity or {})})
+    work, kept = _work_folder(adapter, job), _kept_folder(adapter, job)
     outcomes = collect(engine, questions, work, max_tokens=max_tokens, judge=judge, tick=tick)
     try:
         probe = fit_probe(outcomes, floor, {"max_tokens": max_tokens})
     except UsageError as error:
         raise UsageError(f"{error} (the answers are kept in {work} for the next run)") from error
     if work != kept:
-        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(exist_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)  # holds no complete answers, or they would have been reused
         shutil.move(work, kept)
     probe.save(adapter)
     return probe
@@ -202,23 +203,29 @@ def _job(engine: LLM, questions: Sequence[Question], adapter: Path, more: dict[s
     }
 
 
+def _kept_folder(adapter: Path, job: dict[str, Any]) -> Path:
+    """The folder of a job's complete answers."""
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+    return adapter / _KEPT / digest[:12]
+
+
 def _work_folder(adapter: Path, job: dict[str, Any]) -> Path:
     """The folder of a job's answers: with the calibration if they are complete, otherwise beside the adapter.
 
     Raises:
         UsageError: the folder holds other work.
     """
-    kept, work = adapter / _KEPT, adapter.with_name(f"{adapter.name}.{_KEPT}")
+    kept, work = _kept_folder(adapter, job), adapter.with_name(f"{adapter.name}.{_KEPT}")
     if _held_job(kept) == job:
         return kept
     if work.exists() and (not work.is_dir() or any(work.iterdir())):
         held = _held_job(work)
         if held is None:
             raise UsageError(f"{work} exists and is not an interrupted calibration; move or delete it")
-        if differing := [key for key in {**held, **job} if held.get(key) != job.get(key)]:
+        if differing := differences(held, job):
             raise UsageError(
-                f"{work} holds interrupted work of another job ({', '.join(differing)} differ); repeat that job's "
-                "command to finish it, or delete the folder"
+                f"{work} holds an interrupted calibration with other settings ({', '.join(differing)} differ); finish "
+                "it with its own command, or delete the folder"
             )
     work.mkdir(exist_ok=True)
     write_whole(work / _JOB, json.dumps(job))
@@ -282,7 +289,7 @@ def _read(path: Path) -> list[Question]:
         number = isinstance(answer, int | float) and not isinstance(answer, bool)
         if not isinstance(question, str) or not (isinstance(answer, str) or number):
             raise CheckpointError(
-                f'{where} is no problem; expected {{"question": "...", "answer": "..."}}, or a number as answer'
+                f'{where} is not a problem; expected {{"question": "...", "answer": "..."}}, or a number as answer'
             )
         found.append(Question(question, str(answer)))
     return found

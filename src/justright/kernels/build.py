@@ -42,7 +42,7 @@ def missing() -> str | None:
     try:
         compiler = _compiler()
     except ValueError as error:
-        return f"CXX is {os.environ['CXX']!r}, which is no command: {error}"
+        return f"CXX is {os.environ['CXX']!r}, which is not a command: {error}"
     if not compiler:
         return f"no C++ compiler ({', '.join(_COMPILERS)}) is on the PATH, and CXX is not set"
     try:

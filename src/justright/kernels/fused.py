@@ -42,7 +42,7 @@ class Sight:
     paths: Tensor
 
 
-class Plan(Protocol):
+class LayerPlan(Protocol):
     """What a fused layer needs of the engine's plan of a step."""
 
     @property
@@ -204,7 +204,7 @@ def _forward(
     hidden_states: Tensor,
     *,
     position_embeddings: tuple[Tensor, Tensor],
-    justright_plan: Plan | None = None,
+    justright_plan: LayerPlan | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """A layer's forward.

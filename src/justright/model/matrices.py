@@ -46,9 +46,7 @@ def check_parts(parts: Sequence[str]) -> None:
     """
     wrong = [part for part in parts if part not in PARTS]
     if wrong or not parts:
-        raise UsageError(
-            f"parts {', '.join(wrong) or '(none)'}: allowed are one or more of {', '.join(PARTS)}"
-        )
+        raise UsageError(f"parts {', '.join(wrong) or '(none)'}; allowed: one or more of {', '.join(PARTS)}")
 
 
 def matrices(spec: ModelSpec, index: int, parts: Sequence[str] = PARTS) -> list[Matrix]:

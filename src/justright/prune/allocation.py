@@ -25,7 +25,7 @@ def second_stage_sparsity(target: float, total: int, removed: int) -> float:
         UsageError: The target is outside [0, 1), or the removed experts alone exceed it.
     """
     if not 0 <= target < 1:
-        raise UsageError(f"sparsity {target}: allowed is 0 to below 1, the fraction of parameters to remove")
+        raise UsageError(f"sparsity {target}; allowed: 0 to below 1, the fraction of parameters to remove")
     share = removed / total
     if removed > target * total + 1e-9 * total:
         raise UsageError(

@@ -48,7 +48,7 @@ def cluster(similarity: Tensor, count: int, groups: int = 1) -> Clusters:
     experts = len(similarity)
     if not 1 <= count <= experts or count % groups or experts % groups:
         raise UsageError(
-            f"{count} clusters for {experts} experts in {groups} routing groups: allowed are 1 to {experts}"
+            f"{count} clusters for {experts} experts in {groups} routing groups; allowed: 1 to {experts}"
             + (f", in multiples of {groups}" if groups > 1 else "")
         )
     size, each = experts // groups, count // groups
@@ -112,7 +112,7 @@ def counts_at_one_threshold(
     fewest = experts - len(steps) * groups
     if not fewest <= total <= experts or (experts - total) % groups:
         raise UsageError(
-            f"{total} experts kept over all layers: allowed are {fewest} to {experts}"
+            f"{total} experts kept over all layers; allowed: {fewest} to {experts}"
             + (f", in steps of {groups}" if groups > 1 else "")
         )
     counts = {layer: len(found) for layer, found in similarity.items()}

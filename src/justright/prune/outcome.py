@@ -24,6 +24,7 @@ from justright.prune.plan import FILE_NAME as PLAN
 from justright.prune.plan import Plan
 from justright.prune.preflight import Sizes
 from justright.prune.settings import Settings
+from justright.readable import readable_bytes
 
 JSON, HTML = "prune.json", "report.html"
 
@@ -58,6 +59,7 @@ class Pruned:
 
     Attributes:
         path: The new checkpoint.
+        source: Name of the source: its hub id, else its folder's name.
         settings: The settings in JSON form.
         plan: The applied plan.
         sizes: Parameters before and after stage 1.
@@ -73,6 +75,7 @@ class Pruned:
     """
 
     path: Path
+    source: str
     settings: dict[str, Any]
     plan: Plan
     sizes: Sizes
@@ -95,6 +98,27 @@ class Pruned:
         """Number of experts that received no calibration token, over all layers."""
         return sum(layer.unrouted for layer in self.layers)
 
+    @property
+    def experts_removed(self) -> float | None:
+        """Fraction of the experts that are removed, over all layers; None for a dense model."""
+        total = sum(layer.experts for layer in self.layers)
+        return 1 - sum(layer.kept for layer in self.layers) / total if total else None
+
+    @property
+    def zeros(self) -> float:
+        """Fraction of zeros among the remaining prunable parameters, over all layers."""
+        pairs = list(zip(self.sizes.by_layer, self.layers, strict=True))
+        return sum(n * layer.zeros for n, layer in pairs) / max(1, sum(n for n, _ in pairs))
+
+    @property
+    def summary(self) -> str:
+        """What was removed and what it saves, in one line."""
+        parts = [] if self.experts_removed is None else [f"experts removed: {self.experts_removed:.0%}"]
+        parts.append(f"zeros in the remaining weights: {self.zeros:.0%} (no memory saved)")
+        for where, (before, after) in (("memory", self.memory_bytes), ("disk", self.disk_bytes)):
+            parts.append(f"{where}: {readable_bytes(before)} to {readable_bytes(after)}")
+        return "; ".join(parts)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {
@@ -115,6 +139,7 @@ def read_pruned(path: Path) -> Pruned:
     try:
         return Pruned(
             Path(os.path.abspath(path)),
+            found["source"],
             found["settings"],
             Plan.read(path / PLAN),
             Sizes(**found["sizes"] | {"by_layer": tuple(found["sizes"]["by_layer"])}),
@@ -181,7 +206,7 @@ class PrunedWriter:
         nonzero = sum(n * (1 - o.zeros) for n, o in zip(sizes.by_layer, outcomes, strict=True))
         before = sum(checkpoint.plain_bytes(name) for name in checkpoint)
         return Pruned(
-            writer.out, self.settings.to_dict(), self.plan, sizes,
+            writer.out, _name_of(checkpoint.path), self.settings.to_dict(), self.plan, sizes,
             1 - nonzero / sizes.prunable, tuple(outcomes), _values(whole),
             (sizes.total, parameters), (before, memory), (checkpoint.nbytes, writer.nbytes), writer.store,
         )  # fmt: skip
@@ -217,9 +242,15 @@ class PrunedWriter:
         return state, outcome, kurtosis
 
 
-def card(done: Pruned, settings: Settings, source: str) -> str:
+def _name_of(model: Path) -> str:
+    """A model's hub id, from its folder in the hub's cache; otherwise the folder's name."""
+    *_, repo, kind, name = ("", "", *model.resolve().parts)
+    return repo.removeprefix("models--").replace("--", "/") if kind == "snapshots" else name
+
+
+def card(done: Pruned, settings: Settings) -> str:
     """Build the model card; it replaces the source's figures, which no longer hold."""
-    plan = done.plan
+    plan, source = done.plan, done.source
     experts = (
         f"{plan.kept_text} of {plan.num_experts} experts per layer are kept, and " if plan.experts else ""
     )
@@ -235,8 +266,8 @@ def card(done: Pruned, settings: Settings, source: str) -> str:
         )
     return (
         f"# {source}, pruned\n\n"
-        f"Pruned by justright from `{source}` ({plan.family}): {experts}{done.sparsity:.1%} of the prunable "
-        f"parameters are removed ({', '.join(how) or 'nothing'}).{only} `{PLAN}` lists what is kept, `{JSON}` and "
+        f"Pruned by justright from `{source}` ({plan.family}): {experts}{done.zeros:.1%} of the remaining "
+        f"prunable weights are zero ({', '.join(how) or 'nothing'}).{only} `{PLAN}` lists what is kept, `{JSON}` and "
         f"`{HTML}` hold the results, and `provenance.json` holds the settings. The source's licence applies. Figures "
         "in the source's card do not hold for this model: measure it.\n"
     )

@@ -294,7 +294,7 @@ class Pruning:
                 settings=self.settings.to_dict(), model_fingerprint=model,
             )  # fmt: skip
             writer.finish(config, provenance=provenance, files={
-                "README.md": card(done, self.settings, self.model.resolve().name),
+                "README.md": card(done, self.settings),
                 PLAN: plan.to_json(),
                 JSON: json.dumps(done.to_dict(), indent=1) + "\n",
                 HTML: render(done, self.settings, pictures),

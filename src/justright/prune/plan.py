@@ -104,7 +104,7 @@ class Plan:
         for layer, value in self.sparsity.items():
             if not 0 <= value < 1 or not 0 <= layer < self.num_layers:
                 raise UsageError(
-                    f"the plan has sparsity {value} in layer {layer}: allowed are [0, 1) in layers 0 to "
+                    f"the plan has sparsity {value} in layer {layer}; allowed: [0, 1) in layers 0 to "
                     f"{self.num_layers - 1}"
                 )
         if self.sparsity and set(self.sparsity) != set(range(self.num_layers)):

@@ -83,7 +83,7 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
     """
     spec = layers.spec
     count = spec.num_experts
-    asked = settings.expert_sparsity
+    share = settings.expert_sparsity
     if count == 0:
         if settings.weight_criterion is None:
             raise UsageError(
@@ -95,18 +95,18 @@ def kept_experts(layers: LayerFormat, settings: Settings) -> int:
                 f"this {layers.architecture.family} is a dense model without experts: leave --uneven and --criterion "
                 "out"
             )
-        if asked:
+        if share:
             raise UsageError(
                 f"this {layers.architecture.family} is a dense model without experts: leave --expert-sparsity out, and "
                 "prune its single weights with --sparsity"
             )
         return 0
-    if asked and "experts" not in settings.parts:
+    if share and "experts" not in settings.parts:
         raise UsageError(
             "--expert-sparsity removes experts, but --parts excludes them: add experts to --parts"
         )
-    if asked is not None:
-        kept = round(count * (1 - asked))
+    if share is not None:
+        kept = round(count * (1 - share))
         if not settings.uneven:
             check_count(spec, kept)
         return kept

@@ -31,7 +31,7 @@ _EVALUATION = re.compile(r"<!-- evaluation -->.*?<!-- /evaluation -->", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """A layer's pictures: dendrogram (SVG), similarity heat map (data URI), and the order of the experts."""
+    """A layer's pictures: dendrogram and similarity heat map (SVG), and the order of the experts."""
 
     dendrogram: str
     heat_map: str
@@ -70,8 +70,8 @@ def render(done: Pruned, settings: Settings, pictures: Mapping[int, Pictures]) -
 
 
 def with_evaluation(page: str, evaluation: dict[str, Any] | None) -> str:
-    """Insert the evaluation table into the page."""
-    table = _template("evaluation").render(rows=rows(evaluation)) if evaluation else ""
+    """Insert the evaluation table into the page, or that there is none."""
+    table = _template("evaluation").render(rows=rows(evaluation) if evaluation else ())
     return _EVALUATION.sub(lambda _: f"<!-- evaluation -->{table}<!-- /evaluation -->", page)
 
 
@@ -134,7 +134,10 @@ def dendrogram(clusters: Clusters, kept: Sequence[int]) -> str:
 
 
 def heat_map(similarity: Tensor, order: Sequence[int]) -> str:
-    """Return a data URI of the pairwise similarity in the dendrogram's order; dark means similar."""
+    """Draw an SVG of the pairwise similarity in the dendrogram's order, with the experts' numbers; dark means similar.
+
+    A cell is as wide as the dendrogram's columns.
+    """
     index = list(order)
     values = similarity[index][:, index].double().numpy().copy()
     off = ~np.eye(len(values), dtype=bool)
@@ -143,7 +146,19 @@ def heat_map(similarity: Tensor, order: Sequence[int]) -> str:
     share = (values - low) / max(high - low, 1e-12)
     light, dark = np.array([250, 250, 252]), np.array([0, 60, 120])
     pixels = (light + share[..., None] * (dark - light)).round().astype(np.uint8)
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    data = base64.b64encode(png(pixels)).decode()
+    step, left, top = 14, 22, 14
+    side = step * len(index)
+    labels = [
+        f'<text x="{left + step * (i + 0.5):.0f}" y="{top - 4}" font-size="9" text-anchor="middle">{expert}</text>'
+        f'<text x="{left - 4}" y="{top + step * (i + 0.5) + 3:.0f}" font-size="9" text-anchor="end">{expert}</text>'
+        for i, expert in enumerate(index)
+    ]
+    return (
+        f'<svg class="heat" width="{left + side}" height="{top + side}" role="img" '
+        f'aria-label="similarity of the experts"><image x="{left}" y="{top}" width="{side}" height="{side}" '
+        f'href="data:image/png;base64,{data}"/>{"".join(labels)}</svg>'
+    )
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

@@ -66,11 +66,11 @@ class Settings:
         for name in ("sparsity", "expert_sparsity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{name} {value}: allowed is 0 to below 1, the fraction to remove")
+                raise UsageError(f"{name} {value}; allowed: 0 to below 1, the fraction to remove")
         mix = (self.router_weight, self.coactivation_weight)
         if not all(0 <= value < float("inf") for value in mix) or not any(mix):
             raise UsageError(
-                f"the weights of stun's two terms are {mix}: allowed are finite numbers from 0, not both 0"
+                f"the weights of stun's two terms are {mix}; allowed: finite numbers from 0, not both 0"
             )
         criterion, _ = self.expert_criterion, self.weight_criterion  # both checked
         check_parts(self.parts)
@@ -81,7 +81,7 @@ class Settings:
                 f"{' or '.join(clusters)}"
             )
         if self.ratios not in RATIOS:
-            raise UsageError(f"ratios {self.ratios!r}: allowed are {', '.join(RATIOS)}")
+            raise UsageError(f"ratios {self.ratios!r}; allowed: {', '.join(RATIOS)}")
         if self.weight_criterion is None and (self.pattern is not None or self.ratios != "uniform"):
             raise UsageError("weights none removes no single weights: leave pattern and ratios out")
         if self.pattern is not None:
@@ -109,7 +109,7 @@ class Settings:
             return None
         if self.weights not in WEIGHTS.names():
             raise UsageError(
-                f"weights {self.weights!r}: allowed are {', '.join([*WEIGHTS.names(), NO_WEIGHTS])}"
+                f"weights {self.weights!r}; allowed: {', '.join([*WEIGHTS.names(), NO_WEIGHTS])}"
             )
         return WEIGHTS.get(self.weights)
 

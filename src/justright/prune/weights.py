@@ -44,7 +44,7 @@ def row_mask(scores: Tensor, sparsity: float) -> Tensor:
     Source: arXiv:2306.11695, section 3 (compared within each output).
     """
     if not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity {sparsity} of a matrix: allowed is [0, 1)")
+        raise UsageError(f"sparsity {sparsity} of a matrix; allowed: [0, 1)")
     return keep_highest(scores, scores.shape[-1] - int(scores.shape[-1] * sparsity))
 
 
@@ -67,7 +67,7 @@ def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
         UsageError: ``n`` is not below ``m``, or ``m`` does not divide the inputs.
     """
     if not 0 < n < m:
-        raise UsageError(f"pattern {n}:{m}: allowed is N:M with 0 < N < M, as in 2:4")
+        raise UsageError(f"pattern {n}:{m}; allowed: N:M with 0 < N < M, as in 2:4")
     if scores.shape[-1] % m:
         raise UsageError(
             f"the pattern {n}:{m} needs rows whose length is a multiple of {m}, not {scores.shape[-1]}"

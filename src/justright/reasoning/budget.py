@@ -35,6 +35,12 @@ class ThinkingTags:
                 "not empty, and a closing text that contains the closing tag"
             )
 
+    def thought_of(self, text: str) -> str:
+        """The reasoning of an output, up to its first closing tag; empty without tags, or with nothing in them."""
+        before, closed, _ = text.partition(self.close)
+        _, opened, inside = before.partition(self.open)
+        return (inside if opened else before if closed else "").strip()
+
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> ThinkingTags | None:
         """The usual tags, if the tokenizer or its chat template contains them."""

@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from justright.reasoning.scorers import Scorer
 
 
+BY_OUTPUT = "output"
+"""What decides the mode if a model reasons that its chat template had asked not to."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """Why a request ran in its mode; part of its statistics.
 
     Attributes:
         mode: "slow" or "fast".
-        by: the effort, or the scorer's name.
+        by: "effort", "budget", the scorer's name, or `BY_OUTPUT`.
         score: the score that was compared; None if there was none.
         threshold: the threshold it was compared with.
         reason: in words.

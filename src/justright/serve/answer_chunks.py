@@ -191,7 +191,7 @@ class Writer:
                 "index": index,
                 **self._content_fields(one),
                 "finish_reason": one.finish_reason,
-                "logprobs": self._all_logprobs(one),
+                "logprobs": None if one.request.top_logprobs is None else self._logprobs(one.logprobs),
                 "justright": one.details(),
             }
             for index, one in enumerate(answers)
@@ -227,9 +227,6 @@ class Writer:
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         return {"message": message}
-
-    def _all_logprobs(self, answer: Answer) -> dict[str, Any] | None:
-        return None if answer.request.top_logprobs is None else self._logprobs(answer.logprobs)
 
     def _bodies(self, answer: Answer, delta: Delta) -> list[dict[str, Any]]:
         bodies: list[dict[str, Any]] = []

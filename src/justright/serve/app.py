@@ -26,7 +26,7 @@ from justright.serve.connection import PROBE
 from justright.serve.front import HANDLERS, body_of, unless_gone
 from justright.serve.generation import KEEP_ALIVE, Exchange, rejection_of
 from justright.serve.middleware import Guard
-from justright.serve.openapi import describe, errors, json_body, streamed
+from justright.serve.openapi import Responses, describe, errors, json_body, streamed
 from justright.serve.protocol import ChatRequest, CommonFields, CompletionRequest
 from justright.serve.requests import RequestReader
 from justright.serve.scheduler import QueueFull, Scheduler
@@ -252,9 +252,9 @@ def _add_read_routes(app: FastAPI, service: Service) -> None:
             )
         return card()
 
-    @app.get(
-        "/health", summary="Whether the server accepts requests", responses=_health_responses() | errors(403)
-    )
+    health_codes: Responses = {code: {"model": responses.Health} for code in (200, 503)}
+
+    @app.get("/health", summary="Whether the server accepts requests", responses=health_codes | errors(403))
     async def health() -> Response:
         now = service.scheduler.snapshot()
         ready = now.alive and not now.draining
@@ -275,7 +275,9 @@ def _add_read_routes(app: FastAPI, service: Service) -> None:
     for path, endpoint in (("/health", health), ("/health/live", live)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
-    @app.get("/metrics", summary="Metrics for Prometheus", responses=_text_response() | errors(401, 403))
+    text: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Metrics for Prometheus", responses=text | errors(401, 403))
     async def figures() -> Response:
         return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
@@ -291,14 +293,6 @@ def _add_read_routes(app: FastAPI, service: Service) -> None:
                 reasoning=service.reader.reasoning,
             ),
         )
-
-
-def _health_responses() -> dict[int | str, dict[str, Any]]:
-    return {code: {"model": responses.Health} for code in (200, 503)}
-
-
-def _text_response() -> dict[int | str, dict[str, Any]]:
-    return {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def parse(body: bytes, kind: type[B]) -> B:

@@ -74,7 +74,7 @@ def kind_of(models: Any, wanted: UpstreamOptions) -> Kind:
             "the upstream is a justright server, which needs no gateway: send requests to it directly"
         )
     raise UsageError(
-        f"the upstream's models are owned by {', '.join(owners)}, which is no known server: say what it is (--kind "
+        f"the upstream's models are owned by {', '.join(owners)}, which is not a known server: give its kind (--kind "
         f"{', '.join(KINDS)})"
     )
 
@@ -119,7 +119,7 @@ def _one(known: Sequence[str], wanted: str | None) -> str | None:
         raise UsageError(f"the upstream has no adapter {wanted!r}; it has: {', '.join(known) or 'none'}")
     if wanted is None and len(known) > 1:
         raise UsageError(
-            f"the upstream has the adapters {', '.join(known)}: say which is the fast mode (--fast)"
+            f"the upstream has the adapters {', '.join(known)}: name the one of the fast mode (--fast)"
         )
     return wanted or (known[0] if known else None)
 

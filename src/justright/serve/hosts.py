@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -63,7 +62,11 @@ class Hosts:
         if found not in names:
             shown = repr(found if len(found) <= 60 else f"{found[:57]}...")
             raise ApiError(
-                403, f"the Host header names {shown}; allowed: {_listed(names)}", None, "host_not_allowed"
+                403,
+                f"the Host header names {shown}; allowed: {', '.join(sorted(names))}, and the names given by "
+                "--allowed-host",
+                None,
+                "host_not_allowed",
             )
 
 
@@ -83,10 +86,6 @@ def _without_port(header: str) -> str:
 
 def _normalized(name: str) -> str:
     return name.strip("[]").lower().removesuffix(".")
-
-
-def _listed(names: Collection[str]) -> str:
-    return f"{', '.join(sorted(names))}, and the names given by --allowed-host"
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

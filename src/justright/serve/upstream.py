@@ -107,7 +107,7 @@ class Policy:
         threshold = scorer.threshold if self.threshold is None else self.threshold
         score = float(scorer.score(prompt, None))
         hard = score > threshold
-        reason = f"{scorer.name} says {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
+        reason = f"{scorer.name} score {score:.3f}, {'above' if hard else 'at most'} {threshold:.3f}"
         return RoutingDecision("slow" if hard else "fast", scorer.name, score, threshold, reason)
 
 
@@ -169,7 +169,7 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Upstrea
         }
     )
     if effort == "escalate":
-        message = "effort escalate needs the whole fast answer first, which only the embedded engine has: request auto"
+        message = "effort escalate needs the whole fast answer first, as only the embedded engine has it: request auto"
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     modes = upstream.modes_of(body.get("model"))
     if "slow" not in modes and (effort == "auto" or (modes and (effort in SLOW_EFFORTS or thinks))):
@@ -185,7 +185,10 @@ def chat(body: Mapping[str, Any], upstream: Upstream, policy: Policy) -> Upstrea
         raise ApiError(400, message, "thinking_budget", "invalid_value")
     by_score = decision.score is not None
     if not upstream.has_fast and (by_score or (decision.mode == "fast" and upstream.reasons)):
-        message = f"{decision.reason}, and {upstream.model} has one mode: it is served without a switch"
+        message = (
+            f"{upstream.model} is served without a switch, so it has one mode only: leave the effort out "
+            f"({decision.reason})"
+        )
         raise ApiError(400, message, "reasoning_effort", "unsupported_value")
     sent = _without_auto(body)
     if decision.mode == "slow":
@@ -280,7 +283,7 @@ def _decision(
     by, wanted = ("default", policy.effort) if effort is None else ("effort", effort)
     if wanted == "auto":
         return policy.decide(_last_question(body))
-    reason = "as the model does by itself" if wanted is None else f"effort {wanted}"
+    reason = "the model's own behaviour" if wanted is None else f"effort {wanted}"
     return _decided("fast" if wanted in FAST_EFFORTS else "slow", by, reason)
 
 

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from justright.errors import UsageError
 from justright.kernels.cpu import has_bfloat16
 from justright.kernels.product import Product
 from justright.speculative.lstm_network import RmsNorm
-from justright.speculative.store import fill, read_config, read_tensors, write_drafter
+from justright.speculative.store import check_draft_vocab, fill, read_config, read_tensors, write_drafter
 
 _HEAD_DIM = 64
 _THETA = 10_000.0
@@ -38,10 +37,7 @@ class AttentionConfig:
     draft_vocab: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.draft_vocab <= self.vocab_size:
-            raise UsageError(
-                f"drafter: draft_vocab is {self.draft_vocab}; allowed: 1 to the verifier's {self.vocab_size}, or 0: all"
-            )
+        check_draft_vocab(self.draft_vocab, self.vocab_size)
 
     @property
     def head_size(self) -> int:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from justright.errors import UsageError
-from justright.speculative.store import fill, read_config, read_tensors, write_drafter
+from justright.speculative.store import check_draft_vocab, fill, read_config, read_tensors, write_drafter
 
 _EPSILON = 1e-6
 
@@ -67,10 +67,7 @@ class LstmConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"drafter: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        if not 0 <= self.draft_vocab <= self.vocab_size:
-            raise UsageError(
-                f"drafter: draft_vocab is {self.draft_vocab}; allowed: 1 to the verifier's {self.vocab_size}, or 0: all"
-            )
+        check_draft_vocab(self.draft_vocab, self.vocab_size)
 
     @property
     def head_size(self) -> int:

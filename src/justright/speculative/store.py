@@ -107,6 +107,18 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
     return data
 
 
+def check_draft_vocab(draft_vocab: int, vocab_size: int) -> None:
+    """Check the number of tokens in a drafter's head.
+
+    Raises:
+        UsageError: it is not from 0 (all) to ``vocab_size``.
+    """
+    if not 0 <= draft_vocab <= vocab_size:
+        raise UsageError(
+            f"drafter: draft_vocab is {draft_vocab}; allowed: 1 to the verifier's {vocab_size}, or 0: all"
+        )
+
+
 def read_config(folder: Path, kind: str, config: type[C]) -> C:
     """The shape of the drafter in ``folder``, from the fields of ``config`` in its file.
 
@@ -117,7 +129,7 @@ def read_config(folder: Path, kind: str, config: type[C]) -> C:
     try:
         return config(**{field.name: about[field.name] for field in fields(config)})  # type: ignore[arg-type]  # a dataclass
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is no drafter's config: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} is not a drafter's config: {error}") from error
 
 
 def read_for(folder: Path, identity: str | None, kind: str) -> dict[str, Any]:

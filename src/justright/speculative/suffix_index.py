@@ -168,9 +168,9 @@ def _grow(
     probs: list[float] = []
     heap: list[tuple[float, int, int, int, int, NDArray[np.intp]]] = []
     offered = 0
-    parent, level, behind = -1, 0, places
+    parent, level, places_after = -1, 0, places
     while True:
-        for token, following in _continuations(texts, behind) if level < depth else ():
+        for token, following in _continuations(texts, places_after) if level < depth else ():
             prob = len(following) / len(places)
             if prob < limits.min_token_prob:
                 break
@@ -180,7 +180,7 @@ def _grow(
                 break
         if not heap or len(token_ids) == limits.nodes(match_len):
             return SuffixMatch(tuple(token_ids), tuple(parents), tuple(probs), sum(probs), match_len)
-        negative, _, token, parent, level, behind = heapq.heappop(heap)
+        negative, _, token, parent, level, places_after = heapq.heappop(heap)
         token_ids.append(token)
         parents.append(parent)
         probs.append(-negative)

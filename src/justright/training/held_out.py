@@ -122,7 +122,7 @@ def measure_attention_trees(
 
 
 def _table(shards: Iterable[Shard], growers: Callable[[Shard, Prefixes], Iterable[_Grow]]) -> TreeTable:
-    """Grow trees of each width behind some prefixes of each shard; ``growers`` gives a prefix's function."""
+    """Grow trees of each width after some prefixes of each shard; ``growers`` gives a prefix's function."""
     hits: dict[int, list[list[tuple[int, int]]]] = {width: [] for width in WIDTHS}
     for shard in shards:
         batch = prefixes(shard, torch.arange(len(shard.tokens)), DEPTH)

@@ -26,6 +26,7 @@ from justright.adapter.apply import AppliedSwitch
 from justright.errors import CheckpointError, ResourceError, UsageError
 from justright.files import recover_folder, save_tensors, swap_folder, write_whole
 from justright.kernels.cpu import has_bfloat16
+from justright.readable import differences
 from justright.speculative.lstm_network import LstmModel
 from justright.training.batches import Batches
 from justright.training.frozen_model import embedded
@@ -379,7 +380,7 @@ class Training:
         # Older versions recorded no fingerprint.
         found.get("data", {}).setdefault(FINGERPRINT, self._record["data"][FINGERPRINT])
         if found != self._record:
-            differing = [k for k in self._record if found.get(k) != self._record[k]]
+            differing = differences(found, self._record)
             raise UsageError(
                 f"{self.folder} holds another training's checkpoint (its {' and '.join(differing)} differ); give "
                 "another output, or delete the folder to start again"

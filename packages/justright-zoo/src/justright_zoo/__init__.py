@@ -67,8 +67,8 @@ class ZooProvider:
         """
         if name not in manifest():
             raise SourceError(
-                f"there is no zoo model {name!r}; allowed: {', '.join(manifest()) or 'none'}. `justright zoo build` "
-                "makes others, whose folder is given as MODEL, or to `zoo measure NAME --model`"
+                f"no zoo model is called {name!r}; allowed: {', '.join(manifest()) or 'none'}. `justright zoo build "
+                "NAME` trains others: give their folder as MODEL, or with `zoo measure NAME --model FOLDER`"
             )
         folder = MODELS / name
         files = manifest()[name]["files"]

@@ -53,7 +53,7 @@ def check_share(rule: str, value: float) -> None:
         UsageError: It is outside.
     """
     if not 0 < value <= 1:
-        raise UsageError(f"{rule} {value}: allowed is above 0 to 1, the share to keep")
+        raise UsageError(f"{rule} {value}; allowed: above 0 to 1, the share to keep")
 
 
 RULES: Registry[Rule] = Registry("rank rule", "justright.adapter.rank_rules", "justright.rank_rules")

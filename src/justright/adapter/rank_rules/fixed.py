@@ -23,7 +23,7 @@ class Fixed(Rule):
     def check(self, settings: RankRule) -> None:
         """The rank is a whole number from 1."""
         if settings.value < 1 or settings.value != int(settings.value):
-            raise UsageError(f"rank {settings.value}: allowed are whole numbers from 1")
+            raise UsageError(f"rank {settings.value}; allowed: whole numbers from 1")
 
     def needs_all(self, settings: RankRule) -> bool:
         """The rank does not depend on the values."""

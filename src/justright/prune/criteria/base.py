@@ -76,7 +76,7 @@ class ExpertCriterion:
     def __init__(self) -> None:
         if unknown := [name for name in self.needs if name not in STATISTICS]:
             raise UsageError(
-                f"criterion {self.name} needs the unknown statistic {unknown[0]!r}: allowed are {', '.join(STATISTICS)}"
+                f"criterion {self.name} needs the unknown statistic {unknown[0]!r}; allowed: {', '.join(STATISTICS)}"
             )
 
 

@@ -215,10 +215,10 @@ async function ask(event) {
     const body = {
       model: model ?? "",
       messages: own,
-      max_completion_tokens: Number(at("limit").value),
       stream: true,
       justright: { trace: true },
     };
+    if (at("limit").value !== "") body.max_completion_tokens = Number(at("limit").value);
     if (at("temperature").value !== "") body.temperature = Number(at("temperature").value);
     if (at("effort").value) body.reasoning_effort = at("effort").value;
     const response = await fetch("v1/chat/completions", {

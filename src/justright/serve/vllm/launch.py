@@ -90,15 +90,13 @@ class VllmSettings:
                 "embedded engine"
             )
         if self.draft_options and self.draft not in ("lstm", "hybrid"):
-            raise UsageError(
-                f"drafter options are given, and {self.draft} takes none with vLLM: leave them out"
-            )
+            raise UsageError(f"{self.draft} drafts have no options with vLLM: leave --draft-option out")
         if fixed := sorted(plugin.FIXED & set(self.draft_options)):
             raise UsageError(f"vLLM verifies chains without [SPEC]: leave {', '.join(fixed)} out")
         if self.data_parallel < 1:
             raise UsageError(f"the number of copies is {self.data_parallel}; allowed: 1 or more")
         if len(self.api_keys) > 1:
-            raise UsageError(f"{len(self.api_keys)} API keys are given, and vLLM takes one: give one")
+            raise UsageError(f"there are {len(self.api_keys)} API keys, but vLLM takes one: give one")
         if self.params.seed is not None:
             raise UsageError("a seed is for a request, not for a server: leave it out")
         for argument in self.more:
@@ -165,8 +163,8 @@ def command(
     arguments += more
     if modes.tags is not None and not separates:
         notes.append(
-            f"{modes.tags.open} and {modes.tags.close} are no tokens of this model, so vLLM does not separate "
-            "reasoning from answers and ends no reasoning at a budget"
+            f"{modes.tags.open} and {modes.tags.close} are not single tokens of this model, so vLLM neither "
+            "separates reasoning from answers nor enforces a reasoning budget"
         )
     upstream = Upstream(
         "vllm",
@@ -185,8 +183,8 @@ def command(
         )
     if effort == "auto":
         notes.append(
-            "auto scores the words and numbers of a prompt; the calibrated probe needs hidden states, which vLLM does "
-            "not give"
+            "auto scores the words and numbers of a prompt: vLLM does not return the hidden states that the calibrated "
+            "probe needs"
         )
     policy = settings.policy
     served = ServedModels(upstream, effort, policy.threshold, settings.hosts, bool(settings.api_keys))
@@ -312,4 +310,4 @@ def version_note(found: str) -> str | None:
     """Return a note about a version that was not tested; None for the tested one."""
     if found.startswith(f"{plugin.TRIED}."):
         return None
-    return f"vLLM {found} is not tested, {plugin.TRIED} is: its arguments may differ"
+    return f"vLLM {found} is not the tested version ({plugin.TRIED}): its arguments may differ"
