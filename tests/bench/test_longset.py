@@ -158,7 +158,7 @@ def test_a_folder_gives_each_file_and_all_together(tmp_path: Path) -> None:
         (f"{tmp_path.name} (2 files)", False),
     }
     assert "not read: 1 (four.bin)" in notes(tmp_path)[0]
-    with pytest.raises(SourceError, match="no folder"):
+    with pytest.raises(SourceError, match="is not a folder"):
         read_folder(tmp_path / "missing")
 
 

@@ -246,7 +246,7 @@ def test_a_drafter_that_is_not_installed_is_missed_only_where_it_is_used(
     assert isinstance(LLM(str(other), draft="lstm").drafter, LstmDrafter)
     with pytest.raises(UsageError, match="unknown drafter 'magic'"):
         LLM(str(other))
-    with pytest.raises(CheckpointError, match="are invalid: draft 'lstm'"):
+    with pytest.raises(CheckpointError, match="are invalid: draft is 'lstm'"):
         LLM(str(changed(bundle, tmp_path / "damaged", draft_options=[1])))
 
 

@@ -152,7 +152,9 @@ def test_a_matrix_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = gguf_model("llama")
     layer = model.model.layers[1].self_attn
     layer.o_proj.weight = nn.Parameter(layer.o_proj.weight[:32])
-    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.o_proj\.weight has shape \[32, 64\]"):
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.self_attn\.o_proj\.weight of .* has shape \[32, 64\]"
+    ):
         Verifier.load(write_gguf(tmp_path / "m.gguf", model=model))
 
 

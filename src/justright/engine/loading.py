@@ -52,6 +52,8 @@ def load_model(
             **options,
         )
         _check_whole(path, found["missing_keys"], found["mismatched_keys"])
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers reads several third-party files without validation
         _refuse_no_memory(error, path, dtype, torch.device("cpu"))
         raise CheckpointError(f"transformers cannot load {path}: {type(error).__name__}: {error}") from error
