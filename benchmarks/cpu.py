@@ -10,6 +10,7 @@ reused from one prompt to the next.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ from justright.bench.tasks import KINDS, build
 from justright.checkpoint.sources import resolve
 from justright.checkpoint.tokenizer import load_tokenizer
 from justright.engine.llm import LLM
+from justright.errors import UsageError
 
 OURS = ("plain", "suffix", "hybrid")
 THEIRS = ("llama.cpp", "llama.cpp without flash attention", "llama.cpp n-gram drafts")
@@ -45,7 +47,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", default="packaged:smollm2-135m-instruct")
-    parser.add_argument("--contexts", default="128,1024,4096", help="prompt tokens, separated by commas")
+    parser.add_argument("--contexts", default="256,1024,4096", help="prompt tokens, separated by commas")
     parser.add_argument("--tokens", type=int, default=64, help="output tokens of each measurement")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--without", default="", help="contenders to leave out, separated by commas")
@@ -58,15 +60,16 @@ def main() -> int:
     workers = {name: Worker(name, sys.argv[1:]) for name in names}
     tokenizer = load_tokenizer(resolve(chosen.model).path)
     print(
-        f"{chosen.model}, {chosen.tokens} output tokens, medians (least to most) of {len(KINDS)} tasks a length\n"
+        f"{chosen.model}, {chosen.tokens} output tokens, medians (least to most) of the tasks of a length\n"
     )
     for context in numbers(chosen.contexts):
         found: dict[str, list[Answer]] = defaultdict(list)
-        for kind, _ in product(KINDS, range(chosen.repeats)):
-            prompt = list(build(kind, tokenizer, context).prompt_ids)
+        prompts = prompts_of(tokenizer, context)
+        for prompt, _ in product(prompts.values(), range(chosen.repeats)):
             for name, worker in workers.items():
                 found[name].append(worker.ask(prompt, chosen.tokens))
         rows = [row(name, answers, chosen.tokens, found["plain"]) for name, answers in found.items()]
+        print(f"{', '.join(prompts)}:\n")
         print(markdown_table([f"{context} tokens", *COLUMNS], rows), "\n", flush=True)
     for worker in workers.values():
         worker.stop()
@@ -75,6 +78,15 @@ def main() -> int:
 
 
 COLUMNS = ("ms a token", "prompt tokens/s", "prompt and answer, s", "equal to plain", "peak MiB")
+
+
+def prompts_of(tokenizer: Any, context: int) -> dict[str, list[int]]:
+    """The tasks that have a prompt of this length: the shortest lengths do not hold every task's instructions."""
+    found = {}
+    for kind in KINDS:
+        with contextlib.suppress(UsageError):
+            found[kind] = list(build(kind, tokenizer, context).prompt_ids)
+    return found
 
 
 def row(name: str, answers: list[Answer], tokens: int, plain: list[Answer]) -> list[str]:
@@ -155,6 +167,7 @@ def llama_cpp(name: str, model: str, longest: int) -> Generate:
     params = xllamacpp.CommonParams()
     [params.model.path] = [str(file.resolve()) for file in Path(resolve(model).path).glob("*.gguf")]
     params.n_ctx, params.n_parallel, params.port = longest + 64, 1, 0
+    params.verbosity = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     if name.endswith("without flash attention"):
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
