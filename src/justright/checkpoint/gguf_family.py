@@ -293,16 +293,16 @@ class _Header:
         else:
             stacked = (config["num_experts"], config["moe_intermediate_size"], self.hidden)
             expected["shape of ffn_up_exps"] = self.shape("blk.0.ffn_up_exps.weight"), stacked
-        for what, (found, told) in expected.items():
-            if found != told:
-                raise damaged(self.file.path, f"{what}: expected {told}, found {found}")
+        for what, (found, stated) in expected.items():
+            if found != stated:
+                raise damaged(self.file.path, f"{what}: expected {stated}, found {found}")
 
 
 def special_ids(file: GgufFile) -> dict[str, int]:
     """The ids of the special tokens that a header names: "bos", "eos", "pad", "unk".
 
     Raises:
-        CheckpointError: An id is no token of the vocabulary.
+        CheckpointError: An id is not a token of the vocabulary.
     """
     count = len(file.values.get("tokenizer.ggml.tokens", ()))
     found = {}
