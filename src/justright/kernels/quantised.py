@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from justright.errors import SlowerWarning
 from justright.kernels.build import missing
+from justright.kernels.gguf_blocks import dequantise_rows
 
 Weights = Literal["int8", "int4"]
 AsFloats = Literal["float"]
@@ -83,14 +84,9 @@ def quantise(weight: Tensor, weights: Weights) -> Tensor:
 
 
 def dequantise(blocks: Tensor, weights: Weights) -> Tensor:
-    """The float32 values of blocks, ``[out, in]``: the readable reference of the C++ kernels."""
-    groups = blocks.reshape(len(blocks), -1, FORMATS[weights].bytes)
-    scale = groups[..., :2].contiguous().view(torch.float16).float()
-    if weights == "int8":
-        return (groups[..., 2:].contiguous().view(torch.int8).float() * scale).flatten(1)
-    shift = groups[..., 2:4].contiguous().view(torch.float16).float()
-    q = torch.cat([groups[..., 4:] & 15, groups[..., 4:] >> 4], dim=-1)
-    return (q.float() * scale + shift).flatten(1)
+    """The float32 values of blocks, ``[out, in]``, in torch."""
+    kind = FORMATS[weights]
+    return dequantise_rows(blocks, blocks.shape[1] // kind.bytes * GROUP, kind.type)
 
 
 def _int8(groups: Tensor) -> Tensor:
